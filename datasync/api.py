@@ -1,0 +1,85 @@
+"""The two sides of a transport: watchers that deliver, writers that send.
+
+Source: cn-infra ``datasync/datasync_api.go``; contract section 2.
+"""
+
+from __future__ import annotations
+
+from queue import Queue
+from types import TracebackType
+from typing import Any, Protocol, runtime_checkable
+
+from google.protobuf.message import Message
+
+from datasync.options import DelOption, PutOption
+
+#: Seconds that a caller waits for ``done`` of a change, and that an event waits for room in a subscriber's queue.
+DEFAULT_NOTIF_TIMEOUT = 2.0
+
+
+@runtime_checkable
+class WatchRegistration(Protocol):
+    """A running subscription. Threads: any. A context manager that closes it."""
+
+    def register(self, resync_name: str, key_prefix: str) -> None:
+        """Add *key_prefix*; its state follows as a RESYNC.
+
+        Raises:
+          SubscriptionError: *resync_name* is not this subscription's, or the prefix is already there.
+        """
+        ...
+
+    def unregister(self, key_prefix: str) -> None:
+        """Remove *key_prefix*; no event with its keys is put after this returns. Unknown prefixes are ignored."""
+        ...
+
+    def close(self) -> None:
+        """End the subscription; no event is put after this returns. May be called twice."""
+        ...
+
+    def __enter__(self) -> WatchRegistration: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@runtime_checkable
+class KeyValProtoWatcher(Protocol):
+    """Delivers the changes and the full state of a source."""
+
+    def watch(
+        self, resync_name: str, change_queue: Queue[Any] | None, resync_queue: Queue[Any] | None, *key_prefixes: str
+    ) -> WatchRegistration:
+        """Subscribe *resync_name* to every key that starts with one of *key_prefixes*.
+
+        Args:
+          resync_name: Name of the subscription, unique in this watcher.
+          change_queue: Receives a ``ChangeEvent`` per transaction; None: not interested.
+          resync_queue: Receives a ``ResyncEvent`` at first and whenever the stream cannot go on; None: not interested.
+            May be the same object as *change_queue*.
+          key_prefixes: Plain strings, relative to the transport's own prefix.
+
+        Raises:
+          SubscriptionError: The name is taken, or a prefix is given twice.
+          InvalidArgumentError: Both queues are None, or a prefix is no string.
+        """
+        ...
+
+
+@runtime_checkable
+class KeyProtoValWriter(Protocol):
+    """Sends values to a store or a peer."""
+
+    def put(self, key: str, data: Message, *opts: PutOption) -> None:
+        """Write *data* under *key*. Raises ``InvalidArgumentError`` for None and for options it cannot honour."""
+        ...
+
+
+@runtime_checkable
+class KeyProtoValDeleter(KeyProtoValWriter, Protocol):
+    """A writer that can also delete."""
+
+    def delete(self, key: str, *opts: DelOption) -> bool:
+        """Delete *key*; True when there was something to delete."""
+        ...

@@ -1,0 +1,111 @@
+"""Threads, and what becomes of handles after a fork: the only module that starts a thread."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+
+from datasync.errors import ForkedError
+
+log = logging.getLogger(__name__)
+
+#: Seconds that ``Worker.close`` waits for the thread beyond what is in flight.
+CLOSE_TIMEOUT = 2.0
+
+_generation = 0
+
+
+def _after_fork_in_child() -> None:
+    global _generation
+    _generation += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class ForkGuard:
+    """Knows whether its owner was made in this process.
+
+    After ``os.fork()`` the child has the parent's objects but none of its threads, and locks may be held for ever by
+    threads that do not exist. A handle therefore asks its guard before it touches a lock.
+
+    Threads: any; takes no lock.
+    Source: contract C15.
+    """
+
+    __slots__ = ("_born", "_what")
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._born = _generation
+
+    @property
+    def forked(self) -> bool:
+        """True in a child process that was forked after the owner was made."""
+        return self._born != _generation
+
+    def check(self) -> None:
+        """Raise :class:`~datasync.errors.ForkedError` in a forked child."""
+        if self._born != _generation:
+            raise ForkedError(f"{self._what} belongs to the parent process: open a new one after os.fork()")
+
+
+class Worker:
+    """One daemon thread that can always be stopped.
+
+    *target* is called in the thread with the worker; it must return soon after :attr:`stopping` is set. What it
+    raises is logged and ends the thread. A target that blocks elsewhere than in ``stopping.wait()`` needs *wake*,
+    which ``close`` calls after it has set the flag.
+
+    Threads: any. ``close`` may be called twice, before ``start``, and from the thread itself (it does not wait then).
+    Source: contract C15.
+    """
+
+    def __init__(
+        self, name: str, target: Callable[[Worker], None], *, wake: Callable[[], object] | None = None
+    ) -> None:
+        self.name = f"datasync-{name}"
+        #: Set once by ``close``: wait on it instead of sleeping.
+        self.stopping = threading.Event()
+        self._target = target
+        self._wake = wake
+        self._guard = ForkGuard(f"the worker {self.name}")
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread; a worker starts once."""
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """True while the thread runs, in the process that started it."""
+        return self._thread is not None and self._thread.is_alive() and not self._guard.forked
+
+    def signal(self) -> None:
+        """Ask the thread to end, without waiting: the first half of ``close``, for owners of several workers."""
+        if self._guard.forked:
+            return
+        self.stopping.set()
+        if self._wake is not None:
+            self._wake()
+
+    def close(self, timeout: float = CLOSE_TIMEOUT) -> bool:
+        """Signal, then wait up to *timeout* seconds; True when the thread has ended (or is the caller's own)."""
+        self.signal()
+        thread = self._thread
+        if thread is None or self._guard.forked or thread is threading.current_thread():
+            return True
+        thread.join(timeout)
+        if thread.is_alive():
+            log.warning("%s did not end within %.1f s and is left behind", self.name, timeout)
+        return not thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._target(self)
+        except Exception:
+            log.exception("%s ended with an error", self.name)
