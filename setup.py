@@ -1,0 +1,3 @@
+"""All settings are in setup.cfg."""
+from setuptools import setup
+setup()

@@ -1,0 +1,107 @@
+"""What every test gets without asking: no thread and no warning outlives it, and it ends within 60 seconds.
+
+The time limit and the rule that a warning is an error are settings (``setup.cfg``); this file makes sure that what a
+test leaves behind is found while that test runs, and offers the few helpers that tests share.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from queue import Empty, Queue
+from typing import Any, NoReturn, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+T = TypeVar("T")
+
+#: Seconds that a thread which was told to end may take to do so, before a test is failed for it.
+THREAD_GRACE = 3.0
+
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+settings.register_profile("dev", max_examples=50, **_COMMON)
+# In CI a failing example must be repeatable from the log alone: no random seed, and the blob is printed.
+settings.register_profile("ci", max_examples=200, derandomize=True, print_blob=True, **_COMMON)
+
+
+def in_ci() -> bool:
+    """True on a machine where an absent server is a failure."""
+    return bool(os.environ.get("CI"))
+
+
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if in_ci() else "dev"))
+
+
+def wait_until(condition: Callable[[], T], sentence: str, timeout: float = 10.0) -> T:
+    """Return the first true value of *condition*, or fail: "*sentence*: not true within *timeout* s"."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() >= deadline:
+            pytest.fail(f"{sentence}: not true within {timeout:g} s (last value: {value!r})")
+        time.sleep(0.005)
+    return value
+
+
+def take(queue: Queue[Any], timeout: float = 5.0) -> Any:
+    """The next item of *queue*, or fail when none comes within *timeout* seconds."""
+    try:
+        return queue.get(timeout=timeout)
+    except Empty:
+        pytest.fail(f"nothing came out of the queue within {timeout:g} s")
+
+
+def absent(what: str) -> NoReturn:
+    """End a test whose server or tool is not there: skipped at home, failed when the variable CI is set."""
+    message = f"{what} is not there"
+    if in_ci():
+        pytest.fail(f"{message}, and CI must have it", pytrace=False)
+    pytest.skip(message)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "bench" in config.getoption("markexpr", ""):
+        return
+    off = [item for item in items if item.get_closest_marker("bench")]
+    if off:
+        config.hook.pytest_deselected(items=off)
+        items[:] = [item for item in items if not item.get_closest_marker("bench")]
+
+
+def pytest_collection_finish() -> None:
+    # What was imported to get here never dies: freezing it keeps the collection after each test at a millisecond.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_outlives_the_test() -> Iterator[None]:
+    """Fail when a thread is alive that was not there before; grpc's own threads end when they like."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + THREAD_GRACE
+    leaked = _strangers(before)
+    while leaked and time.monotonic() < deadline:
+        leaked[0].join(0.05)
+        leaked = _strangers(before)
+    assert not leaked, f"threads outlive the test: {', '.join(thread.name for thread in leaked)}"
+
+
+@pytest.fixture(autouse=True)
+def _no_warning_outlives_the_test() -> Iterator[None]:
+    """Collect garbage while the test still runs, so that an unclosed file or socket is this test's failure."""
+    yield
+    gc.collect()
+
+
+def _strangers(before: set[threading.Thread]) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread not in before and not _exempt(thread)]
+
+
+def _exempt(thread: threading.Thread) -> bool:
+    module = getattr(getattr(thread, "_target", None), "__module__", None) or ""
+    # grpc: channel and server threads; pytest_timeout: its timer; execnet: the workers of pytest-xdist.
+    return module.partition(".")[0] in {"grpc", "pytest_timeout", "execnet"}
