@@ -1,0 +1,171 @@
+"""From syncbase's types to the messages of the wire, and back.
+
+A sender says in ``content_type`` how the content is written: JSON unless told, because that is all that a Go peer
+understands. A receiver reads no value here: the bytes travel on with their serializer, so that a value which cannot be
+read is delivered with its key and fails where somebody asks for it.
+
+Source: cn-infra ``datasync/syncbase/msg``; the wire contract of ``datamsg.proto``; contract section 5, C16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from google.protobuf.message import Message
+
+from datasync.errors import AggregateError, DatasyncError, InvalidArgumentError
+from datasync.events import ChangeValue, Op
+from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_key
+from datasync.syncbase.change import ChangeBytes, KeyValBytes
+from datasync.syncbase.msg.datamsg_pb2 import (
+    DEL,
+    PUT,
+    DataChangeReply,
+    DataChangeRequest,
+    DataResyncReplies,
+    DataResyncReply,
+    DataResyncRequest,
+    DataResyncRequests,
+    Seq,
+)
+
+#: Content is protojson; also what an empty ``content_type`` means.
+CONTENT_JSON = "application/json"
+#: Content is protobuf's binary form.
+CONTENT_PROTO = "application/x-protobuf"
+
+_SERIALIZERS: dict[str, Serializer] = {
+    "": SerializerJSON(),
+    CONTENT_JSON: SerializerJSON(),
+    CONTENT_PROTO: SerializerProto(),
+    "application/protobuf": SerializerProto(),
+}
+_OK, _REFUSED = 0, 1
+
+
+def put_request(key: str, value: Message, content_type: str = CONTENT_JSON) -> DataChangeRequest:
+    """The request that sets *key* to *value*. Raises ``InvalidArgumentError`` for an unusable argument."""
+    check_key(key)
+    content = _serializer(key, content_type).marshal(value)
+    return DataChangeRequest(key=key, operationType=PUT, content=content, content_type=content_type)
+
+
+def delete_request(key: str) -> DataChangeRequest:
+    """The request that deletes *key*."""
+    check_key(key)
+    return DataChangeRequest(key=key, operationType=DEL)
+
+
+def change_request(
+    change: ChangeValue, buffer: Message | None = None, content_type: str = CONTENT_JSON
+) -> DataChangeRequest:
+    """The request for *change*, whose value is read into *buffer* on the way; a delete needs none.
+
+    Raises:
+      DecodeError: The value does not fit *buffer*.
+      InvalidArgumentError: A put without a buffer, or neither a put nor a delete.
+    """
+    key, op = change.get_key(), change.get_change_type()
+    if op is Op.DELETE:
+        return delete_request(key)
+    if op is not Op.PUT or buffer is None:
+        raise InvalidArgumentError(f"the change of {key!r} must be a delete, or a put with a message to read it into")
+    return put_request(key, change.get_value(buffer), content_type)
+
+
+def resync_requests(
+    values: Mapping[str, Message], content_type: str = CONTENT_JSON, msg_id: Seq | None = None
+) -> DataResyncRequests:
+    """The request that makes *values* the full state; an empty mapping means that nothing exists."""
+    requests = []
+    for key, value in values.items():
+        check_key(key)
+        content = _serializer(key, content_type).marshal(value)
+        requests.append(DataResyncRequest(key=key, content=content, content_type=content_type))
+    return DataResyncRequests(msgId=msg_id, dataResyncs=requests)
+
+
+def read_change(request: DataChangeRequest) -> ChangeBytes:
+    """The change that *request* asks for.
+
+    Raises:
+      InvalidArgumentError: It has no key, or an unknown operation or content type.
+    """
+    check_key(request.key, "the key of a change")
+    if request.operationType == DEL:
+        return ChangeBytes(request.key, op=Op.DELETE)
+    if request.operationType != PUT:
+        raise InvalidArgumentError(f"unknown operation {request.operationType} for {request.key!r}")
+    return ChangeBytes(request.key, request.content, serializer=_serializer(request.key, request.content_type))
+
+
+def read_resync(requests: DataResyncRequests) -> dict[str, KeyValBytes]:
+    """The full state that *requests* describes, in its order.
+
+    Raises:
+      InvalidArgumentError: A key is missing or there twice, or a content type is unknown.
+    """
+    values: dict[str, KeyValBytes] = {}
+    for item in requests.dataResyncs:
+        check_key(item.key, "a key of a resync")
+        if item.key in values:
+            raise InvalidArgumentError(f"the resync has {item.key!r} twice")
+        serializer = _serializer(item.key, item.content_type)
+        values[item.key] = KeyValBytes(item.key, item.content, serializer=serializer)
+    return values
+
+
+def change_reply(request: DataChangeRequest, error: BaseException | None = None) -> DataChangeReply:
+    """The answer to *request*: ``result`` is 0 only without an *error*."""
+    return DataChangeReply(
+        key=request.key,
+        # An operation that this side does not know is echoed as it came.
+        operationType=request.operationType,
+        result=_OK if error is None else _REFUSED,
+        error_text=_text(error),
+    )
+
+
+def resync_replies(requests: DataResyncRequests, error: BaseException | None = None) -> DataResyncReplies:
+    """The answer to *requests*, with a reply for each key and the id of the request."""
+    replies = DataResyncReplies()
+    if requests.HasField("msgId"):
+        replies.msgId.CopyFrom(requests.msgId)
+    if error is not None:
+        replies.error.message = _text(error)
+    for item in requests.dataResyncs:
+        reply = replies.dataResyncs.replies.add(key=item.key, result=_OK if error is None else _REFUSED)
+        if requests.HasField("msgId"):
+            reply.resyncId.CopyFrom(requests.msgId)
+    return replies
+
+
+def read_reply(reply: DataChangeReply | DataResyncReply) -> DatasyncError | None:
+    """What the peer answered for one key: None when it was applied."""
+    if reply.result == _OK:
+        return None
+    # A Go peer sends a number and no text.
+    reason = reply.error_text or f"result {reply.result}"
+    return DatasyncError(f"the peer did not apply {reply.key!r}: {reason}")
+
+
+def read_resync_replies(replies: DataResyncReplies) -> DatasyncError | None:
+    """What the peer answered to a resync: None when it was applied."""
+    errors = [error for error in map(read_reply, replies.dataResyncs.replies) if error is not None]
+    if replies.HasField("error"):
+        return DatasyncError(f"the peer did not apply the resync: {replies.error.message or 'no reason given'}")
+    return AggregateError(errors) if errors else None
+
+
+def _serializer(key: str, content_type: str) -> Serializer:
+    # Parameters as in "application/json; charset=utf-8" add nothing: protojson is UTF-8.
+    serializer = _SERIALIZERS.get(content_type.partition(";")[0].strip().lower())
+    if serializer is None:
+        raise InvalidArgumentError(f"unknown content type {content_type!r} of {key!r}: use {CONTENT_JSON}")
+    return serializer
+
+
+def _text(error: BaseException | None) -> str:
+    if error is None:
+        return ""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
