@@ -1,0 +1,43 @@
+"""The core that every transport is built on: one registry per source, one stream per subscriber."""
+
+# Changes and values
+# The hub
+from datasync.syncbase.adapter import Adapter
+from datasync.syncbase.change import Change, ChangeBytes, ChangeResp, KeyVal, KeyValBytes
+
+# Answers
+from datasync.syncbase.done import DoneCallback, DoneFuture, Outcome, PropagationFuture, aggregate_done
+from datasync.syncbase.kv_iterator import KVIterator
+from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT, Registration, Registry
+from datasync.syncbase.revisions import PrevRevisions
+from datasync.syncbase.status import SubscriptionState, SubscriptionStatus, TransportState, TransportStatus
+from datasync.syncbase.subscription import ABANDON_TIMEOUT, MAX_BATCH, MAX_PENDING
+
+__all__ = [
+    # Changes and values
+    "Change",
+    "ChangeBytes",
+    "ChangeResp",
+    "KVIterator",
+    "KeyVal",
+    "KeyValBytes",
+    # The hub
+    "ABANDON_TIMEOUT",
+    "Adapter",
+    "MAX_BATCH",
+    "MAX_PENDING",
+    "PrevRevisions",
+    "RESYNC_DONE_TIMEOUT",
+    "Registration",
+    "Registry",
+    "SubscriptionState",
+    "SubscriptionStatus",
+    "TransportState",
+    "TransportStatus",
+    # Answers
+    "DoneCallback",
+    "DoneFuture",
+    "Outcome",
+    "PropagationFuture",
+    "aggregate_done",
+]

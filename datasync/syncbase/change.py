@@ -1,0 +1,224 @@
+"""Keys with values, as callers hand them in and as subscribers get them.
+
+A *payload* is what the registry keeps of a value: bytes, which the registry's serializer reads when somebody asks, or
+any object with ``get_value(message)``. Nothing here shows a value in its ``repr``.
+
+Source: cn-infra ``datasync/syncbase/change.go``, ``kv_iterator.go``, ``events.go``; contract section 2, C6 and C16.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from google.protobuf.message import Message
+
+from datasync.errors import DecodeError, InvalidArgumentError
+from datasync.events import LazyValue, MessageT, Op
+from datasync.serializer import Serializer, SerializerJSON, check_key, check_message
+
+#: Reads bytes that came with no serializer of their own.
+DEFAULT_SERIALIZER: Serializer = SerializerJSON()
+
+Payload = bytes | LazyValue
+
+
+class KeyVal:
+    """A key with a message, which is copied: changing it later changes nothing here. Source: Go ``NewKeyVal``."""
+
+    __slots__ = ("_key", "_revision", "_value")
+
+    def __init__(self, key: str, value: Message | None, revision: int = 0) -> None:
+        check_key(key)
+        self._key = key
+        self._value = None if value is None else _copy(value)
+        self._revision = revision
+
+    def get_key(self) -> str:
+        return self._key
+
+    def get_revision(self) -> int:
+        return self._revision
+
+    def get_value(self, message: MessageT) -> MessageT:
+        """Clear *message*, fill it and return it. Raises ``DecodeError`` when it is of another type."""
+        check_buffer(message)
+        if self._value is None:
+            message.Clear()
+        elif message.DESCRIPTOR is self._value.DESCRIPTOR:
+            message.CopyFrom(self._value)  # type: ignore[arg-type]  # the same type, as just checked
+        elif message.DESCRIPTOR.full_name == self._value.DESCRIPTOR.full_name:
+            message.ParseFromString(self._value.SerializeToString())  # the same type out of another pool
+        else:
+            raise DecodeError(f"the value of {self._key!r} is a {_name(self._value)}, not a {_name(message)}")
+        return message
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._key!r} revision {self._revision}>"
+
+
+class KeyValBytes:
+    """A key with bytes, read by *serializer* (JSON unless told). Source: Go ``NewKeyValBytes``."""
+
+    __slots__ = ("_data", "_key", "_revision", "_serializer")
+
+    def __init__(self, key: str, data: bytes | None, revision: int = 0, serializer: Serializer | None = None) -> None:
+        check_key(key)
+        if data is not None and not isinstance(data, (bytes, bytearray, memoryview)):
+            raise InvalidArgumentError(f"the value of {key!r} must be bytes, not {type(data).__name__}")
+        self._key = key
+        self._data = None if data is None else bytes(data)
+        self._revision = revision
+        self._serializer = serializer
+
+    def get_key(self) -> str:
+        return self._key
+
+    def get_revision(self) -> int:
+        return self._revision
+
+    def get_value(self, message: MessageT) -> MessageT:
+        """Clear *message*, fill it and return it. Raises ``DecodeError`` when the bytes do not fit."""
+        if self._data is None:
+            check_buffer(message)
+            message.Clear()
+            return message
+        return read_payload(self._key, self._data, self._serializer or DEFAULT_SERIALIZER, message)
+
+    __repr__ = KeyVal.__repr__
+
+
+class Change(KeyVal):
+    """A put or delete of a message; a delete has no value. Source: Go ``NewChange``."""
+
+    __slots__ = ("_op",)
+
+    def __init__(self, key: str, value: Message | None = None, revision: int = 0, op: Op = Op.PUT) -> None:
+        _check_op(key, op, value is None)
+        super().__init__(key, None if op is Op.DELETE else value, revision)
+        self._op = op
+
+    def get_change_type(self) -> Op:
+        return self._op
+
+
+class ChangeBytes(KeyValBytes):
+    """A put or delete of bytes; a delete has no value. Source: Go ``NewChangeBytes``."""
+
+    __slots__ = ("_op",)
+
+    def __init__(
+        self,
+        key: str,
+        data: bytes | None = None,
+        revision: int = 0,
+        op: Op = Op.PUT,
+        serializer: Serializer | None = None,
+    ) -> None:
+        _check_op(key, op, data is None)
+        super().__init__(key, None if op is Op.DELETE else data, revision, serializer)
+        self._op = op
+
+    def get_change_type(self) -> Op:
+        return self._op
+
+
+class StoredKeyVal(NamedTuple):
+    """A pair as the registry knows it: the immutable item of a RESYNC and of the registry's cache.
+
+    ``value`` is the original object where the change was made in this process, so that what a caller attached to it
+    can be read back.
+    """
+
+    key: str
+    revision: int
+    value: Payload
+    serializer: Serializer
+
+    def get_key(self) -> str:
+        return self.key
+
+    def get_revision(self) -> int:
+        return self.revision
+
+    def get_value(self, message: MessageT) -> MessageT:
+        """Clear *message*, fill it and return it. Raises ``DecodeError`` when the value does not fit."""
+        return read_payload(self.key, self.value, self.serializer, message)
+
+    def __repr__(self) -> str:
+        return f"<KeyVal {self.key!r} revision {self.revision}>"
+
+
+class ChangeResp(NamedTuple):
+    """One change as every subscriber sees it, made once per key and transaction. Source: Go ``ChangeResp``.
+
+    ``value`` is None for a delete; ``previous`` is (revision, payload) of the state just before, None for a create.
+    """
+
+    key: str
+    op: Op
+    revision: int
+    value: Payload | None
+    previous: tuple[int, Payload] | None
+    serializer: Serializer
+
+    def get_key(self) -> str:
+        return self.key
+
+    def get_revision(self) -> int:
+        return self.revision
+
+    def get_change_type(self) -> Op:
+        return self.op
+
+    def get_value(self, message: MessageT) -> MessageT:
+        """Clear *message*, fill it (a delete leaves it empty) and return it. Raises ``DecodeError``."""
+        return read_payload(self.key, self.value, self.serializer, message)
+
+    def get_prev_value(self, message: Message | None) -> bool:
+        """Fill *message* with the value before the change; False when there was none. Raises ``DecodeError``."""
+        if message is not None:
+            previous = None if self.previous is None else self.previous[1]
+            read_payload(self.key, previous, self.serializer, message)
+        return self.previous is not None
+
+    def __repr__(self) -> str:
+        return f"<ChangeResp {self.op.value} {self.key!r} revision {self.revision}>"
+
+
+def read_payload(key: str, payload: Payload | None, serializer: Serializer, message: MessageT) -> MessageT:
+    """Clear *message* and fill it from *payload*; None leaves it empty."""
+    check_buffer(message)
+    if payload is None:
+        message.Clear()
+        return message
+    if not isinstance(payload, bytes):
+        return payload.get_value(message)
+    try:
+        return serializer.unmarshal(payload, message)
+    except DecodeError as error:
+        failure = DecodeError(f"the value of {key!r} cannot be read: {error}")
+    raise failure
+
+
+def check_buffer(message: object) -> None:
+    """Raise ``InvalidArgumentError`` unless *message* can be filled."""
+    if not isinstance(message, Message):
+        raise InvalidArgumentError(f"a value is read into a protobuf message, not into {type(message).__name__}")
+
+
+def _check_op(key: str, op: Op, empty: bool) -> None:
+    if op is not Op.PUT and op is not Op.DELETE:
+        raise InvalidArgumentError(f"the change of {key!r} must be Op.PUT or Op.DELETE")
+    if op is Op.PUT and empty:
+        raise InvalidArgumentError(f"a put of {key!r} needs a value; to delete it use Op.DELETE")
+
+
+def _copy(value: Message) -> Message:
+    check_message(value)
+    copied = type(value)()
+    copied.CopyFrom(value)
+    return copied
+
+
+def _name(message: Message) -> str:
+    return str(message.DESCRIPTOR.full_name)

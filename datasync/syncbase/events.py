@@ -1,0 +1,129 @@
+"""The events on a subscriber's queue.
+
+Source: cn-infra ``datasync/syncbase/events.go``; contract section 2, C7 and C9.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from datasync.context import with_source
+from datasync.events import KeyVal, ResyncReason
+from datasync.serializer import Serializer
+from datasync.syncbase.change import ChangeResp, StoredKeyVal
+from datasync.syncbase.kv_iterator import KVIterator
+from datasync.syncbase.prefixes import PrefixTable
+from datasync.syncbase.revisions import Entry
+
+if TYPE_CHECKING:
+    from datasync.syncbase.subscription import Pending, ResyncWish, Subscription
+
+
+class _QueuedEvent:
+    """What the two kinds have in common. Threads: any."""
+
+    __slots__ = ("_context", "_subscription", "put_at")
+
+    def __init__(self, subscription: Subscription, context: contextvars.Context, put_at: float) -> None:
+        self._subscription = subscription
+        self._context = context
+        #: Monotonic time of the put.
+        self.put_at = put_at
+
+    def done(self, error: BaseException | None = None) -> bool:
+        """Answer the event: None for success. True for the call that settled it, False for a later one.
+
+        Raises:
+          InvalidArgumentError: *error* is neither None nor an exception; the event stays open.
+          ForkedError: In a child process.
+        """
+        return self._subscription.settle(self, error)
+
+    def get_context(self) -> contextvars.Context:
+        """A copy of the context in which it was made, with ``datasync.current_source`` set."""
+        return with_source(self._context, self._subscription.source)
+
+
+class QueuedChange(_QueuedEvent):
+    """A ``ChangeEvent``: one transaction, or several whole ones in order."""
+
+    __slots__ = ("_changes", "pendings")
+
+    def __init__(
+        self, subscription: Subscription, context: contextvars.Context, put_at: float, pendings: list[Pending]
+    ) -> None:
+        super().__init__(subscription, context, put_at)
+        #: The transactions in it, to be put back when the queue is full.
+        self.pendings = pendings
+        if len(pendings) == 1:
+            self._changes = pendings[0].changes
+        else:
+            self._changes = [change for pending in pendings for change in pending.changes]
+
+    def get_changes(self) -> Sequence[ChangeResp]:
+        """The changes, each key once, in the order of the source."""
+        return self._changes
+
+    def __repr__(self) -> str:
+        return f"<ChangeEvent for {self._subscription.name!r}: {len(self._changes)} change(s)>"
+
+
+class QueuedResync(_QueuedEvent):
+    """A ``ResyncEvent``: the full state at one revision. Nothing is sorted into prefixes before somebody asks."""
+
+    __slots__ = ("_grouped", "_prefixes", "_serializer", "_state", "reason", "removed", "revision", "undo", "wish")
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        context: contextvars.Context,
+        put_at: float,
+        *,
+        wish: ResyncWish,
+        revision: int,
+        state: Mapping[str, Entry],
+        prefixes: PrefixTable[None],
+        removed: dict[str, StoredKeyVal],
+        serializer: Serializer,
+        undo: tuple[bool, dict[str, StoredKeyVal], set[str]],
+    ) -> None:
+        super().__init__(subscription, context, put_at)
+        self.reason: ResyncReason = wish.reason
+        self.revision = revision
+        #: What it fulfils, to be wished again when the queue is full.
+        self.wish = wish
+        #: What the subscription knew before it, for the same case.
+        self.undo = undo
+        #: Keys that are gone, with their last known values.
+        self.removed = removed
+        self._state = state
+        self._prefixes = prefixes
+        self._serializer = serializer
+        self._grouped: dict[str, list[str]] | None = None
+
+    def get_values(self) -> Mapping[str, KVIterator]:
+        """Prefix to its pairs, readable for ever: every registered prefix, each key under the longest that matches.
+
+        Each call gives iterators of their own.
+        """
+        if self._grouped is None:
+            grouped: dict[str, list[str]] = {prefix: [] for prefix in self._prefixes}
+            for key in self._state:
+                prefix = self._prefixes.longest(key)
+                if prefix is not None:
+                    grouped[prefix].append(key)
+            self._grouped = grouped
+        return {prefix: KVIterator(self._view(keys)) for prefix, keys in self._grouped.items()}
+
+    def get_removed(self) -> Sequence[KeyVal]:
+        """Keys that this subscription was offered before and that are gone, with their last known values."""
+        return list(self.removed.values())
+
+    def _view(self, keys: list[str]) -> Iterator[StoredKeyVal]:
+        for key in keys:
+            yield StoredKeyVal(key, *self._state[key], self._serializer)
+
+    def __repr__(self) -> str:
+        return f"<ResyncEvent for {self._subscription.name!r}: {self.reason.value}, revision {self.revision}>"

@@ -1,0 +1,77 @@
+"""Which prefixes a key has: plain string prefixes, as many as you like.
+
+The cost of a look-up does not depend on how many prefixes there are, only on how many different lengths they have.
+Source: contract C5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+ValueT = TypeVar("ValueT")
+
+
+class PrefixTable(Generic[ValueT]):
+    """Prefix to a value. Threads: the owner's lock."""
+
+    __slots__ = ("_ascending", "_lengths", "_values")
+
+    def __init__(self) -> None:
+        self._values: dict[str, ValueT] = {}
+        self._lengths: dict[int, int] = {}  # length to the number of prefixes that have it
+        self._ascending: tuple[int, ...] = ()
+
+    def __contains__(self, prefix: str) -> bool:
+        return prefix in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, prefix: str) -> ValueT | None:
+        """The value of exactly *prefix*."""
+        return self._values.get(prefix)
+
+    def set(self, prefix: str, value: ValueT) -> None:
+        """Add *prefix*, or give it another value."""
+        if prefix not in self._values:
+            self._count(len(prefix), +1)
+        self._values[prefix] = value
+
+    def remove(self, prefix: str) -> None:
+        """Forget *prefix*; one that is not there is ignored."""
+        if prefix in self._values:
+            del self._values[prefix]
+            self._count(len(prefix), -1)
+
+    def matching(self, key: str) -> list[ValueT]:
+        """The values of all prefixes of *key*, shortest first."""
+        values = self._values
+        size = len(key)
+        return [values[key[:n]] for n in self._ascending if n <= size and key[:n] in values]
+
+    def longest(self, key: str) -> str | None:
+        """The longest prefix of *key*."""
+        for length in reversed(self._ascending):
+            if length <= len(key) and key[:length] in self._values:
+                return key[:length]
+        return None
+
+    def copy(self) -> PrefixTable[ValueT]:
+        """A table of its own with the same content."""
+        twin: PrefixTable[ValueT] = PrefixTable()
+        twin._values = self._values.copy()
+        twin._lengths = self._lengths.copy()
+        twin._ascending = self._ascending
+        return twin
+
+    def _count(self, length: int, step: int) -> None:
+        count = self._lengths.get(length, 0) + step
+        if count:
+            self._lengths[length] = count
+        else:
+            del self._lengths[length]
+        self._ascending = tuple(sorted(self._lengths))

@@ -1,0 +1,569 @@
+"""The hub of one source: its last known state, and the road from a change to every subscriber and back.
+
+A transport feeds it (``feed_*`` from a reader's thread, ``submit_*`` from callers), the state machine in
+:mod:`~datasync.syncbase.revisions` works out previous values and revisions once, and each
+:class:`~datasync.syncbase.subscription.Subscription` that wants a key gets one de-duplicated transaction.
+
+Source: cn-infra ``datasync/syncbase/watcher.go``; contract C1-C11, C18.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from queue import Queue
+from types import TracebackType
+from typing import Any, Protocol
+
+from datasync.api import DEFAULT_NOTIF_TIMEOUT
+from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, SubscriptionError
+from datasync.events import ChangeValue, KeyVal, Op, ResyncReason
+from datasync.serializer import Serializer, check_key
+from datasync.syncbase.alarms import Alarms
+from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, Payload, StoredKeyVal
+from datasync.syncbase.done import Outcome, PropagationFuture
+from datasync.syncbase.prefixes import PrefixTable
+from datasync.syncbase.revisions import Entry, PrevRevisions
+from datasync.syncbase.status import TransportState, TransportStatus
+from datasync.syncbase.subscription import MAX_BATCH, ResyncWish, Shared, Subscription
+from datasync.threads import ForkGuard
+
+log = logging.getLogger(__name__)
+
+#: Seconds that a caller waits for ``done`` of a resync.
+RESYNC_DONE_TIMEOUT = 5.0
+
+
+class Commit(Protocol):
+    """A transaction out of a store's history: ``datasync.keyval.api.Commit`` is one."""
+
+    @property
+    def revision(self) -> int: ...
+
+    @property
+    def ops(self) -> Sequence[tuple[str, bytes | None]]: ...
+
+
+class Registry:
+    """A watcher that is fed by its owner.
+
+    Args:
+      name: Name of the source; ``datasync.current_source`` inside every event's context.
+      serializer: Reads values that come as bytes without a serializer of their own; JSON unless told.
+      sourced: True when a reader feeds it: it waits for the first snapshot, and failed events lead to RESYNCs.
+
+    Threads: any; no lock is held while waiting, on a user's queue, or in user code.
+    """
+
+    def __init__(self, name: str = "local", *, serializer: Serializer | None = None, sourced: bool = False) -> None:
+        self.name = name
+        self._guard = ForkGuard(f"the registry {name!r}")
+        self._state = PrevRevisions(serializer or DEFAULT_SERIALIZER)
+        self._shared = Shared(
+            source=name,
+            revisions=self._state,
+            sourced=sourced,
+            ready=not sourced,
+            guard=self._guard,
+            alarms=Alarms(name),
+            context=contextvars.Context(),
+        )
+        # The one lock of the registry and its subscriptions; guards everything below too.
+        self._lock = self._shared.lock
+        self._subscriptions: dict[str, Subscription] = {}
+        self._index: PrefixTable[tuple[Subscription, ...]] = PrefixTable()
+        self._resyncs: Counter[ResyncReason] = Counter()  # of subscriptions that were closed
+        self._closed = False
+        self._settled = threading.Event()  # set when ready or closed: what wait_ready() waits for
+        if not sourced:
+            self._settled.set()
+        self._last_word: float | None = None
+        self._lost: BaseException | None = None  # why the source is out of reach; None while it is not
+        self._last_error: BaseException | None = None
+        self._reconnects = 0
+
+    # Watching.
+
+    def watch(
+        self,
+        resync_name: str,
+        change_queue: Queue[Any] | None,
+        resync_queue: Queue[Any] | None,
+        *key_prefixes: str,
+        in_flight: int = 1,
+        wait_for_resync: bool = False,
+    ) -> Registration:
+        """Subscribe; see :meth:`datasync.api.KeyValProtoWatcher.watch`.
+
+        Args:
+          in_flight: CHANGE events that may be unanswered at once. A RESYNC always goes alone.
+          wait_for_resync: Hold the first RESYNC back until ``request_resync`` asks for it.
+
+        Raises:
+          SubscriptionError: The name is taken, or a prefix is given twice.
+          InvalidArgumentError: Both queues are None, a name or prefix is no text, *in_flight* is below 1.
+          ClosedError, ForkedError.
+        """
+        self._guard.check()
+        _check_watch(resync_name, change_queue, resync_queue, key_prefixes, in_flight)
+        with self._lock:
+            self._check_open()
+            if resync_name in self._subscriptions:
+                raise SubscriptionError(f"{self.name}: the subscription {resync_name!r} is already there")
+            subscription = Subscription(
+                self._shared,
+                resync_name,
+                change_queue,
+                resync_queue,
+                key_prefixes,
+                in_flight=in_flight,
+                wish=self._first_wish_locked(key_prefixes, wait_for_resync),
+            )
+            self._subscriptions[resync_name] = subscription
+            for prefix in key_prefixes:
+                self._index.set(prefix, (*(self._index.get(prefix) or ()), subscription))
+        log.info("%s: %r watches %d prefix(es)", self.name, resync_name, len(key_prefixes))
+        subscription.pump()
+        return Registration(self, subscription)
+
+    def request_resync(
+        self, resync_name: str, *, ctx: contextvars.Context | None = None, timeout: float = RESYNC_DONE_TIMEOUT
+    ) -> PropagationFuture:
+        """Send a RESYNC with the state as it is known to one subscription. Raises ``SubscriptionError``."""
+        self._guard.check()
+        future = PropagationFuture(f"{self.name}: resync of {resync_name!r}", timeout)
+        with self._lock:
+            self._check_open()
+            subscription = self._subscriptions.get(resync_name)
+            if subscription is None:
+                raise SubscriptionError(f"{self.name}: there is no subscription {resync_name!r}")
+            future.expect(Outcome(self._state.revision), {resync_name: None})
+            subscription.want_resync_locked(ResyncReason.REQUESTED, future, ctx or contextvars.copy_context())
+        subscription.pump()
+        return future
+
+    # Changes from callers.
+
+    def propagate_changes(
+        self,
+        changes: Mapping[str, ChangeValue],
+        *,
+        ctx: contextvars.Context | None = None,
+        timeout: float = DEFAULT_NOTIF_TIMEOUT,
+    ) -> Outcome:
+        """Deliver *changes* to every subscription whose prefix matches, and wait for their ``done``.
+
+        Args:
+          changes: Mapping ``key -> ChangeValue``, applied as one transaction; may be empty.
+          ctx: Travels with the event; the caller's own context when None.
+          timeout: Seconds to wait for all answers.
+
+        Returns:
+          The revision, the keys that were ignored because there was nothing to delete, and those nobody watches.
+
+        Raises:
+          PropagationError: Some subscribers answered with an error; ``errors`` maps resync name to exception.
+          DoneTimeout: Some did not answer in time; the message names them. Their late answer still counts.
+          DeliveryTimeout: A queue stayed full; the subscriber gets a RESYNC when there is room.
+          InvalidArgumentError: A key or change is none; nothing was applied.
+          ClosedError, ForkedError.
+
+        Threads: any; no lock is held while waiting.
+        Source: cn-infra ``Registry.PropagateChanges``; contract C4, C9.
+        """
+        return self.submit_changes(changes, ctx=ctx, timeout=timeout).result()
+
+    def submit_changes(
+        self,
+        changes: Mapping[str, ChangeValue],
+        *,
+        ctx: contextvars.Context | None = None,
+        timeout: float = DEFAULT_NOTIF_TIMEOUT,
+    ) -> PropagationFuture:
+        """As ``propagate_changes``, without waiting: the answer comes through the future."""
+        self._guard.check()
+        ops = [(key, _payload(key, change)) for key, change in changes.items()]
+        revision = max((change.get_revision() for change in changes.values()), default=0)
+        context = contextvars.copy_context() if ctx is None else ctx
+        first = next(iter(changes), "")
+        future = PropagationFuture(f"{self.name}: transaction of {len(ops)} change(s) from {first!r} on", timeout)
+        with self._lock:
+            self._check_open()
+            applied, ignored = self._state.apply(ops, revision)
+            deliveries, unwatched = self._route_locked(applied)
+            outcome = Outcome(self._state.revision, tuple(ignored), tuple(unwatched))
+            future.expect(outcome, {subscription.name: None for subscription in deliveries})
+            for subscription, wanted in deliveries.items():
+                subscription.accept_locked(wanted, future, context)
+        self._deliver(deliveries, future)
+        return future
+
+    def propagate_resync(
+        self,
+        values: Mapping[str, KeyVal],
+        *,
+        ctx: contextvars.Context | None = None,
+        timeout: float = RESYNC_DONE_TIMEOUT,
+        reason: ResyncReason = ResyncReason.REQUESTED,
+    ) -> Outcome:
+        """Make *values* the whole state, send it to every subscription, and wait for their ``done``.
+
+        Args:
+          values: Mapping ``key -> KeyVal``; changes that delete are left out.
+          ctx, timeout: As for ``propagate_changes``.
+          reason: What subscribers are told.
+
+        Raises:
+          As ``propagate_changes``.
+
+        Source: cn-infra ``Registry.PropagateResync``; contract C2, C7, C9.
+        """
+        return self.submit_resync(values, ctx=ctx, timeout=timeout, reason=reason).result()
+
+    def submit_resync(
+        self,
+        values: Mapping[str, KeyVal],
+        *,
+        ctx: contextvars.Context | None = None,
+        timeout: float = RESYNC_DONE_TIMEOUT,
+        reason: ResyncReason = ResyncReason.REQUESTED,
+    ) -> PropagationFuture:
+        """As ``propagate_resync``, without waiting: the answer comes through the future."""
+        self._guard.check()
+        payloads = {key: _payload(key, value) for key, value in values.items()}
+        wanted = max((value.get_revision() for value in values.values()), default=0)
+        context = contextvars.copy_context() if ctx is None else ctx
+        future = PropagationFuture(f"{self.name}: resync of {len(payloads)} key(s)", timeout)
+        with self._lock:
+            self._check_open()
+            revision = max(wanted, self._state.revision + 1)
+            entries: dict[str, Entry] = {
+                key: (revision, payload) for key, payload in payloads.items() if payload is not None
+            }
+            future.expect(Outcome(revision), dict.fromkeys(self._subscriptions))
+            self._replace_locked(entries, revision, reason, future, context)
+            subscriptions = list(self._subscriptions.values())
+        self._deliver(subscriptions, future)
+        return future
+
+    # Changes from a reader.
+
+    def feed_snapshot(self, revision: int, entries: dict[str, Entry], reason: ResyncReason) -> None:
+        """Make *entries* (key to revision and bytes; the registry's own from now on) the state at *revision*."""
+        with self._lock:
+            if self._closed:
+                return
+            self._heard_locked()
+            self._replace_locked(entries, revision, reason, None, None)
+            subscriptions = list(self._subscriptions.values())
+        self._settled.set()
+        log.info("%s: %d key(s) at revision %d (%s)", self.name, len(entries), revision, reason.value)
+        self._deliver(subscriptions)
+
+    def feed_changes(self, commits: Sequence[Commit], revision: int) -> None:
+        """Apply *commits* in order; the source is complete up to *revision* with them."""
+        touched: dict[Subscription, None] = {}
+        fed = 0
+        for commit in commits:
+            with self._lock:
+                if self._closed:
+                    return
+                applied, _ = self._state.apply(commit.ops, commit.revision)
+                for subscription, wanted in self._route_locked(applied)[0].items():
+                    subscription.accept_locked(wanted, None, None)
+                    touched[subscription] = None
+            fed += len(commit.ops)
+            if fed >= MAX_BATCH:  # an idle subscriber must not overflow because the reader came with a large batch
+                self._deliver(touched)
+                touched, fed = {}, 0
+        with self._lock:
+            self._heard_locked()
+        self._state.advance(revision)
+        self._deliver(touched)
+
+    def source_lost(self, error: BaseException) -> None:
+        """Note that the source is out of reach; the last known good state stays readable."""
+        with self._lock:
+            self._lost = self._last_error = error
+
+    # Reading.
+
+    def get(self, key: str) -> StoredKeyVal | None:
+        """The last known pair of *key*, None when there is none. No network: this is a cache."""
+        self._guard.check()
+        return self._state.get(key)
+
+    def items(self, prefix: str = "") -> list[StoredKeyVal]:
+        """The last known pairs under *prefix*, of one moment."""
+        self._guard.check()
+        state = self._state.freeze()
+        return [self._state.view(key, entry) for key, entry in state.items() if key.startswith(prefix)]
+
+    @property
+    def revision(self) -> int:
+        """The revision of the last known state."""
+        return self._state.revision
+
+    @property
+    def subscriptions(self) -> dict[str, Subscription]:
+        """The subscriptions by resync name, as they are now."""
+        self._guard.check()
+        with self._lock:
+            return dict(self._subscriptions)
+
+    def status(self) -> TransportStatus:
+        """How the source and the subscriptions are doing (C18)."""
+        self._guard.check()
+        with self._lock:
+            subscriptions = {name: entry.status_locked() for name, entry in self._subscriptions.items()}
+            resyncs = self._resyncs.copy()
+            for one in subscriptions.values():
+                resyncs.update(one.resyncs)
+            return TransportStatus(
+                name=self.name,
+                state=self._transport_state_locked(),
+                last_error=self._last_error,
+                revision=self._state.revision,
+                silence=None if self._last_word is None else time.monotonic() - self._last_word,
+                reconnects=self._reconnects,
+                resyncs=dict(+resyncs),
+                subscriptions=subscriptions,
+            )
+
+    def wait_ready(self, timeout: float) -> None:
+        """Wait until the source was read for the first time.
+
+        Raises:
+          NotReadyError: It was not within *timeout* seconds; the last error of the source is its cause.
+          ClosedError, ForkedError.
+        """
+        self._guard.check()
+        self._settled.wait(timeout)
+        with self._lock:
+            self._check_open()
+            ready, error = self._shared.ready, self._last_error
+        if not ready:
+            why = f": {error}" if error is not None else ""
+            raise NotReadyError(f"{self.name} was not read within {timeout:.1f} s{why}") from error
+
+    # The end.
+
+    def close(self) -> None:
+        """Close every subscription and end the worker; whoever waits gets ``ClosedError``. May be called twice."""
+        if self._guard.forked:
+            return
+        with self._lock:
+            self._closed = True
+            for subscription in list(self._subscriptions.values()):
+                self._close_locked(subscription)
+        self._settled.set()
+        self._shared.complete()
+        self._shared.alarms.close()
+
+    def __enter__(self) -> Registry:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # What registrations do to their own subscription.
+
+    def _register(self, subscription: Subscription, resync_name: str, prefix: str) -> None:
+        self._guard.check()
+        _check_prefix(prefix)
+        with self._lock:
+            self._check_open()
+            if self._subscriptions.get(subscription.name) is not subscription:
+                raise ClosedError(f"{self.name}: the subscription {subscription.name!r} is closed")
+            if resync_name != subscription.name:
+                raise SubscriptionError(f"{self.name}: this registration is {subscription.name!r}, not {resync_name!r}")
+            if prefix in subscription.prefixes:
+                raise SubscriptionError(f"{self.name}: {resync_name!r} watches the prefix {prefix!r} already")
+            subscription.prefixes.set(prefix, None)
+            self._index.set(prefix, (*(self._index.get(prefix) or ()), subscription))
+            subscription.want_resync_locked(ResyncReason.PREFIX)
+        subscription.pump()
+
+    def _unregister(self, subscription: Subscription, prefix: str) -> None:
+        self._guard.check()
+        with self._lock:
+            if prefix in subscription.prefixes:
+                self._unindex_locked(subscription, prefix)
+                subscription.drop_prefix_locked(prefix)
+        self._shared.complete()
+
+    def _close_subscription(self, subscription: Subscription) -> None:
+        if self._guard.forked:
+            return
+        with self._lock:
+            self._close_locked(subscription)
+        self._shared.complete()
+
+    def _close_locked(self, subscription: Subscription) -> None:
+        if self._subscriptions.get(subscription.name) is subscription:
+            del self._subscriptions[subscription.name]
+            self._resyncs.update(subscription.status_locked().resyncs)
+            for prefix in subscription.prefixes:
+                self._unindex_locked(subscription, prefix)
+            log.info("%s: %r is closed", self.name, subscription.name)
+        subscription.close_locked()
+
+    def _unindex_locked(self, subscription: Subscription, prefix: str) -> None:
+        rest = tuple(other for other in self._index.get(prefix) or () if other is not subscription)
+        if rest:
+            self._index.set(prefix, rest)
+        else:
+            self._index.remove(prefix)
+
+    # Under the lock.
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the registry {self.name!r} is closed")
+
+    def _first_wish_locked(self, prefixes: Sequence[str], held: bool) -> ResyncWish | None:
+        """A registry without a source of its own starts with a RESYNC only where it holds something."""
+        if self._shared.sourced or held or self._any_locked(prefixes):
+            return ResyncWish(ResyncReason.INITIAL, held=held)
+        return None
+
+    def _any_locked(self, prefixes: Sequence[str]) -> bool:
+        table: PrefixTable[None] = PrefixTable()
+        for prefix in prefixes:
+            table.set(prefix, None)
+        return any(table.longest(key) is not None for key in self._state.freeze())
+
+    def _route_locked(self, changes: Sequence[ChangeResp]) -> tuple[dict[Subscription, list[ChangeResp]], list[str]]:
+        """Who gets which changes, and the keys that nobody wants."""
+        deliveries: dict[Subscription, list[ChangeResp]] = {}
+        unwatched: list[str] = []
+        for change in changes:
+            matching = self._index.matching(change.key)
+            if not matching:
+                unwatched.append(change.key)
+            elif len(matching) == 1:
+                for subscription in matching[0]:
+                    deliveries.setdefault(subscription, []).append(change)
+            else:  # overlapping prefixes: a subscription gets a key once
+                for subscription in dict.fromkeys(member for members in matching for member in members):
+                    deliveries.setdefault(subscription, []).append(change)
+        return deliveries, unwatched
+
+    def _replace_locked(
+        self,
+        entries: dict[str, Entry],
+        revision: int,
+        reason: ResyncReason,
+        waiter: PropagationFuture | None,
+        context: contextvars.Context | None,
+    ) -> None:
+        before = self._state.replace(entries, revision)
+        gone = [self._state.view(key, entry) for key, entry in before.items() if key not in entries]
+        created = [key for key in entries if key not in before]
+        self._shared.ready = True
+        for subscription in self._subscriptions.values():
+            subscription.want_resync_locked(reason, waiter, context)
+            subscription.replaced_locked(
+                [kv for kv in gone if kv.key in subscription], [key for key in created if key in subscription]
+            )
+
+    def _heard_locked(self) -> None:
+        self._last_word = time.monotonic()
+        if self._lost is not None:
+            self._lost = None
+            self._reconnects += 1
+
+    def _transport_state_locked(self) -> TransportState:
+        if self._closed:
+            return TransportState.CLOSED
+        if not self._shared.ready:
+            return TransportState.WAITING
+        return TransportState.READY if self._lost is None else TransportState.DOWN
+
+    def _deliver(
+        self, subscriptions: Mapping[Subscription, object] | Sequence[Subscription], future: PropagationFuture | None = None
+    ) -> None:
+        if future is not None and not subscriptions:
+            future.finish()  # nobody is to be asked
+        for subscription in subscriptions:
+            subscription.pump()
+        self._shared.complete()
+
+
+class Registration:
+    """A running subscription of a :class:`Registry`: its ``WatchRegistration``. Threads: any."""
+
+    def __init__(self, registry: Registry, subscription: Subscription) -> None:
+        self._registry = registry
+        self._subscription = subscription
+
+    @property
+    def resync_name(self) -> str:
+        """The name that it was made with."""
+        return self._subscription.name
+
+    def register(self, resync_name: str, key_prefix: str) -> None:
+        """Add *key_prefix*; a RESYNC with it follows. Raises ``SubscriptionError``, ``ClosedError``."""
+        self._registry._register(self._subscription, resync_name, key_prefix)
+
+    def unregister(self, key_prefix: str) -> None:
+        """Remove *key_prefix*; one that is not there is ignored."""
+        self._registry._unregister(self._subscription, key_prefix)
+
+    def close(self) -> None:
+        """End the subscription; may be called twice."""
+        self._registry._close_subscription(self._subscription)
+
+    def __enter__(self) -> Registration:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _payload(key: str, value: KeyVal | ChangeValue) -> Payload | None:
+    """What is kept of *value*; None for a delete."""
+    check_key(key)
+    get_change_type: Callable[[], Op] | None = getattr(value, "get_change_type", None)
+    op = Op.PUT if get_change_type is None else get_change_type()
+    if op is Op.DELETE:
+        return None
+    if op is not Op.PUT or not callable(getattr(value, "get_value", None)):
+        raise InvalidArgumentError(f"the value of {key!r} is no change: {type(value).__name__}")
+    if value.get_key() != key:
+        raise InvalidArgumentError(f"the change under {key!r} has another key: {value.get_key()!r}")
+    return value
+
+
+def _check_prefix(prefix: object) -> None:
+    if not isinstance(prefix, str):
+        raise InvalidArgumentError(f"a key prefix must be a string, not {type(prefix).__name__}")
+
+
+def _check_watch(
+    resync_name: str,
+    change_queue: Queue[Any] | None,
+    resync_queue: Queue[Any] | None,
+    prefixes: Sequence[str],
+    in_flight: int,
+) -> None:
+    check_key(resync_name, "a resync name")
+    if change_queue is None and resync_queue is None:
+        raise InvalidArgumentError(f"{resync_name!r} is interested in nothing: both queues are None")
+    for one in (change_queue, resync_queue):
+        if one is not None and not callable(getattr(one, "put_nowait", None)):
+            raise InvalidArgumentError(f"the queue of {resync_name!r} must be a queue.Queue, not {type(one).__name__}")
+    if not isinstance(in_flight, int) or in_flight < 1:
+        raise InvalidArgumentError(f"in_flight of {resync_name!r} must be 1 or more")
+    for prefix in prefixes:
+        _check_prefix(prefix)
+    if len(set(prefixes)) != len(prefixes):
+        raise SubscriptionError(f"{resync_name!r} names a prefix twice")

@@ -1,0 +1,136 @@
+"""The last known state of a source, and with it the previous value and the revision of every change.
+
+Source: cn-infra ``datasync/syncbase/prev_revisions.go``; contract C1, C6.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable, Mapping
+
+from datasync.events import Op
+from datasync.serializer import Serializer
+from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, Payload, StoredKeyVal
+
+#: What is kept per key: the revision at which it was set, and the value.
+Entry = tuple[int, Payload]
+
+
+class FrozenState(dict[str, Entry]):
+    """A copy of the state that nobody changes; a class of its own because a plain dict cannot be referenced weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
+class PrevRevisions:
+    """Key to revision and value, with a revision counter that never goes back by itself.
+
+    Args:
+      serializer: Reads values that are bytes.
+
+    Threads: any.
+    """
+
+    def __init__(self, serializer: Serializer = DEFAULT_SERIALIZER) -> None:
+        self.serializer = serializer
+        # Guards the three below: a transaction is seen whole or not at all.
+        self._lock = threading.Lock()
+        self._entries: dict[str, Entry] = {}
+        self._revision = 0
+        # The copy that freeze() gave out last, for as long as somebody holds it.
+        self._frozen: weakref.ref[FrozenState] | None = None
+
+    @property
+    def revision(self) -> int:
+        """The revision of the last change."""
+        return self._revision
+
+    def get(self, key: str) -> StoredKeyVal | None:
+        """The pair of *key*, None when there is none."""
+        entry = self._entries.get(key)
+        return None if entry is None else self.view(key, entry)
+
+    def put(self, key: str, value: Payload) -> tuple[StoredKeyVal | None, int]:
+        """Set *key* at the next revision; returns the pair before and that revision."""
+        return self.put_with_revision(key, value, 0)
+
+    def put_with_revision(self, key: str, value: Payload, revision: int) -> tuple[StoredKeyVal | None, int]:
+        """Set *key* at *revision*, or at the next one where *revision* would not go forward."""
+        changes, _ = self.apply(((key, value),), revision)
+        return self._before(changes), self._revision
+
+    def delete(self, key: str) -> StoredKeyVal | None:
+        """Forget *key*; returns the pair that was there. Source: Go ``Del``."""
+        changes, _ = self.apply(((key, None),), 0)
+        return self._before(changes)
+
+    def list_keys(self) -> list[str]:
+        """All keys."""
+        return list(self.freeze())
+
+    def cleanup(self) -> None:
+        """Forget every key; the revision stays."""
+        self.replace({}, self._revision)
+
+    def apply(
+        self, ops: Iterable[tuple[str, Payload | None]], revision: int = 0
+    ) -> tuple[list[ChangeResp], list[str]]:
+        """Apply one transaction: (key, value) pairs, None for a delete, a key once.
+
+        Returns:
+          The changes with their previous values, and the keys that were ignored because there was nothing to delete.
+          All changes have one revision: *revision* where it goes forward, else the next one.
+        """
+        changes: list[ChangeResp] = []
+        ignored: list[str] = []
+        serializer = self.serializer
+        with self._lock:
+            entries = self._entries
+            if revision <= self._revision:
+                revision = self._revision + 1
+            for key, value in ops:
+                previous = entries.get(key)
+                if value is not None:
+                    entries[key] = (revision, value)
+                    changes.append(ChangeResp(key, Op.PUT, revision, value, previous, serializer))
+                elif previous is not None:
+                    del entries[key]
+                    changes.append(ChangeResp(key, Op.DELETE, revision, None, previous, serializer))
+                else:
+                    ignored.append(key)
+            if changes:
+                self._revision = revision
+                self._frozen = None
+        return changes, ignored
+
+    def replace(self, entries: dict[str, Entry], revision: int) -> Mapping[str, Entry]:
+        """Make *entries* the state, at *revision* (which may go back: the source did). Returns the state before."""
+        with self._lock:
+            before, self._entries = self._entries, entries
+            self._revision = revision
+            self._frozen = None
+        return before
+
+    def advance(self, revision: int) -> None:
+        """Note that nothing else happened up to *revision*."""
+        with self._lock:
+            self._revision = max(self._revision, revision)
+
+    def freeze(self) -> FrozenState:
+        """The state as it is now, unchanged for ever. Callers in a row share one copy; the values are never copied."""
+        with self._lock:
+            frozen = self._frozen() if self._frozen is not None else None
+            if frozen is None:
+                frozen = FrozenState(self._entries)
+                self._frozen = weakref.ref(frozen)
+            return frozen
+
+    def view(self, key: str, entry: Entry) -> StoredKeyVal:
+        """*entry* as subscribers see it."""
+        return StoredKeyVal(key, entry[0], entry[1], self.serializer)
+
+    def _before(self, changes: list[ChangeResp]) -> StoredKeyVal | None:
+        if not changes or changes[0].previous is None:
+            return None
+        return self.view(changes[0].key, changes[0].previous)

@@ -1,0 +1,537 @@
+"""One subscriber's stream: what waits, what is in flight, when a RESYNC is due.
+
+The only code that puts on a user's queue. What may be put is decided under the registry's lock and put outside it, by
+one thread at a time per subscription, so that order is kept and ``close`` can wait until no put is under way.
+
+Source: contract C2-C5, C7-C11; the defects D1, D3, D8, D12, D31, D36, D38 of cn-infra.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import math
+import queue
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasync.api import DEFAULT_NOTIF_TIMEOUT
+from datasync.backoff import Backoff
+from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout
+from datasync.events import Op, ResyncReason
+from datasync.syncbase.alarms import Alarms
+from datasync.syncbase.change import ChangeResp, StoredKeyVal
+from datasync.syncbase.done import PropagationFuture, check_answer
+from datasync.syncbase.events import QueuedChange, QueuedResync, _QueuedEvent
+from datasync.syncbase.prefixes import PrefixTable
+from datasync.syncbase.revisions import PrevRevisions
+from datasync.syncbase.status import SubscriptionState, SubscriptionStatus
+from datasync.threads import ForkGuard
+
+log = logging.getLogger(__name__)
+
+#: Changes in one event, unless one transaction is larger.
+MAX_BATCH = 1000
+#: Undelivered changes of one subscription; more turn into a RESYNC.
+MAX_PENDING = 10_000
+#: Seconds after which an unanswered event is given up.
+ABANDON_TIMEOUT = 60.0
+#: Seconds before the RESYNC that follows a failed event: the first pause, and the longest.
+FAILURE_BACKOFF = (1.0, 300.0)
+#: Seconds between two looks at a full queue: the first pause, and the longest.
+FULL_QUEUE_BACKOFF = (0.005, 0.1)
+
+#: Reasons that are about the source and therefore replace one that is about the subscriber.
+_SOURCE_REASONS = {ResyncReason.COMPACTED, ResyncReason.RECONNECTED, ResyncReason.REWOUND}
+
+
+@dataclass(slots=True)
+class Shared:
+    """What a registry and its subscriptions have in common."""
+
+    #: Name of the source: ``datasync.current_source`` inside an event's context.
+    source: str
+    #: The source's state: previous values, revisions.
+    revisions: PrevRevisions
+    #: True when failed events are followed by a RESYNC, because no caller waits for their answer.
+    sourced: bool
+    #: False until the source was read for the first time.
+    ready: bool
+    guard: ForkGuard
+    alarms: Alarms
+    #: The context of changes that no caller made.
+    context: contextvars.Context
+    #: The registry's one lock: guards the state, the prefixes, and every field of every subscription.
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    #: Futures whose last answer has come, completed by ``complete`` outside the lock.
+    answered: deque[PropagationFuture] = field(default_factory=deque)
+
+    def complete(self) -> None:
+        """Complete what was answered. Called without the lock: users' callbacks run in here."""
+        while self.answered:
+            try:
+                future = self.answered.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            future.finish()
+
+
+@dataclass(slots=True)
+class Pending:
+    """A transaction that waits to be delivered, and the caller that waits for its answer."""
+
+    changes: list[ChangeResp]
+    waiter: PropagationFuture | None
+    context: contextvars.Context | None
+
+
+@dataclass(slots=True)
+class ResyncWish:
+    """A RESYNC that is due. ``held`` until the orchestrator asks, ``not_before`` a monotonic time."""
+
+    reason: ResyncReason
+    held: bool = False
+    not_before: float = 0.0
+    context: contextvars.Context | None = None
+    waiters: list[PropagationFuture] = field(default_factory=list)
+
+
+class Subscription:
+    """The stream of one resync name. Methods that end in ``_locked`` are called with the registry's lock held."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        name: str,
+        change_queue: queue.Queue[Any] | None,
+        resync_queue: queue.Queue[Any] | None,
+        prefixes: Iterable[str],
+        *,
+        in_flight: int,
+        wish: ResyncWish | None,
+    ) -> None:
+        self.name = name
+        self.prefixes: PrefixTable[None] = PrefixTable()
+        for prefix in prefixes:
+            self.prefixes.set(prefix, None)
+        self._shared = shared
+        self._change_queue = change_queue
+        self._resync_queue = resync_queue
+        self._limit = in_flight
+        self._closed = False
+
+        self._outbox: deque[Pending] = deque()
+        self._pending = 0  # changes in the outbox
+        self._in_flight: dict[_QueuedEvent, None] = {}
+        self._barrier = False  # a RESYNC is in flight
+        self._wish = wish
+        self._started = wish is None  # something was offered, or will be without a first RESYNC
+        self._removed: dict[str, StoredKeyVal] = {}  # gone, and the subscriber was not told
+        self._unoffered: set[str] = set()  # came while a RESYNC was due: their end need not be told
+
+        self._putting: int | None = None  # the thread that is putting right now
+        self._put_over = threading.Condition(shared.lock)
+        self._full_since: float | None = None
+        self._full_backoff = Backoff(*FULL_QUEUE_BACKOFF, spread=(1.0, 1.0))
+        self._failure_backoff = Backoff(*FAILURE_BACKOFF, spread=(1.0, 1.5))
+        self._alarm_at = math.inf
+
+        self._counts: Counter[str] = Counter()
+        self._resyncs: Counter[ResyncReason] = Counter()
+        self._last_error: BaseException | None = None
+
+    @property
+    def source(self) -> str:
+        """Name of the source, for events."""
+        return self._shared.source
+
+    def __contains__(self, key: str) -> bool:
+        return self.prefixes.longest(key) is not None
+
+    # What the registry tells it, under the lock; each is followed by pump() without it.
+
+    def accept_locked(
+        self, changes: list[ChangeResp], waiter: PropagationFuture | None, context: contextvars.Context | None
+    ) -> None:
+        """Take a transaction. While a RESYNC is due it becomes part of that, and so does its caller."""
+        if self._wish is not None:
+            self._fold_locked(changes)
+            if waiter is not None:
+                self._wish.waiters.append(waiter)
+            return
+        self._outbox.append(Pending(changes, waiter, context))
+        self._pending += len(changes)
+        if self._pending > MAX_PENDING and len(self._outbox) > 1:
+            self._overflow_locked(f"{self._pending} changes are waiting")
+
+    def want_resync_locked(
+        self,
+        reason: ResyncReason,
+        waiter: PropagationFuture | None = None,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        """Let a RESYNC follow; what waits now becomes part of it."""
+        wish = self._wish
+        if wish is None:
+            wish = self._wish = ResyncWish(reason)
+            for pending in self._outbox:
+                self._note_deletes_locked(pending.changes)
+            self._absorb_outbox_locked(wish)
+        elif reason in _SOURCE_REASONS and self._started:
+            wish.reason = reason
+        if reason is ResyncReason.REQUESTED:
+            wish.held = False
+        wish.context = context or wish.context
+        if waiter is not None:
+            wish.waiters.append(waiter)
+
+    def replaced_locked(self, gone: list[StoredKeyVal], created: list[str]) -> None:
+        """Note what a new full state took away and brought; ``want_resync_locked`` comes before it."""
+        if self._started:
+            for kv in gone:
+                self._note_gone_locked(kv)
+            self._unoffered.update(key for key in created if key not in self._removed)
+
+    def drop_prefix_locked(self, prefix: str) -> None:
+        """Forget *prefix* and every waiting change that no other prefix wants; callers count those as done."""
+        self.prefixes.remove(prefix)
+        self._filter_outbox_locked()
+        self._await_put_locked()
+
+    def close_locked(self) -> None:
+        """End the stream: nothing is put after this, and whoever waits gets ``ClosedError``."""
+        if self._closed:
+            return
+        self._closed = True
+        waiters = [waiter for event in self._in_flight for waiter in _waiters(event)]
+        waiters += [pending.waiter for pending in self._outbox if pending.waiter is not None]
+        if self._wish is not None:
+            waiters += self._wish.waiters
+        self._answer_locked(waiters, ClosedError(f"the subscription {self.name!r} was closed"))
+        self._in_flight.clear()
+        self._clear_outbox_locked()
+        self._wish = None
+        self._await_put_locked()
+
+    def status_locked(self) -> SubscriptionStatus:
+        """How it is doing."""
+        now = time.monotonic()
+        slow = any(now - event.put_at > DEFAULT_NOTIF_TIMEOUT for event in self._in_flight)
+        if not self._started:
+            state = SubscriptionState.WAITING
+        elif self._last_error is not None:
+            state = SubscriptionState.FAILING
+        elif self._wish is not None or self._outbox or slow:
+            state = SubscriptionState.LAGGING
+        else:
+            state = SubscriptionState.SYNCED
+        return SubscriptionStatus(
+            state=state,
+            prefixes=tuple(self.prefixes),
+            pending=self._pending,
+            in_flight=len(self._in_flight),
+            ok=self._counts["ok"],
+            failed=self._counts["failed"],
+            late=self._counts["late"],
+            resyncs=dict(self._resyncs),
+            last_error=self._last_error,
+        )
+
+    # Delivery, without the lock.
+
+    def pump(self, *, retry: bool = False) -> None:
+        """Put what may be put now. A queue that was found full is left to the delivery worker, which says *retry*."""
+        while not (retry and self._still_full()):
+            with self._shared.lock:
+                if self._putting is not None:
+                    break  # that thread looks again when its put is over
+                if self._full_since is not None and not retry:
+                    break
+                event = self._take_locked()
+                if event is None:
+                    break
+                self._putting = threading.get_ident()
+            if not self._put(event):
+                break
+        self._shared.complete()
+
+    def settle(self, event: _QueuedEvent, error: BaseException | None, *, given_up: bool = False) -> bool:
+        """Take the answer to *event* and go on; True when it was the first one."""
+        first = self._settle(event, error, given_up)
+        if first:
+            self.pump(retry=True)
+        return first
+
+    def _settle(self, event: _QueuedEvent, error: BaseException | None, given_up: bool = False) -> bool:
+        check_answer(error)
+        self._shared.guard.check()
+        with self._shared.lock:
+            late = time.monotonic() - event.put_at > DEFAULT_NOTIF_TIMEOUT
+            if late and not given_up:
+                self._counts["late"] += 1
+            if event not in self._in_flight:
+                return False
+            del self._in_flight[event]
+            self._counts["failed" if error is not None else "ok"] += 1
+            self._last_error = error
+            self._answer_locked(_waiters(event), error)
+            if isinstance(event, QueuedResync):
+                self._barrier = False
+            if error is None:
+                self._failure_backoff.reset()
+            else:
+                self._failed_locked(event, ResyncReason.UNANSWERED if given_up else ResyncReason.FAILED)
+        if error is not None and not given_up:
+            log.warning("%s: %r was refused with %s", self._shared.source, event, type(error).__name__)
+        return True
+
+    def tick(self) -> None:
+        """Look at what had to wait: called by the delivery worker."""
+        with self._shared.lock:
+            self._alarm_at = math.inf
+            now = time.monotonic()
+            silent = [event for event in self._in_flight if event.put_at + ABANDON_TIMEOUT <= now]
+            if self._full_since is not None and now - self._full_since >= DEFAULT_NOTIF_TIMEOUT:
+                self._overflow_locked(f"its queue was full for {DEFAULT_NOTIF_TIMEOUT:.1f} s")
+            if self._in_flight:
+                self._alarm_locked(min(event.put_at for event in self._in_flight) + ABANDON_TIMEOUT)
+        for event in silent:
+            message = f"{event!r} was given up: done was not called within {ABANDON_TIMEOUT:.0f} s"
+            log.warning("%s: %s", self._shared.source, message)
+            self.settle(event, DoneTimeout(message, (self.name,)), given_up=True)
+        self.pump(retry=True)
+
+    def _put(self, event: _QueuedEvent) -> bool:
+        """Put *event*; False when the queue was full."""
+        target = self._change_queue if isinstance(event, QueuedChange) else self._resync_queue
+        failure: Exception | None = None
+        full = False
+        try:
+            if target is not None:
+                target.put_nowait(event)
+        except queue.Full:
+            full = True
+        except Exception as error:  # the user's own queue, or one that was shut down
+            failure = error
+        with self._shared.lock:
+            self._putting = None
+            self._put_over.notify_all()
+            if full:
+                self._take_back_locked(event)
+            else:
+                self._full_since = None
+                self._full_backoff.reset()
+        if not full:
+            log.debug("%s: %r", self._shared.source, event)
+        if target is None or failure is not None:
+            self._settle(event, failure)  # nobody is interested: it counts as done
+        return not full
+
+    def _still_full(self) -> bool:
+        """Spare the making of an event that would find no room; it is asked without the lock and may be wrong."""
+        if self._full_since is None:
+            return False
+        target = self._change_queue if self._wish is None else self._resync_queue
+        full = getattr(target, "full", None)
+        if full is None or not full():
+            return False
+        with self._shared.lock:
+            self._look_again_locked()
+        return True
+
+    # Decisions, under the lock.
+
+    def _take_locked(self) -> _QueuedEvent | None:
+        """The event that may go now. Two queues have no common order, so a RESYNC goes alone."""
+        if self._closed:
+            return None
+        now = time.monotonic()
+        event: _QueuedEvent
+        if self._wish is not None:
+            if self._in_flight or self._wish.held or not self._shared.ready:
+                return None
+            if self._wish.not_before > now:
+                self._alarm_locked(self._wish.not_before)
+                return None
+            event = self._make_resync_locked(self._wish, now)
+        elif self._outbox and not self._barrier and len(self._in_flight) < self._limit:
+            event = self._make_change_locked(now)
+        else:
+            return None
+        self._in_flight[event] = None
+        self._alarm_locked(now + ABANDON_TIMEOUT)
+        return event
+
+    def _make_resync_locked(self, wish: ResyncWish, now: float) -> QueuedResync:
+        state = self._shared.revisions.freeze()
+        removed = {
+            key: kv for key, kv in self._removed.items() if key not in state and key in self
+        }
+        undo = (self._started, self._removed, self._unoffered)
+        event = QueuedResync(
+            self,
+            wish.context or self._shared.context,
+            now,
+            wish=wish,
+            revision=self._shared.revisions.revision,
+            state=state,
+            prefixes=self.prefixes.copy(),
+            removed=removed,
+            serializer=self._shared.revisions.serializer,
+            undo=undo,
+        )
+        self._wish = None
+        self._barrier = True
+        self._started = True
+        self._removed = {}
+        self._unoffered = set()
+        self._resyncs[wish.reason] += 1
+        return event
+
+    def _make_change_locked(self, now: float) -> QueuedChange:
+        """The next transaction. Those of a store are merged while no key comes twice; a caller's goes alone."""
+        first = self._outbox.popleft()
+        merged = [first]
+        size = len(first.changes)
+        if first.waiter is None and self._outbox:
+            keys = {change.key for change in first.changes}
+            while self._outbox and size + len(self._outbox[0].changes) <= MAX_BATCH:
+                following = self._outbox[0]
+                names = [change.key for change in following.changes]
+                if following.waiter is not None or not keys.isdisjoint(names):
+                    break
+                keys.update(names)
+                size += len(names)
+                merged.append(self._outbox.popleft())
+        self._pending -= size
+        return QueuedChange(self, first.context or self._shared.context, now, merged)
+
+    def _take_back_locked(self, event: _QueuedEvent) -> None:
+        """The queue was full: let *event* wait as if it had never been taken."""
+        if event not in self._in_flight:
+            return  # closed meanwhile
+        del self._in_flight[event]
+        if isinstance(event, QueuedResync):
+            self._barrier = False
+            self._resyncs[event.reason] -= 1
+            self._unmake_resync_locked(event)
+        elif isinstance(event, QueuedChange):
+            self._outbox.extendleft(reversed(event.pendings))
+            self._filter_outbox_locked()  # a prefix may have gone while the put was under way
+            if self._wish is not None:  # or a RESYNC have become due
+                for pending in self._outbox:
+                    self._note_deletes_locked(pending.changes)
+                self._absorb_outbox_locked(self._wish)
+        if self._full_since is None:
+            self._full_since = time.monotonic()
+        self._look_again_locked()
+
+    def _unmake_resync_locked(self, event: QueuedResync) -> None:
+        """Wish for *event* again, together with all that came while its put was under way."""
+        newer, gone, created = self._wish, self._removed, self._unoffered
+        self._wish = event.wish
+        self._started, self._removed, self._unoffered = event.undo
+        for pending in self._outbox:
+            self._fold_locked(pending.changes)
+        self._absorb_outbox_locked(event.wish)
+        self.replaced_locked(list(gone.values()), list(created))
+        if newer is not None:
+            event.wish.waiters += newer.waiters
+            event.wish.reason = newer.reason if newer.reason in _SOURCE_REASONS else event.wish.reason
+
+    def _look_again_locked(self) -> None:
+        since = self._full_since or 0.0
+        self._alarm_locked(min(time.monotonic() + self._full_backoff.next(), since + DEFAULT_NOTIF_TIMEOUT))
+
+    def _failed_locked(self, event: _QueuedEvent, reason: ResyncReason) -> None:
+        if isinstance(event, QueuedResync):
+            self._removed = event.removed | self._removed
+        elif isinstance(event, QueuedChange):
+            self._note_deletes_locked(event.get_changes())
+        if self._shared.sourced:
+            self.want_resync_locked(reason)
+            if self._wish is not None and not self._wish.not_before:
+                self._wish.not_before = time.monotonic() + self._failure_backoff.next()
+
+    def _overflow_locked(self, cause: str) -> None:
+        """Give up what waits: it turns into one RESYNC, and the callers are told."""
+        self._full_since = None
+        if self._wish is None:
+            log.warning("%s: subscription %r gets a RESYNC: %s", self._shared.source, self.name, cause)
+            self.want_resync_locked(ResyncReason.OVERFLOW)
+        if self._wish is not None:
+            waiters, self._wish.waiters = self._wish.waiters, []
+            self._answer_locked(waiters, DeliveryTimeout(f"not delivered to {self.name!r}: {cause}"))
+
+    def _fold_locked(self, changes: Iterable[ChangeResp]) -> None:
+        """Note what a transaction that was never offered means for ``get_removed``."""
+        if not self._started:
+            return
+        for change in changes:
+            if change.op is Op.DELETE:
+                self._note_gone_locked(_previous(change))
+            elif change.previous is None and change.key not in self._removed:
+                self._unoffered.add(change.key)
+
+    def _note_gone_locked(self, kv: StoredKeyVal) -> None:
+        if kv.key in self._unoffered:
+            self._unoffered.discard(kv.key)
+        else:
+            self._removed[kv.key] = kv
+
+    def _note_deletes_locked(self, changes: Iterable[ChangeResp]) -> None:
+        for change in changes:
+            if change.op is Op.DELETE:
+                self._removed[change.key] = _previous(change)
+
+    def _absorb_outbox_locked(self, wish: ResyncWish) -> None:
+        """Let the callers of what waits wait for *wish* instead."""
+        wish.waiters += [pending.waiter for pending in self._outbox if pending.waiter is not None]
+        self._clear_outbox_locked()
+
+    def _filter_outbox_locked(self) -> None:
+        """Drop what no prefix wants any more; a caller of nothing else counts as answered."""
+        waiting = list(self._outbox)
+        self._clear_outbox_locked()
+        for pending in waiting:
+            pending.changes = [change for change in pending.changes if change.key in self]
+            if pending.changes:
+                self._outbox.append(pending)
+                self._pending += len(pending.changes)
+            elif pending.waiter is not None:
+                self._answer_locked((pending.waiter,), None)
+
+    def _clear_outbox_locked(self) -> None:
+        self._outbox.clear()
+        self._pending = 0
+
+    def _answer_locked(self, waiters: Iterable[PropagationFuture], error: BaseException | None) -> None:
+        for waiter in waiters:
+            if waiter.collect(self.name, error):
+                self._shared.answered.append(waiter)
+
+    def _await_put_locked(self) -> None:
+        """Wait until no other thread is putting: a put never blocks, so this is short."""
+        while self._putting is not None and self._putting != threading.get_ident():
+            self._put_over.wait()
+
+    def _alarm_locked(self, at: float) -> None:
+        if at < self._alarm_at:
+            self._alarm_at = at
+            self._shared.alarms.set(at, self.tick)
+
+
+def _waiters(event: _QueuedEvent) -> list[PropagationFuture]:
+    if isinstance(event, QueuedResync):
+        return event.wish.waiters
+    assert isinstance(event, QueuedChange)
+    return [pending.waiter for pending in event.pendings if pending.waiter is not None]
+
+
+def _previous(change: ChangeResp) -> StoredKeyVal:
+    assert change.previous is not None  # a delete of nothing is never delivered
+    return StoredKeyVal(change.key, *change.previous, change.serializer)
