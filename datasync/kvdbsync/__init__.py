@@ -1,0 +1,20 @@
+"""A key-value store as a transport: what is written to it arrives as events."""
+
+from datasync.kvdbsync.servicelabel import (
+    ALL_AGENTS_PREFIX,
+    DEFAULT_LABEL,
+    LABEL_VARIABLE,
+    agent_label,
+    agent_prefix,
+    different_agent_prefix,
+)
+
+__all__ = [
+    # Where an agent's keys live
+    "ALL_AGENTS_PREFIX",
+    "DEFAULT_LABEL",
+    "LABEL_VARIABLE",
+    "agent_label",
+    "agent_prefix",
+    "different_agent_prefix",
+]
