@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
-from typing import ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from datasync.errors import StoreError
 from datasync.events import ResyncReason
+
+if TYPE_CHECKING:
+    from datasync.keyval.broker import BytesBroker
+    from datasync.keyval.watcher import BytesWatcher
 
 #: The prefix of a broker or watcher that sees the whole store.
 ROOT = ""
@@ -54,13 +58,16 @@ class KeyValue(NamedTuple):
     value: bytes
     revision: int
 
+    def __repr__(self) -> str:
+        return f"KeyValue(key={self.key!r}, <{len(self.value)} bytes>, revision={self.revision})"
+
 
 @dataclass(frozen=True, slots=True)
 class PutOp:
     """Set *key*. *ttl* in seconds, or *client_lifetime*, or neither."""
 
     key: str
-    value: bytes
+    value: bytes = field(repr=False)
     ttl: float | None = None
     client_lifetime: bool = False
 
@@ -81,7 +88,7 @@ class Condition:
     """Holds when *key* has exactly *value*, or with None when it does not exist."""
 
     key: str
-    value: bytes | None
+    value: bytes | None = field(repr=False)
 
 
 class CommitResult(NamedTuple):
@@ -100,6 +107,9 @@ class Commit(NamedTuple):
 
     revision: int
     ops: Sequence[tuple[str, bytes | None]]
+
+    def __repr__(self) -> str:
+        return f"Commit(revision={self.revision}, keys={[key for key, _ in self.ops]!r})"
 
 
 class Batch(NamedTuple):
@@ -187,7 +197,19 @@ class Store(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release everything, give up the client-lifetime keys. May be called twice; use after it raises ``ClosedError``."""
+        """Release everything and give up the client-lifetime keys; may be called twice. Then ``ClosedError``."""
+
+    def new_broker(self, prefix: str = ROOT) -> BytesBroker:
+        """A broker for the keys that start with *prefix*."""
+        from datasync.keyval.broker import BytesBroker  # inside: brokers stand on this module
+
+        return BytesBroker(self, prefix)
+
+    def new_watcher(self, prefix: str = ROOT) -> BytesWatcher:
+        """A watcher for the keys that start with *prefix*."""
+        from datasync.keyval.watcher import BytesWatcher  # inside: as above
+
+        return BytesWatcher(self, prefix)
 
     def __enter__(self) -> Store:
         return self
@@ -199,12 +221,16 @@ class Store(ABC):
 
 
 class ReaderSink(Protocol):
-    """Where a reader puts what it reads; called from the reader's thread only."""
+    """Where a reader puts what it reads, called from the reader's thread only: a ``syncbase.Registry`` is one."""
 
-    def snapshot(self, revision: int, pairs: dict[str, tuple[int, bytes]], reason: ResyncReason) -> None:
+    def feed_snapshot(self, revision: int, entries: dict[str, tuple[int, bytes]], reason: ResyncReason) -> None:
         """The full state: key to (revision, value). The dict is the sink's own from now on."""
         ...
 
-    def changes(self, batch: Batch) -> None:
+    def feed_changes(self, batch: Batch) -> None:
         """Commits that follow the last snapshot or batch without a gap."""
+        ...
+
+    def source_lost(self, error: BaseException) -> None:
+        """The store cannot be read; the next snapshot or batch says that it can be again."""
         ...

@@ -1,0 +1,58 @@
+"""Key-value stores: ``connect(url)``, brokers that read and write, and what a driver implements."""
+
+from datasync.keyval.api import (
+    ROOT,
+    Batch,
+    Capability,
+    Commit,
+    CommitResult,
+    Condition,
+    DeleteOp,
+    KeyValue,
+    PutOp,
+    RewoundError,
+    Scan,
+    Store,
+    Stream,
+    WriteOp,
+)
+from datasync.keyval.broker import BytesBroker, BytesTxn, GetResult
+from datasync.keyval.kvproto import ProtoBroker, ProtoGetResult, ProtoTxn, ProtoWrapper, StoredKeyVal
+from datasync.keyval.schemes import Driver, StoreURL, connect, parse_url
+from datasync.serializer import Serializer, SerializerJSON, SerializerProto
+
+__all__ = [
+    # Open a store
+    "ROOT",
+    "StoreURL",
+    "connect",
+    "parse_url",
+    # Read and write it
+    "BytesBroker",
+    "BytesTxn",
+    "GetResult",
+    "KeyValue",
+    # The same with messages
+    "ProtoBroker",
+    "ProtoGetResult",
+    "ProtoTxn",
+    "ProtoWrapper",
+    "Serializer",
+    "SerializerJSON",
+    "SerializerProto",
+    "StoredKeyVal",
+    # Write a driver
+    "Batch",
+    "Capability",
+    "Commit",
+    "CommitResult",
+    "Condition",
+    "DeleteOp",
+    "Driver",
+    "PutOp",
+    "RewoundError",
+    "Scan",
+    "Store",
+    "Stream",
+    "WriteOp",
+]

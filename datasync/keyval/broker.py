@@ -1,0 +1,191 @@
+"""The broker: what an application writes and reads a store with, below a prefix, in bytes.
+
+Everything that can be refused is refused here, before the driver is asked: keys, values, options, and what the store
+cannot do. A driver therefore sees only operations that it understands.
+
+Source: cn-infra ``db/keyval/bytes_broker_api.go``; contract section 4, C16, C17.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from datasync.errors import InvalidArgumentError, UnsupportedError
+from datasync.keyval.api import Capability, CommitResult, Condition, DeleteOp, KeyValue, PutOp, Scan, Store, WriteOp
+from datasync.options import DelOption, PutOption, read_del_options, read_put_options
+from datasync.serializer import check_key
+
+
+class GetResult(NamedTuple):
+    """The answer of ``get_value``. *data* is empty and *revision* 0 when nothing was found."""
+
+    data: bytes
+    found: bool
+    revision: int
+
+    def __repr__(self) -> str:
+        return f"GetResult(<{len(self.data)} bytes>, found={self.found}, revision={self.revision})"
+
+
+class BytesBroker:
+    """Reads and writes the keys of *store* that start with *prefix*.
+
+    The prefix is put in front of each key as it is, without a separator, in transactions too; keys come back without
+    it.
+
+    Threads: any.
+    Source: Go ``BytesBroker`` and ``BytesBrokerWithAtomic``; D70, D71.
+    """
+
+    def __init__(self, store: Store, prefix: str = "") -> None:
+        _check_prefix(prefix)
+        self._store = store
+        self._prefix = prefix
+
+    @property
+    def prefix(self) -> str:
+        """What stands before each key in the store."""
+        return self._prefix
+
+    def put(self, key: str, data: bytes, *opts: PutOption) -> None:
+        """Write *data* under *key*; empty data is a value.
+
+        Raises:
+          InvalidArgumentError: A bad key, data that is not bytes (None deletes nothing), an unknown option.
+          UnsupportedError: The store cannot honour an option.
+          UnknownOutcome: Sent, and no answer came; it is not repeated by itself.
+        """
+        self._store.commit((self.put_op(key, data, opts),))
+
+    def delete(self, key: str, *opts: DelOption) -> bool:
+        """Delete *key*, or with ``with_prefix()`` all keys that start with it; True when there was something."""
+        prefix = read_del_options(opts)
+        return self._store.commit((DeleteOp(self.absolute(key), prefix),)).deleted > 0
+
+    def get_value(self, key: str) -> GetResult:
+        """The value of *key*; a missing key is no error."""
+        pair = self._store.read(self.absolute(key))
+        return GetResult(b"", False, 0) if pair is None else GetResult(pair.value, True, pair.revision)
+
+    def list_values(self, prefix: str = "") -> Iterator[KeyValue]:
+        """The pairs whose key starts with *prefix*, in key order, read page by page.
+
+        Iterating raises what a page raises: a list never ends early in silence (D50).
+        """
+        cut = len(self._prefix)
+        return (KeyValue(pair.key[cut:], pair.value, pair.revision) for pair in self._scan(prefix, keys_only=False))
+
+    def list_keys(self, prefix: str = "") -> Iterator[str]:
+        """The keys that start with *prefix*, in order, relative to the broker's own prefix."""
+        cut = len(self._prefix)
+        return (pair.key[cut:] for pair in self._scan(prefix, keys_only=True))
+
+    def new_txn(self) -> BytesTxn:
+        """A transaction below the same prefix."""
+        return BytesTxn(self)
+
+    def put_if_not_exists(self, key: str, data: bytes, *opts: PutOption) -> bool:
+        """Write *data* unless *key* exists; True when it was written."""
+        op = self.put_op(key, data, opts)
+        return self._commit_if(op, None, "put_if_not_exists()")
+
+    def compare_and_swap(self, key: str, old: bytes, new: bytes, *opts: PutOption) -> bool:
+        """Replace *old* by *new*; False, and nothing is written, when the value is another or there is none."""
+        op = self.put_op(key, new, opts)
+        _check_data(key, old)
+        return self._commit_if(op, old, "compare_and_swap()")
+
+    def compare_and_delete(self, key: str, old: bytes) -> bool:
+        """Delete *key* if its value is *old*; True when it was deleted."""
+        op = DeleteOp(self.absolute(key))
+        _check_data(key, old)
+        return self._commit_if(op, old, "compare_and_delete()")
+
+    def commit(self, ops: tuple[WriteOp, ...]) -> CommitResult:
+        """Commit absolute operations: what a transaction of this broker ends in."""
+        if len(ops) > 1:
+            self._require(Capability.TXN, "transactions of several keys")
+        return self._store.commit(ops) if ops else CommitResult(True, 0, 0)
+
+    def put_op(self, key: str, data: bytes, opts: tuple[PutOption, ...]) -> PutOp:
+        """The operation behind a ``put``, checked and with its absolute key."""
+        absolute = self.absolute(key)
+        _check_data(key, data)
+        settings = read_put_options(opts)
+        if settings.ttl is not None:
+            self._require(Capability.TTL, "with_ttl()")
+        if settings.client_lifetime:
+            self._require(Capability.LEASE, "with_client_lifetime_ttl()")
+        return PutOp(absolute, data, settings.ttl, settings.client_lifetime)
+
+    def absolute(self, key: str) -> str:
+        """*key* as the store knows it."""
+        check_key(key)
+        _check_text(key, "a key")
+        return self._prefix + key
+
+    def _scan(self, prefix: str, *, keys_only: bool) -> Scan:
+        _check_prefix(prefix)
+        return self._store.scan(self._prefix + prefix, keys_only=keys_only)
+
+    def _commit_if(self, op: WriteOp, expected: bytes | None, what: str) -> bool:
+        self._require(Capability.CAS, what)
+        return self._store.commit((op,), (Condition(op.key, expected),)).succeeded
+
+    def _require(self, capability: Capability, what: str) -> None:
+        if capability not in self._store.capabilities:
+            raise UnsupportedError(f"{self._store.name} does not support {what}")
+
+
+class BytesTxn:
+    """Operations that are written together, all or none.
+
+    The last operation on a key wins and takes its place at the end; the others keep their order. After a successful
+    ``commit`` the transaction is empty and can be used again; after a failed one it still holds its operations.
+
+    Threads: one at a time.
+    Source: Go ``BytesTxn``.
+    """
+
+    def __init__(self, broker: BytesBroker) -> None:
+        self._broker = broker
+        self._ops: dict[str, WriteOp] = {}
+
+    def put(self, key: str, data: bytes, *opts: PutOption) -> BytesTxn:
+        """Add a put; what is wrong with it is raised here, not at commit."""
+        return self._add(self._broker.put_op(key, data, opts))
+
+    def delete(self, key: str) -> BytesTxn:
+        """Add the deletion of one key; a missing key is no error."""
+        return self._add(DeleteOp(self._broker.absolute(key)))
+
+    def commit(self) -> CommitResult:
+        """Write all operations; without any, nothing is asked of the store and the revision is 0."""
+        result = self._broker.commit(tuple(self._ops.values()))
+        self._ops.clear()
+        return result
+
+    def _add(self, op: WriteOp) -> BytesTxn:
+        self._ops.pop(op.key, None)  # dict order is commit order: the winner goes to the end
+        self._ops[op.key] = op
+        return self
+
+
+def _check_data(key: str, data: object) -> None:
+    if not isinstance(data, bytes):
+        raise InvalidArgumentError(f"the data of key {key!r} must be bytes, not {type(data).__name__}")
+
+
+def _check_prefix(prefix: object) -> None:
+    if not isinstance(prefix, str):
+        raise InvalidArgumentError(f"a prefix must be a string, not {type(prefix).__name__}")
+    _check_text(prefix, "a prefix")
+
+
+def _check_text(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half a surrogate pair: what os.fsdecode() makes of bytes that are no UTF-8. No store could give it back.
+        raise InvalidArgumentError(f"{what} must be valid Unicode, {text!r} is not") from None

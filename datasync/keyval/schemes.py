@@ -1,0 +1,211 @@
+"""URLs of stores: ``connect("etcd://host:2379")`` finds the driver, checks the options and opens it.
+
+A new store is one line in ``DRIVERS``. Nothing is imported before its scheme is asked for.
+
+Source: contract section 4, C16.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NamedTuple, Protocol
+from urllib.parse import parse_qsl, unquote
+
+from datasync.errors import DatasyncError, InvalidArgumentError, MissingExtraError, UnsupportedError
+from datasync.keyval.api import Store
+
+
+@dataclass(frozen=True, slots=True)
+class StoreURL:
+    """The parts of a store's URL, percent-decoded. Its repr has no password and no options."""
+
+    scheme: str
+    #: (host, port or None), in order; IPv6 addresses without their brackets.
+    hosts: tuple[tuple[str, int | None], ...] = ()
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    path: str = ""
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+class Driver(NamedTuple):
+    """Where the class of a scheme is (``module:Class``), and the extra that brings its client library."""
+
+    target: str
+    extra: str = ""
+
+
+class DriverClass(Protocol):
+    """What a driver's class must have beside being a ``Store``.
+
+    The known options are the keyword-only parameters of ``from_url``, else those of the constructor.
+    """
+
+    def from_url(self, url: StoreURL, **options: object) -> Store:
+        """Open the store that *url* names; the options of the URL's query are in *options* already."""
+        ...
+
+
+#: Scheme to driver.
+DRIVERS: dict[str, Driver] = {
+    "memory": Driver("datasync.keyval.memory:MemoryStore"),
+    "sqlite": Driver("datasync.keyval.sqlite.store:SQLiteStore"),
+    "etcd": Driver("datasync.keyval.etcd.store:EtcdStore", "etcd"),
+}
+#: Schemes of the contract whose drivers are not written yet.
+PLANNED = ("file", "redis", "rediss", "redis+sentinel", "redis+cluster", "consul")
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?", re.DOTALL)
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\[\]:@\s]+))(?::([0-9]{1,5}))?")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def connect(url: str, **options: object) -> Store:
+    """Open the store at *url*: ``memory://name``, ``sqlite:///absolute/path``, ``etcd://host:port,host:port``.
+
+    Args:
+      url: ``scheme://user:password@host:port,…/path?option=value``; special characters percent-encoded.
+      options: The driver's options; the same may stand in the URL's query, but not in both.
+
+    Raises:
+      InvalidArgumentError: A malformed URL, an unknown scheme, an unknown or unreadable option.
+      UnsupportedError: A scheme that this version has no driver for yet.
+      MissingExtraError: The driver's client library is not installed.
+      StoreError: The store refuses, or cannot be opened.
+
+    .. versionadded:: 1.0
+    """
+    parsed = parse_url(url)
+    opener = _load(parsed.scheme).from_url
+    return opener(parsed, **_merge(parsed, options, _known_options(opener)))
+
+
+def parse_url(url: str) -> StoreURL:
+    """The parts of *url*. Raises ``InvalidArgumentError``, which never quotes the URL: it may hold a password."""
+    if not isinstance(url, str):
+        raise InvalidArgumentError(f"a store URL must be a string, not {type(url).__name__}")
+    match = _URL.fullmatch(url)
+    if match is None:
+        if "#" in url:
+            raise InvalidArgumentError("a store URL has no fragment: write # as %23")
+        raise InvalidArgumentError("a store URL begins with a scheme, as in sqlite:///var/lib/agent.db")
+    scheme = match[1].lower()
+    userinfo, at, hostlist = (match[2] or "").rpartition("@")
+    user, colon, password = userinfo.partition(":")
+    return StoreURL(
+        scheme,
+        tuple(_host(scheme, text) for text in hostlist.split(",")) if hostlist else (),
+        _decoded(scheme, "user", user) if at else None,
+        _decoded(scheme, "password", password) if colon else None,
+        _decoded(scheme, "path", match[3]),
+        _query(scheme, match[4] or ""),
+    )
+
+
+def _host(scheme: str, text: str) -> tuple[str, int | None]:
+    match = _HOST.fullmatch(text)
+    if match is None:
+        raise InvalidArgumentError(f"a host of the {scheme}: URL is malformed; hosts are written host:port,[::1]:port")
+    port = int(match[3]) if match[3] else None
+    if port is not None and not 0 < port < 65536:
+        raise InvalidArgumentError(f"a port of the {scheme}: URL is not between 1 and 65535")
+    return match[1] or _decoded(scheme, "host", match[2]), port
+
+
+def _decoded(scheme: str, part: str, text: str) -> str:
+    try:
+        text.encode()  # half a surrogate pair could not be given to any store
+        if _BAD_ESCAPE.search(text) is None:
+            return unquote(text, errors="strict")
+    except UnicodeError:
+        pass
+    raise InvalidArgumentError(f"the {part} of the {scheme}: URL is not percent-encoded UTF-8")
+
+
+def _query(scheme: str, text: str) -> dict[str, str]:
+    if not text:
+        return {}
+    try:
+        text.encode()
+        if _BAD_ESCAPE.search(text) is not None:
+            raise ValueError("a stray percent sign")
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, errors="strict")
+    except ValueError:
+        message = f"the options of the {scheme}: URL are malformed; write name=value&name=value"
+        raise InvalidArgumentError(message) from None
+    query = dict(pairs)
+    if len(query) < len(pairs):
+        raise InvalidArgumentError(f"the {scheme}: URL has an option twice")
+    return query
+
+
+def _load(scheme: str) -> DriverClass:
+    driver = DRIVERS.get(scheme)
+    known = ", ".join(f"{name}://" for name in DRIVERS)
+    if driver is None and scheme in PLANNED:
+        raise UnsupportedError(f"this version of datasync has no driver for {scheme}:// yet; it has {known}")
+    if driver is None:
+        hint = _did_you_mean(scheme, (*DRIVERS, *PLANNED), "://")
+        raise InvalidArgumentError(f"unknown store scheme {scheme}://{hint}; known: {known}")
+    module, _, name = driver.target.partition(":")
+    try:
+        found: DriverClass = getattr(import_module(module), name)
+    except ImportError as error:
+        if not driver.extra or isinstance(error, DatasyncError):
+            raise
+        raise MissingExtraError(driver.extra, error.name or f"the client library of {scheme}://") from error
+    return found
+
+
+def _known_options(opener: Callable[..., Store]) -> dict[str, str]:
+    """Option name to the text of its annotation, ``from_url`` first, then the constructor behind it."""
+    callables: list[Callable[..., object]] = [opener]
+    owner = getattr(opener, "__self__", None)
+    if owner is not None:
+        callables.append(owner.__init__)
+    for target in callables:
+        parameters = inspect.signature(target).parameters.values()
+        keywords = {p.name: str(p.annotation) for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        if keywords:
+            return keywords
+    return {}
+
+
+def _merge(url: StoreURL, options: Mapping[str, object], known: Mapping[str, str]) -> dict[str, object]:
+    for name in (*url.query, *options):
+        if name not in known:
+            listing = ", ".join(sorted(known)) or "none"
+            hint = _did_you_mean(name, tuple(known))
+            raise InvalidArgumentError(f"{url.scheme}:// has no option {name!r}{hint}; known: {listing}")
+    both = next((name for name in url.query if name in options), None)
+    if both is not None:
+        raise InvalidArgumentError(f"the option {both} of {url.scheme}:// is in the URL and in the arguments")
+    return {**{name: _converted(url.scheme, name, text, known[name]) for name, text in url.query.items()}, **options}
+
+
+def _converted(scheme: str, name: str, text: str, annotation: str) -> object:
+    """The query's *text* as the type that the option is annotated with; what is not a plain type stays text."""
+    kind = annotation.removesuffix(" | None")
+    try:
+        if kind == "float":
+            return float(text)
+        if kind == "int":
+            return int(text)
+        if kind == "bool":
+            return _TRUTH[text.lower()]
+    except (ValueError, KeyError):
+        wanted = {"float": "a number", "int": "a whole number", "bool": "true or false"}[kind]
+        # Without the text itself, and without the cause that quotes it: it may stand in the wrong place.
+        raise InvalidArgumentError(f"the option {name} of {scheme}:// must be {wanted}") from None
+    return text
+
+
+def _did_you_mean(word: str, known: tuple[str, ...], suffix: str = "") -> str:
+    close = get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]}{suffix}?)" if close else ""

@@ -1,0 +1,5 @@
+"""The embedded default: a store in one SQLite file that several processes share."""
+
+from datasync.keyval.sqlite.store import SQLiteStore
+
+__all__ = ["SQLiteStore"]

@@ -1,0 +1,260 @@
+"""The file: made, recognised, opened, and watched for being replaced; its errors in datasync's words.
+
+Nothing is ever written to a file that is not a datasync store: the header is read by hand before SQLite sees it,
+because SQLite alone would already recover a foreign database's journal or lay its files beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from datasync.errors import DatasyncError, PermissionDenied, StoreConnectionError, StoreError
+
+#: "dsKV": where SQLite keeps the number that tells whose file it is.
+APPLICATION_ID = 0x64734B56
+#: Layout of the tables below.
+FORMAT = 1
+
+_MAGIC = b"SQLite format 3\0"
+_SCHEMA = """
+CREATE TABLE kv (key BLOB PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL,
+                 ttl REAL, deadline REAL, lease INTEGER) WITHOUT ROWID;
+CREATE INDEX kv_deadline ON kv (deadline) WHERE deadline IS NOT NULL;
+CREATE INDEX kv_lease ON kv (lease) WHERE lease IS NOT NULL;
+CREATE TABLE lease (id INTEGER PRIMARY KEY, deadline REAL NOT NULL);
+CREATE TABLE log (revision INTEGER, place INTEGER, key BLOB NOT NULL, value BLOB,
+                  PRIMARY KEY (revision, place)) WITHOUT ROWID;
+-- One row a commit. bytes: of the log up to here. expiry: 1 when nobody asked for it but the clock.
+CREATE TABLE history (revision INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, at REAL NOT NULL, expiry INTEGER NOT NULL);
+CREATE TABLE boot (id TEXT NOT NULL);
+"""
+
+
+class Hub:
+    """Wakes the streams of this process on one file, whichever store object commits to it."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._count = 0
+
+    @property
+    def count(self) -> int:
+        """Take it before looking at the file: a commit after that makes ``wait`` return at once."""
+        return self._count
+
+    def wake(self) -> None:
+        with self._changed:
+            self._count += 1
+            self._changed.notify_all()
+
+    def wait(self, count: int, timeout: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._count != count, timeout)
+
+
+#: Held while a connection is opened, and from before a fork until after it: no connection begins in between.
+opening = threading.Lock()
+
+# (device, inode) to hub, while a store has the file open. Guarded by the lock.
+_hubs: weakref.WeakValueDictionary[tuple[int, int], Hub] = weakref.WeakValueDictionary()
+_hubs_lock = threading.Lock()
+
+
+class Database:
+    """The file at *path*: its identity on disk, and new connections to it.
+
+    Threads: any.
+    """
+
+    def __init__(self, path: str, *, lock_timeout: float, synchronous: str) -> None:
+        self.path = path
+        self._lock_timeout = lock_timeout
+        self._synchronous = synchronous
+        #: Guards the identity below, which changes when the file is found replaced.
+        self._lock = threading.Lock()
+        self._create()
+        self._identify()
+        #: Times that the file was found replaced by another one.
+        self.generation = 0
+
+    def verify(self) -> int:
+        """Look whether *path* still is the file that was opened; returns the generation.
+
+        Raises:
+          StoreConnectionError: The file is gone. It is not made anew: that would look like a store without keys.
+        """
+        found = self._stat()
+        if found != self._identity:
+            with self._lock:
+                if found != self._identity:
+                    self._recognise(self._header())
+                    self._identify()
+                    self.generation += 1
+        return self.generation
+
+    def connect(self) -> sqlite3.Connection:
+        """A new connection, in autocommit mode, usable from any thread."""
+        with self.mapped():
+            connection = self._raw()
+            try:
+                (application,) = connection.execute("PRAGMA application_id").fetchone()
+                if application != APPLICATION_ID:
+                    raise StoreConnectionError(f"{self.path} is just being made or replaced by another process")
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+    @contextmanager
+    def mapped(self, doing: str = "use") -> Iterator[None]:
+        """Turn what SQLite raises inside into errors that name the path and what to do."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._explained(error, doing) from error
+
+    def _identify(self) -> None:
+        self._identity = self._stat()
+        with _hubs_lock:
+            self.hub = _hubs.setdefault(self._identity, Hub())
+
+    def _stat(self) -> tuple[int, int]:
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            raise StoreConnectionError(f"{self.path} is gone: restore it, or open the store anew") from None
+        except OSError as error:
+            raise self._os_error(error) from error
+        return found.st_dev, found.st_ino
+
+    def _create(self) -> None:
+        header = self._header()
+        if header:
+            self._recognise(header)
+        elif header is None:
+            try:  # by hand, for the mode: SQLite gives its -wal and -shm files the same
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            except FileExistsError:
+                pass  # another process was faster
+            except OSError as error:
+                raise self._os_error(error) from error
+        with opening, self.mapped("open"):
+            connection = self._raw()
+            try:
+                if not header:
+                    self._lay_out(connection)
+                self._to_wal(connection)
+                self._after_boot(connection)
+            finally:
+                connection.close()
+
+    def _header(self) -> bytes | None:
+        """The first bytes of the file, None when there is none."""
+        try:
+            if stat.S_ISDIR(os.stat(self.path).st_mode):
+                raise StoreError(f"{self.path} is a directory: name a file in it")
+            with open(self.path, "rb") as file:
+                return file.read(100)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._os_error(error) from error
+
+    def _recognise(self, header: bytes | None) -> None:
+        if not header:
+            raise StoreConnectionError(f"{self.path} is empty: another process is just making it, or emptied it")
+        if not header.startswith(_MAGIC) or len(header) < 100:
+            raise StoreError(f"{self.path} is not an SQLite database; it was left alone: name another file")
+        if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
+            raise StoreError(f"{self.path} belongs to another application; it was left alone: name another file")
+        version = int.from_bytes(header[60:64], "big")
+        if version != FORMAT:
+            raise StoreError(
+                f"{self.path} has format {version}, this version of datasync reads format {FORMAT};"
+                " it was left alone: use the version that wrote it"
+            )
+
+    def _raw(self) -> sqlite3.Connection:
+        uri = Path(os.path.abspath(self.path)).as_uri() + "?mode=rw"  # never makes a file
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=self._lock_timeout, isolation_level=None, check_same_thread=False
+        )
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        return connection
+
+    def _lay_out(self, connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN EXCLUSIVE")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:  # else another process was faster
+            for statement in _SCHEMA.split(";"):
+                connection.execute(statement)
+            connection.execute("INSERT INTO history VALUES (1, 0, ?, 0)", (time.monotonic(),))
+            connection.execute("INSERT INTO boot VALUES (?)", (boot_id(),))
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {FORMAT}")
+        connection.execute("COMMIT")
+
+    def _to_wal(self, connection: sqlite3.Connection) -> None:
+        # The switch needs the file for itself and does not wait for its lock like other statements do.
+        deadline = time.monotonic() + self._lock_timeout
+        while True:
+            try:
+                (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            except sqlite3.OperationalError:
+                if time.monotonic() >= deadline:
+                    raise
+                threading.Event().wait(0.01)
+                continue
+            if mode != "wal":
+                raise StoreError(f"{self.path} cannot use a write-ahead log: a network file system? use a local disk")
+            return
+
+    def _after_boot(self, connection: sqlite3.Connection) -> None:
+        """The monotonic clock starts anew with the machine: leases ended with it, TTLs begin again in full."""
+        if connection.execute("SELECT id FROM boot").fetchone() == (boot_id(),):
+            return
+        now = time.monotonic()
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("UPDATE boot SET id = ?", (boot_id(),))
+        connection.execute("UPDATE lease SET deadline = ?", (now,))
+        connection.execute("UPDATE kv SET deadline = ? + ttl WHERE ttl IS NOT NULL", (now,))
+        connection.execute("UPDATE history SET at = ?", (now,))
+        connection.execute("COMMIT")
+
+    def _os_error(self, error: OSError) -> DatasyncError:
+        if isinstance(error, PermissionError):
+            return PermissionDenied(f"{self.path} is not for this user: check the mode of the file and its folder")
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            return StoreError(f"the folder of {self.path} does not exist: make it first")
+        return StoreError(f"{self.path} cannot be opened: {error.strerror}")
+
+    def _explained(self, error: sqlite3.Error, doing: str) -> DatasyncError:
+        text = str(error)
+        if "locked" in text or "busy" in text:
+            seconds = f"{self._lock_timeout:g} s"
+            return StoreConnectionError(f"{self.path} was locked by another process for {seconds}: is one stuck?")
+        if "readonly" in text or "unable to open" in text or "authorization" in text:
+            return PermissionDenied(f"{self.path} and its folder must be writable: SQLite keeps two files beside it")
+        if "full" in text:
+            return StoreError(f"no room on the disk of {self.path}: nothing was written")
+        if "not a database" in text or "malformed" in text or "no such table" in text:
+            return StoreError(f"{self.path} is damaged: put a copy in its place, or remove it to begin anew")
+        if "too big" in text:
+            return StoreError(f"a key or value is too big for {self.path}: nothing was written")
+        return StoreConnectionError(f"cannot {doing} {self.path}: {text}")
+
+
+def boot_id() -> str:
+    """Which run of the machine the monotonic clock belongs to; empty where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,145 @@
+"""The tables: what a commit writes, what a stream reads, what has expired, and what history may be forgotten.
+
+Functions on a connection; their callers hold its link and, for those that write, a transaction. Keys are stored as
+UTF-8 bytes: their order is that of the code points, and a prefix is a range, whatever characters it has.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import NamedTuple
+
+from datasync.keyval.api import Batch, Commit, PutOp
+
+#: Operations that are read from the log at once; a larger commit is still read whole.
+PAGE = 1000
+#: The log is trimmed each time the revision is a multiple of this.
+TRIM_EVERY = 64
+
+_ROW_BYTES = 32  # what a row of the log costs beside its key and value, roughly
+
+
+class Bounds(NamedTuple):
+    """The store's *current* revision; history after *oldest* is there; something expires at *due*."""
+
+    oldest: int
+    current: int
+    due: float | None
+
+
+def bounds(connection: sqlite3.Connection) -> Bounds:
+    """The first and last revision, and the next deadline."""
+    oldest, current, key_due, lease_due = connection.execute(
+        "SELECT (SELECT min(revision) FROM history), (SELECT max(revision) FROM history),"
+        " (SELECT min(deadline) FROM kv WHERE deadline IS NOT NULL), (SELECT min(deadline) FROM lease)"
+    ).fetchone()
+    due = min((at for at in (key_due, lease_due) if at is not None), default=None)
+    return Bounds(oldest, current, due)
+
+
+def key_range(prefix: str) -> tuple[bytes, bytes]:
+    """From the prefix itself up to, and without, what follows everything that starts with it."""
+    low = prefix.encode()
+    # No byte of UTF-8 is 0xff: the last byte can always grow by one.
+    return low, low[:-1] + bytes((low[-1] + 1,)) if low else b"\xff"
+
+
+def keys_under(connection: sqlite3.Connection, prefix: str) -> Iterator[str]:
+    """The stored keys that start with *prefix*, in order."""
+    rows = connection.execute("SELECT key FROM kv WHERE key >= ? AND key < ? ORDER BY key", key_range(prefix))
+    return (key.decode() for (key,) in rows.fetchall())
+
+
+def key_exists(connection: sqlite3.Connection, key: str) -> bool:
+    return connection.execute("SELECT 1 FROM kv WHERE key = ?", (key.encode(),)).fetchone() is not None
+
+
+def write(
+    connection: sqlite3.Connection,
+    effect: Mapping[str, PutOp | None],
+    *,
+    current: int,
+    lease: int | None = None,
+    expiry: bool = False,
+) -> int:
+    """Write *effect* as the commit after *current*, into the tables and the log; the new revision, or *current*."""
+    if not effect:
+        return current
+    revision, now, size = current + 1, time.monotonic(), 0
+    for place, (text, op) in enumerate(effect.items()):
+        key = text.encode()
+        value = None if op is None else op.value
+        if op is None:
+            connection.execute("DELETE FROM kv WHERE key = ?", (key,))
+        else:
+            deadline = None if op.ttl is None else now + op.ttl
+            owner = lease if op.client_lifetime else None
+            connection.execute(
+                "INSERT OR REPLACE INTO kv VALUES (?, ?, ?, ?, ?, ?)",
+                (key, op.value, revision, op.ttl, deadline, owner),
+            )
+        connection.execute("INSERT INTO log VALUES (?, ?, ?, ?)", (revision, place, key, value))
+        size += len(key) + len(value or b"") + _ROW_BYTES
+    connection.execute(
+        "INSERT INTO history SELECT ?, bytes + ?, ?, ? FROM history WHERE revision = ?",
+        (revision, size, now, expiry, current),
+    )
+    return revision
+
+
+def reap(connection: sqlite3.Connection, current: int) -> int:
+    """Delete what is past its time as a commit of its own, so that streams see it; the revision after it."""
+    now = time.monotonic()
+    expired = connection.execute(
+        "SELECT key FROM kv WHERE deadline <= ? UNION"
+        " SELECT key FROM kv WHERE lease IN (SELECT id FROM lease WHERE deadline <= ?) ORDER BY key",
+        (now, now),
+    ).fetchall()
+    current = write(connection, {key.decode(): None for (key,) in expired}, current=current, expiry=True)
+    connection.execute("DELETE FROM lease WHERE deadline <= ?", (now,))
+    return current
+
+
+def commits(connection: sqlite3.Connection, prefix: str, after: int, current: int) -> tuple[Batch, bool]:
+    """Whole commits under *prefix* after the revision *after*, and whether there are more up to *current*."""
+    query = "SELECT revision, key, value FROM log WHERE revision > ? AND revision <= ? AND key >= ? AND key < ?"
+    query += " ORDER BY revision, place LIMIT ?"
+    where = key_range(prefix)
+    rows = connection.execute(query, (after, current, *where, PAGE + 1)).fetchall()
+    more = len(rows) > PAGE
+    if more:
+        # The last commit may be cut: leave it to the next page, unless it is the only one and larger than a page.
+        last = rows[-1][0]
+        if rows[0][0] == last:
+            rows = connection.execute(query, (last - 1, last, *where, -1)).fetchall()
+        else:
+            rows = [row for row in rows if row[0] != last]
+        current = rows[-1][0]
+    found = tuple(
+        Commit(revision, tuple((key.decode(), value) for _, key, value in group))
+        for revision, group in groupby(rows, key=lambda row: row[0])
+    )
+    return Batch(current, found), more
+
+
+def trim(connection: sqlite3.Connection, *, age: float, size: int) -> None:
+    """Forget the oldest commits that are older than *age* seconds or beyond *size* bytes of log."""
+    (total,) = connection.execute("SELECT bytes FROM history ORDER BY revision DESC LIMIT 1").fetchone()
+    horizon, cut = time.monotonic() - age, 0
+    for revision, upto, at in connection.execute("SELECT revision, bytes, at FROM history ORDER BY revision"):
+        if at >= horizon and total - upto <= size:
+            break
+        cut = revision
+    forget(connection, cut)
+
+
+def forget(connection: sqlite3.Connection, revision: int) -> None:
+    """Drop the log up to *revision*; its row of the history stays, as the place after which streams can begin."""
+    connection.execute("DELETE FROM log WHERE revision <= ?", (revision,))
+    connection.execute(
+        "DELETE FROM history WHERE revision < min(?, (SELECT max(revision) FROM history))",
+        (revision,),
+    )

@@ -1,0 +1,110 @@
+"""A connection that is shared by threads, survives the file's replacement, and is not there while the process forks.
+
+SQLite keeps its file locks per process and its bookkeeping per file: a child that inherits an open connection believes
+that it holds locks which only its parent has, and the file can lose commits through it. So each connection is closed
+before a fork and opened again when it is next used.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from datasync.errors import ClosedError
+from datasync.keyval.sqlite.database import Database, opening
+
+#: Seconds that a fork waits for a connection which is in the middle of something.
+FORK_PATIENCE = 1.0
+
+
+class Link:
+    """One connection to *database*, opened when it is needed, used by one thread at a time.
+
+    Threads: any.
+    Source: contract C15.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        #: Guards the connection and what is done with it; held while SQLite works.
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._generation = -1
+        self._closed = False
+        #: How many connections there were: what is known of an earlier one (``data_version``) means nothing now.
+        self.opened = 0
+        with opening:
+            _links.add(self)
+
+    @contextmanager
+    def use(self, doing: str = "use") -> Iterator[sqlite3.Connection]:
+        """The connection, for the time of the block; whatever goes wrong inside leaves no transaction open."""
+        with self._lock:
+            connection = self._ready()
+            try:
+                with self._database.mapped(doing):
+                    yield connection
+            except BaseException:
+                if connection.in_transaction:
+                    connection.rollback()
+                raise
+
+    def close(self) -> None:
+        """Close the connection for good; may be called twice."""
+        with self._lock:
+            self._closed = True
+            self._drop()
+
+    def _ready(self) -> sqlite3.Connection:
+        if self._closed:
+            raise ClosedError(f"{self._database.path} is closed")
+        generation = self._database.verify()
+        if self._connection is None or generation != self._generation:
+            self._drop()
+            with opening:
+                self._connection = self._database.connect()
+            self._generation = generation
+            self.opened += 1
+        return self._connection
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def let_go(self) -> bool:
+        """Before a fork: close, unless a transaction is open, and keep the lock until ``take_up``."""
+        if not self._lock.acquire(timeout=FORK_PATIENCE):
+            return False
+        if self._connection is not None and not self._connection.in_transaction:
+            self._drop()
+        return True
+
+    def take_up(self) -> None:
+        """After a fork: let others go on."""
+        self._lock.release()
+
+
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+_held: list[Link] = []
+
+
+def _before_fork() -> None:
+    with opening:
+        links = list(_links)
+    _held.extend(link for link in links if link.let_go())
+    opening.acquire()  # after the links: a thread takes its link's lock first, then this one
+
+
+def _after_fork() -> None:
+    opening.release()
+    while _held:
+        _held.pop().take_up()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

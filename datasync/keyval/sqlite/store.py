@@ -1,0 +1,316 @@
+"""The store: the five verbs on one SQLite file.
+
+Source: contract section 4.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, StoreConnectionError, UnknownOutcome
+from datasync.keyval.api import (
+    Capability,
+    CommitResult,
+    Condition,
+    KeyValue,
+    PutOp,
+    Scan,
+    Store,
+    Stream,
+    WriteOp,
+)
+from datasync.keyval.embedded import check_setting, net_effect
+from datasync.keyval.schemes import StoreURL
+from datasync.keyval.sqlite import ledger
+from datasync.keyval.sqlite.database import Database
+from datasync.keyval.sqlite.leases import Lease
+from datasync.keyval.sqlite.link import Link
+from datasync.keyval.sqlite.stream import SQLiteStream
+from datasync.threads import ForkGuard, Worker
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at the file for commits of other processes.
+POLL_INTERVAL = 0.05
+#: Seconds to wait for another process's transaction.
+LOCK_TIMEOUT = 5.0
+#: Seconds that keys with ``with_client_lifetime_ttl()`` outlive a process that was killed.
+SESSION_TTL = 5.0
+#: Seconds that a commit stays in the log for streams that were away.
+HISTORY_AGE = 3600.0
+#: Bytes of log that are kept.
+HISTORY_BYTES = 64 * 1024 * 1024
+
+_PAGE = 500  # pairs a scan takes at once
+_SYNCHRONOUS = ("off", "normal", "full")
+
+
+class SQLiteStore(Store):
+    """Key-value pairs in the file *path*, shared by the processes of one machine.
+
+    Args:
+      path: The file; made with mode 0600 when it is not there, in a folder that is.
+      poll_interval: Seconds after which commits of other processes are seen; those of this one are seen at once.
+      lock_timeout: Seconds to wait for another process's transaction.
+      session_ttl: Seconds after which client-lifetime keys of a dead process expire.
+      history_age: Seconds of history that are kept.
+      history_bytes: Bytes of history that are kept.
+      synchronous: ``full``: a commit that returned survives a power cut; ``normal``: it survives the process, and the
+        file stays whole; ``off``: a power cut may damage the file.
+
+    Raises:
+      StoreError: The file is no store of ours, or cannot be used; it was left as it is.
+
+    Threads: any. After a fork the parent's store goes on; the child opens its own.
+    Source: contract section 4, C15, C17.
+
+    .. versionadded:: 1.0
+    """
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        poll_interval: float = POLL_INTERVAL,
+        lock_timeout: float = LOCK_TIMEOUT,
+        session_ttl: float = SESSION_TTL,
+        history_age: float = HISTORY_AGE,
+        history_bytes: int = HISTORY_BYTES,
+        synchronous: str = "full",
+    ) -> None:
+        check_setting("poll_interval", poll_interval)
+        check_setting("lock_timeout", lock_timeout, zero=True)
+        check_setting("session_ttl", session_ttl)
+        check_setting("history_age", history_age, zero=True)
+        check_setting("history_bytes", history_bytes, zero=True)
+        if synchronous not in _SYNCHRONOUS:
+            raise InvalidArgumentError(f"the option synchronous must be one of {', '.join(_SYNCHRONOUS)}")
+        filename = os.fspath(path)
+        if not isinstance(filename, str) or not filename or "\0" in filename:
+            raise InvalidArgumentError("the path of an SQLite store must be a non-empty string without NUL")
+        self._path = os.path.abspath(filename)
+        self._guard = ForkGuard(self.name)
+        self._poll_interval = poll_interval
+        self._age, self._bytes = history_age, history_bytes
+        self._database = Database(self._path, lock_timeout=lock_timeout, synchronous=synchronous)
+        # Two connections: in a write-ahead log readers never wait, unless they share the connection of a writer.
+        self._reading, self._writing = Link(self._database), Link(self._database)
+        self._lease = Lease(session_ttl)
+        self._renewer: Worker | None = None
+        #: Guards the members below.
+        self._lock = threading.Lock()
+        self._closed = False
+        self._streams: weakref.WeakSet[SQLiteStream] = weakref.WeakSet()
+        # Which file (its generation) was listed last, and the first revision that was read from it.
+        self._read_from = (0, 0)
+
+    @classmethod
+    def from_url(cls, url: StoreURL, **options: Any) -> SQLiteStore:
+        """``sqlite:///absolute/path``, or ``sqlite:relative/path``."""
+        if url.hosts or url.user is not None or url.path in ("", "/"):
+            raise InvalidArgumentError("an SQLite URL names a file: sqlite:///absolute/path or sqlite:relative/path")
+        return cls(url.path, **options)
+
+    @property
+    def name(self) -> str:
+        return f"sqlite://{self._path}"
+
+    def check(self) -> None:
+        self._ready()
+        with self._reading.use("read") as connection:
+            ledger.bounds(connection)
+
+    def read(self, key: str) -> KeyValue | None:
+        self._ready()
+        now = time.monotonic()
+        with self._reading.use("read") as connection:
+            row = connection.execute(
+                "SELECT value, revision FROM kv WHERE key = ? AND (deadline IS NULL OR deadline > ?)"
+                " AND (lease IS NULL OR lease IN (SELECT id FROM lease WHERE deadline > ?))",
+                (key.encode(), now, now),
+            ).fetchone()
+        return None if row is None else KeyValue(key, row[0], row[1])
+
+    def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
+        self._ready()
+        with self._reading.use("read") as connection:
+            due = ledger.bounds(connection).due
+        self.reap(due)
+        scan = _SQLiteScan(self._database, prefix, keys_only)
+        with self._lock:
+            if self._read_from[0] != scan.generation:
+                self._read_from = (scan.generation, scan.revision)
+        return scan
+
+    def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
+        self._ready()
+        leased = any(isinstance(op, PutOp) and op.client_lifetime for op in ops)
+        with self._writing.use("write") as connection:
+            before = self._begin(connection)
+            current = ledger.reap(connection, before.current) if _past(before.due) else before.current
+            if not all(_holds(connection, condition) for condition in conditions):
+                self._end(connection, before.current, current)
+                return CommitResult(False, current, 0)
+            if leased:
+                current = self._lease.ensure(connection, current)
+            effect = net_effect(ops, partial(ledger.key_exists, connection), partial(ledger.keys_under, connection))
+            revision = ledger.write(connection, effect, current=current, lease=self._lease.id)
+            self._end(connection, before.current, revision)
+            self._lease.note(effect, revision)
+        if leased:
+            self._keep_alive()
+        return CommitResult(True, revision, sum(op is None for op in effect.values()))
+
+    def stream(self, prefix: str, after: int) -> Stream:
+        self._ready()
+        generation = self._database.verify()
+        with self._lock:
+            if self._closed:
+                raise ClosedError(f"{self.name} is closed")
+            if generation and (self._read_from[0] != generation or after < self._read_from[1]):
+                generation = -1  # *after* was read from the file that was here before
+            stream = SQLiteStream(
+                self._database,
+                prefix,
+                after,
+                generation=generation,
+                poll_interval=self._poll_interval,
+                reap=self.reap,
+            )
+            self._streams.add(stream)
+        return stream
+
+    def close(self) -> None:
+        if self._guard.forked:
+            return
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            streams, renewer = list(self._streams), self._renewer
+        for stream in streams:
+            stream.abandon()
+        if renewer is not None:
+            renewer.close()
+        if self._lease.id:
+            self._give_up_lease()
+        self._writing.close()
+        self._reading.close()
+
+    def compact(self, revision: int | None = None) -> None:
+        """Forget the history up to *revision* (the current one when None): streams behind it must list again."""
+        self._ready()
+        with self._writing.use("write") as connection:
+            current = self._begin(connection).current
+            ledger.forget(connection, current if revision is None else min(revision, current))
+            connection.execute("COMMIT")
+        self._database.hub.wake()
+
+    def reap(self, due: float | None) -> None:
+        """Delete what has expired, if *due* has come; several processes may try, the first one does it."""
+        if not _past(due):
+            return
+        with self._writing.use("write") as connection:
+            current = self._begin(connection).current
+            self._end(connection, current, ledger.reap(connection, current))
+
+    def _ready(self) -> None:
+        self._guard.check()
+        if self._closed:
+            raise ClosedError(f"{self.name} is closed")
+
+    def _begin(self, connection: sqlite3.Connection) -> ledger.Bounds:
+        connection.execute("BEGIN IMMEDIATE")
+        return ledger.bounds(connection)
+
+    def _end(self, connection: sqlite3.Connection, before: int, after: int) -> None:
+        if after // ledger.TRIM_EVERY > before // ledger.TRIM_EVERY:
+            ledger.trim(connection, age=self._age, size=self._bytes)
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if "I/O" in str(error):
+                raise UnknownOutcome(f"the disk of {self._path} failed: the commit may or may not be there") from error
+            raise
+        if after > before:
+            self._database.hub.wake()
+
+    def _keep_alive(self) -> None:
+        with self._lock:
+            if self._renewer is not None or self._closed:
+                return
+            self._renewer = Worker(f"keyval-sqlite-lease-{os.path.basename(self._path)}", self._renew_until_stopped)
+            self._renewer.start()
+
+    def _renew_until_stopped(self, worker: Worker) -> None:
+        while not worker.stopping.wait(self._lease.ttl / 3):
+            try:
+                with self._writing.use("write") as connection:
+                    before = self._begin(connection)
+                    current = ledger.reap(connection, before.current) if _past(before.due) else before.current
+                    self._end(connection, before.current, self._lease.renew(connection, current))
+            except DatasyncError as error:
+                log.warning("%s: the client lifetime lease was not renewed: %s", self.name, error)
+
+    def _give_up_lease(self) -> None:
+        try:
+            with self._writing.use("write") as connection:
+                current = self._begin(connection).current
+                self._end(connection, current, self._lease.give_up(connection, current))
+        except DatasyncError as error:
+            log.warning("%s: client lifetime keys stay until their lease ends: %s", self.name, error)
+
+
+class _SQLiteScan(Scan):
+    """A read transaction on a connection of its own: other commits go on, this one does not see them."""
+
+    def __init__(self, database: Database, prefix: str, keys_only: bool) -> None:
+        self._link = Link(database)
+        self._columns = "key, x'', revision" if keys_only else "key, value, revision"
+        self._range = ledger.key_range(prefix)
+        # A scan that is dropped without being read to its end must not hold the write-ahead log back.
+        self._closer = weakref.finalize(self, self._link.close)
+        try:
+            with self._link.use("read") as connection:
+                connection.execute("BEGIN")
+                self.revision = ledger.bounds(connection).current
+                self.generation = database.generation
+                self._cursor = connection.execute(
+                    f"SELECT {self._columns} FROM kv WHERE key >= ? AND key < ? ORDER BY key", self._range
+                )
+        except BaseException:
+            self._closer()
+            raise
+
+    def __iter__(self) -> Iterator[KeyValue]:
+        try:
+            while True:
+                with self._link.use("read"):
+                    if self._link.opened > 1:
+                        raise StoreConnectionError("the file was replaced while it was listed")
+                    rows = self._cursor.fetchmany(_PAGE)
+                for key, value, revision in rows:
+                    yield KeyValue(key.decode(), value, revision)
+                if len(rows) < _PAGE:
+                    return
+        finally:
+            self._closer()
+
+
+def _holds(connection: sqlite3.Connection, condition: Condition) -> bool:
+    row = connection.execute("SELECT value FROM kv WHERE key = ?", (condition.key.encode(),)).fetchone()
+    return (None if row is None else row[0]) == condition.value
+
+
+def _past(due: float | None) -> bool:
+    return due is not None and due <= time.monotonic()

@@ -1,0 +1,118 @@
+"""The live history of a file: a poll of 3 µs for the commits of other processes, a wake-up for our own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from datasync.errors import ClosedError, CompactedError, DatasyncError
+from datasync.keyval.api import Batch, RewoundError, Stream
+from datasync.keyval.sqlite import ledger
+from datasync.keyval.sqlite.database import Database
+from datasync.keyval.sqlite.link import Link
+from datasync.threads import ForkGuard
+
+#: Seconds after which an idle stream yields None.
+IDLE = 1.0
+
+
+class SQLiteStream(Stream):
+    """Commits under *prefix* after a revision; its own connection, held only while it reads.
+
+    Threads: one iterates, any cancels.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        prefix: str,
+        after: int,
+        *,
+        generation: int,
+        poll_interval: float,
+        reap: Callable[[float | None], None],
+    ) -> None:
+        self._database = database
+        self._link = Link(database)
+        self._guard = ForkGuard(f"a stream of {database.path}")
+        self._generation = generation
+        self._prefix = prefix
+        self._position = after
+        self._poll_interval = poll_interval
+        self._reap = reap
+        self._cancelled = self._abandoned = False
+        # (connections opened, data_version) at the last look, and what expires next.
+        self._seen = (0, 0)
+        self._due: float | None = None
+
+    def cancel(self) -> None:
+        if self._guard.forked:
+            return
+        self._cancelled = True
+        self._database.hub.wake()
+
+    def abandon(self) -> None:
+        """End with ``ClosedError``: the store was closed under the stream."""
+        self._abandoned = True
+        self._link.close()
+        self._database.hub.wake()
+
+    def __iter__(self) -> Iterator[Batch | None]:
+        try:
+            first, spoke = True, time.monotonic()
+            while not self._cancelled:
+                wakes = self._database.hub.count
+                batch, more = self._look()
+                now = time.monotonic()
+                if first or (batch is not None and batch.revision > self._position):
+                    first, spoke = False, now
+                    self._position = self._position if batch is None else batch.revision
+                    yield batch
+                elif now - spoke >= IDLE:
+                    spoke = now
+                    yield None
+                if not more:
+                    self._database.hub.wait(wakes, self._patience())
+        except DatasyncError:
+            if not self._cancelled:  # else it is the end that was asked for
+                raise
+        finally:
+            self._link.close()
+
+    def _look(self) -> tuple[Batch | None, bool]:
+        """What is new, and whether there is more to read at once; None when nobody committed."""
+        self._guard.check()
+        if self._abandoned:
+            raise ClosedError(f"the store of {self._database.path} was closed")
+        if self._due is not None and self._due <= time.monotonic():
+            self._reap(self._due)
+        with self._link.use("read") as connection:
+            self._refuse_another_file()
+            (version,) = connection.execute("PRAGMA data_version").fetchone()
+            seen = (self._link.opened, version)
+            if seen == self._seen:
+                return None, False
+            connection.execute("BEGIN")  # bounds and commits of one moment
+            oldest, current, self._due = ledger.bounds(connection)
+            self._check_position(oldest, current)
+            batch, more = ledger.commits(connection, self._prefix, self._position, current)
+            connection.execute("COMMIT")
+            if not more:
+                self._seen = seen
+            return batch, more
+
+    def _check_position(self, oldest: int, current: int) -> None:
+        if current < self._position:
+            raise RewoundError(f"{self._database.path} is at revision {current}, below {self._position}")
+        if self._position < oldest > 1:
+            message = f"{self._database.path} has no history after revision {self._position}, only after {oldest}"
+            raise CompactedError(message, oldest)
+
+    def _refuse_another_file(self) -> None:
+        if self._database.generation != self._generation:
+            raise RewoundError(f"{self._database.path} was replaced by another file")
+
+    def _patience(self) -> float:
+        if self._due is None:
+            return self._poll_interval
+        return min(self._poll_interval, max(self._due - time.monotonic(), 0.0))
