@@ -20,7 +20,7 @@ from datasync.events import ResyncReason
 
 if TYPE_CHECKING:
     from datasync.keyval.broker import BytesBroker
-    from datasync.keyval.watcher import BytesWatcher
+    from datasync.keyval.watcher import Watcher
 
 #: The prefix of a broker or watcher that sees the whole store.
 ROOT = ""
@@ -205,11 +205,11 @@ class Store(ABC):
 
         return BytesBroker(self, prefix)
 
-    def new_watcher(self, prefix: str = ROOT) -> BytesWatcher:
+    def new_watcher(self, prefix: str = ROOT) -> Watcher:
         """A watcher for the keys that start with *prefix*."""
-        from datasync.keyval.watcher import BytesWatcher  # inside: as above
+        from datasync.keyval.watcher import Watcher  # inside: as above
 
-        return BytesWatcher(self, prefix)
+        return Watcher(self, prefix)
 
     def __enter__(self) -> Store:
         return self

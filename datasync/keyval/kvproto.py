@@ -18,7 +18,7 @@ from datasync.options import DelOption, PutOption
 from datasync.serializer import Serializer, SerializerJSON
 
 if TYPE_CHECKING:
-    from datasync.keyval.watcher import ProtoWatcher
+    from datasync.keyval.watcher import Watcher
 
 
 class ProtoGetResult(NamedTuple):
@@ -72,11 +72,11 @@ class ProtoWrapper:
         """A broker for the keys that start with *prefix*."""
         return ProtoBroker(BytesBroker(self._store, prefix), self._serializer)
 
-    def new_watcher(self, prefix: str = "") -> ProtoWatcher:
+    def new_watcher(self, prefix: str = "") -> Watcher:
         """A watcher for the keys that start with *prefix*."""
-        from datasync.keyval.watcher import ProtoWatcher  # brings the reader and its thread class: only when asked
+        from datasync.keyval.watcher import Watcher  # brings the reader and its thread class: only when asked
 
-        return ProtoWatcher(self._store, prefix, self._serializer)
+        return Watcher(self._store, prefix, self._serializer)
 
 
 class ProtoBroker:

@@ -1,5 +1,9 @@
 """A key-value store as a transport: what is written to it arrives as events."""
 
+# The transport
+from datasync.kvdbsync.plugin import Plugin
+
+# Where an agent's keys live
 from datasync.kvdbsync.servicelabel import (
     ALL_AGENTS_PREFIX,
     DEFAULT_LABEL,
@@ -10,6 +14,8 @@ from datasync.kvdbsync.servicelabel import (
 )
 
 __all__ = [
+    # The transport
+    "Plugin",
     # Where an agent's keys live
     "ALL_AGENTS_PREFIX",
     "DEFAULT_LABEL",

@@ -64,9 +64,10 @@ class DoneFuture:
 
 
 class DoneCallback:
-    """A ``done`` that calls *callback* with the error or None, once, in the thread that answers. Source: Go ``DoneCallback``.
+    """A ``done`` that calls *callback* with the error or None, once, in the thread that answers.
 
-    What *callback* raises is logged: the subscriber that answered has nothing to do with it. Threads: any.
+    What *callback* raises is logged: the subscriber that answered has nothing to do with it.
+    Threads: any. Source: Go ``DoneCallback``.
     """
 
     def __init__(self, callback: Callable[[BaseException | None], object]) -> None:

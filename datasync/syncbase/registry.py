@@ -14,10 +14,10 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from queue import Queue
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, SubscriptionError
@@ -46,6 +46,16 @@ class Commit(Protocol):
 
     @property
     def ops(self) -> Sequence[tuple[str, bytes | None]]: ...
+
+
+class Batch(Protocol):
+    """Transactions in order, and the revision up to which they are all: ``datasync.keyval.api.Batch`` is one."""
+
+    @property
+    def revision(self) -> int: ...
+
+    @property
+    def commits(self) -> Sequence[Commit]: ...
 
 
 class Registry:
@@ -252,23 +262,23 @@ class Registry:
 
     # Changes from a reader.
 
-    def feed_snapshot(self, revision: int, entries: dict[str, Entry], reason: ResyncReason) -> None:
+    def feed_snapshot(self, revision: int, entries: dict[str, tuple[int, bytes]], reason: ResyncReason) -> None:
         """Make *entries* (key to revision and bytes; the registry's own from now on) the state at *revision*."""
         with self._lock:
             if self._closed:
                 return
             self._heard_locked()
-            self._replace_locked(entries, revision, reason, None, None)
+            self._replace_locked(cast("dict[str, Entry]", entries), revision, reason, None, None)
             subscriptions = list(self._subscriptions.values())
         self._settled.set()
         log.info("%s: %d key(s) at revision %d (%s)", self.name, len(entries), revision, reason.value)
         self._deliver(subscriptions)
 
-    def feed_changes(self, commits: Sequence[Commit], revision: int) -> None:
-        """Apply *commits* in order; the source is complete up to *revision* with them."""
+    def feed_changes(self, batch: Batch) -> None:
+        """Apply the commits of *batch* in order; the source is complete up to its revision with them."""
         touched: dict[Subscription, None] = {}
         fed = 0
-        for commit in commits:
+        for commit in batch.commits:
             with self._lock:
                 if self._closed:
                     return
@@ -282,7 +292,7 @@ class Registry:
                 touched, fed = {}, 0
         with self._lock:
             self._heard_locked()
-        self._state.advance(revision)
+        self._state.advance(batch.revision)
         self._deliver(touched)
 
     def source_lost(self, error: BaseException) -> None:
@@ -486,9 +496,7 @@ class Registry:
             return TransportState.WAITING
         return TransportState.READY if self._lost is None else TransportState.DOWN
 
-    def _deliver(
-        self, subscriptions: Mapping[Subscription, object] | Sequence[Subscription], future: PropagationFuture | None = None
-    ) -> None:
+    def _deliver(self, subscriptions: Collection[Subscription], future: PropagationFuture | None = None) -> None:
         if future is not None and not subscriptions:
             future.finish()  # nobody is to be asked
         for subscription in subscriptions:

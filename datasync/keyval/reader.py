@@ -1,0 +1,166 @@
+"""Following a store: list at a revision, stream after it, resume, list again only when nothing else is left.
+
+One reader, one thread, whatever the number of subscribers behind its sink. Any break is followed by a resume after the
+last revision that the sink has; so nothing is lost, and nothing comes twice.
+
+Source: contract C13; the defects D30, D33, D57, D59, D69, D77 of cn-infra.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from datasync.backoff import Backoff
+from datasync.errors import ClosedError, CompactedError, DatasyncError, ForkedError
+from datasync.events import ResyncReason
+from datasync.keyval.api import Batch, Capability, Commit, ReaderSink, RewoundError, Store, Stream
+from datasync.threads import Worker
+
+log = logging.getLogger(__name__)
+
+#: Seconds before the next attempt after a break: the first pause, and the longest, with full jitter.
+RETRY_BACKOFF = (0.1, 30.0)
+#: Seconds that a stream without a commit must last to count as a success.
+GOOD_STREAM = 1.0
+#: Pairs between two looks at the stop flag while listing.
+LOOK_UP_EVERY = 1000
+
+
+class StoreReader:
+    """Feeds *sink* with the state of *store* under *prefix* and then with every commit; keys come without the prefix.
+
+    The last commit is the anchor: a resume starts with it and finds it unchanged, or the store went back in time and
+    has grown again since, which revisions alone do not tell.
+
+    Threads: ``start`` and ``close`` from any; the sink is called from the reader's own thread only.
+    """
+
+    def __init__(self, store: Store, prefix: str, sink: ReaderSink) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._sink = sink
+        self._has_history = Capability.HISTORY in store.capabilities
+        self._worker = Worker(f"keyval-reader-{store.name}", self._run, wake=self._cancel_stream)
+        self._backoff = Backoff(*RETRY_BACKOFF)
+        self._due: ResyncReason | None = ResyncReason.INITIAL  # why a listing is due; None: resume
+        self._revision = 0
+        self._anchor: Commit | None = None
+        self._lock = threading.Lock()  # guards _stream
+        self._stream: Stream | None = None
+
+    def start(self) -> None:
+        """Start the thread; once."""
+        self._worker.start()
+
+    def close(self) -> None:
+        """End the thread; may be called twice, before ``start``, and from the sink."""
+        self._worker.close()
+
+    def _run(self, worker: Worker) -> None:
+        while not worker.stopping.is_set():
+            try:
+                if self._due is not None:
+                    self._list(self._due)
+                self._follow()
+                worker.stopping.wait(self._backoff.next())  # a stream that ends without a word is a break as well
+            except (ClosedError, ForkedError) as error:  # the application took the store away
+                if not worker.stopping.is_set():
+                    log.error("%s: the reader ends: %s", self._store.name, error)
+                    self._sink.source_lost(error)
+                return
+            except Exception as error:
+                if not worker.stopping.is_set():
+                    self._recover(error)
+                    worker.stopping.wait(self._backoff.next())
+
+    def _list(self, reason: ResyncReason) -> None:
+        started = time.monotonic()
+        scan = self._store.scan(self._prefix)
+        cut = len(self._prefix)
+        entries: dict[str, tuple[int, bytes]] = {}
+        for key, value, revision in scan:
+            entries[key[cut:]] = (revision, value)
+            if len(entries) % LOOK_UP_EVERY == 0 and self._worker.stopping.is_set():
+                return
+        seconds = time.monotonic() - started
+        log.info("%s: listed %d key(s) at revision %d in %.2f s", self._store.name, len(entries), scan.revision, seconds)
+        self._revision, self._anchor, self._due = scan.revision, None, None
+        self._sink.feed_snapshot(scan.revision, entries, reason)
+
+    def _follow(self) -> None:
+        """Stream until it breaks or is cancelled."""
+        expected = self._anchor if self._has_history else None
+        stream = self._open(self._revision if expected is None else expected.revision - 1)
+        opened = time.monotonic()
+        try:
+            for batch in stream:
+                if self._worker.stopping.is_set():
+                    return
+                if batch is None:
+                    continue
+                commits = batch.commits
+                if expected is not None and batch.revision >= expected.revision:
+                    commits = self._after_anchor(expected, batch)
+                    expected = None
+                if expected is None:
+                    self._feed(Batch(batch.revision, commits))
+                    if commits or time.monotonic() - opened > GOOD_STREAM:
+                        self._backoff.reset()
+        finally:
+            self._cancel_stream()
+
+    def _open(self, after: int) -> Stream:
+        stream = self._store.stream(self._prefix, after)
+        with self._lock:
+            self._stream = stream
+        if self._worker.stopping.is_set():  # close() came between, and found no stream to cancel
+            stream.cancel()
+        return stream
+
+    def _cancel_stream(self) -> None:
+        with self._lock:
+            stream = self._stream
+        if stream is not None:
+            stream.cancel()
+
+    def _after_anchor(self, expected: Commit, batch: Batch) -> list[Commit]:
+        """The commits that follow the anchor."""
+        commits = list(batch.commits)
+        if not commits or commits[0].revision != expected.revision or dict(commits[0].ops) != dict(expected.ops):
+            raise RewoundError(f"{self._store.name}: revision {expected.revision} is not what it was")
+        return commits[1:]
+
+    def _feed(self, batch: Batch) -> None:
+        if batch.commits:
+            if self._has_history and batch.commits[0].revision <= self._revision:
+                raise RewoundError(f"{self._store.name}: revision {batch.commits[0].revision} came again")
+            self._anchor = batch.commits[-1]
+        self._revision = max(self._revision, batch.revision)
+        cut = len(self._prefix)
+        if cut:
+            commits = [Commit(revision, [(key[cut:], value) for key, value in ops]) for revision, ops in batch.commits]
+            batch = Batch(batch.revision, commits)
+        self._sink.feed_changes(batch)
+
+    def _recover(self, error: Exception) -> None:
+        """Decide between resuming and listing again."""
+        if isinstance(error, RewoundError):
+            self._list_next(ResyncReason.REWOUND)
+        elif isinstance(error, CompactedError):
+            if self._anchor is not None and self._anchor.revision < self._revision:
+                self._anchor = None  # perhaps only the anchor is gone, not what follows
+            else:
+                self._list_next(ResyncReason.COMPACTED)
+        elif not self._has_history:
+            self._list_next(ResyncReason.RECONNECTED)
+        if isinstance(error, DatasyncError):
+            log.warning("%s: %s; trying again", self._store.name, error)
+        else:
+            log.exception("%s: the driver raised what it should not; trying again", self._store.name)
+        self._sink.source_lost(error)
+
+    def _list_next(self, reason: ResyncReason) -> None:
+        if self._due is not ResyncReason.INITIAL:  # until the first listing has succeeded, it stays the first
+            self._due = reason

@@ -1,0 +1,213 @@
+"""A key-value store as a transport: watch it, and write to it.
+
+Source: cn-infra ``datasync/kvdbsync``; contract C2, C10-C14, C17, C18; the defects D30-D42 of cn-infra.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from queue import Queue
+from types import TracebackType
+from typing import Any
+
+from google.protobuf.message import Message
+
+from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, StoreConnectionError
+from datasync.keyval.api import ROOT, Store
+from datasync.keyval.kvproto import ProtoWrapper
+from datasync.keyval.reader import StoreReader
+from datasync.options import DelOption, PutOption
+from datasync.resync.api import Registration as ResyncRegistration
+from datasync.resync.api import StatusEvent
+from datasync.resync.orchestrator import Plugin as Orchestrator
+from datasync.serializer import Serializer, SerializerJSON
+from datasync.syncbase.registry import Registration, Registry
+from datasync.syncbase.status import TransportStatus
+from datasync.threads import ForkGuard
+
+log = logging.getLogger(__name__)
+
+
+class Plugin:
+    """Mirrors everything under *prefix* of a store, delivers it to subscribers, and writes to it.
+
+    One thread follows the store, whatever the number of subscriptions: choose the narrowest *prefix* that serves.
+    Subscribers see keys relative to *prefix*.
+
+    Args:
+      kv: The store; it is not closed by the plugin.
+      prefix: Plain string in front of every key, such as ``servicelabel.agent_prefix("vpp1")``.
+      resync: Orchestrator whose ``do_resync()`` the subscriptions take part in; their first RESYNC waits for it.
+        Without one it is sent as soon as the store was read.
+      serializer: Between messages and bytes; protojson unless told.
+      allow_delayed_start: Start although the store cannot be reached, and begin when it can.
+
+    Threads: any.
+    Source: Go ``kvdbsync.Plugin``.
+    """
+
+    def __init__(
+        self,
+        kv: Store,
+        prefix: str = ROOT,
+        resync: Orchestrator | None = None,
+        serializer: Serializer | None = None,
+        *,
+        allow_delayed_start: bool = False,
+    ) -> None:
+        if not isinstance(kv, Store):
+            raise InvalidArgumentError(f"kv must be a store from keyval.connect(), not {type(kv).__name__}")
+        if not isinstance(prefix, str):
+            raise InvalidArgumentError(f"a prefix must be a string, not {type(prefix).__name__}")
+        serializer = serializer or SerializerJSON()
+        self._kv = kv
+        self._prefix = prefix
+        self._resync = resync
+        self._allow_delayed_start = allow_delayed_start
+        self._guard = ForkGuard(f"the plugin of {kv.name}")
+        #: The mirror: ``registry.get(key)`` and ``registry.items(prefix)`` read it without the network.
+        self.registry = Registry(kv.name, serializer=serializer, sourced=True)
+        self._broker = ProtoWrapper(kv, serializer).new_broker(prefix)
+        self._lock = threading.Lock()  # guards the two below: one thread starts it, and not after close
+        self._reader: StoreReader | None = None
+        self._closed = False
+
+    def init(self) -> None:
+        """Nothing yet to do: subscriptions may be made from the beginning. Here for the life cycle of Go plugins."""
+        self._guard.check()
+
+    def after_init(self) -> None:
+        """Start to follow the store; without effect when it was started already.
+
+        Raises:
+          StoreConnectionError: The store cannot be reached, and a delayed start is not allowed; may be tried again.
+          StoreError: It can be reached and refuses, or is broken.
+          ClosedError, ForkedError.
+        """
+        self._guard.check()
+        try:
+            self._kv.check()
+        except StoreConnectionError as error:
+            if not self._allow_delayed_start:
+                raise
+            log.warning("%s: starting without the store: %s", self._kv.name, error)
+        with self._lock:
+            if self._closed:
+                raise ClosedError(f"the plugin of {self._kv.name} is closed")
+            if self._reader is None:
+                self._reader = StoreReader(self._kv, self._prefix, self.registry)
+                self._reader.start()
+
+    def watch(
+        self,
+        resync_name: str,
+        change_queue: Queue[Any] | None,
+        resync_queue: Queue[Any] | None,
+        *key_prefixes: str,
+        in_flight: int = 1,
+    ) -> Registration | OrchestratedRegistration:
+        """Subscribe, before or after the start; see :meth:`datasync.syncbase.registry.Registry.watch`."""
+        held = self._resync is not None
+        registration = self.registry.watch(
+            resync_name, change_queue, resync_queue, *key_prefixes, in_flight=in_flight, wait_for_resync=held
+        )
+        if self._resync is None:
+            return registration
+        try:
+            place = self._resync.register(resync_name, handler=self._start_over)
+        except BaseException:
+            registration.close()
+            raise
+        return OrchestratedRegistration(registration, place)
+
+    def put(self, key: str, data: Message, *opts: PutOption) -> None:
+        """Write *data* under *key*.
+
+        Raises:
+          NotReadyError: The plugin was not started.
+          InvalidArgumentError, UnsupportedError: Nothing was written.
+          UnknownOutcome: It may have been written; it is not tried again.
+          StoreError, ClosedError, ForkedError.
+        """
+        self._check_started(key)
+        self._broker.put(key, data, *opts)
+
+    def delete(self, key: str, *opts: DelOption) -> bool:
+        """Delete *key*, or with ``with_prefix()`` all under it; True when something was deleted. Raises as ``put``."""
+        self._check_started(key)
+        return self._broker.delete(key, *opts)
+
+    def status(self) -> TransportStatus:
+        """How the store and the subscriptions are doing (C18)."""
+        return self.registry.status()
+
+    def wait_ready(self, timeout: float) -> None:
+        """Wait until the store was read for the first time; ``NotReadyError`` with the last error when it was not."""
+        self.registry.wait_ready(timeout)
+
+    def close(self) -> None:
+        """End the subscriptions and the thread; the store stays open. May be called twice, and by a subscriber."""
+        if self._guard.forked:
+            return
+        with self._lock:
+            self._closed = True
+            reader = self._reader
+        self.registry.close()
+        if reader is not None:
+            reader.close()
+
+    def __enter__(self) -> Plugin:
+        self.init()
+        try:
+            self.after_init()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_started(self, key: str) -> None:
+        self._guard.check()
+        if self._closed:
+            raise ClosedError(f"{key!r}: the plugin of {self._kv.name} is closed")
+        if self._reader is None:
+            raise NotReadyError(f"{key!r}: the plugin of {self._kv.name} was not started: call after_init()")
+
+    def _start_over(self, event: StatusEvent) -> None:
+        """The orchestrator asks: answer when the subscriber has."""
+        future = self.registry.request_resync(event.resync_name)
+        future.add_done_callback(lambda answered: event.ack(answered.exception()))
+
+
+class OrchestratedRegistration:
+    """A registration that also has its place in an orchestrator's order. Threads: any."""
+
+    def __init__(self, registration: Registration, place: ResyncRegistration) -> None:
+        self._registration = registration
+        self._place = place
+
+    def register(self, resync_name: str, key_prefix: str) -> None:
+        """Add *key_prefix*; a RESYNC with it follows. Raises ``SubscriptionError``, ``ClosedError``."""
+        self._registration.register(resync_name, key_prefix)
+
+    def unregister(self, key_prefix: str) -> None:
+        """Remove *key_prefix*; one that is not there is ignored."""
+        self._registration.unregister(key_prefix)
+
+    def close(self) -> None:
+        """End the subscription and leave the order; may be called twice."""
+        self._registration.close()
+        self._place.close()
+
+    def __enter__(self) -> OrchestratedRegistration:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
