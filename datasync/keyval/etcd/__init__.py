@@ -1,0 +1,26 @@
+"""etcd v3 as a store: ``datasync.keyval.connect("etcd://host:2379")``, or ``EtcdStore`` and ``EtcdConfig`` by hand.
+
+Needs the extra ``etcd``: ``pip install 'datasync[etcd]'``.
+"""
+
+from datasync.errors import MissingExtraError
+
+try:
+    import grpc as _grpc  # noqa: F401
+except ImportError as error:  # pragma: no cover - the extra brings it
+    raise MissingExtraError("etcd", "grpcio") from error
+
+from datasync.keyval.etcd.config import EtcdConfig, load_file, read_options
+from datasync.keyval.etcd.election import Leadership
+from datasync.keyval.etcd.store import EtcdStore
+
+__all__ = [
+    # the store
+    "EtcdStore",
+    # its settings
+    "EtcdConfig",
+    "load_file",
+    "read_options",
+    # leader election
+    "Leadership",
+]

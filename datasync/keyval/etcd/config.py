@@ -1,0 +1,229 @@
+"""Where etcd is and how to talk to it: the configuration keys of cn-infra's etcd plugin, from code, URL or file.
+
+Source: cn-infra ``db/keyval/etcd/config.go``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from datasync.errors import InvalidArgumentError, MissingExtraError, UnsupportedError
+
+#: Endpoint when none is configured and the environment names none.
+DEFAULT_ENDPOINT = "127.0.0.1:2379"
+#: Environment variables with a comma-separated list of endpoints; the first that is set counts.
+ENDPOINT_VARIABLES = ("ETCD_ENDPOINTS", "ETCDV3_ENDPOINTS")
+#: Environment variable that, with any value, turns ``expand-env-variables`` on.
+EXPAND_VARIABLE = "ETCD_EXPAND_ENV_VARS"
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EtcdConfig:
+    """The settings of an etcd connection; times in seconds.
+
+    Args:
+      endpoints: ``host:port`` each, tried in turn; with ``https://`` in front TLS is on.
+      dial_timeout: How long a connection may take, and how long a call waits for one to become possible.
+      operation_timeout: How long one call may take.
+      session_ttl: Life of the client-lifetime lease after the last sign of this client; whole seconds.
+      cert_file, key_file, ca_file: PEM files; any of them turns TLS on.
+      tls: Turns TLS on with the system's authorities.
+      insecure_transport: No TLS, whatever else is set.
+      insecure_skip_tls_verify: Cannot be honoured; refused when TLS is on.
+      username, password: Credentials of etcd's own authentication.
+      auto_compact: Compact the history each so many seconds; 0: never.
+      reconnect_interval, resync_after_reconnect: Read for compatibility; the reader reconnects with its own backoff
+        and never misses a change, so neither has a meaning left.
+      allow_delayed_start, expand_env_variables: For the plugin and the serializer built on this store.
+      idle_limit: Seconds of silence on a watch after which the connection counts as broken.
+      page_size: Most keys in one page of a listing.
+    """
+
+    endpoints: tuple[str, ...] = ()
+    dial_timeout: float = 1.0
+    operation_timeout: float = 3.0
+    session_ttl: int = 5
+    reconnect_interval: float = 2.0
+    auto_compact: float = 0.0
+    idle_limit: float = 10.0
+    page_size: int = 10_000
+    cert_file: str = ""
+    key_file: str = ""
+    ca_file: str = ""
+    username: str = ""
+    password: str = field(default="", repr=False)
+    tls: bool = False
+    insecure_transport: bool = False
+    insecure_skip_tls_verify: bool = False
+    resync_after_reconnect: bool = False
+    allow_delayed_start: bool = False
+    expand_env_variables: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("dial_timeout", "operation_timeout", "session_ttl", "idle_limit", "page_size"):
+            if getattr(self, name) <= 0:
+                raise InvalidArgumentError(f"etcd option {_spelled(name)} must be more than 0")
+        if self.auto_compact < 0:
+            raise InvalidArgumentError("etcd option auto-compact must not be negative")
+        if bool(self.cert_file) != bool(self.key_file):
+            raise InvalidArgumentError("etcd options cert-file and key-file go together")
+        if self.password and not self.username:
+            raise InvalidArgumentError("etcd option password needs a username")
+        if self.secure and self.insecure_skip_tls_verify:
+            raise UnsupportedError(
+                "etcd option insecure-skip-tls-verify cannot be honoured: name the server's authority in ca-file"
+            )
+
+    @property
+    def secure(self) -> bool:
+        """True when connections use TLS."""
+        wanted = self.tls or self.cert_file or self.ca_file or any(e.startswith("https://") for e in self.endpoints)
+        return bool(wanted) and not self.insecure_transport
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The endpoints as ``host:port``."""
+        return tuple(read_address(endpoint) for endpoint in self.endpoints or (DEFAULT_ENDPOINT,))
+
+
+def read_options(options: Mapping[str, Any], *, environ: Mapping[str, str] | None = None) -> EtcdConfig:
+    """The configuration that *options* spell, their names with dashes or underscores.
+
+    The key ``config-file`` names a JSON or YAML file whose keys count where *options* have none.
+
+    Raises:
+      InvalidArgumentError: A key is unknown, or a value is not of its kind; the message never quotes a value of
+        ``password``.
+      UnsupportedError: An option cannot be honoured.
+    """
+    environ = os.environ if environ is None else environ
+    given = {str(name).replace("_", "-"): value for name, value in options.items()}
+    path = given.pop("config-file", None)
+    if path is not None:
+        given = {**load_file(str(path)), **given}
+    settings: dict[str, Any] = {}
+    for name, value in given.items():
+        kind = _KINDS.get(name)
+        if kind is None:
+            close = difflib.get_close_matches(name, _KINDS, n=1)
+            raise InvalidArgumentError(
+                f"unknown etcd option {name!r}" + (f": did you mean {close[0]!r}?" if close else "")
+            )
+        settings[name.replace("-", "_")] = kind(name, value)
+    if not settings.get("endpoints"):
+        listed = next((environ[name] for name in ENDPOINT_VARIABLES if environ.get(name)), DEFAULT_ENDPOINT)
+        settings["endpoints"] = _endpoints("endpoints", listed)
+    if EXPAND_VARIABLE in environ:
+        settings["expand_env_variables"] = True
+    return EtcdConfig(**settings)
+
+
+def load_file(path: str) -> dict[str, Any]:
+    """The keys of the JSON or YAML file *path*, as they stand there.
+
+    Raises:
+      InvalidArgumentError: The file cannot be read, or is no mapping.
+    """
+    try:
+        import yaml
+    except ImportError as error:  # pragma: no cover - the extra brings it
+        raise MissingExtraError("etcd", "PyYAML") from error
+    try:
+        # JSON is YAML as far as a configuration goes.
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot read the etcd configuration {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError):
+        content = path  # no cause: the parser's message quotes the file, and it may hold the password
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InvalidArgumentError(f"the etcd configuration {path} is not a JSON or YAML mapping")
+    return {str(name).replace("_", "-"): value for name, value in content.items()}
+
+
+def read_duration(name: str, value: object) -> float:
+    """Seconds of a Go duration: ``"2s"``, ``"1m30s"``, ``"500ms"``, whole nanoseconds, or a float of seconds.
+
+    An integer is nanoseconds only from a million on, as Go writes them; a smaller one is seconds, as people do.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise InvalidArgumentError(f"etcd option {name} must be a duration such as '2s', not {type(value).__name__}")
+    if isinstance(value, str):
+        text = value.strip()
+        parts = _DURATION.findall(text)
+        if parts and "".join(number + unit for number, unit in parts) == text:
+            return sum(float(number) * _UNITS[unit] for number, unit in parts)
+        try:
+            value = float(text) if "." in text else int(text)
+        except ValueError:
+            raise InvalidArgumentError(f"etcd option {name}: {text!r} is no duration such as '2s' or '500ms'") from None
+    if not 0 <= value < float("inf"):
+        raise InvalidArgumentError(f"etcd option {name} must be a finite number of seconds, not {value}")
+    return value * 1e-9 if isinstance(value, int) and value >= 1_000_000 else float(value)
+
+
+def read_address(endpoint: str) -> str:
+    """``host:port`` of *endpoint*, which may have ``http://`` or ``https://`` in front."""
+    address = re.sub(r"^https?://", "", endpoint.strip()).rstrip("/")
+    host, colon, port = address.rpartition(":")
+    if not colon or host.endswith(":") or address.endswith("]"):
+        host, port = address, "2379"
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536 or set(host) & set("/?#@ ,"):
+        raise InvalidArgumentError(f"etcd endpoint {endpoint!r} is not host:port")
+    return f"{host}:{port}"
+
+
+def _spelled(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _endpoints(name: str, value: object) -> tuple[str, ...]:
+    listed = value.split(",") if isinstance(value, str) else value
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(item, str) for item in listed):
+        raise InvalidArgumentError(f"etcd option {name} must be a list of host:port")
+    endpoints = tuple(item.strip() for item in listed if item.strip())
+    for endpoint in endpoints:
+        read_address(endpoint)
+    return endpoints
+
+
+def _flag(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in {"true", "false", "1", "0"}:
+        return value.lower() in {"true", "1"}
+    raise InvalidArgumentError(f"etcd option {name} must be true or false")
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, str) and value.isdecimal():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidArgumentError(f"etcd option {name} must be a whole number")
+    return value
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidArgumentError(f"etcd option {name} must be text, not {type(value).__name__}")
+    return value
+
+
+_BY_TYPE: dict[str, Callable[[str, object], Any]] = {
+    "tuple[str, ...]": _endpoints,
+    "float": read_duration,
+    "int": _whole,
+    "str": _text,
+    "bool": _flag,
+}
+_KINDS = {_spelled(item.name): _BY_TYPE[str(item.type)] for item in fields(EtcdConfig)}

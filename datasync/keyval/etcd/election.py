@@ -1,0 +1,155 @@
+"""Leader election, on the same keys as the Go clients' ``concurrency.Election``: candidates of both see each other.
+
+Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``CampaignInElection``; D64, D65, D66.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from datasync.errors import ClosedError, DatasyncError, NotReadyError, StoreError
+from datasync.keyval.etcd import datasync_etcd_pb2 as pb
+from datasync.keyval.etcd.client import LEASE_REVOKE, RANGE, TXN, Client
+from datasync.keyval.etcd.errors import LeaseNotFound
+from datasync.keyval.etcd.keys import encode_key, prefix_range
+from datasync.keyval.etcd.lease import BEATS, attempt_put, grant, keep_alive, revoke
+from datasync.threads import Worker
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at who is in front of us.
+POLL = 0.25
+
+
+class Leadership:
+    """Being the leader under a prefix, until ``resign``, or until it is lost.
+
+    It is lost when its lease was revoked, when its key was deleted, and when the server was not heard for as long as
+    the lease lives: by then another may lead. What it protects must look at ``is_leader``, or wait for ``lost``.
+
+    Threads: any; one thread of its own, in which *on_lost* is called.
+    """
+
+    def __init__(
+        self, client: Client, prefix: str, value: bytes, ttl: int, on_lost: Callable[[], object] | None = None
+    ) -> None:
+        self._client = client
+        self._what = f"the election under {prefix!r}"
+        self._on_lost = on_lost
+        self._ttl = ttl
+        #: Set when the leadership ended in another way than by ``resign``.
+        self.lost = threading.Event()
+        self._resigned = False
+        self._range = prefix_range(prefix + "/")
+        # The clock starts before the question: the server's clock for the lease starts after it.
+        self._alive_at = time.monotonic()
+        self._lease = grant(client, ttl)
+        #: The candidate's key.
+        self.key = f"{prefix}/{self._lease:x}"
+        #: The store's revision since which it stands: greater for each later leader, so usable as a fencing token.
+        self.revision = self._stand(value)
+        self._worker = Worker(f"keyval-etcd-leader-{prefix}", self._keep)
+        self._worker.start()
+
+    @property
+    def is_leader(self) -> bool:
+        """False from the moment on at which another may lead, even before this client could find out."""
+        return not self._resigned and not self.lost.is_set() and time.monotonic() < self._alive_at + self._ttl
+
+    def resign(self) -> None:
+        """Give it up, so that the next candidate leads at once. May be called twice.
+
+        Raises:
+          StoreError: The server could not be told; the lease ends by itself within its life.
+        """
+        if self._client.forked or self._resigned:
+            return
+        self._resigned = True
+        self._worker.close()
+        if self._client.closed:
+            return
+        request = pb.LeaseRevokeRequest(ID=self._lease)
+        try:
+            self._client.call(LEASE_REVOKE, request, f"resigning from {self._what}")
+        except LeaseNotFound:
+            pass  # lost before: resigned all the same
+
+    def __enter__(self) -> Leadership:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.resign()
+
+    def wait_elected(self, timeout: float | None) -> None:
+        """Return when nobody stands in front of us.
+
+        Raises:
+          NotReadyError: Not within *timeout* seconds; the candidacy is withdrawn.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = threading.Event()
+        try:
+            while self._predecessor():
+                if self.lost.is_set():
+                    raise StoreError(f"{self._what}: the candidacy was lost")
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise NotReadyError(f"{self._what}: not elected within {timeout:g} s")
+                pause.wait(POLL)
+        except BaseException:
+            self._resigned = True
+            self._worker.close()
+            if not self._client.closed:
+                revoke(self._client, self._lease)
+            raise
+
+    def _stand(self, value: bytes) -> int:
+        key = encode_key(self.key)
+        absent = pb.Compare(target=pb.Compare.VERSION, key=key, version=0)
+        request = pb.TxnRequest(compare=[absent], success=[attempt_put(key, value, self._lease)])
+        try:
+            return self._client.call(TXN, request, f"standing in {self._what}", write=True).header.revision
+        except DatasyncError:
+            revoke(self._client, self._lease)
+            raise
+
+    def _predecessor(self) -> bool:
+        first, end = self._range
+        request = pb.RangeRequest(
+            key=first, range_end=end, limit=1, keys_only=True, max_create_revision=self.revision - 1
+        )
+        return bool(self._client.call(RANGE, request, f"looking at {self._what}").kvs)
+
+    def _keep(self, worker: Worker) -> None:
+        while not worker.stopping.wait(self._ttl / BEATS):
+            begun = time.monotonic()
+            left = self._alive_at + self._ttl - begun
+            try:
+                # No longer than the lease can still live: an answer after that is no use.
+                if left <= 0 or not self._still_standing(left):
+                    break
+                self._alive_at = begun
+            except ClosedError:
+                break
+            except DatasyncError as error:
+                log.warning("%s: %s", self._what, error)
+                if worker.stopping.wait(min(POLL, max(self._alive_at + self._ttl - time.monotonic(), 0))):
+                    return
+        if not worker.stopping.is_set():
+            self.lost.set()
+            log.warning("%s: leadership or candidacy lost", self._what)
+            if self._on_lost is not None:
+                self._on_lost()
+
+    def _still_standing(self, left: float) -> bool:
+        timeout = min(left, self._client.config.operation_timeout)
+        if not keep_alive(self._client, self._lease, timeout):
+            return False
+        request = pb.RangeRequest(key=encode_key(self.key), keys_only=True)
+        kvs = self._client.call(RANGE, request, f"looking at {self._what}", timeout=timeout).kvs
+        return bool(kvs) and kvs[0].create_revision == self.revision

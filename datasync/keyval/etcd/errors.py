@@ -1,0 +1,130 @@
+"""What etcd and grpc answer when something is wrong, and what that is called in datasync: one table.
+
+etcd's own texts (``rpctypes/error.go``) are stable across its versions while status codes are not, so the table looks
+at the text first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+
+from datasync.errors import (
+    CompactedError,
+    InvalidArgumentError,
+    PermissionDenied,
+    StoreConnectionError,
+    StoreError,
+    UnknownOutcome,
+)
+from datasync.keyval.api import RewoundError
+
+
+class LeaseNotFound(StoreError):
+    """A lease expired or was revoked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What one kind of answer means.
+
+    *unsent*: the server surely did nothing, so even a write may be tried again. *elsewhere*: another endpoint may do
+    better. *renew*: a new token may do better.
+    """
+
+    error: type[StoreError] | type[InvalidArgumentError]
+    advice: str = ""
+    unsent: bool = False
+    elsewhere: bool = False
+    renew: bool = False
+
+
+_GONE = Fault(StoreConnectionError, elsewhere=True)
+_NOT_REACHED = Fault(StoreConnectionError, unsent=True, elsewhere=True)
+
+#: Part of the answer's text, and what it means; the first that fits counts.
+_TEXTS: tuple[tuple[str, Fault], ...] = (
+    ("required revision has been compacted", Fault(CompactedError)),
+    ("required revision is a future revision", Fault(RewoundError)),
+    ("requested lease not found", Fault(LeaseNotFound)),
+    ("too large lease TTL", Fault(InvalidArgumentError)),
+    ("too many operations in txn", Fault(InvalidArgumentError, "split it: --max-txn-ops is 128 by default")),
+    ("duplicate key given in txn", Fault(InvalidArgumentError, "a transaction may write a key once")),
+    ("request is too large", Fault(InvalidArgumentError, "see --max-request-bytes, 1.5 MiB by default")),
+    ("received message larger than max", Fault(InvalidArgumentError, "see --max-request-bytes, 1.5 MiB by default")),
+    ("key is not provided", Fault(InvalidArgumentError)),
+    ("invalid auth token", Fault(PermissionDenied, "the token was not renewed", unsent=True, renew=True)),
+    ("auth store is old", Fault(PermissionDenied, "users or roles keep changing", unsent=True, renew=True)),
+    ("revision in header is old", Fault(PermissionDenied, "users or roles keep changing", unsent=True, renew=True)),
+    ("invalid user ID or password", Fault(PermissionDenied, "check username and password")),
+    ("user name is empty", Fault(PermissionDenied, "this server wants a username and password")),
+    ("permission denied", Fault(PermissionDenied, "grant the user's role the key or prefix")),
+    ("database space exceeded", Fault(StoreError, "compact, defragment and disarm the alarm, or raise the quota")),
+    ("too many requests", Fault(StoreConnectionError, unsent=True, elsewhere=True)),
+    ("etcdserver: no leader", Fault(StoreConnectionError, "this member has no quorum", unsent=True, elsewhere=True)),
+    ("etcdserver: not capable", Fault(StoreConnectionError, unsent=True, elsewhere=True)),
+    ("failed to connect to all addresses", _NOT_REACHED),
+    ("DNS resolution failed", _NOT_REACHED),
+    ("Name resolution failure", _NOT_REACHED),
+)
+
+_CODES: dict[grpc.StatusCode, Fault] = {
+    grpc.StatusCode.UNAVAILABLE: _GONE,
+    grpc.StatusCode.DEADLINE_EXCEEDED: _GONE,
+    grpc.StatusCode.CANCELLED: _GONE,
+    grpc.StatusCode.UNAUTHENTICATED: Fault(PermissionDenied, unsent=True, renew=True),
+    grpc.StatusCode.PERMISSION_DENIED: Fault(PermissionDenied),
+    grpc.StatusCode.INVALID_ARGUMENT: Fault(InvalidArgumentError),
+    grpc.StatusCode.UNIMPLEMENTED: Fault(StoreError, "is this an etcd v3 server?"),
+    # The stream broke inside grpc, or what came was no message of etcd's.
+    grpc.StatusCode.INTERNAL: _GONE,
+    grpc.StatusCode.UNKNOWN: _GONE,
+}
+
+#: Codes with which a server, rather than the way to it, says no: the outcome of a write is known then.
+_REFUSALS = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNIMPLEMENTED,
+    }
+)
+
+
+def find_fault(code: grpc.StatusCode | None, text: str) -> Fault:
+    """The table's line for an answer with *code* and *text*."""
+    for part, fault in _TEXTS:
+        if part in text:
+            return fault
+    return _CODES.get(code, Fault(StoreError)) if code is not None else Fault(StoreError)
+
+
+def translate(error: grpc.RpcError, what: str, endpoint: str, *, write: bool = False, hint: str = "") -> Exception:
+    """The datasync error for *error*, which met *what* at *endpoint*; *write* when the call may have changed something.
+
+    *hint* is what else was found out about the cause.
+    """
+    code, text = error.code(), error.details() or ""
+    fault = find_fault(code, text)
+    if write and not fault.unsent and code not in _REFUSALS:
+        return UnknownOutcome(f"{what}: no answer from {endpoint} ({_short(code, text)}); it may have been applied")
+    message = f"{what}: {endpoint}: {_short(code, text)}"
+    for extra in (hint, fault.advice):
+        if extra:
+            message += f"; {extra}"
+    return fault.error(message)
+
+
+def _short(code: grpc.StatusCode | None, text: str) -> str:
+    # grpc's "last error" is the part that says something; the rest repeats it.
+    _, _, last = text.rpartition("last error: ")
+    text = last.removeprefix("UNKNOWN: ").removeprefix("etcdserver: ").strip()
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "no answer in time"
+    return text or (code.name.lower() if code is not None else "unknown error")

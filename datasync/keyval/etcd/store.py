@@ -1,0 +1,257 @@
+"""etcd v3 as a store: the five verbs, and what etcd has beside them.
+
+Source: cn-infra ``db/keyval/etcd``; contract section 4.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import grpc
+
+from datasync.errors import DatasyncError, InvalidArgumentError, PermissionDenied, UnknownOutcome
+from datasync.keyval.api import (
+    Capability,
+    CommitResult,
+    Condition,
+    DeleteOp,
+    KeyValue,
+    PutOp,
+    Store,
+    WriteOp,
+)
+from datasync.keyval.etcd import datasync_etcd_pb2 as pb
+from datasync.keyval.etcd.client import COMPACT, RANGE, TXN, Client
+from datasync.keyval.etcd.config import EtcdConfig, read_options
+from datasync.keyval.etcd.election import Leadership
+from datasync.keyval.etcd.errors import LeaseNotFound
+from datasync.keyval.etcd.history import History
+from datasync.keyval.etcd.keys import ALL, decode_key, encode_key, prefix_range
+from datasync.keyval.etcd.lease import ClientLease, PutLeases, attempt_put
+from datasync.keyval.etcd.scan import EtcdScan
+from datasync.keyval.etcd.stream import EtcdStream
+from datasync.keyval.schemes import StoreURL
+from datasync.serializer import check_key
+from datasync.threads import Worker
+
+log = logging.getLogger(__name__)
+
+#: Seconds of ``auto_compact`` below which it is likely a mistake: watchers that were cut off lose their place.
+SHORT_AUTO_COMPACT = 3600.0
+
+
+class EtcdStore(Store):
+    """An etcd cluster. Nothing is sent before the first call, so a server may come up later.
+
+    Args:
+      config: Where it is and how to talk to it; by default from the environment, or 127.0.0.1:2379.
+
+    Threads: any.
+
+    .. versionadded:: 1.0
+    """
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
+
+    def __init__(self, config: EtcdConfig | None = None) -> None:
+        self.config = read_options({}) if config is None else config
+        self.idle_limit = self.config.idle_limit
+        self._client = Client(self.config)
+        self._history = History()
+        self._lifetime = ClientLease(self._client, self.config.session_ttl, self.config.addresses[0])
+        self._compactor: Worker | None = None
+        if self.config.auto_compact:
+            if self.config.auto_compact < SHORT_AUTO_COMPACT:
+                log.warning("auto-compact: who is cut off for %g s must list again", self.config.auto_compact)
+            self._compactor = Worker(f"keyval-etcd-compact-{self.config.addresses[0]}", self._compact_at_times)
+            self._compactor.start()
+
+    @classmethod
+    def from_url(
+        cls,
+        url: StoreURL,
+        *,
+        dial_timeout: str | float | None = None,
+        operation_timeout: str | float | None = None,
+        session_ttl: int | None = None,
+        idle_limit: str | float | None = None,
+        page_size: int | None = None,
+        auto_compact: str | float | None = None,
+        reconnect_interval: str | float | None = None,
+        cert_file: str | None = None,
+        key_file: str | None = None,
+        ca_file: str | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        tls: bool | None = None,
+        insecure_transport: bool | None = None,
+        insecure_skip_tls_verify: bool | None = None,
+        resync_after_reconnect: bool | None = None,
+        allow_delayed_start: bool | None = None,
+        expand_env_variables: bool | None = None,
+        config_file: str | None = None,
+    ) -> EtcdStore:
+        """The store that ``etcd://user:password@host:port,host:port?option=value`` names.
+
+        The options are those of :class:`~datasync.keyval.etcd.config.EtcdConfig`; ``config_file`` has the rest.
+        """
+        options = {name: value for name, value in locals().items() if name not in ("cls", "url") and value is not None}
+        if url.path not in ("", "/"):
+            raise InvalidArgumentError("an etcd:// URL has no path: a prefix belongs to the broker or plugin")
+        for name, value in (("username", url.user), ("password", url.password)):
+            if value is not None:
+                if name in options:
+                    raise InvalidArgumentError(f"the {name} is in the etcd:// URL and in the options")
+                options[name] = value
+        if url.hosts:
+            options["endpoints"] = [
+                f"[{host}]:{port or 2379}" if ":" in host else f"{host}:{port or 2379}" for host, port in url.hosts
+            ]
+        return cls(read_options(options))
+
+    @property
+    def name(self) -> str:
+        return "etcd://" + ",".join(self.config.addresses)
+
+    def check(self) -> None:
+        try:
+            self.revision()
+        except PermissionDenied as error:
+            # Refused for that key by a server that let us in: that is a sign of life.
+            cause = error.__cause__
+            if not isinstance(cause, grpc.RpcError) or cause.code() is not grpc.StatusCode.PERMISSION_DENIED:
+                raise
+
+    def read(self, key: str) -> KeyValue | None:
+        check_key(key)
+        answer = self._client.call(RANGE, pb.RangeRequest(key=encode_key(key)), f"reading {key!r}")
+        return next((KeyValue(decode_key(kv.key), kv.value, kv.mod_revision) for kv in answer.kvs), None)
+
+    def scan(self, prefix: str, *, keys_only: bool = False) -> EtcdScan:
+        page_size = self.config.page_size
+        return EtcdScan(self._client, self._history, prefix, keys_only=keys_only, page_size=page_size)
+
+    def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
+        self._client.check_usable()
+        _check_ops(ops)
+        mortal = [op for op in ops if isinstance(op, PutOp) and op.client_lifetime]
+        leases = PutLeases(self._client)
+        released = self._lifetime.release(ops)
+        made = False
+        try:
+            lease = self._lifetime.current() if mortal else 0
+            try:
+                answer = self._send(ops, conditions, leases, lease)
+            except LeaseNotFound:
+                if not mortal:
+                    raise
+                lease = self._lifetime.replace(lease)  # nothing was written: a second attempt is no repetition
+                answer = self._send(ops, conditions, leases, lease)
+            made = answer.succeeded
+        except UnknownOutcome:
+            made = True  # perhaps: the keys are not minded, and leases that may be in use are left to end
+            raise
+        finally:
+            if not made:
+                self._lifetime.restore(released)
+                leases.revoke()
+        if answer.succeeded and mortal:
+            self._lifetime.wrote(mortal, answer.header.revision, lease)
+        deleted = sum(item.response_delete_range.deleted for item in answer.responses) if answer.succeeded else 0
+        return CommitResult(answer.succeeded, answer.header.revision, deleted)
+
+    def stream(self, prefix: str, after: int) -> EtcdStream:
+        self._client.check_usable()
+        return EtcdStream(self._client, self._history, prefix, after, self.idle_limit)
+
+    def revision(self) -> int:
+        """The store's present revision."""
+        return self._client.call(RANGE, pb.RangeRequest(key=ALL), "asking for the revision").header.revision
+
+    def compact(self, revision: int | None = None) -> int:
+        """Forget the history up to *revision*, by default the present one; returns it. Twice the same is no error.
+
+        Raises:
+          CompactedError: The history up to there is gone already.
+        """
+        wanted = self.revision() if revision is None else revision
+        request = pb.CompactionRequest(revision=wanted, physical=True)
+        self._client.call(COMPACT, request, f"compacting up to revision {wanted}")
+        return wanted
+
+    def campaign(
+        self,
+        prefix: str,
+        value: bytes = b"",
+        timeout: float | None = None,
+        on_lost: Callable[[], object] | None = None,
+    ) -> Leadership:
+        """Stand for leader under *prefix* with *value*, and return when elected.
+
+        Raises:
+          NotReadyError: Not elected within *timeout* seconds.
+        """
+        check_key(prefix, "an election's prefix")
+        leadership = Leadership(self._client, prefix, value, self.config.session_ttl, on_lost)
+        leadership.wait_elected(timeout)
+        return leadership
+
+    def close(self) -> None:
+        if self._client.forked or self._client.closed:
+            return
+        if self._compactor is not None:
+            self._compactor.close()
+        self._lifetime.close()
+        self._client.close()
+
+    def _send(
+        self, ops: Sequence[WriteOp], conditions: Sequence[Condition], leases: PutLeases, lifetime: int
+    ) -> pb.TxnResponse:
+        request = pb.TxnRequest(
+            compare=[_encode_condition(condition) for condition in conditions],
+            success=[_encode_op(op, leases, lifetime) for op in ops],
+        )
+        return self._client.call(TXN, request, f"writing {_listed(ops)}", write=True)
+
+    def _compact_at_times(self, worker: Worker) -> None:
+        done = 0
+        while not worker.stopping.wait(self.config.auto_compact):
+            try:
+                if self.revision() > done:  # compacting the same revision twice is refused
+                    done = self.compact()
+            except DatasyncError as error:
+                log.warning("auto-compact: %s", error)
+
+
+def _check_ops(ops: Sequence[WriteOp]) -> None:
+    seen: set[str] = set()
+    for op in ops:
+        if not isinstance(op, DeleteOp) or not op.prefix:
+            check_key(op.key)
+        if isinstance(op, PutOp) and not isinstance(op.value, (bytes, bytearray, memoryview)):
+            raise InvalidArgumentError(f"the value of {op.key!r} must be bytes, not {type(op.value).__name__}")
+        if op.key in seen:
+            raise InvalidArgumentError(f"the key {op.key!r} stands twice in one transaction")
+        seen.add(op.key)
+
+
+def _encode_condition(condition: Condition) -> pb.Compare:
+    key = encode_key(condition.key)
+    if condition.value is None:
+        return pb.Compare(target=pb.Compare.VERSION, key=key, version=0)
+    return pb.Compare(target=pb.Compare.VALUE, key=key, value=condition.value)
+
+
+def _encode_op(op: WriteOp, leases: PutLeases, lifetime: int) -> pb.RequestOp:
+    if isinstance(op, DeleteOp):
+        key, end = prefix_range(op.key) if op.prefix else (encode_key(op.key), b"")
+        return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key, range_end=end))
+    lease = lifetime if op.client_lifetime else leases.get(op.ttl) if op.ttl is not None else 0
+    return attempt_put(encode_key(op.key), bytes(op.value), lease)
+
+
+def _listed(ops: Sequence[WriteOp]) -> str:
+    first = repr(ops[0].key) if ops else "nothing"
+    return first if len(ops) < 2 else f"{first} and {len(ops) - 1} more"

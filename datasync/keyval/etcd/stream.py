@@ -1,0 +1,262 @@
+"""Following a prefix: one Watch call, its fragments joined, its silence watched.
+
+What a bookmark may claim is the delicate part. The revision in a header is the member's, and may be ahead of the events
+that are still on their way: in the answer to the creation always, in the answer to a requested progress report before
+etcd 3.4.31 and 3.5.13. Only events, periodic progress reports, and requested ones of later members move our revision.
+
+Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``watchInternal``; contract C3, C13; D57, D58, D59.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from datasync.errors import ClosedError, CompactedError, StoreConnectionError, StoreError
+from datasync.keyval.api import Batch, Commit, Stream
+from datasync.keyval.etcd import datasync_etcd_pb2 as pb
+from datasync.keyval.etcd.client import STATUS, WATCH, Client
+from datasync.keyval.etcd.errors import find_fault
+from datasync.keyval.etcd.history import History
+from datasync.keyval.etcd.keys import prefix_range
+
+log = logging.getLogger(__name__)
+
+#: The id of our watch within its call; probes get other ones from the server.
+WATCH_ID = 1
+#: The id in answers that are about the whole call.
+NO_WATCH = -1
+#: Signs of life that are asked for within one idle limit of silence.
+PROBES = 3
+#: Oldest releases, by minor version, whose requested progress reports wait for the events before them.
+EXACT_SINCE = {(3, 4): 31, (3, 5): 13}
+
+
+class EtcdStream(Stream):
+    """The commits under *prefix* with a revision above *after*, one pass only. See the module's text for bookmarks."""
+
+    def __init__(self, client: Client, history: History, prefix: str, after: int, idle_limit: float) -> None:
+        self._client = client
+        self._history = history
+        self._prefix = prefix
+        self._position = after
+        self._idle_limit = idle_limit
+        self._scope = client.new_scope()
+
+    def cancel(self) -> None:
+        if not self._client.forked:
+            self._scope.cancel()
+
+    def __iter__(self) -> Iterator[Batch | None]:
+        try:
+            if not self._over():
+                yield from self._follow()
+        except StoreError:
+            if not self._over():
+                raise
+        except ClosedError:
+            if self._client.closed:
+                raise
+        finally:
+            if not self._client.forked:
+                self._client.end_scope(self._scope)
+
+    def _over(self) -> bool:
+        """True after ``cancel``; a store closed meanwhile is an error, for nobody cancelled this stream."""
+        self._client.check_usable()
+        return self._scope.cancelled
+
+    def _follow(self) -> Iterator[Batch]:
+        self._history.verify(self._client, self._prefix, self._position, self._scope)
+        exact_member = self._exact_member()
+        requests = _Requests(self._prefix, self._position + 1, self._idle_limit)
+        call, endpoint = self._client.open(WATCH, requests, self._scope)
+        requests.guard(call)
+        try:
+            yield from self._read(call, requests, exact_member)
+            if not self._over():
+                raise StoreConnectionError(f"{self._what()}: {endpoint.address} ended the watch")
+        except grpc.RpcError as error:
+            if self._over():
+                return
+            self._client.note(error, endpoint)
+            if requests.idle:
+                raise StoreConnectionError(
+                    f"{self._what()}: no word from {endpoint.address} for {self._idle_limit:g} s"
+                ) from error
+            raise self._client.error(error, endpoint, self._what()) from error
+        finally:
+            if not self._client.forked:
+                requests.end()
+                call.cancel()
+
+    def _exact_member(self) -> int | None:
+        """The id of the member we talk to if its requested progress reports can be believed."""
+        try:
+            status = self._client.call(STATUS, pb.StatusRequest(), self._what(), scope=self._scope)
+        except StoreError as error:
+            log.debug("%s: the version of the server is not known: %s", self._what(), error)
+            return None
+        numbers = [int(number) for number in re.findall(r"\d+", status.version)[:3]]
+        if len(numbers) < 3:
+            return None
+        newest = max(EXACT_SINCE)
+        since = EXACT_SINCE.get((numbers[0], numbers[1]))
+        exact = numbers[2] >= since if since is not None else (numbers[0], numbers[1]) > newest
+        return status.header.member_id if exact else None
+
+    def _read(self, call: Any, requests: _Requests, exact_member: int | None) -> Iterator[Batch]:
+        commits: list[Commit] = []
+        ops: list[tuple[str, bytes | None]] = []
+        revision = self._position
+        for response in call:
+            requests.heard()
+            if response.canceled and response.watch_id in (WATCH_ID, NO_WATCH):
+                raise self._cancelled(response)
+            if response.watch_id != WATCH_ID:
+                yield self._aside(response, requests, exact_member, joined=not commits)
+            elif events := response.events:
+                for event in events:
+                    kv = event.kv
+                    if kv.mod_revision != revision:
+                        revision = kv.mod_revision
+                        ops = []
+                        commits.append(Commit(revision, ops))
+                    ops.append((kv.key.decode("utf-8", "surrogateescape"), None if event.type else kv.value))
+                # A fragment may end within a revision: that one waits for the rest, whole ones do not.
+                whole, commits = (commits[:-1], commits[-1:]) if response.fragment else (commits, [])
+                if whole:
+                    yield self._batch(whole)
+                    self._history.streamed(self._prefix, response.header, events)
+            else:
+                yield self._quiet(response, joined=not commits)
+            self._client.check_usable()
+            requests.listening()
+
+    def _batch(self, commits: list[Commit]) -> Batch:
+        if commits[0].revision <= self._position:
+            raise StoreConnectionError(f"{self._what()}: the server repeats revision {commits[0].revision}")
+        self._position = commits[-1].revision
+        return Batch(self._position, commits)
+
+    def _quiet(self, response: pb.WatchResponse, joined: bool) -> Batch:
+        """The bookmark of a response of our watch that has no events: it was made, or it reports its progress."""
+        revision = response.header.revision
+        if response.created and revision < self._position:
+            # The cluster has got further (verify() asked it), so this member lags; another may not.
+            raise StoreConnectionError(f"{self._what()}: this member is behind, at revision {revision}")
+        if not response.created and joined:
+            self._position = max(self._position, revision)
+        return Batch(self._position, ())
+
+    def _aside(self, response: pb.WatchResponse, requests: _Requests, exact_member: int | None, joined: bool) -> Batch:
+        """The bookmark of a response about the whole call, or about a probe."""
+        if response.created:
+            requests.drop(response.watch_id)
+        elif response.watch_id == NO_WATCH and joined and response.header.member_id == exact_member:
+            self._position = max(self._position, response.header.revision)
+        return Batch(self._position, ())
+
+    def _cancelled(self, response: pb.WatchResponse) -> Exception:
+        reason = response.cancel_reason
+        if response.compact_revision:
+            return CompactedError(
+                f"{self._what()}: the history before {response.compact_revision} is compacted",
+                response.compact_revision,
+            )
+        fault = find_fault(None, reason)
+        if fault.renew:
+            return StoreConnectionError(f"{self._what()}: the token ran out")
+        detail = reason.rpartition("etcdserver: ")[2] or "cancelled by the server"
+        return fault.error(f"{self._what()}: {detail}" + (f"; {fault.advice}" if fault.advice else ""))
+
+    def _what(self) -> str:
+        return f"following {self._prefix!r} after {self._position}"
+
+
+class _Requests:
+    """What we say in the Watch call, read by grpc in a thread of its own, which so becomes our watchdog.
+
+    While the reader listens and nothing comes, it asks for signs of life: a progress report, and a second watch that is
+    dropped at once: that is answered by every release and by members that hold progress back, and refused when our
+    permission was revoked meanwhile. With no answer within the idle limit it cancels the call.
+
+    Threads: the reader calls ``heard`` and ``listening``, grpc's thread iterates; any calls ``end``.
+    """
+
+    def __init__(self, prefix: str, start: int, idle_limit: float) -> None:
+        key, range_end = prefix_range(prefix)
+        watch = pb.WatchCreateRequest(
+            key=key, range_end=range_end, start_revision=start, progress_notify=True, watch_id=WATCH_ID, fragment=True
+        )
+        self._idle_limit = idle_limit
+        self._probe = [
+            pb.WatchRequest(progress_request=pb.WatchProgressRequest()),
+            pb.WatchRequest(create_request=pb.WatchCreateRequest(key=key, range_end=range_end)),
+        ]
+        self._asked = 0.0
+        self._condition = threading.Condition()  # guards the three fields below
+        self._outbox = [pb.WatchRequest(create_request=watch)]
+        self._ended = False
+        self._call: Any = None
+        # Written by one thread and read by the other without the lock: a float or None, either is good enough.
+        self._listening_since: float | None = time.monotonic()
+        #: True when the call was cancelled for its silence.
+        self.idle = False
+
+    def guard(self, call: Any) -> None:
+        """*call* is the one to cancel; when it ends by itself, so do we."""
+        with self._condition:
+            self._call = call
+        if not call.add_callback(self.end):
+            self.end()
+
+    def heard(self) -> None:
+        self._listening_since = None
+
+    def listening(self) -> None:
+        self._listening_since = time.monotonic()
+
+    def drop(self, watch_id: int) -> None:
+        """End the watch *watch_id*, a probe that was answered."""
+        self._say(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=watch_id)))
+
+    def end(self) -> None:
+        with self._condition:
+            self._ended = True
+            self._condition.notify_all()
+
+    def __iter__(self) -> _Requests:
+        return self
+
+    def __next__(self) -> pb.WatchRequest:
+        with self._condition:
+            while not self._ended:
+                if self._outbox:
+                    return self._outbox.pop(0)
+                now = time.monotonic()
+                since = self._listening_since or now
+                if now - since >= self._idle_limit:
+                    break
+                due = max(since, self._asked) + self._idle_limit / PROBES
+                if now >= due:
+                    self._asked = now
+                    self._outbox.extend(self._probe)
+                else:
+                    self._condition.wait(min(due, since + self._idle_limit) - now)
+            call = None if self._ended else self._call
+            self.idle = call is not None
+        if call is not None:
+            call.cancel()
+        raise StopIteration
+
+    def _say(self, request: pb.WatchRequest) -> None:
+        with self._condition:
+            self._outbox.append(request)
+            self._condition.notify_all()

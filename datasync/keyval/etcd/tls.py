@@ -1,0 +1,81 @@
+"""Credentials for TLS, and the question that grpc does not answer: why a handshake fails."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from pathlib import Path
+
+import grpc
+
+from datasync.errors import InvalidArgumentError
+from datasync.keyval.etcd.config import EtcdConfig
+
+
+def make_credentials(config: EtcdConfig) -> grpc.ChannelCredentials:
+    """Credentials from the PEM files of *config*, read now, so that a rotated certificate is taken up.
+
+    Raises:
+      InvalidArgumentError: A file cannot be read.
+    """
+    return grpc.ssl_channel_credentials(
+        root_certificates=_read("ca-file", config.ca_file),
+        private_key=_read("key-file", config.key_file),
+        certificate_chain=_read("cert-file", config.cert_file),
+    )
+
+
+def explain(config: EtcdConfig, address: str) -> str:
+    """Why a connection to *address* fails, as far as a handshake of our own tells; empty when it does not.
+
+    grpc says only that there is no connection, with the cause in its own log at best. Takes up to two dial timeouts.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        context = _context(config)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        return f"the files of cert-file, key-file or ca-file do not fit together ({_reason(error)})"
+    try:
+        with socket.create_connection((host, int(port)), config.dial_timeout) as raw:
+            raw.settimeout(config.dial_timeout)
+            with context.wrap_socket(raw, server_hostname=host) as secured:
+                if not config.secure:
+                    return "the server speaks TLS: set ca-file"
+                # In TLS 1.3 the server judges our certificate after our side of the handshake is done.
+                secured.settimeout(min(0.3, config.dial_timeout))
+                secured.recv(1)
+                return ""
+    except ssl.SSLCertVerificationError as error:
+        return f"the server's certificate is not accepted ({error.verify_message})"
+    except ssl.SSLError as error:
+        return f"the TLS handshake fails ({_reason(error)})" if config.secure else ""
+    except OSError:
+        return ""
+
+
+def _context(config: EtcdConfig) -> ssl.SSLContext:
+    if not config.secure:
+        # Asks only whether the other side speaks TLS at all; nothing is sent over it.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context = ssl.create_default_context(cafile=config.ca_file or None)
+        if config.cert_file:
+            context.load_cert_chain(config.cert_file, config.key_file)
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _read(name: str, path: str) -> bytes | None:
+    if not path:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot read the {name} {path}: {error.strerror}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "reason", None) or error).replace("_", " ").lower()
