@@ -1,0 +1,47 @@
+"""The backends: each test of this folder runs over all of them, and knows none by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from datasync.keyval import DeleteOp, Store, connect
+
+NewStore = Callable[..., Store]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where an empty store is."""
+    if request.param == "memory":
+        return f"memory://{uuid4().hex}"
+    return f"sqlite://{tmp_path}/store.db"
+
+
+@pytest.fixture
+def new_store(url: str) -> Iterator[NewStore]:
+    """Opens further stores on the same data, and closes them all at the end."""
+    opened: list[Store] = []
+
+    def new_store(**options: object) -> Store:
+        opened.append(connect(url, **options))
+        return opened[-1]
+
+    yield new_store
+    for store in reversed(opened):
+        store.close()
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest, new_store: NewStore) -> Store:
+    """An empty store; the test is skipped when it lacks a capability that ``@pytest.mark.needs`` names."""
+    store = new_store()
+    for marker in request.node.iter_markers("needs"):
+        missing = [capability.value for capability in marker.args if capability not in store.capabilities]
+        if missing:
+            pytest.skip(f"this store has no {', '.join(missing)}")
+    store.commit([DeleteOp("", prefix=True)])  # a server keeps what the test before left
+    return store

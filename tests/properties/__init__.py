@@ -1,0 +1,1 @@
+"""State machines and generated input, against models."""
