@@ -1,0 +1,320 @@
+"""The floors of the house: what a module may import, start and print (docs/architecture)."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "datasync"
+
+#: Floor of each module: the longest entry that the module's name starts with counts. A module imports from the floors
+#: below, or from its own package. The drivers, each a floor 2 package of its own, know nothing of one another.
+FLOORS = {
+    "datasync.api": 0,
+    "datasync.backoff": 0,
+    "datasync.context": 0,
+    "datasync.errors": 0,
+    "datasync.events": 0,
+    "datasync.options": 0,
+    "datasync.serializer": 0,
+    "datasync.threads": 0,
+    "datasync.aggregator": 1,
+    "datasync.syncbase": 1,
+    "datasync.resync": 1,
+    "datasync.keyval": 1,
+    "datasync.messaging": 1,
+    "datasync.keyval.memory": 2,
+    "datasync.keyval.sqlite": 2,
+    "datasync.keyval.etcd": 2,
+    "datasync.keyval.redis": 2,
+    "datasync.keyval.consul": 2,
+    "datasync.keyval.filedb": 2,
+    "datasync.messaging.memory": 2,
+    "datasync.messaging.kafka": 2,
+    "datasync.kvdbsync.local": 2,
+    "datasync.kvdbsync": 3,
+    "datasync.grpcsync": 3,
+    "datasync.restsync": 3,
+    "datasync.msgsync": 3,
+    "datasync.examples": 4,
+    "datasync.cli": 4,
+    "datasync.__main__": 4,
+}
+
+#: The only imports back, inside functions: a store hands out its brokers and watchers, which stand on it.
+DEFERRED = {
+    ("datasync.keyval.api", "datasync.keyval.broker"),
+    ("datasync.keyval.api", "datasync.keyval.watcher"),
+}
+
+#: Packages whose module may be imported at the top of a file: the rest belongs to an extra, and to its driver only.
+CORE_DEPENDENCIES = {"google"}
+EXTRAS = {
+    "datasync.keyval.etcd": {"grpc", "yaml"},
+    "datasync.keyval.redis": {"redis"},
+    "datasync.keyval.consul": {"consul"},
+    "datasync.keyval.filedb": {"yaml", "watchdog"},
+    "datasync.messaging.kafka": {"confluent_kafka"},
+    "datasync.grpcsync": {"grpc"},
+    "datasync.restsync": {"werkzeug", "urllib3"},
+    "datasync.cli": {"click", "rich"},
+    "datasync.examples": {"click", "rich"},
+}
+
+
+class Module:
+    """A source file: its name, whether it is a package, and what it imports."""
+
+    def __init__(self, path: Path, root: Path = ROOT) -> None:
+        parts = path.relative_to(root).with_suffix("").parts
+        self.is_package = parts[-1] == "__init__"
+        self.name = ".".join(parts[:-1] if self.is_package else parts)
+        self.tree = ast.parse(path.read_text(), str(path))
+
+    @property
+    def package(self) -> str:
+        return self.name if self.is_package else self.name.rpartition(".")[0]
+
+    @property
+    def home(self) -> str:
+        """The entry of ``FLOORS`` that this module belongs to; floor 0 is one home."""
+        fitting = [entry for entry in FLOORS if self.name == entry or self.name.startswith(entry + ".")]
+        entry = max(fitting, key=len, default="")
+        return "datasync.api" if FLOORS.get(entry) == 0 else entry
+
+
+def imports(module: Module, *, at_run_time_only: bool = True) -> Iterator[tuple[str, str]]:
+    """(module, name) for each import; those for type checkers do not count as edges at run time."""
+    hidden = {id(inner) for node in ast.walk(module.tree) if _is_type_checking(node) for inner in ast.walk(node)}
+    for node in ast.walk(module.tree):
+        if at_run_time_only and id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, ""
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = module.package.split(".")[: len(module.package.split(".")) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            for alias in node.names:
+                yield base, alias.name
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+MODULES = {module.name: module for module in map(Module, sorted(PACKAGE.rglob("*.py")))}
+
+
+def target(base: str, name: str, modules: dict[str, Module]) -> str:
+    """The module that an import means: ``from package import module`` means the module."""
+    return f"{base}.{name}" if name and f"{base}.{name}" in modules else base
+
+
+def edges(modules: dict[str, Module]) -> Iterator[tuple[Module, Module]]:
+    """Imports inside the package, each once. An ``__init__`` only lists its modules: it stands on no floor itself."""
+    for module in modules.values():
+        targets = {target(base, name, modules) for base, name in imports(module)}
+        for name in sorted(targets & modules.keys() - {module.name}):
+            if not module.is_package and (module.name, name) not in DEFERRED:
+                yield module, modules[name]
+
+
+def upward(modules: dict[str, Module]) -> list[str]:
+    found = []
+    for module, imported in edges(modules):
+        if module.home == imported.home or imported.name == "datasync":
+            continue
+        if FLOORS[imported.home] >= FLOORS[module.home]:
+            found.append(f"{module.name} (floor {FLOORS[module.home]}) imports {imported.name}")
+    return found
+
+
+def cycles(modules: dict[str, Module]) -> list[str]:
+    """Every chain of imports that comes back to where it began."""
+    graph: dict[str, list[str]] = {name: [] for name in modules}
+    for module, imported in edges(modules):
+        if not imported.is_package:
+            graph[module.name].append(imported.name)
+    found: list[str] = []
+    finished: set[str] = set()
+
+    def walk(name: str, trail: list[str]) -> None:
+        if name in trail:
+            found.append(" -> ".join([*trail[trail.index(name) :], name]))
+        elif name not in finished:
+            for following in graph[name]:
+                walk(following, [*trail, name])
+            finished.add(name)
+
+    for name in graph:
+        walk(name, [])
+    return found
+
+
+def through_a_package(modules: dict[str, Module]) -> list[str]:
+    """Names that a module takes from a package instead of the module that defines them."""
+    found = []
+    for module in modules.values():
+        # The floors that look at the library from outside may use it as users do.
+        if module.is_package or FLOORS.get(module.home, 0) == 4:
+            continue
+        for base, name in imports(module):
+            package = modules.get(target(base, name, modules))
+            if package is not None and package.is_package:
+                found.append(f"{module.name}: from {base} import {name}")
+    return found
+
+
+def calls(modules: dict[str, Module], *names: str) -> list[str]:
+    """The modules that call one of *names*, as written in the source."""
+    return [
+        f"{module.name}:{node.lineno} {ast.unparse(node.func)}"
+        for module in modules.values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in names
+    ]
+
+
+def foreign(modules: dict[str, Module], standard: frozenset[str]) -> list[str]:
+    """Client libraries that are imported outside their driver."""
+    found = []
+    for module in modules.values():
+        allowed = standard | CORE_DEPENDENCIES | {"datasync", "__future__"} | EXTRAS.get(module.home, set())
+        found += [
+            f"{module.name} imports {base}" for base, _ in imports(module) if base.partition(".")[0] not in allowed
+        ]
+    return found
+
+
+def test_every_module_has_a_floor() -> None:
+    homeless = [name for name, module in MODULES.items() if name != "datasync" and module.home not in FLOORS]
+    assert homeless == []
+    assert len(MODULES) > 20  # or this file looks in the wrong place
+
+
+def test_no_module_imports_from_its_own_floor_or_above() -> None:
+    assert upward(MODULES) == []
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    assert cycles(MODULES) == []
+
+
+def test_no_name_is_imported_through_a_package() -> None:
+    assert through_a_package(MODULES) == []
+
+
+def test_client_libraries_are_imported_in_their_driver_only() -> None:
+    import sys
+
+    assert foreign(MODULES, sys.stdlib_module_names) == []
+
+
+def test_threads_are_started_in_one_module_only() -> None:
+    # C15: an executor starts threads too
+    starters = calls(
+        MODULES,
+        "threading.Thread",
+        "Thread",
+        "threading.Timer",
+        "Timer",
+        "ThreadPoolExecutor",
+        "_thread.start_new_thread",
+    )
+    assert [place.partition(":")[0] for place in starters] == ["datasync.threads"]
+
+
+def test_nothing_sleeps() -> None:
+    # A sleeping thread cannot be closed: stopping.wait(delay) can.
+    inside = {name: module for name, module in MODULES.items() if FLOORS.get(module.home, 0) < 4}
+    assert calls(inside, "time.sleep", "sleep") == []
+
+
+def test_only_the_command_and_the_examples_print() -> None:
+    inside = {name: module for name, module in MODULES.items() if FLOORS.get(module.home, 0) < 4}
+    assert calls(inside, "print") == []
+
+
+def test_there_is_no_asyncio() -> None:
+    found = [
+        f"{module.name} imports {base}"
+        for module in MODULES.values()
+        for base, name in imports(module, at_run_time_only=False)
+        if base.startswith(("asyncio", "grpc.aio")) or (base, name) == ("grpc", "aio")
+    ]
+    coroutines = [
+        f"{module.name}:{node.lineno}"
+        for module in MODULES.values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, (ast.AsyncFunctionDef, ast.Await))
+    ]
+    assert found + coroutines == []
+
+
+def test_packages_hold_imports_and_a_list_of_names_only() -> None:
+    # The root package may also silence its logger, as every library should.
+    found = []
+    for module in MODULES.values():
+        if not module.is_package:
+            continue
+        for node in module.tree.body:
+            text = ast.unparse(node)
+            harmless = isinstance(node, (ast.Import, ast.ImportFrom)) or text.startswith(("__all__", "'", '"'))
+            # A driver's package says which extra brings its library.
+            harmless = harmless or (isinstance(node, ast.Try) and "raise MissingExtraError(" in text)
+            if not harmless and not (module.name == "datasync" and "NullHandler" in text):
+                found.append(f"{module.name}: {text[:60]}")
+    assert found == []
+
+
+# -- each rule can fail -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A small package of the same name, one rule broken in each module."""
+    files = {
+        "__init__.py": "",
+        "errors.py": "from datasync.keyval import reader\n",
+        "events.py": "import datasync.options\nprint('x')\n",
+        "options.py": "from . import events\nimport grpc\n",
+        "keyval/__init__.py": "from datasync.keyval.reader import x\n",
+        "keyval/reader.py": "import threading\nfrom datasync.keyval.etcd.client import y\nthreading.Thread()\n",
+        "keyval/memory.py": "from datasync.keyval.etcd import client\nfrom datasync import errors\n",
+        "keyval/etcd/__init__.py": "",
+        "keyval/etcd/client.py": "from datasync import x\nimport grpc\n",
+        "kvdbsync/__init__.py": "",
+        "kvdbsync/plugin.py": "import typing\nif typing.TYPE_CHECKING:\n    from datasync.cli import main\n",
+        "cli/__init__.py": "",
+        "cli/main.py": "from datasync.kvdbsync import plugin\nprint('x')\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / "datasync" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def test_each_rule_finds_the_module_that_breaks_it(house: Path) -> None:
+    # given a house in which every rule is broken
+    modules = {module.name: module for module in (Module(path, house) for path in (house / "datasync").rglob("*.py"))}
+    # then each rule says where, and only there
+    assert sorted(upward(modules)) == [
+        "datasync.errors (floor 0) imports datasync.keyval.reader",
+        "datasync.keyval.memory (floor 2) imports datasync.keyval.etcd.client",
+        "datasync.keyval.reader (floor 1) imports datasync.keyval.etcd.client",
+    ]
+    assert cycles(modules) == ["datasync.options -> datasync.events -> datasync.options"] or cycles(modules) == [
+        "datasync.events -> datasync.options -> datasync.events"
+    ]
+    assert through_a_package(modules) == ["datasync.keyval.etcd.client: from datasync import x"]
+    assert calls(modules, "threading.Thread") == ["datasync.keyval.reader:3 threading.Thread"]
+    assert sorted(calls(modules, "print")) == ["datasync.cli.main:2 print", "datasync.events:2 print"]
+    assert foreign(modules, frozenset({"threading", "typing"})) == ["datasync.options imports grpc"]

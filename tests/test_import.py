@@ -1,0 +1,78 @@
+"""What ``import datasync`` costs: no thread, nothing but protobuf, little time (C15)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: Seconds that ``import datasync`` may take more than ``import google.protobuf.message``.
+BUDGET = 0.150
+
+#: What an application imports that uses no extra.
+CORE = ["datasync", "datasync.syncbase", "datasync.resync", "datasync.keyval", "datasync.kvdbsync.local"]
+
+
+def python(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def seconds(program: str) -> float:
+    begin = time.perf_counter()
+    python(program)
+    return time.perf_counter() - begin
+
+
+@pytest.mark.parametrize("name", [*CORE, "datasync.kvdbsync", "datasync.keyval.memory", "datasync.keyval.sqlite"])
+def test_c15_importing_starts_no_thread(name: str) -> None:
+    assert python(f"import {name}, threading; print(threading.active_count())") == "1"
+
+
+@pytest.mark.parametrize("name", [*CORE, "datasync.kvdbsync"])
+def test_importing_needs_nothing_but_protobuf(name: str) -> None:
+    # given an interpreter in which every other third-party package is out of reach
+    program = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in sys.stdlib_module_names | {{"datasync", "google", "sitecustomize", "usercustomize"}}:
+            raise ImportError(f"{{name}} is out of reach")
+sys.meta_path.insert(0, Refuse())
+import {name}
+"""
+    # when the module is imported / then it does not miss any of it
+    python(program)
+
+
+def test_importing_is_quick() -> None:
+    # given the best of several runs each, because anything may slow down a single one
+    def extra() -> float:
+        floor = min(seconds("import google.protobuf.message") for _ in range(5))
+        return min(seconds("import datasync") for _ in range(5)) - floor
+
+    # then one of three rounds is within the budget: a machine that is busy three times over proves nothing
+    rounds = []
+    while not rounds or (min(rounds) > BUDGET and len(rounds) < 3):
+        rounds.append(extra())
+    assert min(rounds) <= BUDGET, f"import datasync takes {min(rounds):.3f} s more than protobuf"
+
+
+def test_the_logger_is_silent_until_somebody_listens() -> None:
+    assert python("import datasync, logging; logging.getLogger('datasync.x').error('x')") == ""
+
+
+def test_every_exported_name_is_there() -> None:
+    import datasync
+
+    assert [name for name in datasync.__all__ if not hasattr(datasync, name)] == []
+    assert len(set(datasync.__all__)) == len(datasync.__all__)
