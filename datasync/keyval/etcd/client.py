@@ -178,9 +178,9 @@ class Client:
                     continue
                 raise self.error(error, endpoint, what, write=write) from error
             except ValueError as error:  # grpc's word for a channel that was closed meanwhile
-                if self._closed:
+                untried -= 1
+                if self._closed or untried < -2:
                     raise ClosedError("this etcd store is closed") from error
-                endpoint.reset()
 
     def open(
         self, method: Method[RequestT, ResponseT], requests: Iterator[RequestT], scope: Scope

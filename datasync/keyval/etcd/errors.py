@@ -6,6 +6,7 @@ at the text first.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import grpc
@@ -97,6 +98,10 @@ _REFUSALS = frozenset(
 )
 
 
+# What grpc puts in front of its reason: the address, which the message has already.
+_ADDRESS = re.compile(r"^(ipv[46]|dns):\S+: ")
+
+
 def find_fault(code: grpc.StatusCode | None, text: str) -> Fault:
     """The table's line for an answer with *code* and *text*."""
     for part, fault in _TEXTS:
@@ -124,7 +129,7 @@ def translate(error: grpc.RpcError, what: str, endpoint: str, *, write: bool = F
 def _short(code: grpc.StatusCode | None, text: str) -> str:
     # grpc's "last error" is the part that says something; the rest repeats it.
     _, _, last = text.rpartition("last error: ")
-    text = last.removeprefix("UNKNOWN: ").removeprefix("etcdserver: ").strip()
+    text = _ADDRESS.sub("", last.removeprefix("UNKNOWN: ").removeprefix("etcdserver: ").strip())
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "no answer in time"
     return text or (code.name.lower() if code is not None else "unknown error")

@@ -120,7 +120,9 @@ class EtcdStream(Stream):
             if response.canceled and response.watch_id in (WATCH_ID, NO_WATCH):
                 raise self._cancelled(response)
             if response.watch_id != WATCH_ID:
-                yield self._aside(response, requests, exact_member, joined=not commits)
+                # Also the word that a probe was dropped comes by here; one of its answers is sign of life enough.
+                if not response.canceled:
+                    yield self._aside(response, requests, exact_member, joined=not commits)
             elif events := response.events:
                 for event in events:
                     kv = event.kv

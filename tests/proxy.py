@@ -1,0 +1,237 @@
+"""A TCP proxy that can be told to misbehave, to stand between a client and a real server."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from types import TracebackType
+
+#: Bytes read at once.
+CHUNK = 65536
+
+
+class TcpProxy:
+    """Forwards each connection to *target* until told otherwise. A context manager.
+
+    Faults hold for the connections that are there and for those to come, until ``heal``:
+
+    - ``refuse()``: the port is closed; ``drop()`` and ``reset()`` end what is there, with FIN and with RST.
+    - ``black_hole(up=True, down=True)``: accepted and read, but nothing is passed on, in one direction or both.
+    - ``delay(seconds)``: everything comes so much later.
+    - ``reset_after(size)``: RST once so many bytes more came from the server: in the middle of a message.
+
+    Threads: any test thread; two threads per connection and one that accepts, all ended by ``close``.
+    """
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self._target = target
+        self._lock = threading.Lock()  # guards the fields below
+        self._links: list[_Link] = []
+        self._threads: list[threading.Thread] = []
+        self._listener: socket.socket | None = None
+        self._closed = False
+        self.holes = {"up": False, "down": False}
+        self.seconds = 0.0
+        self.budget: int | None = None
+        #: Connections that were accepted so far.
+        self.accepted = 0
+        self._listen(0)
+
+    @property
+    def address(self) -> str:
+        """``host:port`` for clients."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open now."""
+        with self._lock:
+            return len(self._links)
+
+    def refuse(self) -> None:
+        """End every connection and refuse new ones."""
+        self._unlisten()
+        self.drop()
+
+    def drop(self) -> None:
+        for link in self._taken():
+            link.end()
+
+    def reset(self) -> None:
+        for link in self._taken():
+            link.end(reset=True)
+
+    def black_hole(self, *, up: bool = True, down: bool = True) -> None:
+        self.holes = {"up": up, "down": down}
+
+    def delay(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def reset_after(self, size: int) -> None:
+        self.budget = size
+
+    def heal(self) -> None:
+        """Forward again; what a black hole swallowed stays lost, so its connections are ended."""
+        swallowed = any(self.holes.values())
+        self.holes = {"up": False, "down": False}
+        self.seconds = 0.0
+        self.budget = None
+        if swallowed:
+            self.reset()
+        if self._listener is None and not self._closed:
+            self._listen(self.port)
+
+    def close(self) -> None:
+        """End everything and wait for the threads."""
+        self._closed = True
+        self._unlisten()
+        self.reset()
+        with self._lock:
+            threads, self._threads = self._threads, []
+        for thread in threads:
+            thread.join(5)
+
+    def __enter__(self) -> TcpProxy:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def spend(self, size: int) -> int | None:
+        """How much of *size* bytes from the server may still pass before the reset; None when that is not wanted."""
+        with self._lock:
+            if self.budget is None:
+                return None
+            passed = min(size, self.budget)
+            self.budget -= passed
+            return passed
+
+    def _listen(self, port: int) -> None:
+        listener = socket.create_server(("127.0.0.1", port), backlog=64)
+        self.port: int = listener.getsockname()[1]
+        self._listener = listener
+        self._start(lambda: self._accept(listener))
+
+    def _unlisten(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            try:
+                listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() alone does not
+            except OSError:
+                pass
+            listener.close()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            self.accepted += 1
+            try:
+                server = socket.create_connection(self._target, 5)
+            except OSError:
+                _abort(client)
+                continue
+            server.settimeout(None)
+            link = _Link(self, client, server)
+            with self._lock:
+                self._links.append(link)
+            self._start(lambda link=link: self._pump(link, "up"))
+            self._start(lambda link=link: self._pump(link, "down"))
+
+    def _pump(self, link: _Link, way: str) -> None:
+        link.pump(way)
+        with self._lock:
+            if link in self._links:
+                self._links.remove(link)
+
+    def _start(self, target: object) -> None:
+        thread = threading.Thread(target=target, name="proxy", daemon=True)  # type: ignore[arg-type]
+        with self._lock:
+            self._threads = [one for one in self._threads if one.is_alive()]
+            self._threads.append(thread)
+            thread.start()
+
+    def _taken(self) -> list[_Link]:
+        with self._lock:
+            links, self._links = self._links, []
+        return links
+
+
+class _Link:
+    """One connection and its continuation to the server."""
+
+    def __init__(self, proxy: TcpProxy, client: socket.socket, server: socket.socket) -> None:
+        self._proxy = proxy
+        self._sockets = {"up": (client, server), "down": (server, client)}
+        self._ended = threading.Event()
+
+    def pump(self, way: str) -> None:
+        source, sink = self._sockets[way]
+        while not self._ended.is_set():
+            try:
+                data = source.recv(CHUNK)
+            except OSError:
+                data = b""
+            if not data:
+                self.end()
+                return
+            if self._proxy.holes[way]:
+                continue
+            if self._proxy.seconds:
+                self._ended.wait(self._proxy.seconds)
+            passed = self._proxy.spend(len(data)) if way == "down" else None
+            try:
+                sink.sendall(data if passed is None else data[:passed])
+            except OSError:
+                self.end()
+                return
+            if passed is not None and passed < len(data):
+                self.end(reset=True)
+                return
+
+    def end(self, *, reset: bool = False) -> None:
+        self._ended.set()
+        for one in self._sockets["up"]:
+            if reset:
+                _abort(one)
+            else:
+                try:
+                    one.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+                one.close()
+
+
+def _abort(one: socket.socket) -> None:
+    """Close with RST: no FIN, no farewell."""
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # SHUT_RD first, for it wakes a thread that waits in recv() and sends nothing.
+        one.shutdown(socket.SHUT_RD)
+    except OSError:
+        pass
+    one.close()
+
+
+def free_port() -> int:
+    """A loopback port that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def reachable(port: int, timeout: float = 0.2) -> bool:
+    """True when something accepts connections on loopback *port*."""
+    deadline = time.monotonic() + timeout
+    try:
+        with socket.create_connection(("127.0.0.1", port), max(deadline - time.monotonic(), 0.01)):
+            return True
+    except OSError:
+        return False
