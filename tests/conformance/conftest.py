@@ -9,15 +9,22 @@ from uuid import uuid4
 import pytest
 
 from datasync.keyval import DeleteOp, Store, connect
+from tests.servers import etcd34, etcd35  # noqa: F401 - fixtures
 
 NewStore = Callable[..., Store]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+SERVERS = ["etcd34", "etcd35"]
+
+
+@pytest.fixture(params=["memory", "sqlite", *(pytest.param(name, marks=pytest.mark.etcd) for name in SERVERS)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where an empty store is."""
     if request.param == "memory":
         return f"memory://{uuid4().hex}"
+    if request.param in SERVERS:
+        address: str = request.getfixturevalue(request.param).url
+        return address
     return f"sqlite://{tmp_path}/store.db"
 
 
