@@ -192,14 +192,15 @@ def told(difference: Difference) -> str:
     if difference.old is None or difference.new is None:
         return " ".join(f"{name}={value}" for name, value in {**old, **new}.items())
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return ", ".join(f"{name} {old.get(name, 'unset')} → {new.get(name, 'unset')}" for name in names) or "as it was"
+    return ", ".join(f"{name} {old.get(name, 'none')} → {new.get(name, 'none')}" for name in names) or "as it was"
 
 
 def fields_of(item: Message | None) -> dict[str, str]:
-    """The fields that are set, but for the first one, which the key has already."""
+    """The fields as text, without the first one, which the key has already, and without empty ones."""
     if item is None:
         return {}
-    return {field.name: _text(value) for field, value in item.ListFields() if field.number > 1}
+    texts = {name: _text(getattr(item, name)) for name in list(item.DESCRIPTOR.fields_by_name)[1:]}
+    return {name: text for name, text in texts.items() if text}
 
 
 def _text(value: Any) -> str:

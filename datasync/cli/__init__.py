@@ -1,0 +1,1 @@
+"""The ``datasync`` command; needs the extra ``cli``."""

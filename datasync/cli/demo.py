@@ -1,0 +1,326 @@
+"""``datasync demo``: two processes on one SQLite file, and everything that can happen between them in ten seconds.
+
+This process writes a network configuration; the other one is the agent of ``datasync.examples.agent``. The agent's
+answers come back as its status, a key that lives as long as the agent does. The demo checks each step itself.
+"""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from datasync.api import WatchRegistration
+from datasync.cli.console import make_console
+from datasync.cli.story import Story
+from datasync.events import ChangeEvent, Op, ResyncEvent
+from datasync.examples.agent import STATUS
+from datasync.examples.dataplane import INTERFACES, ROUTES
+from datasync.examples.netconf_pb2 import AgentStatus, Interface, Route
+from datasync.keyval.kvproto import ProtoTxn, ProtoWrapper
+from datasync.keyval.schemes import connect
+from datasync.kvdbsync.plugin import Plugin
+from datasync.kvdbsync.servicelabel import agent_prefix
+
+#: Seconds after which the demo gives up, whatever is missing.
+TIME_LIMIT = 14.0
+#: Seconds after which the status of a killed agent expires.
+SESSION_TTL = 1.5
+
+
+class Failed(Exception):
+    """Something did not happen as promised."""
+
+
+class Agent:
+    """The other process."""
+
+    def __init__(self, url: str, dataplane: Path) -> None:
+        command = [sys.executable, "-m", "datasync", "demo", "--agent", url, str(dataplane)]
+        # Its standard input ends when this process does, and with it the agent: nothing is left behind.
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        self.pid = self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
+    def kill(self) -> None:
+        """End it without a chance to say goodbye."""
+        self._process.kill()
+        self._reap()
+
+    def stop(self) -> int:
+        """Ask it to end; its exit code."""
+        self._process.terminate()
+        try:
+            return self._reap()
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise Failed("the agent did not end within 3 s of SIGTERM") from None
+
+    def _reap(self) -> int:
+        code = self._process.wait(3.0)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        return code
+
+
+class Statuses:
+    """What the agent says of itself, as it arrives here: through the library as well."""
+
+    def __init__(self, plugin: Plugin) -> None:
+        self._events: queue.Queue[ResyncEvent | ChangeEvent] = queue.Queue()
+        self._registration: WatchRegistration = plugin.watch("demo", self._events, self._events, STATUS)
+        self.last = AgentStatus()
+        self.here = False
+
+    def next(self, timeout: float) -> None:
+        """Take the next word, if one comes within *timeout* seconds."""
+        try:
+            event = self._events.get(timeout=timeout)
+        except queue.Empty:
+            return
+        if isinstance(event, ResyncEvent):
+            for pairs in event.get_values().values():
+                for pair in pairs:
+                    self.here = True
+                    pair.get_value(self.last)
+        else:
+            for change in event.get_changes():
+                self.here = change.get_change_type() is Op.PUT
+                if self.here:
+                    change.get_value(self.last)
+        event.done()
+
+
+class Demo:
+    """The story, part by part. A context manager that leaves no process behind."""
+
+    def __init__(self, console: Console, folder: Path) -> None:
+        self._deadline = time.monotonic() + TIME_LIMIT
+        self._story = Story(console, "writer")
+        self._url = f"sqlite://{folder}/network.db?session_ttl={SESSION_TTL}"
+        self._dataplane = folder / "dataplane.json"
+        self._store = connect(self._url)
+        self._broker = ProtoWrapper(self._store).new_broker(agent_prefix("vpp1"))
+        self._plugin = Plugin(kv=self._store, prefix=agent_prefix("vpp1"))
+        self._plugin.after_init()
+        self._statuses = Statuses(self._plugin)
+        self._agent: Agent | None = None
+        self.totals: Counter[str] = Counter()
+        self.kept: list[str] = []
+
+    def __enter__(self) -> Demo:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._agent is not None and self._agent.exit_code is None:
+            self._agent.kill()
+        self._plugin.close()
+        self._store.close()
+
+    def run(self) -> None:
+        """All parts in order; ``Failed`` from the first one that does not go as promised."""
+        self.first_resync()
+        self.change_with_previous_value()
+        self.transaction()
+        self.refusal()
+        self.kill_and_restart()
+        self.clean_end()
+
+    def first_resync(self) -> None:
+        self._story.title("1  The configuration is there before the agent: it begins with a RESYNC")
+        revision = self._write(
+            "2 interfaces and 1 route",
+            self._txn()
+            .put(INTERFACES + "eth0", _interface("eth0", "uplink", 1500, "192.0.2.10/24"))
+            .put(INTERFACES + "eth1", _interface("eth1", "rack 1", 1500, "10.1.0.1/16", "2001:db8:1::1/64"))
+            .put(ROUTES + "0.0.0.0/0", _route("0.0.0.0/0", "192.0.2.1", "eth0")),
+        )
+        self._start_agent()
+        status = self._answer(revision, "RESYNC (initial)")
+        self._promise("the first event is a RESYNC with all keys", status.resyncs == 1 and not status.refused)
+
+    def change_with_previous_value(self) -> None:
+        self._story.title("2  One key changes: a CHANGE with the value before it")
+        changed = _interface("eth1", "rack 1", 9000, "10.1.0.1/16", "2001:db8:1::1/64")
+        revision = self._write("mtu of eth1: 9000", self._txn().put(INTERFACES + "eth1", changed))
+        status = self._answer(revision, "CHANGE")
+        self._promise("a change is applied, and its done comes back", not status.refused)
+
+    def transaction(self) -> None:
+        self._story.title("3  Several keys change at once: one CHANGE, applied as a whole")
+        revision = self._write(
+            "a new interface, a route through it, and no default route",
+            self._txn()
+            .put(INTERFACES + "eth2", _interface("eth2", "storage", 9000, "10.2.0.1/16"))
+            .put(ROUTES + "10.64.0.0/12", _route("10.64.0.0/12", "10.2.0.254", "eth2"))
+            .delete(ROUTES + "0.0.0.0/0"),
+        )
+        changes = self._statuses.last.changes
+        status = self._answer(revision, "CHANGE")
+        self._promise("a transaction is one event", status.changes == changes + 1 and not status.refused)
+
+    def refusal(self) -> None:
+        self._story.title("4  The agent refuses a change: the error comes back, and a RESYNC follows after a pause")
+        key = ROUTES + "203.0.113.0/24"
+        revision = self._write(
+            "a route through eth7, which does not exist",
+            self._txn().put(key, _route("203.0.113.0/24", "192.0.2.1", "eth7")),
+        )
+        status = self._answer(revision, "CHANGE")
+        self._promise("a refused change comes back with the agent's error", "eth7" in status.refused.get(key, ""))
+        revision = self._write(
+            "the route, corrected: through eth0", self._txn().put(key, _route("203.0.113.0/24", "192.0.2.1", "eth0"))
+        )
+        status = self._answer(revision, "RESYNC (failed)")
+        self._promise("after a refusal the agent starts over and is right again", not status.refused)
+
+    def kill_and_restart(self) -> None:
+        self._story.title("5  The agent is killed, the configuration changes, the agent comes back")
+        assert self._agent is not None
+        killed, self._agent = self._agent, None
+        killed.kill()
+        self._total()
+        self._story.say(f"SIGKILL to process {killed.pid}")
+        revision = self._write(
+            "meanwhile: mtu of eth0, another rack, and no eth2 nor its route",
+            self._txn()
+            .put(INTERFACES + "eth0", _interface("eth0", "uplink", 1400, "192.0.2.10/24"))
+            .put(INTERFACES + "eth3", _interface("eth3", "rack 2", 1500, "10.3.0.1/16"))
+            .delete(INTERFACES + "eth2")
+            .delete(ROUTES + "10.64.0.0/12"),
+        )
+        self._wait(lambda: not self._statuses.here, "the status of the dead agent expires")
+        self._story.say("the status of the dead agent has expired")
+        self._promise("a key of the client's lifetime goes with the client", not self._statuses.here)
+        self._start_agent()
+        status = self._answer(revision, "RESYNC (initial)")
+        self._promise("the restarted agent is told what it missed", status.resyncs == 1 and not status.refused)
+        revision = self._write("eth3 is switched off", self._txn().put(INTERFACES + "eth3", _switched_off()))
+        status = self._answer(revision, "CHANGE")
+        self._promise("and goes on with changes", status.changes == 1 and not status.refused)
+
+    def clean_end(self) -> None:
+        self._story.title("6  The agent is asked to end")
+        assert self._agent is not None
+        self._total()
+        asked, self._agent = self._agent, None
+        code = asked.stop()
+        self._wait(lambda: not self._statuses.here, "the agent takes its status with it")
+        self._story.say(f"SIGTERM: the agent ended with exit code {code}, and its status is gone")
+        self._promise("the agent ends cleanly", code == 0)
+
+    def _start_agent(self) -> None:
+        self._agent = Agent(self._url, self._dataplane)
+        self._story.say(f"the agent is started: process {self._agent.pid}")
+
+    def _txn(self) -> ProtoTxn:
+        return self._broker.new_txn()
+
+    def _write(self, what: str, txn: ProtoTxn) -> int:
+        revision = txn.commit().revision
+        self._story.say(f"writes revision {revision}: {what}")
+        return revision
+
+    def _answer(self, revision: int, event: str) -> AgentStatus:
+        """Wait until the agent has answered for *revision*, and check with which event."""
+        started = time.monotonic()
+        status = self._statuses.last
+        self._wait(
+            lambda: (
+                self._statuses.here
+                and self._agent is not None
+                and status.pid == self._agent.pid
+                and status.revision >= revision
+            ),
+            f"the agent answers for revision {revision}",
+        )
+        waited = f"after {time.monotonic() - started:.2f} s"
+        if status.refused:
+            for key, problem in status.refused.items():
+                self._story.say(f"refused by process {status.pid} {waited}: {key}: {problem}", "red")
+        else:
+            self._story.say(f"done: applied up to revision {status.revision} by process {status.pid} {waited}", "green")
+        if status.event != event:
+            raise Failed(f"the agent was to handle a {event}, and it was a {status.event}")
+        return status
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        while not condition():
+            remaining = self._deadline - time.monotonic()
+            if remaining <= 0:
+                raise Failed(f"{TIME_LIMIT:.0f} s are over, and this did not happen: {what}")
+            code = None if self._agent is None else self._agent.exit_code
+            if code is not None:
+                raise Failed(f"the agent ended with exit code {code} before this happened: {what}")
+            self._statuses.next(min(remaining, 0.2))
+
+    def _promise(self, sentence: str, kept: bool) -> None:
+        if not kept:
+            raise Failed(f"this is not true: {sentence}")
+        self.kept.append(sentence)
+
+    def _total(self) -> None:
+        status = self._statuses.last
+        self.totals.update(resyncs=status.resyncs, changes=status.changes, refusals=status.refusals)
+
+
+def run() -> int:
+    """Run the demo; 0 when everything happened as promised."""
+    console = make_console()
+    started = time.monotonic()
+    console.print(Text("datasync demo: a writer and an agent, two processes, one SQLite file", "bold"), soft_wrap=True)
+    with tempfile.TemporaryDirectory(prefix="datasync-demo-") as folder, Demo(console, Path(folder)) as demo:
+        failure: Failed | None = None
+        try:
+            demo.run()
+        except Failed as error:
+            failure = error
+    _summary(console, demo, failure, time.monotonic() - started)
+    return 0 if failure is None else 1
+
+
+def _summary(console: Console, demo: Demo, failure: Failed | None, seconds: float) -> None:
+    table = Table(box=SIMPLE_HEAD, show_header=False, pad_edge=False, show_edge=False)
+    for sentence in demo.kept:
+        table.add_row(Text("ok", "green"), sentence)
+    if failure is not None:
+        table.add_row(Text("FAILED", "bold red"), str(failure))
+    console.print(Text("\nSummary", "bold"))
+    console.print(table)
+    totals = demo.totals
+    console.print(
+        f"{totals['resyncs']} RESYNCs, {totals['changes']} CHANGEs, {totals['refusals']} refused,"
+        f" {len(demo.kept)} checks {'passed' if failure is None else 'passed before the failure'}, {seconds:.1f} s",
+        soft_wrap=True,
+    )
+
+
+def _interface(name: str, description: str, mtu: int, *addresses: str) -> Interface:
+    return Interface(name=name, description=description, enabled=True, mtu=mtu, ip_addresses=addresses)
+
+
+def _switched_off() -> Interface:
+    interface = _interface("eth3", "rack 2", 1500, "10.3.0.1/16")
+    interface.enabled = False
+    return interface
+
+
+def _route(destination: str, next_hop: str, out_interface: str) -> Route:
+    return Route(destination=destination, next_hop=next_hop, out_interface=out_interface, metric=10)
