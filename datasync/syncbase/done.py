@@ -106,7 +106,8 @@ class PropagationFuture(concurrent.futures.Future[Outcome]):
         self.default_timeout = default_timeout
         self._subject = subject
         # Guarded by the lock of the registry that made the future, as is collect(); read without it by silent().
-        self._silent: dict[str, None] = {}
+        # Name to a look at what that subscription has waiting.
+        self._silent: dict[str, Callable[[], None]] = {}
         self._failed: dict[str, BaseException] = {}
         self._outcome = Outcome(0)
         self.set_running_or_notify_cancel()
@@ -121,8 +122,8 @@ class PropagationFuture(concurrent.futures.Future[Outcome]):
         try:
             return super().result(timeout)
         except concurrent.futures.TimeoutError:
-            if self.done():
-                return super().result()  # the answer is a timeout of its own, or came this moment
+            if self._answered_after_all():
+                return super().result()
             raise self._too_late(timeout) from None
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -131,14 +132,14 @@ class PropagationFuture(concurrent.futures.Future[Outcome]):
         try:
             return super().exception(timeout)
         except concurrent.futures.TimeoutError:
-            if self.done():
+            if self._answered_after_all():
                 return super().exception()
             raise self._too_late(timeout) from None
 
-    def expect(self, outcome: Outcome, names: Mapping[str, None]) -> None:
+    def expect(self, outcome: Outcome, looks: Mapping[str, Callable[[], None]]) -> None:
         """Say who has to answer, and what success is. Called once, under the registry's lock."""
         self._outcome = outcome
-        self._silent = dict(names)
+        self._silent = dict(looks)
 
     def collect(self, name: str, error: BaseException | None) -> bool:
         """Take the answer of *name*; True when it was the last one. Called under the registry's lock."""
@@ -153,6 +154,12 @@ class PropagationFuture(concurrent.futures.Future[Outcome]):
             self.set_result(self._outcome)
         else:
             self.set_exception(_combine(self._subject, self._failed))
+
+    def _answered_after_all(self) -> bool:
+        """Look once more: a queue that was full all the time is a ``DeliveryTimeout``, which is due at this moment."""
+        for look in self._silent.copy().values():
+            look()
+        return self.done()
 
     def _too_late(self, timeout: float) -> DoneTimeout:
         silent = self.silent()

@@ -151,7 +151,7 @@ class Registry:
             subscription = self._subscriptions.get(resync_name)
             if subscription is None:
                 raise SubscriptionError(f"{self.name}: there is no subscription {resync_name!r}")
-            future.expect(Outcome(self._state.revision), {resync_name: None})
+            future.expect(Outcome(self._state.revision), {resync_name: subscription.tick})
             subscription.want_resync_locked(ResyncReason.REQUESTED, future, ctx or contextvars.copy_context())
         subscription.pump()
         return future
@@ -206,7 +206,7 @@ class Registry:
             applied, ignored = self._state.apply(ops, revision)
             deliveries, unwatched = self._route_locked(applied)
             outcome = Outcome(self._state.revision, tuple(ignored), tuple(unwatched))
-            future.expect(outcome, {subscription.name: None for subscription in deliveries})
+            future.expect(outcome, {subscription.name: subscription.tick for subscription in deliveries})
             for subscription, wanted in deliveries.items():
                 subscription.accept_locked(wanted, future, context)
         self._deliver(deliveries, future)
@@ -254,7 +254,7 @@ class Registry:
             entries: dict[str, Entry] = {
                 key: (revision, payload) for key, payload in payloads.items() if payload is not None
             }
-            future.expect(Outcome(revision), dict.fromkeys(self._subscriptions))
+            future.expect(Outcome(revision), {name: one.tick for name, one in self._subscriptions.items()})
             self._replace_locked(entries, revision, reason, future, context)
             subscriptions = list(self._subscriptions.values())
         self._deliver(subscriptions, future)

@@ -237,7 +237,7 @@ class Subscription:
             ok=self._counts["ok"],
             failed=self._counts["failed"],
             late=self._counts["late"],
-            resyncs=dict(self._resyncs),
+            resyncs=dict(+self._resyncs),
             last_error=self._last_error,
         )
 
@@ -290,7 +290,7 @@ class Subscription:
         return True
 
     def tick(self) -> None:
-        """Look at what had to wait: called by the delivery worker."""
+        """Look at what had to wait: called by the delivery worker, and by a caller whose time is over."""
         with self._shared.lock:
             self._alarm_at = math.inf
             now = time.monotonic()
