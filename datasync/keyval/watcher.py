@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from google.protobuf.message import Message
 
-from datasync.errors import InvalidArgumentError, NotReadyError
+from datasync.errors import ClosedError, ForkedError, InvalidArgumentError, NotReadyError
 from datasync.events import MessageT, Op, ResyncReason
 from datasync.keyval.api import ROOT, Batch, Store
 from datasync.keyval.reader import StoreReader
@@ -126,7 +126,11 @@ class Watch:
     def start(self, timeout: float) -> None:
         """Begin, and wait for the present state."""
         self._reader.start()
-        if not self._ready.wait(timeout):
+        ready = self._ready.wait(timeout)
+        if isinstance(self._error, (ClosedError, ForkedError)):
+            self.close()
+            raise self._error
+        if not ready:
             self.close()
             why = f": {self._error}" if self._error is not None else ""
             raise NotReadyError(f"{self._name} was not read within {timeout:.1f} s{why}") from self._error
@@ -168,6 +172,8 @@ class Watch:
 
     def source_lost(self, error: BaseException) -> None:
         self._error = error
+        if isinstance(error, (ClosedError, ForkedError)):
+            self._ready.set()  # the reader ends with it: there is nothing to wait for
 
     def _tell(self, key: str, revision: int, value: bytes | None, previous: bytes | None) -> None:
         if not key.startswith(self._wanted):

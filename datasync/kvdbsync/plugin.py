@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from queue import Queue
 from types import TracebackType
 from typing import Any
@@ -69,7 +70,8 @@ class Plugin:
         #: The mirror: ``registry.get(key)`` and ``registry.items(prefix)`` read it without the network.
         self.registry = Registry(kv.name, serializer=serializer, sourced=True)
         self._broker = ProtoWrapper(kv, serializer).new_broker(prefix)
-        self._lock = threading.Lock()  # guards the two below: one thread starts it, and not after close
+        self._lock = threading.Lock()  # guards the three below: one thread starts it, and not after close
+        self._places: set[ResyncRegistration] = set()
         self._reader: StoreReader | None = None
         self._closed = False
 
@@ -119,7 +121,14 @@ class Plugin:
         except BaseException:
             registration.close()
             raise
-        return OrchestratedRegistration(registration, place)
+        with self._lock:
+            closed = self._closed
+            if not closed:
+                self._places.add(place)
+        if closed:  # by another thread, meanwhile
+            place.close()
+            raise ClosedError(f"the plugin of {self._kv.name} is closed")
+        return OrchestratedRegistration(registration, place, self._places.discard)
 
     def put(self, key: str, data: Message, *opts: PutOption) -> None:
         """Write *data* under *key*.
@@ -153,7 +162,11 @@ class Plugin:
         with self._lock:
             self._closed = True
             reader = self._reader
+            places = list(self._places)
+            self._places.clear()
         self.registry.close()
+        for place in places:  # or the orchestrator would go on asking, and keep the plugin alive
+            place.close()
         if reader is not None:
             reader.close()
 
@@ -187,9 +200,12 @@ class Plugin:
 class OrchestratedRegistration:
     """A registration that also has its place in an orchestrator's order. Threads: any."""
 
-    def __init__(self, registration: Registration, place: ResyncRegistration) -> None:
+    def __init__(
+        self, registration: Registration, place: ResyncRegistration, forget: Callable[[ResyncRegistration], None]
+    ) -> None:
         self._registration = registration
         self._place = place
+        self._forget = forget
 
     def register(self, resync_name: str, key_prefix: str) -> None:
         """Add *key_prefix*; a RESYNC with it follows. Raises ``SubscriptionError``, ``ClosedError``."""
@@ -203,6 +219,7 @@ class OrchestratedRegistration:
         """End the subscription and leave the order; may be called twice."""
         self._registration.close()
         self._place.close()
+        self._forget(self._place)
 
     def __enter__(self) -> OrchestratedRegistration:
         return self

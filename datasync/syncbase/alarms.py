@@ -21,6 +21,20 @@ from datasync.threads import Worker
 log = logging.getLogger(__name__)
 
 
+class Alarm:
+    """A time and what to call then; ``ring`` is None when it was called or taken back."""
+
+    __slots__ = ("_order", "at", "ring")
+
+    def __init__(self, at: float, order: int, ring: Callable[[], None]) -> None:
+        self.at = at
+        self.ring: Callable[[], None] | None = ring
+        self._order = order
+
+    def __lt__(self, other: Alarm) -> bool:
+        return (self.at, self._order) < (other.at, other._order)
+
+
 class Alarms:
     """Calls back at monotonic times, from one worker thread.
 
@@ -30,37 +44,57 @@ class Alarms:
     def __init__(self, subject: str) -> None:
         self._subject = subject
         self._lock = threading.Lock()  # guards all below
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._heap: list[Alarm] = []
+        self._cancelled = 0  # of those in the heap
         self._order = itertools.count()
         self._worker: Worker | None = None
         self._closed = False
         self._wake = threading.Event()
 
-    def set(self, at: float, ring: Callable[[], None]) -> None:
-        """Call *ring* at *at*. Alarms are not taken back: *ring* looks for itself whether there is anything to do."""
+    def set(self, at: float, ring: Callable[[], None]) -> Alarm:
+        """Call *ring* at *at*, unless the alarm is cancelled before."""
+        alarm = Alarm(at, next(self._order), ring)
         with self._lock:
             if self._closed:
-                return
-            heapq.heappush(self._heap, (at, next(self._order), ring))
-            first = self._heap[0][0] == at
+                return alarm
+            heapq.heappush(self._heap, alarm)
+            first = self._heap[0] is alarm
             if self._worker is None:
-                self._worker = Worker(f"syncbase-delivery-{self._subject}", self._run, wake=self._wake.set)
-                self._worker.start()
+                worker = Worker(f"syncbase-delivery-{self._subject}", self._run, wake=self._wake.set)
+                worker.start()
+                self._worker = worker
         if first:
             self._wake.set()
+        return alarm
+
+    def cancel(self, alarm: Alarm) -> None:
+        """Take *alarm* back and let go of its callback; one that has rung is ignored."""
+        with self._lock:
+            if alarm.ring is None:
+                return
+            alarm.ring = None
+            self._cancelled += 1
+            # Now and then all of them at once: a heap gives nothing back from its middle.
+            if self._cancelled > len(self._heap) // 2:
+                self._heap = [one for one in self._heap if one.ring is not None]
+                heapq.heapify(self._heap)
+                self._cancelled = 0
 
     def close(self) -> None:
         """Forget all alarms and end the worker; may be called twice and from an alarm."""
         with self._lock:
             self._closed = True
             self._heap.clear()
+            self._cancelled = 0
             worker = self._worker
         if worker is not None:
             worker.close()
 
     def _run(self, worker: Worker) -> None:
-        while not worker.stopping.is_set():
-            self._wake.clear()
+        while True:
+            self._wake.clear()  # before the look at the flag: close() sets the flag and then wakes
+            if worker.stopping.is_set():
+                return
             delay, due = self._due()
             for ring in due:
                 try:
@@ -74,6 +108,11 @@ class Alarms:
         now = time.monotonic()
         due = []
         with self._lock:
-            while self._heap and self._heap[0][0] <= now:
-                due.append(heapq.heappop(self._heap)[2])
-            return (self._heap[0][0] - now if self._heap else None), due
+            while self._heap and self._heap[0].at <= now:
+                alarm = heapq.heappop(self._heap)
+                ring, alarm.ring = alarm.ring, None
+                if ring is None:
+                    self._cancelled -= 1
+                else:
+                    due.append(ring)
+            return (self._heap[0].at - now if self._heap else None), due

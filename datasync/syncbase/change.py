@@ -78,11 +78,11 @@ class KeyValBytes:
 
     def get_value(self, message: MessageT) -> MessageT:
         """Clear *message*, fill it and return it. Raises ``DecodeError`` when the bytes do not fit."""
-        if self._data is None:
-            check_buffer(message)
-            message.Clear()
-            return message
-        return read_payload(self._key, self._data, self._serializer or DEFAULT_SERIALIZER, message)
+        return self.read(message, DEFAULT_SERIALIZER)
+
+    def read(self, message: MessageT, serializer: Serializer) -> MessageT:
+        """As ``get_value``, with *serializer* where the bytes came without one."""
+        return read_payload(self._key, self._data, self._serializer or serializer, message)
 
     __repr__ = KeyVal.__repr__
 
@@ -191,6 +191,8 @@ def read_payload(key: str, payload: Payload | None, serializer: Serializer, mess
     if payload is None:
         message.Clear()
         return message
+    if isinstance(payload, KeyValBytes):
+        return payload.read(message, serializer)
     if not isinstance(payload, bytes):
         return payload.get_value(message)
     try:

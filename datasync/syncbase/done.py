@@ -42,16 +42,18 @@ class DoneFuture:
         #: Completes with None, or raises the error that ``done`` was given.
         self.future: concurrent.futures.Future[None] = concurrent.futures.Future()
         self.future.set_running_or_notify_cancel()  # an answer cannot be cancelled
-        self._lock = threading.Lock()  # guards the decision who is first
+        self._lock = threading.Lock()  # guards _settled: who is first
+        self._settled = False
 
     def done(self, error: BaseException | None = None) -> bool:
         """Answer; True for the call that settled it."""
         check_answer(error)
         with self._lock:
-            if self.future.done():
+            if self._settled:
                 return False
-            settle(self.future, None, error)
-            return True
+            self._settled = True
+        settle(self.future, None, error)  # without the lock: the future's callbacks may come back here
+        return True
 
     def result(self, timeout: float | None = None) -> None:
         """Wait for the answer; raises what it was, or ``DoneTimeout`` after *timeout* seconds."""
@@ -59,7 +61,7 @@ class DoneFuture:
             self.future.result(timeout)
         except concurrent.futures.TimeoutError:
             if self.future.done():
-                raise
+                return self.future.result()  # the answer is a timeout of its own, or came this moment
             raise DoneTimeout(f"done was not called within {timeout} s") from None
 
 

@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 class _QueuedEvent:
     """What the two kinds have in common. Threads: any."""
 
-    __slots__ = ("_context", "_subscription", "put_at")
+    __slots__ = ("_context", "_subscription", "given_up", "put_at")
 
     def __init__(self, subscription: Subscription, context: contextvars.Context, put_at: float) -> None:
         self._subscription = subscription
         self._context = context
         #: Monotonic time of the put.
         self.put_at = put_at
+        #: True while its late answer would be counted.
+        self.given_up = False
 
     def done(self, error: BaseException | None = None) -> bool:
         """Answer the event: None for success. True for the call that settled it, False for a later one.

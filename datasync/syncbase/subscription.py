@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import math
 import queue
 import threading
 import time
@@ -23,14 +22,14 @@ from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.backoff import Backoff
 from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout
 from datasync.events import Op, ResyncReason
-from datasync.syncbase.alarms import Alarms
+from datasync.syncbase.alarms import Alarm, Alarms
 from datasync.syncbase.change import ChangeResp, StoredKeyVal
 from datasync.syncbase.done import PropagationFuture, check_answer
 from datasync.syncbase.events import QueuedChange, QueuedResync, _QueuedEvent
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.revisions import PrevRevisions
 from datasync.syncbase.status import SubscriptionState, SubscriptionStatus
-from datasync.threads import ForkGuard
+from datasync.threads import CLOSE_TIMEOUT, ForkGuard
 
 log = logging.getLogger(__name__)
 
@@ -133,12 +132,12 @@ class Subscription:
         self._removed: dict[str, StoredKeyVal] = {}  # gone, and the subscriber was not told
         self._unoffered: set[str] = set()  # came while a RESYNC was due: their end need not be told
 
-        self._putting: int | None = None  # the thread that is putting right now
+        self._putting: tuple[int] | None = None  # the thread that is putting right now; another object for each put
         self._put_over = threading.Condition(shared.lock)
         self._full_since: float | None = None
         self._full_backoff = Backoff(*FULL_QUEUE_BACKOFF, spread=(1.0, 1.0))
         self._failure_backoff = Backoff(*FAILURE_BACKOFF, spread=(1.0, 1.5))
-        self._alarm_at = math.inf
+        self._alarm: Alarm | None = None
 
         self._counts: Counter[str] = Counter()
         self._resyncs: Counter[ResyncReason] = Counter()
@@ -162,6 +161,8 @@ class Subscription:
             self._fold_locked(changes)
             if waiter is not None:
                 self._wish.waiters.append(waiter)
+                if len(self._wish.waiters) > MAX_PENDING:
+                    self._overflow_locked(f"{len(self._wish.waiters)} callers are waiting")
             return
         self._outbox.append(Pending(changes, waiter, context))
         self._pending += len(changes)
@@ -185,6 +186,7 @@ class Subscription:
             wish.reason = reason
         if reason is ResyncReason.REQUESTED:
             wish.held = False
+            wish.not_before = 0.0  # somebody asks in person: the pause is against loops
         wish.context = context or wish.context
         if waiter is not None:
             wish.waiters.append(waiter)
@@ -200,13 +202,18 @@ class Subscription:
         """Forget *prefix* and every waiting change that no other prefix wants; callers count those as done."""
         self.prefixes.remove(prefix)
         self._filter_outbox_locked()
+        if not self._outbox and self._wish is None:
+            self._full_since = None  # nothing waits for room any more, so nobody would look again
         self._await_put_locked()
 
     def close_locked(self) -> None:
         """End the stream: nothing is put after this, and whoever waits gets ``ClosedError``."""
         if self._closed:
+            self._await_put_locked()  # closed by another thread this moment: the promise is made by every close
             return
         self._closed = True
+        self._full_since = None
+        self._no_alarm_locked()
         waiters = [waiter for event in self._in_flight for waiter in _waiters(event)]
         waiters += [pending.waiter for pending in self._outbox if pending.waiter is not None]
         if self._wish is not None:
@@ -254,7 +261,7 @@ class Subscription:
                 event = self._take_locked()
                 if event is None:
                     break
-                self._putting = threading.get_ident()
+                self._putting = (threading.get_ident(),)
             if not self._put(event):
                 break
         self._shared.complete()
@@ -271,10 +278,14 @@ class Subscription:
         self._shared.guard.check()
         with self._shared.lock:
             late = time.monotonic() - event.put_at > DEFAULT_NOTIF_TIMEOUT
+            if event not in self._in_flight:
+                if event.given_up:  # its one late answer; a second answer to another event is no news
+                    event.given_up = False
+                    self._counts["late"] += 1
+                return False
+            event.given_up = given_up
             if late and not given_up:
                 self._counts["late"] += 1
-            if event not in self._in_flight:
-                return False
             del self._in_flight[event]
             self._counts["failed" if error is not None else "ok"] += 1
             self._last_error = error
@@ -291,8 +302,12 @@ class Subscription:
 
     def tick(self) -> None:
         """Look at what had to wait: called by the delivery worker, and by a caller whose time is over."""
+        if self._shared.guard.forked:  # a caller's future in a child: the lock may be held for ever
+            return
         with self._shared.lock:
-            self._alarm_at = math.inf
+            if self._closed:
+                return
+            self._no_alarm_locked()
             now = time.monotonic()
             silent = [event for event in self._in_flight if event.put_at + ABANDON_TIMEOUT <= now]
             if self._full_since is not None and now - self._full_since >= DEFAULT_NOTIF_TIMEOUT:
@@ -308,14 +323,14 @@ class Subscription:
     def _put(self, event: _QueuedEvent) -> bool:
         """Put *event*; False when the queue was full."""
         target = self._change_queue if isinstance(event, QueuedChange) else self._resync_queue
-        failure: Exception | None = None
+        failure: BaseException | None = None
         full = False
         try:
             if target is not None:
                 target.put_nowait(event)
         except queue.Full:
             full = True
-        except Exception as error:  # the user's own queue, or one that was shut down
+        except BaseException as error:  # the user's own queue, or one that was shut down; or ^C in the caller's thread
             failure = error
         with self._shared.lock:
             self._putting = None
@@ -329,6 +344,9 @@ class Subscription:
             log.debug("%s: %r", self._shared.source, event)
         if target is None or failure is not None:
             self._settle(event, failure)  # nobody is interested: it counts as done
+        if failure is not None and not isinstance(failure, Exception):
+            self._shared.complete()
+            raise failure
         return not full
 
     def _still_full(self) -> bool:
@@ -336,8 +354,11 @@ class Subscription:
         if self._full_since is None:
             return False
         target = self._change_queue if self._wish is None else self._resync_queue
-        full = getattr(target, "full", None)
-        if full is None or not full():
+        try:
+            full: bool = target.full()  # type: ignore[union-attr]
+        except Exception:  # None, or a queue of the user's own making
+            full = False
+        if not full:
             return False
         with self._shared.lock:
             self._look_again_locked()
@@ -368,9 +389,7 @@ class Subscription:
 
     def _make_resync_locked(self, wish: ResyncWish, now: float) -> QueuedResync:
         state = self._shared.revisions.freeze()
-        removed = {
-            key: kv for key, kv in self._removed.items() if key not in state and key in self
-        }
+        removed = {key: kv for key, kv in self._removed.items() if key not in state and key in self}
         undo = (self._started, self._removed, self._unoffered)
         event = QueuedResync(
             self,
@@ -426,9 +445,10 @@ class Subscription:
                 for pending in self._outbox:
                     self._note_deletes_locked(pending.changes)
                 self._absorb_outbox_locked(self._wish)
-        if self._full_since is None:
-            self._full_since = time.monotonic()
-        self._look_again_locked()
+        if self._outbox or self._wish is not None:
+            if self._full_since is None:
+                self._full_since = time.monotonic()
+            self._look_again_locked()
 
     def _unmake_resync_locked(self, event: QueuedResync) -> None:
         """Wish for *event* again, together with all that came while its put was under way."""
@@ -441,7 +461,9 @@ class Subscription:
         self.replaced_locked(list(gone.values()), list(created))
         if newer is not None:
             event.wish.waiters += newer.waiters
-            event.wish.reason = newer.reason if newer.reason in _SOURCE_REASONS else event.wish.reason
+            event.wish.context = newer.context or event.wish.context
+            if newer.reason in _SOURCE_REASONS and self._started:
+                event.wish.reason = newer.reason
 
     def _look_again_locked(self) -> None:
         since = self._full_since or 0.0
@@ -515,14 +537,23 @@ class Subscription:
                 self._shared.answered.append(waiter)
 
     def _await_put_locked(self) -> None:
-        """Wait until no other thread is putting: a put never blocks, so this is short."""
-        while self._putting is not None and self._putting != threading.get_ident():
-            self._put_over.wait()
+        """Wait until the put that another thread is at is over: a put does not block, so this is short.
+
+        A queue of the user's own making may block, or close another subscription from inside: hence the bound.
+        """
+        putting = self._putting
+        if putting is not None and putting[0] != threading.get_ident():
+            self._put_over.wait_for(lambda: self._putting is not putting, CLOSE_TIMEOUT)
 
     def _alarm_locked(self, at: float) -> None:
-        if at < self._alarm_at:
-            self._alarm_at = at
-            self._shared.alarms.set(at, self.tick)
+        if self._alarm is None or at < self._alarm.at:
+            self._no_alarm_locked()
+            self._alarm = self._shared.alarms.set(at, self.tick)
+
+    def _no_alarm_locked(self) -> None:
+        if self._alarm is not None:
+            self._shared.alarms.cancel(self._alarm)
+            self._alarm = None
 
 
 def _waiters(event: _QueuedEvent) -> list[PropagationFuture]:

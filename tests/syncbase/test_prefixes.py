@@ -1,0 +1,60 @@
+"""The table of prefixes against a plain list of them (C5)."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datasync.syncbase.prefixes import PrefixTable
+
+keys = st.text("ab/", max_size=5)
+
+
+@given(st.lists(st.tuples(st.booleans(), keys)), keys)
+def test_c5_a_table_finds_the_prefixes_that_a_list_would(steps: list[tuple[bool, str]], key: str) -> None:
+    # given prefixes that were added and removed
+    table: PrefixTable[str] = PrefixTable()
+    expected: dict[str, None] = {}
+    for added, prefix in steps:
+        if added:
+            table.set(prefix, f"value of {prefix}")
+            expected[prefix] = None
+        else:
+            table.remove(prefix)
+            expected.pop(prefix, None)
+    # when a key is looked up / then all its prefixes are found, shortest first, and the longest of them
+    matching = sorted((prefix for prefix in expected if key.startswith(prefix)), key=len)
+    assert table.matching(key) == [f"value of {prefix}" for prefix in matching]
+    assert table.longest(key) == (matching[-1] if matching else None)
+    assert set(table) == set(expected)
+    assert len(table) == len(expected)
+    assert all(table.get(prefix) is not None and prefix in table for prefix in expected)
+
+
+def test_c5_the_empty_prefix_matches_every_key() -> None:
+    table: PrefixTable[int] = PrefixTable()
+    table.set("", 1)
+    assert table.longest("anything") == ""
+    assert table.matching("") == [1]
+
+
+def test_a_copy_has_a_life_of_its_own() -> None:
+    # given a copy
+    table: PrefixTable[int] = PrefixTable()
+    table.set("a", 1)
+    copy = table.copy()
+    # when the original changes / then the copy does not
+    table.remove("a")
+    table.set("bb", 2)
+    assert list(copy) == ["a"]
+    assert copy.longest("a") == "a"
+    assert copy.longest("bb") is None
+
+
+def test_setting_a_prefix_again_replaces_its_value() -> None:
+    table: PrefixTable[int] = PrefixTable()
+    table.set("a", 1)
+    table.set("a", 2)
+    assert table.matching("ab") == [2]
+    table.remove("a")
+    assert table.matching("ab") == []
