@@ -22,7 +22,10 @@ T = TypeVar("T")
 #: Seconds that a thread which was told to end may take to do so, before a test is failed for it.
 THREAD_GRACE = 3.0
 
-_COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+_COMMON: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
 settings.register_profile("dev", max_examples=50, **_COMMON)
 # In CI a failing example must be repeatable from the log alone: no random seed, and the blob is printed.
 settings.register_profile("ci", max_examples=200, derandomize=True, print_blob=True, **_COMMON)
