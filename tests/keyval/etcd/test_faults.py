@@ -1,0 +1,396 @@
+"""A real etcd killed, compacted, emptied, restored, frozen, cut off: C3, C13, C17, I3, I4, I14; D57-D59, D61."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from datasync.errors import (
+    CompactedError,
+    StoreConnectionError,
+    UnknownOutcome,
+)
+from datasync.keyval.api import Batch, Commit, DeleteOp, PutOp, RewoundError
+from datasync.keyval.etcd import EtcdStore
+from tests.conftest import take, wait_until
+from tests.keyval.etcd.conftest import OpenStore
+from tests.proxy import TcpProxy, free_port
+from tests.servers import EtcdCluster, EtcdServer, find_etcd
+from tests.stores import END, Following, following, state
+
+pytestmark = pytest.mark.etcd
+
+
+def put(store: EtcdStore, key: str, value: str = "") -> int:
+    return store.commit([PutOp(key, value.encode())]).revision
+
+
+def resumed(store: EtcdStore, prefix: str, after: int, revision: int) -> list[Commit]:
+    """The commits after *after* up to *revision*, over as many streams as it takes."""
+    commits: list[Commit] = []
+    position = after
+    while position < revision:
+        stream = store.stream(prefix, position)
+        try:
+            for batch in stream:
+                assert batch is not None
+                commits += batch.commits
+                position = batch.revision
+                if position >= revision:
+                    stream.cancel()
+        except StoreConnectionError:
+            continue
+    return commits
+
+
+def test_c3_nothing_is_lost_or_repeated_over_kills_of_the_server(server: EtcdServer, open_store: OpenStore) -> None:
+    # given a prefix, and a reader at its first revision
+    writer, reader = open_store(server.endpoint, dial_timeout=5.0), open_store(server.endpoint, dial_timeout=5.0)
+    start = last = put(writer, "p/0")
+    written: list[int] = []
+    # when the server is killed twice while keys are written and read
+    for round_ in range(3):
+        with following(reader, "p/", last) as follower:
+            written += [put(writer, f"p/{number % 3}", f"{round_}") for number in range(20)]
+            batches = follower.until(written[-1])
+            last = batches[-1].revision
+            if round_ < 2:
+                server.restart()
+                assert isinstance(follower.ending(), StoreConnectionError)
+    # then a new stream tells of each write once, in order
+    assert [commit.revision for commit in resumed(reader, "p/", start, written[-1])] == written
+
+
+def test_d61_a_write_right_after_a_restart_needs_no_second_try(server: EtcdServer, open_store: OpenStore) -> None:
+    store = open_store(server.endpoint)
+    put(store, "a")
+    server.kill()
+    with pytest.raises(StoreConnectionError):
+        store.read("a")
+    server.start()
+    put(store, "a", "again")
+    assert state(store) == {"a": b"again"}
+
+
+def test_c17_a_write_that_was_not_sent_says_so_and_names_the_endpoint(open_store: OpenStore) -> None:
+    port = free_port()
+    store = open_store(f"127.0.0.1:{port}", dial_timeout=0.3)
+    with pytest.raises(StoreConnectionError, match=f"'a'.*127.0.0.1:{port}.*refused") as caught:
+        put(store, "a")
+    assert caught.value.__cause__ is not None
+    assert caught.value.retryable
+
+
+def test_c17_a_write_that_was_sent_and_not_answered_has_an_unknown_outcome(
+    server34: EtcdServer, proxy: TcpProxy, open_store: OpenStore
+) -> None:
+    # given a connection whose answers do not come back
+    store = open_store(proxy.address, operation_timeout=0.5)
+    put(store, "a")
+    proxy.black_hole(up=False)
+    # when something is written
+    with pytest.raises(UnknownOutcome, match="'b'"):
+        put(store, "b", "once")
+    # then it is there, once: it was not repeated
+    assert server34.ctl("get", "b", "-w", "fields").count('"Version" : 1') == 1
+
+
+def test_c17_a_write_whose_connection_is_reset_is_not_repeated(
+    server34: EtcdServer, proxy: TcpProxy, open_store: OpenStore
+) -> None:
+    store = open_store(proxy.address, operation_timeout=5.0)
+    put(store, "a")
+    proxy.reset_after(0)
+    with pytest.raises(UnknownOutcome, match="'b'"):
+        put(store, "b")
+    proxy.heal()
+    assert server34.ctl("get", "b", "-w", "fields").count('"Version" : 1') == 1
+
+
+def test_a_read_whose_connection_is_reset_is_made_again(proxy: TcpProxy, open_store: OpenStore) -> None:
+    store = open_store(proxy.address)
+    put(store, "a", "1")
+    proxy.reset()
+    assert state(store) == {"a": b"1"}
+
+
+@pytest.mark.parametrize("gone", ["compacted to the resume revision", "compacted to head"])
+def test_d57_compaction_while_cut_off_is_an_error_not_a_gap(
+    server: EtcdServer, open_store: OpenStore, gone: str
+) -> None:
+    # given a reader that stopped at a revision
+    store = open_store(server.endpoint)
+    position = put(store, "p/1")
+    put(store, "p/1", "missed")
+    head = put(store, "p/2")
+    # when the history is compacted: to exactly what it has, or beyond
+    compacted = position if gone == "compacted to the resume revision" else head
+    assert store.compact(compacted) == compacted
+    with following(store, "p/", position) as follower:
+        if compacted == position:
+            # then it goes on without loss
+            assert [c.revision for b in follower.until(head) for c in b.commits] == [position + 1, head]
+        else:
+            # then it is told so, and from which revision on there is history
+            error = follower.ending()
+            assert isinstance(error, CompactedError)
+            assert error.compact_revision == head
+
+
+def test_d57_a_page_of_a_compacted_revision_is_an_error_not_a_short_list(
+    server: EtcdServer, open_store: OpenStore
+) -> None:
+    # given a scan that has read its first page
+    store = open_store(server.endpoint, page_size=10)
+    for number in range(30):
+        put(store, f"p/{number:02}")
+    pages = iter(store.scan("p/"))
+    assert [next(pages).key for _ in range(10)] == [f"p/{number:02}" for number in range(10)]
+    # when its revision is compacted before the second
+    put(store, "p/00", "new")
+    store.compact()
+    # then iterating raises
+    with pytest.raises(CompactedError, match="'p/'"):
+        list(pages)
+
+
+def test_d50_a_page_that_cannot_be_read_raises(server: EtcdServer, open_store: OpenStore) -> None:
+    store = open_store(server.endpoint, page_size=10, dial_timeout=0.3)
+    for number in range(30):
+        put(store, f"p/{number:02}")
+    pages = iter(store.scan("p/"))
+    next(pages)
+    server.kill()
+    with pytest.raises(StoreConnectionError, match="'p/'"):
+        list(pages)
+
+
+def test_d59_an_emptied_store_is_found(server: EtcdServer, open_store: OpenStore) -> None:
+    # given a position in a store
+    store = open_store(server.endpoint)
+    for number in range(5):
+        position = put(store, "p/1", str(number))
+    # when it loses its data
+    server.kill()
+    server.wipe()
+    server.start()
+    # then going on from there is refused
+    with following(store, "p/", position) as follower:
+        assert isinstance(follower.ending(), RewoundError)
+
+
+@pytest.mark.parametrize("known_by", ["scan", "stream"])
+def test_d59_a_store_that_was_restored_and_written_to_since_is_found(
+    server: EtcdServer, open_store: OpenStore, known_by: str
+) -> None:
+    # given an old copy of the data, and a reader that saw what came after it was made
+    store = open_store(server.endpoint)
+    base = put(store, "p/1", "old")
+    server.stop()
+    server.save("copy")
+    server.start()
+    position = put(store, "p/2", "seen")
+    if known_by == "scan":
+        list(store.scan("p/"))
+    else:
+        with following(store, "p/", base) as follower:
+            follower.until(position)
+    # when the copy is restored, and grows beyond that revision
+    server.stop()
+    server.restore("copy")
+    server.start()
+    for number in range(5):
+        assert put(store, "q", str(number)) >= base
+    assert put(store, "p/2", "another") > position
+    # then going on is refused, also the second time, until the prefix is listed again
+    for _ in range(2):
+        with following(store, "p/", position) as follower:
+            assert isinstance(follower.ending(), RewoundError)
+    scan = store.scan("p/")
+    list(scan)
+    with following(store, "p/", scan.revision) as follower:
+        follower.until(put(store, "p/3"))
+
+
+@pytest.mark.parametrize("limit", [0.6, 1.5])
+def test_i14_a_frozen_server_is_found_within_the_idle_limit(
+    server: EtcdServer, open_store: OpenStore, limit: float
+) -> None:
+    # given a stream that is connected and quiet
+    store = open_store(server.endpoint, idle_limit=limit)
+    with following(store, "p/", put(store, "p/1")) as follower:
+        take(follower.queue)
+        # when the server stands still
+        server.freeze()
+        frozen = time.monotonic()
+        error = follower.ending()
+        # then the stream ends within the limit and a second
+        assert isinstance(error, StoreConnectionError)
+        assert time.monotonic() - frozen < limit + 1
+        server.thaw()
+
+
+@pytest.mark.parametrize("ways", [{"up": True, "down": True}, {"up": True, "down": False}, {"up": False, "down": True}])
+def test_i14_a_black_hole_is_found_within_the_idle_limit(
+    proxy: TcpProxy, open_store: OpenStore, ways: dict[str, bool]
+) -> None:
+    store = open_store(proxy.address, idle_limit=0.6)
+    with following(store, "p/", put(store, "p/1")) as follower:
+        take(follower.queue)
+        proxy.black_hole(**ways)
+        cut = time.monotonic()
+        error = follower.ending()
+        assert isinstance(error, StoreConnectionError)
+        assert time.monotonic() - cut < 1.6
+
+
+def test_a_quiet_stream_lives_longer_than_the_idle_limit(server: EtcdServer, open_store: OpenStore) -> None:
+    # given a stream with a short limit on which nothing happens
+    store = open_store(server.endpoint, idle_limit=0.3)
+    start = put(store, "p/1")
+    with following(store, "p/", start) as follower:
+        # when many limits have passed
+        begun = time.monotonic()
+        while time.monotonic() - begun < 1.5:
+            batch = take(follower.queue)
+            # then there are signs of life, and none claims a revision that was not there
+            assert isinstance(batch, Batch)
+            assert (batch.revision, batch.commits) == (start, ())
+        # and the next change comes as ever
+        assert follower.until(put(store, "p/2"))[-1].commits
+
+
+def test_a_slow_consumer_is_not_taken_for_a_silent_server(server34: EtcdServer, open_store: OpenStore) -> None:
+    store = open_store(server34.endpoint, idle_limit=0.3)
+    last = put(store, "p/1")
+    stream = store.stream("p/", last - 1)
+    batches = iter(stream)
+    next(batches)
+    begun = time.monotonic()
+    wait_until(lambda: time.monotonic() - begun > 0.7, "more than two idle limits were spent on one batch")
+    second = next(batches)
+    assert second is not None
+    assert second.revision == last
+    stream.cancel()
+
+
+def test_a_bookmark_never_runs_ahead_of_the_events(server: EtcdServer, open_store: OpenStore) -> None:
+    # given a history, and a stream that starts at its beginning while other keys are written
+    store = open_store(server.endpoint, idle_limit=0.3)
+    start = put(store, "p/0")
+    last = [put(store, f"p/{number % 7}") for number in range(300)][-1]
+    with following(store, "p/", start) as follower:
+        for number in range(50):
+            put(store, f"q/{number}")
+        batches = follower.until(last)
+    # then no event comes at or below a revision that was claimed before
+    claimed = start
+    for batch in batches:
+        assert all(claimed < commit.revision <= batch.revision for commit in batch.commits)
+        claimed = batch.revision
+
+
+def test_a_later_release_moves_the_bookmark_of_a_quiet_prefix(tmp_path: Path, open_store: OpenStore) -> None:
+    # given a release whose requested progress reports can be believed
+    with EtcdServer(find_etcd("3.5.16"), tmp_path / "etcd") as server:
+        store = open_store(server.endpoint, idle_limit=0.6)
+        with following(store, "p/", put(store, "p/1")) as follower:
+            # when only other keys change
+            last = put(store, "q")
+            # then the stream is soon complete up to there, so a compaction costs nothing
+            assert all(not batch.commits for batch in follower.until(last))
+
+
+def test_c15_cancel_ends_a_stream_at_once_also_while_it_connects(
+    server34: EtcdServer, proxy: TcpProxy, open_store: OpenStore
+) -> None:
+    store = open_store(proxy.address, operation_timeout=30.0)
+    put(store, "a")
+    proxy.black_hole()
+    follower = Following(store.stream("p/", 1))
+    wait_until(lambda: follower.queue.empty(), "nothing came")
+    begun = time.monotonic()
+    follower.close()
+    assert take(follower.queue) == END
+    assert time.monotonic() - begun < 1.0
+
+
+def test_a_stream_that_was_cancelled_before_it_began_is_empty(server34: EtcdServer, open_store: OpenStore) -> None:
+    stream = open_store(server34.endpoint).stream("p/", 1)
+    stream.cancel()
+    stream.cancel()
+    assert list(stream) == []
+
+
+def test_with_one_endpoint_down_the_next_is_used(server34: EtcdServer, open_store: OpenStore) -> None:
+    # given the first and the last of three endpoints down, and one of them a name
+    store = open_store(f"localhost:{free_port()}", server34.endpoint, f"127.0.0.1:{free_port()}")
+    # then everything works, from the first call on
+    last = put(store, "p/1", "x")
+    assert state(store, "p/") == {"p/1": b"x"}
+    with following(store, "p/", last - 1) as follower:
+        assert follower.until(last)[-1].commits[0].ops == [("p/1", b"x")]
+
+
+def test_a_host_name_is_resolved(server34: EtcdServer, open_store: OpenStore) -> None:
+    store = open_store(f"localhost:{server34.port}")
+    assert put(store, "a") > 0
+
+
+def test_a_name_that_does_not_exist_is_named(open_store: OpenStore) -> None:
+    with pytest.raises(StoreConnectionError, match="no-such-host.invalid"):
+        open_store("no-such-host.invalid:1", dial_timeout=0.3).check()
+
+
+@pytest.mark.slow
+def test_d59_a_member_without_quorum_ends_the_watch_and_another_takes_over(
+    tmp_path: Path, open_store: OpenStore
+) -> None:
+    # given a cluster of three, and a stream from its first member
+    with EtcdCluster(find_etcd("3.4"), tmp_path) as cluster:
+        store = open_store(*cluster.endpoints, idle_limit=3.0, dial_timeout=3.0, operation_timeout=5.0)
+        position = put(store, "p/1")
+        first, _, third = cluster.members
+        with following(store, "p/", position) as follower:
+            take(follower.queue)
+            # when that one dies, then it goes on with the next
+            first.kill()
+            assert isinstance(follower.ending(), StoreConnectionError)
+        wait_until(lambda: _written(store, "p/2"), "the remaining two take writes", timeout=20)
+        (seen,) = resumed(store, "p/", position, position + 1)
+        with following(store, "p/", seen.revision) as follower:
+            take(follower.queue)
+            # and when the quorum is gone, the watch does not hang in silence
+            third.kill()
+            assert isinstance(wait_until(lambda: _end_of(follower), "the watch ends", timeout=20), StoreConnectionError)
+        with pytest.raises((StoreConnectionError, UnknownOutcome)):
+            put(store, "p/3")
+
+
+def _written(store: EtcdStore, key: str) -> bool:
+    try:
+        return put(store, key) > 0
+    except (StoreConnectionError, UnknownOutcome):
+        return False
+
+
+def _end_of(follower: Following) -> object:
+    while not follower.queue.empty():
+        if not isinstance(item := follower.queue.get(), Batch):
+            return item
+    return None
+
+
+def test_an_event_of_a_foreign_key_that_is_no_text_comes_whole(server: EtcdServer, open_store: OpenStore) -> None:
+    # given a key of bytes that are no UTF-8
+    store = open_store(server.endpoint)
+    odd = b"p/\xff\xfe".decode("utf-8", "surrogateescape")
+    with following(store, "p/", store.revision()) as follower:
+        revision = put(store, odd, "1")
+        batches = follower.until(revision)
+    # then it is listed, read, streamed and deleted under the same name
+    assert batches[-1].commits[0].ops == [(odd, b"1")]
+    assert state(store, "p/") == {odd: b"1"}
+    assert store.commit([DeleteOp(odd)]).deleted == 1
