@@ -218,9 +218,9 @@ def test_client_libraries_are_imported_in_their_driver_only() -> None:
 
 
 def test_threads_are_started_in_one_module_only() -> None:
-    # C15: an executor starts threads too
+    # C15: an executor starts threads too. Examples are users' programs, with threads of their own.
     starters = calls(
-        MODULES,
+        {name: module for name, module in MODULES.items() if module.home != "datasync.examples"},
         "threading.Thread",
         "Thread",
         "threading.Timer",

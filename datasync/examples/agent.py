@@ -1,10 +1,10 @@
 """A network agent: watches interfaces and routes, applies them, and answers each event.
 
-    python -m datasync.examples.agent sqlite:////tmp/network.db
+    python -m datasync.examples.agent sqlite:///tmp/network.db
 
 It runs until Ctrl-C or SIGTERM. Meanwhile, from another terminal:
 
-    datasync put sqlite:////tmp/network.db /vnf-agent/vpp1/config/interface/eth0 \
+    datasync put sqlite:///tmp/network.db /vnf-agent/vpp1/config/interface/eth0 \
         '{"name":"eth0","enabled":true,"mtu":1500,"ip_addresses":["192.0.2.1/24"]}'
 
 and again with another ``mtu``, or with one of 20000, which it refuses.
@@ -141,9 +141,7 @@ class NetworkAgent:
         """Some keys: apply all of them or none. After a refusal comes a RESYNC, which sorts good from bad."""
         unreadable: dict[str, str] = {}
         changes = event.get_changes()
-        differences = [
-            Difference(change.get_key(), _previous(change), _read(change, unreadable)) for change in changes
-        ]
+        differences = [Difference(change.get_key(), _previous(change), _read(change, unreadable)) for change in changes]
         items = dict(self.dataplane.items)
         for difference in differences:
             items.pop(difference.key, None)
@@ -263,7 +261,7 @@ def block_signals() -> None:
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
-        print("usage: python -m datasync.examples.agent URL, as in sqlite:////tmp/network.db", file=sys.stderr)
+        print("usage: python -m datasync.examples.agent URL, as in sqlite:///tmp/network.db", file=sys.stderr)
         return 2
     print("network-agent: Ctrl-C ends it", flush=True)
     try:

@@ -1,0 +1,138 @@
+"""A daemon as they were always written: threads, queues, signals. datasync brings it its configuration.
+
+    python -m datasync.examples.legacy_daemon /tmp/network.db
+
+SIGTERM and SIGINT end it in order; SIGHUP makes it start over from the full configuration. The work of one event is
+spread over worker threads, and the event is answered when the last of them has answered.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from queue import Queue
+
+from datasync import ChangeEvent, DatasyncError, Op, ResyncEvent
+from datasync.examples.netconf_pb2 import Interface
+from datasync.keyval.sqlite import SQLiteStore
+from datasync.kvdbsync import Plugin
+from datasync.resync import Plugin as Orchestrator
+from datasync.syncbase import aggregate_done
+
+log = logging.getLogger("legacy-daemon")
+
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+WORKERS = 3
+
+Job = tuple[Callable[[], None], Future[None]]
+
+
+class Daemon:
+    """One thread that reads events, and a few that do the work."""
+
+    def __init__(self, path: str) -> None:
+        self._orchestrator = Orchestrator()
+        self._store = SQLiteStore(path)
+        self._plugin = Plugin(kv=self._store, resync=self._orchestrator)
+        self._events: Queue[ResyncEvent | ChangeEvent | None] = Queue()
+        self._jobs: Queue[Job | None] = Queue()
+        self._threads = [threading.Thread(target=self._read, name="events")]
+        self._threads += [threading.Thread(target=self._work, name=f"worker-{number}") for number in range(WORKERS)]
+
+    def start(self) -> None:
+        self._plugin.after_init()
+        self._plugin.wait_ready(5)
+        self._plugin.watch("legacy-daemon", self._events, self._events, "interface/")
+        for thread in self._threads:
+            thread.start()
+        self.reload()
+
+    def reload(self) -> None:
+        """Start over from the full configuration."""
+        log.info("resync: %s", self._orchestrator.do_resync())
+
+    def stop(self) -> None:
+        """In the order of the stream: the source, then who reads it, then who works; what is begun is finished."""
+        self._plugin.close()
+        self._events.put(None)
+        self._threads[0].join()
+        for _ in range(WORKERS):
+            self._jobs.put(None)
+        for thread in self._threads[1:]:
+            thread.join()
+        self._orchestrator.close()
+        self._store.close()
+
+    def _read(self) -> None:
+        while (event := self._events.get()) is not None:
+            parts: dict[str, Future[None]] = {}
+            if isinstance(event, ResyncEvent):
+                log.info("RESYNC (%s)", event.reason.value)
+                for pair in (pair for pairs in event.get_values().values() for pair in pairs):
+                    parts[pair.get_key()] = self._submit(pair.get_value(Interface()))
+            else:
+                for change in event.get_changes():
+                    if change.get_change_type() is Op.DELETE:
+                        log.info("%s is gone", change.get_key())
+                    else:
+                        parts[change.get_key()] = self._submit(change.get_value(Interface()))
+            # Not waited for here: the next event comes when this one is answered, and not before.
+            aggregate_done(parts).add_done_callback(partial(answer, event))
+
+    def _submit(self, interface: Interface) -> Future[None]:
+        future: Future[None] = Future()
+        self._jobs.put((lambda: configure(interface), future))
+        return future
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            act, future = job
+            try:
+                act()
+            except Exception as error:
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+
+
+def answer(event: ResyncEvent | ChangeEvent, all_parts: Future[None]) -> None:
+    """Called by the worker that is the last to finish a part of *event*."""
+    event.done(all_parts.exception())
+
+
+def configure(interface: Interface) -> None:
+    """The work itself; what it raises is the answer to the event."""
+    if not interface.mtu:
+        raise ValueError(f"{interface.name} has no mtu")
+    log.info("%s: mtu %d by %s", interface.name, interface.mtu, threading.current_thread().name)
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -m datasync.examples.legacy_daemon FILE", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stdout)
+    # Before the first thread: all of them inherit it, and signals wait for sigwait() below.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        daemon = Daemon(arguments[0])
+        daemon.start()
+    except DatasyncError as error:
+        log.error("%s", error)
+        return 1
+    log.info("ready")
+    while (number := signal.sigwait(SIGNALS)) == signal.SIGHUP:
+        daemon.reload()
+    log.info("%s: stopping", signal.Signals(number).name)
+    daemon.stop()
+    log.info("stopped; threads left: %d", threading.active_count() - 1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

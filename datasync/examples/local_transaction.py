@@ -1,0 +1,70 @@
+"""A program that is its own source: a command line or a plugin makes changes, another part applies and answers them.
+
+python -m datasync.examples.local_transaction
+"""
+
+from __future__ import annotations
+
+import threading
+from queue import Queue
+
+from datasync import ChangeEvent, Op, PropagationError
+from datasync.examples.netconf_pb2 import Interface
+from datasync.kvdbsync.local import DEFAULT_REGISTRY, ProtoTxn
+
+
+def apply(event: ChangeEvent) -> None:
+    """Print what changed; refuse what has no MTU."""
+    for change in event.get_changes():
+        old, new = Interface(), Interface()
+        there_before = change.get_prev_value(old)
+        if change.get_change_type() is Op.DELETE:
+            print(f"  {change.get_key()} is gone, its mtu was {old.mtu}")
+        elif not change.get_value(new).mtu:
+            raise ValueError(f"{change.get_key()} has no mtu")
+        else:
+            print(f"  {change.get_key()} has mtu {new.mtu}" + (f", before that {old.mtu}" if there_before else ""))
+
+
+def consume(events: Queue[ChangeEvent | None]) -> None:
+    """Answer every event, whatever happens: who committed is waiting."""
+    while (event := events.get()) is not None:
+        try:
+            apply(event)
+        except ValueError as error:
+            event.done(error)
+        else:
+            event.done()
+
+
+def main() -> None:
+    events: Queue[ChangeEvent | None] = Queue()
+    consumer = threading.Thread(target=consume, args=(events,), name="consumer")
+    consumer.start()
+    # The registry holds nothing yet, so that no RESYNC is to be expected: None instead of a queue for them.
+    with DEFAULT_REGISTRY.watch("printer", events, None, "interface/"):
+        txn = ProtoTxn(DEFAULT_REGISTRY.propagate_changes)
+
+        print("two interfaces, one transaction")
+        txn.put("interface/eth0", Interface(name="eth0", mtu=1500)).put(
+            "interface/eth1", Interface(name="eth1", mtu=1500)
+        )
+        outcome = txn.commit()
+        print(f"  done, revision {outcome.revision}")
+
+        print("one changes, one goes, and one was never there")
+        txn.put("interface/eth0", Interface(name="eth0", mtu=9000)).delete("interface/eth1").delete("interface/eth9")
+        outcome = txn.commit()
+        print(f"  done, revision {outcome.revision}, nothing to delete: {', '.join(outcome.ignored)}")
+
+        print("one that the consumer refuses")
+        try:
+            txn.put("interface/eth2", Interface(name="eth2")).commit()
+        except PropagationError as error:
+            print(f"  refused by {', '.join(error.errors)}: {error.errors['printer']}")
+    events.put(None)
+    consumer.join()
+
+
+if __name__ == "__main__":
+    main()
