@@ -21,7 +21,7 @@ import grpc
 from datasync.errors import ClosedError, CompactedError, StoreConnectionError, StoreError
 from datasync.keyval.api import Batch, Commit, Stream
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.client import STATUS, WATCH, Client
+from datasync.keyval.etcd.client import RANGE, STATUS, WATCH, Client
 from datasync.keyval.etcd.errors import find_fault
 from datasync.keyval.etcd.history import History
 from datasync.keyval.etcd.keys import prefix_range
@@ -115,11 +115,15 @@ class EtcdStream(Stream):
         commits: list[Commit] = []
         ops: list[tuple[str, bytes | None]] = []
         revision = self._position
+        established = False  # the first answer is to our own watch, whatever id a refusal has
         for response in call:
             requests.heard()
-            if response.canceled and response.watch_id in (WATCH_ID, NO_WATCH):
+            if response.canceled and (response.watch_id == WATCH_ID or not established):
                 raise self._cancelled(response)
+            established = True
             if response.watch_id != WATCH_ID:
+                if response.canceled and response.created:
+                    raise self._refused()
                 # Also the word that a probe was dropped comes by here; one of its answers is sign of life enough.
                 if not response.canceled:
                     yield self._aside(response, requests, exact_member, joined=not commits)
@@ -177,6 +181,13 @@ class EtcdStream(Stream):
             return StoreConnectionError(f"{self._what()}: the token ran out")
         detail = reason.rpartition("etcdserver: ")[2] or "cancelled by the server"
         return fault.error(f"{self._what()}: {detail}" + (f"; {fault.advice}" if fault.advice else ""))
+
+    def _refused(self) -> Exception:
+        """What it means that a probe was not allowed: a permission is gone, or any user or role was changed."""
+        key, range_end = prefix_range(self._prefix)
+        request = pb.RangeRequest(key=key, range_end=range_end, limit=1, keys_only=True)
+        self._client.call(RANGE, request, self._what(), scope=self._scope)  # with a new token; raises if it is gone
+        return StoreConnectionError(f"{self._what()}: the token ran out")
 
     def _what(self) -> str:
         return f"following {self._prefix!r} after {self._position}"

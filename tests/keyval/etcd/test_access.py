@@ -1,0 +1,247 @@
+"""Who may: TLS, mutual TLS, user and password, tokens that run out, permissions that are taken away."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+import trustme
+
+from datasync.errors import PermissionDenied, StoreConnectionError
+from datasync.keyval.api import Batch, PutOp
+from tests.conftest import take
+from tests.keyval.etcd.conftest import OpenStore
+from tests.servers import EtcdServer, find_etcd
+from tests.stores import following, state
+
+pytestmark = pytest.mark.etcd
+
+
+@dataclass
+class Pems:
+    """Files of one authority: its own certificate, and one that it signed with its key."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
+def issue(folder: Path, name: str, *, expired: bool = False) -> Pems:
+    """A new authority and a certificate for the loopback addresses."""
+    authority = trustme.CA()
+    not_after = datetime.now(timezone.utc) - timedelta(days=1) if expired else None
+    leaf = authority.issue_cert("127.0.0.1", "localhost", common_name="agent", not_after=not_after)
+    pems = Pems(folder / f"{name}-ca.pem", folder / f"{name}.pem", folder / f"{name}.key")
+    authority.cert_pem.write_to_path(str(pems.ca))
+    for blob in leaf.cert_chain_pems:
+        blob.write_to_path(str(pems.cert), append=True)
+    leaf.private_key_pem.write_to_path(str(pems.key))
+    return pems
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Pems:
+    """What server and client trust."""
+    return issue(tmp_path, "ours")
+
+
+@pytest.fixture
+def secure(tmp_path: Path, ours: Pems) -> Iterator[EtcdServer]:
+    """A server that speaks TLS only."""
+    with EtcdServer(find_etcd("3.4"), tmp_path / "etcd", certificates=(ours.cert, ours.key)) as server:
+        yield server
+
+
+@pytest.fixture
+def mutual(tmp_path: Path, ours: Pems) -> Iterator[EtcdServer]:
+    """A server that wants a certificate from its clients too."""
+    with EtcdServer(
+        find_etcd("3.5"), tmp_path / "etcd", certificates=(ours.cert, ours.key), client_ca=ours.ca
+    ) as server:
+        yield server
+
+
+@pytest.fixture(params=["3.4", "3.5"])
+def guarded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EtcdServer]:
+    """A server with the user ``agent`` (password ``s3cret``), who may do everything under ``p/``; tokens live 1 s."""
+    with EtcdServer(find_etcd(request.param), tmp_path / "etcd", "--auth-token-ttl", "1") as server:
+        server.enable_auth("agent", "s3cret", "p/")
+        yield server
+
+
+def test_tls_with_the_right_authority_works_by_address_and_by_name(
+    secure: EtcdServer, ours: Pems, open_store: OpenStore
+) -> None:
+    for endpoint in (secure.endpoint, f"https://localhost:{secure.port}"):
+        store = open_store(endpoint, ca_file=str(ours.ca))
+        last = store.commit([PutOp("p/1", b"x")]).revision
+        with following(store, "p/", last - 1) as follower:
+            follower.until(last)
+
+
+def test_c16_an_unknown_authority_is_said_to_be_that(secure: EtcdServer, tmp_path: Path, open_store: OpenStore) -> None:
+    others = issue(tmp_path, "others")
+    store = open_store(secure.endpoint, ca_file=str(others.ca), dial_timeout=0.5)
+    with pytest.raises(StoreConnectionError, match=r"certificate is not accepted \(.*issuer"):
+        store.check()
+
+
+def test_c16_an_expired_certificate_is_said_to_be_that(tmp_path: Path, open_store: OpenStore) -> None:
+    old = issue(tmp_path, "old", expired=True)
+    with EtcdServer(find_etcd("3.4"), tmp_path / "etcd", certificates=(old.cert, old.key)) as server:
+        store = open_store(server.endpoint, ca_file=str(old.ca), dial_timeout=0.5)
+        with pytest.raises(StoreConnectionError, match="certificate has expired"):
+            store.check()
+
+
+def test_c16_a_client_without_tls_is_told_that_the_server_wants_it(secure: EtcdServer, open_store: OpenStore) -> None:
+    with pytest.raises(StoreConnectionError, match="speaks TLS: set ca-file"):
+        open_store(secure.endpoint, dial_timeout=0.5).check()
+
+
+def test_c16_a_client_with_tls_is_told_that_the_server_has_none(
+    server34: EtcdServer, ours: Pems, open_store: OpenStore
+) -> None:
+    with pytest.raises(StoreConnectionError, match="TLS handshake fails"):
+        open_store(server34.endpoint, ca_file=str(ours.ca), dial_timeout=0.5).check()
+
+
+def test_mutual_tls_works_with_a_certificate_and_says_what_is_missing_without(
+    mutual: EtcdServer, ours: Pems, tmp_path: Path, open_store: OpenStore
+) -> None:
+    # given a server that wants certificates, then one that it knows is let in
+    mine = {"ca_file": str(ours.ca), "cert_file": str(ours.cert), "key_file": str(ours.key)}
+    open_store(mutual.endpoint, **mine).check()
+    # and none, or a stranger's, is not, and the error names the certificate
+    others = issue(tmp_path, "others")
+    for wrong in ({}, {"cert_file": str(others.cert), "key_file": str(others.key)}):
+        store = open_store(mutual.endpoint, ca_file=str(ours.ca), dial_timeout=0.5, **wrong)
+        with pytest.raises(StoreConnectionError, match="TLS handshake fails .*certificate"):
+            store.check()
+
+
+def test_a_rotated_certificate_is_taken_up_on_the_next_connection(
+    tmp_path: Path, secure: EtcdServer, ours: Pems, open_store: OpenStore
+) -> None:
+    # given a client that is connected
+    store = open_store(secure.endpoint, ca_file=str(ours.ca))
+    store.check()
+    # when server and client get files of another authority, under the same names
+    secure.stop()
+    ssl.create_default_context(cafile=str(ours.ca))
+    for old in (ours.ca, ours.cert, ours.key):
+        old.unlink()
+    issue(tmp_path, "ours")
+    secure.start()
+    # then the client goes on
+    store.check()
+
+
+def test_a_user_with_the_right_password_works_within_the_permissions(
+    guarded: EtcdServer, open_store: OpenStore
+) -> None:
+    store = open_store(guarded.endpoint, username="agent", password="s3cret")
+    store.check()
+    last = store.commit([PutOp("p/1", b"x")]).revision
+    assert state(store, "p/") == {"p/1": b"x"}
+    with following(store, "p/", last - 1) as follower:
+        follower.until(last)
+    # and what is beyond them is denied, in each verb, with what to do
+    for forbidden in (
+        lambda: store.read("q"),
+        lambda: store.scan(""),
+        lambda: store.commit([PutOp("q", b"x")]),
+    ):
+        with pytest.raises(PermissionDenied, match="grant the user's role"):
+            forbidden()
+    with following(store, "q", 1) as follower:
+        assert isinstance(follower.ending(), PermissionDenied)
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"username": "agent", "password": "wr0ng"}, "check username and password"),
+        ({}, "wants a username and password"),
+    ],
+)
+def test_c16_wrong_or_missing_credentials_say_so_and_never_quote_them(
+    guarded: EtcdServer, open_store: OpenStore, settings: dict[str, str], advice: str
+) -> None:
+    store = open_store(guarded.endpoint, **settings)
+    with pytest.raises(PermissionDenied, match=advice) as caught:
+        store.commit([PutOp("p/1", b"x")])
+    assert "wr0ng" not in f"{caught.value} {caught.value.__cause__}"
+    # check() tells a wrong password from a missing permission
+    with pytest.raises(PermissionDenied):
+        store.check()
+
+
+def test_credentials_are_not_minded_by_a_server_that_asks_for_none(server34: EtcdServer, open_store: OpenStore) -> None:
+    store = open_store(server34.endpoint, username="agent", password="s3cret")
+    assert store.commit([PutOp("p/1", b"x")]).succeeded
+
+
+def test_a_token_that_the_server_forgot_is_renewed_within_the_call(guarded: EtcdServer, open_store: OpenStore) -> None:
+    # given a store with a token, as the server hands them out
+    store = open_store(guarded.endpoint, username="agent", password="s3cret")
+    first = store.commit([PutOp("p/1", b"1")]).revision
+    # when the server forgets its tokens
+    guarded.restart()
+    # then reads, writes and streams go on without a word
+    assert store.commit([PutOp("p/1", b"2")]).succeeded
+    guarded.restart()
+    assert state(store, "p/") == {"p/1": b"2"}
+    guarded.restart()
+    with following(store, "p/", first) as follower:
+        follower.until(first + 1)
+
+
+def test_a_token_that_ran_out_does_not_end_a_quiet_stream(guarded: EtcdServer, open_store: OpenStore) -> None:
+    # given tokens that live for a second, and a stream that is quiet for longer
+    store = open_store(guarded.endpoint, username="agent", password="s3cret", idle_limit=3.0)
+    start = store.commit([PutOp("p/1", b"1")]).revision
+    with following(store, "p/", start) as follower:
+        for _ in range(4):  # a batch a second
+            take(follower.queue)
+        # then it still tells of changes
+        follower.until(store.commit([PutOp("p/1", b"2")]).revision)
+
+
+def test_a_change_of_other_users_never_looks_like_a_denial(guarded: EtcdServer, open_store: OpenStore) -> None:
+    # given a stream, under a token that a change of any user makes old
+    store = open_store(guarded.endpoint, username="agent", password="s3cret", idle_limit=0.6)
+    position = store.commit([PutOp("p/1", b"1")]).revision
+    with following(store, "p/", position) as follower:
+        take(follower.queue)
+        # when another user is added
+        guarded.ctl("--user", "root:root", "user", "add", "other:other")
+        last = store.commit([PutOp("p/1", b"2")]).revision
+        # then it goes on, or ends in a way that calls for a new one
+        for _ in range(6):
+            item = take(follower.queue)
+            if not isinstance(item, Batch):
+                assert isinstance(item, StoreConnectionError)
+                break
+    # and a new one goes on
+    with following(store, "p/", position) as follower:
+        follower.until(last)
+
+
+def test_a_permission_that_is_taken_away_ends_the_stream(guarded: EtcdServer, open_store: OpenStore) -> None:
+    # given a stream that was allowed
+    store = open_store(guarded.endpoint, username="agent", password="s3cret", idle_limit=1.0)
+    start = store.commit([PutOp("p/1", b"1")]).revision
+    with following(store, "p/", start) as follower:
+        take(follower.queue)
+        # when the permission is revoked
+        guarded.ctl("--user", "root:root", "role", "revoke-permission", "agent", "p/", "--prefix")
+        # then it ends, and reads and writes are denied
+        assert isinstance(follower.ending(), PermissionDenied)
+    for denied in (lambda: store.scan("p/"), lambda: store.commit([PutOp("p/1", b"x")])):
+        with pytest.raises(PermissionDenied):
+            denied()
