@@ -38,6 +38,8 @@ TIME_LIMIT = 14.0
 #: Seconds after which the status of a killed agent expires.
 SESSION_TTL = 1.5
 
+_AGENT = ("-m", "datasync", "demo", "--agent")
+
 
 class Failed(Exception):
     """Something did not happen as promised."""
@@ -47,7 +49,7 @@ class Agent:
     """The other process."""
 
     def __init__(self, url: str, dataplane: Path) -> None:
-        command = [sys.executable, "-m", "datasync", "demo", "--agent", url, str(dataplane)]
+        command = [sys.executable, *_AGENT, url, str(dataplane)]
         # Its standard input ends when this process does, and with it the agent: nothing is left behind.
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
         self.pid = self._process.pid
@@ -129,7 +131,7 @@ class Demo:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._agent is not None and self._agent.exit_code is None:
+        if self._agent is not None:
             self._agent.kill()
         self._plugin.close()
         self._store.close()

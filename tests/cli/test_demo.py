@@ -1,0 +1,147 @@
+"""``datasync demo`` as a user runs it: the main job, told and checked by the demo itself."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+from datasync.cli import demo as story
+from tests.conftest import wait_until
+from tests.running import Running, run
+
+DEMO = ("-m", "datasync", "demo")
+
+
+@pytest.fixture(scope="module")
+def told() -> subprocess.CompletedProcess[str]:
+    """One demo, for all that is asked of its output."""
+    return run(*DEMO)
+
+
+def test_it_ends_by_itself_with_success(told: subprocess.CompletedProcess[str]) -> None:
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert told.stderr == ""
+
+
+def test_the_agent_begins_with_a_resync_of_all_that_is_there(told: subprocess.CompletedProcess[str]) -> None:
+    # C2
+    first = told.stdout.partition("2  ")[0]
+    assert "RESYNC (initial) at revision" in first
+    for key in ("config/interface/eth0", "config/interface/eth1", "config/route/0.0.0.0/0"):
+        assert key in first
+
+
+def test_a_change_shows_old_and_new_value_and_is_answered(told: subprocess.CompletedProcess[str]) -> None:
+    # C6, C9
+    assert "~ config/interface/eth1  mtu 1500 → 9000" in told.stdout
+    assert re.search(r"writer  done: applied up to revision \d+ by process \d+", told.stdout)
+
+
+def test_a_transaction_is_one_change(told: subprocess.CompletedProcess[str]) -> None:
+    # C4
+    part = told.stdout.partition("\n3  ")[2].partition("\n4  ")[0]
+    assert part.count("CHANGE at revision") == 1
+    assert [line.strip()[0] for line in part.splitlines() if line.startswith(" " * 9)] == ["+", "+", "-"]
+
+
+def test_a_refused_change_comes_back_with_the_error_and_leads_to_a_resync(
+    told: subprocess.CompletedProcess[str],
+) -> None:
+    # C10
+    part = told.stdout.partition("\n4  ")[2].partition("\n5  ")[0]
+    assert re.search(r"writer  refused by process \d+ .*there is no interface 'eth7'", part)
+    assert "RESYNC (failed)" in part.partition("refused by process")[2]
+
+
+def test_a_killed_agent_comes_back_and_is_told_what_it_missed(told: subprocess.CompletedProcess[str]) -> None:
+    part = told.stdout.partition("\n5  ")[2].partition("\n6  ")[0]
+    after = part.partition("RESYNC (initial)")[2]
+    signs = {line.split()[1]: line.split()[0] for line in after.splitlines() if line.strip()[:1] in {"+", "-", "~"}}
+    assert signs["config/interface/eth0"] == "~"
+    assert signs["config/interface/eth2"] == "-"
+    assert signs["config/route/10.64.0.0/12"] == "-"
+    assert len(set(re.findall(r"by process (\d+)", told.stdout))) == 2
+
+
+def test_a_summary_counts_what_happened(told: subprocess.CompletedProcess[str]) -> None:
+    summary = told.stdout.partition("\nSummary")[2]
+    assert summary.count("ok ") == 9
+    assert re.search(r"3 RESYNCs, 4 CHANGEs, 1 refused, 9 checks passed, \d+\.\d s", summary)
+    assert float(re.findall(r"(\d+\.\d) s$", summary.strip())[0]) < story.TIME_LIMIT
+
+
+def test_it_is_plain_where_there_is_no_terminal(told: subprocess.CompletedProcess[str]) -> None:
+    assert "\x1b" not in told.stdout
+
+
+def test_ctrl_c_ends_it_without_a_traceback_and_without_a_process_left() -> None:
+    # given a demo whose agent is there
+    with Running(*DEMO) as demo:
+        demo.wait_for("by process")
+        agent = int(re.findall(r"the agent is started: process (\d+)", demo.output)[0])
+        # when it is interrupted
+        demo.send(signal.SIGINT)
+        # then it says so, and the agent has ended too
+        assert demo.wait() == 130
+        assert "interrupted" in demo.output
+        assert "Traceback" not in demo.output
+    wait_until(lambda: not _alive(agent), "the agent has ended")
+
+
+def test_the_agent_ends_when_the_demo_is_killed() -> None:
+    with Running(*DEMO) as demo:
+        demo.wait_for("by process")
+        agent = int(re.findall(r"the agent is started: process (\d+)", demo.output)[0])
+        demo.send(signal.SIGKILL)
+        wait_until(lambda: not _alive(agent), "the agent has ended")
+
+
+def test_it_fails_when_the_agent_cannot_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # given an agent that ends at once
+    monkeypatch.setattr(story.sys, "executable", "/bin/false")
+    # when the demo runs
+    started = time.monotonic()
+    code = story.run()
+    # then it says which promise was not kept, soon, and fails
+    assert code == 1
+    output = capsys.readouterr().out
+    assert "FAILED" in output
+    assert "the agent ended with exit code 1 before this happened" in output
+    assert time.monotonic() - started < story.TIME_LIMIT
+
+
+def test_it_fails_in_time_when_the_agent_is_silent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # given an agent that does nothing, and less patience
+    monkeypatch.setattr(story, "TIME_LIMIT", 1.0)
+    monkeypatch.setattr(story, "_AGENT", ("-c", "import sys; sys.stdin.read()"))
+    # when / then
+    assert story.run() == 1
+    assert "1 s are over, and this did not happen: the agent answers for revision" in capsys.readouterr().out
+
+
+def test_it_fails_when_the_agent_takes_everything(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # given an agent without rules
+    lax = "import datasync.examples.dataplane as d; d.check = lambda items: {}; "
+    lax += "from datasync.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"
+    monkeypatch.setattr(story, "_AGENT", ("-c", lax, "demo", "--agent"))
+    # when / then the promise of the refusal is the one that is broken
+    assert story.run() == 1
+    assert "this is not true: a refused change comes back with the agent's error" in capsys.readouterr().out
+
+
+def _alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

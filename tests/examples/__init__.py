@@ -1,0 +1,1 @@
+"""Tests of ``datasync.examples``: each is run."""

@@ -1,0 +1,148 @@
+"""Every example is run as its docstring says; what it prints is what it shows."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.running import Running, run
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "datasync" / "examples"
+#: Examples that are not run by themselves.
+PARTS = {"__init__", "dataplane", "netconf_pb2"}
+TESTED = {
+    "agent",
+    "etcd_agent",
+    "legacy_daemon",
+    "local_transaction",
+    "dynamic_prefixes",
+    "orchestrated_resync",
+    "composite",
+}
+
+ETH0 = '{"name":"eth0","enabled":true,"mtu":%d,"ip_addresses":["192.0.2.1/24"]}'
+
+
+def datasync(*arguments: str) -> None:
+    done = run("-m", "datasync", *arguments)
+    assert done.returncode == 0, done.stderr
+
+
+def printed(example: str) -> str:
+    done = run("-m", f"datasync.examples.{example}")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_no_example_is_forgotten() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} - PARTS == TESTED
+
+
+def test_local_transaction_shows_old_and_new_values_and_a_refusal() -> None:
+    out = printed("local_transaction")
+    assert "interface/eth0 has mtu 9000, before that 1500" in out
+    assert "interface/eth1 is gone, its mtu was 1500" in out
+    assert "nothing to delete: interface/eth9" in out
+    assert "refused by printer: interface/eth2 has no mtu" in out
+
+
+def test_dynamic_prefixes_get_their_own_resync_and_end_when_told() -> None:
+    # C11
+    out = printed("dynamic_prefixes")
+    assert re.findall(r"RESYNC \(\w+\)|CHANGE \S+", out) == [
+        "RESYNC (initial)",
+        "RESYNC (prefix)",
+        "CHANGE config/route/10.0.0.0/8",
+        "CHANGE config/interface/eth1",
+    ]
+
+
+def test_orchestrated_resync_keeps_the_order_and_reports_what_failed() -> None:
+    # C14
+    out = printed("orchestrated_resync")
+    assert out.count("interfaces: RESYNC with 1 key(s)\n  routes: RESYNC with 1 key(s)") == 2
+    assert "interfaces failed: " in out
+
+
+def test_composite_keeps_its_sources_apart() -> None:
+    # C12
+    first, second = printed("composite").splitlines()
+    assert first.endswith("{'interface/eth0': 9000, 'interface/eth1': 1500}")
+    assert second.endswith("{'interface/eth0': 1500, 'interface/eth1': 1500}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_agent_applies_refuses_and_ends_when_asked(tmp_path: Path, number: signal.Signals) -> None:
+    # given an agent on an empty store
+    url = f"sqlite://{tmp_path}/network.db"
+    key = "/vnf-agent/vpp1/config/interface/eth0"
+    with Running("-m", "datasync.examples.agent", url) as agent:
+        agent.wait_for("RESYNC (initial)")
+        # when an interface is put by hand, changed, and changed badly
+        for mtu in (1500, 9000, 20000):
+            datasync("put", url, key, ETH0 % mtu)
+        # then it says so
+        agent.wait_for("mtu 1500 → 9000")
+        agent.wait_for("! config/interface/eth0  refused: mtu 20000 is not between 68 and 9216")
+        # and after the pause it is told again, and still refuses
+        agent.wait_for("RESYNC (failed)")
+        # when the value is no protojson at all / then that is one more thing it refuses, and survives
+        datasync("put", url, "/vnf-agent/vpp1/config/route/0.0.0.0/0", "not a route")
+        agent.wait_for("cannot be read")
+        agent.send(number)
+        assert agent.wait() == 0
+        assert "Traceback" not in agent.output
+
+
+def test_the_agents_status_is_in_the_store_and_goes_with_it(tmp_path: Path) -> None:
+    # C17
+    url = f"sqlite://{tmp_path}/network.db"
+    with Running("-m", "datasync.examples.agent", url) as agent:
+        agent.wait_for("RESYNC (initial)")
+        with Running("-m", "datasync", "watch", url, "/vnf-agent/vpp1/status/") as watch:
+            watch.wait_for("Ctrl-C")
+            datasync("put", url, "/vnf-agent/vpp1/config/interface/eth0", ETH0 % 1500)
+            watch.wait_for('"event":"CHANGE"')
+            agent.send(signal.SIGTERM)
+            watch.wait_for("-> (none)")
+            assert agent.wait() == 0
+
+
+@pytest.mark.parametrize("example", ["agent", "etcd_agent"])
+def test_an_agent_without_a_store_says_what_is_wrong(example: str) -> None:
+    done = run("-m", f"datasync.examples.{example}", "frob://x")
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert "unknown store scheme" in done.stderr or "usage:" in done.stderr
+
+
+def test_the_legacy_daemon_hears_its_signals_and_leaves_no_thread(tmp_path: Path) -> None:
+    # given a daemon
+    file = tmp_path / "network.db"
+    with Running("-m", "datasync.examples.legacy_daemon", str(file)) as daemon:
+        daemon.wait_for("legacy-daemon: ready")
+        # when an interface comes, then one that its workers refuse
+        datasync("put", f"sqlite://{file}", "interface/a", '{"name":"a","mtu":9000}')
+        daemon.wait_for("a: mtu 9000 by worker-")
+        datasync("put", f"sqlite://{file}", "interface/b", '{"name":"b"}')
+        daemon.wait_for("was refused")
+        # and the second one is corrected / then a RESYNC brings it
+        datasync("put", f"sqlite://{file}", "interface/b", '{"name":"b","mtu":1400}')
+        daemon.wait_for("b: mtu 1400 by worker-")
+        # when SIGHUP / then it starts over from the full configuration
+        daemon.send(signal.SIGHUP)
+        daemon.wait_for("legacy-daemon: resync: legacy-daemon: applied", times=2)
+        # when SIGTERM / then it ends in order
+        daemon.send(signal.SIGTERM)
+        assert daemon.wait() == 0
+        assert "stopped; threads left: 0" in daemon.output
+
+
+def test_the_legacy_daemon_refuses_a_file_that_is_not_its_own(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("dear all")
+    done = run("-m", "datasync.examples.legacy_daemon", str(tmp_path / "x"))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
