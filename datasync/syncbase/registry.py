@@ -152,7 +152,7 @@ class Registry:
             if subscription is None:
                 raise SubscriptionError(f"{self.name}: there is no subscription {resync_name!r}")
             future.expect(Outcome(self._state.revision), {resync_name: subscription.tick})
-            subscription.want_resync_locked(ResyncReason.REQUESTED, future, ctx or contextvars.copy_context())
+            subscription.want_resync_locked(ResyncReason.REQUESTED, future, _captured(ctx))
         subscription.pump()
         return future
 
@@ -198,7 +198,7 @@ class Registry:
         self._guard.check()
         ops = [(key, _payload(key, change)) for key, change in changes.items()]
         revision = max((change.get_revision() for change in changes.values()), default=0)
-        context = contextvars.copy_context() if ctx is None else ctx
+        context = _captured(ctx)
         first = next(iter(changes), "")
         future = PropagationFuture(f"{self.name}: transaction of {len(ops)} change(s) from {first!r} on", timeout)
         with self._lock:
@@ -246,7 +246,7 @@ class Registry:
         self._guard.check()
         payloads = {key: _payload(key, value) for key, value in values.items()}
         wanted = max((value.get_revision() for value in values.values()), default=0)
-        context = contextvars.copy_context() if ctx is None else ctx
+        context = _captured(ctx)
         future = PropagationFuture(f"{self.name}: resync of {len(payloads)} key(s)", timeout)
         with self._lock:
             self._check_open()
@@ -549,6 +549,11 @@ def _payload(key: str, value: KeyVal | ChangeValue) -> Payload | None:
     if value.get_key() != key:
         raise InvalidArgumentError(f"the change under {key!r} has another key: {value.get_key()!r}")
     return value
+
+
+def _captured(ctx: contextvars.Context | None) -> contextvars.Context:
+    """The context as it is now: whoever gave it may go on with it."""
+    return contextvars.copy_context() if ctx is None else ctx.copy()
 
 
 def _check_prefix(prefix: object) -> None:

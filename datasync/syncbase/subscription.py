@@ -187,7 +187,7 @@ class Subscription:
         if reason is ResyncReason.REQUESTED:
             wish.held = False
             wish.not_before = 0.0  # somebody asks in person: the pause is against loops
-        wish.context = context or wish.context
+        wish.context = wish.context if context is None else context  # not "or": an empty context is false
         if waiter is not None:
             wish.waiters.append(waiter)
 
@@ -461,7 +461,7 @@ class Subscription:
         self.replaced_locked(list(gone.values()), list(created))
         if newer is not None:
             event.wish.waiters += newer.waiters
-            event.wish.context = newer.context or event.wish.context
+            event.wish.context = event.wish.context if newer.context is None else newer.context
             if newer.reason in _SOURCE_REASONS and self._started:
                 event.wish.reason = newer.reason
 
