@@ -1,0 +1,235 @@
+"""Consumers of every kind: fast, slow, stuck, refusing, silent, hasty, chatty; each keeps the view that it was told.
+
+A consumer is what an application would write: a RESYNC replaces its view, a CHANGE that it accepts alters it.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from queue import Empty, Queue
+from typing import Any
+
+from tests.faults.checkers import longest
+from tests.faults.history import PutResync
+from tests.faults.recorder import Recorder, RecordingQueue
+
+
+@dataclass(frozen=True)
+class Manners:
+    """How a consumer behaves until it is healed: probabilities per event, and the longest pause."""
+
+    slow: float = 0.0
+    stuck: float = 0.0
+    refuses: float = 0.0
+    silent: float = 0.0
+    twice: float = 0.0
+    elsewhere: float = 0.0
+    talks_back: float = 0.0
+    pause: float = 0.004
+
+
+MANNERS: Mapping[str, Manners] = {
+    "fast": Manners(),
+    "slow": Manners(slow=0.8),
+    "stuck": Manners(stuck=0.08),
+    "refusing": Manners(refuses=0.3),
+    "silent": Manners(silent=0.08),
+    "twice": Manners(twice=0.5, elsewhere=0.2),
+    "elsewhere": Manners(elsewhere=0.9),
+    "reentrant": Manners(talks_back=0.5),
+    "everything": Manners(0.3, 0.02, 0.1, 0.02, 0.1, 0.3, 0.1),
+}
+
+
+class Refusal(Exception):
+    """What a consumer answers that does not want an event."""
+
+
+class Consumer:
+    """One thread that reads two queues (or one) and answers; a second one answers what is to come from elsewhere."""
+
+    def __init__(
+        self, name: str, manners: Manners, chance: random.Random, *, abandon: float, room: int, shared: bool
+    ) -> None:
+        self.recorder = Recorder(name, abandon)
+        self._chance = chance
+        self._manners = manners
+        self._healed = threading.Event()
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._abandon = abandon
+        self.change_queue: Queue[Any] = _WakingQueue(self.recorder, room, self._wake)
+        self.resync_queue: Queue[Any] = (
+            self.change_queue if shared else _WakingQueue(self.recorder, room, self._wake)
+        )
+        #: Called now and then by the consumer's own thread, before it answers.
+        self.talk_back: Callable[[random.Random], None] = lambda chance: None
+        self.view: dict[str, bytes] = {}
+        self.errors: list[BaseException] = []
+        self._later: Queue[Any] = Queue()
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(self._consume,), name=f"consumer-{name}", daemon=True),
+            threading.Thread(target=self._guarded, args=(self._answer_later,), name=f"answers-{name}", daemon=True),
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def heal(self) -> None:
+        """Behave from now on."""
+        self._healed.set()
+
+    def stop(self) -> None:
+        self.heal()
+        self._stopping.set()
+        self._wake.set()
+        self._later.put(None)
+        for thread in self._threads:
+            thread.join(10)
+            if thread.is_alive():
+                self.errors.append(AssertionError(f"{thread.name} hangs"))
+
+    def _guarded(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except BaseException as error:  # the runner raises it
+            self.errors.append(error)
+
+    def _consume(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.clear()
+            event = self._next()
+            if event is None:
+                self._wake.wait(0.05)
+            else:
+                self._handle(event)
+
+    def _next(self) -> Any:
+        queues = [self.change_queue, self.resync_queue]
+        self._chance.shuffle(queues)  # two queues have no common order
+        for queue in queues:
+            try:
+                return queue.get_nowait()
+            except Empty:
+                continue
+        return None
+
+    def _handle(self, event: Any) -> None:
+        manners = Manners() if self._healed.is_set() else self._manners
+        dice = self._chance.random
+        if dice() < manners.slow:
+            self._healed.wait(self._chance.uniform(0, manners.pause))
+        if dice() < manners.stuck:
+            self._healed.wait(self._chance.uniform(0.05, 1.5 * self._abandon))
+        if dice() < manners.talks_back:
+            self.talk_back(self._chance)
+        refuses = dice() < manners.refuses
+        if not refuses:
+            self._apply(event)
+        if dice() < manners.silent:
+            return
+        error = Refusal("no") if refuses else None
+        answers = 2 if dice() < manners.twice else 1
+        for _ in range(answers):
+            if dice() < manners.elsewhere:
+                self._later.put((event, error, self._chance.uniform(0, manners.pause)))
+            else:
+                self.recorder.done(event, error)
+
+    def _apply(self, event: Any) -> None:
+        put = self.recorder.entry(event)
+        if isinstance(put, PutResync):
+            self.view = {key: value for pairs in put.values.values() for key, value in pairs.items()}
+            return
+        view = dict(self.view)
+        for change in put.changes:
+            if change.value is None:
+                view.pop(change.key, None)
+            else:
+                view[change.key] = change.value
+        self.view = view
+
+    def _answer_later(self) -> None:
+        while True:
+            item = self._later.get()
+            if item is None:
+                return
+            event, error, delay = item
+            self._healed.wait(delay)
+            self.recorder.done(event, error)
+
+
+class _WakingQueue(RecordingQueue):
+    def __init__(self, recorder: Recorder, maxsize: int, wake: threading.Event) -> None:
+        super().__init__(recorder, maxsize)
+        self._wake = wake
+
+    def _put(self, item: Any) -> None:
+        super()._put(item)
+        self._wake.set()
+
+
+class Membership:
+    """One consumer's registration with a plugin, and the calls that are made on it, noted in the log.
+
+    Calls from different threads are made one after another; the consumer's own thread does not wait for its turn.
+    """
+
+    def __init__(self, plugin: Any, consumer: Consumer, prefixes: list[str], in_flight: int) -> None:
+        self.consumer = consumer
+        self.prefixes = list(prefixes)
+        self.closed = False
+        self._turn = threading.Lock()
+        name = consumer.recorder.log.name
+        consumer.recorder.watched(tuple(prefixes), in_flight)
+        self._registration = plugin.watch(
+            name, consumer.change_queue, consumer.resync_queue, *prefixes, in_flight=in_flight
+        )
+
+    def change(self, chance: random.Random, names: list[str]) -> None:
+        """Register or unregister something."""
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
+            if self.closed:
+                return
+            if self.prefixes and chance.random() < 0.45:
+                self._unregister(chance.choice(self.prefixes))
+            else:
+                fresh = [name for name in names if name not in self.prefixes]
+                if fresh:
+                    self._register(chance.choice(fresh))
+        finally:
+            self._turn.release()
+
+    def close(self) -> None:
+        with self._turn:
+            self.closed = True
+            self.consumer.recorder.asked("close", "", False)
+            self._registration.close()
+            self.consumer.recorder.asked("close", "", True)
+
+    def view_is(self, state: Mapping[str, bytes]) -> bool:
+        """True when the consumer's view is what it should be, as far as its prefixes go."""
+        prefixes = list(self.prefixes)
+        right = {key: value for key, value in state.items() if longest(key, prefixes) is not None}
+        view = self.consumer.view
+        return right == {key: value for key, value in view.items() if longest(key, prefixes) is not None}
+
+    def _register(self, prefix: str) -> None:
+        self.consumer.recorder.asked("register", prefix, False)
+        self._registration.register(self.consumer.recorder.log.name, prefix)
+        self.prefixes.append(prefix)
+        self.consumer.recorder.asked("register", prefix, True)
+
+    def _unregister(self, prefix: str) -> None:
+        self.consumer.recorder.asked("unregister", prefix, False)
+        self._registration.unregister(prefix)
+        self.prefixes.remove(prefix)
+        self.consumer.recorder.asked("unregister", prefix, True)
+
+

@@ -1,0 +1,106 @@
+"""Writes a watcher's log: queues that note each put in the moment it happens, and answers that note themselves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from queue import Queue
+from typing import Any
+
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import BytesValue
+
+from datasync.events import ChangeEvent, MessageT, Op, ResyncEvent
+from tests.faults.history import Answered, Answering, Asked, Entry, Gone, Log, PutChange, PutResync, Seen, Watched
+
+
+class RawSerializer:
+    """The stored bytes are the message's only field: histories are about order, not about formats."""
+
+    def marshal(self, message: Message) -> bytes:
+        assert isinstance(message, BytesValue)
+        return message.value
+
+    def unmarshal(self, data: bytes, message: MessageT) -> MessageT:
+        assert isinstance(message, BytesValue)
+        message.value = data
+        return message
+
+
+class Recorder:
+    """The log of one watcher. Threads: any; the order of the entries is the order of the facts."""
+
+    def __init__(self, name: str, abandon: float) -> None:
+        self.log = Log(name, abandon)
+        self._lock = threading.Lock()
+        self._numbers: dict[int, int] = {}
+        self._puts: list[PutChange | PutResync] = []
+        self._kept: list[object] = []  # events: their id stays theirs
+
+    def watched(self, prefixes: tuple[str, ...], in_flight: int) -> None:
+        self._note(Watched(time.monotonic(), prefixes, in_flight))
+
+    def asked(self, what: str, prefix: str, over: bool) -> None:
+        self._note(Asked(time.monotonic(), what, prefix, over))
+
+    def put(self, event: Any) -> None:
+        """*event* is being put: called with the queue's mutex held, before anybody can take it."""
+        with self._lock:
+            number = len(self._kept)
+            self._kept.append(event)
+            self._numbers[id(event)] = number
+            entry = _read(event, number)
+            self._puts.append(entry)
+            self.log.entries.append(entry)
+
+    def entry(self, event: Any) -> PutChange | PutResync:
+        """What was noted of *event*."""
+        with self._lock:
+            return self._puts[self._numbers[id(event)]]
+
+    def done(self, event: Any, error: BaseException | None = None) -> bool:
+        """Answer *event* and note both the beginning and the outcome."""
+        number = self._numbers[id(event)]
+        self._note(Answering(time.monotonic(), number, error is not None))
+        first: bool = event.done(error)
+        self._note(Answered(time.monotonic(), number, first))
+        return first
+
+
+    def _note(self, entry: Entry) -> None:
+        with self._lock:
+            self.log.entries.append(entry)
+
+
+class RecordingQueue(Queue[Any]):
+    """A queue that tells *recorder* of each put."""
+
+    def __init__(self, recorder: Recorder, maxsize: int = 0) -> None:
+        super().__init__(maxsize)
+        self._recorder = recorder
+
+    def _put(self, item: Any) -> None:
+        self._recorder.put(item)
+        super()._put(item)
+
+
+def _read(event: Any, number: int) -> PutChange | PutResync:
+    """All that a consumer can read out of *event*."""
+    now = time.monotonic()
+    if isinstance(event, ResyncEvent):
+        values = {
+            prefix: {kv.get_key(): kv.get_value(BytesValue()).value for kv in pairs}
+            for prefix, pairs in event.get_values().items()
+        }
+        removed = [Gone(kv.get_key(), kv.get_value(BytesValue()).value, kv.get_revision()) for kv in event.get_removed()]
+        return PutResync(now, number, event.reason, event.revision, values, removed)
+    assert isinstance(event, ChangeEvent)
+    return PutChange(now, number, [_seen(change) for change in event.get_changes()])
+
+
+def _seen(change: Any) -> Seen:
+    before = BytesValue()
+    existed = change.get_prev_value(before)
+    op = change.get_change_type()
+    value = None if op is Op.DELETE else change.get_value(BytesValue()).value
+    return Seen(change.get_key(), op, change.get_revision(), value, before.value if existed else None)

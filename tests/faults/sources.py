@@ -1,0 +1,180 @@
+"""The sources of histories: what is written, what goes wrong there, and how it heals."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from datasync.keyval.api import ROOT, Store
+from datasync.keyval.memory import MemoryStore
+from tests.faults.history import Op1, Truth
+from tests.faults.scripted import Faults, FaultyStore, ScriptedStore, write
+
+Ops = Sequence[tuple[str, bytes | None]]
+Misfortune = Callable[[], object]
+
+
+class Source(ABC):
+    """A store that histories are about. The writer and the misfortunes come from one thread each."""
+
+    #: In front of every key.
+    prefix: str = ROOT
+
+    def __init__(self, chance: random.Random) -> None:
+        self.truth = Truth()
+        self.chance = chance
+        self.faults = Faults(random.Random(chance.random()), chance.choice((0.0, 0.02, 0.1, 0.3)))
+        self.lock = threading.Lock()  # a transaction and its record, a rewind and its record: one after another
+
+    #: What the plugin is given.
+    store: Store
+
+    @abstractmethod
+    def write(self, ops: Ops) -> None:
+        """Commit (key, value) pairs, None for a delete, and record what the source made of it."""
+
+    @abstractmethod
+    def misfortunes(self) -> list[Misfortune]:
+        """What may go wrong: one of them is called now and then."""
+
+    def heal(self) -> None:
+        """Nothing goes wrong after this."""
+        self.faults.heal()
+
+    def settle(self) -> None:
+        """Called when all is over, before the truth is read."""
+
+    def close(self) -> None:
+        self.store.close()
+
+    def away(self, *meanwhile: Misfortune) -> None:
+        """Cut the connection, let *meanwhile* happen, and mend it."""
+        self.faults.cut()
+        self.faults.healed.wait(self.chance.uniform(0, 0.01))
+        for happens in meanwhile:
+            happens()
+        self.faults.healed.wait(self.chance.uniform(0, 0.01))
+        self.faults.mend()
+
+
+class ScriptedSource(Source):
+    """The scripted store: rewinds to any revision, compacts anywhere."""
+
+    def __init__(self, chance: random.Random) -> None:
+        super().__init__(chance)
+        self.honest = ScriptedStore(self.truth)
+        self.store = FaultyStore(self.honest, self.faults)
+
+    def write(self, ops: Ops) -> None:
+        with self.lock:
+            write(self.honest, ops)
+
+    def misfortunes(self) -> list[Misfortune]:
+        return [
+            self.away,
+            self.compact_somewhere,
+            self.honest.compact,
+            lambda: self.away(self.honest.compact),
+            lambda: self.away(self.compact_somewhere),
+            lambda: self.away(self.wipe),
+            lambda: self.away(self.restore),
+            lambda: self.away(self.restore, self.grow),
+            lambda: self.away(self.restore, self.grow, self.compact_somewhere),
+        ]
+
+    def compact_somewhere(self) -> None:
+        self.honest.compact(self.chance.randint(1, max(1, self.honest.revision)))
+
+    def wipe(self) -> None:
+        with self.lock:
+            self.honest.rewind(1)
+
+    def restore(self) -> None:
+        with self.lock:
+            self.honest.rewind(self.chance.randint(max(1, self.honest.revision - 20), self.honest.revision))
+
+    def grow(self) -> None:
+        """Let the restored store pass every revision that was ever seen."""
+        seen = max(commit.revision for epoch in self.truth.epochs for commit in epoch.commits or [])
+        while self.honest.revision <= seen:
+            self.write(random_ops(self.chance))
+
+
+class RecordedSource(Source):
+    """A store of the library; its truth is what its only writer was answered."""
+
+    def __init__(self, chance: random.Random, inner: Store) -> None:
+        super().__init__(chance)
+        self.inner = inner
+        self.store = FaultyStore(inner, self.faults)
+
+    def write(self, ops: Ops) -> None:
+        with self.lock:
+            there = set(self.truth.state)
+            done = write(self.inner, [(self.prefix + key, value) for key, value in ops])
+            effect = [Op1(key, value) for key, value in ops if value is not None or key in there]
+            if effect:
+                self.truth.record(done.revision, effect)
+
+
+class MemorySource(RecordedSource):
+    def __init__(self, chance: random.Random) -> None:
+        self._memory = MemoryStore(history=chance.choice((5, 50, 10_000)))
+        super().__init__(chance, self._memory)
+
+    def misfortunes(self) -> list[Misfortune]:
+        return [self.away, self._memory.compact, lambda: self.away(self._memory.compact), lambda: self.away(self._wipe)]
+
+    def _wipe(self) -> None:
+        with self.lock:
+            self._memory.rewind()
+            self.truth.rewind(1)
+
+
+class SQLiteSource(RecordedSource):
+    """Writer and reader have a store of their own on one file, as two processes have."""
+
+    def __init__(self, chance: random.Random) -> None:
+        from datasync.keyval.sqlite.store import SQLiteStore
+
+        self._folder = tempfile.TemporaryDirectory(prefix="datasync-faults-")
+        path = Path(self._folder.name) / "history.db"
+        options = {"synchronous": "off", "poll_interval": 0.005}
+        self._writer = SQLiteStore(path, **options)  # type: ignore[arg-type]
+        super().__init__(chance, self._writer)
+        self._reader = SQLiteStore(path, **options)  # type: ignore[arg-type]
+        self.store = FaultyStore(self._reader, self.faults)
+
+    def misfortunes(self) -> list[Misfortune]:
+        return [self.away, self._writer.compact, lambda: self.away(self._writer.compact)]
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()
+        self._folder.cleanup()
+
+
+#: Keys that histories are about; few, so that they are put, deleted and put again.
+KEYS = [f"{a}{b}{n}" for a in ("a/", "a/b/", "b", "b/", "c/x/") for b in ("", "k") for n in range(5)]
+#: Prefixes that overlap in every way: everything, a folder, half a name, a whole key, nothing at all.
+PREFIXES = ["", "a", "a/", "a/b/", "a/b/k", "b", "b/", "b/k1", "c/x/", "c/x/k", "nothing/"]
+
+_counter = iter(range(1, 1 << 62))
+
+
+def random_ops(chance: random.Random) -> Ops:
+    """A transaction of 1 to 20 keys; values never come twice."""
+    size = chance.choice((1, 1, 1, 2, 3, 5, 20))
+    keys = chance.sample(KEYS, size)
+    return [(key, None if chance.random() < 0.4 else b"v%d" % next(_counter)) for key in keys]
+
+
+SOURCES: dict[str, Callable[[random.Random], Source]] = {
+    "scripted": ScriptedSource,
+    "memory": MemorySource,
+    "sqlite": SQLiteSource,
+}
