@@ -15,7 +15,8 @@ from typing import NamedTuple
 from datasync.errors import CompactedError
 from datasync.keyval.api import RewoundError
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.client import RANGE, Client, Scope
+from datasync.keyval.etcd.channel import RANGE, Scope
+from datasync.keyval.etcd.client import Client
 from datasync.keyval.etcd.keys import prefix_range
 
 #: Prefixes whose witness is remembered; of more, the ones unused for longest are forgotten.
@@ -38,9 +39,11 @@ class History:
         self._lock = threading.Lock()  # guards _known
         self._known: OrderedDict[str, _Witness] = OrderedDict()
 
-    def scanned(self, prefix: str, header: pb.ResponseHeader, kvs: Sequence[pb.KeyValue], *, first: bool) -> None:
-        """A page of a scan was read; the *first* one starts a new memory, so that a found rewind is over with it."""
-        newest = max(kvs, key=_mod_revision, default=None)
+    def scanned(self, prefix: str, header: pb.ResponseHeader, newest: pb.KeyValue | None, *, first: bool) -> None:
+        """A page of a scan was read, with *newest* in it.
+
+        The *first* page starts a new memory, so that a rewind that was found is over with it.
+        """
         with self._lock:
             known = None if first else self._known.get(prefix)
             if known is not None and (newest is None or newest.mod_revision <= known.revision):
@@ -101,7 +104,3 @@ def _witness(header: pb.ResponseHeader, kv: pb.KeyValue | None) -> _Witness:
 
 def _print(kv: pb.KeyValue) -> tuple[int, int, int]:
     return kv.create_revision, kv.mod_revision, hash(kv.value)
-
-
-def _mod_revision(kv: pb.KeyValue) -> int:
-    return kv.mod_revision

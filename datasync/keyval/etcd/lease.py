@@ -14,7 +14,8 @@ from typing import NamedTuple
 from datasync.errors import DatasyncError
 from datasync.keyval.api import DeleteOp, PutOp, WriteOp
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.client import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, TXN, Client
+from datasync.keyval.etcd.channel import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, TXN
+from datasync.keyval.etcd.client import Client
 from datasync.keyval.etcd.keys import encode_key
 from datasync.threads import Worker
 

@@ -6,10 +6,12 @@ Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``ListValues``; D50, D
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from datasync.keyval.api import KeyValue, Scan
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.client import RANGE, Client
+from datasync.keyval.etcd.channel import RANGE
+from datasync.keyval.etcd.client import Client
 from datasync.keyval.etcd.history import History
 from datasync.keyval.etcd.keys import prefix_range
 
@@ -17,6 +19,8 @@ from datasync.keyval.etcd.keys import prefix_range
 FIRST_PAGE = 128
 #: Bytes that a page should come to; its number of keys follows from the page before.
 PAGE_BYTES = 4 << 20
+
+_new_pair = partial(tuple.__new__, KeyValue)
 
 
 class EtcdScan(Scan):
@@ -30,23 +34,28 @@ class EtcdScan(Scan):
         self._page_size = page_size
         self._first = self._page(prefix_range(prefix)[0], min(FIRST_PAGE, page_size), 0)
         self.revision = self._first.header.revision
-        if not keys_only:
-            # A listing of keys has no values that a later look could be compared with.
-            history.scanned(prefix, self._first.header, self._first.kvs, first=True)
+        self._witness(self._first, first=True)
 
     def __iter__(self) -> Iterator[KeyValue]:
         page = self._first
         limit = min(FIRST_PAGE, self._page_size)
         while True:
             kvs = page.kvs
-            for kv in kvs:
-                yield KeyValue(kv.key.decode("utf-8", "surrogateescape"), kv.value, kv.mod_revision)
+            keys = [kv.key.decode("utf-8", "surrogateescape") for kv in kvs]
+            # As KeyValue(...) does, but without a Python call for each pair: a listing may have a million.
+            yield from map(_new_pair, zip(keys, [kv.value for kv in kvs], [kv.mod_revision for kv in kvs], strict=True))
             if not page.more:
                 return
             limit = max(1, min(self._page_size, PAGE_BYTES * len(kvs) // page.ByteSize()))
             page = self._page(kvs[-1].key + b"\0", limit, self.revision)
-            if not self._keys_only:
-                self._history.scanned(self._prefix, page.header, page.kvs, first=False)
+            self._witness(page, first=False)
+
+    def _witness(self, page: pb.RangeResponse, *, first: bool) -> None:
+        if self._keys_only:
+            return  # without values there is nothing that a later look could be compared with
+        revisions = [kv.mod_revision for kv in page.kvs]
+        newest = page.kvs[revisions.index(max(revisions))] if revisions else None
+        self._history.scanned(self._prefix, page.header, newest, first=first)
 
     def _page(self, key: bytes, limit: int, revision: int) -> pb.RangeResponse:
         request = pb.RangeRequest(

@@ -23,7 +23,8 @@ from datasync.keyval.api import (
     WriteOp,
 )
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.client import COMPACT, RANGE, TXN, Client
+from datasync.keyval.etcd.channel import COMPACT, RANGE, TXN
+from datasync.keyval.etcd.client import Client
 from datasync.keyval.etcd.config import EtcdConfig, read_options
 from datasync.keyval.etcd.election import Leadership
 from datasync.keyval.etcd.errors import LeaseNotFound

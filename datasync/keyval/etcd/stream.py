@@ -21,7 +21,8 @@ import grpc
 from datasync.errors import ClosedError, CompactedError, StoreConnectionError, StoreError
 from datasync.keyval.api import Batch, Commit, Stream
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.client import RANGE, STATUS, WATCH, Client
+from datasync.keyval.etcd.channel import RANGE, STATUS, WATCH
+from datasync.keyval.etcd.client import Client
 from datasync.keyval.etcd.errors import find_fault
 from datasync.keyval.etcd.history import History
 from datasync.keyval.etcd.keys import prefix_range

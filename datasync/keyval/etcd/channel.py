@@ -1,0 +1,190 @@
+"""One member of a cluster: its channel, and the calls that etcd has.
+
+One channel per endpoint rather than one over all of them: grpc would stay with a member that is up but has no leader,
+cannot mix host names with addresses, and does not say which endpoint an error is about.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from datasync.keyval.etcd import datasync_etcd_pb2 as pb
+from datasync.keyval.etcd.config import EtcdConfig
+from datasync.keyval.etcd.tls import make_credentials
+
+RequestT = TypeVar("RequestT", bound=Message)
+ResponseT = TypeVar("ResponseT", bound=Message)
+
+#: Seconds without traffic after which grpc pings the server; etcd refuses clients that ping more often than each 5 s.
+KEEPALIVE_TIME = 10
+#: Seconds that a ping may take. Both of grpc's limits are set from it: with one alone a dead server shows after 69 s.
+KEEPALIVE_TIMEOUT = 3
+
+
+class Method(Generic[RequestT, ResponseT]):
+    """A call of etcd's: its path, and what comes back."""
+
+    __slots__ = ("path", "response")
+
+    def __init__(self, path: str, response: type[ResponseT]) -> None:
+        self.path = path
+        self.response = response
+
+
+RANGE: Method[pb.RangeRequest, pb.RangeResponse] = Method("/etcdserverpb.KV/Range", pb.RangeResponse)
+TXN: Method[pb.TxnRequest, pb.TxnResponse] = Method("/etcdserverpb.KV/Txn", pb.TxnResponse)
+COMPACT: Method[pb.CompactionRequest, pb.CompactionResponse] = Method("/etcdserverpb.KV/Compact", pb.CompactionResponse)
+WATCH: Method[pb.WatchRequest, pb.WatchResponse] = Method("/etcdserverpb.Watch/Watch", pb.WatchResponse)
+LEASE_GRANT: Method[pb.LeaseGrantRequest, pb.LeaseGrantResponse] = Method(
+    "/etcdserverpb.Lease/LeaseGrant", pb.LeaseGrantResponse
+)
+LEASE_REVOKE: Method[pb.LeaseRevokeRequest, pb.LeaseRevokeResponse] = Method(
+    "/etcdserverpb.Lease/LeaseRevoke", pb.LeaseRevokeResponse
+)
+LEASE_KEEP_ALIVE: Method[pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse] = Method(
+    "/etcdserverpb.Lease/LeaseKeepAlive", pb.LeaseKeepAliveResponse
+)
+STATUS: Method[pb.StatusRequest, pb.StatusResponse] = Method("/etcdserverpb.Maintenance/Status", pb.StatusResponse)
+AUTHENTICATE: Method[pb.AuthenticateRequest, pb.AuthenticateResponse] = Method(
+    "/etcdserverpb.Auth/Authenticate", pb.AuthenticateResponse
+)
+
+
+class Cancellable(Protocol):
+    def cancel(self) -> object: ...
+
+
+class Scope:
+    """What one user of the client has under way, so that another thread can call it off.
+
+    Threads: any.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _call against a cancel between its start and its entry here
+        self._call: Cancellable | None = None
+        self._cancelled = threading.Event()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait, but not longer than until ``cancel``."""
+        self._cancelled.wait(seconds)
+
+    def attach(self, call: Cancellable) -> None:
+        """Make *call* the one that ``cancel`` cancels."""
+        with self._lock:
+            self._call = call
+            late = self._cancelled.is_set()
+        if late:
+            call.cancel()
+
+    def cancel(self) -> None:
+        """Cancel what runs, and everything that is tried afterwards."""
+        with self._lock:
+            self._cancelled.set()
+            call = self._call
+        if call is not None:
+            call.cancel()
+
+
+class Endpoint:
+    """One member's address, and the channel to it while there is one."""
+
+    def __init__(self, address: str, config: EtcdConfig) -> None:
+        self.address = address
+        self._config = config
+        self._lock = threading.Lock()  # guards the two fields below; making a channel does not touch the network
+        self._channel: grpc.Channel | None = None
+        self._calls: dict[str, Callable[..., Any]] = {}
+
+    def unary(
+        self,
+        method: Method[RequestT, ResponseT],
+        request: RequestT,
+        timeout: float,
+        metadata: tuple[tuple[str, str], ...],
+        scope: Scope | None,
+    ) -> ResponseT:
+        callee: Any = self._callee(method, "unary_unary")
+        if scope is None:
+            answer: ResponseT = callee(request, timeout=timeout, metadata=metadata)
+            return answer
+        future = callee.future(request, timeout=timeout, metadata=metadata)
+        scope.attach(future)
+        try:
+            result: ResponseT = future.result()
+        except grpc.FutureCancelledError:
+            raise future from None  # a cancelled call is an RpcError itself, with code and details
+        return result
+
+    def stream(
+        self,
+        method: Method[RequestT, ResponseT],
+        requests: Iterator[RequestT],
+        metadata: tuple[tuple[str, str], ...],
+    ) -> Any:
+        return self._callee(method, "stream_stream")(requests, metadata=metadata)
+
+    def reset(self) -> None:
+        """Close the channel; the next call makes a new one."""
+        with self._lock:
+            channel, self._channel = self._channel, None
+            self._calls = {}
+        if channel is not None:
+            channel.close()
+
+    def _callee(self, method: Method[Any, Any], shape: str) -> Callable[..., Any]:
+        callee = self._calls.get(method.path)
+        if callee is None:
+            with self._lock:
+                if self._channel is None:
+                    self._channel = _make_channel(self.address, self._config)
+                callee = self._calls[method.path] = getattr(self._channel, shape)(
+                    method.path, request_serializer=_serialize, response_deserializer=method.response.FromString
+                )
+        return callee
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _make_channel(address: str, config: EtcdConfig) -> grpc.Channel:
+    options = [
+        ("grpc.keepalive_time_ms", KEEPALIVE_TIME * 1000),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT * 1000),
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT * 1000),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+        # Channels share connections otherwise, and one store's close or backoff would be another's.
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 500),
+        # How long one attempt to connect may take, whatever the name says.
+        ("grpc.min_reconnect_backoff_ms", int(config.dial_timeout * 1000)),
+        ("grpc.dns_min_time_between_resolutions_ms", 500),
+        # A proxy set for the web is not meant for the store.
+        ("grpc.enable_http_proxy", 0),
+    ]
+    target = _target(address)
+    if config.secure:
+        return grpc.secure_channel(target, make_credentials(config), options)
+    return grpc.insecure_channel(target, options)
+
+
+def _target(address: str) -> str:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return f"ipv{ipaddress.ip_address(host).version}:{address}"
+    except ValueError:
+        return f"dns:///{address}"
