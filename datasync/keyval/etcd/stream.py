@@ -115,7 +115,7 @@ class EtcdStream(Stream):
     def _read(self, call: Any, requests: _Requests, exact_member: int | None) -> Iterator[Batch]:
         commits: list[Commit] = []
         ops: list[tuple[str, bytes | None]] = []
-        revision = self._position
+        revision = 0  # of the last of them, 0 when none waits
         established = False  # the first answer is to our own watch, whatever id a refusal has
         for response in call:
             requests.heard()
@@ -138,6 +138,8 @@ class EtcdStream(Stream):
                     ops.append((kv.key.decode("utf-8", "surrogateescape"), None if event.type else kv.value))
                 # A fragment may end within a revision: that one waits for the rest, whole ones do not.
                 whole, commits = (commits[:-1], commits[-1:]) if response.fragment else (commits, [])
+                if not commits:
+                    revision = 0
                 if whole:
                     yield self._batch(whole)
                     self._history.streamed(self._prefix, response.header, events)

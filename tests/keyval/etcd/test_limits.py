@@ -97,11 +97,11 @@ def test_d65_a_key_twice_is_refused_before_anything_is_sent(server34: EtcdServer
 def test_a_transaction_larger_than_a_message_comes_in_fragments_and_is_whole(
     server: EtcdServer, open_store: OpenStore
 ) -> None:
-    # given a history that the server sends in fragments: 40 values of 200 KiB, five to a transaction
+    # given a history that the server sends in fragments which end within transactions: 4 values of 300 KiB to each
     store = open_store(server.endpoint)
     start = store.revision()
     for number in range(8):
-        store.commit([PutOp(f"p/{number}/{part}", os.urandom(200 * 1024)) for part in range(5)])
+        store.commit([PutOp(f"p/{number}/{part}", os.urandom(300 * 1024)) for part in range(4)])
     last = store.commit([DeleteOp("p/", prefix=True)]).revision
     # when it is streamed from the beginning
     with following(store, "p/", start) as follower:
@@ -109,7 +109,7 @@ def test_a_transaction_larger_than_a_message_comes_in_fragments_and_is_whole(
     # then each transaction is one commit, once
     commits = [commit for batch in batches for commit in batch.commits]
     assert [commit.revision for commit in commits] == list(range(start + 1, last + 1))
-    assert [len(commit.ops) for commit in commits] == [5] * 8 + [40]
+    assert [len(commit.ops) for commit in commits] == [4] * 8 + [32]
 
 
 def test_compacting_twice_and_the_future_are_told_apart(server: EtcdServer, open_store: OpenStore) -> None:
