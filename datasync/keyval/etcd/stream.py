@@ -141,8 +141,8 @@ class EtcdStream(Stream):
                 if not commits:
                     revision = 0
                 if whole:
-                    yield self._batch(whole)
                     self._history.streamed(self._prefix, response.header, events)
+                    yield self._batch(whole)
             else:
                 yield self._quiet(response, joined=not commits)
             self._client.check_usable()
