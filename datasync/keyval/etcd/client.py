@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 import grpc
 
@@ -37,7 +38,7 @@ class Client:
         self._lock = threading.Lock()  # guards the fields below
         self._current = 0
         self._closed = False
-        self._scopes: set[Scope] = set()
+        self._scopes: WeakSet[Scope] = WeakSet()  # a stream that nobody ever read takes its scope with it
         self._token = ""
         self._closing = Scope()
 
@@ -147,7 +148,7 @@ class Client:
 
     def error(self, error: grpc.RpcError, endpoint: Endpoint, what: str, *, write: bool = False) -> Exception:
         """The datasync error for *error*, with a word on TLS where that is what fails."""
-        hint = explain(self.config, endpoint.address) if error.code() is grpc.StatusCode.UNAVAILABLE else ""
+        hint = explain(self.config, endpoint.address) if "failed to connect" in (error.details() or "") else ""
         listed = ", ".join(e.address for e in self._endpoints) if find_fault(error.code(), "").elsewhere else ""
         return translate(error, what, listed or endpoint.address, write=write, hint=hint)
 

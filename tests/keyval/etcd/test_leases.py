@@ -138,13 +138,26 @@ def test_d66_a_key_deleted_while_it_is_put_again_stays_deleted(server34: EtcdSer
     assert state(store) == {}
 
 
-def test_close_does_not_wait_for_a_server_that_is_gone(server34: EtcdServer, open_store: OpenStore) -> None:
-    store = open_store(server34.endpoint)
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_c15_close_does_not_wait_for_a_server_that_is_gone(
+    server34: EtcdServer, open_store: OpenStore, how: str
+) -> None:
+    # given a store whose thread is waiting for the server
+    store = open_store(server34.endpoint, session_ttl=2, operation_timeout=30.0)
     mortal(store, "a")
-    server34.kill()
+    leadership = store.campaign("election", timeout=5)
+    if how == "killed":
+        server34.kill()
+    else:
+        server34.freeze()
+    assert leadership.lost.wait(3)
+    # when it is closed, then that takes no longer than an attempt to take leave
     begun = time.monotonic()
     store.close()
     assert time.monotonic() - begun < 2.5
+    leadership.resign()
+    if how == "frozen":
+        server34.thaw()
 
 
 def test_one_of_two_candidates_leads_and_the_other_follows_when_it_resigns(
