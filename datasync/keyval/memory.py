@@ -5,6 +5,7 @@ Source: contract section 4.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -98,6 +99,17 @@ class _Space:
 # Name to data, while a store is open on it. Guarded by the lock below.
 _spaces: weakref.WeakValueDictionary[str, _Space] = weakref.WeakValueDictionary()
 _spaces_lock = threading.Lock()
+
+
+def _forget_spaces() -> None:
+    """In a forked child: the parent's data may be locked by threads that do not exist here."""
+    global _spaces_lock
+    _spaces_lock = threading.Lock()
+    _spaces.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_spaces)
 
 
 class MemoryStore(Store):
