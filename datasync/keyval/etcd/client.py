@@ -92,7 +92,9 @@ class Client:
                     self._forget(token)
                     continue
                 again = fault.elsewhere and (fault.unsent or not write)
-                if again and (untried > 0 or time.monotonic() < give_up):
+                # An endpoint that did not answer in time had its chance; one that cannot be reached may come up.
+                patient = error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED and time.monotonic() < give_up
+                if again and (untried > 0 or patient):
                     if untried <= 0:
                         (scope or self._closing).wait(RETRY_PAUSE)
                     continue

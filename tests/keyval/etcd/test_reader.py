@@ -63,7 +63,12 @@ class Setup:
 
 
 @pytest.fixture
-def setup(server34: EtcdServer, proxy: TcpProxy, open_store: OpenStore) -> Iterator[Setup]:
+def setup(server34: EtcdServer, open_store: OpenStore) -> Iterator[Setup]:
+    with TcpProxy(("127.0.0.1", server34.port)) as proxy:
+        yield from _setup(server34, proxy, open_store)
+
+
+def _setup(server34: EtcdServer, proxy: TcpProxy, open_store: OpenStore) -> Iterator[Setup]:
     mirror = Mirror()
     writer = open_store(server34.endpoint)
     reader = StoreReader(open_store(proxy.address, idle_limit=1.0, dial_timeout=0.3), "p/", mirror)
