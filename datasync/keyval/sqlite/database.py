@@ -209,7 +209,11 @@ class Database:
         connection = sqlite3.connect(
             uri, uri=True, timeout=self._lock_timeout, isolation_level=None, check_same_thread=False
         )
-        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        try:
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _lay_out(self, connection: sqlite3.Connection) -> None:
