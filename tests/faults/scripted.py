@@ -154,9 +154,9 @@ class _ScriptedStream(Stream):
             with self._store.changed:
                 if not first and self._store.revision == self._position and not self._cancelled:
                     self._store.changed.wait(IDLE)
+                if self._cancelled:
+                    return
                 batch = self._next()
-            if self._cancelled:
-                return
             yield batch if first or batch.revision > self._position else None
             first = False
             self._position = batch.revision

@@ -41,6 +41,11 @@ class Source(ABC):
     def misfortunes(self) -> list[Misfortune]:
         """What may go wrong: one of them is called now and then."""
 
+    @property
+    def revision(self) -> int:
+        """The source's own revision; 0 where others write to it as well."""
+        return 0
+
     def heal(self) -> None:
         """Nothing goes wrong after this."""
         self.faults.heal()
@@ -68,6 +73,10 @@ class ScriptedSource(Source):
         super().__init__(chance)
         self.honest = ScriptedStore(self.truth)
         self.store = FaultyStore(self.honest, self.faults)
+
+    @property
+    def revision(self) -> int:
+        return self.honest.revision
 
     def write(self, ops: Ops) -> None:
         with self.lock:
@@ -99,7 +108,7 @@ class ScriptedSource(Source):
 
     def grow(self) -> None:
         """Let the restored store pass every revision that was ever seen."""
-        seen = max(commit.revision for epoch in self.truth.epochs for commit in epoch.commits or [])
+        seen = max((commit.revision for epoch in self.truth.epochs for commit in epoch.commits), default=1)
         while self.honest.revision <= seen:
             self.write(random_ops(self.chance))
 
