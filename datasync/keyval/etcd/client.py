@@ -150,7 +150,10 @@ class Client:
 
     def error(self, error: grpc.RpcError, endpoint: Endpoint, what: str, *, write: bool = False) -> Exception:
         """The datasync error for *error*, with a word on TLS where that is what fails."""
-        hint = explain(self.config, endpoint.address) if "failed to connect" in (error.details() or "") else ""
+        text = error.details() or ""
+        # A connection that came about and failed: then it is worth a handshake of our own to ask why.
+        broken = "failed to connect" in text and "refused" not in text and "timed out" not in text
+        hint = explain(self.config, endpoint.address) if broken else ""
         listed = ", ".join(e.address for e in self._endpoints) if find_fault(error.code(), "").elsewhere else ""
         return translate(error, what, listed or endpoint.address, write=write, hint=hint)
 
