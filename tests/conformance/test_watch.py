@@ -123,7 +123,7 @@ def test_c2_a_late_subscriber_starts_with_the_state(transport: Transport) -> Non
     assert first.queue.empty()
 
 
-def test_c4_a_transaction_is_one_event(transport: Transport) -> None:
+def test_c4_d39_a_transaction_is_one_event(transport: Transport) -> None:
     subscriber = started(transport)
     transport.commit({"gone": "x"})
     subscriber.next()
