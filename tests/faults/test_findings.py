@@ -11,7 +11,8 @@ import pytest
 from datasync.errors import CompactedError, StoreConnectionError
 from datasync.events import ResyncReason
 from datasync.keyval import reader as reader_module
-from datasync.keyval.api import Batch, Capability, Commit, KeyValue, Scan
+from datasync.keyval.api import Batch, Capability, Commit, KeyValue, RewoundError, Scan
+from datasync.keyval.memory import MemoryStore
 from datasync.keyval.reader import StoreReader
 from datasync.syncbase import subscription as subscription_module
 from datasync.syncbase.registry import Registry
@@ -225,3 +226,19 @@ def test_c10_a_late_answer_to_a_given_up_event_is_followed_by_another_resync(
 
 def _batch(revision: int, key: str, value: bytes) -> Batch:
     return Batch(revision, [Commit(revision, [(key, value)])])
+
+
+def test_c13_a_memory_store_that_was_emptied_and_has_grown_again_is_found_out() -> None:
+    # given a stream that starts where a listing ended
+    with MemoryStore() as store:
+        write(store, [("a", b"1")])
+        listed = store.scan("").revision
+        # when the store loses everything, and its revision passes the listed one before anybody looks
+        store.rewind()
+        for number in range(5):
+            write(store, [(f"b{number}", b"1")])
+        # then the stream does not go on as if nothing had happened
+        with pytest.raises(RewoundError):
+            next(iter(store.stream("", listed)))
+        # and after another listing it does
+        assert next(iter(store.stream("", store.scan("").revision))) == Batch(6, ())
