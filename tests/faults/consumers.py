@@ -62,9 +62,7 @@ class Consumer:
         self._wake = threading.Event()
         self._abandon = abandon
         self.change_queue: Queue[Any] = _WakingQueue(self.recorder, room, self._wake)
-        self.resync_queue: Queue[Any] = (
-            self.change_queue if shared else _WakingQueue(self.recorder, room, self._wake)
-        )
+        self.resync_queue: Queue[Any] = self.change_queue if shared else _WakingQueue(self.recorder, room, self._wake)
         #: Called now and then by the consumer's own thread, before it answers.
         self.talk_back: Callable[[random.Random], None] = lambda chance: None
         self.view: dict[str, bytes] = {}
@@ -231,5 +229,3 @@ class Membership:
         self._registration.unregister(prefix)
         self.prefixes.remove(prefix)
         self.consumer.recorder.asked("unregister", prefix, True)
-
-

@@ -66,7 +66,6 @@ class Recorder:
         self._note(Answered(time.monotonic(), number, first))
         return first
 
-
     def _note(self, entry: Entry) -> None:
         with self._lock:
             self.log.entries.append(entry)

@@ -352,4 +352,3 @@ class FaultyStream(Stream):
 def write(store: Store, ops: Sequence[tuple[str, bytes | None]]) -> CommitResult:
     """Commit (key, value) pairs, None for a delete."""
     return store.commit([DeleteOp(key) if value is None else PutOp(key, value) for key, value in ops])
-
