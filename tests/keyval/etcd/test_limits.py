@@ -95,11 +95,14 @@ def test_d65_a_key_twice_is_refused_before_anything_is_sent(calm34: EtcdServer, 
     assert store.revision() == before
 
 
-def test_a_transaction_larger_than_a_message_comes_in_fragments_and_is_whole(
-    calm: EtcdServer, open_store: OpenStore
+@pytest.mark.parametrize("in_fragments", [False, True])
+def test_a_transaction_larger_than_a_message_is_whole(
+    calm: EtcdServer, open_store: OpenStore, in_fragments: bool
 ) -> None:
-    # given a history that the calm sends in fragments which end within transactions: 4 values of 300 KiB to each
+    # given a history of more than a message; its fragments end within transactions: 4 values of 300 KiB to each
     store = open_store(calm.endpoint)
+    if in_fragments:
+        store._in_fragments.add("p/")
     start = store.revision()
     for number in range(8):
         store.commit([PutOp(f"p/{number}/{part}", os.urandom(300 * 1024)) for part in range(4)])
@@ -111,6 +114,19 @@ def test_a_transaction_larger_than_a_message_comes_in_fragments_and_is_whole(
     commits = [commit for batch in batches for commit in batch.commits]
     assert [commit.revision for commit in commits] == list(range(start + 1, last + 1))
     assert [len(commit.ops) for commit in commits] == [4] * 8 + [32]
+
+
+def test_a_backlog_of_very_many_small_events_is_not_cut_for_its_silence(
+    calm: EtcdServer, open_store: OpenStore
+) -> None:
+    # given a backlog of which the server would take minutes to cut fragments
+    store = open_store(calm.endpoint)
+    start = store.revision()
+    for number in range(500):
+        last = store.commit([PutOp(f"p/{number}/{part}", b"1") for part in range(128)]).revision
+    # then it comes from one stream, within the usual idle limit
+    with following(store, "p/", start) as follower:
+        assert sum(len(commit.ops) for batch in follower.until(last) for commit in batch.commits) == 64_000
 
 
 def test_compacting_twice_and_the_future_are_told_apart(calm: EtcdServer, open_store: OpenStore) -> None:
