@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 RETRY_BACKOFF = (0.1, 30.0)
 #: Seconds that a stream without a commit must last to count as a success.
 GOOD_STREAM = 1.0
-#: Seconds after which a resumed stream must have repeated the last commit that was seen.
+#: Seconds after its first word in which a resumed stream must have repeated the last commit that was seen.
 ANCHOR_PATIENCE = 1.0
 #: Pairs between two looks at the stop flag while listing.
 LOOK_UP_EVERY = 1000
@@ -105,11 +105,13 @@ class StoreReader:
         expected = self._anchor if self._has_history else None
         stream = self._open(self._revision if expected is None else expected.revision - 1)
         opened = time.monotonic()
+        spoken: float | None = None
         try:
             for batch in stream:
                 if self._worker.stopping.is_set():
                     return
-                if expected is not None and time.monotonic() - opened > ANCHOR_PATIENCE:
+                spoken = spoken or time.monotonic()
+                if expected is not None and time.monotonic() - spoken > ANCHOR_PATIENCE:
                     self._look_for(expected, batch)
                 if batch is None:
                     continue

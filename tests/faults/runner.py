@@ -24,7 +24,7 @@ from tests.faults.recorder import RawSerializer
 from tests.faults.sources import PREFIXES, Source, random_ops
 
 #: Seconds that a history may take to converge once everything has healed.
-CONVERGENCE = 10.0
+CONVERGENCE = 15.0
 #: Seconds after which an event is given up: short against a stuck consumer, or long. All of the library's own times
 #: are made so much shorter that a history takes well under a second.
 ABANDON = (0.04, 0.25)
@@ -56,7 +56,7 @@ def hurried(chance: random.Random) -> Iterator[float]:
     wanted = [
         (reader, "RETRY_BACKOFF", (0.001, 0.02)),
         (reader, "GOOD_STREAM", 0.01),
-        (reader, "ANCHOR_PATIENCE", 0.1),
+        (reader, "ANCHOR_PATIENCE", 0.3),
         (memory, "IDLE", 0.02),
         (sqlite_stream, "IDLE", 0.02),
         (subscription, "FAILURE_BACKOFF", (0.002, 0.03)),
@@ -134,7 +134,10 @@ class _History:
         for member, entries in zip(self._members, before, strict=True):
             if not member.closed:
                 member.consumer.recorder.log.entries = entries
-        self._source.settle()
+        try:
+            self._source.settle()
+        except Exception as error:
+            self._errors.append(error)
         self._source.close()
 
     def check(self) -> None:
@@ -188,13 +191,13 @@ class _History:
             for _ in range(self._transactions):
                 self._source.write(random_ops(self._writer_chance))
                 if self._writer_chance.random() < 0.5:
-                    time.sleep(self._writer_chance.uniform(0, 0.004))
+                    time.sleep(self._writer_chance.uniform(0, self._source.pace / 2))
         finally:
             self._over.set()
 
     def _misfortune(self) -> None:
         """Something happens: at the source, or to a watcher."""
-        self._over.wait(self._chance.uniform(0, 0.01))
+        self._over.wait(self._chance.uniform(0, self._source.pace))
         dice = self._chance.random()
         if dice < 0.35:
             self._chance.choice(self._source.misfortunes())()

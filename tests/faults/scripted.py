@@ -349,6 +349,11 @@ class FaultyStream(Stream):
         self._faults.strike("streaming", 0.3)
 
 
+def as_op(key: str, value: bytes | None) -> WriteOp:
+    """A put, or with None a delete."""
+    return DeleteOp(key) if value is None else PutOp(key, value)
+
+
 def write(store: Store, ops: Sequence[tuple[str, bytes | None]]) -> CommitResult:
     """Commit (key, value) pairs, None for a delete."""
-    return store.commit([DeleteOp(key) if value is None else PutOp(key, value) for key, value in ops])
+    return store.commit([as_op(key, value) for key, value in ops])

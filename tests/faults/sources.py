@@ -23,6 +23,8 @@ class Source(ABC):
 
     #: In front of every key.
     prefix: str = ROOT
+    #: Seconds between two transactions, and between two misfortunes, at most.
+    pace: float = 0.008
 
     def __init__(self, chance: random.Random) -> None:
         self.truth = Truth()
@@ -182,7 +184,14 @@ def random_ops(chance: random.Random) -> Ops:
     return [(key, None if chance.random() < 0.4 else b"v%d" % next(_counter)) for key in keys]
 
 
+def _etcd(chance: random.Random) -> Source:
+    from tests.faults.etcd_source import EtcdSource  # inside: it needs grpc
+
+    return EtcdSource(chance)
+
+
 SOURCES: dict[str, Callable[[random.Random], Source]] = {
+    "etcd": _etcd,
     "scripted": ScriptedSource,
     "memory": MemorySource,
     "sqlite": SQLiteSource,
