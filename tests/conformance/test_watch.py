@@ -438,12 +438,11 @@ def test_c15_a_consumers_thread_may_close_its_subscription_and_the_transport(tra
     queue: Queue[Any] = Queue()
     registration = transport.watch("agent", queue, queue, "")
     over = threading.Event()
+    if Trait.FOLLOWS in transport.traits:  # or what is committed below might be part of the first RESYNC
+        take(queue).done()
 
     def consume() -> None:
         event = queue.get(timeout=10)
-        if is_resync(event):
-            event.done()
-            event = queue.get(timeout=10)
         registration.close()
         event.done()
         transport.close()
