@@ -474,6 +474,8 @@ class Subscription:
     def _failed_locked(self, event: _QueuedEvent, reason: ResyncReason) -> None:
         if isinstance(event, QueuedResync):
             self._removed = event.removed | self._removed
+            if event.reason is ResyncReason.REWOUND:
+                reason = event.reason  # a rewind that was not taken in is still news
         elif isinstance(event, QueuedChange):
             self._note_deletes_locked(event.get_changes())
         self._start_over_locked(reason)

@@ -14,13 +14,11 @@ from google.protobuf.wrappers_pb2 import BytesValue
 
 from datasync.keyval import memory, reader
 from datasync.keyval.sqlite import stream as sqlite_stream
-from datasync.kvdbsync.plugin import Plugin
 from datasync.syncbase import registry, subscription
 from datasync.syncbase.status import SubscriptionState
 from tests.faults.checkers import Violation, check_all
-from tests.faults.consumers import MANNERS, Consumer, Membership
+from tests.faults.consumers import ANSWERING, MANNERS, Consumer, Membership
 from tests.faults.history import PutResync
-from tests.faults.recorder import RawSerializer
 from tests.faults.sources import PREFIXES, Source, random_ops
 
 #: Seconds that a history may take to converge once everything has healed.
@@ -98,10 +96,12 @@ class _History:
         self._chance = chance
         self._source = source
         self._transactions = transactions
+        if not source.sourced:  # a caller is told of what was given up, and nothing follows
+            abandon = subscription.ABANDON_TIMEOUT = 10.0
         self._abandon = abandon
         self._over = threading.Event()
         self._errors: list[BaseException] = []
-        self._plugin = Plugin(source.store, source.prefix, serializer=RawSerializer(), allow_delayed_start=True)
+        self._plugin = source.transport()
         self._members: list[Membership] = []
         self._writer_chance = random.Random(chance.random())
 
@@ -165,7 +165,9 @@ class _History:
 
     def _join(self, name: str) -> None:
         chance = random.Random(self._chance.random())
-        manners = chance.choice(list(MANNERS))
+        # A caller is told of a refusal and decides himself: then the subscriber's view is nobody's promise.
+        known = MANNERS if self._source.sourced else {name: MANNERS[name] for name in ANSWERING}
+        manners = chance.choice(list(known))
         room = chance.choice((0, 0, 1, 2, 5))
         shared = chance.random() < 0.4
         consumer = Consumer(
@@ -173,6 +175,7 @@ class _History:
         )
         prefixes = chance.sample(PREFIXES, chance.randint(0, 4))
         member = Membership(self._plugin, consumer, prefixes, chance.choice((1, 1, 2, 4)))
+        consumer.recorder.log.sourced = self._source.sourced
         consumer.talk_back = lambda own: self._talk_back(member, own)
         consumer.start()
         self._members.append(member)

@@ -8,10 +8,13 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasync.keyval.api import ROOT, Store
 from datasync.keyval.memory import MemoryStore
+from datasync.kvdbsync.plugin import Plugin
 from tests.faults.history import Op1, Truth
+from tests.faults.recorder import RawSerializer
 from tests.faults.scripted import Faults, FaultyStore, ScriptedStore, write
 
 Ops = Sequence[tuple[str, bytes | None]]
@@ -25,6 +28,8 @@ class Source(ABC):
     prefix: str = ROOT
     #: Seconds between two transactions, and between two misfortunes, at most.
     pace: float = 0.008
+    #: False where callers feed the registry.
+    sourced: bool = True
 
     def __init__(self, chance: random.Random) -> None:
         self.truth = Truth()
@@ -42,6 +47,10 @@ class Source(ABC):
     @abstractmethod
     def misfortunes(self) -> list[Misfortune]:
         """What may go wrong: one of them is called now and then."""
+
+    def transport(self) -> Any:
+        """What watchers are registered with."""
+        return Plugin(self.store, self.prefix, serializer=RawSerializer(), allow_delayed_start=True)
 
     @property
     def revision(self) -> int:
@@ -190,8 +199,15 @@ def _etcd(chance: random.Random) -> Source:
     return EtcdSource(chance)
 
 
+def _local(chance: random.Random) -> Source:
+    from tests.faults.local_source import LocalSource  # inside: it stands on this module
+
+    return LocalSource(chance)
+
+
 SOURCES: dict[str, Callable[[random.Random], Source]] = {
     "etcd": _etcd,
+    "local": _local,
     "scripted": ScriptedSource,
     "memory": MemorySource,
     "sqlite": SQLiteSource,
