@@ -231,11 +231,13 @@ def test_d30_a_change_during_the_first_listing_is_not_lost(other: MemoryStore) -
 def test_c12_d33_a_source_that_is_down_never_looks_like_all_keys_deleted(
     plugin: Plugin, store: MemoryStore, other: MemoryStore
 ) -> None:
-    # given a subscriber with a state
-    put(other, a="1", b="1", c="1")
+    # given a subscriber with a state, and a change that it has seen
+    put(other, a="1", b="1")
     queue: Queue[Any] = Queue()
     plugin.watch("agent", queue, queue, "")
     plugin.after_init()
+    answer(queue)
+    put(other, c="1")
     answer(queue)
     # when the store is cut off, and changes meanwhile
     store.fail_with(AWAY)
