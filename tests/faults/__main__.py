@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--source", choices=sorted(SOURCES), default="scripted")
     parser.add_argument("--histories", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1, help="of the first history; the next ones follow")
-    parser.add_argument("--transactions", type=int, default=60)
+    parser.add_argument("--transactions", type=int, default=0, help="in one history; the source's number unless told")
     parser.add_argument("--log", action="store_true", help="what the library logs, for a single history")
     options = parser.parse_args(arguments)
     if options.log:

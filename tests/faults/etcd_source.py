@@ -33,6 +33,7 @@ class EtcdSource(Source):
 
     prefix = "/h/"
     pace = 0.06
+    transactions = 60
 
     def __init__(self, chance: random.Random) -> None:
         super().__init__(chance)

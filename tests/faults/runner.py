@@ -75,7 +75,7 @@ def hurried(chance: random.Random) -> Iterator[float]:
             setattr(module, name, value)
 
 
-def run(seed: int, make: Callable[[random.Random], Source], *, transactions: int = 60) -> Result:
+def run(seed: int, make: Callable[[random.Random], Source], *, transactions: int = 0) -> Result:
     """The history of *seed*. Chance decides everything but the moments at which threads meet."""
     chance = random.Random(seed)
     with hurried(chance) as abandon:
@@ -95,7 +95,7 @@ class _History:
         self.result = Result(seed)
         self._chance = chance
         self._source = source
-        self._transactions = transactions
+        self._transactions = transactions or source.transactions
         if not source.sourced:  # a caller is told of what was given up, and nothing follows
             abandon = subscription.ABANDON_TIMEOUT = 10.0
         self._abandon = abandon
@@ -119,6 +119,8 @@ class _History:
         self._source.heal()
         for member in self._members:
             member.consumer.heal()
+        if self._source.orchestrator is not None:
+            self._source.orchestrator.do_resync()
         self._converge()
 
     def close(self) -> None:
@@ -128,6 +130,8 @@ class _History:
             member.consumer.recorder.log.end = end
         before = [list(member.consumer.recorder.log.entries) for member in self._members]
         self._plugin.close()
+        if self._source.orchestrator is not None:
+            self._source.orchestrator.close()
         for member in self._members:
             member.consumer.stop()
             self._errors += member.consumer.errors
@@ -208,6 +212,8 @@ class _History:
             self._chance.choice(self._members).change(self._chance, PREFIXES)
         elif dice < 0.7 and len(self._members) < 6:
             self._join(f"late-{len(self._members)}")
+        elif dice > 0.97 and self._source.orchestrator is not None:
+            self._source.orchestrator.do_resync()
         elif dice < 0.73 and self._members:
             member = self._chance.choice(self._members)
             if not member.closed:

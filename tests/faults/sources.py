@@ -13,6 +13,7 @@ from typing import Any
 from datasync.keyval.api import ROOT, Store
 from datasync.keyval.memory import MemoryStore
 from datasync.kvdbsync.plugin import Plugin
+from datasync.resync.orchestrator import Plugin as Orchestrator
 from tests.faults.history import Op1, Truth
 from tests.faults.recorder import RawSerializer
 from tests.faults.scripted import Faults, FaultyStore, ScriptedStore, write
@@ -28,6 +29,8 @@ class Source(ABC):
     prefix: str = ROOT
     #: Seconds between two transactions, and between two misfortunes, at most.
     pace: float = 0.008
+    #: Transactions in one history, unless told otherwise.
+    transactions: int = 120
     #: False where callers feed the registry.
     sourced: bool = True
 
@@ -39,6 +42,8 @@ class Source(ABC):
 
     #: What the plugin is given.
     store: Store
+    #: Asks all watchers to start over, in a quarter of the histories; nobody gets a first RESYNC before it did.
+    orchestrator: Orchestrator | None = None
 
     @abstractmethod
     def write(self, ops: Ops) -> None:
@@ -50,7 +55,11 @@ class Source(ABC):
 
     def transport(self) -> Any:
         """What watchers are registered with."""
-        return Plugin(self.store, self.prefix, serializer=RawSerializer(), allow_delayed_start=True)
+        if self.chance.random() < 0.25:
+            self.orchestrator = Orchestrator(accept_timeout=0.05, ack_timeout=0.1)
+        return Plugin(
+            self.store, self.prefix, self.orchestrator, serializer=RawSerializer(), allow_delayed_start=True
+        )
 
     @property
     def revision(self) -> int:
@@ -131,6 +140,13 @@ class RecordedSource(Source):
         super().__init__(chance)
         self.inner = inner
         self.store = FaultyStore(inner, self.faults)
+        self.prefix = chance.choice((ROOT, "/service/"))
+
+    def foreign(self) -> None:
+        """Somebody writes beside the watched prefix: the revision moves on, and nothing is to be told."""
+        if self.prefix:
+            with self.lock:
+                write(self.inner, [("/foreign", b"x")])
 
     def write(self, ops: Ops) -> None:
         with self.lock:
@@ -147,7 +163,15 @@ class MemorySource(RecordedSource):
         super().__init__(chance, self._memory)
 
     def misfortunes(self) -> list[Misfortune]:
-        return [self.away, self._memory.compact, lambda: self.away(self._memory.compact), lambda: self.away(self._wipe)]
+        return [
+            self.away,
+            self.foreign,
+            lambda: self.away(self.foreign),
+            self._memory.compact,
+            lambda: self.away(self._memory.compact),
+            lambda: self.away(self.foreign, self._memory.compact),
+            lambda: self.away(self._wipe),
+        ]
 
     def _wipe(self) -> None:
         with self.lock:
@@ -170,7 +194,14 @@ class SQLiteSource(RecordedSource):
         self.store = FaultyStore(self._reader, self.faults)
 
     def misfortunes(self) -> list[Misfortune]:
-        return [self.away, self._writer.compact, lambda: self.away(self._writer.compact)]
+        return [
+            self.away,
+            self.foreign,
+            lambda: self.away(self.foreign),
+            self._writer.compact,
+            lambda: self.away(self._writer.compact),
+            lambda: self.away(self.foreign, self._writer.compact),
+        ]
 
     def close(self) -> None:
         self._reader.close()
