@@ -23,7 +23,8 @@ from datasync.resync.api import Registration as ResyncRegistration
 from datasync.resync.api import StatusEvent
 from datasync.resync.orchestrator import Plugin as Orchestrator
 from datasync.serializer import Serializer, SerializerJSON
-from datasync.syncbase.registry import Registration, Registry
+from datasync.syncbase.registration import Registration
+from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
 from datasync.threads import ForkGuard
 

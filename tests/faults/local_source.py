@@ -16,7 +16,8 @@ from datasync.events import Op
 from datasync.keyval.memory import MemoryStore
 from datasync.syncbase.change import Change, KeyVal
 from datasync.syncbase.done import PropagationFuture
-from datasync.syncbase.registry import Registration, Registry
+from datasync.syncbase.registration import Registration
+from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
 from tests.faults.history import Op1
 from tests.faults.recorder import RawSerializer
@@ -77,8 +78,13 @@ class LocalSource(Source):
             if effect:
                 self.truth.record(self.registry.revision, effect)
 
-    def misfortunes(self) -> list[Misfortune]:
-        return [self._replace, self._ask, lambda: self.write(random_ops(self.chance)), lambda: self.write([])]
+    def misfortunes(self) -> dict[str, Misfortune]:
+        return {
+            "replaced": self._replace,
+            "asked again": self._ask,
+            "a second caller": lambda: self.write(random_ops(self.chance)),
+            "an empty transaction": lambda: self.write([]),
+        }
 
     def settle(self) -> None:
         """No future hangs, and each has an answer that makes sense."""
