@@ -377,6 +377,32 @@ def test_c10_an_unanswered_event_of_a_store_leads_to_a_resync(mirror: Registry, 
     assert event.done() is False
 
 
+@pytest.mark.usefixtures("impatient")
+def test_c10_an_answer_to_an_event_that_was_given_up_leads_to_one_more_resync(
+    mirror: Registry, constant: Patch
+) -> None:
+    # given an event that was given up, and the RESYNC in its place, which was handled before it
+    constant("ABANDON_TIMEOUT", 0.05)
+    queue: Queue[Any] = Queue()
+    ready(mirror, queue)
+    commits(mirror, (2, {"k": "v"}))
+    given_up = take(queue)
+    replacement = take(queue)
+    constant("ABANDON_TIMEOUT", 60.0)
+    replacement.done()
+    # when the consumer ends with the old one after all / then what it has done may be undone by the state as it is
+    assert given_up.done() is False
+    event = take(queue)
+    assert (event.reason, state(event)) == (ResyncReason.UNANSWERED, {"k": "v"})
+    event.done()
+    # and that is the end of it
+    assert given_up.done() is False
+    commits(mirror, (3, {"k": "w"}))
+    event = take(queue)
+    assert told(event) == [("k", "w", "v")]
+    event.done()
+
+
 def test_c9_answers_that_come_late_count_and_are_counted(registry: Registry, constant: Patch) -> None:
     # given a time of nothing
     constant("DEFAULT_NOTIF_TIMEOUT", 0.0)
