@@ -64,7 +64,8 @@ class LocalSource(Source):
 
     @property
     def revision(self) -> int:
-        return self.registry.revision if not self.truth.epochs[-1].commits else self.truth.epochs[-1].commits[-1].revision
+        commits = self.truth.epochs[-1].commits
+        return commits[-1].revision if commits else 0
 
     def write(self, ops: Ops) -> None:
         with self.lock:
