@@ -169,6 +169,24 @@ def test_c8_one_transaction_larger_than_the_limit_is_delivered_whole(registry: R
     future.result()
 
 
+def test_c8_a_large_batch_does_not_overflow_a_subscriber_that_keeps_up(
+    mirror: Registry, constant: Patch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a subscriber that answers at once, and small limits
+    constant("MAX_PENDING", 10)
+    monkeypatch.setattr("datasync.syncbase.registry.MAX_BATCH", 5)
+    queue = Deliberate(lambda event: event.done())
+    mirror.watch("agent", queue, queue, "")
+    snapshot(mirror, 1, {})
+    queue.get_nowait()
+    # when the reader comes with ten times as many changes at once
+    commits(mirror, *((revision, {f"k{revision}": "v"}) for revision in range(2, 102)))
+    # then they come as changes
+    events = [queue.get_nowait() for _ in range(queue.qsize())]
+    assert not any(map(is_resync, events))
+    assert sum(len(event.get_changes()) for event in events) == 100
+
+
 def test_c8_callers_that_wait_for_a_resync_are_bounded_as_well(registry: Registry, constant: Patch) -> None:
     # given a stuck consumer, and a RESYNC that is due behind what it does not answer
     constant("MAX_PENDING", 10)
