@@ -148,6 +148,11 @@ def test_starting_twice_is_starting_once(plugin: Plugin) -> None:
     assert threading.active_count() == threads
 
 
+def test_c18_waiting_for_a_plugin_that_was_never_started_says_what_is_missing(plugin: Plugin) -> None:
+    with pytest.raises(NotReadyError, match=r"was not started: call after_init\(\)"):
+        plugin.wait_ready(0.01)
+
+
 def test_a_delayed_start_is_refused_unless_it_is_allowed(plugin: Plugin, store: MemoryStore) -> None:
     # given a store that cannot be reached
     store.fail_with(AWAY)
