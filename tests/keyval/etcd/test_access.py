@@ -90,7 +90,7 @@ def test_tls_with_the_right_authority_works_by_address_and_by_name(
 def test_c16_an_unknown_authority_is_said_to_be_that(secure: EtcdServer, tmp_path: Path, open_store: OpenStore) -> None:
     others = issue(tmp_path, "others")
     store = open_store(secure.endpoint, ca_file=str(others.ca), dial_timeout=0.5)
-    with pytest.raises(StoreConnectionError, match=r"certificate is not accepted \(.*issuer"):
+    with pytest.raises(StoreConnectionError, match=r"certificate is not accepted \(.*issuer.*\): name the authority"):
         store.check()
 
 
@@ -98,8 +98,15 @@ def test_c16_an_expired_certificate_is_said_to_be_that(tmp_path: Path, open_stor
     old = issue(tmp_path, "old", expired=True)
     with EtcdServer(find_etcd("3.4"), tmp_path / "etcd", certificates=(old.cert, old.key)) as server:
         store = open_store(server.endpoint, ca_file=str(old.ca), dial_timeout=0.5)
-        with pytest.raises(StoreConnectionError, match="certificate has expired"):
+        with pytest.raises(StoreConnectionError, match=r"certificate has expired\): renew it"):
             store.check()
+        # and by the command, in one line
+        done = run("-m", "datasync", "put", f"etcd://{server.endpoint}?ca_file={old.ca}", "k", "canary-3")
+        assert (done.returncode, done.stdout) == (1, "")
+        ours = [line for line in done.stderr.splitlines() if line.startswith("datasync: ")]
+        assert len(ours) == 1
+        assert "certificate has expired" in ours[0]
+        assert "canary-3" not in done.stderr
 
 
 def test_c16_a_client_without_tls_is_told_that_the_server_wants_it(secure: EtcdServer, open_store: OpenStore) -> None:
@@ -110,7 +117,7 @@ def test_c16_a_client_without_tls_is_told_that_the_server_wants_it(secure: EtcdS
 def test_c16_a_client_with_tls_is_told_that_the_server_has_none(
     server34: EtcdServer, ours: Pems, open_store: OpenStore
 ) -> None:
-    with pytest.raises(StoreConnectionError, match="TLS handshake fails"):
+    with pytest.raises(StoreConnectionError, match=r"TLS handshake fails \(.*\): does the server speak TLS\?"):
         open_store(server34.endpoint, ca_file=str(ours.ca), dial_timeout=0.5).check()
 
 
@@ -124,7 +131,7 @@ def test_mutual_tls_works_with_a_certificate_and_says_what_is_missing_without(
     others = issue(tmp_path, "others")
     for wrong in ({}, {"cert_file": str(others.cert), "key_file": str(others.key)}):
         store = open_store(mutual.endpoint, ca_file=str(ours.ca), dial_timeout=0.5, **wrong)
-        with pytest.raises(StoreConnectionError, match="TLS handshake fails .*certificate"):
+        with pytest.raises(StoreConnectionError, match=r"TLS handshake fails \(.*certificate.*\): set cert-file"):
             store.check()
 
 
@@ -176,7 +183,7 @@ def test_c16_files_that_are_no_pem_or_do_not_fit_are_named_and_nobody_is_asked_f
     "text",
     [
         "DNS resolution failed for x:2379",
-        "errors resolving x:2379: [field:hostname lookup error:address lookup failed for x:2379: Domain name not found]",
+        "errors resolving x:2379: [field:hostname lookup error:address lookup failed for x:2379: not found]",
         "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Connection refused",
     ],
 )
@@ -239,6 +246,13 @@ def test_c16_wrong_or_missing_credentials_say_so_and_never_quote_them(
     with pytest.raises(PermissionDenied, match=advice) as caught:
         store.commit([PutOp("p/1", b"x")])
     assert "wr0ng" not in f"{caught.value} {caught.value.__cause__}"
+    # and the command says so in one line
+    who = "{username}:{password}@".format(**settings) if settings else ""
+    done = run("-m", "datasync", "put", f"etcd://{who}{guarded.endpoint}", "p/1", "canary-3")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert advice in done.stderr
+    assert "wr0ng" not in done.stderr
+    assert "canary-3" not in done.stderr
     # check() tells a wrong password from a missing permission
     with pytest.raises(PermissionDenied):
         store.check()
