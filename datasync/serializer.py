@@ -76,7 +76,7 @@ class SerializerJSON:
             text = data.decode()
             Parse(self._VARIABLE.sub(self._expand, text) if self.expand_env else text, message)
             return message
-        except (ParseError, ValueError, RecursionError):
+        except (ParseError, ValueError, TypeError, AttributeError, RecursionError):  # a wrapper given an object: TypeError
             message.Clear()
             failure = _undecodable("JSON", message)
         raise failure  # outside the except block: the parser's error quotes the value

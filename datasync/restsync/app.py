@@ -311,7 +311,10 @@ class Application:
         if full:
             detail = f"there are {self._max_streams} event streams already"
             raise Problem("overloaded", detail, headers={"Retry-After": "5"})
-        response = Response(stream_events(self._adapter, wanted, self.ended), content_type=CONTENT_EVENTS)
+        # Our own server knows when a peer has gone; elsewhere the next heartbeat finds out.
+        gone: Callable[[], bool] = request.environ.get("datasync.peer_gone", bool)
+        stream = stream_events(self._adapter, wanted, lambda: self.ended() or gone())
+        response = Response(stream, content_type=CONTENT_EVENTS)
         response.call_on_close(self._stream_over)
         response.headers["Cache-Control"] = "no-store"
         response.headers["X-Accel-Buffering"] = "no"  # nginx would else collect events

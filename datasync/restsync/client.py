@@ -178,7 +178,7 @@ class Client:
         answer = self._request("PUT", "/keys", subject, {"Content-Type": CONTENT_JSON}, body, write=True)
         if answer.status != 200:
             raise self._error(subject, answer, write=True)
-        return int(json.loads(answer.data)["revision"])
+        return _revision(subject, answer)
 
     # Reading.
 
@@ -279,7 +279,8 @@ class Client:
     def _write(self, method: str, path: str, subject: str, headers: dict[str, str], body: bytes | None) -> bool:
         """True when it was applied, False when there was no such key."""
         answer = self._request(method, path, subject, headers, body, write=True)
-        if answer.status in (200, 201, 204):
+        if answer.status in (200, 201):
+            _revision(subject, answer)
             return True
         if method == "DELETE" and code_of(answer.headers.get("Content-Type", ""), answer.data)[0] == "no-such-key":
             return False
@@ -316,10 +317,19 @@ class Client:
         return SerializerJSON() if isinstance(self._serializer, SerializerProto) else self._serializer
 
 
+def _revision(subject: str, answer: urllib3.BaseHTTPResponse) -> int:
+    """What our server says of a write that succeeded; success without it was cut off, or is somebody else's."""
+    try:
+        return int(json.loads(answer.data)["revision"])
+    except (ValueError, TypeError, KeyError):
+        text = f"{subject}: the answer is not that of a datasync server; it may have been applied"
+    raise UnknownOutcome(text)
+
+
 def _before_sending(error: BaseException) -> bool:
     """True for what can only have gone wrong before the request was sent; other TLS errors may come at any time."""
-    inner = error.__cause__ or (error.args[0] if error.args else None)
-    return isinstance(error, SSLError) and isinstance(inner, ssl.SSLCertVerificationError)
+    first = error.args[0] if error.args else None
+    return isinstance(error, SSLError) and isinstance(error.__cause__ or first, ssl.SSLCertVerificationError)
 
 
 def _conditions(if_match: str | None, if_absent: bool) -> dict[str, str]:

@@ -14,6 +14,7 @@ Source: contract section 5, C2-C4, C8.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ from datasync.restsync.bodies import item_of
 
 #: Characters after which a piece of a snapshot is sent.
 PIECE = 64 * 1024
+#: Seconds after which a quiet stream looks whether its peer is still there.
+LOOK_UP = 1.0
 #: Transactions that are sent at once.
 BURST = 200
 CONTENT_EVENTS = "text/event-stream"
@@ -43,6 +46,7 @@ def stream_events(adapter: Adapter, wanted: Wanted, ended: Callable[[], bool]) -
     journal = adapter.journal
     # Something at once, so that whoever waits for the headers through a proxy gets them.
     yield b": datasync\nretry: 1000\n\n"
+    spoken = time.monotonic()
     while not ended():
         if reason is not None:
             position = yield from _snapshot(adapter, wanted, reason)
@@ -54,8 +58,9 @@ def stream_events(adapter: Adapter, wanted: Wanted, ended: Callable[[], bool]) -
             reason = ResyncReason.OVERFLOW
             continue
         if not entries:
-            journal.wait(position, wanted.heartbeat, ended)
-            if not ended() and not journal.after(position):
+            journal.wait(position, min(wanted.heartbeat, LOOK_UP), ended)
+            if time.monotonic() - spoken >= wanted.heartbeat and not ended():
+                spoken = time.monotonic()
                 yield f"id: {event_id(adapter, position)}\n: heartbeat\n\n".encode()
             continue
         texts = []
@@ -67,6 +72,7 @@ def stream_events(adapter: Adapter, wanted: Wanted, ended: Callable[[], bool]) -
             if text := entry.text(wanted.prefixes):
                 texts.append(_event("change", text, event_id(adapter, position)))
         if texts:
+            spoken = time.monotonic()
             yield "".join(texts).encode()
 
 

@@ -201,8 +201,8 @@ class StreamLink:
 
 def describe(error: BaseException) -> str:
     """The innermost reason of a client library's error."""
-    reason = getattr(error, "reason", None)
-    inner = reason if isinstance(reason, BaseException) else error.__cause__ or error
+    first = error.args[0] if error.args else None
+    inner = error.__cause__ or (first if isinstance(first, BaseException) else error)
     if isinstance(inner, ssl.SSLCertVerificationError):
         return f"the server's certificate is not accepted ({inner.verify_message})"
     if isinstance(inner, OSError) and inner.strerror:

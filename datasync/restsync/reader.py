@@ -59,8 +59,7 @@ class EventParser:
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """The events that *data* completes."""
-        # A proxy may turn LF into CRLF, never inside our JSON, which has no raw CR.
-        self._rest += data.replace(b"\r\n", b"\n") if b"\r" in data else data
+        self._rest += data.replace(b"\r", b"")  # our JSON has none of its own: it can only be the proxy's line end
         while (end := self._rest.find(b"\n\n", self._searched)) >= 0:
             block = bytes(self._rest[:end]).decode()
             del self._rest[: end + 2]

@@ -24,7 +24,7 @@ from urllib.parse import unquote_to_bytes
 from datasync.errors import InvalidArgumentError, StoreConnectionError
 from datasync.restsync.adapter import Adapter
 from datasync.restsync.app import Application, wsgi_app
-from datasync.restsync.wire import BadRequest, BodyReader, Gone, Head, Responder, Wire, refusal
+from datasync.restsync.wire import MAX_DRAIN, BadRequest, BodyReader, Gone, Head, Responder, Wire, refusal
 from datasync.threads import CLOSE_TIMEOUT, ForkGuard, Worker
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ WRITE_TIMEOUT = 20.0
 KEEP_ALIVE = 60.0
 #: Seconds that requests under way may take to end when the server closes.
 GRACE = 5.0
+
+#: Seconds that a refused peer is listened to, so that it reads why.
+LINGER = 1.0
 
 #: A context, or the files (certificate chain, key), or (chain, key, authority of the clients' certificates).
 ServerTls = ssl.SSLContext | tuple[str, str] | tuple[str, str, str]
@@ -225,9 +228,9 @@ class _Listener(socketserver.TCPServer):
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         self._owner = owner
+        self._bell, self._button = socket.socketpair()
         super().__init__(address, socketserver.BaseRequestHandler)
         self.socket.setblocking(False)
-        self._bell, self._button = socket.socketpair()
 
     def wake(self) -> None:
         """Let ``follow`` look at ``stopping``."""
@@ -346,7 +349,7 @@ class _Connection:
         environ = self._environ(head, body)
         pieces = self._server.application(environ, responder.start_response)
         try:
-            if body.failure is not None and not responder.started:
+            if isinstance(body.failure, BadRequest) and not responder.started:
                 raise body.failure  # says more than what the application made of it
             responder.send(pieces)
         finally:
@@ -364,10 +367,10 @@ class _Connection:
         wire.write(refusal(error.status, str(error)))
         # Closing with unread bytes sends RST, which may overtake the answer: say that no more comes, and read a while.
         self._socket.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + 1.0
-        self._socket.settimeout(0.2)
-        while time.monotonic() < deadline and self._socket.recv(65536):
-            pass
+        self._socket.settimeout(LINGER / 5)
+        deadline, budget = time.monotonic() + LINGER, MAX_DRAIN
+        while time.monotonic() < deadline and budget > 0 and (data := self._socket.recv(4096)):
+            budget -= len(data)
 
     def _handshake(self, context: ssl.SSLContext) -> None:
         """Speak TLS, all of it within the read timeout, however slowly its bytes come."""
@@ -412,6 +415,7 @@ class _Connection:
             "wsgi.multithread": True,
             "wsgi.multiprocess": False,
             "wsgi.run_once": False,
+            "datasync.peer_gone": self._gone,
         }
         for name, value in head.headers:
             if "_" in name:  # would pass for the header with a hyphen
@@ -421,6 +425,18 @@ class _Connection:
                 field = "HTTP_" + field
             environ[field] = f"{environ[field]}, {value}" if field in environ else value
         return environ
+
+    def _gone(self) -> bool:
+        """True when the peer has ended the connection. Called by the connection's thread, between two writes."""
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._socket, selectors.EVENT_READ)
+                if not selector.select(0):
+                    return False
+            # The plain socket's own: what TLS would make of it is not asked.
+            return not socket.socket.recv(self._socket, 1, socket.MSG_PEEK)
+        except (OSError, ValueError):
+            return True
 
     def _close(self) -> None:
         try:
