@@ -108,14 +108,18 @@ def check_changes(truth: Truth, log: Log) -> Violation | None:
         elif isinstance(entry, PutChange):
             if not entry.changes:
                 return _violation("I3", log, reading.at, "an event without changes")
-            if place is None:
+            if place is None and log.sourced:
                 return _violation("I3", log, reading.at, "a CHANGE before the first RESYNC")
+            if place is None:
+                place = _Place(frozenset(range(len(truth.epochs))), entry.changes[0].revision - 1)
             following, why = _after_change(truth, place, entry.changes, reading.filters)
             if following is None:
                 return _violation("I3", log, reading.at, why)
             place = following
     closed = any(isinstance(entry, Asked) and entry.what == "close" for entry in log.entries)
     if log.complete and not closed:
+        if place is None and not log.sourced:
+            return None
         if place is None:
             return _violation("I3", log, len(log.entries) - 1, "the first RESYNC never came")
         if len(truth.epochs) - 1 not in place.reachable(truth):
@@ -158,6 +162,8 @@ def check_transactions(truth: Truth, log: Log) -> Violation | None:
             revisions = {change.revision for change in entry.changes}
             if split := revisions & seen:
                 return _violation("I5", log, at, f"the transaction at {split} came in an earlier event already")
+            if len(revisions) > 1 and not log.sourced:
+                return _violation("I5", log, at, "the transactions of several callers are in one event")
             keys = [change.key for change in entry.changes]
             if len(set(keys)) != len(keys):
                 return _violation("I5", log, at, "a key stands twice in one event")
@@ -327,6 +333,8 @@ def _read(log: Log) -> Iterable[_Reading]:
     for at, entry in enumerate(log.entries):
         if isinstance(entry, Watched):
             must, may = set(entry.prefixes), set(entry.prefixes)
+            if not log.sourced:  # what a registry does not hold needs no RESYNC
+                delivered_may, delivered_must = set(entry.prefixes), set(entry.prefixes)
         elif isinstance(entry, Asked):
             if entry.what == "register":
                 (must if entry.over else may).add(entry.prefix)
@@ -340,9 +348,7 @@ def _read(log: Log) -> Iterable[_Reading]:
         elif isinstance(entry, PutResync):
             delivered_may = set(entry.values)
             delivered_must = delivered_may & must
-        yield _Reading(
-            at, entry, frozenset(must), frozenset(may), frozenset(delivered_may), frozenset(delivered_must)
-        )
+        yield _Reading(at, entry, frozenset(must), frozenset(may), frozenset(delivered_may), frozenset(delivered_must))
 
 
 # Where in the truth a watcher may be.

@@ -29,19 +29,27 @@ class Manners:
     elsewhere: float = 0.0
     talks_back: float = 0.0
     pause: float = 0.004
+    #: Handles each event inside ``put_nowait``, in the thread of whoever puts.
+    at_once: bool = False
+    #: How often its queue raises instead of taking an event.
+    raises: float = 0.0
 
 
 MANNERS: Mapping[str, Manners] = {
     "fast": Manners(),
     "slow": Manners(slow=0.8),
-    "stuck": Manners(stuck=0.08),
+    "stuck": Manners(stuck=0.15),
     "refusing": Manners(refuses=0.3),
-    "silent": Manners(silent=0.08),
+    "silent": Manners(silent=0.15),
     "twice": Manners(twice=0.5, elsewhere=0.2),
     "elsewhere": Manners(elsewhere=0.9),
     "reentrant": Manners(talks_back=0.5),
-    "everything": Manners(0.3, 0.02, 0.1, 0.02, 0.1, 0.3, 0.1),
+    "at-once": Manners(twice=0.2, elsewhere=0.2, talks_back=0.5, at_once=True),
+    "raising": Manners(raises=0.2, slow=0.2),
+    "everything": Manners(0.3, 0.05, 0.1, 0.05, 0.1, 0.3, 0.1),
 }
+#: Those that accept everything in the end.
+ANSWERING = ("fast", "slow", "twice", "elsewhere", "reentrant", "at-once")
 
 
 class Refusal(Exception):
@@ -61,10 +69,8 @@ class Consumer:
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._abandon = abandon
-        self.change_queue: Queue[Any] = _WakingQueue(self.recorder, room, self._wake)
-        self.resync_queue: Queue[Any] = (
-            self.change_queue if shared else _WakingQueue(self.recorder, room, self._wake)
-        )
+        self.change_queue = self._queue(room)
+        self.resync_queue = self.change_queue if shared else self._queue(room)
         #: Called now and then by the consumer's own thread, before it answers.
         self.talk_back: Callable[[random.Random], None] = lambda chance: None
         self.view: dict[str, bytes] = {}
@@ -92,6 +98,15 @@ class Consumer:
             thread.join(10)
             if thread.is_alive():
                 self.errors.append(AssertionError(f"{thread.name} hangs"))
+
+    def _queue(self, room: int) -> Queue[Any]:
+        if self._manners.at_once:
+            return _HandlingQueue(self.recorder, self._handle)
+        return _WakingQueue(self.recorder, room, self._wake, self._may_raise)
+
+    def _may_raise(self) -> None:
+        if not self._healed.is_set() and self._chance.random() < self._manners.raises:
+            raise Refusal("the queue of this consumer is out of order")
 
     def _guarded(self, body: Callable[[], None]) -> None:
         try:
@@ -164,13 +179,30 @@ class Consumer:
 
 
 class _WakingQueue(RecordingQueue):
-    def __init__(self, recorder: Recorder, maxsize: int, wake: threading.Event) -> None:
+    def __init__(
+        self, recorder: Recorder, maxsize: int, wake: threading.Event, may_raise: Callable[[], None]
+    ) -> None:
         super().__init__(recorder, maxsize)
         self._wake = wake
+        self._may_raise = may_raise
 
     def _put(self, item: Any) -> None:
+        self._may_raise()
         super()._put(item)
         self._wake.set()
+
+
+class _HandlingQueue(Queue[Any]):
+    """Not a queue at all, but a callback in the shape of one."""
+
+    def __init__(self, recorder: Recorder, handle: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._recorder = recorder
+        self._handle = handle
+
+    def put_nowait(self, item: Any) -> None:
+        self._recorder.put(item)
+        self._handle(item)
 
 
 class Membership:
@@ -231,5 +263,3 @@ class Membership:
         self._registration.unregister(prefix)
         self.prefixes.remove(prefix)
         self.consumer.recorder.asked("unregister", prefix, True)
-
-

@@ -8,10 +8,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasync.keyval.api import ROOT, Store
 from datasync.keyval.memory import MemoryStore
+from datasync.kvdbsync.plugin import Plugin
+from datasync.resync.orchestrator import Plugin as Orchestrator
 from tests.faults.history import Op1, Truth
+from tests.faults.recorder import RawSerializer
 from tests.faults.scripted import Faults, FaultyStore, ScriptedStore, write
 
 Ops = Sequence[tuple[str, bytes | None]]
@@ -23,6 +27,12 @@ class Source(ABC):
 
     #: In front of every key.
     prefix: str = ROOT
+    #: Seconds between two transactions, and between two misfortunes, at most.
+    pace: float = 0.008
+    #: Transactions in one history, unless told otherwise.
+    transactions: int = 120
+    #: False where callers feed the registry.
+    sourced: bool = True
 
     def __init__(self, chance: random.Random) -> None:
         self.truth = Truth()
@@ -32,6 +42,8 @@ class Source(ABC):
 
     #: What the plugin is given.
     store: Store
+    #: Asks all watchers to start over, in a quarter of the histories; nobody gets a first RESYNC before it did.
+    orchestrator: Orchestrator | None = None
 
     @abstractmethod
     def write(self, ops: Ops) -> None:
@@ -40,6 +52,19 @@ class Source(ABC):
     @abstractmethod
     def misfortunes(self) -> list[Misfortune]:
         """What may go wrong: one of them is called now and then."""
+
+    def transport(self) -> Any:
+        """What watchers are registered with."""
+        if self.chance.random() < 0.25:
+            self.orchestrator = Orchestrator(accept_timeout=0.05, ack_timeout=0.1)
+        return Plugin(
+            self.store, self.prefix, self.orchestrator, serializer=RawSerializer(), allow_delayed_start=True
+        )
+
+    @property
+    def revision(self) -> int:
+        """The source's own revision; 0 where others write to it as well."""
+        return 0
 
     def heal(self) -> None:
         """Nothing goes wrong after this."""
@@ -68,6 +93,10 @@ class ScriptedSource(Source):
         super().__init__(chance)
         self.honest = ScriptedStore(self.truth)
         self.store = FaultyStore(self.honest, self.faults)
+
+    @property
+    def revision(self) -> int:
+        return self.honest.revision
 
     def write(self, ops: Ops) -> None:
         with self.lock:
@@ -99,7 +128,7 @@ class ScriptedSource(Source):
 
     def grow(self) -> None:
         """Let the restored store pass every revision that was ever seen."""
-        seen = max(commit.revision for epoch in self.truth.epochs for commit in epoch.commits or [])
+        seen = max((commit.revision for epoch in self.truth.epochs for commit in epoch.commits), default=1)
         while self.honest.revision <= seen:
             self.write(random_ops(self.chance))
 
@@ -111,6 +140,13 @@ class RecordedSource(Source):
         super().__init__(chance)
         self.inner = inner
         self.store = FaultyStore(inner, self.faults)
+        self.prefix = chance.choice((ROOT, "/service/"))
+
+    def foreign(self) -> None:
+        """Somebody writes beside the watched prefix: the revision moves on, and nothing is to be told."""
+        if self.prefix:
+            with self.lock:
+                write(self.inner, [("/foreign", b"x")])
 
     def write(self, ops: Ops) -> None:
         with self.lock:
@@ -127,7 +163,15 @@ class MemorySource(RecordedSource):
         super().__init__(chance, self._memory)
 
     def misfortunes(self) -> list[Misfortune]:
-        return [self.away, self._memory.compact, lambda: self.away(self._memory.compact), lambda: self.away(self._wipe)]
+        return [
+            self.away,
+            self.foreign,
+            lambda: self.away(self.foreign),
+            self._memory.compact,
+            lambda: self.away(self._memory.compact),
+            lambda: self.away(self.foreign, self._memory.compact),
+            lambda: self.away(self._wipe),
+        ]
 
     def _wipe(self) -> None:
         with self.lock:
@@ -150,7 +194,14 @@ class SQLiteSource(RecordedSource):
         self.store = FaultyStore(self._reader, self.faults)
 
     def misfortunes(self) -> list[Misfortune]:
-        return [self.away, self._writer.compact, lambda: self.away(self._writer.compact)]
+        return [
+            self.away,
+            self.foreign,
+            lambda: self.away(self.foreign),
+            self._writer.compact,
+            lambda: self.away(self._writer.compact),
+            lambda: self.away(self.foreign, self._writer.compact),
+        ]
 
     def close(self) -> None:
         self._reader.close()
@@ -173,7 +224,21 @@ def random_ops(chance: random.Random) -> Ops:
     return [(key, None if chance.random() < 0.4 else b"v%d" % next(_counter)) for key in keys]
 
 
+def _etcd(chance: random.Random) -> Source:
+    from tests.faults.etcd_source import EtcdSource  # inside: it needs grpc
+
+    return EtcdSource(chance)
+
+
+def _local(chance: random.Random) -> Source:
+    from tests.faults.local_source import LocalSource  # inside: it stands on this module
+
+    return LocalSource(chance)
+
+
 SOURCES: dict[str, Callable[[random.Random], Source]] = {
+    "etcd": _etcd,
+    "local": _local,
     "scripted": ScriptedSource,
     "memory": MemorySource,
     "sqlite": SQLiteSource,

@@ -663,6 +663,21 @@ def test_c15_a_callback_of_a_future_may_come_back_in(registry: Registry) -> None
     assert seen == ["propagated", "2", "closed"]
 
 
+def test_c15_a_callback_may_wait_for_what_it_propagates(registry: Registry) -> None:
+    # given callbacks that propagate inside one another
+    registry.watch("agent", None, Queue(), "")
+    depth: list[int] = []
+
+    def propagate(_: Any) -> None:
+        if len(depth) < 10:
+            depth.append(registry.propagate_changes(changes({"k": str(len(depth))})).revision)
+            registry.submit_changes(changes({"j": "v"})).add_done_callback(propagate)
+
+    # when the first one runs / then none waits in vain
+    registry.submit_changes(changes({"k": "first"})).add_done_callback(propagate)
+    assert len(depth) == 10
+
+
 def test_c15_a_callback_that_raises_hurts_nobody(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
     queue: Queue[Any] = Queue()
     registry.watch("agent", queue, queue, "")

@@ -49,7 +49,8 @@ def revoke(client: Client, lease: int) -> None:
     """End *lease* and so its keys, if the server can be reached."""
     timeout = REVOKE_TIMEOUT / len(client.config.addresses)  # each may be asked
     try:
-        client.call(LEASE_REVOKE, pb.LeaseRevokeRequest(ID=lease), "revoking a lease", timeout=timeout)
+        # As a write, though it would bear repetition: who closes does not wait for second attempts.
+        client.call(LEASE_REVOKE, pb.LeaseRevokeRequest(ID=lease), "revoking a lease", write=True, timeout=timeout)
     except DatasyncError as error:
         log.debug("a lease is left to end by itself: %s", error)
 

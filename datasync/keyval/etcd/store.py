@@ -62,6 +62,7 @@ class EtcdStore(Store):
         self.idle_limit = self.config.idle_limit
         self._client = Client(self.config)
         self._history = History()
+        self._in_fragments: set[str] = set()  # prefixes whose next stream asks for fragments
         self._lifetime = ClientLease(self._client, self.config.session_ttl, self.config.addresses[0])
         self._compactor: Worker | None = None
         if self.config.auto_compact:
@@ -166,7 +167,7 @@ class EtcdStore(Store):
 
     def stream(self, prefix: str, after: int) -> EtcdStream:
         self._client.check_usable()
-        return EtcdStream(self._client, self._history, prefix, after, self.idle_limit)
+        return EtcdStream(self._client, self._history, prefix, after, self.idle_limit, self._in_fragments)
 
     def revision(self) -> int:
         """The store's present revision."""

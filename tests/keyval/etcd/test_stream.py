@@ -84,6 +84,17 @@ def test_c4_fragments_that_split_a_transaction_are_joined(open_store: OpenStore)
         ]
 
 
+def test_a_call_cut_before_its_first_event_is_tried_the_other_way_next_time(open_store: OpenStore) -> None:
+    # given a server that says nothing in time, for instance because its response is too large for the line
+    with FakeEtcd([]) as fake:
+        store = open_store(fake.endpoint, idle_limit=0.3)
+        for _ in range(3):
+            with pytest.raises(StoreConnectionError, match="no word"):
+                list(store.stream("p/", START))
+        # then whole responses and fragments take turns
+        assert [request.create_request.fragment for request in fake.requests] == [False, True, False]
+
+
 def test_d39_the_events_of_a_revision_are_one_commit_in_order(open_store: OpenStore) -> None:
     deleted = pb.Event(type=pb.Event.DELETE, kv=pb.KeyValue(key=b"p/b", mod_revision=11))
     response = events((11, b"p/a"))
