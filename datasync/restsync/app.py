@@ -25,7 +25,7 @@ from datasync.errors import ConflictError, DatasyncError, InvalidArgumentError
 from datasync.events import Op
 from datasync.restsync.adapter import Adapter
 from datasync.restsync.auth import TokenCheck
-from datasync.restsync.bodies import CONTENT_JSON, content_of, item_of, read_resync, read_value
+from datasync.restsync.bodies import CONTENT_JSON, content_of, item_of, read_changes, read_resync, read_value
 from datasync.restsync.events import CONTENT_EVENTS, Wanted, event_id, stream_events
 from datasync.restsync.journal import Answer
 from datasync.restsync.keys import check_text, key_of_path
@@ -196,7 +196,12 @@ class Application:
         self._tokens.check(request)
         self._adapter.guard.check()
         if path == "/keys":
-            return _only(request, GET=lambda: self._list(request), PUT=lambda: self._resync(request))
+            return _only(
+                request,
+                GET=lambda: self._list(request),
+                PUT=lambda: self._resync(request),
+                PATCH=lambda: self._transaction(request),
+            )
         if path.startswith("/keys/"):
             return self._one_key(request, path.removeprefix("/keys/"))
         if path == "/events":
@@ -286,10 +291,21 @@ class Application:
         text = f'{{"revision":{revision},"items":[{items}],"next":{following}}}'
         return self._tagged(request, revision, _json_text(text))
 
+    def _transaction(self, request: Request) -> Response:
+        _arguments(request)
+        _unconditional(request)
+        changes = read_changes(request, self._max_resync)
+        registry = self._adapter.registry
+        outcome = self._answered(
+            "Transaction",
+            f"{len(changes)} key(s) from {next(iter(changes), '')} on",
+            lambda: registry.submit_changes(changes, timeout=self._done_timeout, only_watched=True),
+        )
+        return _json_text(json.dumps({"revision": outcome.revision, "ignored": list(outcome.ignored)}))
+
     def _resync(self, request: Request) -> Response:
         _arguments(request)
-        if request.headers.get("If-Match") or request.headers.get("If-None-Match"):
-            raise Problem("bad-request", "conditions are for single keys")
+        _unconditional(request)
         values = read_resync(request, self._max_resync)
         registry = self._adapter.registry
         outcome = self._answered(
@@ -387,6 +403,11 @@ def _only(request: Request, **handlers: Callable[[], Response]) -> Response:
         detail = f"{request.method} cannot be done here, {allowed} can"
         raise Problem("method-not-allowed", detail, headers={"Allow": allowed})
     return handler()
+
+
+def _unconditional(request: Request) -> None:
+    if request.headers.get("If-Match") or request.headers.get("If-None-Match"):
+        raise Problem("bad-request", "conditions are for single keys")
 
 
 def _arguments(request: Request, *known: str, several: str = "") -> Mapping[str, list[str]]:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from werkzeug.wrappers import Request
 
 from datasync.errors import DatasyncError
+from datasync.events import Op
 from datasync.restsync.keys import check_path_key
 from datasync.restsync.problems import Problem
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto
@@ -137,6 +138,30 @@ def read_resync(request: Request, limit: int) -> dict[str, Body]:
     return values
 
 
+def read_changes(request: Request, limit: int) -> dict[str, ChangeBytes]:
+    """The transaction in *request*: ``{"changes": [{"op": "Put", "key": …, "value": …}, {"op": "Delete", …}]}``."""
+    content_type_of(request, only_json=True)
+    document = parse_json(read_bytes(request, limit))
+    items = document.get("changes") if isinstance(document, dict) else None
+    if not isinstance(items, list) or document.keys() != {"changes"}:
+        raise Problem("bad-request", 'a transaction is {"changes": [...]}')
+    changes: dict[str, ChangeBytes] = {}
+    for place, item in enumerate(items):
+        op = item.get("op") if isinstance(item, dict) else None
+        change: ChangeBytes
+        if op == Op.PUT.value:
+            change = _read_item({name: item[name] for name in item if name != "op"}, place)
+        elif op == Op.DELETE.value and item.keys() <= {"op", "key", "revision"} and isinstance(item.get("key"), str):
+            check_path_key(item["key"])
+            change = ChangeBytes(item["key"], op=Op.DELETE)
+        else:
+            raise Problem("bad-request", f"change {place} is neither a Put with a value nor a Delete of a key")
+        if change.get_key() in changes:
+            raise Problem("bad-request", f"change {place} has the key {change.get_key()!r} again")
+        changes[change.get_key()] = change
+    return changes
+
+
 def _read_item(item: object, place: int) -> Body:
     if not isinstance(item, dict) or not isinstance(item.get("key"), str):
         raise Problem("bad-request", f"item {place} has no key")
@@ -193,7 +218,11 @@ def item_of(key: str, revision: int, value: object, *, values: bool = True) -> s
     """A pair as JSON text. JSON values are put in as they are: they were read once, and need not be again."""
     content, content_type = content_of_payload(key, value)
     head = f'{{"key":{json.dumps(key)},"revision":{revision},"content_type":"{content_type}"'
-    return f"{head}{_value_text(content, content_type)}}}" if values else f"{head}}}"
+    if not values:
+        return f"{head}}}"
+    # What was put inside the process was not looked at, and may be no JSON at all.
+    as_json = content_type == CONTENT_JSON and (isinstance(value, Body) or _is_json(content))
+    return f"{head}{_value_text(content, as_json)}}}"
 
 
 def change_of(key: str, revision: int, value: object | None) -> str:
@@ -203,10 +232,18 @@ def change_of(key: str, revision: int, value: object | None) -> str:
     return '{"op":"Put",' + item_of(key, revision, value)[1:]
 
 
-def _value_text(content: bytes, content_type: str) -> str:
-    if content_type == CONTENT_JSON:
+def _value_text(content: bytes, as_json: bool) -> str:
+    if as_json:
         return f',"value":{content.decode()}'
     return f',"data":"{base64.b64encode(content).decode()}"'
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        parse_json(content)
+    except Problem:
+        return False
+    return True
 
 
 def _refuse_constant(name: str) -> NoReturn:

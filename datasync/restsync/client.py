@@ -5,6 +5,7 @@ Source: contract section 5, C13, C16-C18; cn-infra has no REST client.
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 import ssl
@@ -27,15 +28,17 @@ from datasync.errors import (
     UnknownOutcome,
     UnsupportedError,
 )
+from datasync.events import ChangeValue, Op
 from datasync.options import DelOption, PutOption, read_del_options, read_put_options
 from datasync.restsync.answers import code_of, error_of
 from datasync.restsync.auth import check_token
-from datasync.restsync.bodies import CONTENT_JSON, CONTENT_PROTO, value_of_item
+from datasync.restsync.bodies import CONTENT_JSON, CONTENT_PROTO, change_of, value_of_item
 from datasync.restsync.keys import check_text, path_of_key
 from datasync.restsync.link import CONNECT_TIMEOUT, ClientTls, describe, make_context, read_url
 from datasync.restsync.reader import EventParser, StreamReader
 from datasync.restsync.values import Listing, RestKeyVal
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_message
+from datasync.syncbase.done import Outcome
 from datasync.syncbase.registry import Registration, Registry
 from datasync.syncbase.status import TransportStatus
 from datasync.threads import ForkGuard
@@ -98,8 +101,8 @@ class Client:
             self._headers["Authorization"] = f"Bearer {token}"
         context = make_context(tls, self._place.scheme)
         self._guard = ForkGuard(f"the client of {self._place.name}")
-        timeouts = urllib3.Timeout(connect=connect_timeout, read=timeout)
-        common: dict[str, Any] = {"timeout": timeouts, "maxsize": POOL, "retries": False}
+        self._timeout = urllib3.Timeout(connect=connect_timeout, read=timeout)
+        common: dict[str, Any] = {"maxsize": POOL, "retries": False}
         self._pool: urllib3.HTTPConnectionPool = (
             urllib3.HTTPConnectionPool(self._place.host, self._place.port, **common)
             if context is None
@@ -179,6 +182,36 @@ class Client:
         if answer.status != 200:
             raise self._error(subject, answer, write=True)
         return _revision(subject, answer)
+
+    def propagate_changes(
+        self,
+        changes: Mapping[str, ChangeValue],
+        *,
+        ctx: contextvars.Context | None = None,
+        timeout: float | None = None,
+    ) -> Outcome:
+        """Apply *changes* on the server as one transaction, and wait for its subscribers: ``ProtoTxn`` commits with it.
+
+        Args:
+          ctx: Not sent; here because a transaction gives it.
+          timeout: Seconds to wait for the answer; the client's own when None.
+
+        Returns:
+          The revision, and the keys that were ignored because there was nothing to delete.
+
+        Raises:
+          As ``put``.
+        """
+        items = [_change_text(self._prefix + key, change) for key, change in changes.items()]
+        subject = f"transaction of {len(items)} key(s)"
+        body = f'{{"changes":[{",".join(items)}]}}'.encode()
+        headers = {"Content-Type": CONTENT_JSON}
+        answer = self._request("PATCH", "/keys", subject, headers, body, write=True, timeout=timeout)
+        if answer.status != 200:
+            raise self._error(subject, answer, write=True)
+        revision = _revision(subject, answer)
+        ignored = answer.json().get("ignored", [])
+        return Outcome(revision, tuple(key.removeprefix(self._prefix) for key in ignored))
 
     # Reading.
 
@@ -287,15 +320,31 @@ class Client:
         raise self._error(subject, answer, write=True)
 
     def _request(
-        self, method: str, path: str, subject: str, headers: dict[str, str], body: bytes | None, *, write: bool
+        self,
+        method: str,
+        path: str,
+        subject: str,
+        headers: dict[str, str],
+        body: bytes | None,
+        *,
+        write: bool,
+        timeout: float | None = None,
     ) -> urllib3.BaseHTTPResponse:
         self._guard.check()
         if self._closed:
             raise ClosedError(f"{subject}: the client of {self._place.name} is closed")
         place = self._place.name
+        limits = (
+            self._timeout if timeout is None else urllib3.Timeout(connect=self._timeout.connect_timeout, read=timeout)
+        )
         try:
             return self._pool.urlopen(
-                method, self._place.path + path, body=body, headers={**self._headers, **headers}, redirect=False
+                method,
+                self._place.path + path,
+                body=body,
+                headers={**self._headers, **headers},
+                redirect=False,
+                timeout=limits,
             )
         except (NewConnectionError, ConnectTimeoutError) as error:
             raise StoreConnectionError(f"{subject}: {place}: {describe(error)}") from error
@@ -330,6 +379,12 @@ def _before_sending(error: BaseException) -> bool:
     """True for what can only have gone wrong before the request was sent; other TLS errors may come at any time."""
     first = error.args[0] if error.args else None
     return isinstance(error, SSLError) and isinstance(error.__cause__ or first, ssl.SSLCertVerificationError)
+
+
+def _change_text(key: str, change: ChangeValue) -> str:
+    path_of_key(key)
+    payload = None if change.get_change_type() is Op.DELETE else change
+    return change_of(key, 0, payload)
 
 
 def _conditions(if_match: str | None, if_absent: bool) -> dict[str, str]:

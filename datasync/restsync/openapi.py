@@ -28,7 +28,7 @@ def document(base: str = "/") -> Json:
         "servers": [{"url": base}],
         "security": [{"token": []}, {}],
         "paths": {
-            "/keys": {"get": _list(), "put": _resync()},
+            "/keys": {"get": _list(), "put": _resync(), "patch": _transaction()},
             "/keys/{key}": {"parameters": [_KEY], "get": _get(), "put": _put(), "delete": _delete()},
             "/events": {"get": _events()},
         },
@@ -63,6 +63,27 @@ _ITEM: Json = {
     },
 }
 
+
+def _object(*required: str, op: str = "") -> Json:
+    """One key of a full state or of a transaction, as it is sent."""
+    types = ["application/json"] if "value" in required else list(SERIALIZERS)
+    properties: Json = {
+        "op": {"type": "string", "enum": [op]},
+        "key": _KEY["schema"],
+        "value": {},
+        "data": {"type": "string", "format": "byte"},
+        "content_type": {"type": "string", "enum": types},
+        "revision": {"description": "Ignored, so that a listing or an event can be sent back."},
+    }
+    wanted = {*required, "revision"} | ({"content_type"} if {"value", "data"} & {*required} else set())
+    return {
+        "type": "object",
+        "required": list(required),
+        "additionalProperties": False,
+        "properties": {name: schema for name, schema in properties.items() if name in wanted},
+    }
+
+
 _SCHEMAS: Json = {
     "Item": _ITEM,
     "Listing": {
@@ -81,33 +102,33 @@ _SCHEMAS: Json = {
         "properties": {
             "items": {
                 "type": "array",
+                "items": {"oneOf": [_object("key", "value"), _object("key", "data")]},
+            }
+        },
+    },
+    "Transaction": {
+        "type": "object",
+        "required": ["changes"],
+        "additionalProperties": False,
+        "properties": {
+            "changes": {
+                "type": "array",
                 "items": {
                     "oneOf": [
-                        {
-                            "type": "object",
-                            "required": ["key", "value"],
-                            "additionalProperties": False,
-                            "properties": {
-                                "key": _KEY["schema"],
-                                "value": {},
-                                "content_type": {"type": "string", "enum": ["application/json"]},
-                                "revision": {"description": "Ignored, so that a listing can be sent back."},
-                            },
-                        },
-                        {
-                            "type": "object",
-                            "required": ["key", "data"],
-                            "additionalProperties": False,
-                            "properties": {
-                                "key": _KEY["schema"],
-                                "data": {"type": "string", "format": "byte"},
-                                "content_type": {"type": "string", "enum": list(SERIALIZERS)},
-                                "revision": {"description": "Ignored, so that a listing can be sent back."},
-                            },
-                        },
+                        _object("op", "key", "value", op="Put"),
+                        _object("op", "key", "data", op="Put"),
+                        _object("op", "key", op="Delete"),
                     ]
                 },
             }
+        },
+    },
+    "Committed": {
+        "type": "object",
+        "required": ["revision", "ignored"],
+        "properties": {
+            "revision": {"type": "integer"},
+            "ignored": {"type": "array", "items": {"type": "string"}, "description": "Deleted, and were not there."},
         },
     },
     "Written": {
@@ -173,6 +194,31 @@ def _resync() -> Json:
                 "refused",
                 "internal",
                 "closed",
+                "unanswered",
+            ),
+        },
+    }
+
+
+def _transaction() -> Json:
+    return {
+        "operationId": "transaction",
+        "summary": "Change several keys at once, and wait for their subscribers' answers",
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Transaction"}}},
+        },
+        "responses": {
+            "200": _answer("Every subscriber has accepted it.", "Committed"),
+            **_problems(
+                "bad-request",
+                "unauthorized",
+                "unwatched",
+                "too-large",
+                "unsupported-type",
+                "refused",
+                "internal",
+                "undelivered",
                 "unanswered",
             ),
         },
