@@ -50,6 +50,16 @@ _KEY: Json = {
     "example": "interface/eth0",
 }
 
+_EVENT: Json = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "enum": ["resync", "items", "synced", "change"]},
+        "data": {"type": "string", "description": "JSON."},
+        "id": {"type": "string"},
+        "retry": {"type": "integer"},
+    },
+}
+
 _ITEM: Json = {
     "type": "object",
     "required": ["key"],
@@ -303,7 +313,7 @@ def _events() -> Json:
             _header("Last-Event-ID", "Go on after this event."),
         ],
         "responses": {
-            "200": {"description": "The stream.", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+            "200": {"description": "The stream.", "content": {"text/event-stream": {"schema": _EVENT}}},
             **_problems("bad-request", "unauthorized", "overloaded"),
         },
     }

@@ -128,7 +128,16 @@ class Stored(Transport):
         self.other.close()
 
 
-@pytest.fixture(params=["local", "memory", "sqlite", "rest-server", "rest-client", *(pytest.param(name, marks=pytest.mark.etcd) for name in ETCD)])
+@pytest.fixture(
+    params=[
+        "local",
+        "memory",
+        "sqlite",
+        "rest-server",
+        "rest-client",
+        *(pytest.param(name, marks=pytest.mark.etcd) for name in ETCD),
+    ]
+)
 def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Transport]:
     """A transport with an empty source; the test is skipped when it lacks a trait that ``@pytest.mark.needs`` names."""
     made: Transport

@@ -63,7 +63,9 @@ class LocalSource(Source):
 
     @property
     def revision(self) -> int:
-        return self.registry.revision if not self.truth.epochs[-1].commits else self.truth.epochs[-1].commits[-1].revision
+        return (
+            self.registry.revision if not self.truth.epochs[-1].commits else self.truth.epochs[-1].commits[-1].revision
+        )
 
     def write(self, ops: Ops) -> None:
         with self.lock:
@@ -108,5 +110,3 @@ class LocalSource(Source):
                 self.futures.append(self.registry.request_resync(self.chance.choice(names)))
             except ValueError:
                 pass  # gone meanwhile
-
-
