@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from datasync.restsync.journal import HISTORY, Journal
-from datasync.syncbase.registry import Registration, Registry
+from datasync.syncbase.registration import Registration
+from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
 from datasync.threads import ForkGuard
 

@@ -39,7 +39,8 @@ from datasync.restsync.reader import EventParser, StreamReader
 from datasync.restsync.values import Listing, RestKeyVal
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_message
 from datasync.syncbase.done import Outcome
-from datasync.syncbase.registry import Registration, Registry
+from datasync.syncbase.registration import Registration
+from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
 from datasync.threads import ForkGuard
 

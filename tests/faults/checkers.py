@@ -370,13 +370,17 @@ class _Place:
         return frozenset(found)
 
 
+#: After these the watcher may be in a later epoch. A source that went back, grew past what was seen and forgot how
+#: cannot be told from one that only forgot; and what a queue did not take comes again as failed.
+_LEAPS = (ResyncReason.REWOUND, ResyncReason.COMPACTED, ResyncReason.FAILED)
+
+
 def _after_resync(truth: Truth, before: _Place | None, entry: PutResync) -> _Place:
     shown = _shown(entry)
     right = {n for n, epoch in enumerate(truth.epochs) if _under(epoch.fold(entry.revision), entry.values) == shown}
     if not right:
         right = set(range(len(truth.epochs)))  # that is I2's business
-    if before is not None and entry.reason in (ResyncReason.REWOUND, ResyncReason.COMPACTED):
-        # A source that went back, grew past what was seen and forgot how cannot be told from one that only forgot.
+    if before is not None and entry.reason in _LEAPS:
         right = {n for n in right if n >= min(before.epochs)}
     elif before is not None:
         right &= before.reachable(truth)

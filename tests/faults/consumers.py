@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from queue import Empty, Queue
@@ -183,6 +184,12 @@ class _WakingQueue(RecordingQueue):
         super().__init__(recorder, maxsize)
         self._wake = wake
         self._may_raise = may_raise
+
+    def put_nowait(self, item: Any) -> None:
+        """Takes its time, so that others get something done while a put is under way, also one that fails."""
+        if random.random() < 0.1:
+            time.sleep(random.random() * 0.002)
+        super().put_nowait(item)
 
     def _put(self, item: Any) -> None:
         self._may_raise()

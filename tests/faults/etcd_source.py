@@ -33,7 +33,7 @@ class EtcdSource(Source):
 
     prefix = "/h/"
     pace = 0.06
-    transactions = 60
+    transactions = 80
 
     def __init__(self, chance: random.Random) -> None:
         super().__init__(chance)
@@ -64,26 +64,25 @@ class EtcdSource(Source):
             if done is not None and effect:
                 self.truth.record(done.revision, effect)
 
-    def misfortunes(self) -> list[Misfortune]:
+    def misfortunes(self) -> dict[str, Misfortune]:
         chance = self.chance
-        return [
-            self._proxy.reset,
-            self._proxy.drop,
-            lambda: self._proxy.reset_after(chance.randint(1, 3000)),
-            lambda: self._proxy.delay(chance.uniform(0, 0.02)),
-            lambda: self._cut_off(),
-            lambda: self._cut_off(self.compact),
-            lambda: self._cut_off(self.compact, self.compact),
-            self.compact,
-            self.compact_somewhere,
-            self._black_hole,
-            self._freeze,
-            self._kill,
-            lambda: self._cut_off(self._kill, self.compact),
-            self._save,
-            self._restore,
-            self._wipe,
-        ]
+        return {
+            "reset": self._proxy.reset,
+            "dropped": self._proxy.drop,
+            "reset mid-message": lambda: self._proxy.reset_after(chance.randint(1, 3000)),
+            "delayed": lambda: self._proxy.delay(chance.uniform(0, 0.02)),
+            "cut": self._cut_off,
+            "compacted while cut off": lambda: self._cut_off(self.compact),
+            "compacted": self.compact,
+            "compacted somewhere": self.compact_somewhere,
+            "black hole": self._black_hole,
+            "frozen": self._freeze,
+            "killed": self._kill,
+            "killed and compacted while cut off": lambda: self._cut_off(self._kill, self.compact),
+            "copied": self._save,
+            "restored": self._restore,
+            "wiped": self._wipe,
+        }
 
     def heal(self) -> None:
         super().heal()

@@ -16,7 +16,8 @@ from datasync.events import Op
 from datasync.keyval.memory import MemoryStore
 from datasync.syncbase.change import Change, KeyVal
 from datasync.syncbase.done import PropagationFuture
-from datasync.syncbase.registry import Registration, Registry
+from datasync.syncbase.registration import Registration
+from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
 from tests.faults.history import Op1
 from tests.faults.recorder import RawSerializer
@@ -63,9 +64,8 @@ class LocalSource(Source):
 
     @property
     def revision(self) -> int:
-        return (
-            self.registry.revision if not self.truth.epochs[-1].commits else self.truth.epochs[-1].commits[-1].revision
-        )
+        commits = self.truth.epochs[-1].commits
+        return commits[-1].revision if commits else 0
 
     def write(self, ops: Ops) -> None:
         with self.lock:
@@ -79,8 +79,13 @@ class LocalSource(Source):
             if effect:
                 self.truth.record(self.registry.revision, effect)
 
-    def misfortunes(self) -> list[Misfortune]:
-        return [self._replace, self._ask, lambda: self.write(random_ops(self.chance)), lambda: self.write([])]
+    def misfortunes(self) -> dict[str, Misfortune]:
+        return {
+            "replaced": self._replace,
+            "asked again": self._ask,
+            "a second caller": lambda: self.write(random_ops(self.chance)),
+            "an empty transaction": lambda: self.write([]),
+        }
 
     def settle(self) -> None:
         """No future hangs, and each has an answer that makes sense."""
@@ -110,3 +115,5 @@ class LocalSource(Source):
                 self.futures.append(self.registry.request_resync(self.chance.choice(names)))
             except ValueError:
                 pass  # gone meanwhile
+
+

@@ -36,6 +36,7 @@ class Result:
     events: int = 0
     changes: int = 0
     resyncs: Counter[str] = field(default_factory=Counter)
+    misfortunes: Counter[str] = field(default_factory=Counter)
     violations: list[Violation] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     #: Seconds from healing to the last right view; None when it never came.
@@ -207,7 +208,9 @@ class _History:
         self._over.wait(self._chance.uniform(0, self._source.pace))
         dice = self._chance.random()
         if dice < 0.35:
-            self._chance.choice(self._source.misfortunes())()
+            name, happens = self._chance.choice(list(self._source.misfortunes().items()))
+            self.result.misfortunes[name] += 1
+            happens()
         elif dice < 0.6 and self._members:
             self._chance.choice(self._members).change(self._chance, PREFIXES)
         elif dice < 0.7 and len(self._members) < 6:

@@ -50,8 +50,8 @@ class Source(ABC):
         """Commit (key, value) pairs, None for a delete, and record what the source made of it."""
 
     @abstractmethod
-    def misfortunes(self) -> list[Misfortune]:
-        """What may go wrong: one of them is called now and then."""
+    def misfortunes(self) -> dict[str, Misfortune]:
+        """What may go wrong, by name: one of them is called now and then."""
 
     def transport(self) -> Any:
         """What watchers are registered with."""
@@ -100,18 +100,18 @@ class ScriptedSource(Source):
         with self.lock:
             write(self.honest, ops)
 
-    def misfortunes(self) -> list[Misfortune]:
-        return [
-            self.away,
-            self.compact_somewhere,
-            self.honest.compact,
-            lambda: self.away(self.honest.compact),
-            lambda: self.away(self.compact_somewhere),
-            lambda: self.away(self.wipe),
-            lambda: self.away(self.restore),
-            lambda: self.away(self.restore, self.grow),
-            lambda: self.away(self.restore, self.grow, self.compact_somewhere),
-        ]
+    def misfortunes(self) -> dict[str, Misfortune]:
+        return {
+            "cut": self.away,
+            "compacted": self.compact_somewhere,
+            "compacted to head": self.honest.compact,
+            "compacted to head while cut off": lambda: self.away(self.honest.compact),
+            "compacted while cut off": lambda: self.away(self.compact_somewhere),
+            "wiped": lambda: self.away(self.wipe),
+            "restored": lambda: self.away(self.restore),
+            "restored and grown": lambda: self.away(self.restore, self.grow),
+            "restored, grown and compacted": lambda: self.away(self.restore, self.grow, self.compact_somewhere),
+        }
 
     def compact_somewhere(self) -> None:
         self.honest.compact(self.chance.randint(1, max(1, self.honest.revision)))
@@ -160,16 +160,16 @@ class MemorySource(RecordedSource):
         self._memory = MemoryStore(history=chance.choice((5, 50, 10_000)))
         super().__init__(chance, self._memory)
 
-    def misfortunes(self) -> list[Misfortune]:
-        return [
-            self.away,
-            self.foreign,
-            lambda: self.away(self.foreign),
-            self._memory.compact,
-            lambda: self.away(self._memory.compact),
-            lambda: self.away(self.foreign, self._memory.compact),
-            lambda: self.away(self._wipe),
-        ]
+    def misfortunes(self) -> dict[str, Misfortune]:
+        return {
+            "cut": self.away,
+            "foreign write": self.foreign,
+            "foreign write while cut off": lambda: self.away(self.foreign),
+            "compacted": self._memory.compact,
+            "compacted while cut off": lambda: self.away(self._memory.compact),
+            "foreign write and compacted while cut off": lambda: self.away(self.foreign, self._memory.compact),
+            "wiped": lambda: self.away(self._wipe),
+        }
 
     def _wipe(self) -> None:
         with self.lock:
@@ -191,15 +191,15 @@ class SQLiteSource(RecordedSource):
         self._reader = SQLiteStore(path, **options)  # type: ignore[arg-type]
         self.store = FaultyStore(self._reader, self.faults)
 
-    def misfortunes(self) -> list[Misfortune]:
-        return [
-            self.away,
-            self.foreign,
-            lambda: self.away(self.foreign),
-            self._writer.compact,
-            lambda: self.away(self._writer.compact),
-            lambda: self.away(self.foreign, self._writer.compact),
-        ]
+    def misfortunes(self) -> dict[str, Misfortune]:
+        return {
+            "cut": self.away,
+            "foreign write": self.foreign,
+            "foreign write while cut off": lambda: self.away(self.foreign),
+            "compacted": self._writer.compact,
+            "compacted while cut off": lambda: self.away(self._writer.compact),
+            "foreign write and compacted while cut off": lambda: self.away(self.foreign, self._writer.compact),
+        }
 
     def close(self) -> None:
         self._reader.close()

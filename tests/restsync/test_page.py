@@ -52,9 +52,11 @@ class Page:
     def __init__(self, chromium: Any, folder: Path) -> None:
         self._chromium = chromium
         self._folder = folder
+        self._width = 0
 
     def open(self, url: str, size: tuple[int, int] = LAPTOP, *, dark: bool = False) -> None:
         width, height = size
+        self._width = width
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self._chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -80,8 +82,8 @@ class Page:
 
     def shoot(self, name: str) -> None:
         """Keep a screenshot; nothing may stick out of the screen, and nothing may have gone wrong."""
-        wide: bool = self._chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
-        assert not wide, "the page is wider than the screen"
+        width: int = self._chromium.execute_script("return document.documentElement.scrollWidth")
+        assert width <= self._width, "the page is wider than the screen"
         self._chromium.save_screenshot(str(self._folder / f"{name}.png"))
 
     def complaints(self) -> list[str]:
