@@ -85,7 +85,7 @@ def read_bytes(request: Request, limit: int) -> bytes:
     length = request.content_length
     if length is None and not request.environ.get("wsgi.input_terminated"):
         if "Transfer-Encoding" in request.headers:  # this server does not tell where such a body ends
-            raise Problem("length-required", "send the header Content-Length", headers={"Connection": "close"})
+            raise Problem("length-required", "send the header Content-Length")
         return b""
     stream = request.environ["wsgi.input"]
     pieces: list[bytes] = []
@@ -101,9 +101,9 @@ def read_bytes(request: Request, limit: int) -> bytes:
         pieces.append(piece)
         size += len(piece)
     if size > limit or (length or 0) > limit:
-        raise Problem("too-large", f"a body may have {limit} bytes", headers={"Connection": "close"})
+        raise Problem("too-large", f"a body may have {limit} bytes")
     if length is not None and size < length:
-        raise Problem("bad-request", "the body ends early", headers={"Connection": "close"})
+        raise Problem("bad-request", "the body ends early")
     return b"".join(pieces)
 
 

@@ -119,11 +119,13 @@ class Journal:
 
     def remember(self, answer: Answer) -> None:
         """Keep *answer* for the page."""
-        self._answers.append(answer)
+        with self._news:
+            self._answers.append(answer)
 
     def answers(self) -> list[Answer]:
         """The last answers, newest first."""
-        return list(self._answers)[::-1]
+        with self._news:
+            return list(self._answers)[::-1]
 
 
 def _size(change: ChangeResp) -> int:

@@ -196,6 +196,7 @@ class StreamReader:
         elif event.identity and self._snapshot is None:
             revision = int(event.identity.rpartition("-")[2])
             self._registry.feed_changes(cast("Batch", _Batch(revision, [])))  # nothing of ours up to there
+            self._backoff.reset()
         if event.identity:
             self._last_id = event.identity
 

@@ -46,7 +46,7 @@ KEEP_ALIVE = 60.0
 GRACE = 5.0
 
 #: Seconds that a refused peer is listened to, so that it reads why.
-LINGER = 1.0
+LINGER = 2.0
 
 #: A context, or the files (certificate chain, key), or (chain, key, authority of the clients' certificates).
 ServerTls = ssl.SSLContext | tuple[str, str] | tuple[str, str, str]
@@ -179,6 +179,8 @@ class Server:
             connection.finish_soon()
         deadline = time.monotonic() + timeout
         for connection, worker in connections.items():
+            if connection.is_current:  # closed from within a request: it ends when it is answered
+                continue
             if not connection.over.wait(max(deadline - time.monotonic(), 0)):
                 connection.cut()
             worker.close(CLOSE_TIMEOUT)
@@ -275,11 +277,18 @@ class _Connection:
         self._lock = threading.Lock()  # guards the two below
         self._busy = False
         self._ending = False
+        self._thread = 0
         #: Set when nothing of it is left but the end of its thread.
         self.over = threading.Event()
 
+    @property
+    def is_current(self) -> bool:
+        """True in the connection's own thread."""
+        return self._thread == threading.get_ident()
+
     def run(self, worker: Worker) -> None:
         """Handshake, then one request after the other."""
+        self._thread = threading.get_ident()
         try:
             self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -333,7 +342,7 @@ class _Connection:
         if head is None or not self._begin():
             return False
         body = BodyReader(wire, head, self._server.limits.body_timeout)
-        responder = Responder(wire, head)
+        responder = Responder(wire, head, body)
         try:
             self._respond(head, body, responder)
         except BadRequest as error:
@@ -341,6 +350,8 @@ class _Connection:
                 self._refuse(wire, error)
             return False
         keep = responder.keep and body.drain()
+        if not body.finished:
+            self._linger(None)
         with self._lock:
             self._busy = False
             return keep and not self._ending
@@ -365,12 +376,18 @@ class _Connection:
     def _refuse(self, wire: Wire, error: BadRequest) -> None:
         log.info("%s: %d, %s", self._peer[0], error.status, error)
         wire.write(refusal(error.status, str(error)))
-        # Closing with unread bytes sends RST, which may overtake the answer: say that no more comes, and read a while.
-        self._socket.shutdown(socket.SHUT_WR)
+        self._linger(MAX_DRAIN)
+
+    def _linger(self, budget: int | None) -> None:
+        """Say that no more comes, and read on: closing with unread bytes sends RST, which may overtake the answer."""
+        socket.socket.shutdown(self._socket, socket.SHUT_WR)
         self._socket.settimeout(LINGER / 5)
-        deadline, budget = time.monotonic() + LINGER, MAX_DRAIN
-        while time.monotonic() < deadline and budget > 0 and (data := self._socket.recv(4096)):
-            budget -= len(data)
+        deadline, size = time.monotonic() + LINGER, 0
+        while time.monotonic() < deadline and (budget is None or size < budget):
+            data = self._socket.recv(65536 if budget is None else 4096)
+            if not data:
+                return
+            size += len(data)
 
     def _handshake(self, context: ssl.SSLContext) -> None:
         """Speak TLS, all of it within the read timeout, however slowly its bytes come."""

@@ -170,9 +170,19 @@ class BodyReader(RawIOBase):
             raise OSError("the body cannot be read") from error  # what applications expect of their input
         return len(data)
 
+    @property
+    def finished(self) -> bool:
+        """True when nothing of it is left on the connection."""
+        return self._finished and self.failure is None
+
+    @property
+    def little_left(self) -> bool:
+        """True when what was not read is so little that the connection can go on after it."""
+        return self._finished or not (self._continue or self._chunked or self._left > MAX_DRAIN)
+
     def drain(self) -> bool:
         """Read what nobody wanted, if it is little; False when the connection must end instead."""
-        if self._continue or (not self._chunked and self._left > MAX_DRAIN):
+        if not self.little_left:
             return False
         budget = MAX_DRAIN
         try:
@@ -180,7 +190,7 @@ class BodyReader(RawIOBase):
                 budget -= len(self.read(CHUNK) or b"")
         except OSError:
             return False
-        return self._finished and self.failure is None
+        return self.finished
 
     def _next_chunk(self) -> bool:
         line = self._wire.read_line(256, self._deadline).partition(b";")[0].strip()
@@ -199,16 +209,17 @@ class BodyReader(RawIOBase):
 class Responder:
     """Writes one response: ``start_response`` and what follows. Chunked where the length is not told."""
 
-    def __init__(self, wire: Wire, head: Head | None) -> None:
+    def __init__(self, wire: Wire, head: Head, body: BodyReader) -> None:
         self._wire = wire
-        self._http10 = head is not None and head.version == "HTTP/1.0"
-        self._bodiless = head is not None and head.method == "HEAD"
+        self._body = body
+        self._http10 = head.version == "HTTP/1.0"
+        self._bodiless = head.method == "HEAD"
         self._status = ""
         self._headers: list[tuple[str, str]] = []
         self._chunked = False
         self.started = False
         #: False: the connection ends after this response.
-        self.keep = head is not None and _keeps(head)
+        self.keep = _keeps(head)
 
     def start_response(self, status: str, headers: list[tuple[str, str]], error: Any = None) -> Any:
         """As PEP 3333 has it."""
@@ -247,8 +258,7 @@ class Responder:
         code = self._status[:3]
         lines = [f"HTTP/1.1 {self._status}"]
         lines += [f"{name}: {value}" for name, value in self._headers if name.lower() != "connection"]
-        if ("connection", "close") in ((name.lower(), value.lower()) for name, value in self._headers):
-            self.keep = False
+        self.keep = self.keep and self._body.little_left
         if code in ("204", "304") or code[0] == "1":
             self._bodiless = True
         elif "content-length" not in names:

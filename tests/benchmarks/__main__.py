@@ -19,9 +19,7 @@ import pytest
 from tests.benchmarks import etcd, local, rest, sqlite
 from tests.benchmarks.harness import Bench, Result, measure
 
-BENCHES: dict[str, Bench] = {
-    bench.name: bench for module in (local, sqlite, etcd, rest) for bench in module.BENCHES
-}
+BENCHES: dict[str, Bench] = {bench.name: bench for module in (local, sqlite, etcd, rest) for bench in module.BENCHES}
 
 COLUMNS = ("bench", "ours", "floor", "unit", "ratio", "target", "")
 

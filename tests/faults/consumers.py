@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from queue import Empty, Queue
+from queue import Empty, Full, Queue
 from typing import Any
 
 from tests.faults.checkers import longest
@@ -34,6 +34,8 @@ class Manners:
     at_once: bool = False
     #: How often its queue raises instead of taking an event.
     raises: float = 0.0
+    #: How often its queue is full, because others put on it as well.
+    crowded: float = 0.0
 
 
 MANNERS: Mapping[str, Manners] = {
@@ -47,10 +49,11 @@ MANNERS: Mapping[str, Manners] = {
     "reentrant": Manners(talks_back=0.5),
     "at-once": Manners(twice=0.2, elsewhere=0.2, talks_back=0.5, at_once=True),
     "raising": Manners(raises=0.2, slow=0.2),
+    "crowded": Manners(crowded=0.6, slow=0.3, elsewhere=0.3, talks_back=0.2),
     "everything": Manners(0.3, 0.05, 0.1, 0.05, 0.1, 0.3, 0.1),
 }
 #: Those that accept everything in the end.
-ANSWERING = ("fast", "slow", "twice", "elsewhere", "reentrant", "at-once")
+ANSWERING = ("fast", "slow", "twice", "elsewhere", "reentrant", "at-once", "crowded")
 
 
 class Refusal(Exception):
@@ -106,7 +109,15 @@ class Consumer:
         return _WakingQueue(self.recorder, room, self._wake, self._may_raise)
 
     def _may_raise(self) -> None:
-        if not self._healed.is_set() and self._chance.random() < self._manners.raises:
+        """Called for each put, and takes its time, so that others get something done while it is under way."""
+        dice = random.random  # by any thread that puts: not the consumer's own chance
+        if dice() < 0.1:
+            time.sleep(dice() * 0.002)
+        if self._healed.is_set():
+            return
+        if dice() < self._manners.crowded:
+            raise Full
+        if dice() < self._manners.raises:
             raise Refusal("the queue of this consumer is out of order")
 
     def _guarded(self, body: Callable[[], None]) -> None:
@@ -188,13 +199,10 @@ class _WakingQueue(RecordingQueue):
         self._may_raise = may_raise
 
     def put_nowait(self, item: Any) -> None:
-        """Takes its time, so that others get something done while a put is under way, also one that fails."""
-        if random.random() < 0.1:
-            time.sleep(random.random() * 0.002)
+        self._may_raise()
         super().put_nowait(item)
 
     def _put(self, item: Any) -> None:
-        self._may_raise()
         super()._put(item)
         self._wake.set()
 

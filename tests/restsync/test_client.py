@@ -331,6 +331,12 @@ def test_everything_works_over_tls_with_a_token(adapter: Adapter, subscriber: Su
                 stranger.wait_ready(0.5)
 
 
+@pytest.mark.parametrize("size", [4, 64])
+def test_a_value_above_the_servers_limit_is_refused_by_name_however_large(client: Client, size: int) -> None:
+    with pytest.raises(InvalidArgumentError, match="a body may have 4194304 bytes"):
+        client.put("net/a", text("x" * size * 1024 * 1024))
+
+
 def test_c16_tls_for_plain_http_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="https"):
         Client("http://x", tls=ssl.create_default_context())

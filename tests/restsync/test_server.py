@@ -8,14 +8,23 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.validate import validator
 
 import pytest
 import trustme
 
 from datasync.errors import InvalidArgumentError, StoreConnectionError
 from datasync.restsync import Adapter, Client, Server, serve, wsgi_app
+from datasync.restsync.server import Limits
 from tests.conftest import wait_until
 from tests.restsync.support import JSON, PROTO, Http, Subscriber, everything, raw
+
+
+class Quiet(WSGIRequestHandler):
+    def log_message(self, *arguments: object) -> None: ...
+
 
 GET = b"GET /keys HTTP/1.1\r\nHost: x\r\n"
 
@@ -391,6 +400,46 @@ def test_a_client_without_a_certificate_is_not_let_in_where_one_is_asked_for(
 def test_c16_tls_files_that_cannot_be_read_are_named(adapter: Adapter, tls: object) -> None:
     with pytest.raises(InvalidArgumentError, match="TLS|tls"):
         serve("127.0.0.1:0", adapter, tls=tls)  # type: ignore[arg-type]
+
+
+def test_a_head_request_of_a_stream_opens_none(server: Server, http: Http) -> None:
+    assert http("HEAD", "/events").status == 200
+    assert server.application.streams == 0  # type: ignore[attr-defined]
+    assert http("GET", "/keys").status == 200
+
+
+def test_the_server_may_be_closed_from_within_a_request(adapter: Adapter, subscriber: Subscriber) -> None:
+    # given an application around ours that closes the server
+    def closing(environ: Any, start_response: Any) -> Any:
+        server.close()
+        return inner(environ, start_response)
+
+    inner = wsgi_app(adapter)
+    server = Server(("127.0.0.1", 0), closing, None, Limits(10, 5, 5, 5, 5))
+    server.start()
+    # when it is asked / then the answer still comes, at once, and the connection ends
+    began = time.monotonic()
+    with raw(server, GET + b"\r\n") as connection:
+        assert status(everything(connection)) == 200
+    assert time.monotonic() - began < 4.0
+
+
+def test_the_application_runs_on_the_server_of_the_standard_library(adapter: Adapter, subscriber: Subscriber) -> None:
+    # given wsgiref, which checks what an application may say
+    with make_server("127.0.0.1", 0, validator(wsgi_app(adapter, max_body=10)), handler_class=Quiet) as plain:
+        thread = threading.Thread(target=plain.serve_forever)
+        thread.start()
+        http = Http(f"http://127.0.0.1:{plain.server_port}")
+        try:
+            # when it is used / then it says nothing that it may not
+            assert http.put("net/a", "x").status == 201
+            assert http("GET", "/keys/net/a", None, {}).data == b'"x"'
+            assert http.put("net/a", "x" * 20).status == 413
+            assert http("GET", "/events?follow=false").status == 200
+        finally:
+            http.close()
+            plain.shutdown()
+            thread.join(5)
 
 
 def test_a_head_request_has_no_body(server: Server) -> None:
