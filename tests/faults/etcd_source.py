@@ -44,9 +44,14 @@ class EtcdSource(Source):
         self._server = EtcdServer(chance.choice(programs), Path(self._folder.name)).start()
         self._proxy = TcpProxy(("127.0.0.1", self._server.port))
         self._writer = EtcdStore(EtcdConfig(endpoints=(self._server.endpoint,)))
-        hasty = {"dial_timeout": 0.3, "operation_timeout": 1.0, "idle_limit": 1.0}
-        page_size = chance.choice((3, 10_000))
-        self.store = EtcdStore(EtcdConfig(endpoints=(self._proxy.address,), page_size=page_size, **hasty))
+        hasty = EtcdConfig(
+            endpoints=(self._proxy.address,),
+            page_size=chance.choice((3, 10_000)),
+            dial_timeout=0.3,
+            operation_timeout=1.0,
+            idle_limit=1.0,
+        )
+        self.store = EtcdStore(hasty)
         self._sent = 0
         self._saved = 0  # the revision that the last copy was made at; 0: there is none
         self._copies = 0
@@ -56,6 +61,7 @@ class EtcdSource(Source):
             self._sent += 1
             marker = PutOp(MARKER, b"%d" % self._sent)
             there = set(self.truth.state)
+            done: CommitResult | None
             try:
                 done = self._writer.commit([marker, *(as_op(self.prefix + key, value) for key, value in ops)])
             except StoreError:
@@ -99,9 +105,9 @@ class EtcdSource(Source):
 
     def settle(self) -> None:
         """What was recorded is what is there."""
-        if self._stands():
-            there = {pair.key[len(self.prefix) :]: pair.value for pair in self._writer.scan(self.prefix)}
-            assert there == dict(self.truth.state), "the record of the writer is not what the server holds"
+        self._patiently(MARKER)  # it may have been killed a moment ago
+        there = {pair.key[len(self.prefix) :]: pair.value for pair in self._writer.scan(self.prefix)}
+        assert there == dict(self.truth.state), "the record of the writer is not what the server holds"
 
     def close(self) -> None:
         self.store.close()
@@ -126,10 +132,6 @@ class EtcdSource(Source):
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
-
-    def _stands(self) -> bool:
-        self._patiently(MARKER)
-        return True
 
     def _compact(self, revision: int | None) -> None:
         try:
@@ -163,7 +165,7 @@ class EtcdSource(Source):
     def _save(self) -> None:
         """Keep a copy to go back to."""
         with self.lock:
-            self._stands()
+            self._patiently(MARKER)
             self._saved = self._writer.revision()
             self._copies += 1
             self._server.stop()

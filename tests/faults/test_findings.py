@@ -245,7 +245,8 @@ def _batch(revision: int, key: str, value: bytes) -> Batch:
 
 def test_c13_a_memory_store_that_was_emptied_and_has_grown_again_is_found_out() -> None:
     # given a stream that starts where a listing ended
-    with MemoryStore() as store:
+    store = MemoryStore()
+    with store:
         write(store, [("a", b"1")])
         listed = store.scan("").revision
         # when the store loses everything, and its revision passes the listed one before anybody looks

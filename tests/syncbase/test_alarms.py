@@ -57,14 +57,22 @@ def test_c15_an_alarm_that_raises_does_not_kill_the_worker(alarms: Alarms, caplo
 
 
 def test_a_cancelled_alarm_does_not_ring_and_lets_go_of_its_callback(alarms: Alarms) -> None:
-    # given an owner with an alarm far away
+    # given an owner with an alarm, behind one that holds the worker up
     class Owner:
         def ring(self) -> None:
             rung.append("cancelled")
 
     rung: list[str] = []
     owner = Owner()
-    alarm = alarms.set(time.monotonic() + 0.02, owner.ring)
+    held, ready = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        ready.wait(5)
+
+    alarms.set(time.monotonic(), hold)
+    assert held.wait(5)
+    alarm = alarms.set(time.monotonic(), owner.ring)
     gone = weakref.ref(owner)
     # when it is taken back, twice
     alarms.cancel(alarm)
@@ -74,7 +82,8 @@ def test_a_cancelled_alarm_does_not_ring_and_lets_go_of_its_callback(alarms: Ala
     # then the owner is free at once, and only what was set later rings
     assert gone() is None
     over = threading.Event()
-    alarms.set(time.monotonic() + 0.03, over.set)
+    alarms.set(time.monotonic(), over.set)
+    ready.set()
     assert over.wait(5)
     assert rung == []
 
