@@ -115,12 +115,14 @@ def watch(url: str, prefix: str) -> None:
     # An end in order is what a script asks for with SIGTERM as well. Only this thread sees the interruption.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _open(url) as store:
-        store.check()
-        with store.new_watcher().watch(changes.put, prefix):
+        # What cannot be read is told at once; the watch would try again. Only what is watched is asked for: the user
+        # may have no right to the rest.
+        next(iter(store.scan(prefix, keys_only=True)), None)
+        with store.new_watcher(prefix).watch(changes.put):
             click.echo(f"datasync: watching {store.name}; Ctrl-C ends it", err=True)
             try:
                 while True:
-                    _write(_told(changes.get()))
+                    _write(_told(prefix, changes.get()))
             except KeyboardInterrupt:
                 pass
 
@@ -135,12 +137,12 @@ def _open(url: str, *, make: bool = False) -> Store:
     return connect(url)
 
 
-def _told(change: WatchResp) -> bytes:
+def _told(prefix: str, change: WatchResp) -> bytes:
     """One line: revision, key, old value, new value."""
     absent = b"(none)"
     old = absent if change.previous is None else change.previous
     new = absent if change.get_change_type() is Op.DELETE or change.value is None else change.value
-    return b"%d %s %s -> %s" % (change.revision, change.key.encode(), old, new)
+    return b"%d %s %s -> %s" % (change.revision, (prefix + change.key).encode(), old, new)
 
 
 def _write(line: bytes) -> None:
