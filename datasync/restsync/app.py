@@ -32,6 +32,7 @@ from datasync.restsync.keys import check_text, key_of_path
 from datasync.restsync.openapi import document
 from datasync.restsync.page import PAGE, PAGE_POLICY, Source, overview
 from datasync.restsync.problems import Problem, problem_of
+from datasync.restsync.query import number_of, read_query, seconds_of, text_of, truth_of
 from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.done import Outcome, PropagationFuture
 from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT
@@ -222,7 +223,7 @@ class Application:
     # One key.
 
     def _get(self, request: Request, key: str) -> Response:
-        _arguments(request)
+        read_query(request)
         pair = self._adapter.registry.get(key)
         if pair is None:
             raise Problem("no-such-key", f"there is no {key!r}")
@@ -230,7 +231,7 @@ class Application:
         return self._tagged(request, pair.revision, Response(content, content_type=content_type))
 
     def _put(self, request: Request, key: str) -> Response:
-        _arguments(request)
+        read_query(request)
         body = read_value(request, key, self._max_body)
         created = self._adapter.registry.get(key) is None
         outcome = self._commit(request, key, body)
@@ -239,7 +240,7 @@ class Application:
         return response
 
     def _delete(self, request: Request, key: str) -> Response:
-        _arguments(request)
+        read_query(request)
         if self._adapter.registry.get(key) is None and not request.headers.get("If-Match"):
             raise Problem("no-such-key", f"there is no {key!r}")
         outcome = self._commit(request, key, ChangeBytes(key, op=Op.DELETE))
@@ -280,10 +281,10 @@ class Application:
     # All keys.
 
     def _list(self, request: Request) -> Response:
-        arguments = _arguments(request, "prefix", "after", "limit", "values")
-        prefix, after = _text(arguments, "prefix"), _text(arguments, "after")
-        limit = _number(arguments, "limit", PAGE_SIZE[0], 1, PAGE_SIZE[1])
-        values = _truth(arguments, "values", True)
+        arguments = read_query(request, "prefix", "after", "limit", "values")
+        prefix, after = text_of(arguments, "prefix"), text_of(arguments, "after")
+        limit = number_of(arguments, "limit", PAGE_SIZE[0], 1, PAGE_SIZE[1])
+        values = truth_of(arguments, "values", True)
         revision, pairs = self._adapter.registry.snapshot(prefix)
         page = heapq.nsmallest(limit + 1, (pair for pair in pairs if pair.key > after), key=lambda pair: pair.key)
         items = ",".join(item_of(pair.key, pair.revision, pair.value, values=values) for pair in page[:limit])
@@ -292,7 +293,7 @@ class Application:
         return self._tagged(request, revision, _json_text(text))
 
     def _transaction(self, request: Request) -> Response:
-        _arguments(request)
+        read_query(request)
         _unconditional(request)
         changes = read_changes(request, self._max_resync)
         registry = self._adapter.registry
@@ -304,7 +305,7 @@ class Application:
         return _json_text(json.dumps({"revision": outcome.revision, "ignored": list(outcome.ignored)}))
 
     def _resync(self, request: Request) -> Response:
-        _arguments(request)
+        read_query(request)
         _unconditional(request)
         values = read_resync(request, self._max_resync)
         registry = self._adapter.registry
@@ -314,13 +315,13 @@ class Application:
         return _json_text(json.dumps({"revision": outcome.revision, "keys": len(values)}))
 
     def _events(self, request: Request) -> Response:
-        arguments = _arguments(request, "prefix", "follow", "heartbeat", several="prefix")
+        arguments = read_query(request, "prefix", "follow", "heartbeat", several="prefix")
         prefixes = tuple(arguments.get("prefix", [""]))
         for prefix in prefixes:
             check_text(prefix, "a prefix")
-        heartbeat = _seconds(arguments, "heartbeat", self._heartbeat, *HEARTBEAT_RANGE)
+        heartbeat = seconds_of(arguments, "heartbeat", self._heartbeat, *HEARTBEAT_RANGE)
         last_id = request.headers.get("Last-Event-ID", "")
-        wanted = Wanted(prefixes, last_id, _truth(arguments, "follow", True), heartbeat)
+        wanted = Wanted(prefixes, last_id, truth_of(arguments, "follow", True), heartbeat)
         with self._lock:
             full = self._streams >= self._max_streams
             self._streams += not full
@@ -352,13 +353,13 @@ class Application:
         return _only(request, GET=lambda: page)
 
     def _status(self, request: Request) -> Response:
-        arguments = _arguments(request, "prefix", "limit")
+        arguments = read_query(request, "prefix", "limit")
         shown = overview(
             self._adapter,
             self._sources,
             values=self._show_values,
-            prefix=_text(arguments, "prefix"),
-            limit=_number(arguments, "limit", 200, 0, PAGE_SIZE[1]),
+            prefix=text_of(arguments, "prefix"),
+            limit=number_of(arguments, "limit", 200, 0, PAGE_SIZE[1]),
         )
         shown |= {"streams": self._streams, "uptime": round(time.monotonic() - self._started, 1)}
         return _json_text(json.dumps(shown))
@@ -368,10 +369,10 @@ class Application:
     def _answered(self, op: str, key: str, submit: Callable[[], PropagationFuture]) -> Outcome:
         """Submit, wait for the subscribers, and note what became of it."""
         began = time.monotonic()
-        status, detail, revision = 200, "", 0
+        status, detail, revision = 500, "", 0
         try:
             outcome = submit().result()
-            revision = outcome.revision
+            status, revision = 200, outcome.revision
             return outcome
         except DatasyncError as error:
             problem = problem_of(error)
@@ -408,50 +409,6 @@ def _only(request: Request, **handlers: Callable[[], Response]) -> Response:
 def _unconditional(request: Request) -> None:
     if request.headers.get("If-Match") or request.headers.get("If-None-Match"):
         raise Problem("bad-request", "conditions are for single keys")
-
-
-def _arguments(request: Request, *known: str, several: str = "") -> Mapping[str, list[str]]:
-    """The query, in which every name is known, and stands once unless it is *several*."""
-    arguments: dict[str, list[str]] = request.args.to_dict(flat=False)
-    for name, texts in arguments.items():
-        if name not in known:
-            raise Problem("bad-request", f"unknown parameter {name[:40]!r}")
-        if len(texts) > 1 and name != several:
-            raise Problem("bad-request", f"{name} is there {len(texts)} times")
-    return arguments
-
-
-def _text(arguments: Mapping[str, list[str]], name: str) -> str:
-    text = arguments.get(name, [""])[0]
-    check_text(text, name)
-    return text
-
-
-def _truth(arguments: Mapping[str, list[str]], name: str, usual: bool) -> bool:
-    text = arguments.get(name, ["true" if usual else "false"])[0]
-    if text not in ("true", "false"):
-        raise Problem("bad-request", f"{name} must be true or false")
-    return text == "true"
-
-
-def _number(arguments: Mapping[str, list[str]], name: str, usual: int, least: int, most: int) -> int:
-    text = arguments.get(name, [str(usual)])[0]
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
-        raise Problem("bad-request", f"{name} must be a number from {least} to {most}")
-    return int(text)
-
-
-def _seconds(arguments: Mapping[str, list[str]], name: str, usual: float, least: float, most: float) -> float:
-    text = arguments.get(name)
-    if text is None:
-        return usual
-    try:
-        seconds = float(text[0])
-    except ValueError:
-        seconds = -1.0
-    if not least <= seconds <= most:  # NaN is not either
-        raise Problem("bad-request", f"{name} must be seconds from {least} to {most}")
-    return seconds
 
 
 def _json_text(text: str, status: int = 200) -> Response:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from datasync.restsync import Adapter, serve
-from datasync.restsync.server import Limits, Server
+from datasync.restsync.connection import Limits
+from datasync.restsync.server import Server
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
 from tests.benchmarks.local import answering
 from tests.benchmarks.rest_peer import CLIENTS

@@ -17,7 +17,7 @@ import trustme
 
 from datasync.errors import InvalidArgumentError, StoreConnectionError
 from datasync.restsync import Adapter, Client, Server, serve, wsgi_app
-from datasync.restsync.server import Limits
+from datasync.restsync.connection import Limits
 from tests.conftest import wait_until
 from tests.restsync.support import JSON, PROTO, Http, Subscriber, everything, raw
 

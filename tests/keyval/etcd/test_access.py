@@ -160,7 +160,10 @@ def test_c16_files_that_are_no_pem_or_do_not_fit_are_named_and_nobody_is_asked_f
     )
     for wrong, told in (
         ({"ca_file": tmp_path / "no.pem"}, "no PEM certificate in the ca-file .*no.pem"),
-        ({"cert_file": ours.cert, "key_file": others.key}, "cert-file .*ours.pem and the key-file .*others.key must be"),
+        (
+            {"cert_file": ours.cert, "key_file": others.key},
+            "cert-file .*ours.pem and the key-file .*others.key must be",
+        ),
         ({"cert_file": ours.cert, "key_file": tmp_path / "locked.key"}, "locked.key must be PEM, without a password"),
     ):
         settings = {"ca_file": str(ours.ca), **{name: str(path) for name, path in wrong.items()}}
