@@ -39,6 +39,10 @@ class InvalidArgumentError(DatasyncError, ValueError):
     """A bad key, option, URL, message or other argument; nothing was written."""
 
 
+class ConflictError(DatasyncError):
+    """A key did not have the revision that a write was made conditional on; nothing was written."""
+
+
 class MissingExtraError(DatasyncError, ImportError):
     """A client library is not installed; the message names the extra that brings it."""
 

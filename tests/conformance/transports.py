@@ -128,16 +128,25 @@ class Stored(Transport):
         self.other.close()
 
 
-@pytest.fixture(params=["local", "memory", "sqlite", *(pytest.param(name, marks=pytest.mark.etcd) for name in ETCD)])
+@pytest.fixture(
+    params=[
+        "local",
+        "memory",
+        "sqlite",
+        "rest-server",
+        "rest-client",
+        *(pytest.param(name, marks=pytest.mark.etcd) for name in ETCD),
+    ]
+)
 def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Transport]:
     """A transport with an empty source; the test is skipped when it lacks a trait that ``@pytest.mark.needs`` names."""
     made: Transport
     wanted = {trait for marker in request.node.iter_markers("needs") for trait in marker.args}
-    missing = wanted - (Local if request.param == "local" else Stored).traits
+    missing = wanted - _kind(request.param).traits
     if missing:
         pytest.skip(f"this transport does not: {', '.join(trait.value for trait in missing)}")
-    if request.param == "local":
-        made = Local()
+    if request.param in ("local", "rest-server", "rest-client"):
+        made = _kind(request.param)()
     elif request.param == "memory":
         made = Stored(f"memory://{uuid4().hex}")
     elif request.param == "sqlite":
@@ -146,3 +155,11 @@ def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Transp
         made = Stored(request.getfixturevalue(request.param).url)
     yield made
     made.close()
+
+
+def _kind(param: str) -> type[Transport]:
+    if param.startswith("rest"):
+        from tests.conformance.rest import RestClient, RestServer
+
+        return RestServer if param == "rest-server" else RestClient
+    return Local if param == "local" else Stored

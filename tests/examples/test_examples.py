@@ -21,6 +21,8 @@ TESTED = {
     "dynamic_prefixes",
     "orchestrated_resync",
     "composite",
+    "rest_agent",  # test_rest.py
+    "rest_client",
 }
 
 ETH0 = '{"name":"eth0","enabled":true,"mtu":%d,"ip_addresses":["192.0.2.1/24"]}'

@@ -236,10 +236,17 @@ def _local(chance: random.Random) -> Source:
     return LocalSource(chance)
 
 
+def _rest(chance: random.Random) -> Source:
+    from tests.faults.rest_source import RestSource  # inside: it needs werkzeug and urllib3
+
+    return RestSource(chance)
+
+
 SOURCES: dict[str, Callable[[random.Random], Source]] = {
     "etcd": _etcd,
     "local": _local,
     "scripted": ScriptedSource,
     "memory": MemorySource,
+    "rest": _rest,
     "sqlite": SQLiteSource,
 }

@@ -1,0 +1,54 @@
+r"""The network agent behind HTTP: who asks for a change waits for the agent's answer.
+
+    python -m datasync.examples.rest_agent 127.0.0.1:9191
+
+Open http://127.0.0.1:9191/ in a browser, and from another terminal:
+
+    curl -i -X PUT http://127.0.0.1:9191/keys/config/interface/eth0 -H 'Content-Type: application/json' \
+        -d '{"name":"eth0","enabled":true,"mtu":1500,"ip_addresses":["192.0.2.1/24"]}'
+    curl -i -X PUT http://127.0.0.1:9191/keys/config/interface/eth0 -H 'Content-Type: application/json' \
+        -d '{"name":"eth0","enabled":true,"mtu":20000}'
+    curl -i http://127.0.0.1:9191/keys/config/interface/eth0
+    curl -i 'http://127.0.0.1:9191/keys?prefix=config/interface/'
+    curl -i 'http://127.0.0.1:9191/events?follow=false'
+    curl -i -X DELETE http://127.0.0.1:9191/keys/config/interface/eth0
+    curl -i -X PUT http://127.0.0.1:9191/keys -H 'Content-Type: application/json' -d '{"items":[]}'
+
+The second one is refused, with 422 and the reason. With the variable ``DATASYNC_TOKEN`` set, everything but the page
+itself needs ``-H "Authorization: Bearer $DATASYNC_TOKEN"``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from datasync import DatasyncError
+from datasync.examples.agent import ENDING, NetworkAgent, block_signals
+from datasync.restsync import Adapter, serve
+from datasync.threads import Worker
+
+
+def main(arguments: list[str]) -> int:
+    address = arguments[0] if arguments else "127.0.0.1:9191"
+    block_signals()
+    try:
+        with Adapter("network") as adapter:
+            agent = NetworkAgent(adapter)
+            worker = Worker("examples-agent", lambda _: agent.run(), wake=agent.stop)
+            worker.start()
+            token = os.environ.get("DATASYNC_TOKEN") or None
+            with serve(address, adapter, token=token, show_values=True) as server:
+                print(f"network-agent: {server.url}/, Ctrl-C ends it", flush=True)
+                signal.sigwait(ENDING)
+            worker.close()
+    except DatasyncError as error:
+        print(f"agent: {error}", file=sys.stderr)
+        return 1
+    print("network-agent: ended", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,219 @@
+"""Follows a server's event stream and keeps a registry in step with it.
+
+Source: contract section 5, C3, C13; the same recovery as ``keyval.reader``, over another kind of source.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+from urllib.parse import quote
+
+from datasync.backoff import Backoff
+from datasync.errors import ClosedError, DatasyncError, ForkedError, StoreConnectionError, StoreError
+from datasync.events import ResyncReason
+from datasync.restsync.answers import error_of
+from datasync.restsync.bodies import CONTENT_JSON, SERIALIZERS, value_of_item
+from datasync.restsync.events import CONTENT_EVENTS
+from datasync.restsync.link import ClientTls, Place, StreamLink, make_context
+from datasync.syncbase.change import KeyValBytes, Payload
+from datasync.syncbase.registry import Batch, Registry
+from datasync.threads import Worker
+
+log = logging.getLogger(__name__)
+
+#: Seconds between attempts: the first pause, and the longest.
+BACKOFF = (0.1, 30.0)
+#: Bytes of one event: a transaction, or a piece of a snapshot.
+MAX_EVENT = 256 * 1024 * 1024
+#: Bytes of a problem document that are read.
+MAX_PROBLEM = 64 * 1024
+
+
+class Event(NamedTuple):
+    """One server-sent event; *data* is empty for a heartbeat."""
+
+    name: str
+    data: str
+    identity: str
+
+
+class _Commit(NamedTuple):
+    revision: int
+    ops: list[tuple[str, Payload | None]]
+
+
+class _Batch(NamedTuple):
+    revision: int
+    commits: list[_Commit]
+
+
+class EventParser:
+    """Bytes in, events out, however they are cut. Lines end with LF, as our server sends them, or CRLF."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._searched = 0
+
+    def feed(self, data: bytes) -> Iterator[Event]:
+        """The events that *data* completes."""
+        self._rest += data.replace(b"\r", b"")  # our JSON has none of its own: it can only be the proxy's line end
+        while (end := self._rest.find(b"\n\n", self._searched)) >= 0:
+            block = bytes(self._rest[:end]).decode()
+            del self._rest[: end + 2]
+            self._searched = 0
+            yield _event(block)
+        self._searched = max(0, len(self._rest) - 1)
+        if len(self._rest) > MAX_EVENT:
+            raise StoreError(f"an event has more than {MAX_EVENT} bytes")
+
+
+def _event(block: str) -> Event:
+    name, identity, lines = "", "", []
+    for line in block.split("\n"):
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if field == "data":
+            lines.append(value)
+        elif field == "event":
+            name = value
+        elif field == "id":
+            identity = value
+    return Event(name, "\n".join(lines), identity)
+
+
+class StreamReader:
+    """One thread that follows the prefix of one server.
+
+    Threads: ``start`` and ``close`` from any; the registry is fed from the reader's own.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        tls: ClientTls | None,
+        headers: dict[str, str],
+        prefix: str,
+        registry: Registry,
+        *,
+        connect_timeout: float,
+        idle_limit: float,
+    ) -> None:
+        self._place = place
+        self._context = make_context(tls, place.scheme)
+        self._headers = headers
+        self._prefix = prefix
+        self._registry = registry
+        self._connect_timeout = connect_timeout
+        self._idle_limit = idle_limit
+        heartbeat = min(max(idle_limit / 3, 0.1), 60.0)
+        self._target = f"{place.path}/events?prefix={quote(prefix, safe='')}&heartbeat={heartbeat:g}"
+        self._last_id = ""
+        self._backoff = Backoff(*BACKOFF)
+        self._link: StreamLink | None = None
+        self._snapshot: dict[str, tuple[int, Payload]] | None = None
+        self._reason = ResyncReason.INITIAL
+        self._seen = False
+        self._worker = Worker(f"restsync-reader-{place.host}:{place.port}", self._run, wake=self._cut)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._worker.start()
+
+    def close(self) -> bool:
+        """Stop and wait for the thread."""
+        return self._worker.close()
+
+    def _cut(self) -> None:
+        link = self._link
+        if link is not None:
+            link.cut()
+
+    def _run(self, worker: Worker) -> None:
+        while not worker.stopping.is_set():
+            try:
+                self._follow(worker)
+            except (ClosedError, ForkedError):
+                if worker.stopping.is_set():
+                    return
+            except DatasyncError as error:
+                if not worker.stopping.is_set():
+                    log.warning("%s; trying again", error)
+                    self._registry.source_lost(error)
+            except Exception as error:  # a server that is none of ours; the text may quote a value
+                log.error("%s: an event cannot be read: %s; starting over", self._place.name, type(error).__name__)
+                self._last_id = ""
+                self._registry.source_lost(StoreError(f"{self._place.name}: an event cannot be read"))
+            worker.stopping.wait(self._backoff.next())
+
+    def _follow(self, worker: Worker) -> None:
+        """One connection, from its begin to its end."""
+        link = StreamLink(self._place, self._context, self._connect_timeout, self._idle_limit)
+        self._link = link
+        self._snapshot = None
+        try:
+            if worker.stopping.is_set():  # close() came between, and found the link before
+                return
+            headers = {**self._headers, "Accept": CONTENT_EVENTS, "Accept-Encoding": "identity"}
+            if self._last_id:
+                headers["Last-Event-ID"] = self._last_id
+            response = link.open(self._target, headers)
+            content_type = response.headers.get("Content-Type", "")
+            if response.status != 200 or not content_type.startswith(CONTENT_EVENTS):
+                body = link.read_rest(MAX_PROBLEM)
+                raise error_of(f"{self._place.name}/events", response.status, content_type, body, write=False)
+            parser = EventParser()
+            while data := link.read():
+                for event in parser.feed(data):
+                    self._take(event)
+                if worker.stopping.is_set():
+                    return
+            raise StoreConnectionError(f"{self._place.name}: the server ended the event stream")
+        finally:
+            link.close()
+
+    def _take(self, event: Event) -> None:
+        if event.name == "change":
+            self._changes(json.loads(event.data))
+            self._backoff.reset()
+        elif event.name == "resync":
+            self._snapshot = {}
+            reason = ResyncReason(json.loads(event.data)["reason"])
+            self._reason = reason if self._seen else ResyncReason.INITIAL
+        elif event.name == "items":
+            assert self._snapshot is not None
+            for item in json.loads(event.data):
+                self._snapshot[item["key"].removeprefix(self._prefix)] = (item["revision"], payload_of(item))
+        elif event.name == "synced":
+            assert self._snapshot is not None
+            entries, self._snapshot = self._snapshot, None
+            # The registry keeps whatever reads itself, beside bytes: values come in two forms.
+            self._registry.feed_snapshot(json.loads(event.data)["revision"], cast("Any", entries), self._reason)
+            self._seen = True
+            self._backoff.reset()
+        elif event.identity and self._snapshot is None:
+            revision = int(event.identity.rpartition("-")[2])
+            self._registry.feed_changes(cast("Batch", _Batch(revision, [])))  # nothing of ours up to there
+            self._backoff.reset()
+        if event.identity:
+            self._last_id = event.identity
+
+    def _changes(self, document: dict[str, Any]) -> None:
+        ops: list[tuple[str, Payload | None]] = []
+        for change in document["changes"]:
+            value = None if change["op"] == "Delete" else payload_of(change)
+            ops.append((change["key"].removeprefix(self._prefix), value))
+        revision = document["revision"]
+        batch = _Batch(revision, [_Commit(revision, ops)])
+        self._registry.feed_changes(cast("Batch", batch))
+
+
+def payload_of(item: dict[str, Any]) -> Payload:
+    """The value in an item of the stream, as the registry keeps it."""
+    content_type = item["content_type"]
+    data = value_of_item(item, content_type)
+    if content_type == CONTENT_JSON:
+        return data
+    return KeyValBytes(item["key"], data, item["revision"], SERIALIZERS.get(content_type))

@@ -1,0 +1,72 @@
+"""Over HTTP: puts per second from 16 clients in a process of their own, and what 1,000 event streams weigh."""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from datasync.restsync import Adapter, serve
+from datasync.restsync.connection import Limits
+from datasync.restsync.server import Server
+from tests.benchmarks.harness import Bench, Figures, Row, Sides
+from tests.benchmarks.local import answering
+from tests.benchmarks.rest_peer import CLIENTS
+
+
+def peer(*arguments: object) -> float:
+    command = [sys.executable, "-m", "tests.benchmarks.rest_peer", *map(str, arguments)]
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=300).stdout)
+
+
+def bare(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    """The least that answers a put: read the body, say yes."""
+    environ["wsgi.input"].read()
+    start_response("200 OK", [("Content-Type", "application/json")])
+    return [b'{"key": "k", "revision": 1}']
+
+
+@contextmanager
+def puts(scale: float) -> Iterator[Sides]:
+    count = max(CLIENTS, int(8_000 * scale))
+    events: queue.Queue[Any] = queue.Queue()
+    with Adapter() as adapter, serve("127.0.0.1:0", adapter) as server:
+        floor_server = Server(("127.0.0.1", 0), bare, None, Limits(100, 10, 10, 10, 60))
+        floor_server.start()
+        adapter.watch("bench", events, events, "k", in_flight=CLIENTS)
+        with floor_server, answering(events.get, lambda event: event.done(), events.put):
+            yield Sides(
+                lambda: {"rest-puts-16": count / peer("puts", server.port, count)},
+                lambda: {"rest-puts-16": count / peer("puts", floor_server.port, count)},
+            )
+
+
+@contextmanager
+def streams(scale: float) -> Iterator[Sides]:
+    count = max(10, int(1_000 * scale))
+
+    def side(kind: str) -> Figures:
+        return {"rest-streams-1000": peer("streams", kind, count)}
+
+    yield Sides(lambda: side("ours"), lambda: side("floor"))
+
+
+BENCHES = [
+    Bench(
+        "rest-puts",
+        "a WSGI application that reads the body and answers, on the same server",
+        [Row("rest-puts-16", "puts/s", higher_is_better=True)],
+        puts,
+        repeats=5,
+    ),
+    Bench(
+        "rest-streams",
+        "as many connections that wait for their next request",
+        [Row("rest-streams-1000", "KiB each", 2.0)],
+        streams,
+        repeats=3,
+    ),
+]

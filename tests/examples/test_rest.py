@@ -1,0 +1,71 @@
+"""The examples over HTTP: the agent, the lines of curl in its docstring, and the client."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from datasync.examples import rest_agent
+from tests.conftest import absent
+from tests.running import Running, run
+
+
+@pytest.fixture
+def agent() -> Iterator[tuple[Running, str]]:
+    """The running agent, and its URL."""
+    with Running("-m", "datasync.examples.rest_agent", "127.0.0.1:0", extra={"DATASYNC_TOKEN": ""}) as agent:
+        agent.wait_for("Ctrl-C ends it")
+        found = re.search(r"http://[0-9.:]+", agent.output)
+        assert found
+        yield agent, found[0]
+
+
+def test_the_lines_of_curl_do_what_the_docstring_says(agent: tuple[Running, str]) -> None:
+    # given the lines, for the port that the agent has
+    if not shutil.which("curl"):
+        absent("curl")
+    process, url = agent
+    text = (rest_agent.__doc__ or "").replace("\\\n", " ").replace("http://127.0.0.1:9191", url)
+    lines = [line.strip() for line in text.splitlines() if line.strip().startswith("curl ")]
+    # when each is run
+    answers = [subprocess.run(shlex.split(line), capture_output=True, text=True, timeout=10).stdout for line in lines]
+    # then one is refused, and all others succeed
+    assert [answer.split()[1] for answer in answers] == ["201", "422", "200", "200", "200", "200", "200"]
+    assert "mtu 20000 is not between 68 and 9216" in answers[1]
+    process.wait_for("! config/interface/eth0  refused: mtu 20000")
+    # and the agent ends when it is asked to
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+def test_the_client_shows_what_it_says(agent: tuple[Running, str]) -> None:
+    _, url = agent
+    done = run("-m", "datasync.examples.rest_client", url, extra={"DATASYNC_TOKEN": ""})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "  RESYNC (initial): nothing",
+        "a change, answered by the agent",
+        "  CHANGE config/interface/eth0: mtu none -> 1500",
+        "a change that only counts if nobody else came first",
+        "  CHANGE config/interface/eth0: mtu 1500 -> 9000",
+        "  too late: it has another revision now",
+        "one transaction",
+        "  revision 4, 1 key left",
+        "  CHANGE config/interface/eth1: mtu none -> 1500",
+        "  CHANGE config/interface/eth0: mtu 9000 -> gone",
+        "a change that the agent refuses",
+        "  Refused: config/interface/eth1: mtu 20000 is not between 68 and 9216",
+    ]
+
+
+def test_the_client_without_an_agent_says_what_is_wrong() -> None:
+    done = run("-m", "datasync.examples.rest_client", "http://127.0.0.1:1")
+    assert done.returncode == 1
+    assert "Connection refused" in done.stderr
+    assert "Traceback" not in done.stderr

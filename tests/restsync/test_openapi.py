@@ -1,0 +1,62 @@
+"""The OpenAPI document and the application are held against each other, by requests that nobody thought of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from werkzeug.test import Client as WebClient
+
+from datasync.restsync import Adapter, Application, wsgi_app
+from tests.restsync.support import Subscriber
+
+#: Requests per operation.
+EXAMPLES = 100 if os.environ.get("CI") else 40
+
+
+def make(adapter: Adapter) -> Application:
+    return wsgi_app(adapter, max_body=10_000, max_resync=100_000)
+
+
+#: The application of the test that runs; the document is read once, from one that nobody else uses.
+current = [make(Adapter())]
+schema = schemathesis.openapi.from_wsgi("/openapi.json", lambda *arguments: current[0](*arguments))
+
+# What is right as a document may still be a condition that does not hold, or a key that stands twice.
+schema.config.checks.positive_data_acceptance.expected_statuses = ["2xx", "3xx", "400", "404", "412"]
+
+
+@pytest.fixture
+def accepting(adapter: Adapter) -> Iterator[Subscriber]:
+    """Somebody who accepts everything, behind an application of its own."""
+    current[0] = make(adapter)
+    with Subscriber(adapter, "") as subscriber:
+        yield subscriber
+
+
+@schema.parametrize()
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_that_is_asked_is_answered_otherwise_than_the_document_says(case: Any, accepting: Subscriber) -> None:
+    if case.path == "/events" and (case.query or {}).get("follow", True) in (True, "true"):
+        # A stream that is followed never ends, and the client of this test waits for the end.
+        case.query = {**(case.query or {}), "follow": "false"}
+    case.call_and_validate()
+
+
+def test_the_document_names_every_status_that_the_code_knows() -> None:
+    with Adapter() as adapter:
+        document = WebClient(wsgi_app(adapter)).get("/openapi.json").json
+    assert document is not None
+    assert document["openapi"].startswith("3.")
+    kinds = document["components"]["schemas"]["Problem"]["properties"]["type"]["enum"]
+    assert "urn:datasync:refused" in kinds
+    assert {path: sorted(set(methods) - {"parameters"}) for path, methods in document["paths"].items()} == {
+        "/keys": ["get", "patch", "put"],
+        "/keys/{key}": ["delete", "get", "put"],
+        "/events": ["get"],
+    }
