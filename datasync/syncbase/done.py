@@ -114,6 +114,7 @@ class PropagationFuture(concurrent.futures.Future[Outcome]):
         self._silent: dict[str, Callable[[], None]] = {}
         self._failed: dict[str, BaseException] = {}
         self._outcome = Outcome(0)
+        self._complete: Callable[[], None] = lambda: None
         self.set_running_or_notify_cancel()
 
     def silent(self) -> tuple[str, ...]:
@@ -122,7 +123,7 @@ class PropagationFuture(concurrent.futures.Future[Outcome]):
 
     def result(self, timeout: float | None = None) -> Outcome:
         """Wait for every answer, up to *timeout* seconds (``default_timeout`` when None)."""
-        timeout = self.default_timeout if timeout is None else timeout
+        timeout = self._seconds(timeout)
         try:
             return super().result(timeout)
         except concurrent.futures.TimeoutError:
@@ -132,7 +133,7 @@ class PropagationFuture(concurrent.futures.Future[Outcome]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As ``result``, but returns what it would raise; ``DoneTimeout`` is raised."""
-        timeout = self.default_timeout if timeout is None else timeout
+        timeout = self._seconds(timeout)
         try:
             return super().exception(timeout)
         except concurrent.futures.TimeoutError:
@@ -140,9 +141,12 @@ class PropagationFuture(concurrent.futures.Future[Outcome]):
                 return super().exception()
             raise self._too_late(timeout) from None
 
-    def expect(self, outcome: Outcome, looks: Mapping[str, Callable[[], None]]) -> None:
-        """Say who has to answer, and what success is. Called once, under the registry's lock."""
+    def expect(
+        self, outcome: Outcome, looks: Mapping[str, Callable[[], None]], complete: Callable[[], None] | None = None
+    ) -> None:
+        """Say who answers, what success is, and what completes futures. Called once, under the registry's lock."""
         self._outcome = outcome
+        self._complete = complete or self._complete
         self._silent = dict(looks)
 
     def collect(self, name: str, error: BaseException | None) -> bool:
@@ -159,10 +163,15 @@ class PropagationFuture(concurrent.futures.Future[Outcome]):
         else:
             self.set_exception(_combine(self._subject, self._failed))
 
+    def _seconds(self, timeout: float | None) -> float:
+        # Infinity is a fair way to say "however long it takes", and more than a lock can wait.
+        return min(self.default_timeout if timeout is None else timeout, threading.TIMEOUT_MAX)
+
     def _answered_after_all(self) -> bool:
         """Look once more: a queue that was full all the time is a ``DeliveryTimeout``, which is due at this moment."""
         for look in self._silent.copy().values():
             look()
+        self._complete()  # it may be answered, and wait behind the slow callback of another one
         return self.done()
 
     def _too_late(self, timeout: float) -> DoneTimeout:
@@ -187,7 +196,8 @@ def aggregate_done(futures: Mapping[str, concurrent.futures.Future[None]]) -> co
     combined: concurrent.futures.Future[None] = concurrent.futures.Future()
     combined.set_running_or_notify_cancel()
     lock = threading.Lock()  # guards the two below
-    missing = set(futures)
+    names = tuple(futures)  # the caller may go on with the mapping
+    missing = set(names)
     failed: dict[str, BaseException] = {}
 
     def answered(name: str, future: concurrent.futures.Future[None]) -> None:
@@ -198,7 +208,7 @@ def aggregate_done(futures: Mapping[str, concurrent.futures.Future[None]]) -> co
             missing.discard(name)
             if missing:
                 return
-        ordered = {name: failed[name] for name in futures if name in failed}
+        ordered = {name: failed[name] for name in names if name in failed}
         settle(combined, None, PropagationError(ordered) if ordered else None)
 
     for name, future in futures.items():

@@ -159,7 +159,7 @@ class Registry:
             subscription = self._subscriptions.get(resync_name)
             if subscription is None:
                 raise SubscriptionError(f"{self.name}: there is no subscription {resync_name!r}")
-            future.expect(Outcome(self._state.revision), {resync_name: subscription.tick})
+            future.expect(Outcome(self._state.revision), {resync_name: subscription.tick}, self._shared.complete)
             subscription.want_resync_locked(ResyncReason.REQUESTED, future, captured(ctx))
         subscription.pump()
         return future
@@ -231,7 +231,8 @@ class Registry:
             self._observe_locked(self._state.revision, applied)
             deliveries, unwatched = self._route_locked(applied)
             outcome = Outcome(self._state.revision, tuple(ignored), tuple(unwatched))
-            future.expect(outcome, {subscription.name: subscription.tick for subscription in deliveries})
+            looks = {subscription.name: subscription.tick for subscription in deliveries}
+            future.expect(outcome, looks, self._shared.complete)
             for subscription, wanted in deliveries.items():
                 subscription.accept_locked(wanted, future, context)
         self._deliver(deliveries, future)
@@ -280,7 +281,8 @@ class Registry:
             entries: dict[str, Entry] = {
                 key: (revision, payload) for key, payload in payloads.items() if payload is not None
             }
-            future.expect(Outcome(revision), {name: one.tick for name, one in self._subscriptions.items()})
+            looks = {name: one.tick for name, one in self._subscriptions.items()}
+            future.expect(Outcome(revision), looks, self._shared.complete)
             self._replace_locked(entries, revision, reason, future, context)
             subscriptions = list(self._subscriptions.values())
         self._deliver(subscriptions, future)

@@ -213,3 +213,13 @@ def test_c9_a_future_cannot_be_cancelled() -> None:
     future = answered(extra="a")
     assert future.cancel() is False
     assert not future.cancelled()
+
+
+def test_d18_the_callers_mapping_of_futures_is_not_kept() -> None:
+    # given an aggregate whose caller goes on with the mapping
+    futures: dict[str, concurrent.futures.Future[None]] = {"a": concurrent.futures.Future()}
+    combined, asked = aggregate_done(futures), futures.pop("a")
+    # when one fails / then that is not lost
+    asked.set_exception(ValueError("no"))
+    with pytest.raises(PropagationError, match="a: ValueError"):
+        combined.result(0)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from queue import Full, Queue
 from typing import Any
 
@@ -1081,11 +1081,14 @@ def test_c15_a_callback_or_queue_that_exits_ends_no_worker(registry: Registry, i
 
 
 def test_c8_c11_a_log_handler_may_ask_the_registry(registry: Registry, impatient: None) -> None:
-    # given a handler that looks at the registry with each line
+    # given a handler that looks at the registry with each line; in another thread, so that it cannot hang this one
     class Curious(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            seen.append((record.getMessage(), len(registry.status().subscriptions)))
+            asked = pool.submit(registry.status)
+            wait([asked], 2)
+            seen.append((record.getMessage(), len(asked.result(0).subscriptions) if asked.done() else -1))
 
+    pool = ThreadPoolExecutor(1)
     seen: list[tuple[str, int]] = []
     handler = Curious()
     logger = logging.getLogger("datasync")
@@ -1100,13 +1103,14 @@ def test_c8_c11_a_log_handler_may_ask_the_registry(registry: Registry, impatient
         future = registry.submit_changes(changes({"k": "1"}))
         with pytest.raises(DeliveryTimeout):
             future.result(5)
-        in_time(registration.close, "close")
+        registration.close()
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        pool.shutdown()
     # then it gets its answers: no line is written while the registry is locked
-    told_of = [message for message, _ in seen]
-    assert any("gets a RESYNC" in message for message in told_of)
+    assert any("gets a RESYNC" in message for message, _ in seen)
+    assert all(count >= 0 for _, count in seen)
     assert ("local: 'agent' is closed", 0) in seen
 
 
@@ -1122,3 +1126,38 @@ def test_c15_an_interrupt_in_one_subscribers_put_is_no_other_subscribers_busines
     with pytest.raises(KeyboardInterrupt):
         registry.submit_changes(changes({"k": "1"}))
     assert told(second.get_nowait()) == [("k", "1", None)]
+
+
+def test_c9_a_slow_callback_of_one_caller_does_not_keep_the_answer_from_another(registry: Registry) -> None:
+    # given two callers who wait for one subscriber, the first with a callback that is held up
+    queue: Queue[Any] = Queue()
+    registration = registry.watch("agent", queue, queue, "")
+    registry.submit_changes(changes({"k": "0"}))
+    first, second = (registry.submit_changes(changes({"k": number})) for number in "12")
+    held, go_on = threading.Event(), threading.Event()
+
+    def slow(_: Any) -> None:
+        held.set()
+        go_on.wait(10)
+
+    first.add_done_callback(slow)
+    # when both are answered at once
+    closing = threading.Thread(target=registration.close)
+    closing.start()
+    try:
+        assert held.wait(5)
+        # then the second one has its answer, which is not that nobody answered
+        with pytest.raises(ClosedError):
+            second.result(0.05)
+    finally:
+        go_on.set()
+        closing.join()
+
+
+def test_c9_a_caller_may_wait_for_ever(registry: Registry) -> None:
+    queue: Queue[Any] = Queue()
+    registry.watch("agent", queue, queue, "")
+    future = registry.submit_changes(changes({"k": "1"}), timeout=float("inf"))
+    queue.get_nowait().done()
+    assert future.result().revision == 1
+    assert future.exception(float("inf")) is None
