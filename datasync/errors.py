@@ -7,7 +7,7 @@ whether the same call may succeed later without anybody changing anything.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class DatasyncError(Exception):
@@ -49,6 +49,10 @@ class MissingExtraError(DatasyncError, ImportError):
     def __init__(self, extra: str, library: str) -> None:
         super().__init__(f"{library} is not installed: pip install 'datasync[{extra}]'")
         self.extra = extra
+        self.library = library
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.extra, self.library)
 
 
 class DeliveryTimeout(DatasyncError, TimeoutError):
@@ -71,6 +75,9 @@ class PropagationError(DatasyncError):
         listing = "; ".join(f"{name}: {_summary(error)}" for name, error in self.errors.items())
         super().__init__(f"not applied by {len(self.errors)} subscription(s): {listing}")
 
+    def __reduce__(self) -> tuple[Any, ...]:  # Exception would make it again from its message
+        return type(self), (self.errors,)
+
 
 class AggregateError(DatasyncError):
     """Members of an aggregate failed. ``errors`` holds every failure, in the order of the members."""
@@ -78,6 +85,9 @@ class AggregateError(DatasyncError):
     def __init__(self, errors: Iterable[BaseException]) -> None:
         self.errors: tuple[BaseException, ...] = tuple(errors)
         super().__init__(f"{len(self.errors)} member(s) failed: " + "; ".join(map(_summary, self.errors)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.errors,)
 
 
 class DecodeError(DatasyncError, ValueError):

@@ -82,8 +82,9 @@ class Worker:
 
     def start(self) -> None:
         """Start the thread; a worker starts once."""
-        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        thread.start()  # raises where no thread can be had: then there is none to join either
+        self._thread = thread
 
     @property
     def alive(self) -> bool:

@@ -96,3 +96,22 @@ def test_a_simple_error_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(InvalidArgumentError("bad key")))
     assert isinstance(error, InvalidArgumentError)
     assert str(error) == "bad key"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PropagationError({"one": ValueError("no")}),
+        AggregateError([ValueError("no"), KeyError("k")]),
+        DoneTimeout("late", ["one"]),
+        CompactedError("gone", 7),
+        MissingExtraError("etcd", "grpc"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_comes_back_whole_from_another_process(error: DatasyncError) -> None:
+    # given an error as a pool of processes hands it back / then nothing of it is lost
+    twin = pickle.loads(pickle.dumps(error))
+    assert type(twin) is type(error)
+    assert str(twin) == str(error)
+    assert repr(vars(twin)) == repr(vars(error))

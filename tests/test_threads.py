@@ -144,3 +144,19 @@ def test_c15_importing_starts_no_thread() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_c15_a_worker_that_found_no_thread_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a process that can have no more threads
+    worker = Worker("package-what-subject", until_stopped)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            worker.start()
+    # then there is nothing to wait for
+    assert not worker.alive
+    assert worker.close() is True
+
+
+def refuse(_: object) -> None:
+    raise RuntimeError("can't start new thread")

@@ -119,6 +119,7 @@ class Watch:
         self._callback = callback
         self._serializer = serializer
         self._known: dict[str, tuple[int, bytes]] = {}  # touched by the reader's thread only
+        self._closed = False
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._reader = StoreReader(store, prefix, self)
@@ -126,7 +127,11 @@ class Watch:
     def start(self, timeout: float) -> None:
         """Begin, and wait for the present state."""
         self._reader.start()
-        ready = self._ready.wait(timeout)
+        try:
+            ready = self._ready.wait(timeout)
+        except BaseException:  # ^C, or a timeout that is none: nobody has the watch yet who could close it
+            self.close()
+            raise
         if isinstance(self._error, (ClosedError, ForkedError)):
             self.close()
             raise self._error
@@ -136,7 +141,8 @@ class Watch:
             raise NotReadyError(f"{self._name} was not read within {timeout:.1f} s{why}") from self._error
 
     def close(self) -> None:
-        """End it; may be called twice and from the callback."""
+        """End it; may be called twice and from the callback, which is not called after that."""
+        self._closed = True
         self._reader.close()
 
     def __enter__(self) -> Watch:
@@ -176,7 +182,7 @@ class Watch:
             self._ready.set()  # the reader ends with it: there is nothing to wait for
 
     def _tell(self, key: str, revision: int, value: bytes | None, previous: bytes | None) -> None:
-        if not key.startswith(self._wanted):
+        if self._closed or not key.startswith(self._wanted):
             return
         op = Op.DELETE if value is None else Op.PUT
         try:

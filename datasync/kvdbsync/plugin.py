@@ -105,8 +105,9 @@ class Plugin:
             if self._closed:
                 raise ClosedError(f"the plugin of {self._kv.name} is closed")
             if self._reader is None:
-                self._reader = StoreReader(self._kv, self._prefix, self.registry)
-                self._reader.start()
+                reader = StoreReader(self._kv, self._prefix, self.registry)
+                reader.start()
+                self._reader = reader
 
     def watch(
         self,

@@ -60,12 +60,18 @@ class Alarms:
             heapq.heappush(self._heap, alarm)
             first = self._heap[0] is alarm
             if self._worker is None:
-                worker = Worker(f"syncbase-delivery-{self._subject}", self._run, wake=self._wake.set)
-                worker.start()
-                self._worker = worker
+                self._start_locked()
         if first:
             self._wake.set()
         return alarm
+
+    def _start_locked(self) -> None:
+        worker = Worker(f"syncbase-delivery-{self._subject}", self._run, wake=self._wake.set)
+        try:
+            worker.start()
+        except RuntimeError:  # no thread to be had, as at the interpreter's end: what need not wait goes on
+            return  # the next alarm tries again
+        self._worker = worker
 
     def cancel(self, alarm: Alarm) -> None:
         """Take *alarm* back and let go of its callback; one that has rung is ignored."""

@@ -21,13 +21,11 @@ def payload(key: str, value: KeyVal | ChangeValue) -> Payload | None:
     check_key(key)
     get_change_type: Callable[[], Op] | None = getattr(value, "get_change_type", None)
     op = Op.PUT if get_change_type is None else get_change_type()
-    if op is Op.DELETE:
-        return None
-    if op is not Op.PUT or not callable(getattr(value, "get_value", None)):
+    if (op is not Op.PUT and op is not Op.DELETE) or not callable(getattr(value, "get_value", None)):
         raise InvalidArgumentError(f"the value of {key!r} is no change: {type(value).__name__}")
     if value.get_key() != key:
         raise InvalidArgumentError(f"the change under {key!r} has another key: {value.get_key()!r}")
-    return value
+    return None if op is Op.DELETE else value
 
 
 def check_mapping(changes: object) -> None:

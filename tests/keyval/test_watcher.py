@@ -22,7 +22,7 @@ from datasync.errors import (
 from datasync.events import Op, ProtoWatchResp
 from datasync.keyval import DeleteOp, PutOp
 from datasync.keyval.memory import MemoryStore
-from datasync.keyval.watcher import Watcher
+from datasync.keyval.watcher import Watch, Watcher
 from datasync.serializer import SerializerProto
 from tests.conftest import take, wait_until
 from tests.registries import text
@@ -232,3 +232,39 @@ def test_c15_a_callback_that_exits_stops_nothing(store: MemoryStore) -> None:
         assert take(seen) == "a"
         put(store, "b", "1")
         assert take(seen) == "b"
+
+
+def test_c15_a_watch_that_its_callback_closes_calls_it_no_more(store: MemoryStore) -> None:
+    # given a callback that closes its watch at the first change of a transaction
+    seen: list[str] = []
+    closed = threading.Event()
+
+    def close(change: Any) -> None:
+        seen.append(change.key)
+        watch.close()
+        closed.set()
+
+    watch = store.new_watcher().watch(close)
+    # when there are more in it / then it does not hear of them
+    store.commit([PutOp("a", b"1"), PutOp("b", b"1")])
+    assert closed.wait(5)
+    wait_until(lambda: not watch._reader._worker.alive, "the reader ended")
+    assert seen == ["a"]
+
+
+def test_c15_an_interrupt_while_a_watch_starts_leaves_no_thread(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a store that cannot be read, and ^C in the wait for it
+    store.fail_with(StoreConnectionError("away"))
+
+    class Interrupted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            raise KeyboardInterrupt
+
+    watch = Watch(store, "", ("",), print, SerializerProto())
+    monkeypatch.setattr(watch, "_ready", Interrupted())
+    # when it is started / then the reader is not left behind
+    with pytest.raises(KeyboardInterrupt):
+        watch.start(5)
+    assert not watch._reader._worker.alive

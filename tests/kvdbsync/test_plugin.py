@@ -767,3 +767,20 @@ def test_c12_two_plugins_on_one_store_are_told_apart(store: MemoryStore) -> None
             event = take(queue)
             # then each event says which it came from, and so does the status
             assert event.get_context().run(current_source.get) == plugin.status().name == expected
+
+
+def test_c15_a_start_that_found_no_thread_may_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a process that can have no more threads
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with MemoryStore() as store:
+        plugin = Plugin(kv=store)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError):
+                plugin.after_init()
+        # when one can be had again / then the plugin starts
+        plugin.after_init()
+        plugin.wait_ready(5)
+        plugin.close()

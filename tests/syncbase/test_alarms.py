@@ -152,3 +152,20 @@ def test_c15_no_thread_before_the_first_alarm() -> None:
     alarms = Alarms("test")
     assert threading.active_count() == before
     alarms.close()
+
+
+def test_c15_where_no_thread_can_be_had_an_alarm_waits_for_the_next_one(
+    alarms: Alarms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a process that can have no more threads, as at its end
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    rung = threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        # when an alarm is set / then whoever set it goes on
+        alarms.set(time.monotonic(), rung.set)
+    # and it rings with the first one that finds a thread
+    alarms.set(time.monotonic() + 3600, lambda: None)
+    assert rung.wait(5)

@@ -1034,3 +1034,12 @@ def test_the_registry_is_what_the_protocols_say(registry: Registry) -> None:
         assert isinstance(event, ResyncEvent)
         assert is_resync(event)
     assert registry.subscriptions == {}
+
+
+def test_c16_a_delete_under_another_key_is_refused(registry: Registry) -> None:
+    # given a key
+    registry.propagate_changes(changes({"k": "1"}))
+    # when the delete of another one stands under it / then it is refused, as a put is, and nothing is applied
+    with pytest.raises(InvalidArgumentError, match="'k' has another key: 'other'"):
+        registry.submit_changes({"k": Change("other", op=Op.DELETE)})
+    assert stored(registry) == {"k": "1"}
