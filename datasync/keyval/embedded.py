@@ -43,4 +43,3 @@ def check_setting(name: str, value: float, *, zero: bool = False) -> None:
         raise InvalidArgumentError(f"the option {name} must be a number, not {type(value).__name__}")
     if not (value > 0 or (zero and value == 0)):
         raise InvalidArgumentError(f"the option {name} must be {'0 or more' if zero else 'more than 0'}")
-

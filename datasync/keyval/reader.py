@@ -85,7 +85,9 @@ class StoreReader:
             if len(entries) % LOOK_UP_EVERY == 0 and self._worker.stopping.is_set():
                 return
         seconds = time.monotonic() - started
-        log.info("%s: listed %d key(s) at revision %d in %.2f s", self._store.name, len(entries), scan.revision, seconds)
+        log.info(
+            "%s: listed %d key(s) at revision %d in %.2f s", self._store.name, len(entries), scan.revision, seconds
+        )
         self._revision, self._anchor, self._due = scan.revision, None, None
         self._sink.feed_snapshot(scan.revision, entries, reason)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -112,6 +113,7 @@ class PropagationFuture(concurrent.futures.Future[Outcome]):
         self._silent: dict[str, Callable[[], None]] = {}
         self._failed: dict[str, BaseException] = {}
         self._outcome = Outcome(0)
+        self._made = time.monotonic()
         self.set_running_or_notify_cancel()
 
     def silent(self) -> tuple[str, ...]:
@@ -166,6 +168,8 @@ class PropagationFuture(concurrent.futures.Future[Outcome]):
     def _too_late(self, timeout: float) -> DoneTimeout:
         silent = self.silent()
         names = ", ".join(silent)
+        # Who asks again and again, or waits elsewhere and then asks, has waited longer than this call did.
+        timeout = max(timeout, time.monotonic() - self._made)
         log.warning("%s: done was not called within %.1f s by: %s", self._subject, timeout, names)
         return DoneTimeout(f"{self._subject}: done was not called within {timeout:.1f} s by: {names}", silent)
 

@@ -73,9 +73,7 @@ class PrevRevisions:
         """Forget every key; the revision stays."""
         self.replace({}, self._revision)
 
-    def apply(
-        self, ops: Iterable[tuple[str, Payload | None]], revision: int = 0
-    ) -> tuple[list[ChangeResp], list[str]]:
+    def apply(self, ops: Iterable[tuple[str, Payload | None]], revision: int = 0) -> tuple[list[ChangeResp], list[str]]:
         """Apply one transaction: (key, value) pairs, None for a delete, a key once.
 
         Returns:

@@ -198,3 +198,12 @@ def test_c9_a_future_cannot_be_cancelled() -> None:
     future = answered(extra="a")
     assert future.cancel() is False
     assert not future.cancelled()
+
+
+def test_c9_who_asks_late_is_told_how_long_nothing_came() -> None:
+    future = answered(extra="sleepy")
+    with pytest.raises(DoneTimeout, match=r"within 0\.[3-9] s"):
+        future.result(0.3)
+    # asking again without any patience does not look like no time at all
+    with pytest.raises(DoneTimeout, match=r"within 0\.[3-9] s"):
+        future.exception(0)
