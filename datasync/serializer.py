@@ -42,6 +42,7 @@ class SerializerProto:
             message.ParseFromString(data)
             return message
         except WireError:
+            message.Clear()  # what stood before the fault was read
             failure = _undecodable("protobuf", message)
         raise failure
 
@@ -76,7 +77,8 @@ class SerializerJSON:
             text = data.decode()
             Parse(self._VARIABLE.sub(self._expand, text) if self.expand_env else text, message)
             return message
-        except (ParseError, ValueError, RecursionError):
+        # TypeError, AttributeError: what protobuf makes of JSON that is no object, as of a lone number.
+        except (ParseError, ValueError, RecursionError, TypeError, AttributeError):
             message.Clear()
             failure = _undecodable("JSON", message)
         raise failure  # outside the except block: the parser's error quotes the value

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from queue import Empty, Queue
 from typing import Any, NoReturn, TypeVar
 
@@ -98,6 +100,36 @@ def _no_warning_outlives_the_test() -> Iterator[None]:
     """Collect garbage while the test still runs, so that an unclosed file or socket is this test's failure."""
     yield
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _no_forked_child_outlives_the_test() -> Iterator[None]:
+    """Kill forks of this process that a failed test left behind: they would hold its output open for ever."""
+    yield
+    forks = _forks()
+    for pid in forks:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert not forks, f"forked children outlive the test: {forks}"
+
+
+def _forks() -> list[int]:
+    """Children that are copies of this process; servers, which run another program, are their fixtures' business."""
+    own = Path("/proc/self/cmdline")
+    if not own.exists():
+        return []
+    found = []
+    for children in Path("/proc/self/task").glob("*/children"):
+        try:
+            pids = children.read_text().split()
+        except OSError:  # the thread has ended meanwhile; its children are another thread's now
+            continue
+        for pid in pids:
+            command = Path("/proc", pid, "cmdline")
+            # What has ended and is not waited for yet has no command line any more.
+            if command.exists() and command.read_bytes() == own.read_bytes():
+                found.append(int(pid))
+    return found
 
 
 def _strangers(before: set[threading.Thread]) -> list[threading.Thread]:

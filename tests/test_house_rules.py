@@ -66,6 +66,19 @@ def test_innocent():
     assert "test_leak" in out.splitlines()[-2]
 
 
+def test_a_forked_child_that_outlives_its_test_fails_it_and_is_killed(tmp_path: Path) -> None:
+    # given a test whose child waits for ever
+    body = """
+import os, pytest, time
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_leak():
+    if not os.fork():
+        time.sleep(1000)
+"""
+    # when it runs / then it fails, and pytest's output ends, which a living child would hold open
+    assert "forked children outlive the test" in run(tmp_path, body)
+
+
 def test_an_error_in_a_thread_fails_the_test(tmp_path: Path) -> None:
     body = """
 import threading

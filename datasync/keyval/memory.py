@@ -5,6 +5,7 @@ Source: contract section 4.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -51,10 +52,13 @@ class _Space:
     def __init__(self) -> None:
         #: Guards everything here and in the stores; notified on each commit, cancel and close.
         self.changed = threading.Condition()
+        #: How often it lost everything: what tells a stream that its past is gone when the revisions have grown again.
+        self.losses = -1
         self.reset()
 
     def reset(self) -> None:
         """Back to an empty store at revision 1, where etcd begins too."""
+        self.losses += 1
         self.entries: dict[str, _Entry] = {}
         self.deadlines: list[tuple[float, str]] = []
         self.commits: deque[Commit] = deque()
@@ -100,6 +104,17 @@ _spaces: weakref.WeakValueDictionary[str, _Space] = weakref.WeakValueDictionary(
 _spaces_lock = threading.Lock()
 
 
+def _forget_spaces() -> None:
+    """In a forked child: the parent's data may be locked by threads that do not exist here."""
+    global _spaces_lock
+    _spaces_lock = threading.Lock()
+    _spaces.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_spaces)
+
+
 class MemoryStore(Store):
     """Key-value pairs in this process, with history, transactions, conditions, TTL and leases.
 
@@ -125,6 +140,8 @@ class MemoryStore(Store):
                 self._space = _spaces.setdefault(name, _Space())
         else:
             self._space = _Space()
+        # As the last listing found it; guarded by the space's lock.
+        self._losses = self._space.losses
 
     @classmethod
     def from_url(cls, url: StoreURL, *, history: int = HISTORY) -> MemoryStore:
@@ -150,6 +167,7 @@ class MemoryStore(Store):
         with self._open() as space:
             found = [(key, space.entries[key]) for key in space.under(prefix)]
             revision = space.revision
+            self._losses = space.losses
         return _MemoryScan(revision, [KeyValue(k, b"" if keys_only else e.value, e.revision) for k, e in found])
 
     def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
@@ -165,7 +183,7 @@ class MemoryStore(Store):
 
     def stream(self, prefix: str, after: int) -> Stream:
         with self._open():
-            return _MemoryStream(self, prefix, after)
+            return _MemoryStream(self, prefix, after, self._losses)
 
     def close(self) -> None:
         if self._guard.forked:
@@ -245,10 +263,11 @@ class _MemoryScan(Scan):
 
 
 class _MemoryStream(Stream):
-    def __init__(self, store: MemoryStore, prefix: str, after: int) -> None:
+    def __init__(self, store: MemoryStore, prefix: str, after: int, losses: int) -> None:
         self._store = store
         self._prefix = prefix
         self._position = after
+        self._losses = losses
         self._cancelled = False
 
     def cancel(self) -> None:
@@ -291,6 +310,8 @@ class _MemoryStream(Stream):
     def _next(self, space: _Space) -> Batch:
         if space.revision < self._position:
             raise RewoundError(f"{self._store.name} is at revision {space.revision}, below {self._position}")
+        if space.losses != self._losses:
+            raise RewoundError(f"{self._store.name} was emptied since it was listed")
         if self._position < space.oldest > 1:
             message = f"{self._store.name} has no history after revision {self._position}, only after {space.oldest}"
             raise CompactedError(message, space.oldest)

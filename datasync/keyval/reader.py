@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 RETRY_BACKOFF = (0.1, 30.0)
 #: Seconds that a stream without a commit must last to count as a success.
 GOOD_STREAM = 1.0
+#: Seconds after its first word in which a resumed stream must have repeated the last commit that was seen.
+ANCHOR_PATIENCE = 1.0
 #: Pairs between two looks at the stop flag while listing.
 LOOK_UP_EVERY = 1000
 
@@ -64,6 +66,8 @@ class StoreReader:
                 if self._due is not None:
                     self._list(self._due)
                 self._follow()
+                if not self._has_history and not worker.stopping.is_set():
+                    self._list_next(ResyncReason.RECONNECTED)
                 worker.stopping.wait(self._backoff.next())  # a stream that ends without a word is a break as well
             except (ClosedError, ForkedError) as error:  # the application took the store away
                 if not worker.stopping.is_set():
@@ -84,10 +88,15 @@ class StoreReader:
             entries[key[cut:]] = (revision, value)
             if len(entries) % LOOK_UP_EVERY == 0 and self._worker.stopping.is_set():
                 return
-        seconds = time.monotonic() - started
         log.info(
-            "%s: listed %d key(s) at revision %d in %.2f s", self._store.name, len(entries), scan.revision, seconds
+            "%s: listed %d key(s) at revision %d in %.2f s",
+            self._store.name,
+            len(entries),
+            scan.revision,
+            time.monotonic() - started,
         )
+        if scan.revision < self._revision and self._has_history:
+            reason = ResyncReason.REWOUND  # whatever made us list, the store has gone back meanwhile
         self._revision, self._anchor, self._due = scan.revision, None, None
         self._sink.feed_snapshot(scan.revision, entries, reason)
 
@@ -96,10 +105,14 @@ class StoreReader:
         expected = self._anchor if self._has_history else None
         stream = self._open(self._revision if expected is None else expected.revision - 1)
         opened = time.monotonic()
+        spoken: float | None = None
         try:
             for batch in stream:
                 if self._worker.stopping.is_set():
                     return
+                spoken = spoken or time.monotonic()
+                if expected is not None and time.monotonic() - spoken > ANCHOR_PATIENCE:
+                    self._look_for(expected, batch)
                 if batch is None:
                     continue
                 commits = batch.commits
@@ -126,6 +139,11 @@ class StoreReader:
             stream = self._stream
         if stream is not None:
             stream.cancel()
+
+    def _look_for(self, expected: Commit, batch: Batch | None) -> None:
+        """A store that lost just that commit has nothing to say, and would be waited for until the next one."""
+        if batch is None or batch.revision < expected.revision:
+            raise RewoundError(f"{self._store.name}: revision {expected.revision} does not come again")
 
     def _after_anchor(self, expected: Commit, batch: Batch) -> list[Commit]:
         """The commits that follow the anchor."""
@@ -164,5 +182,6 @@ class StoreReader:
         self._sink.source_lost(error)
 
     def _list_next(self, reason: ResyncReason) -> None:
-        if self._due is not ResyncReason.INITIAL:  # until the first listing has succeeded, it stays the first
+        # Until the first listing has succeeded it stays the first; and no later break undoes that the store went back.
+        if self._due not in (ResyncReason.INITIAL, ResyncReason.REWOUND):
             self._due = reason

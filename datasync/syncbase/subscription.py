@@ -182,8 +182,8 @@ class Subscription:
             for pending in self._outbox:
                 self._note_deletes_locked(pending.changes)
             self._absorb_outbox_locked(wish)
-        elif reason in _SOURCE_REASONS and self._started:
-            wish.reason = reason
+        elif self._started:
+            wish.reason = _weightier(wish.reason, reason)
         if reason is ResyncReason.REQUESTED:
             wish.held = False
             wish.not_before = 0.0  # somebody asks in person: the pause is against loops
@@ -269,8 +269,7 @@ class Subscription:
     def settle(self, event: _QueuedEvent, error: BaseException | None, *, given_up: bool = False) -> bool:
         """Take the answer to *event* and go on; True when it was the first one."""
         first = self._settle(event, error, given_up)
-        if first:
-            self.pump(retry=True)
+        self.pump(retry=True)
         return first
 
     def _settle(self, event: _QueuedEvent, error: BaseException | None, given_up: bool = False) -> bool:
@@ -282,6 +281,9 @@ class Subscription:
                 if event.given_up:  # its one late answer; a second answer to another event is no news
                     event.given_up = False
                     self._counts["late"] += 1
+                    # What replaced it may have been handled before it: two queues have no common order.
+                    if not self._closed:
+                        self._start_over_locked(ResyncReason.UNANSWERED)
                 return False
             event.given_up = given_up
             if late and not given_up:
@@ -462,8 +464,8 @@ class Subscription:
         if newer is not None:
             event.wish.waiters += newer.waiters
             event.wish.context = event.wish.context if newer.context is None else newer.context
-            if newer.reason in _SOURCE_REASONS and self._started:
-                event.wish.reason = newer.reason
+            if self._started:
+                event.wish.reason = _weightier(event.wish.reason, newer.reason)
 
     def _look_again_locked(self) -> None:
         since = self._full_since or 0.0
@@ -474,6 +476,10 @@ class Subscription:
             self._removed = event.removed | self._removed
         elif isinstance(event, QueuedChange):
             self._note_deletes_locked(event.get_changes())
+        self._start_over_locked(reason)
+
+    def _start_over_locked(self, reason: ResyncReason) -> None:
+        """A RESYNC after a pause, where no caller is there to be told."""
         if self._shared.sourced:
             self.want_resync_locked(reason)
             if self._wish is not None and not self._wish.not_before:
@@ -554,6 +560,11 @@ class Subscription:
         if self._alarm is not None:
             self._shared.alarms.cancel(self._alarm)
             self._alarm = None
+
+
+def _weightier(reason: ResyncReason, later: ResyncReason) -> ResyncReason:
+    """The one to tell when two fall together: the source's before the subscriber's, and that revisions went back."""
+    return later if later in _SOURCE_REASONS and reason is not ResyncReason.REWOUND else reason
 
 
 def _waiters(event: _QueuedEvent) -> list[PropagationFuture]:

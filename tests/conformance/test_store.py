@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -638,6 +639,7 @@ def test_c15_i17_a_child_is_refused_and_the_parent_goes_on(store: Store) -> None
         # when the process forks, and the child tries each method and closes
         child = os.fork()
         if child == 0:
+            signal.alarm(20)
             os._exit(_outcome_in_child(store, follower.stream))
         _, status = os.waitpid(child, 0)
         # then the child was refused, and the parent did not notice

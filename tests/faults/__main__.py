@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = run(seed, SOURCES[options.source], transactions=options.transactions)
         results.append(result)
         if not result.good:
-            _say(f"seed {seed}: {_why(result)}")
+            _say(f"seed {seed}: {why(result)}")
     _say(summary(options.source, results, time.monotonic() - began))
     return 0 if all(result.good for result in results) else 1
 
@@ -56,7 +56,8 @@ def summary(source: str, results: Sequence[Result], seconds: float) -> str:
     return "\n".join(f"{name:>22}  {value}" for name, value in rows)
 
 
-def _why(result: Result) -> str:
+def why(result: Result) -> str:
+    """What is wrong with *result*, and how to run it again."""
     reasons = [*map(str, result.violations), *result.troubles, *(f"left behind: {n}" for n in result.threads_left)]
     return "\n".join(reasons) or "not converged"
 

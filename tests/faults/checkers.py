@@ -340,9 +340,7 @@ def _read(log: Log) -> Iterable[_Reading]:
         elif isinstance(entry, PutResync):
             delivered_may = set(entry.values)
             delivered_must = delivered_may & must
-        yield _Reading(
-            at, entry, frozenset(must), frozenset(may), frozenset(delivered_may), frozenset(delivered_must)
-        )
+        yield _Reading(at, entry, frozenset(must), frozenset(may), frozenset(delivered_may), frozenset(delivered_must))
 
 
 # Where in the truth a watcher may be.

@@ -34,13 +34,13 @@ class Manners:
 MANNERS: Mapping[str, Manners] = {
     "fast": Manners(),
     "slow": Manners(slow=0.8),
-    "stuck": Manners(stuck=0.08),
+    "stuck": Manners(stuck=0.15),
     "refusing": Manners(refuses=0.3),
-    "silent": Manners(silent=0.08),
+    "silent": Manners(silent=0.15),
     "twice": Manners(twice=0.5, elsewhere=0.2),
     "elsewhere": Manners(elsewhere=0.9),
     "reentrant": Manners(talks_back=0.5),
-    "everything": Manners(0.3, 0.02, 0.1, 0.02, 0.1, 0.3, 0.1),
+    "everything": Manners(0.3, 0.05, 0.1, 0.05, 0.1, 0.3, 0.1),
 }
 
 
@@ -62,9 +62,7 @@ class Consumer:
         self._wake = threading.Event()
         self._abandon = abandon
         self.change_queue: Queue[Any] = _WakingQueue(self.recorder, room, self._wake)
-        self.resync_queue: Queue[Any] = (
-            self.change_queue if shared else _WakingQueue(self.recorder, room, self._wake)
-        )
+        self.resync_queue: Queue[Any] = self.change_queue if shared else _WakingQueue(self.recorder, room, self._wake)
         #: Called now and then by the consumer's own thread, before it answers.
         self.talk_back: Callable[[random.Random], None] = lambda chance: None
         self.view: dict[str, bytes] = {}
@@ -231,5 +229,3 @@ class Membership:
         self._registration.unregister(prefix)
         self.prefixes.remove(prefix)
         self.consumer.recorder.asked("unregister", prefix, True)
-
-

@@ -66,7 +66,6 @@ class Recorder:
         self._note(Answered(time.monotonic(), number, first))
         return first
 
-
     def _note(self, entry: Entry) -> None:
         with self._lock:
             self.log.entries.append(entry)
@@ -92,7 +91,8 @@ def _read(event: Any, number: int) -> PutChange | PutResync:
             prefix: {kv.get_key(): kv.get_value(BytesValue()).value for kv in pairs}
             for prefix, pairs in event.get_values().items()
         }
-        removed = [Gone(kv.get_key(), kv.get_value(BytesValue()).value, kv.get_revision()) for kv in event.get_removed()]
+        gone = event.get_removed()
+        removed = [Gone(kv.get_key(), kv.get_value(BytesValue()).value, kv.get_revision()) for kv in gone]
         return PutResync(now, number, event.reason, event.revision, values, removed)
     assert isinstance(event, ChangeEvent)
     return PutChange(now, number, [_seen(change) for change in event.get_changes()])

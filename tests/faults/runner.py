@@ -6,14 +6,17 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from google.protobuf.wrappers_pb2 import BytesValue
 
 from datasync.keyval import memory, reader
 from datasync.keyval.sqlite import stream as sqlite_stream
 from datasync.kvdbsync.plugin import Plugin
 from datasync.syncbase import registry, subscription
+from datasync.syncbase.status import SubscriptionState
 from tests.faults.checkers import Violation, check_all
 from tests.faults.consumers import MANNERS, Consumer, Membership
 from tests.faults.history import PutResync
@@ -21,9 +24,10 @@ from tests.faults.recorder import RawSerializer
 from tests.faults.sources import PREFIXES, Source, random_ops
 
 #: Seconds that a history may take to converge once everything has healed.
-CONVERGENCE = 10.0
-#: The library's own times are made so much shorter that a history takes well under a second.
-ABANDON = 0.25
+CONVERGENCE = 15.0
+#: Seconds after which an event is given up: short against a stuck consumer, or long. All of the library's own times
+#: are made so much shorter that a history takes well under a second.
+ABANDON = (0.04, 0.25)
 
 
 @dataclass
@@ -46,18 +50,20 @@ class Result:
 
 
 @contextmanager
-def hurried(chance: random.Random) -> Iterator[None]:
-    """Make the library's times short and its limits small, so that all of them are met."""
+def hurried(chance: random.Random) -> Iterator[float]:
+    """Make the library's times short and its limits small, so that all of them are met; gives the time to abandon."""
+    abandon = chance.choice(ABANDON)
     wanted = [
         (reader, "RETRY_BACKOFF", (0.001, 0.02)),
         (reader, "GOOD_STREAM", 0.01),
+        (reader, "ANCHOR_PATIENCE", 0.3),
         (memory, "IDLE", 0.02),
         (sqlite_stream, "IDLE", 0.02),
         (subscription, "FAILURE_BACKOFF", (0.002, 0.03)),
         (subscription, "FULL_QUEUE_BACKOFF", (0.001, 0.01)),
         (subscription, "DEFAULT_NOTIF_TIMEOUT", chance.choice((0.02, 0.1))),
         (subscription, "MAX_PENDING", chance.choice((10, 60, 10_000))),
-        (subscription, "ABANDON_TIMEOUT", ABANDON),
+        (subscription, "ABANDON_TIMEOUT", abandon),
     ]
     batch = chance.choice((1, 5, 1000))
     wanted += [(subscription, "MAX_BATCH", batch), (registry, "MAX_BATCH", batch)]
@@ -65,7 +71,7 @@ def hurried(chance: random.Random) -> Iterator[None]:
     try:
         for module, name, value in wanted:
             setattr(module, name, value)
-        yield
+        yield abandon
     finally:
         for module, name, value in before:
             setattr(module, name, value)
@@ -74,9 +80,9 @@ def hurried(chance: random.Random) -> Iterator[None]:
 def run(seed: int, make: Callable[[random.Random], Source], *, transactions: int = 60) -> Result:
     """The history of *seed*. Chance decides everything but the moments at which threads meet."""
     chance = random.Random(seed)
-    with hurried(chance):
+    with hurried(chance) as abandon:
         before = set(threading.enumerate())
-        history = _History(seed, chance, make(chance), transactions)
+        history = _History(seed, chance, make(chance), transactions, abandon)
         try:
             history.play()
         finally:
@@ -87,11 +93,12 @@ def run(seed: int, make: Callable[[random.Random], Source], *, transactions: int
 
 
 class _History:
-    def __init__(self, seed: int, chance: random.Random, source: Source, transactions: int) -> None:
+    def __init__(self, seed: int, chance: random.Random, source: Source, transactions: int, abandon: float) -> None:
         self.result = Result(seed)
         self._chance = chance
         self._source = source
         self._transactions = transactions
+        self._abandon = abandon
         self._over = threading.Event()
         self._errors: list[BaseException] = []
         self._plugin = Plugin(source.store, source.prefix, serializer=RawSerializer(), allow_delayed_start=True)
@@ -127,7 +134,10 @@ class _History:
         for member, entries in zip(self._members, before, strict=True):
             if not member.closed:
                 member.consumer.recorder.log.entries = entries
-        self._source.settle()
+        try:
+            self._source.settle()
+        except Exception as error:
+            self._errors.append(error)
         self._source.close()
 
     def check(self) -> None:
@@ -157,8 +167,9 @@ class _History:
         chance = random.Random(self._chance.random())
         manners = chance.choice(list(MANNERS))
         room = chance.choice((0, 0, 1, 2, 5))
+        shared = chance.random() < 0.4
         consumer = Consumer(
-            f"{name}-{manners}", MANNERS[manners], chance, abandon=ABANDON, room=room, shared=chance.random() < 0.4
+            f"{name}-{manners}", MANNERS[manners], chance, abandon=self._abandon, room=room, shared=shared
         )
         prefixes = chance.sample(PREFIXES, chance.randint(0, 4))
         member = Membership(self._plugin, consumer, prefixes, chance.choice((1, 1, 2, 4)))
@@ -180,13 +191,13 @@ class _History:
             for _ in range(self._transactions):
                 self._source.write(random_ops(self._writer_chance))
                 if self._writer_chance.random() < 0.5:
-                    time.sleep(self._writer_chance.uniform(0, 0.004))
+                    time.sleep(self._writer_chance.uniform(0, self._source.pace / 2))
         finally:
             self._over.set()
 
     def _misfortune(self) -> None:
         """Something happens: at the source, or to a watcher."""
-        self._over.wait(self._chance.uniform(0, 0.01))
+        self._over.wait(self._chance.uniform(0, self._source.pace))
         dice = self._chance.random()
         if dice < 0.35:
             self._chance.choice(self._source.misfortunes())()
@@ -201,22 +212,27 @@ class _History:
 
     def _converge(self) -> None:
         healed = time.monotonic()
-        waiting = [member for member in self._members if not member.closed]
         state = self._source.truth.state
-        while waiting:
+        while waiting := self._behind(state):
             if time.monotonic() - healed > CONVERGENCE:
-                names = [member.consumer.recorder.log.name for member in waiting]
-                status = self._plugin.status()
-                self.result.troubles.append(f"never converged: {names}; {status}")
+                self.result.troubles.append(f"never converged: {waiting}; {self._plugin.status()}")
                 return
-            waiting = [member for member in waiting if not self._settled(member, state)]
             time.sleep(0.002)
         self.result.converged = time.monotonic() - healed
 
-    def _settled(self, member: Membership, state: object) -> bool:
-        """The view is right, and nothing is under way any more."""
-        one = self._plugin.status().subscriptions[member.consumer.recorder.log.name]
-        return one.state.value == "synced" and one.in_flight == 0 and member.view_is(state)  # type: ignore[arg-type]
+    def _behind(self, state: Mapping[str, bytes]) -> list[str]:
+        """Who is not there yet: the plugin itself, or watchers whose view is wrong or who have something under way."""
+        registry = self._plugin.registry
+        held = {kv.get_key(): kv.get_value(BytesValue()).value for kv in registry.items()}
+        if held != state or self._source.revision not in (0, registry.revision):
+            return ["the plugin"]
+        members = {one.consumer.recorder.log.name: one for one in self._members if not one.closed}
+        ways = self._plugin.status().subscriptions
+        return [
+            name
+            for name, member in members.items()
+            if ways[name].state is not SubscriptionState.SYNCED or ways[name].in_flight or not member.view_is(state)
+        ]
 
     def _guarded(self, body: Callable[[], None]) -> None:
         try:

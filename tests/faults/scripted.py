@@ -154,9 +154,9 @@ class _ScriptedStream(Stream):
             with self._store.changed:
                 if not first and self._store.revision == self._position and not self._cancelled:
                     self._store.changed.wait(IDLE)
+                if self._cancelled:
+                    return
                 batch = self._next()
-            if self._cancelled:
-                return
             yield batch if first or batch.revision > self._position else None
             first = False
             self._position = batch.revision
@@ -349,7 +349,11 @@ class FaultyStream(Stream):
         self._faults.strike("streaming", 0.3)
 
 
+def as_op(key: str, value: bytes | None) -> WriteOp:
+    """A put, or with None a delete."""
+    return DeleteOp(key) if value is None else PutOp(key, value)
+
+
 def write(store: Store, ops: Sequence[tuple[str, bytes | None]]) -> CommitResult:
     """Commit (key, value) pairs, None for a delete."""
-    return store.commit([DeleteOp(key) if value is None else PutOp(key, value) for key, value in ops])
-
+    return store.commit([as_op(key, value) for key, value in ops])

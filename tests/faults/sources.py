@@ -23,6 +23,8 @@ class Source(ABC):
 
     #: In front of every key.
     prefix: str = ROOT
+    #: Seconds between two transactions, and between two misfortunes, at most.
+    pace: float = 0.008
 
     def __init__(self, chance: random.Random) -> None:
         self.truth = Truth()
@@ -40,6 +42,11 @@ class Source(ABC):
     @abstractmethod
     def misfortunes(self) -> list[Misfortune]:
         """What may go wrong: one of them is called now and then."""
+
+    @property
+    def revision(self) -> int:
+        """The source's own revision; 0 where others write to it as well."""
+        return 0
 
     def heal(self) -> None:
         """Nothing goes wrong after this."""
@@ -68,6 +75,10 @@ class ScriptedSource(Source):
         super().__init__(chance)
         self.honest = ScriptedStore(self.truth)
         self.store = FaultyStore(self.honest, self.faults)
+
+    @property
+    def revision(self) -> int:
+        return self.honest.revision
 
     def write(self, ops: Ops) -> None:
         with self.lock:
@@ -99,7 +110,7 @@ class ScriptedSource(Source):
 
     def grow(self) -> None:
         """Let the restored store pass every revision that was ever seen."""
-        seen = max(commit.revision for epoch in self.truth.epochs for commit in epoch.commits or [])
+        seen = max((commit.revision for epoch in self.truth.epochs for commit in epoch.commits), default=1)
         while self.honest.revision <= seen:
             self.write(random_ops(self.chance))
 
@@ -173,7 +184,14 @@ def random_ops(chance: random.Random) -> Ops:
     return [(key, None if chance.random() < 0.4 else b"v%d" % next(_counter)) for key in keys]
 
 
+def _etcd(chance: random.Random) -> Source:
+    from tests.faults.etcd_source import EtcdSource  # inside: it needs grpc
+
+    return EtcdSource(chance)
+
+
 SOURCES: dict[str, Callable[[random.Random], Source]] = {
+    "etcd": _etcd,
     "scripted": ScriptedSource,
     "memory": MemorySource,
     "sqlite": SQLiteSource,

@@ -129,6 +129,25 @@ def test_c4_transactions_of_callers_are_never_merged(registry: Registry) -> None
         assert future.done()
 
 
+def test_c4_a_callers_transaction_is_merged_with_nothing_that_comes_from_the_store(mirror: Registry) -> None:
+    # given a busy subscriber of a store
+    queue, _ = subscribe(mirror, "agent", "")
+    snapshot(mirror, 1, {})
+    busy = take(queue)
+    commits(mirror, (2, {"begin": "1"}))
+    busy.done()
+    busy = take(queue)
+    # when a caller's transaction comes between two of the store's
+    commits(mirror, (3, {"a": "1"}))
+    future = mirror.submit_changes(changes({"b": "1"}))
+    commits(mirror, (5, {"c": "1"}), (6, {"d": "1"}))
+    busy.done()
+    # then it has an event, and an answer, of its own
+    assert [[key for key, _, _ in told(answer(queue))] for _ in range(2)] == [["a"], ["b"]]
+    assert future.done()
+    assert [key for key, _, _ in told(answer(queue))] == ["c", "d"]
+
+
 def test_c4_store_transactions_that_wait_are_merged_whole_and_in_order(
     mirror: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

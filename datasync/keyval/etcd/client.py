@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 import grpc
 
@@ -37,7 +38,7 @@ class Client:
         self._lock = threading.Lock()  # guards the fields below
         self._current = 0
         self._closed = False
-        self._scopes: set[Scope] = set()
+        self._scopes: WeakSet[Scope] = WeakSet()  # a stream that nobody ever read takes its scope with it
         self._token = ""
         self._closing = Scope()
 
@@ -91,7 +92,9 @@ class Client:
                     self._forget(token)
                     continue
                 again = fault.elsewhere and (fault.unsent or not write)
-                if again and (untried > 0 or time.monotonic() < give_up):
+                # An endpoint that did not answer in time had its chance; one that cannot be reached may come up.
+                patient = error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED and time.monotonic() < give_up
+                if again and (untried > 0 or patient):
                     if untried <= 0:
                         (scope or self._closing).wait(RETRY_PAUSE)
                     continue
@@ -147,7 +150,10 @@ class Client:
 
     def error(self, error: grpc.RpcError, endpoint: Endpoint, what: str, *, write: bool = False) -> Exception:
         """The datasync error for *error*, with a word on TLS where that is what fails."""
-        hint = explain(self.config, endpoint.address) if error.code() is grpc.StatusCode.UNAVAILABLE else ""
+        text = error.details() or ""
+        # A connection that came about and failed: then it is worth a handshake of our own to ask why.
+        broken = "failed to connect" in text and "refused" not in text and "timed out" not in text
+        hint = explain(self.config, endpoint.address) if broken else ""
         listed = ", ".join(e.address for e in self._endpoints) if find_fault(error.code(), "").elsewhere else ""
         return translate(error, what, listed or endpoint.address, write=write, hint=hint)
 

@@ -53,7 +53,8 @@ class Leadership:
         self.key = f"{prefix}/{self._lease:x}"
         #: The store's revision since which it stands: greater for each later leader, so usable as a fencing token.
         self.revision = self._stand(value)
-        self._worker = Worker(f"keyval-etcd-leader-{prefix}", self._keep)
+        self._scope = client.new_scope()  # of the thread's calls
+        self._worker = Worker(f"keyval-etcd-leader-{prefix}", self._keep, wake=self._scope.cancel)
         self._worker.start()
 
     @property
@@ -149,8 +150,9 @@ class Leadership:
 
     def _still_standing(self, left: float) -> bool:
         timeout = min(left, self._client.config.operation_timeout)
-        if not keep_alive(self._client, self._lease, timeout):
+        if not keep_alive(self._client, self._lease, self._scope, timeout):
             return False
         request = pb.RangeRequest(key=encode_key(self.key), keys_only=True)
-        kvs = self._client.call(RANGE, request, f"looking at {self._what}", timeout=timeout).kvs
+        what = f"looking at {self._what}"
+        kvs = self._client.call(RANGE, request, what, timeout=timeout, scope=self._scope).kvs
         return bool(kvs) and kvs[0].create_revision == self.revision

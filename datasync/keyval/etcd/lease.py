@@ -11,10 +11,10 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from datasync.errors import DatasyncError
+from datasync.errors import ClosedError, DatasyncError
 from datasync.keyval.api import DeleteOp, PutOp, WriteOp
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.channel import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, TXN
+from datasync.keyval.etcd.channel import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, TXN, Scope
 from datasync.keyval.etcd.client import Client
 from datasync.keyval.etcd.keys import encode_key
 from datasync.threads import Worker
@@ -27,26 +27,30 @@ BEATS = 3
 REVOKE_TIMEOUT = 1.0
 
 
-def grant(client: Client, ttl: float) -> int:
+def grant(client: Client, ttl: float, scope: Scope | None = None) -> int:
     """A new lease that ends *ttl* seconds, rounded up to whole ones, after it was last kept alive."""
     seconds = math.ceil(ttl)
     # A grant that got lost on the way costs nothing: it ends by itself. So it is no write that must not be repeated.
-    return client.call(LEASE_GRANT, pb.LeaseGrantRequest(TTL=seconds), f"asking for a lease of {seconds} s").ID
+    request = pb.LeaseGrantRequest(TTL=seconds)
+    return client.call(LEASE_GRANT, request, f"asking for a lease of {seconds} s", scope=scope).ID
 
 
-def keep_alive(client: Client, lease: int, timeout: float | None = None) -> bool:
+def keep_alive(client: Client, lease: int, scope: Scope, timeout: float | None = None) -> bool:
     """Renew *lease*; False when it is gone.
 
     etcd's call is a stream of beats, but one beat and its answer look the same on the wire as a plain call.
     """
-    answer = client.call(LEASE_KEEP_ALIVE, pb.LeaseKeepAliveRequest(ID=lease), "keeping a lease alive", timeout=timeout)
+    request = pb.LeaseKeepAliveRequest(ID=lease)
+    answer = client.call(LEASE_KEEP_ALIVE, request, "keeping a lease alive", timeout=timeout, scope=scope)
     return answer.TTL > 0
 
 
 def revoke(client: Client, lease: int) -> None:
     """End *lease* and so its keys, if the server can be reached."""
+    timeout = REVOKE_TIMEOUT / len(client.config.addresses)  # each may be asked
     try:
-        client.call(LEASE_REVOKE, pb.LeaseRevokeRequest(ID=lease), "revoking a lease", timeout=REVOKE_TIMEOUT)
+        # As a write, though it would bear repetition: who closes does not wait for second attempts.
+        client.call(LEASE_REVOKE, pb.LeaseRevokeRequest(ID=lease), "revoking a lease", write=True, timeout=timeout)
     except DatasyncError as error:
         log.debug("a lease is left to end by itself: %s", error)
 
@@ -80,7 +84,8 @@ class ClientLease:
         self._lease = 0
         self._owned: dict[str, _Owned] = {}
         self._nudge = threading.Event()
-        self._worker = Worker(f"keyval-etcd-lease-{subject}", self._keep, wake=self._nudge.set)
+        self._scope = client.new_scope()  # of the thread's calls
+        self._worker = Worker(f"keyval-etcd-lease-{subject}", self._keep, wake=self._wake)
 
     def current(self) -> int:
         """The lease to put under."""
@@ -140,13 +145,19 @@ class ClientLease:
         if lease:
             revoke(self._client, lease)
 
+    def _wake(self) -> None:
+        self._scope.cancel()
+        self._nudge.set()
+
     def _keep(self, worker: Worker) -> None:
         while not worker.stopping.is_set():
             try:
                 lease = self._lease
-                if not keep_alive(self._client, lease):
+                if not keep_alive(self._client, lease, self._scope):
                     self.replace(lease)
                 self._put_again()
+            except ClosedError:
+                return
             except DatasyncError as error:
                 log.warning("the lease of the client-lifetime keys could not be kept alive yet: %s", error)
             self._nudge.wait(self._ttl / BEATS)
@@ -169,7 +180,7 @@ class ClientLease:
             failure=[pb.RequestOp(request_txn=still_ours)],
         )
         # Repeating it does no harm: the second time the key has our own value, under our own lease.
-        answer = self._client.call(TXN, request, f"putting {key!r} again")
+        answer = self._client.call(TXN, request, f"putting {key!r} again", scope=self._scope)
         done = answer.succeeded or answer.responses[0].response_txn.succeeded
         revision = answer.header.revision
         with self._lock:

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import grpc
 
-from datasync.errors import DatasyncError, InvalidArgumentError, PermissionDenied, UnknownOutcome
+from datasync.errors import CompactedError, DatasyncError, InvalidArgumentError, PermissionDenied, UnknownOutcome
 from datasync.keyval.api import (
     Capability,
     CommitResult,
@@ -19,6 +19,7 @@ from datasync.keyval.api import (
     DeleteOp,
     KeyValue,
     PutOp,
+    RewoundError,
     Store,
     WriteOp,
 )
@@ -61,6 +62,7 @@ class EtcdStore(Store):
         self.idle_limit = self.config.idle_limit
         self._client = Client(self.config)
         self._history = History()
+        self._in_fragments: set[str] = set()  # prefixes whose next stream asks for fragments
         self._lifetime = ClientLease(self._client, self.config.session_ttl, self.config.addresses[0])
         self._compactor: Worker | None = None
         if self.config.auto_compact:
@@ -165,7 +167,7 @@ class EtcdStore(Store):
 
     def stream(self, prefix: str, after: int) -> EtcdStream:
         self._client.check_usable()
-        return EtcdStream(self._client, self._history, prefix, after, self.idle_limit)
+        return EtcdStream(self._client, self._history, prefix, after, self.idle_limit, self._in_fragments)
 
     def revision(self) -> int:
         """The store's present revision."""
@@ -175,11 +177,18 @@ class EtcdStore(Store):
         """Forget the history up to *revision*, by default the present one; returns it. Twice the same is no error.
 
         Raises:
-          CompactedError: The history up to there is gone already.
+          CompactedError: The history beyond there is gone already.
+          InvalidArgumentError: The store has not come to that revision yet.
         """
         wanted = self.revision() if revision is None else revision
-        request = pb.CompactionRequest(revision=wanted, physical=True)
-        self._client.call(COMPACT, request, f"compacting up to revision {wanted}")
+        what = f"compacting up to revision {wanted}"
+        try:
+            self._client.call(COMPACT, pb.CompactionRequest(revision=wanted, physical=True), what)
+        except CompactedError:
+            # Up to there, or beyond? Only the last compacted revision itself can still be read.
+            self._client.call(RANGE, pb.RangeRequest(key=ALL, revision=wanted), what)
+        except RewoundError:
+            raise InvalidArgumentError(f"{what}: the store has not come to it yet") from None
         return wanted
 
     def campaign(
@@ -220,7 +229,7 @@ class EtcdStore(Store):
         done = 0
         while not worker.stopping.wait(self.config.auto_compact):
             try:
-                if self.revision() > done:  # compacting the same revision twice is refused
+                if self.revision() > done:
                     done = self.compact()
             except DatasyncError as error:
                 log.warning("auto-compact: %s", error)

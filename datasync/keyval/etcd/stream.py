@@ -40,14 +40,29 @@ EXACT_SINCE = {(3, 4): 31, (3, 5): 13}
 
 
 class EtcdStream(Stream):
-    """The commits under *prefix* with a revision above *after*, one pass only. See the module's text for bookmarks."""
+    """The commits under *prefix* with a revision above *after*, one pass only. See the module's text for bookmarks.
 
-    def __init__(self, client: Client, history: History, prefix: str, after: int, idle_limit: float) -> None:
+    Responses are asked for whole: the server measures a response anew after each event that it adds to a fragment, so
+    that a fragment of many small events takes it minutes, while it may hold at most 1,000 revisions anyway. A whole one
+    can be too large for the idle limit on a slow line; so a call that was cut for its silence before its first event is
+    tried the other way next time. *in_fragments* are the prefixes of that store whose turn it is.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        history: History,
+        prefix: str,
+        after: int,
+        idle_limit: float,
+        in_fragments: set[str],
+    ) -> None:
         self._client = client
         self._history = history
         self._prefix = prefix
         self._position = after
         self._idle_limit = idle_limit
+        self._in_fragments = in_fragments
         self._scope = client.new_scope()
 
     def cancel(self) -> None:
@@ -76,7 +91,8 @@ class EtcdStream(Stream):
     def _follow(self) -> Iterator[Batch]:
         self._history.verify(self._client, self._prefix, self._position, self._scope)
         exact_member = self._exact_member()
-        requests = _Requests(self._prefix, self._position + 1, self._idle_limit)
+        start = self._position
+        requests = _Requests(self._prefix, start + 1, self._idle_limit, self._prefix in self._in_fragments)
         call, endpoint = self._client.open(WATCH, requests, self._scope)
         requests.guard(call)
         try:
@@ -88,6 +104,8 @@ class EtcdStream(Stream):
                 return
             self._client.note(error, endpoint)
             if requests.idle:
+                if self._position == start:
+                    self._in_fragments ^= {self._prefix}
                 raise StoreConnectionError(
                     f"{self._what()}: no word from {endpoint.address} for {self._idle_limit:g} s"
                 ) from error
@@ -115,7 +133,7 @@ class EtcdStream(Stream):
     def _read(self, call: Any, requests: _Requests, exact_member: int | None) -> Iterator[Batch]:
         commits: list[Commit] = []
         ops: list[tuple[str, bytes | None]] = []
-        revision = self._position
+        revision = 0  # of the last of them, 0 when none waits
         established = False  # the first answer is to our own watch, whatever id a refusal has
         for response in call:
             requests.heard()
@@ -138,9 +156,11 @@ class EtcdStream(Stream):
                     ops.append((kv.key.decode("utf-8", "surrogateescape"), None if event.type else kv.value))
                 # A fragment may end within a revision: that one waits for the rest, whole ones do not.
                 whole, commits = (commits[:-1], commits[-1:]) if response.fragment else (commits, [])
+                if not commits:
+                    revision = 0
                 if whole:
-                    yield self._batch(whole)
                     self._history.streamed(self._prefix, response.header, events)
+                    yield self._batch(whole)
             else:
                 yield self._quiet(response, joined=not commits)
             self._client.check_usable()
@@ -204,10 +224,15 @@ class _Requests:
     Threads: the reader calls ``heard`` and ``listening``, grpc's thread iterates; any calls ``end``.
     """
 
-    def __init__(self, prefix: str, start: int, idle_limit: float) -> None:
+    def __init__(self, prefix: str, start: int, idle_limit: float, fragment: bool) -> None:
         key, range_end = prefix_range(prefix)
         watch = pb.WatchCreateRequest(
-            key=key, range_end=range_end, start_revision=start, progress_notify=True, watch_id=WATCH_ID, fragment=True
+            key=key,
+            range_end=range_end,
+            start_revision=start,
+            progress_notify=True,
+            watch_id=WATCH_ID,
+            fragment=fragment,
         )
         self._idle_limit = idle_limit
         self._probe = [

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from datasync.errors import DatasyncError, PermissionDenied, StoreConnectionError, StoreError
+from datasync.errors import DatasyncError, ForkedError, PermissionDenied, StoreConnectionError, StoreError
 
 #: "dsKV": where SQLite keeps the number that tells whose file it is.
 APPLICATION_ID = 0x64734B56
@@ -67,6 +67,20 @@ opening = threading.Lock()
 _hubs: weakref.WeakValueDictionary[tuple[int, int], Hub] = weakref.WeakValueDictionary()
 _hubs_lock = threading.Lock()
 
+# Files of which this process inherited an open connection through a fork.
+_forsaken: set[tuple[int, int]] = set()
+
+
+def _forget_hubs() -> None:
+    """In a forked child: the parent's hubs may be locked by threads that do not exist here."""
+    global _hubs_lock
+    _hubs_lock = threading.Lock()
+    _hubs.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_hubs)
+
 
 class Database:
     """The file at *path*: its identity on disk, and new connections to it.
@@ -99,6 +113,10 @@ class Database:
                     self._identify()
                     self.generation += 1
         return self.generation
+
+    def forsake(self) -> None:
+        """In a forked child that inherited a connection: SQLite would mistake the parent's locks for its own."""
+        _forsaken.add(self._identity)
 
     def connect(self) -> sqlite3.Connection:
         """A new connection, in autocommit mode, usable from any thread."""
@@ -146,6 +164,10 @@ class Database:
                 pass  # another process was faster
             except OSError as error:
                 raise self._os_error(error) from error
+        if self._stat() in _forsaken:
+            raise ForkedError(
+                f"{self.path} was busy in the parent when this process was forked: open it in another one"
+            )
         with opening, self.mapped("open"):
             connection = self._raw()
             try:
@@ -187,7 +209,11 @@ class Database:
         connection = sqlite3.connect(
             uri, uri=True, timeout=self._lock_timeout, isolation_level=None, check_same_thread=False
         )
-        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        try:
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _lay_out(self, connection: sqlite3.Connection) -> None:

@@ -68,21 +68,23 @@ def write(
     """Write *effect* as the commit after *current*, into the tables and the log; the new revision, or *current*."""
     if not effect:
         return current
-    revision, now, size = current + 1, time.monotonic(), 0
+    revision, now = current + 1, time.monotonic()
+    puts: list[tuple[bytes, bytes, int, float | None, float | None, int | None]] = []
+    deletes: list[tuple[bytes]] = []
+    logged: list[tuple[int, int, bytes, bytes | None]] = []
     for place, (text, op) in enumerate(effect.items()):
         key = text.encode()
-        value = None if op is None else op.value
         if op is None:
-            connection.execute("DELETE FROM kv WHERE key = ?", (key,))
+            deletes.append((key,))
+            logged.append((revision, place, key, None))
         else:
             deadline = None if op.ttl is None else now + op.ttl
-            owner = lease if op.client_lifetime else None
-            connection.execute(
-                "INSERT OR REPLACE INTO kv VALUES (?, ?, ?, ?, ?, ?)",
-                (key, op.value, revision, op.ttl, deadline, owner),
-            )
-        connection.execute("INSERT INTO log VALUES (?, ?, ?, ?)", (revision, place, key, value))
-        size += len(key) + len(value or b"") + _ROW_BYTES
+            puts.append((key, op.value, revision, op.ttl, deadline, lease if op.client_lifetime else None))
+            logged.append((revision, place, key, op.value))
+    connection.executemany("DELETE FROM kv WHERE key = ?", deletes)
+    connection.executemany("INSERT OR REPLACE INTO kv VALUES (?, ?, ?, ?, ?, ?)", puts)
+    connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?)", logged)
+    size = sum(len(key) + len(value or b"") + _ROW_BYTES for _, _, key, value in logged)
     connection.execute(
         "INSERT INTO history SELECT ?, bytes + ?, ?, ? FROM history WHERE revision = ?",
         (revision, size, now, expiry, current),

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from datasync.errors import ClosedError
@@ -24,12 +24,15 @@ FORK_PATIENCE = 1.0
 class Link:
     """One connection to *database*, opened when it is needed, used by one thread at a time.
 
+    *before_fork* is called, with the connection to itself, when it is about to be closed for a fork.
+
     Threads: any.
     Source: contract C15.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, before_fork: Callable[[], object] | None = None) -> None:
         self._database = database
+        self._before_fork = before_fork
         #: Guards the connection and what is done with it; held while SQLite works.
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
@@ -77,12 +80,18 @@ class Link:
             self._connection = None
 
     def let_go(self) -> bool:
-        """Before a fork: close, unless a transaction is open, and keep the lock until ``take_up``."""
+        """Before a fork: close, and keep the lock until ``take_up``; False when it is busy for too long."""
         if not self._lock.acquire(timeout=FORK_PATIENCE):
             return False
-        if self._connection is not None and not self._connection.in_transaction:
+        if self._connection is not None:
+            if self._before_fork is not None:
+                self._before_fork()
             self._drop()
         return True
+
+    def inherit(self) -> None:
+        """In the child, of a link that was not let go: its file cannot be used safely in this process."""
+        self._database.forsake()
 
     def take_up(self) -> None:
         """After a fork: let others go on."""
@@ -91,20 +100,34 @@ class Link:
 
 _links: weakref.WeakSet[Link] = weakref.WeakSet()
 _held: list[Link] = []
+_busy: list[Link] = []
 
 
 def _before_fork() -> None:
-    with opening:
-        links = list(_links)
-    _held.extend(link for link in links if link.let_go())
-    opening.acquire()  # after the links: a thread takes its link's lock first, then this one
+    while True:
+        # Threads take their link's lock first, then this one; so it is let go while we wait for a link, and links
+        # that were made meanwhile are waited for in another round.
+        opening.acquire()
+        links = [link for link in list(_links) if link not in _held and link not in _busy]
+        if not links:
+            return
+        opening.release()
+        for link in links:
+            (_held if link.let_go() else _busy).append(link)
 
 
-def _after_fork() -> None:
+def _after_in_parent() -> None:
     opening.release()
+    _busy.clear()
     while _held:
         _held.pop().take_up()
 
 
+def _after_in_child() -> None:
+    for link in _busy:
+        link.inherit()
+    _after_in_parent()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

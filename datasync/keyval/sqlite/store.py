@@ -275,9 +275,20 @@ class _SQLiteScan(Scan):
     """A read transaction on a connection of its own: other commits go on, this one does not see them."""
 
     def __init__(self, database: Database, prefix: str, keys_only: bool) -> None:
-        self._link = Link(database)
+        # What a fork made us read ahead: it closes the connection.
+        self._rest: list[tuple[bytes, bytes, int]] | None = None
+        self._cursor: sqlite3.Cursor | None = None
+        read_ahead = weakref.WeakMethod(self._read_ahead)  # weak: a dropped scan must not stay alive through its link
+
+        def before_fork() -> None:
+            method = read_ahead()
+            if method is not None:
+                method()
+
+        self._link = Link(database, before_fork)
         self._columns = "key, x'', revision" if keys_only else "key, value, revision"
         self._range = ledger.key_range(prefix)
+        self._path = database.path
         # A scan that is dropped without being read to its end must not hold the write-ahead log back.
         self._closer = weakref.finalize(self, self._link.close)
         try:
@@ -295,16 +306,26 @@ class _SQLiteScan(Scan):
     def __iter__(self) -> Iterator[KeyValue]:
         try:
             while True:
-                with self._link.use("read"):
-                    if self._link.opened > 1:
-                        raise StoreConnectionError("the file was replaced while it was listed")
-                    rows = self._cursor.fetchmany(_PAGE)
+                rows, last = self._next_rows()
                 for key, value, revision in rows:
                     yield KeyValue(key.decode(), value, revision)
-                if len(rows) < _PAGE:
+                if last:
                     return
         finally:
             self._closer()
+
+    def _next_rows(self) -> tuple[list[tuple[bytes, bytes, int]], bool]:
+        with self._link.use("read"):
+            if self._rest is not None:
+                return self._rest, True
+            if self._cursor is None or self._link.opened > 1:
+                raise StoreConnectionError(f"{self._path} was replaced while it was listed")
+            rows = self._cursor.fetchmany(_PAGE)
+            return rows, len(rows) < _PAGE
+
+    def _read_ahead(self) -> None:
+        if self._cursor is not None:
+            self._rest = self._cursor.fetchall()
 
 
 def _holds(connection: sqlite3.Connection, condition: Condition) -> bool:

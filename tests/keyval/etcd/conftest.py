@@ -29,10 +29,35 @@ def server34(tmp_path: Path) -> Iterator[EtcdServer]:
         yield server
 
 
+@pytest.fixture(params=["etcd34", "etcd35"])
+def calm(request: pytest.FixtureRequest) -> EtcdServer:
+    """An empty server that other tests use too: it is not killed, frozen or given users."""
+    return emptied(request.getfixturevalue(request.param))
+
+
 @pytest.fixture
-def proxy(server34: EtcdServer) -> Iterator[TcpProxy]:
-    """A proxy in front of ``server34``."""
-    with TcpProxy(("127.0.0.1", server34.port)) as proxy:
+def calm34(etcd34: EtcdServer) -> EtcdServer:  # noqa: F811
+    """Such a server where the version does not matter."""
+    return emptied(etcd34)
+
+
+def emptied(server: EtcdServer) -> EtcdServer:
+    """*server* without keys and leases."""
+    server.ctl("del", "", "--prefix")
+    for lease in leases(server):
+        server.ctl("lease", "revoke", lease)
+    return server
+
+
+def leases(server: EtcdServer) -> list[str]:
+    """The ids of all leases, in hex."""
+    return [line for line in server.ctl("lease", "list").splitlines() if "found" not in line and line]
+
+
+@pytest.fixture
+def proxy(calm34: EtcdServer) -> Iterator[TcpProxy]:
+    """A proxy in front of ``calm34``."""
+    with TcpProxy(("127.0.0.1", calm34.port)) as proxy:
         yield proxy
 
 

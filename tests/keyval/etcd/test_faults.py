@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_c17_a_write_that_was_not_sent_says_so_and_names_the_endpoint(open_store
 
 
 def test_c17_a_write_that_was_sent_and_not_answered_has_an_unknown_outcome(
-    server34: EtcdServer, proxy: TcpProxy, open_store: OpenStore
+    calm34: EtcdServer, proxy: TcpProxy, open_store: OpenStore
 ) -> None:
     # given a connection whose answers do not come back
     store = open_store(proxy.address, operation_timeout=0.5)
@@ -94,11 +95,11 @@ def test_c17_a_write_that_was_sent_and_not_answered_has_an_unknown_outcome(
     with pytest.raises(UnknownOutcome, match="'b'"):
         put(store, "b", "once")
     # then it is there, once: it was not repeated
-    assert server34.ctl("get", "b", "-w", "fields").count('"Version" : 1') == 1
+    assert calm34.ctl("get", "b", "-w", "fields").count('"Version" : 1') == 1
 
 
 def test_c17_a_write_whose_connection_is_reset_is_not_repeated(
-    server34: EtcdServer, proxy: TcpProxy, open_store: OpenStore
+    calm34: EtcdServer, proxy: TcpProxy, open_store: OpenStore
 ) -> None:
     store = open_store(proxy.address, operation_timeout=5.0)
     put(store, "a")
@@ -106,7 +107,8 @@ def test_c17_a_write_whose_connection_is_reset_is_not_repeated(
     with pytest.raises(UnknownOutcome, match="'b'"):
         put(store, "b")
     proxy.heal()
-    assert server34.ctl("get", "b", "-w", "fields").count('"Version" : 1') == 1
+    # then it is there once, or not at all when the reset came first: not twice
+    assert '"Version" : 2' not in calm34.ctl("get", "b", "-w", "fields")
 
 
 def test_a_read_whose_connection_is_reset_is_made_again(proxy: TcpProxy, open_store: OpenStore) -> None:
@@ -117,11 +119,9 @@ def test_a_read_whose_connection_is_reset_is_made_again(proxy: TcpProxy, open_st
 
 
 @pytest.mark.parametrize("gone", ["compacted to the resume revision", "compacted to head"])
-def test_d57_compaction_while_cut_off_is_an_error_not_a_gap(
-    server: EtcdServer, open_store: OpenStore, gone: str
-) -> None:
+def test_d57_compaction_while_cut_off_is_an_error_not_a_gap(calm: EtcdServer, open_store: OpenStore, gone: str) -> None:
     # given a reader that stopped at a revision
-    store = open_store(server.endpoint)
+    store = open_store(calm.endpoint)
     position = put(store, "p/1")
     put(store, "p/1", "missed")
     head = put(store, "p/2")
@@ -140,10 +140,10 @@ def test_d57_compaction_while_cut_off_is_an_error_not_a_gap(
 
 
 def test_d57_a_page_of_a_compacted_revision_is_an_error_not_a_short_list(
-    server: EtcdServer, open_store: OpenStore
+    calm: EtcdServer, open_store: OpenStore
 ) -> None:
     # given a scan that has read its first page
-    store = open_store(server.endpoint, page_size=10)
+    store = open_store(calm.endpoint, page_size=10)
     for number in range(30):
         put(store, f"p/{number:02}")
     pages = iter(store.scan("p/"))
@@ -246,14 +246,14 @@ def test_i14_a_black_hole_is_found_within_the_idle_limit(
         assert time.monotonic() - cut < 1.6
 
 
-def test_a_quiet_stream_lives_longer_than_the_idle_limit(server: EtcdServer, open_store: OpenStore) -> None:
+def test_a_quiet_stream_lives_longer_than_the_idle_limit(calm: EtcdServer, open_store: OpenStore) -> None:
     # given a stream with a short limit on which nothing happens
-    store = open_store(server.endpoint, idle_limit=0.3)
+    store = open_store(calm.endpoint, idle_limit=1.0)
     start = put(store, "p/1")
     with following(store, "p/", start) as follower:
-        # when many limits have passed
+        # when several limits have passed
         begun = time.monotonic()
-        while time.monotonic() - begun < 1.5:
+        while time.monotonic() - begun < 3.0:
             batch = take(follower.queue)
             # then there are signs of life, and none claims a revision that was not there
             assert isinstance(batch, Batch)
@@ -262,8 +262,8 @@ def test_a_quiet_stream_lives_longer_than_the_idle_limit(server: EtcdServer, ope
         assert follower.until(put(store, "p/2"))[-1].commits
 
 
-def test_a_slow_consumer_is_not_taken_for_a_silent_server(server34: EtcdServer, open_store: OpenStore) -> None:
-    store = open_store(server34.endpoint, idle_limit=0.3)
+def test_a_slow_consumer_is_not_taken_for_a_silent_server(calm34: EtcdServer, open_store: OpenStore) -> None:
+    store = open_store(calm34.endpoint, idle_limit=0.3)
     last = put(store, "p/1")
     stream = store.stream("p/", last - 1)
     batches = iter(stream)
@@ -276,9 +276,9 @@ def test_a_slow_consumer_is_not_taken_for_a_silent_server(server34: EtcdServer, 
     stream.cancel()
 
 
-def test_a_bookmark_never_runs_ahead_of_the_events(server: EtcdServer, open_store: OpenStore) -> None:
+def test_a_bookmark_never_runs_ahead_of_the_events(calm: EtcdServer, open_store: OpenStore) -> None:
     # given a history, and a stream that starts at its beginning while other keys are written
-    store = open_store(server.endpoint, idle_limit=0.3)
+    store = open_store(calm.endpoint, idle_limit=1.0)
     start = put(store, "p/0")
     last = [put(store, f"p/{number % 7}") for number in range(300)][-1]
     with following(store, "p/", start) as follower:
@@ -292,6 +292,7 @@ def test_a_bookmark_never_runs_ahead_of_the_events(server: EtcdServer, open_stor
         claimed = batch.revision
 
 
+@pytest.mark.skipif("DATASYNC_TEST_ETCD_3516" not in os.environ, reason="no etcd 3.5.16 named; a fake one is tested")
 def test_a_later_release_moves_the_bookmark_of_a_quiet_prefix(tmp_path: Path, open_store: OpenStore) -> None:
     # given a release whose requested progress reports can be believed
     with EtcdServer(find_etcd("3.5.16"), tmp_path / "etcd") as server:
@@ -304,7 +305,7 @@ def test_a_later_release_moves_the_bookmark_of_a_quiet_prefix(tmp_path: Path, op
 
 
 def test_c15_cancel_ends_a_stream_at_once_also_while_it_connects(
-    server34: EtcdServer, proxy: TcpProxy, open_store: OpenStore
+    calm34: EtcdServer, proxy: TcpProxy, open_store: OpenStore
 ) -> None:
     store = open_store(proxy.address, operation_timeout=30.0)
     put(store, "a")
@@ -317,16 +318,16 @@ def test_c15_cancel_ends_a_stream_at_once_also_while_it_connects(
     assert time.monotonic() - begun < 1.0
 
 
-def test_a_stream_that_was_cancelled_before_it_began_is_empty(server34: EtcdServer, open_store: OpenStore) -> None:
-    stream = open_store(server34.endpoint).stream("p/", 1)
+def test_a_stream_that_was_cancelled_before_it_began_is_empty(calm34: EtcdServer, open_store: OpenStore) -> None:
+    stream = open_store(calm34.endpoint).stream("p/", 1)
     stream.cancel()
     stream.cancel()
     assert list(stream) == []
 
 
-def test_with_one_endpoint_down_the_next_is_used(server34: EtcdServer, open_store: OpenStore) -> None:
+def test_with_one_endpoint_down_the_next_is_used(calm34: EtcdServer, open_store: OpenStore) -> None:
     # given the first and the last of three endpoints down, and one of them a name
-    store = open_store(f"localhost:{free_port()}", server34.endpoint, f"127.0.0.1:{free_port()}")
+    store = open_store(f"localhost:{free_port()}", calm34.endpoint, f"127.0.0.1:{free_port()}")
     # then everything works, from the first call on
     last = put(store, "p/1", "x")
     assert state(store, "p/") == {"p/1": b"x"}
@@ -334,8 +335,8 @@ def test_with_one_endpoint_down_the_next_is_used(server34: EtcdServer, open_stor
         assert follower.until(last)[-1].commits[0].ops == [("p/1", b"x")]
 
 
-def test_a_host_name_is_resolved(server34: EtcdServer, open_store: OpenStore) -> None:
-    store = open_store(f"localhost:{server34.port}")
+def test_a_host_name_is_resolved(calm34: EtcdServer, open_store: OpenStore) -> None:
+    store = open_store(f"localhost:{calm34.port}")
     assert put(store, "a") > 0
 
 
@@ -383,9 +384,9 @@ def _end_of(follower: Following) -> object:
     return None
 
 
-def test_an_event_of_a_foreign_key_that_is_no_text_comes_whole(server: EtcdServer, open_store: OpenStore) -> None:
+def test_an_event_of_a_foreign_key_that_is_no_text_comes_whole(calm: EtcdServer, open_store: OpenStore) -> None:
     # given a key of bytes that are no UTF-8
-    store = open_store(server.endpoint)
+    store = open_store(calm.endpoint)
     odd = b"p/\xff\xfe".decode("utf-8", "surrogateescape")
     with following(store, "p/", store.revision()) as follower:
         revision = put(store, odd, "1")

@@ -13,17 +13,12 @@ from datasync.keyval.etcd import EtcdStore, Leadership
 from datasync.keyval.etcd.client import Client
 from datasync.keyval.etcd.lease import ClientLease
 from tests.conftest import wait_until
-from tests.keyval.etcd.conftest import OpenStore
+from tests.keyval.etcd.conftest import OpenStore, leases
 from tests.proxy import TcpProxy
 from tests.servers import EtcdServer
 from tests.stores import state
 
 pytestmark = pytest.mark.etcd
-
-
-def leases(server: EtcdServer) -> list[str]:
-    """The ids of all leases, in hex."""
-    return [line for line in server.ctl("lease", "list").splitlines() if "found" not in line and line]
 
 
 def lease_of(server: EtcdServer, key: str) -> str:
@@ -38,74 +33,74 @@ def mortal(store: EtcdStore, key: str, value: bytes = b"x") -> None:
     store.commit([PutOp(key, value, client_lifetime=True)])
 
 
-def test_a_ttl_is_rounded_up_to_whole_seconds(server34: EtcdServer, open_store: OpenStore) -> None:
-    open_store(server34.endpoint).commit([PutOp("a", b"x", ttl=3.01)])
-    assert "granted with TTL(4s)" in server34.ctl("lease", "timetolive", lease_of(server34, "a"))
+def test_a_ttl_is_rounded_up_to_whole_seconds(calm34: EtcdServer, open_store: OpenStore) -> None:
+    open_store(calm34.endpoint).commit([PutOp("a", b"x", ttl=3.01)])
+    assert "granted with TTL(4s)" in calm34.ctl("lease", "timetolive", lease_of(calm34, "a"))
 
 
-def test_puts_of_one_transaction_share_a_lease_per_ttl(server34: EtcdServer, open_store: OpenStore) -> None:
-    open_store(server34.endpoint).commit([PutOp("a", b"", ttl=9), PutOp("b", b"", ttl=8.5), PutOp("c", b"", ttl=20)])
-    assert lease_of(server34, "a") == lease_of(server34, "b") != lease_of(server34, "c")
-    assert len(leases(server34)) == 2
+def test_puts_of_one_transaction_share_a_lease_per_ttl(calm34: EtcdServer, open_store: OpenStore) -> None:
+    open_store(calm34.endpoint).commit([PutOp("a", b"", ttl=9), PutOp("b", b"", ttl=8.5), PutOp("c", b"", ttl=20)])
+    assert lease_of(calm34, "a") == lease_of(calm34, "b") != lease_of(calm34, "c")
+    assert len(leases(calm34)) == 2
 
 
-def test_d68_a_put_that_was_not_made_leaves_no_lease(server34: EtcdServer, open_store: OpenStore) -> None:
-    store = open_store(server34.endpoint)
+def test_d68_a_put_that_was_not_made_leaves_no_lease(calm34: EtcdServer, open_store: OpenStore) -> None:
+    store = open_store(calm34.endpoint)
     # given a condition that does not hold, and a value that is too large
     assert not store.commit([PutOp("a", b"x", ttl=60)], [Condition("a", b"other")]).succeeded
     with pytest.raises(InvalidArgumentError):
         store.commit([PutOp("a", b"x" * 3_000_000, ttl=60)])
-    assert leases(server34) == []
+    assert leases(calm34) == []
 
 
-def test_c16_a_ttl_that_is_too_long_is_refused(server34: EtcdServer, open_store: OpenStore) -> None:
+def test_c16_a_ttl_that_is_too_long_is_refused(calm34: EtcdServer, open_store: OpenStore) -> None:
     with pytest.raises(InvalidArgumentError, match="TTL"):
-        open_store(server34.endpoint).commit([PutOp("a", b"x", ttl=1e10)])
+        open_store(calm34.endpoint).commit([PutOp("a", b"x", ttl=1e10)])
 
 
-def test_client_lifetime_keys_outlive_the_ttl_and_go_with_close(server: EtcdServer, open_store: OpenStore) -> None:
+def test_client_lifetime_keys_outlive_the_ttl_and_go_with_close(calm: EtcdServer, open_store: OpenStore) -> None:
     # given two clients
-    watcher, store = open_store(server.endpoint), open_store(server.endpoint, session_ttl=2)
+    watcher, store = open_store(calm.endpoint), open_store(calm.endpoint, session_ttl=2)
     mortal(store, "a")
     mortal(store, "b")
     # when more than the life of a lease has passed, then the keys are there
     begun = time.monotonic()
     wait_until(lambda: time.monotonic() - begun > 4.5, "twice the lease's life has passed")
     assert set(state(watcher)) == {"a", "b"}
-    assert len(leases(server)) == 1
+    assert len(leases(calm)) == 1
     # and when the client closes, they are gone at once, with the lease
     store.close()
     assert state(watcher) == {}
-    assert leases(server) == []
+    assert leases(calm) == []
 
 
 def test_d66_keys_whose_lease_was_revoked_come_back_if_they_are_still_ours(
-    server: EtcdServer, open_store: OpenStore
+    calm: EtcdServer, open_store: OpenStore
 ) -> None:
     # given client-lifetime keys
-    store, other = open_store(server.endpoint, session_ttl=2), open_store(server.endpoint)
+    store, other = open_store(calm.endpoint, session_ttl=2), open_store(calm.endpoint)
     for key in ("absent", "ours", "theirs", "deleted", "plain"):
         mortal(store, key, key.encode())
     other.commit([PutOp("theirs", b"other")])
     store.commit([DeleteOp("deleted"), PutOp("plain", b"stays")])
     # when the lease is revoked by hand
-    (lease,) = leases(server)
-    server.ctl("lease", "revoke", lease)
+    (lease,) = leases(calm)
+    calm.ctl("lease", "revoke", lease)
     # then what nobody else wrote is put again, under a new lease, and nothing else
     expected = {"absent": b"absent", "ours": b"ours", "theirs": b"other", "plain": b"stays"}
     wait_until(lambda: state(other) == expected, "our keys are back", timeout=5)
-    assert lease_of(server, "ours") == lease_of(server, "absent") != lease
-    assert lease_of(server, "theirs") == lease_of(server, "plain") == "0"
+    assert lease_of(calm, "ours") == lease_of(calm, "absent") != lease
+    assert lease_of(calm, "theirs") == lease_of(calm, "plain") == "0"
     # and they go with the client as before
     store.close()
     assert state(other) == {"theirs": b"other", "plain": b"stays"}
 
 
-def test_d66_a_put_after_the_lease_was_lost_works_at_once(server: EtcdServer, open_store: OpenStore) -> None:
+def test_d66_a_put_after_the_lease_was_lost_works_at_once(calm: EtcdServer, open_store: OpenStore) -> None:
     # given a lease whose loss nobody noticed yet
-    store = open_store(server.endpoint, session_ttl=60)
+    store = open_store(calm.endpoint, session_ttl=60)
     mortal(store, "a")
-    server.ctl("lease", "revoke", leases(server)[0])
+    calm.ctl("lease", "revoke", leases(calm)[0])
     # when the next key is put, then it is there, and so is the first
     mortal(store, "b")
     wait_until(lambda: set(state(store)) == {"a", "b"}, "both keys are there")
@@ -123,13 +118,13 @@ def test_d66_keys_survive_an_outage_longer_than_the_lease(proxy: TcpProxy, open_
     wait_until(lambda: state(witness) == {"a": b"1"}, "the key is back", timeout=10)
 
 
-def test_d66_a_key_deleted_while_it_is_put_again_stays_deleted(server34: EtcdServer, open_store: OpenStore) -> None:
+def test_d66_a_key_deleted_while_it_is_put_again_stays_deleted(calm34: EtcdServer, open_store: OpenStore) -> None:
     # given a lost lease, and a key that its owner deletes just when it is about to be put again
-    store = open_store(server34.endpoint, session_ttl=60)
+    store = open_store(calm34.endpoint, session_ttl=60)
     mortal(store, "a")
     lifetime: ClientLease = store._lifetime
     owned = dict(lifetime._owned)["a"]
-    server34.ctl("lease", "revoke", leases(server34)[0])
+    calm34.ctl("lease", "revoke", leases(calm34)[0])
     store.commit([DeleteOp("a")])
     # when the put of that moment comes after all
     lease = lifetime.replace(owned.lease)
@@ -138,25 +133,38 @@ def test_d66_a_key_deleted_while_it_is_put_again_stays_deleted(server34: EtcdSer
     assert state(store) == {}
 
 
-def test_close_does_not_wait_for_a_server_that_is_gone(server34: EtcdServer, open_store: OpenStore) -> None:
-    store = open_store(server34.endpoint)
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_c15_close_does_not_wait_for_a_server_that_is_gone(
+    server34: EtcdServer, open_store: OpenStore, how: str
+) -> None:
+    # given a store whose thread is waiting for the server
+    store = open_store(server34.endpoint, session_ttl=2, operation_timeout=30.0)
     mortal(store, "a")
-    server34.kill()
+    leadership = store.campaign("election", timeout=5)
+    if how == "killed":
+        server34.kill()
+    else:
+        server34.freeze()
+    assert leadership.lost.wait(3)
+    # when it is closed, then that takes no longer than an attempt to take leave
     begun = time.monotonic()
     store.close()
     assert time.monotonic() - begun < 2.5
+    leadership.resign()
+    if how == "frozen":
+        server34.thaw()
 
 
 def test_one_of_two_candidates_leads_and_the_other_follows_when_it_resigns(
-    server: EtcdServer, open_store: OpenStore
+    calm: EtcdServer, open_store: OpenStore
 ) -> None:
-    one, two = open_store(server.endpoint), open_store(server.endpoint)
+    one, two = open_store(calm.endpoint), open_store(calm.endpoint)
     with one.campaign("election/x", b"one") as first:
         assert first.is_leader
         # given a candidate that stands in vain
         with pytest.raises(NotReadyError, match="election/x"):
             two.campaign("election/x", b"two", timeout=0.3)
-        assert len(leases(server)) == 1
+        assert len(leases(calm)) == 1
         # and one that waits
         elected: list[Leadership] = []
         waiting = threading.Thread(target=lambda: elected.append(two.campaign("election/x", b"two")))
@@ -177,11 +185,11 @@ def test_one_of_two_candidates_leads_and_the_other_follows_when_it_resigns(
     assert state(one, "election/x/") == {}
 
 
-def test_a_candidate_of_the_command_line_client_is_respected(server: EtcdServer, open_store: OpenStore) -> None:
+def test_a_candidate_of_the_command_line_client_is_respected(calm: EtcdServer, open_store: OpenStore) -> None:
     # the keys of the Go clients' elections and of ours are the same
-    store = open_store(server.endpoint)
+    store = open_store(calm.endpoint)
     with store.campaign("election", b"ours"):
-        assert server.ctl("get", "--prefix", "election/", "--print-value-only").strip() == "ours"
+        assert calm.ctl("get", "--prefix", "election/", "--print-value-only").strip() == "ours"
 
 
 @pytest.mark.parametrize("how", ["lease revoked", "key deleted", "server frozen"])
@@ -213,8 +221,8 @@ def test_d65_a_campaign_that_cannot_reach_the_server_raises(open_store: OpenStor
         open_store(server34.endpoint, dial_timeout=0.3).campaign("election")
 
 
-def test_closing_the_store_ends_a_waiting_campaign(server34: EtcdServer, open_store: OpenStore) -> None:
-    one, two = open_store(server34.endpoint), open_store(server34.endpoint)
+def test_closing_the_store_ends_a_waiting_campaign(calm34: EtcdServer, open_store: OpenStore) -> None:
+    one, two = open_store(calm34.endpoint), open_store(calm34.endpoint)
     with one.campaign("election"):
         raised: list[BaseException] = []
 

@@ -1,0 +1,91 @@
+"""etcd with nothing around it: the floor of the etcd benches."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+
+from datasync.keyval.etcd import datasync_etcd_pb2 as pb
+from datasync.keyval.etcd.keys import prefix_range
+
+#: Keys in a page of a listing.
+PAGE = 10_000
+#: Puts that are on their way while the server is filled.
+WINDOW = 400
+
+_OPTIONS = [("grpc.max_receive_message_length", -1)]
+
+
+class BareEtcd:
+    """A channel, and the calls as they come out of it. A context manager that closes it."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._channel = grpc.insecure_channel(endpoint, _OPTIONS)
+        self._range = self._unary("Range", pb.RangeRequest, pb.RangeResponse)
+        self._txn = self._unary("Txn", pb.TxnRequest, pb.TxnResponse)
+        self._watch = self._channel.stream_stream(
+            "/etcdserverpb.Watch/Watch", pb.WatchRequest.SerializeToString, pb.WatchResponse.FromString
+        )
+
+    def fill(self, keys: Iterable[tuple[bytes, bytes]], per_commit: int = 1) -> None:
+        """Put every pair, *per_commit* of them at a revision."""
+        under_way: list[Any] = []
+        ops: list[pb.RequestOp] = []
+        for key, value in keys:
+            ops.append(pb.RequestOp(request_put=pb.PutRequest(key=key, value=value)))
+            if len(ops) == per_commit:
+                under_way.append(self._txn.future(pb.TxnRequest(success=ops)))
+                ops = []
+            if len(under_way) * per_commit >= WINDOW:
+                for call in under_way:
+                    call.result()
+                under_way.clear()
+        for call in [*under_way, self._txn.future(pb.TxnRequest(success=ops))]:
+            call.result()
+
+    def revision(self) -> int:
+        return int(self._range(pb.RangeRequest(key=b"\0")).header.revision)
+
+    def listed(self, prefix: str) -> dict[str, tuple[int, bytes]]:
+        """Page after page at one revision, into a dict."""
+        key, end = prefix_range(prefix)
+        found: dict[str, tuple[int, bytes]] = {}
+        revision = 0
+        while True:
+            page = self._range(pb.RangeRequest(key=key, range_end=end, limit=PAGE, revision=revision))
+            revision = revision or page.header.revision
+            for kv in page.kvs:
+                found[kv.key.decode()] = (kv.mod_revision, kv.value)
+            if not page.more:
+                return found
+            key = page.kvs[-1].key + b"\0"
+
+    def watched(self, prefix: str, after: int, wanted: int) -> None:
+        """Watch, and read *wanted* events as they come."""
+        key, end = prefix_range(prefix)
+        create = pb.WatchCreateRequest(key=key, range_end=end, start_revision=after + 1)
+        requests: queue.Queue[pb.WatchRequest | None] = queue.Queue()
+        requests.put(pb.WatchRequest(create_request=create))
+        call = self._watch(iter(requests.get, None))
+        counted = 0
+        for response in call:
+            counted += len([(event.kv.key.decode(), event.kv.value) for event in response.events])
+            if counted >= wanted:
+                break
+        requests.put(None)
+        call.cancel()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> BareEtcd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _unary(self, name: str, request: Any, response: Any) -> Any:
+        return self._channel.unary_unary(f"/etcdserverpb.KV/{name}", request.SerializeToString, response.FromString)

@@ -1,0 +1,181 @@
+"""etcd: replay of a history, and a snapshot with its memory, beside bare grpcio on the same server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from datasync.keyval.schemes import connect
+from tests.benchmarks.bare_etcd import BareEtcd
+from tests.benchmarks.harness import Bench, Figures, Row, Sides
+from tests.benchmarks.replay import Consumer, From
+from tests.running import environment
+from tests.servers import EtcdServer, find_etcd
+
+EVENTS = 50_000
+KEYS = 100_000
+VALUE_SIZE = 200
+PREFIX = "/bench/"
+VALUE = b'{"name":"GigabitEthernet0/0/0","enabled":true,"mtu":1500}'
+
+
+@contextmanager
+def server() -> Iterator[EtcdServer]:
+    """The newest etcd that is here."""
+    try:
+        program = find_etcd("3.5")
+    except pytest.skip.Exception:
+        program = find_etcd("3.4")
+    with tempfile.TemporaryDirectory() as folder:
+        with EtcdServer(program, Path(folder), "--quota-backend-bytes", str(4 << 30)) as running:
+            yield running
+
+
+def replay(name: str, per_commit: int) -> Callable[[float], AbstractContextManager[Sides]]:
+    """Events of commits of *per_commit* puts each."""
+
+    @contextmanager
+    def prepare(scale: float) -> Iterator[Sides]:
+        events = int(EVENTS * scale) // per_commit * per_commit
+        notes: list[str] = []
+        with server() as running, BareEtcd(running.endpoint) as bare, connect(running.url) as store:
+            before = bare.revision()
+            bare.fill(((f"{PREFIX}key/{number:06}".encode(), VALUE) for number in range(events)), per_commit)
+            last = bare.revision()
+
+            def ours() -> Figures:
+                consumer = Consumer(From(store, before), PREFIX)
+                with Stopwatch(name, events) as watch:
+                    consumer.first_resync().done()
+                    consumer.count(events, last)
+                consumer.close()
+                if consumer.overflows:
+                    notes.append("the consumer was outrun: a RESYNC (overflow) stands for a part of the events")
+                return watch.figures
+
+            def floor() -> Figures:
+                with Stopwatch(name, events) as watch:
+                    bare.watched(PREFIX, before, events)
+                return watch.figures
+
+            yield Sides(ours, floor, notes)
+
+    return prepare
+
+
+class Stopwatch:
+    """Events per second, and what one costs in time of this process's cores."""
+
+    def __init__(self, name: str, events: int) -> None:
+        self._name = name
+        self._events = events
+        self.figures: dict[str, float] = {}
+
+    def __enter__(self) -> Stopwatch:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        self.figures = {self._name: self._events / wall, f"{self._name}-cpu": 1e6 * cpu / self._events}
+
+
+@contextmanager
+def snapshot(scale: float) -> Iterator[Sides]:
+    count = int(KEYS * scale)
+    with filled(count) as (running, bare), connect(running.url) as store:
+
+        def ours() -> Figures:
+            started = time.perf_counter()
+            consumer = Consumer(store, PREFIX)
+            event = consumer.first_resync()
+            keys = [pair.get_key() for pairs in event.get_values().values() for pair in pairs]
+            seconds = time.perf_counter() - started
+            event.done()
+            consumer.close()
+            assert len(keys) == count
+            return {"etcd-snapshot-100000": seconds}
+
+        def floor() -> Figures:
+            started = time.perf_counter()
+            found = bare.listed(PREFIX)
+            seconds = time.perf_counter() - started
+            assert len(found) == count
+            return {"etcd-snapshot-100000": seconds}
+
+        yield Sides(ours, floor)
+
+
+@contextmanager
+def snapshot_memory(scale: float) -> Iterator[Sides]:
+    count = int(KEYS * scale)
+    with filled(count) as (running, _):
+        size = sum(len(_key(number)) + VALUE_SIZE for number in range(count)) / 1e6
+        peak = _peak("floor", running) / 1e6
+        notes = [f"the bare listing, kept in a dict, has its peak at {peak:.0f} MB: {peak / size:.2f} of the floor"]
+        yield Sides(
+            lambda: {"etcd-snapshot-peak": _peak("ours", running) / 1e6}, lambda: {"etcd-snapshot-peak": size}, notes
+        )
+
+
+@contextmanager
+def filled(count: int) -> Iterator[tuple[EtcdServer, BareEtcd]]:
+    with server() as running, BareEtcd(running.endpoint) as bare:
+        bare.fill((_key(number), b"v" * VALUE_SIZE) for number in range(count))
+        yield running, bare
+
+
+def _key(number: int) -> bytes:
+    return f"{PREFIX}config/interface/{number:08}".encode()
+
+
+def _peak(side: str, running: EtcdServer) -> float:
+    command = [sys.executable, "-m", "tests.benchmarks.etcd_memory", side, running.endpoint, PREFIX]
+    done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout)
+
+
+BENCHES = [
+    Bench(
+        "etcd-replay",
+        "a bare grpcio watch loop that parses the same events; one event a revision, of which the server hands a"
+        " watcher that is behind about 1,000 each 0.1 s",
+        [
+            Row("etcd-replay-50000", "events/s", 0.8, higher_is_better=True),
+            Row("etcd-replay-50000-cpu", "µs of core per event"),
+        ],
+        replay("etcd-replay-50000", 1),
+        repeats=3,
+    ),
+    Bench(
+        "etcd-commits",
+        "the same with 100 events a revision: here the client is the limit. It does not ask for fragments, which cost"
+        " the server the square of the events in each",
+        [
+            Row("etcd-commits-50000", "events/s", 0.8, higher_is_better=True),
+            Row("etcd-commits-50000-cpu", "µs of core per event"),
+        ],
+        replay("etcd-commits-50000", 100),
+        repeats=3,
+    ),
+    Bench(
+        "etcd-snapshot",
+        "bare paged Range into a dict; ours until every key of the RESYNC was read",
+        [Row("etcd-snapshot-100000", "s", 1.4)],
+        snapshot,
+    ),
+    Bench(
+        "etcd-memory",
+        "the bytes of keys and values alone",
+        [Row("etcd-snapshot-peak", "MB", 2.0)],
+        snapshot_memory,
+        repeats=3,
+    ),
+]

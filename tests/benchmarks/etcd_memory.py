@@ -1,0 +1,45 @@
+"""How far memory grows while a listing is read: a process for each measurement, so that nothing is there before.
+
+``python -m tests.benchmarks.etcd_memory ours|floor HOST:PORT PREFIX`` prints bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from datasync.keyval.schemes import connect
+from tests.benchmarks.bare_etcd import BareEtcd
+from tests.benchmarks.replay import Consumer
+
+
+def main(side: str, endpoint: str, prefix: str) -> None:
+    with BareEtcd(endpoint) as bare, connect(f"etcd://{endpoint}") as store:
+        # Everything is imported and connected before it counts.
+        bare.listed("nothing/")
+        store.scan("nothing/")
+        before = _memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+        if side == "ours":
+            consumer = Consumer(store, prefix)
+            event = consumer.first_resync()
+            keys = [pair.get_key() for pairs in event.get_values().values() for pair in pairs]
+            event.done()
+            print(_memory("VmHWM") - before)
+            del keys
+            consumer.close()
+        else:
+            kept = bare.listed(prefix)
+            print(_memory("VmHWM") - before)
+            del kept
+
+
+def _memory(name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,249 @@
+"""Inside the process: round trip, transaction, many prefixes, many subscriptions."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+from google.protobuf.wrappers_pb2 import StringValue
+
+from datasync.syncbase.change import Change
+from datasync.syncbase.registry import Registry
+from tests.benchmarks.harness import Bench, Figures, Row, Sides
+
+CALLERS = 8
+
+
+class Slotted:
+    """What the floor makes of a change."""
+
+    __slots__ = ("key", "previous", "revision", "value")
+
+    def __init__(self, key: str, value: object, revision: int, previous: object) -> None:
+        self.key = key
+        self.value = value
+        self.revision = revision
+        self.previous = previous
+
+
+@contextmanager
+def answering(
+    take: Callable[[], Any], answer: Callable[[Any], object], wake: Callable[[None], object]
+) -> Iterator[None]:
+    """A consumer thread; *wake* puts the None that ends it."""
+
+    def consume() -> None:
+        while (item := take()) is not None:
+            answer(item)
+
+    thread = threading.Thread(target=consume, name="consumer")
+    thread.start()
+    try:
+        yield
+    finally:
+        wake(None)
+        thread.join()
+
+
+@contextmanager
+def round_trip(scale: float) -> Iterator[Sides]:
+    count = int(5_000 * scale)
+    value = StringValue(value="v")
+    events: queue.Queue[Any] = queue.Queue()
+    bare: queue.Queue[Any] = queue.Queue()
+    registry = Registry("bench")
+    registry.watch("bench", events, events, "k")
+
+    def ours() -> Figures:
+        started = time.perf_counter()
+        for _ in range(count):
+            registry.propagate_changes({"k": Change("k", value)})
+        return {"local-round-trip": 1e6 * (time.perf_counter() - started) / count}
+
+    def floor() -> Figures:
+        started = time.perf_counter()
+        for _ in range(count):
+            future: Future[None] = Future()
+            bare.put(future)
+            future.result(2.0)
+        return {"local-round-trip": 1e6 * (time.perf_counter() - started) / count}
+
+    with answering(events.get, lambda event: event.done(), events.put):
+        with answering(bare.get, lambda future: future.set_result(None), bare.put):
+            yield Sides(ours, floor)
+    registry.close()
+
+
+@contextmanager
+def many_callers(scale: float) -> Iterator[Sides]:
+    count = int(1_000 * scale)
+    value = StringValue(value="v")
+    events: queue.Queue[Any] = queue.Queue()
+    bare: queue.Queue[Any] = queue.Queue()
+    registry = Registry("bench")
+    registry.watch("bench", events, events, "k", in_flight=CALLERS)
+
+    def call_registry(number: int) -> None:
+        key = f"k{number}"
+        for _ in range(count):
+            registry.propagate_changes({key: Change(key, value)})
+
+    def call_bare(number: int) -> None:
+        for _ in range(count):
+            future: Future[None] = Future()
+            bare.put(future)
+            future.result(2.0)
+
+    with answering(events.get, lambda event: event.done(), events.put):
+        with answering(bare.get, lambda future: future.set_result(None), bare.put):
+            yield Sides(lambda: _from_threads(call_registry, count), lambda: _from_threads(call_bare, count))
+    registry.close()
+
+
+def _from_threads(call: Callable[[int], None], count: int) -> Figures:
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(CALLERS)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {"local-callers-8": 1e6 * (time.perf_counter() - started) / (CALLERS * count)}
+
+
+@contextmanager
+def transaction(scale: float) -> Iterator[Sides]:
+    size, rounds = 1_000, max(1, int(30 * scale))
+    # The caller's own part, one message each, is made beforehand: it is neither the registry's nor the floor's.
+    changes = {f"key/{n:04}": Change(f"key/{n:04}", StringValue(value="v")) for n in range(size)}
+    events: queue.Queue[Any] = queue.Queue()
+    registry = Registry("bench")
+    registry.watch("bench", events, events, "key/")
+    state: dict[str, tuple[int, object]] = {}
+
+    def ours() -> Figures:
+        started = time.perf_counter()
+        for _ in range(rounds):
+            future = registry.submit_changes(changes)
+            events.get().done()
+            future.result()
+        return {"local-transaction-1000": 1e9 * (time.perf_counter() - started) / (rounds * size)}
+
+    def floor() -> Figures:
+        started = time.perf_counter()
+        for revision in range(rounds):
+            made = []
+            for key, change in changes.items():
+                made.append(Slotted(key, change, revision, state.get(key)))
+                state[key] = (revision, change)
+        return {"local-transaction-1000": 1e9 * (time.perf_counter() - started) / (rounds * size)}
+
+    yield Sides(ours, floor)
+    registry.close()
+
+
+@contextmanager
+def prefixes(scale: float) -> Iterator[Sides]:
+    many = max(20, int(100_000 * scale))
+    many_side, close_many = _with_prefixes(many, scale)
+    few_side, close_few = _with_prefixes(10, scale)
+    yield Sides(many_side, few_side)
+    close_many()
+    close_few()
+
+
+def _with_prefixes(count: int, scale: float) -> tuple[Callable[[], Figures], Callable[[], None]]:
+    """One subscription with *count* prefixes, each used in turn, one key under each."""
+    rounds = max(10, int(5_000 * scale))
+    value = StringValue(value="v")
+    events: queue.Queue[Any] = queue.Queue()
+    registry = Registry("bench")
+    registry.watch("bench", events, events, *(f"config/{number:08}/" for number in range(count)))
+    # Both sides have the same keys for 10 prefixes or 100,000: what differs is the prefixes, not the state.
+    keys = [f"config/{number * count // 1_000:08}/{number}" for number in range(1_000)]
+    changes = [{key: Change(key, value)} for key in keys]
+
+    def side() -> Figures:
+        started = time.perf_counter()
+        for number in range(rounds):
+            future = registry.submit_changes(changes[number % len(changes)])
+            events.get().done()
+            future.result()
+        return {"prefixes-100000": 1e6 * (time.perf_counter() - started) / rounds}
+
+    return side, registry.close
+
+
+@contextmanager
+def fan_out(scale: float) -> Iterator[Sides]:
+    subscriptions, rounds = max(10, int(1_000 * scale)), 20
+    registry = Registry("bench")
+    queues: list[queue.Queue[Any]] = [queue.Queue() for _ in range(subscriptions)]
+    for number, one in enumerate(queues):
+        registry.watch(f"bench-{number}", one, one, "k")
+    change = {"k": Change("k", StringValue(value="v"))}
+
+    def ours() -> Figures:
+        spent = 0.0
+        for _ in range(rounds):
+            started = time.perf_counter()
+            registry.submit_changes(change)
+            spent += time.perf_counter() - started
+            for one in queues:
+                one.get().done()
+        return {"fan-out-1000": 1e6 * spent / (rounds * subscriptions)}
+
+    def floor() -> Figures:
+        spent = 0.0
+        for _ in range(rounds):
+            started = time.perf_counter()
+            for one in queues:
+                one.put(change)
+            spent += time.perf_counter() - started
+            for one in queues:
+                one.get()
+        return {"fan-out-1000": 1e6 * spent / (rounds * subscriptions)}
+
+    yield Sides(ours, floor)
+    registry.close()
+
+
+BENCHES = [
+    Bench(
+        "round-trip",
+        "queue.Queue and Future between two threads",
+        [Row("local-round-trip", "µs per change", 1.5)],
+        round_trip,
+        repeats=15,
+    ),
+    Bench(
+        "callers",
+        "the same with 8 threads, one Future each",
+        [Row("local-callers-8", "µs per change", 2.0)],
+        many_callers,
+    ),
+    Bench(
+        "transaction",
+        "one slotted object and one dict entry per change",
+        [Row("local-transaction-1000", "ns per change", 3.0)],
+        transaction,
+        repeats=15,
+    ),
+    Bench(
+        "prefixes",
+        "itself with 10 prefixes",
+        [Row("prefixes-100000", "µs per change", 1.2)],
+        prefixes,
+        repeats=11,
+    ),
+    Bench(
+        "fan-out",
+        "queue.Queue.put",
+        [Row("fan-out-1000", "µs per delivery", 4.0)],
+        fan_out,
+    ),
+]

@@ -1,0 +1,132 @@
+"""SQLite: changes that another process commits."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from datasync.keyval.sqlite.store import POLL_INTERVAL, SQLiteStore
+from tests.benchmarks.harness import Bench, Figures, Row, Sides
+from tests.benchmarks.replay import Consumer, From
+from tests.running import environment
+
+CHANGES = 50_000
+PER_COMMIT = 10
+PREFIX = "bench/"
+VALUE = b'{"name":"GigabitEthernet0/0/0","enabled":true,"mtu":1500}'
+
+_WRITE = f"""
+import sys
+from datasync.keyval.sqlite.store import SQLiteStore
+with SQLiteStore(sys.argv[1], synchronous="off") as store:
+    broker = store.new_broker({PREFIX!r})
+    for number in range(0, int(sys.argv[2]), {PER_COMMIT}):
+        txn = broker.new_txn()
+        for key in range(number, number + {PER_COMMIT}):
+            txn.put("key/%06d" % key, {VALUE!r})
+        txn.commit()
+"""
+
+# The table that the driver reads; the floor reads it with nothing around.
+_READ = "SELECT revision, key, value FROM log WHERE revision > ? ORDER BY revision, place LIMIT 1000"
+
+
+def start_writer(path: Path, changes: int) -> subprocess.Popen[bytes]:
+    """Another process that commits *changes*, ten at a time."""
+    return subprocess.Popen([sys.executable, "-c", _WRITE, str(path), str(changes)], env=environment())
+
+
+def poll(connection: sqlite3.Connection, after: int, wanted: int) -> tuple[float, float]:
+    """The bare loop: when the first and the last of *wanted* rows came."""
+    counted, first = 0, 0.0
+    while counted < wanted:
+        rows = connection.execute(_READ, (after,)).fetchall()
+        if not rows:
+            time.sleep(POLL_INTERVAL)
+            continue
+        if len(rows) == 1000 and rows[-1][0] != rows[0][0]:  # the last commit may be cut: leave it to the next page
+            rows = [row for row in rows if row[0] != rows[-1][0]]
+        first = first or time.perf_counter()
+        after = rows[-1][0]
+        counted += len([(key.decode(), value) for _, key, value in rows])
+    return first, time.perf_counter()
+
+
+@contextmanager
+def replay(scale: float) -> Iterator[Sides]:
+    changes = int(CHANGES * scale)
+    notes: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bench.db"
+        with SQLiteStore(path) as store, closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            before = store.scan("").revision
+            assert start_writer(path, changes).wait() == 0
+            last = store.scan("").revision
+
+            def ours() -> Figures:
+                consumer = Consumer(From(store, before), PREFIX)
+                started = time.perf_counter()
+                consumer.first_resync().done()
+                _, ended = consumer.count(changes, last)
+                consumer.close()
+                if consumer.overflows:
+                    notes.append("the consumer was outrun: a RESYNC (overflow) stands for a part of the changes")
+                return {"sqlite-replay-50000": changes / (ended - started)}
+
+            def floor() -> Figures:
+                started = time.perf_counter()
+                _, ended = poll(connection, before, changes)
+                return {"sqlite-replay-50000": changes / (ended - started)}
+
+            yield Sides(ours, floor, notes)
+
+
+@contextmanager
+def live(scale: float) -> Iterator[Sides]:
+    changes = int(CHANGES * scale)
+    notes: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bench.db"
+        with SQLiteStore(path) as store, closing(sqlite3.connect(path, isolation_level=None)) as connection:
+
+            def ours() -> Figures:
+                consumer = Consumer(store, PREFIX)
+                consumer.first_resync().done()
+                with start_writer(path, changes):
+                    first, ended = consumer.count(changes)
+                consumer.close()
+                if consumer.overflows:
+                    notes.append("the consumer was outrun: a RESYNC (overflow) stands for a part of the changes")
+                return {"sqlite-live-50000": changes / (ended - first)}
+
+            def floor() -> Figures:
+                after = store.scan("").revision
+                with start_writer(path, changes):
+                    first, ended = poll(connection, after, changes)
+                return {"sqlite-live-50000": changes / (ended - first)}
+
+            yield Sides(ours, floor, notes)
+
+
+BENCHES = [
+    Bench(
+        "sqlite-live",
+        "a polling loop on the same table, while the other process writes",
+        [Row("sqlite-live-50000", "changes/s", 0.7, higher_is_better=True)],
+        live,
+        repeats=5,
+    ),
+    Bench(
+        "sqlite-replay",
+        "a polling loop on the same table, after the other process has written",
+        [Row("sqlite-replay-50000", "changes/s", 0.7, higher_is_better=True)],
+        replay,
+        repeats=7,
+    ),
+]

@@ -1,0 +1,46 @@
+"""Random histories: whatever happens, every watcher is told the truth, whole, in order, and ends with it.
+
+A selection by seed; ``python -m tests.faults`` runs as many as you like, and any of these again by its seed.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.__main__ import main, why
+from tests.faults.runner import run
+from tests.faults.sources import SOURCES
+
+
+def check(source: str, seed: int) -> None:
+    result = run(seed, SOURCES[source])
+    assert result.good, why(result)
+
+
+@pytest.mark.parametrize("seed", range(1, 61))
+def test_c2_to_c13_a_history_over_the_scripted_source(seed: int) -> None:
+    check("scripted", seed)
+
+
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_c2_to_c13_a_history_over_memory(seed: int) -> None:
+    check("memory", seed)
+
+
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_c2_to_c13_a_history_over_sqlite(seed: int) -> None:
+    check("sqlite", seed)
+
+
+@pytest.mark.etcd
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_c2_to_c13_a_history_over_etcd_that_is_killed_restored_and_cut_off(seed: int) -> None:
+    check("etcd", seed)
+
+
+def test_the_command_prints_what_it_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    # when two histories are asked for / then the table says so, and the exit status that all were good
+    assert main(["--source", "memory", "--histories", "2", "--seed", "7"]) == 0
+    table = capsys.readouterr().out
+    assert "2 of 2" in table
+    assert "violations  0" in table

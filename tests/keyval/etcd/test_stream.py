@@ -1,0 +1,156 @@
+"""What a stream makes of the answers of a watch: C3, C4, I4, I5; D39, D57, D59."""
+
+from __future__ import annotations
+
+import pytest
+
+from datasync.errors import CompactedError, DatasyncError, PermissionDenied, StoreConnectionError, StoreError
+from datasync.keyval.api import Batch, RewoundError
+from datasync.keyval.etcd import datasync_etcd_pb2 as pb
+from tests.keyval.etcd.conftest import OpenStore
+from tests.keyval.etcd.fake import FakeEtcd, created, events, header, progress
+
+#: Where the streams of these tests begin.
+START = 10
+
+
+def told(open_store: OpenStore, fake: FakeEtcd, count: int) -> list[Batch]:
+    """The first *count* batches of a stream after ``START``."""
+    stream = open_store(fake.endpoint).stream("p/", START)
+    batches = []
+    for batch in stream:
+        assert batch is not None
+        batches.append(batch)
+        if len(batches) == count:
+            stream.cancel()
+    return batches
+
+
+def shape(batches: list[Batch]) -> list[tuple[int, dict[int, list[str]]]]:
+    return [(batch.revision, {c.revision: [key for key, _ in c.ops] for c in batch.commits}) for batch in batches]
+
+
+def test_the_first_batch_claims_no_more_than_was_asked_from(open_store: OpenStore) -> None:
+    # the member is at 100, but what lies between is still to come
+    with FakeEtcd([created(100), events((50, b"p/a"))]) as fake:
+        assert shape(told(open_store, fake, 2)) == [(START, {}), (50, {50: ["p/a"]})]
+        assert fake.requests[0].create_request.start_revision == START + 1
+
+
+def test_a_response_claims_its_last_event_not_the_member_s_revision(open_store: OpenStore) -> None:
+    with FakeEtcd([created(100), events((50, b"p/a"), (51, b"p/b"), seen=100), events((52, b"p/c"))]) as fake:
+        assert [revision for revision, _ in shape(told(open_store, fake, 3))] == [START, 51, 52]
+
+
+@pytest.mark.parametrize("version", ["3.4.23", "3.4.30", "3.5.12", "3.3.27", "", "unknown"])
+def test_requested_progress_of_an_early_release_is_not_believed(open_store: OpenStore, version: str) -> None:
+    # given a report that overtook events, as early releases send it
+    with FakeEtcd([created(20), progress(20), events((15, b"p/late"))], version=version) as fake:
+        # then it is a sign of life and no more, and the event comes
+        assert shape(told(open_store, fake, 3)) == [(START, {}), (START, {}), (15, {15: ["p/late"]})]
+
+
+@pytest.mark.parametrize("version", ["3.4.31", "3.5.13", "3.6.0", "4.0.0"])
+def test_requested_progress_of_a_later_release_is_believed(open_store: OpenStore, version: str) -> None:
+    with FakeEtcd([created(20), progress(20)], version=version) as fake:
+        assert shape(told(open_store, fake, 2)) == [(START, {}), (20, {})]
+
+
+def test_requested_progress_of_another_member_than_the_one_asked_is_not_believed(open_store: OpenStore) -> None:
+    with FakeEtcd([created(20), progress(20, member=8)], version="3.6.0") as fake:
+        assert shape(told(open_store, fake, 2)) == [(START, {}), (START, {})]
+
+
+def test_periodic_progress_of_any_release_is_believed(open_store: OpenStore) -> None:
+    with FakeEtcd([created(20), progress(20, watch_id=1)]) as fake:
+        assert shape(told(open_store, fake, 2)) == [(START, {}), (20, {})]
+
+
+def test_c4_fragments_that_split_a_transaction_are_joined(open_store: OpenStore) -> None:
+    # given three fragments: whole revisions pass at once, the split one waits, also for a report in between
+    script = [
+        created(100),
+        events((11, b"p/a"), (12, b"p/b"), (13, b"p/c1"), fragment=True),
+        progress(100, watch_id=1),
+        events((13, b"p/c2"), fragment=True),
+        events((13, b"p/c3"), (14, b"p/d")),
+    ]
+    with FakeEtcd(script) as fake:
+        assert shape(told(open_store, fake, 4)) == [
+            (START, {}),
+            (12, {11: ["p/a"], 12: ["p/b"]}),
+            (12, {}),
+            (14, {13: ["p/c1", "p/c2", "p/c3"], 14: ["p/d"]}),
+        ]
+
+
+def test_a_call_cut_before_its_first_event_is_tried_the_other_way_next_time(open_store: OpenStore) -> None:
+    # given a server that says nothing in time, for instance because its response is too large for the line
+    with FakeEtcd([]) as fake:
+        store = open_store(fake.endpoint, idle_limit=0.3)
+        for _ in range(3):
+            with pytest.raises(StoreConnectionError, match="no word"):
+                list(store.stream("p/", START))
+        # then whole responses and fragments take turns
+        assert [request.create_request.fragment for request in fake.requests] == [False, True, False]
+
+
+def test_d39_the_events_of_a_revision_are_one_commit_in_order(open_store: OpenStore) -> None:
+    deleted = pb.Event(type=pb.Event.DELETE, kv=pb.KeyValue(key=b"p/b", mod_revision=11))
+    response = events((11, b"p/a"))
+    response.events.append(deleted)
+    with FakeEtcd([created(100), response]) as fake:
+        (commit,) = told(open_store, fake, 2)[1].commits
+    assert commit.ops == [("p/a", b"v"), ("p/b", None)]
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "words"),
+    [
+        ([created(9)], StoreConnectionError, "behind, at revision 9"),
+        ([created(20), events((10, b"p/a"))], StoreConnectionError, "repeats revision 10"),
+        ([created(20), events((12, b"p/a")), events((11, b"p/b"))], StoreConnectionError, "repeats revision 11"),
+        (
+            [created(20), pb.WatchResponse(header=header(20), watch_id=1, canceled=True, compact_revision=15)],
+            CompactedError,
+            "before 15",
+        ),
+        (
+            [
+                pb.WatchResponse(
+                    header=header(20),
+                    watch_id=-1,
+                    created=True,
+                    canceled=True,
+                    cancel_reason="rpc error: code = PermissionDenied desc = etcdserver: permission denied",
+                )
+            ],
+            PermissionDenied,
+            "permission denied; grant",
+        ),
+        (
+            [
+                pb.WatchResponse(
+                    header=header(20),
+                    watch_id=1,
+                    created=True,
+                    canceled=True,
+                    cancel_reason="rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",
+                )
+            ],
+            StoreConnectionError,
+            "token ran out",
+        ),
+        ([created(20), pb.WatchResponse(watch_id=1, canceled=True)], StoreError, "cancelled by the server"),
+    ],
+)
+def test_d57_a_watch_that_cannot_go_on_raises_what_is_wrong(
+    open_store: OpenStore, script: list[pb.WatchResponse], error: type[DatasyncError], words: str
+) -> None:
+    with FakeEtcd(script) as fake, pytest.raises(error, match=words):
+        told(open_store, fake, 9)
+
+
+def test_d59_a_cluster_whose_revision_is_lower_has_rewound(open_store: OpenStore) -> None:
+    with FakeEtcd([created(9)], revision=9) as fake, pytest.raises(RewoundError, match="revision 9 is below 10"):
+        told(open_store, fake, 9)

@@ -1,0 +1,99 @@
+"""What a broker refuses for a store that can do less, and what it does when the store fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import pytest
+
+from datasync.errors import InvalidArgumentError, StoreConnectionError, UnknownOutcome, UnsupportedError
+from datasync.keyval import Capability, CommitResult, Condition, KeyValue, Scan, WriteOp
+from datasync.keyval.memory import MemoryStore
+from datasync.options import with_client_lifetime_ttl, with_ttl
+from tests.stores import state
+
+
+class PlainStore(MemoryStore):
+    """Can put, get and delete, and nothing else."""
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset()
+
+
+class FailingStore(MemoryStore):
+    """Its commits have no answer, its lists break after the first pair."""
+
+    def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
+        raise UnknownOutcome("no answer")
+
+    def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
+        return BrokenScan()
+
+
+class BrokenScan(Scan):
+    revision = 7
+
+    def __iter__(self) -> Iterator[KeyValue]:
+        yield KeyValue("a", b"", 7)
+        raise StoreConnectionError("the second page did not come")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda broker: broker.put("a", b"", with_ttl(5)), "memory:// does not support with_ttl()"),
+        (lambda broker: broker.new_txn().put("a", b"", with_ttl(5)), "memory:// does not support with_ttl()"),
+        (lambda broker: broker.put("a", b"", with_client_lifetime_ttl()), "support with_client_lifetime_ttl()"),
+        (lambda broker: broker.put_if_not_exists("a", b""), "support put_if_not_exists()"),
+        (lambda broker: broker.compare_and_swap("a", b"", b""), "support compare_and_swap()"),
+        (lambda broker: broker.compare_and_delete("a", b""), "support compare_and_delete()"),
+        (lambda broker: broker.new_txn().put("a", b"").delete("b").commit(), "support transactions of several keys"),
+    ],
+)
+def test_c16_what_a_store_cannot_do_is_refused_before_anything_is_written(call: Any, message: str) -> None:
+    # given a store that can do very little / when more is asked of it
+    with PlainStore() as store:
+        with pytest.raises(UnsupportedError) as caught:
+            call(store.new_broker())
+        # then the error names the store and the wish
+        assert message in str(caught.value)
+        assert state(store) == {}
+        # and what it can do, it does
+        store.new_broker().new_txn().put("a", b"1").commit()
+        assert state(store) == {"a": b"1"}
+
+
+def test_d50_a_list_whose_page_fails_raises_and_does_not_end_early() -> None:
+    with FailingStore() as store:
+        pairs = store.new_broker().list_values()
+        assert next(pairs).key == "a"
+        with pytest.raises(StoreConnectionError):
+            next(pairs)
+        with pytest.raises(StoreConnectionError):
+            list(store.new_broker().list_keys())
+
+
+def test_c17_a_failed_transaction_still_holds_its_operations() -> None:
+    with FailingStore() as failing, MemoryStore() as store:
+        txn = failing.new_broker("p/").new_txn().put("a", b"1")
+        with pytest.raises(UnknownOutcome):
+            txn.commit()
+        failing.commit = store.commit  # type: ignore[method-assign]
+        txn.commit()
+        assert state(store) == {"p/a": b"1"}
+
+
+def test_a_refused_operation_leaves_a_transaction_as_it_was() -> None:
+    with MemoryStore() as store:
+        txn = store.new_broker().new_txn().put("a", b"1")
+        for wrong in (lambda: txn.put("a", None), lambda: txn.delete(""), lambda: txn.put("b", b"", None)):  # type: ignore[arg-type]
+            with pytest.raises(InvalidArgumentError):
+                wrong()
+        txn.commit()
+        assert state(store) == {"a": b"1"}
+
+
+def test_a_result_does_not_show_its_value() -> None:
+    with MemoryStore() as store:
+        store.new_broker().put("a", b"s3cret")
+        assert repr(store.new_broker().get_value("a")) == "GetResult(<6 bytes>, found=True, revision=2)"

@@ -1,0 +1,152 @@
+"""Each store against a dict: any history of writes and closings leaves what the dict says (C3, C4, I2–I5)."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from typing import Any
+from uuid import uuid4
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from datasync.keyval import Condition, DeleteOp, PutOp, Store, WriteOp, connect
+from datasync.options import with_prefix
+from tests.stores import all_after, fold, state
+
+#: Few and alike, so that operations meet: prefixes of one another, beyond the BMP, and what patterns would trip over.
+KEYS = ["a", "a/", "a/b", "a/B", "a%", "ab", "a_", "b", "é", "\U0001f600", "a\0", "\uffff"]
+
+keys = st.sampled_from(KEYS)
+values = st.sampled_from([b"", b"1", b"2", b"\0\xff"])
+puts = st.builds(PutOp, keys, values)
+deletes = st.builds(DeleteOp, keys)
+prefix_deletes = st.builds(DeleteOp, keys, st.just(True))
+conditions = st.builds(Condition, keys, st.none() | values)
+
+
+def apply(model: dict[str, bytes], ops: list[WriteOp]) -> dict[str, bytes]:
+    """*model* after *ops*, one after another."""
+    after = dict(model)
+    for op in ops:
+        if isinstance(op, PutOp):
+            after[op.key] = op.value
+        else:
+            for key in [key for key in after if key == op.key or (op.prefix and key.startswith(op.key))]:
+                del after[key]
+    return after
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Two clients of one store, and a dict for what it should hold."""
+
+    url: str
+
+    @initialize()
+    def open(self) -> None:
+        self.folder = tempfile.mkdtemp()
+        place = self.url.format(folder=self.folder, name=uuid4().hex)
+        self.stores: list[Store] = [connect(place), connect(place)]
+        self.place = place
+        self.model: dict[str, bytes] = {}
+        self.revision = self.current()
+        # Every state that there was, by revision.
+        self.past: dict[int, dict[str, bytes]] = {self.revision: {}}
+
+    def teardown(self) -> None:
+        if hasattr(self, "stores"):
+            for store in self.stores:
+                store.close()
+            shutil.rmtree(self.folder)
+
+    def current(self) -> int:
+        return self.stores[0].scan("-", keys_only=True).revision
+
+    def wrote(self, after: dict[str, bytes]) -> None:
+        revision = self.current()
+        assert revision >= self.revision
+        if after != self.model:
+            assert revision > self.revision
+        self.model, self.revision = after, revision
+        self.past[revision] = after
+
+    @rule(client=st.integers(0, 1), ops=st.lists(puts | deletes, max_size=6, unique_by=lambda op: op.key))
+    def commit(self, client: int, ops: list[WriteOp]) -> None:
+        result = self.stores[client].commit(ops)
+        gone = [op for op in ops if isinstance(op, DeleteOp) and op.key in self.model]
+        assert (result.succeeded, result.deleted) == (True, len(gone))
+        self.wrote(apply(self.model, ops))
+        assert result.revision == self.revision
+
+    @rule(client=st.integers(0, 1), ops=st.lists(puts | deletes | prefix_deletes, max_size=6))
+    def commit_whatever_the_order(self, client: int, ops: list[WriteOp]) -> None:
+        before, after = self.model, apply(self.model, ops)
+        result = self.stores[client].commit(ops)
+        assert result.deleted == len(before.keys() - after.keys())
+        self.wrote(after)
+
+    @rule(client=st.integers(0, 1), checks=st.lists(conditions, min_size=1, max_size=3), ops=st.lists(puts, max_size=2))
+    def commit_if(self, client: int, checks: list[Condition], ops: list[WriteOp]) -> None:
+        holds = all(self.model.get(check.key) == check.value for check in checks)
+        result = self.stores[client].commit(ops, checks)
+        assert result.succeeded is holds
+        self.wrote(apply(self.model, ops) if holds else self.model)
+        assert result.revision == self.revision
+
+    @rule(client=st.integers(0, 1), steps=st.lists(st.tuples(keys, st.none() | values), max_size=8))
+    def transact(self, client: int, steps: list[tuple[str, bytes | None]]) -> None:
+        txn = self.stores[client].new_broker("a").new_txn()
+        ops: list[Any] = []
+        for key, value in steps:
+            txn = txn.delete(key) if value is None else txn.put(key, value)
+            ops.append(DeleteOp("a" + key) if value is None else PutOp("a" + key, value))
+        txn.commit()
+        self.wrote(apply(self.model, ops))
+
+    @rule(client=st.integers(0, 1), key=keys)
+    def delete_prefix(self, client: int, key: str) -> None:
+        after = apply(self.model, [DeleteOp(key, True)])
+        assert self.stores[client].new_broker().delete(key, with_prefix()) is (after != self.model)
+        self.wrote(after)
+
+    @rule(client=st.integers(0, 1), key=keys)
+    def read(self, client: int, key: str) -> None:
+        pair = self.stores[client].read(key)
+        assert (None if pair is None else pair.value) == self.model.get(key)
+
+    @rule(client=st.integers(0, 1), prefix=keys | st.just(""))
+    def list(self, client: int, prefix: str) -> None:
+        pairs = [(pair.key, pair.value) for pair in self.stores[client].scan(prefix)]
+        assert pairs == sorted((key, value) for key, value in self.model.items() if key.startswith(prefix))
+
+    @rule(client=st.integers(0, 1), prefix=keys | st.just(""), data=st.data())
+    def stream_after_any_earlier_revision(self, client: int, prefix: str, data: st.DataObject) -> None:
+        start = data.draw(st.sampled_from(sorted(self.past)))
+        begun = {key: value for key, value in self.past[start].items() if key.startswith(prefix)}
+        batches = all_after(self.stores[client], prefix, start, self.revision)
+        assert batches[-1].revision == self.revision
+        assert fold(batches, begun) == {key: value for key, value in self.model.items() if key.startswith(prefix)}
+        for commit in (commit for batch in batches for commit in batch.commits):
+            assert commit.revision in self.past, "a commit is whole: no state in between has a revision"
+
+    @rule(client=st.integers(0, 1))
+    @precondition(lambda self: self.stores)
+    def reopen(self, client: int) -> None:
+        self.stores[client].close()
+        self.stores[client] = connect(self.place)
+
+    @invariant()
+    def holds_what_the_model_holds(self) -> None:
+        if hasattr(self, "stores"):
+            assert state(self.stores[0]) == self.model
+
+
+def machine(url: str) -> Any:
+    case = type("Machine", (StoreMachine,), {"url": url}).TestCase
+    case.settings = settings(parent=settings.default, max_examples=40, stateful_step_count=25)
+    return case
+
+
+TestMemory = machine("memory://{name}")
+TestSQLite = machine("sqlite://{folder}/store.db?synchronous=off")

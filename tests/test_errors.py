@@ -1,0 +1,98 @@
+"""One tree of errors (HOUSE; C9, C12, C16)."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import pytest
+
+from datasync import errors
+from datasync.errors import (
+    AggregateError,
+    CompactedError,
+    DatasyncError,
+    DecodeError,
+    DeliveryTimeout,
+    DoneTimeout,
+    InvalidArgumentError,
+    MissingExtraError,
+    NotReadyError,
+    PropagationError,
+    StoreConnectionError,
+    SubscriptionError,
+)
+
+ALL = [one for _, one in inspect.getmembers(errors, inspect.isclass) if one.__module__ == errors.__name__]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_error_is_a_datasync_error_that_says_whether_to_try_again(kind: type[DatasyncError]) -> None:
+    assert issubclass(kind, DatasyncError)
+    assert isinstance(kind.retryable, bool)
+    assert kind.__doc__
+
+
+def test_only_what_may_mend_itself_is_retryable() -> None:
+    assert {kind for kind in ALL if kind.retryable} == {NotReadyError, StoreConnectionError}
+
+
+@pytest.mark.parametrize(
+    ("kind", "builtin"),
+    [
+        (SubscriptionError, ValueError),
+        (InvalidArgumentError, ValueError),
+        (DecodeError, ValueError),
+        (DeliveryTimeout, TimeoutError),
+        (DoneTimeout, TimeoutError),
+        (MissingExtraError, ImportError),
+    ],
+)
+def test_callers_that_know_only_the_builtin_catch_it(kind: type[Exception], builtin: type[Exception]) -> None:
+    assert issubclass(kind, builtin)
+
+
+def test_c9_a_propagation_error_names_each_subscription_and_keeps_its_error() -> None:
+    refusals = {"one": ValueError("no"), "two": KeyError("k")}
+    error = PropagationError(refusals)
+    assert error.errors == refusals
+    assert error.errors is not refusals
+    assert "one" in str(error)
+    assert "two" in str(error)
+
+
+def test_c12_an_aggregate_error_keeps_all_in_order() -> None:
+    failures = [ValueError("a"), KeyError("b")]
+    error = AggregateError(iter(failures))
+    assert error.errors == tuple(failures)
+    assert "2 member(s)" in str(error)
+
+
+def test_c9_a_summary_has_the_reason_in_the_consumers_own_words() -> None:
+    # given a refusal that says why, and one without words
+    error = PropagationError({"agent": ValueError("the interface is busy"), "other": KeyError()})
+    # then the caller can read it, and look at the error itself
+    assert "the interface is busy" in str(error)
+    assert "KeyError" in str(error)
+    assert "the interface is busy" in str(AggregateError([ValueError("the interface is busy")]))
+
+
+def test_a_done_timeout_names_the_silent() -> None:
+    assert DoneTimeout("no answer", ["one"]).silent == ("one",)
+    assert DoneTimeout("no answer").silent == ()
+
+
+def test_a_missing_extra_says_how_to_get_it() -> None:
+    error = MissingExtraError("etcd", "grpcio")
+    assert "pip install 'datasync[etcd]'" in str(error)
+    assert error.extra == "etcd"
+
+
+def test_a_compacted_error_has_the_revision_that_is_left() -> None:
+    assert CompactedError("gone", 7).compact_revision == 7
+
+
+def test_a_simple_error_can_be_pickled() -> None:
+    error = pickle.loads(pickle.dumps(InvalidArgumentError("bad key")))
+    assert isinstance(error, InvalidArgumentError)
+    assert str(error) == "bad key"
