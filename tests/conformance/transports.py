@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from google.protobuf.struct_pb2 import ListValue
 
 from datasync.api import WatchRegistration
+from datasync.grpcsync import Client, Limits, serve
 from datasync.keyval import DeleteOp, PutOp, Store, WriteOp, connect
 from datasync.kvdbsync.local import ProtoTxn
 from datasync.kvdbsync.plugin import Plugin
@@ -20,6 +24,7 @@ from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.done import PropagationFuture
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
+from tests.conftest import wait_until
 from tests.registries import Texts, as_json, text
 
 ETCD = ("etcd34", "etcd35")
@@ -34,6 +39,8 @@ class Trait(Enum):
     ANSWERS = "answers its callers"
     #: ``put`` and ``delete`` write to its source.
     WRITES = "writes"
+    #: Several keys can be changed by one transaction.
+    TRANSACTIONS = "changes several keys at once"
 
 
 class Transport(ABC):
@@ -50,8 +57,11 @@ class Transport(ABC):
         """Subscribe."""
 
     @abstractmethod
-    def commit(self, values: Texts) -> PropagationFuture | None:
-        """Change the source, by one transaction; the answer of the subscribers where there is one."""
+    def commit(self, values: Texts) -> Future[Any] | None:
+        """Change the source, by one transaction where it has such; the answer of the subscribers where there is one.
+
+        What it changes is known to the transport when it returns, as far as nothing has to be read first.
+        """
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
@@ -67,7 +77,7 @@ class Transport(ABC):
 class Local(Transport):
     """A registry that is fed by transactions of this process."""
 
-    traits = frozenset({Trait.ANSWERS})
+    traits = frozenset({Trait.ANSWERS, Trait.TRANSACTIONS})
 
     def __init__(self) -> None:
         self._registry = Registry("local")
@@ -95,7 +105,7 @@ class Local(Transport):
 class Stored(Transport):
     """A store behind a plugin; the changes come from another client of the store."""
 
-    traits = frozenset({Trait.FOLLOWS, Trait.WRITES})
+    traits = frozenset({Trait.FOLLOWS, Trait.WRITES, Trait.TRANSACTIONS})
 
     def __init__(self, url: str) -> None:
         self.prefix = f"/{uuid4().hex}/"
@@ -128,21 +138,63 @@ class Stored(Transport):
         self.other.close()
 
 
-@pytest.fixture(params=["local", "memory", "sqlite", *(pytest.param(name, marks=pytest.mark.etcd) for name in ETCD)])
+class OverGrpc(Transport):
+    """A gRPC server that is watched, and a client that pushes to it: each key is a transaction of its own."""
+
+    traits = frozenset({Trait.ANSWERS})
+
+    def __init__(self) -> None:
+        # Tests commit without waiting for answers: nothing shall be held back for it.
+        self._server = serve("127.0.0.1:0", limits=Limits(window=1000))
+        self._client = Client(self._server.address, in_flight=1000)
+        self.source = "grpc"
+
+    def watch(self, *args: Any, **more: Any) -> WatchRegistration:
+        return self._server.adapter.watch(*args, **more)
+
+    def commit(self, values: Texts) -> Future[Any] | None:
+        answer: Future[Any] | None = None
+        for key, value in values.items():
+            before = self._server.adapter.registry.revision
+            sent = self._client.delete_async if value is None else partial(self._client.put_async, data=text(value))
+            answer = sent(key)
+            self._wait_until_known(before, answer)
+        return answer
+
+    def write(self, key: str, data: bytes) -> None:
+        # What has not even the form of a value is refused at the door: this has the form, and is of another type.
+        before = self._server.adapter.registry.revision
+        self._wait_until_known(before, self._client.put_async(key, ListValue()))
+
+    def status(self) -> TransportStatus:
+        return self._server.adapter.status()
+
+    def close(self) -> None:
+        self._client.close()
+        self._server.close()
+
+    def _wait_until_known(self, before: int, answer: Future[Any]) -> None:
+        registry = self._server.adapter.registry
+        wait_until(lambda: answer.done() or registry.revision > before, "the change has arrived")
+
+
+#: Transports that need no server; any other name is that of a fixture which has one.
+MADE: dict[str, tuple[type[Transport], Callable[[Path], Transport]]] = {
+    "local": (Local, lambda _: Local()),
+    "grpc": (OverGrpc, lambda _: OverGrpc()),
+    "memory": (Stored, lambda _: Stored(f"memory://{uuid4().hex}")),
+    "sqlite": (Stored, lambda folder: Stored(f"sqlite://{folder}/store.db")),
+}
+
+
+@pytest.fixture(params=[*MADE, *(pytest.param(name, marks=pytest.mark.etcd) for name in ETCD)])
 def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Transport]:
     """A transport with an empty source; the test is skipped when it lacks a trait that ``@pytest.mark.needs`` names."""
-    made: Transport
+    kind, make = MADE.get(request.param, (Stored, None))
     wanted = {trait for marker in request.node.iter_markers("needs") for trait in marker.args}
-    missing = wanted - (Local if request.param == "local" else Stored).traits
+    missing = wanted - kind.traits
     if missing:
         pytest.skip(f"this transport does not: {', '.join(trait.value for trait in missing)}")
-    if request.param == "local":
-        made = Local()
-    elif request.param == "memory":
-        made = Stored(f"memory://{uuid4().hex}")
-    elif request.param == "sqlite":
-        made = Stored(f"sqlite://{tmp_path}/store.db")
-    else:
-        made = Stored(request.getfixturevalue(request.param).url)
+    made = Stored(request.getfixturevalue(request.param).url) if make is None else make(tmp_path)
     yield made
     made.close()
