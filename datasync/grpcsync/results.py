@@ -68,8 +68,9 @@ def error_of(result: int, text: str, what: str, peer: str) -> DatasyncError | No
     """
     if result == Result.APPLIED:
         return None
-    # A Go peer sends a number and no text.
-    told = f"{what}: {peer} says: {text or f'result {result}'}"
+    if not text:  # a peer of old, whose numbers are its own
+        return PropagationError({peer: DatasyncError(f"{what}: result {result}")})
+    told = f"{what}: {peer} says: {text}"
     if result == Result.UNANSWERED:
         return DoneTimeout(told, (peer,))
     if result == Result.UNDELIVERED:
@@ -80,7 +81,7 @@ def error_of(result: int, text: str, what: str, peer: str) -> DatasyncError | No
         return InvalidArgumentError(told)
     if result == Result.CLOSED:
         return NotReadyError(told)
-    return PropagationError({peer: DatasyncError(f"{what}: {text or f'result {result}'}")})
+    return PropagationError({peer: DatasyncError(f"{what}: {text}")})
 
 
 def change_error(reply: DataChangeReply, request: DataChangeRequest, peer: str) -> DatasyncError | None:
@@ -91,7 +92,7 @@ def change_error(reply: DataChangeReply, request: DataChangeRequest, peer: str) 
 def resync_error(replies: DataResyncReplies, peer: str) -> DatasyncError | None:
     """What *peer* says about a resync: its error, or the first key that was not applied."""
     failed = next((reply for reply in replies.dataResyncs.replies if reply.result != Result.APPLIED), None)
-    # A Go peer has no number for the whole.
+    # A peer of old has no number for the whole.
     result = replies.result or (Result.REFUSED if failed is None else failed.result)
     if replies.HasField("error"):
         return error_of(result, replies.error.message or "no reason given", "resync", peer)
