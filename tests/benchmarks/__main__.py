@@ -16,10 +16,12 @@ from dataclasses import asdict
 
 import pytest
 
-from tests.benchmarks import etcd, local, sqlite
+from tests.benchmarks import etcd, grpc, local, sqlite
 from tests.benchmarks.harness import Bench, Result, measure
 
-BENCHES: dict[str, Bench] = {bench.name: bench for bench in (*local.BENCHES, *sqlite.BENCHES, *etcd.BENCHES)}
+BENCHES: dict[str, Bench] = {
+    bench.name: bench for bench in (*local.BENCHES, *sqlite.BENCHES, *grpc.BENCHES, *etcd.BENCHES)
+}
 
 COLUMNS = ("bench", "ours", "floor", "unit", "ratio", "target", "")
 
