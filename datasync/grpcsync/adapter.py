@@ -21,12 +21,13 @@ from datasync.errors import ClosedError, DatasyncError, DecodeError, InvalidArgu
 from datasync.grpcsync.content import checked_resync, parse
 from datasync.grpcsync.health import Health
 from datasync.grpcsync.limits import Limits
-from datasync.grpcsync.results import result_of
+from datasync.grpcsync.results import mark_resync
 from datasync.grpcsync.service import DATA_CHANGES, DATA_RESYNCS, PING, PONG, SOURCE_KEY, TAKEN_KEY, Tokens, value_of
 from datasync.grpcsync.sources import Sources, SourcesRegistration, TooManySources
 from datasync.grpcsync.status import AdapterStatus, combine
 from datasync.grpcsync.stream import ChangeStream, End
 from datasync.serializer import Serializer
+from datasync.syncbase.done import PropagationFuture
 from datasync.syncbase.msg.convert import resync_replies
 from datasync.syncbase.msg.datamsg_pb2 import DataChangeReply, DataResyncReplies, DataResyncRequests, PingReply
 from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT, Registry
@@ -107,6 +108,21 @@ class Adapter:
         """The state of every source by its name, as they are now."""
         return self._sources.all()
 
+    def forget(self, source: str) -> PropagationFuture:
+        """Free the place of *source*: its streams end, and a RESYNC tells subscribers that its keys are gone.
+
+        It may come back, with nothing. Returns the subscribers' answer.
+
+        Raises:
+          InvalidArgumentError: There is no such source, or it is the default one.
+          ClosedError, ForkedError.
+        """
+        registry = self._sources.take(source)
+        with self._lock:
+            streams = [stream for stream in self._streams if stream.registry is registry]
+        _end(streams, (grpc.StatusCode.UNAVAILABLE, f"the source {source!r} was forgotten: open another stream"))
+        return self._sources.dismiss(registry)
+
     def status(self) -> AdapterStatus:
         """How the sources and the subscriptions are doing, over all and one by one (C18)."""
         self._guard.check()
@@ -132,13 +148,8 @@ class Adapter:
             streams = list(self._streams)
         if self._health is not None:
             self._health.stop()
-        for stream in streams:
-            stream.end(_CLOSING, at_once=True)
         # Before the registries, whose end would look like an answer of the subscribers.
-        deadline = time.monotonic() + CLOSE_TIMEOUT
-        for stream in streams:
-            if stream.worker is not None:
-                stream.worker.close(max(0.0, deadline - time.monotonic()))
+        _end(streams, _CLOSING)
         self._sources.close()
 
     def __enter__(self) -> Adapter:
@@ -189,11 +200,7 @@ class Adapter:
         except ClosedError:
             _refuse(context, *_CLOSING)
         except DatasyncError as error:
-            replies = resync_replies(requests, error)
-            replies.result = result_of(error)
-            for reply in replies.dataResyncs.replies:
-                reply.result = replies.result
-            return replies
+            return mark_resync(resync_replies(requests, error), error)
         return resync_replies(requests)
 
     def _patience(self, context: Any) -> float:
@@ -246,6 +253,16 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no 
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         return self._methods.get(handler_call_details.method)
+
+
+def _end(streams: Collection[ChangeStream], end: End) -> None:
+    """End all, then wait for all, for ``CLOSE_TIMEOUT`` altogether."""
+    for stream in streams:
+        stream.end(end, at_once=True)
+    deadline = time.monotonic() + CLOSE_TIMEOUT
+    for stream in streams:
+        if stream.worker is not None:
+            stream.worker.close(max(0.0, deadline - time.monotonic()))
 
 
 def _refuse(context: Any, code: grpc.StatusCode, text: str) -> NoReturn:

@@ -15,11 +15,10 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from datasync.errors import DatasyncError, InvalidArgumentError, UnsupportedError
-from datasync.grpcsync.limits import MAX_MESSAGE_SIZE, WINDOW
+from datasync.grpcsync.limits import KEEPALIVE, KEEPALIVE_TIMEOUT, MAX_MESSAGE_SIZE, WINDOW
 from datasync.grpcsync.link import AnyRequest, Link, full_state
 from datasync.grpcsync.peer import Peer
 from datasync.grpcsync.requests import Request
-from datasync.grpcsync.server import KEEPALIVE, KEEPALIVE_TIMEOUT
 from datasync.grpcsync.service import bearer, check_source
 from datasync.grpcsync.status import ClientStatus
 from datasync.grpcsync.tls import ClientTLS
@@ -57,7 +56,8 @@ class Client:
       source: Name of this sender, where the peer is to tell senders apart; printable ASCII.
       state: Gives the full state, key to message; it is sent whenever a session begins, so that a restarted peer
         has everything again. Called in a thread of the client.
-      keep_state: The same with what was applied over this client, kept here; nothing is sent before something was.
+      keep_state: The same with what was applied over this client, kept here; nothing is sent before something was. A
+        request whose outcome is unknown is not part of it.
       content_type: How values are written: JSON, which all peers read, or ``msg.CONTENT_PROTO``.
       in_flight: Requests that are sent and not answered at a time.
       max_pending: Requests that wait to be sent; with more, ``put_async`` waits for room.

@@ -16,6 +16,8 @@ from datasync.grpcsync.datasync_health_pb2 import HealthCheckRequest, HealthChec
 from datasync.grpcsync.service import SERVICE
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
+#: Peers that may watch it at a time: each holds a thread, and none has shown a token.
+MAX_WATCHERS = 100
 CHECK = f"/{HEALTH_SERVICE}/Check"
 WATCH = f"/{HEALTH_SERVICE}/Watch"
 
@@ -27,8 +29,9 @@ class Health:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()  # guards _serving, and wakes those who watch
+        self._changed = threading.Condition()  # guards the two below, and wakes those who watch
         self._serving = True
+        self._watchers = 0
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
         """By path, for the server."""
@@ -58,13 +61,22 @@ class Health:
             with self._changed:
                 self._changed.notify_all()
 
-        if not context.add_callback(end):
-            return
-        yield self._answer(service)
         with self._changed:
-            self._changed.wait_for(lambda: over.is_set() or not self._serving)
-        if not over.is_set():
+            self._watchers += 1
+            crowded = self._watchers > MAX_WATCHERS
+        try:
+            if crowded:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_WATCHERS} watch already")
+            if not context.add_callback(end):
+                return
             yield self._answer(service)
+            with self._changed:
+                self._changed.wait_for(lambda: over.is_set() or not self._serving)
+            if not over.is_set():
+                yield self._answer(service)
+        finally:
+            with self._changed:
+                self._watchers -= 1
 
     def _answer(self, service: str) -> HealthCheckResponse:
         if not _known(service):

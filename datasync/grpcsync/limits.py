@@ -16,6 +16,10 @@ MAX_SOURCES = 64
 WINDOW = 64
 #: The same in bytes, so that large values do not multiply.
 WINDOW_BYTES = 2 * MAX_MESSAGE_SIZE
+#: Seconds without traffic after which the other side is asked whether it is still there.
+KEEPALIVE = 10.0
+#: Seconds that it may take to answer. Both of grpc's limits are set from it: with one alone a dead peer shows late.
+KEEPALIVE_TIMEOUT = 3.0
 
 
 @dataclass(frozen=True, slots=True)

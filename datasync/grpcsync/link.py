@@ -195,7 +195,7 @@ class Link:
 
     def _begin(self) -> None:
         """Reach the peer, and tell it the full state where there is one."""
-        self._peer.ping(CONNECT_TIMEOUT)
+        self._peer.open(CONNECT_TIMEOUT)
         state = self._full_state()
         if state is None:
             return

@@ -40,7 +40,14 @@ _ERRORS: dict[grpc.StatusCode, type[DatasyncError]] = {
 
 
 class Peer:
-    """A server that speaks ``msg.DataMsgService``. Threads: any."""
+    """A server that speaks ``msg.DataMsgService``.
+
+    Each session has a channel of its own: a new one connects when its first call is made, whatever went wrong before.
+    One that failed waits, and in older versions of grpcio does not notice that it could connect while no call is made.
+    And a new one reads the certificates again.
+
+    Threads: one at a time.
+    """
 
     def __init__(
         self,
@@ -56,7 +63,9 @@ class Peer:
         self.target = target
         self._token = token
         self._source = source
-        options: list[tuple[str, int | str]] = [
+        self._tls = tls
+        self._channel: grpc.Channel | None = None
+        self._options: list[tuple[str, int | str]] = [
             ("grpc.keepalive_time_ms", int(keepalive * 1000)),
             ("grpc.keepalive_timeout_ms", int(keepalive_timeout * 1000)),
             # With the line above alone, a dead peer shows after more than a minute.
@@ -67,23 +76,25 @@ class Peer:
             ("grpc.max_receive_message_length", -1),
             # Clients share connections otherwise, and one's close or pause would be another's.
             ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 500),
             # A proxy set for the web is not meant for this.
             ("grpc.enable_http_proxy", 0),
         ]
-        if tls is None:
-            self._channel = grpc.insecure_channel(target, options)
-        else:
+        if tls is not None:
+            tls.credentials()  # what cannot be read is an error of whoever asks for a client
             if tls.server_name is not None:
-                options.append(("grpc.ssl_target_name_override", tls.server_name))
-            self._channel = grpc.secure_channel(target, tls.credentials(), options)
-        self._ping = self._channel.unary_unary(PING, _serialize, PingReply.FromString)
-        self._resyncs = self._channel.unary_unary(DATA_RESYNCS, _serialize, DataResyncReplies.FromString)
-        self._changes = self._channel.stream_stream(DATA_CHANGES, _serialize, DataChangeReply.FromString)
+                self._options.append(("grpc.ssl_target_name_override", tls.server_name))
 
-    def ping(self, timeout: float) -> None:
-        """Ask for a sign of life. Raises ``DatasyncError`` as ``error_of`` has it."""
+    def open(self, timeout: float) -> None:
+        """Make a channel, and ask for a sign of life. Raises ``DatasyncError`` as ``error_of`` has it."""
+        self.close()
+        if self._tls is None:
+            channel = grpc.insecure_channel(self.target, self._options)
+        else:
+            channel = grpc.secure_channel(self.target, self._tls.credentials(), self._options)
+        self._channel = channel
+        self._ping = channel.unary_unary(PING, _serialize, PingReply.FromString)
+        self._resyncs = channel.unary_unary(DATA_RESYNCS, _serialize, DataResyncReplies.FromString)
+        self._changes = channel.stream_stream(DATA_CHANGES, _serialize, DataChangeReply.FromString)
         try:
             self._ping(PingRequest(), timeout=timeout, metadata=self._metadata())
         except grpc.RpcError as error:
@@ -105,7 +116,8 @@ class Peer:
 
     def close(self) -> None:
         """End the channel and every call on it."""
-        self._channel.close()
+        if self._channel is not None:
+            self._channel.close()
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         token = self._token() if callable(self._token) else self._token

@@ -22,6 +22,9 @@ from datasync.errors import (
 )
 from datasync.syncbase.msg.datamsg_pb2 import DataChangeReply, DataChangeRequest, DataResyncReplies
 
+#: Characters of an error's text that a reply carries: subscribers may say anything.
+MAX_TEXT = 4000
+
 
 class Result(IntEnum):
     """``result`` of a reply."""
@@ -58,6 +61,22 @@ def result_of(error: BaseException | None) -> Result:
     if error is None:
         return Result.APPLIED
     return next((result for kind, result in _BY_ERROR if isinstance(error, kind)), Result.REFUSED)
+
+
+def mark_change(reply: DataChangeReply, error: BaseException | None) -> DataChangeReply:
+    """Put the number for *error* into *reply*, and keep its text within bounds."""
+    reply.result = result_of(error)
+    reply.error_text = reply.error_text[:MAX_TEXT]
+    return reply
+
+
+def mark_resync(replies: DataResyncReplies, error: BaseException) -> DataResyncReplies:
+    """The same for a resync that was not applied."""
+    replies.result = result_of(error)
+    replies.error.message = replies.error.message[:MAX_TEXT]
+    for reply in replies.dataResyncs.replies:
+        reply.result = replies.result
+    return replies
 
 
 def error_of(result: int, text: str, what: str, peer: str) -> DatasyncError | None:

@@ -15,7 +15,7 @@ import grpc
 from datasync.errors import InvalidArgumentError
 from datasync.grpcsync.adapter import Adapter
 from datasync.grpcsync.executor import ThreadPerCall
-from datasync.grpcsync.limits import Limits
+from datasync.grpcsync.limits import KEEPALIVE, KEEPALIVE_TIMEOUT, Limits
 from datasync.grpcsync.tls import ServerTLS
 from datasync.threads import CLOSE_TIMEOUT, ForkGuard
 
@@ -23,10 +23,6 @@ log = logging.getLogger(__name__)
 
 #: Calls at a time, each with a thread (a stream has two); more are turned away with RESOURCE_EXHAUSTED.
 MAX_CALLS = 1000
-#: Seconds without traffic after which a peer is asked whether it is still there.
-KEEPALIVE = 10.0
-#: Seconds that it may take to answer. Both of grpc's limits are set from it: with one alone a dead peer shows late.
-KEEPALIVE_TIMEOUT = 3.0
 #: Seconds between pings of a client that are not held against it.
 MIN_PING_INTERVAL = 2.0
 #: Share of ``max_age`` after which a stream is ended in order; grpc ends its connection later, and less kindly.

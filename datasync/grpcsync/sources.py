@@ -14,6 +14,7 @@ from typing import Any
 from datasync.errors import AggregateError, ClosedError, InvalidArgumentError, SubscriptionError
 from datasync.grpcsync.service import check_source
 from datasync.serializer import Serializer
+from datasync.syncbase.done import PropagationFuture
 from datasync.syncbase.registry import Registration, Registry
 from datasync.threads import ForkGuard
 
@@ -111,7 +112,31 @@ class Sources:
             raise
         return subscription
 
-    def forget(self, subscription: SourcesRegistration) -> None:
+    def take(self, name: str) -> Registry:
+        """Take the source *name* out: whoever speaks for it next begins anew. ``dismiss`` has to follow.
+
+        Raises:
+          InvalidArgumentError: There is none of that name, or it is the default one.
+          ClosedError, ForkedError.
+        """
+        self._guard.check()
+        with self._lock:
+            self._check_open()
+            if name == self.default or name not in self._sources:
+                raise InvalidArgumentError(f"there is no source {name!r} that can be forgotten")
+            return self._sources.pop(name).registry
+
+    def dismiss(self, registry: Registry) -> PropagationFuture:
+        """Tell the subscribers that the keys of *registry* are gone, and close it when they have answered."""
+        told = registry.submit_resync({})
+        with self._lock:
+            subscriptions = list(self._subscriptions.values())
+        for subscription in subscriptions:
+            subscription.detach(registry)
+        told.add_done_callback(lambda _: registry.close())
+        return told
+
+    def leave(self, subscription: SourcesRegistration) -> None:
         """Take *subscription* out, unless its name belongs to another by now."""
         with self._lock:
             if self._subscriptions.get(subscription.resync_name) is subscription:
@@ -151,7 +176,7 @@ class SourcesRegistration:
         self._in_flight = in_flight
         self._lock = threading.Lock()  # guards the three below
         self._prefixes = list(prefixes)
-        self._members: list[Registration] = []
+        self._members: list[tuple[Registry, Registration]] = []
         self._closed = False
 
     def attach(self, registry: Registry) -> None:
@@ -166,7 +191,7 @@ class SourcesRegistration:
             return  # the adapter is being closed
         # A prefix may come or go meanwhile. The registration joins the others only once it is in step with them, so
         # that register() and unregister() reach it or leave it to this loop, never both.
-        while not self._join(member, watched):
+        while not self._join(registry, member, watched):
             with self._lock:
                 wanted = tuple(self._prefixes)
             for prefix in set(watched) - set(wanted):
@@ -194,8 +219,11 @@ class SourcesRegistration:
             self._prefixes.append(key_prefix)
             members = list(self._members)
         try:
-            for member in members:
-                member.register(resync_name, key_prefix)
+            for registry, member in members:
+                try:
+                    member.register(resync_name, key_prefix)
+                except ClosedError:
+                    self.detach(registry)  # a source that was forgotten this moment
         except BaseException:
             self.unregister(key_prefix)
             raise
@@ -207,8 +235,13 @@ class SourcesRegistration:
             if key_prefix in self._prefixes:
                 self._prefixes.remove(key_prefix)
             members = list(self._members)
-        for member in members:
+        for _, member in members:
             member.unregister(key_prefix)
+
+    def detach(self, registry: Registry) -> None:
+        """Leave *registry* alone from now on; it ends its subscription itself."""
+        with self._lock:
+            self._members = [(one, member) for one, member in self._members if one is not registry]
 
     def close(self) -> None:
         """End the subscription in every source, then raise ``AggregateError`` if any failed. May be called twice."""
@@ -217,9 +250,9 @@ class SourcesRegistration:
         with self._lock:
             self._closed = True
             members, self._members = self._members, []
-        self._sources.forget(self)
+        self._sources.leave(self)
         errors: list[BaseException] = []
-        for member in members:
+        for _, member in members:
             try:
                 member.close()
             except Exception as error:
@@ -235,13 +268,13 @@ class SourcesRegistration:
     ) -> None:
         self.close()
 
-    def _join(self, member: Registration, watched: tuple[str, ...]) -> bool:
+    def _join(self, registry: Registry, member: Registration, watched: tuple[str, ...]) -> bool:
         """Take *member* in when it watches what is wanted; True when there is nothing more to do with it."""
         with self._lock:
             closed = self._closed
             in_step = set(watched) == set(self._prefixes)
             if in_step and not closed:
-                self._members.append(member)
+                self._members.append((registry, member))
         if closed:
             member.close()
         return in_step or closed

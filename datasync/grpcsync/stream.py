@@ -17,10 +17,10 @@ from collections.abc import Iterator
 
 import grpc
 
-from datasync.errors import DatasyncError, DecodeError, SubscriptionError
+from datasync.errors import ClosedError, DatasyncError, DecodeError, SubscriptionError
 from datasync.grpcsync.content import checked_change, parse
 from datasync.grpcsync.limits import Limits
-from datasync.grpcsync.results import result_of
+from datasync.grpcsync.results import mark_change
 from datasync.syncbase.done import Outcome, PropagationFuture
 from datasync.syncbase.msg.convert import change_reply
 from datasync.syncbase.msg.datamsg_pb2 import DataChangeReply, DataChangeRequest
@@ -68,6 +68,11 @@ class Answer:
         return self._future
 
     @property
+    def orphaned(self) -> bool:
+        """True when the source was closed before it could take the change."""
+        return isinstance(self._error, ClosedError)
+
+    @property
     def ready(self) -> bool:
         return self._future is None or self._future.done()
 
@@ -81,8 +86,7 @@ class Answer:
                 error = too_late
             if error is None:
                 error, absent = self._judge(self._future.result(0))
-        reply = change_reply(self._request, error)
-        reply.result = result_of(error)
+        reply = mark_change(change_reply(self._request, error), error)
         reply.absent = absent
         return reply
 
@@ -102,7 +106,7 @@ class ChangeStream:
     """
 
     def __init__(self, registry: Registry, limits: Limits, timeout: float) -> None:
-        self._registry = registry
+        self.registry = registry
         self._limits = limits
         self._timeout = timeout
         self._changed = threading.Condition()  # guards everything below
@@ -190,15 +194,20 @@ class ChangeStream:
             text = f"a request of {size} bytes is larger than {self._limits.message_size}"
             self.end((grpc.StatusCode.RESOURCE_EXHAUSTED, text))
             return
-        answer = Answer(self._registry, parse(raw, DataChangeRequest), size)
+        answer = Answer(self.registry, parse(raw, DataChangeRequest), size)
         with self._changed:
             if self._over:
                 return  # not taken, and not counted: the client may send it again elsewhere
             self._taken += 1
             self._submitting = True
         future = answer.submit(self._limits.key_size, self._timeout)
+        if answer.orphaned:
+            self.end((grpc.StatusCode.UNAVAILABLE, f"the source {self.registry.name!r} is closed"))
         with self._changed:
             self._submitting = False
+            if answer.orphaned:
+                self._taken -= 1
+                return
             self._answers.append(answer)
             self._bytes += size
             self._changed.notify_all()

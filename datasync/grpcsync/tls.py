@@ -54,6 +54,8 @@ class ClientTLS:
       ca: Who may have signed the server's certificate; the roots that come with grpc when None.
       certificate, key: The client's own, for mutual TLS.
       server_name: The name that the server's certificate is for, where it is not the one in the target.
+
+    Files are read again for every connection.
     """
 
     ca: Pem | None = None

@@ -82,7 +82,10 @@ def test_a_client_killed_mid_stream_leaves_no_half_event_and_no_stream(server: S
 def test_every_future_ends_when_the_server_is_killed_with_requests_in_flight() -> None:
     # given a server in a process of its own that holds some answers back
     port = free_port()
-    with Running("-c", RECEIVER, str(port)) as receiver, Client(f"127.0.0.1:{port}", in_flight=20) as client:
+    with (
+        Running("-c", RECEIVER, str(port)) as receiver,
+        Client(f"127.0.0.1:{port}", in_flight=20, send_timeout=60) as client,
+    ):
         receiver.wait_for("ready")
         client.wait_ready(10)
         answered = client.put_async("k/a", text("v"))

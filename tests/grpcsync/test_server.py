@@ -305,6 +305,36 @@ def test_sources_are_bounded_and_their_names_are_checked() -> None:
                     assert caught.value.code() is code
 
 
+def test_a_source_that_is_forgotten_takes_its_keys_along_and_may_come_back(subscriber: Subscriber) -> None:
+    # given room for one named source
+    with serve("127.0.0.1:0", limits=Limits(sources=2)) as server:
+        registration = server.adapter.watch("agent", subscriber.queue, subscriber.queue, "k/")
+        with Wire(server.address, (SOURCE_KEY, "red")) as red, Wire(server.address, (SOURCE_KEY, "blue")) as blue:
+            feed = Feed(put("k/a", "r"))
+            call = red.stream(feed)
+            assert next(call).result == 0
+            with pytest.raises(grpc.RpcError):
+                blue.changes(put("k/a"))
+            # when it is forgotten / then subscribers are told what is gone, and its stream ends
+            server.adapter.forget("red").result()
+            assert removed(subscriber.events[-1]) == {"k/a": "r"}
+            with pytest.raises(grpc.RpcError):
+                next(call)
+            feed.end()
+            assert call.code() is grpc.StatusCode.UNAVAILABLE
+            # and its place is free for another, which the same subscriptions watch
+            assert results(blue.changes(put("k/a", "b"))) == [("k/a", 0)]
+            assert subscriber.changes[-1] == ("k/a", "b", None)
+            registration.register("agent", "more/")
+            # and it may come back, with nothing
+            server.adapter.forget("blue").result()
+            assert results(red.changes(put("k/b"), put("more/b"))) == [("k/b", 0), ("more/b", 0)]
+            assert sorted(server.adapter.registries) == ["grpc", "red"]
+        for name in ("grpc", "blue"):
+            with pytest.raises(InvalidArgumentError, match=f"no source '{name}' that can be forgotten"):
+                server.adapter.forget(name)
+
+
 def test_c15_sources_and_subscriptions_that_come_at_once_all_find_each_other(server: Server) -> None:
     # given threads that make sources, threads that subscribe, and threads that change prefixes, all at one time
     subscribers = [Subscriber() for _ in range(4)]
@@ -458,6 +488,37 @@ def test_the_health_service_says_when_it_serves_and_when_no_longer(server: Serve
     server.adapter.close()
     assert next(watching).status == HealthCheckResponse.NOT_SERVING
     assert check(HealthCheckRequest()).status == HealthCheckResponse.NOT_SERVING
+
+
+def test_watchers_of_health_are_bounded(server: Server, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasync.grpcsync.health.MAX_WATCHERS", 2)
+    watch = wire.method("unary_stream", WATCH, HealthCheckResponse)
+    watching = [watch(HealthCheckRequest()) for _ in range(2)]
+    for one in watching:
+        next(one)
+    with pytest.raises(grpc.RpcError) as caught:
+        next(watch(HealthCheckRequest()))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    # when one goes / then there is room
+    watching[0].cancel()
+
+    def welcome() -> bool:
+        try:
+            return bool(next(watch(HealthCheckRequest())).status == HealthCheckResponse.SERVING)
+        except grpc.RpcError:
+            return False
+
+    wait_until(welcome, "there is room again")
+
+
+def test_what_a_subscriber_says_is_cut_to_a_bound(server: Server, wire: Wire) -> None:
+    def shout(event: Any) -> None:
+        raise ValueError("no" * 100_000)
+
+    with Subscriber(shout) as subscriber:
+        server.adapter.watch("agent", subscriber.queue, subscriber.queue, "k/")
+        assert len(wire.changes(put("k/a"))[0].error_text) == 4000
+        assert len(wire.resync(msg.resync_requests({"k/a": text("v")})).error.message) == 4000
 
 
 # -- the end ----------------------------------------------------------------------------------------------------------
