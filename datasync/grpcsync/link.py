@@ -94,6 +94,7 @@ class Link:
         self._pending: deque[AnyRequest] = deque()
         self._sent: deque[Request[DataChangeRequest]] = deque()
         self._session: Session | None = None
+        self._asleep = False  # the keeper waits without a clock
         self._closing = False  # nothing more is accepted
         self._last_error: DatasyncError | None = None
         self._heard: float | None = None
@@ -128,8 +129,8 @@ class Link:
                 self._room.wait(remaining)
             self._pending.append(request)
             self._to_send.notify()
-            if len(self._pending) + len(self._sent) == 1:
-                self._changed.notify_all()  # the keeper slept without a clock
+            if self._asleep:
+                self._changed.notify_all()
 
     def wait_ready(self, timeout: float) -> None:
         """Wait for a session. Raises ``NotReadyError`` with the last error, or ``ClosedError``."""
@@ -239,6 +240,7 @@ class Link:
 
     def _watch_over(self, session: Session) -> bool:
         """Wait until a resync is next (True) or the stream is over (False), and keep an eye on the clocks."""
+        idle = False
         while True:
             late: list[AnyRequest] = []
             with self._lock:
@@ -254,8 +256,12 @@ class Link:
                 if head is not None and isinstance(head.message, DataResyncRequests):
                     return True
                 late = self._late_locked(now)
+                # Asleep only after a while without anything: to be woken for each request would cost more than to look.
+                busy = bool(self._pending or self._sent)
+                self._asleep = idle and not busy
                 if not late:
-                    self._changed.wait(TICK if self._pending or self._sent else None)
+                    self._changed.wait(None if self._asleep else TICK)
+                idle, self._asleep = not busy, False
             self._fail(late)
 
     def _send_resync(self, request: AnyRequest) -> None:
@@ -432,8 +438,8 @@ class Link:
             if self._sent:
                 self._sent[0].since = max(self._sent[0].since, now)
             self._to_send.notify()
-            if not self._sent:
-                self._changed.notify_all()
+            if not self._sent and (self._pending or self._closing):
+                self._changed.notify_all()  # a resync may be next, or close() waits for this moment
         error = change_error(reply, request.message, self._peer.target)
         deleted = None if request.message.operationType != DEL else not reply.absent
         self._finish(request, deleted, error)

@@ -177,16 +177,17 @@ class ChangeStream:
 
     def _wait_for_room(self) -> bool:
         """True when another request may be read; False when none is wanted any more."""
-        limits = self._limits
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._over or (len(self._answers) < limits.window and self._bytes < limits.window_bytes)
-            )
+            self._changed.wait_for(lambda: self._over or not self._full)
             return not self._over
 
     @property
     def _over(self) -> bool:
         return self._gone or self._end is not None
+
+    @property
+    def _full(self) -> bool:
+        return len(self._answers) >= self._limits.window or self._bytes >= self._limits.window_bytes
 
     def _take(self, raw: bytes) -> None:
         size = len(raw)
@@ -210,13 +211,15 @@ class ChangeStream:
                 return
             self._answers.append(answer)
             self._bytes += size
-            self._changed.notify_all()
+            if len(self._answers) == 1:  # else the clock of an older one is running already
+                self._changed.notify_all()
         if future is not None:
-            future.add_done_callback(self._wake)
+            future.add_done_callback(lambda _: self._answered(answer))
 
-    def _wake(self, _: object) -> None:
+    def _answered(self, answer: Answer) -> None:
         with self._changed:
-            self._changed.notify_all()
+            if self._answers and self._answers[0] is answer:  # the others come when it is their turn
+                self._changed.notify_all()
 
     # The answering thread.
 
@@ -254,12 +257,14 @@ class ChangeStream:
         return IDLE_WAIT if self._old_at is None else self._old_at - now
 
     def _pop_locked(self) -> Answer:
+        was_full = self._full
         answer = self._answers.popleft()
         self._bytes -= answer.size
         if self._answers:
             following = self._answers[0]
             following.since = max(following.since, time.monotonic())
-        self._changed.notify_all()
+        if was_full:
+            self._changed.notify_all()
         return answer
 
 

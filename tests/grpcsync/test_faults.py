@@ -148,6 +148,26 @@ def test_connections_that_are_of_age_lose_nothing() -> None:
         assert client.status().unknown == 0
 
 
+def test_a_connection_that_is_cut_for_its_age_is_a_break_like_any_other(server: Server, subscriber: Subscriber) -> None:
+    # given a server whose connections are ended (GOAWAY, then the axe) while their streams would go on for long
+    with serve("127.0.0.1:0", max_age=0.3, limits=Limits(stream_age=60)) as old:
+        old.adapter.watch("agent", subscriber.queue, None, "k/")
+        with Client(old.address) as client:
+            told, number = [], 0
+            while client.status().reconnects < 3:
+                try:
+                    client.put("k/a", text(str(number)))
+                    told.append(number)
+                except UnknownOutcome:
+                    pass
+                number += 1
+        # then nothing was repeated, and what was told to be applied was
+        applied = [int(value) for _, value, _ in subscriber.changes]
+        assert applied == sorted(set(applied))
+        assert set(told) <= set(applied)
+        assert number - len(told) <= 3
+
+
 def test_4_mib_pass_and_64_mib_are_refused_on_either_side(server: Server, client: Client) -> None:
     with Subscriber() as subscriber, Wire(server.address) as wire:
         server.adapter.watch("agent", subscriber.queue, subscriber.queue, "k/")
