@@ -141,7 +141,8 @@ class Stream(ABC):
     Iterating yields :class:`Batch` objects, and None or a bookmark at least once per second or so that nothing
     happens where the driver polls. It ends without an error only after ``cancel``, and raises ``CompactedError``,
     ``StoreConnectionError``, ``PermissionDenied`` or another ``StoreError`` when it cannot go on. A store that finds
-    its own revision below the wanted one raises :class:`RewoundError`.
+    its own revision below the wanted one raises :class:`RewoundError`. So does one that was emptied or restored and has
+    grown past it again, if *after* comes from a listing: then the reader has no commit yet that it could compare.
     """
 
     @abstractmethod

@@ -23,7 +23,8 @@ from datasync.resync.api import Registration as ResyncRegistration
 from datasync.resync.api import StatusEvent
 from datasync.resync.orchestrator import Plugin as Orchestrator
 from datasync.serializer import Serializer, SerializerJSON
-from datasync.syncbase.registry import Registration, Registry
+from datasync.syncbase.registration import Registration
+from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
 from datasync.threads import ForkGuard
 
@@ -42,6 +43,8 @@ class Plugin:
       resync: Orchestrator whose ``do_resync()`` the subscriptions take part in; their first RESYNC waits for it.
         Without one it is sent as soon as the store was read.
       serializer: Between messages and bytes; protojson unless told.
+      name: What the source is called, in ``datasync.current_source`` and in the log; unless told the store's name, with
+        ``#`` and *prefix* where there is one. Two plugins on one store are told apart by it.
       allow_delayed_start: Start although the store cannot be reached, and begin when it can.
 
     Threads: any.
@@ -55,6 +58,7 @@ class Plugin:
         resync: Orchestrator | None = None,
         serializer: Serializer | None = None,
         *,
+        name: str | None = None,
         allow_delayed_start: bool = False,
     ) -> None:
         if not isinstance(kv, Store):
@@ -68,7 +72,7 @@ class Plugin:
         self._allow_delayed_start = allow_delayed_start
         self._guard = ForkGuard(f"the plugin of {kv.name}")
         #: The mirror: ``registry.get(key)`` and ``registry.items(prefix)`` read it without the network.
-        self.registry = Registry(kv.name, serializer=serializer, sourced=True)
+        self.registry = Registry(name or _source_name(kv, prefix), serializer=serializer, sourced=True)
         self._broker = ProtoWrapper(kv, serializer).new_broker(prefix)
         self._lock = threading.Lock()  # guards the three below: one thread starts it, and not after close
         self._places: set[ResyncRegistration] = set()
@@ -228,3 +232,7 @@ class OrchestratedRegistration:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _source_name(kv: Store, prefix: str) -> str:
+    return f"{kv.name}#{prefix}" if prefix else kv.name

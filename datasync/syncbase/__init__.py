@@ -8,7 +8,8 @@ from datasync.syncbase.change import Change, ChangeBytes, ChangeResp, KeyVal, Ke
 # Answers
 from datasync.syncbase.done import DoneCallback, DoneFuture, Outcome, PropagationFuture, aggregate_done
 from datasync.syncbase.kv_iterator import KVIterator
-from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT, Registration, Registry
+from datasync.syncbase.registration import Registration
+from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT, Registry
 from datasync.syncbase.revisions import PrevRevisions
 from datasync.syncbase.status import SubscriptionState, SubscriptionStatus, TransportState, TransportStatus
 from datasync.syncbase.subscription import ABANDON_TIMEOUT, MAX_BATCH, MAX_PENDING

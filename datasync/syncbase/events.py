@@ -14,11 +14,13 @@ from datasync.events import KeyVal, ResyncReason
 from datasync.serializer import Serializer
 from datasync.syncbase.change import ChangeResp, StoredKeyVal
 from datasync.syncbase.kv_iterator import KVIterator
+from datasync.syncbase.losses import Losses
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.revisions import Entry
+from datasync.syncbase.shared import Pending, ResyncWish
 
 if TYPE_CHECKING:
-    from datasync.syncbase.subscription import Pending, ResyncWish, Subscription
+    from datasync.syncbase.subscription import Subscription
 
 
 class _QueuedEvent:
@@ -75,7 +77,7 @@ class QueuedChange(_QueuedEvent):
 class QueuedResync(_QueuedEvent):
     """A ``ResyncEvent``: the full state at one revision. Nothing is sorted into prefixes before somebody asks."""
 
-    __slots__ = ("_grouped", "_prefixes", "_serializer", "_state", "reason", "removed", "revision", "undo", "wish")
+    __slots__ = ("_grouped", "_prefixes", "_serializer", "_state", "losses", "reason", "removed", "revision", "wish")
 
     def __init__(
         self,
@@ -89,15 +91,15 @@ class QueuedResync(_QueuedEvent):
         prefixes: PrefixTable[None],
         removed: dict[str, StoredKeyVal],
         serializer: Serializer,
-        undo: tuple[bool, dict[str, StoredKeyVal], set[str]],
+        losses: Losses,
     ) -> None:
         super().__init__(subscription, context, put_at)
         self.reason: ResyncReason = wish.reason
         self.revision = revision
         #: What it fulfils, to be wished again when the queue is full.
         self.wish = wish
-        #: What the subscription knew before it, for the same case.
-        self.undo = undo
+        #: What the subscription had noted before it, for the same case.
+        self.losses = losses
         #: Keys that are gone, with their last known values.
         self.removed = removed
         self._state = state

@@ -14,22 +14,25 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from queue import Queue
 from types import TracebackType
 from typing import Any, Protocol, cast
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
-from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, SubscriptionError
-from datasync.events import ChangeValue, KeyVal, Op, ResyncReason
-from datasync.serializer import Serializer, check_key
+from datasync.errors import ClosedError, NotReadyError, SubscriptionError
+from datasync.events import ChangeValue, KeyVal, ResyncReason
+from datasync.serializer import Serializer
 from datasync.syncbase.alarms import Alarms
-from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, Payload, StoredKeyVal
+from datasync.syncbase.arguments import captured, check_prefix, check_watch, payload
+from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, StoredKeyVal
 from datasync.syncbase.done import Outcome, PropagationFuture
 from datasync.syncbase.prefixes import PrefixTable
+from datasync.syncbase.registration import Registration
 from datasync.syncbase.revisions import Entry, PrevRevisions
+from datasync.syncbase.shared import ResyncWish, Shared
 from datasync.syncbase.status import TransportState, TransportStatus
-from datasync.syncbase.subscription import MAX_BATCH, ResyncWish, Shared, Subscription
+from datasync.syncbase.subscription import MAX_BATCH, Subscription
 from datasync.threads import ForkGuard
 
 log = logging.getLogger(__name__)
@@ -119,7 +122,7 @@ class Registry:
           ClosedError, ForkedError.
         """
         self._guard.check()
-        _check_watch(resync_name, change_queue, resync_queue, key_prefixes, in_flight)
+        check_watch(resync_name, change_queue, resync_queue, key_prefixes, in_flight)
         with self._lock:
             self._check_open()
             if resync_name in self._subscriptions:
@@ -152,7 +155,7 @@ class Registry:
             if subscription is None:
                 raise SubscriptionError(f"{self.name}: there is no subscription {resync_name!r}")
             future.expect(Outcome(self._state.revision), {resync_name: subscription.tick})
-            subscription.want_resync_locked(ResyncReason.REQUESTED, future, _captured(ctx))
+            subscription.want_resync_locked(ResyncReason.REQUESTED, future, captured(ctx))
         subscription.pump()
         return future
 
@@ -196,9 +199,9 @@ class Registry:
     ) -> PropagationFuture:
         """As ``propagate_changes``, without waiting: the answer comes through the future."""
         self._guard.check()
-        ops = [(key, _payload(key, change)) for key, change in changes.items()]
+        ops = [(key, payload(key, change)) for key, change in changes.items()]
         revision = max((change.get_revision() for change in changes.values()), default=0)
-        context = _captured(ctx)
+        context = captured(ctx)
         first = next(iter(changes), "")
         future = PropagationFuture(f"{self.name}: transaction of {len(ops)} change(s) from {first!r} on", timeout)
         with self._lock:
@@ -244,9 +247,9 @@ class Registry:
     ) -> PropagationFuture:
         """As ``propagate_resync``, without waiting: the answer comes through the future."""
         self._guard.check()
-        payloads = {key: _payload(key, value) for key, value in values.items()}
+        payloads = {key: payload(key, value) for key, value in values.items()}
         wanted = max((value.get_revision() for value in values.values()), default=0)
-        context = _captured(ctx)
+        context = captured(ctx)
         future = PropagationFuture(f"{self.name}: resync of {len(payloads)} key(s)", timeout)
         with self._lock:
             self._check_open()
@@ -386,7 +389,7 @@ class Registry:
 
     def _register(self, subscription: Subscription, resync_name: str, prefix: str) -> None:
         self._guard.check()
-        _check_prefix(prefix)
+        check_prefix(prefix)
         with self._lock:
             self._check_open()
             if self._subscriptions.get(subscription.name) is not subscription:
@@ -502,81 +505,3 @@ class Registry:
         for subscription in subscriptions:
             subscription.pump()
         self._shared.complete()
-
-
-class Registration:
-    """A running subscription of a :class:`Registry`: its ``WatchRegistration``. Threads: any."""
-
-    def __init__(self, registry: Registry, subscription: Subscription) -> None:
-        self._registry = registry
-        self._subscription = subscription
-
-    @property
-    def resync_name(self) -> str:
-        """The name that it was made with."""
-        return self._subscription.name
-
-    def register(self, resync_name: str, key_prefix: str) -> None:
-        """Add *key_prefix*; a RESYNC with it follows. Raises ``SubscriptionError``, ``ClosedError``."""
-        self._registry._register(self._subscription, resync_name, key_prefix)
-
-    def unregister(self, key_prefix: str) -> None:
-        """Remove *key_prefix*; one that is not there is ignored."""
-        self._registry._unregister(self._subscription, key_prefix)
-
-    def close(self) -> None:
-        """End the subscription; may be called twice."""
-        self._registry._close_subscription(self._subscription)
-
-    def __enter__(self) -> Registration:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _payload(key: str, value: KeyVal | ChangeValue) -> Payload | None:
-    """What is kept of *value*; None for a delete."""
-    check_key(key)
-    get_change_type: Callable[[], Op] | None = getattr(value, "get_change_type", None)
-    op = Op.PUT if get_change_type is None else get_change_type()
-    if op is Op.DELETE:
-        return None
-    if op is not Op.PUT or not callable(getattr(value, "get_value", None)):
-        raise InvalidArgumentError(f"the value of {key!r} is no change: {type(value).__name__}")
-    if value.get_key() != key:
-        raise InvalidArgumentError(f"the change under {key!r} has another key: {value.get_key()!r}")
-    return value
-
-
-def _captured(ctx: contextvars.Context | None) -> contextvars.Context:
-    """The context as it is now: whoever gave it may go on with it."""
-    return contextvars.copy_context() if ctx is None else ctx.copy()
-
-
-def _check_prefix(prefix: object) -> None:
-    if not isinstance(prefix, str):
-        raise InvalidArgumentError(f"a key prefix must be a string, not {type(prefix).__name__}")
-
-
-def _check_watch(
-    resync_name: str,
-    change_queue: Queue[Any] | None,
-    resync_queue: Queue[Any] | None,
-    prefixes: Sequence[str],
-    in_flight: int,
-) -> None:
-    check_key(resync_name, "a resync name")
-    if change_queue is None and resync_queue is None:
-        raise InvalidArgumentError(f"{resync_name!r} is interested in nothing: both queues are None")
-    for one in (change_queue, resync_queue):
-        if one is not None and not callable(getattr(one, "put_nowait", None)):
-            raise InvalidArgumentError(f"the queue of {resync_name!r} must be a queue.Queue, not {type(one).__name__}")
-    if not isinstance(in_flight, int) or in_flight < 1:
-        raise InvalidArgumentError(f"in_flight of {resync_name!r} must be 1 or more")
-    for prefix in prefixes:
-        _check_prefix(prefix)
-    if len(set(prefixes)) != len(prefixes):
-        raise SubscriptionError(f"{resync_name!r} names a prefix twice")

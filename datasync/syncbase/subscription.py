@@ -15,21 +15,21 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.backoff import Backoff
 from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout
-from datasync.events import Op, ResyncReason
-from datasync.syncbase.alarms import Alarm, Alarms
+from datasync.events import ResyncReason
+from datasync.syncbase.alarms import Alarm
 from datasync.syncbase.change import ChangeResp, StoredKeyVal
 from datasync.syncbase.done import PropagationFuture, check_answer
 from datasync.syncbase.events import QueuedChange, QueuedResync, _QueuedEvent
+from datasync.syncbase.losses import Losses
 from datasync.syncbase.prefixes import PrefixTable
-from datasync.syncbase.revisions import PrevRevisions
+from datasync.syncbase.shared import Pending, ResyncWish, Shared
 from datasync.syncbase.status import SubscriptionState, SubscriptionStatus
-from datasync.threads import CLOSE_TIMEOUT, ForkGuard
+from datasync.threads import CLOSE_TIMEOUT
 
 log = logging.getLogger(__name__)
 
@@ -46,57 +46,6 @@ FULL_QUEUE_BACKOFF = (0.005, 0.1)
 
 #: Reasons that are about the source and therefore replace one that is about the subscriber.
 _SOURCE_REASONS = {ResyncReason.COMPACTED, ResyncReason.RECONNECTED, ResyncReason.REWOUND}
-
-
-@dataclass(slots=True)
-class Shared:
-    """What a registry and its subscriptions have in common."""
-
-    #: Name of the source: ``datasync.current_source`` inside an event's context.
-    source: str
-    #: The source's state: previous values, revisions.
-    revisions: PrevRevisions
-    #: True when failed events are followed by a RESYNC, because no caller waits for their answer.
-    sourced: bool
-    #: False until the source was read for the first time.
-    ready: bool
-    guard: ForkGuard
-    alarms: Alarms
-    #: The context of changes that no caller made.
-    context: contextvars.Context
-    #: The registry's one lock: guards the state, the prefixes, and every field of every subscription.
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    #: Futures whose last answer has come, completed by ``complete`` outside the lock.
-    answered: deque[PropagationFuture] = field(default_factory=deque)
-
-    def complete(self) -> None:
-        """Complete what was answered. Called without the lock: users' callbacks run in here."""
-        while self.answered:
-            try:
-                future = self.answered.popleft()
-            except IndexError:  # another thread took the last one
-                return
-            future.finish()
-
-
-@dataclass(slots=True)
-class Pending:
-    """A transaction that waits to be delivered, and the caller that waits for its answer."""
-
-    changes: list[ChangeResp]
-    waiter: PropagationFuture | None
-    context: contextvars.Context | None
-
-
-@dataclass(slots=True)
-class ResyncWish:
-    """A RESYNC that is due. ``held`` until the orchestrator asks, ``not_before`` a monotonic time."""
-
-    reason: ResyncReason
-    held: bool = False
-    not_before: float = 0.0
-    context: contextvars.Context | None = None
-    waiters: list[PropagationFuture] = field(default_factory=list)
 
 
 class Subscription:
@@ -128,9 +77,7 @@ class Subscription:
         self._in_flight: dict[_QueuedEvent, None] = {}
         self._barrier = False  # a RESYNC is in flight
         self._wish = wish
-        self._started = wish is None  # something was offered, or will be without a first RESYNC
-        self._removed: dict[str, StoredKeyVal] = {}  # gone, and the subscriber was not told
-        self._unoffered: set[str] = set()  # came while a RESYNC was due: their end need not be told
+        self._losses = Losses(started=wish is None)
 
         self._putting: tuple[int] | None = None  # the thread that is putting right now; another object for each put
         self._put_over = threading.Condition(shared.lock)
@@ -158,7 +105,7 @@ class Subscription:
     ) -> None:
         """Take a transaction. While a RESYNC is due it becomes part of that, and so does its caller."""
         if self._wish is not None:
-            self._fold_locked(changes)
+            self._losses.not_offered(changes)
             if waiter is not None:
                 self._wish.waiters.append(waiter)
                 if len(self._wish.waiters) > MAX_PENDING:
@@ -180,9 +127,9 @@ class Subscription:
         if wish is None:
             wish = self._wish = ResyncWish(reason)
             for pending in self._outbox:
-                self._note_deletes_locked(pending.changes)
+                self._losses.not_applied(pending.changes)
             self._absorb_outbox_locked(wish)
-        elif self._started:
+        elif self._losses.started:
             wish.reason = _weightier(wish.reason, reason)
         if reason is ResyncReason.REQUESTED:
             wish.held = False
@@ -193,10 +140,7 @@ class Subscription:
 
     def replaced_locked(self, gone: list[StoredKeyVal], created: list[str]) -> None:
         """Note what a new full state took away and brought; ``want_resync_locked`` comes before it."""
-        if self._started:
-            for kv in gone:
-                self._note_gone_locked(kv)
-            self._unoffered.update(key for key in created if key not in self._removed)
+        self._losses.replaced(gone, created)
 
     def drop_prefix_locked(self, prefix: str) -> None:
         """Forget *prefix* and every waiting change that no other prefix wants; callers count those as done."""
@@ -228,7 +172,7 @@ class Subscription:
         """How it is doing."""
         now = time.monotonic()
         slow = any(now - event.put_at > DEFAULT_NOTIF_TIMEOUT for event in self._in_flight)
-        if not self._started:
+        if not self._losses.started:
             state = SubscriptionState.WAITING
         elif self._last_error is not None:
             state = SubscriptionState.FAILING
@@ -391,8 +335,6 @@ class Subscription:
 
     def _make_resync_locked(self, wish: ResyncWish, now: float) -> QueuedResync:
         state = self._shared.revisions.freeze()
-        removed = {key: kv for key, kv in self._removed.items() if key not in state and key in self}
-        undo = (self._started, self._removed, self._unoffered)
         event = QueuedResync(
             self,
             wish.context or self._shared.context,
@@ -401,15 +343,13 @@ class Subscription:
             revision=self._shared.revisions.revision,
             state=state,
             prefixes=self.prefixes.copy(),
-            removed=removed,
+            removed=self._losses.listed(state, self.__contains__),
             serializer=self._shared.revisions.serializer,
-            undo=undo,
+            losses=self._losses,
         )
         self._wish = None
         self._barrier = True
-        self._started = True
-        self._removed = {}
-        self._unoffered = set()
+        self._losses = Losses(started=True)
         self._resyncs[wish.reason] += 1
         return event
 
@@ -445,7 +385,7 @@ class Subscription:
             self._filter_outbox_locked()  # a prefix may have gone while the put was under way
             if self._wish is not None:  # or a RESYNC have become due
                 for pending in self._outbox:
-                    self._note_deletes_locked(pending.changes)
+                    self._losses.not_applied(pending.changes)
                 self._absorb_outbox_locked(self._wish)
         if self._outbox or self._wish is not None:
             if self._full_since is None:
@@ -454,17 +394,16 @@ class Subscription:
 
     def _unmake_resync_locked(self, event: QueuedResync) -> None:
         """Wish for *event* again, together with all that came while its put was under way."""
-        newer, gone, created = self._wish, self._removed, self._unoffered
-        self._wish = event.wish
-        self._started, self._removed, self._unoffered = event.undo
+        newer, self._wish = self._wish, event.wish
+        later, self._losses = self._losses, event.losses
         for pending in self._outbox:
-            self._fold_locked(pending.changes)
+            self._losses.not_offered(pending.changes)
         self._absorb_outbox_locked(event.wish)
-        self.replaced_locked(list(gone.values()), list(created))
+        self._losses.add(later)
         if newer is not None:
             event.wish.waiters += newer.waiters
             event.wish.context = event.wish.context if newer.context is None else newer.context
-            if self._started:
+            if self._losses.started:
                 event.wish.reason = _weightier(event.wish.reason, newer.reason)
 
     def _look_again_locked(self) -> None:
@@ -473,9 +412,11 @@ class Subscription:
 
     def _failed_locked(self, event: _QueuedEvent, reason: ResyncReason) -> None:
         if isinstance(event, QueuedResync):
-            self._removed = event.removed | self._removed
+            self._losses.give_back(event.removed)
+            if event.reason is ResyncReason.REWOUND:
+                reason = event.reason  # a rewind that was not taken in is still news
         elif isinstance(event, QueuedChange):
-            self._note_deletes_locked(event.get_changes())
+            self._losses.not_applied(event.get_changes())
         self._start_over_locked(reason)
 
     def _start_over_locked(self, reason: ResyncReason) -> None:
@@ -494,27 +435,6 @@ class Subscription:
         if self._wish is not None:
             waiters, self._wish.waiters = self._wish.waiters, []
             self._answer_locked(waiters, DeliveryTimeout(f"not delivered to {self.name!r}: {cause}"))
-
-    def _fold_locked(self, changes: Iterable[ChangeResp]) -> None:
-        """Note what a transaction that was never offered means for ``get_removed``."""
-        if not self._started:
-            return
-        for change in changes:
-            if change.op is Op.DELETE:
-                self._note_gone_locked(_previous(change))
-            elif change.previous is None and change.key not in self._removed:
-                self._unoffered.add(change.key)
-
-    def _note_gone_locked(self, kv: StoredKeyVal) -> None:
-        if kv.key in self._unoffered:
-            self._unoffered.discard(kv.key)
-        else:
-            self._removed[kv.key] = kv
-
-    def _note_deletes_locked(self, changes: Iterable[ChangeResp]) -> None:
-        for change in changes:
-            if change.op is Op.DELETE:
-                self._removed[change.key] = _previous(change)
 
     def _absorb_outbox_locked(self, wish: ResyncWish) -> None:
         """Let the callers of what waits wait for *wish* instead."""
@@ -572,8 +492,3 @@ def _waiters(event: _QueuedEvent) -> list[PropagationFuture]:
         return event.wish.waiters
     assert isinstance(event, QueuedChange)
     return [pending.waiter for pending in event.pendings if pending.waiter is not None]
-
-
-def _previous(change: ChangeResp) -> StoredKeyVal:
-    assert change.previous is not None  # a delete of nothing is never delivered
-    return StoredKeyVal(change.key, *change.previous, change.serializer)

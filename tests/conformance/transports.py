@@ -113,7 +113,7 @@ class Stored(Transport):
         self.other: Store = connect(url)
         self.plugin = Plugin(self.store, self.prefix)
         self.plugin.after_init()
-        self.source = self.store.name
+        self.source = f"{self.store.name}#{self.prefix}"
         self.other.commit([PutOp("another application's key", b'"foreign"')])
 
     def watch(self, *args: Any, **more: Any) -> WatchRegistration:

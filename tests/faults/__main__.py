@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--source", choices=sorted(SOURCES), default="scripted")
     parser.add_argument("--histories", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1, help="of the first history; the next ones follow")
-    parser.add_argument("--transactions", type=int, default=60)
+    parser.add_argument("--transactions", type=int, default=0, help="in one history; the source's number unless told")
     parser.add_argument("--log", action="store_true", help="what the library logs, for a single history")
     options = parser.parse_args(arguments)
     if options.log:
@@ -39,8 +39,10 @@ def summary(source: str, results: Sequence[Result], seconds: float) -> str:
     """The table."""
     times = sorted(result.converged for result in results if result.converged is not None)
     resyncs: Counter[str] = Counter()
+    misfortunes: Counter[str] = Counter()
     for result in results:
         resyncs.update(result.resyncs)
+        misfortunes.update(result.misfortunes)
     rows = [
         ("source", source),
         ("histories", f"{len(results)} in {seconds:.1f} s"),
@@ -50,7 +52,8 @@ def summary(source: str, results: Sequence[Result], seconds: float) -> str:
         ("other troubles", sum(len(result.troubles) for result in results)),
         ("converged", f"{len(times)} of {len(results)}"),
         ("convergence p50 / p99", f"{_percentile(times, 50):.3f} s / {_percentile(times, 99):.3f} s"),
-        ("resyncs", ", ".join(f"{reason} {count}" for reason, count in resyncs.most_common())),
+        ("resyncs", _listed(resyncs)),
+        ("misfortunes", _listed(misfortunes)),
         ("threads left", sum(len(result.threads_left) for result in results)),
     ]
     return "\n".join(f"{name:>22}  {value}" for name, value in rows)
@@ -60,6 +63,10 @@ def why(result: Result) -> str:
     """What is wrong with *result*, and how to run it again."""
     reasons = [*map(str, result.violations), *result.troubles, *(f"left behind: {n}" for n in result.threads_left)]
     return "\n".join(reasons) or "not converged"
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common())
 
 
 def _percentile(times: Sequence[float], percent: int) -> float:

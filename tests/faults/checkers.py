@@ -108,14 +108,18 @@ def check_changes(truth: Truth, log: Log) -> Violation | None:
         elif isinstance(entry, PutChange):
             if not entry.changes:
                 return _violation("I3", log, reading.at, "an event without changes")
-            if place is None:
+            if place is None and log.sourced:
                 return _violation("I3", log, reading.at, "a CHANGE before the first RESYNC")
+            if place is None:
+                place = _Place(frozenset(range(len(truth.epochs))), entry.changes[0].revision - 1)
             following, why = _after_change(truth, place, entry.changes, reading.filters)
             if following is None:
                 return _violation("I3", log, reading.at, why)
             place = following
     closed = any(isinstance(entry, Asked) and entry.what == "close" for entry in log.entries)
     if log.complete and not closed:
+        if place is None and not log.sourced:
+            return None
         if place is None:
             return _violation("I3", log, len(log.entries) - 1, "the first RESYNC never came")
         if len(truth.epochs) - 1 not in place.reachable(truth):
@@ -158,6 +162,8 @@ def check_transactions(truth: Truth, log: Log) -> Violation | None:
             revisions = {change.revision for change in entry.changes}
             if split := revisions & seen:
                 return _violation("I5", log, at, f"the transaction at {split} came in an earlier event already")
+            if len(revisions) > 1 and not log.sourced:
+                return _violation("I5", log, at, "the transactions of several callers are in one event")
             keys = [change.key for change in entry.changes]
             if len(set(keys)) != len(keys):
                 return _violation("I5", log, at, "a key stands twice in one event")
@@ -327,6 +333,8 @@ def _read(log: Log) -> Iterable[_Reading]:
     for at, entry in enumerate(log.entries):
         if isinstance(entry, Watched):
             must, may = set(entry.prefixes), set(entry.prefixes)
+            if not log.sourced:  # what a registry does not hold needs no RESYNC
+                delivered_may, delivered_must = set(entry.prefixes), set(entry.prefixes)
         elif isinstance(entry, Asked):
             if entry.what == "register":
                 (must if entry.over else may).add(entry.prefix)
@@ -362,13 +370,17 @@ class _Place:
         return frozenset(found)
 
 
+#: After these the watcher may be in a later epoch. A source that went back, grew past what was seen and forgot how
+#: cannot be told from one that only forgot; and what a queue did not take comes again as failed.
+_LEAPS = (ResyncReason.REWOUND, ResyncReason.COMPACTED, ResyncReason.FAILED)
+
+
 def _after_resync(truth: Truth, before: _Place | None, entry: PutResync) -> _Place:
     shown = _shown(entry)
     right = {n for n, epoch in enumerate(truth.epochs) if _under(epoch.fold(entry.revision), entry.values) == shown}
     if not right:
         right = set(range(len(truth.epochs)))  # that is I2's business
-    if before is not None and entry.reason in (ResyncReason.REWOUND, ResyncReason.COMPACTED):
-        # A source that went back, grew past what was seen and forgot how cannot be told from one that only forgot.
+    if before is not None and entry.reason in _LEAPS:
         right = {n for n in right if n >= min(before.epochs)}
     elif before is not None:
         right &= before.reachable(truth)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from queue import Empty, Queue
+from queue import Empty, Full, Queue
 from typing import Any
 
 from tests.faults.checkers import longest
@@ -29,6 +30,12 @@ class Manners:
     elsewhere: float = 0.0
     talks_back: float = 0.0
     pause: float = 0.004
+    #: Handles each event inside ``put_nowait``, in the thread of whoever puts.
+    at_once: bool = False
+    #: How often its queue raises instead of taking an event.
+    raises: float = 0.0
+    #: How often its queue is full, because others put on it as well.
+    crowded: float = 0.0
 
 
 MANNERS: Mapping[str, Manners] = {
@@ -40,8 +47,13 @@ MANNERS: Mapping[str, Manners] = {
     "twice": Manners(twice=0.5, elsewhere=0.2),
     "elsewhere": Manners(elsewhere=0.9),
     "reentrant": Manners(talks_back=0.5),
+    "at-once": Manners(twice=0.2, elsewhere=0.2, talks_back=0.5, at_once=True),
+    "raising": Manners(raises=0.2, slow=0.2),
+    "crowded": Manners(crowded=0.6, slow=0.3, elsewhere=0.3, talks_back=0.2),
     "everything": Manners(0.3, 0.05, 0.1, 0.05, 0.1, 0.3, 0.1),
 }
+#: Those that accept everything in the end.
+ANSWERING = ("fast", "slow", "twice", "elsewhere", "reentrant", "at-once", "crowded")
 
 
 class Refusal(Exception):
@@ -61,8 +73,8 @@ class Consumer:
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._abandon = abandon
-        self.change_queue: Queue[Any] = _WakingQueue(self.recorder, room, self._wake)
-        self.resync_queue: Queue[Any] = self.change_queue if shared else _WakingQueue(self.recorder, room, self._wake)
+        self.change_queue = self._queue(room)
+        self.resync_queue = self.change_queue if shared else self._queue(room)
         #: Called now and then by the consumer's own thread, before it answers.
         self.talk_back: Callable[[random.Random], None] = lambda chance: None
         self.view: dict[str, bytes] = {}
@@ -90,6 +102,23 @@ class Consumer:
             thread.join(10)
             if thread.is_alive():
                 self.errors.append(AssertionError(f"{thread.name} hangs"))
+
+    def _queue(self, room: int) -> Queue[Any]:
+        if self._manners.at_once:
+            return _HandlingQueue(self.recorder, self._handle)
+        return _WakingQueue(self.recorder, room, self._wake, self._may_raise)
+
+    def _may_raise(self) -> None:
+        """Called for each put, and takes its time, so that others get something done while it is under way."""
+        dice = random.random  # by any thread that puts: not the consumer's own chance
+        if dice() < 0.1:
+            time.sleep(dice() * 0.002)
+        if self._healed.is_set():
+            return
+        if dice() < self._manners.crowded:
+            raise Full
+        if dice() < self._manners.raises:
+            raise Refusal("the queue of this consumer is out of order")
 
     def _guarded(self, body: Callable[[], None]) -> None:
         try:
@@ -162,13 +191,33 @@ class Consumer:
 
 
 class _WakingQueue(RecordingQueue):
-    def __init__(self, recorder: Recorder, maxsize: int, wake: threading.Event) -> None:
+    def __init__(
+        self, recorder: Recorder, maxsize: int, wake: threading.Event, may_raise: Callable[[], None]
+    ) -> None:
         super().__init__(recorder, maxsize)
         self._wake = wake
+        self._may_raise = may_raise
+
+    def put_nowait(self, item: Any) -> None:
+        self._may_raise()
+        super().put_nowait(item)
 
     def _put(self, item: Any) -> None:
         super()._put(item)
         self._wake.set()
+
+
+class _HandlingQueue(Queue[Any]):
+    """Not a queue at all, but a callback in the shape of one."""
+
+    def __init__(self, recorder: Recorder, handle: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._recorder = recorder
+        self._handle = handle
+
+    def put_nowait(self, item: Any) -> None:
+        self._recorder.put(item)
+        self._handle(item)
 
 
 class Membership:

@@ -33,6 +33,7 @@ class EtcdSource(Source):
 
     prefix = "/h/"
     pace = 0.06
+    transactions = 80
 
     def __init__(self, chance: random.Random) -> None:
         super().__init__(chance)
@@ -43,9 +44,14 @@ class EtcdSource(Source):
         self._server = EtcdServer(chance.choice(programs), Path(self._folder.name)).start()
         self._proxy = TcpProxy(("127.0.0.1", self._server.port))
         self._writer = EtcdStore(EtcdConfig(endpoints=(self._server.endpoint,)))
-        hasty = {"dial_timeout": 0.3, "operation_timeout": 1.0, "idle_limit": 1.0}
-        page_size = chance.choice((3, 10_000))
-        self.store = EtcdStore(EtcdConfig(endpoints=(self._proxy.address,), page_size=page_size, **hasty))
+        hasty = EtcdConfig(
+            endpoints=(self._proxy.address,),
+            page_size=chance.choice((3, 10_000)),
+            dial_timeout=0.3,
+            operation_timeout=1.0,
+            idle_limit=1.0,
+        )
+        self.store = EtcdStore(hasty)
         self._sent = 0
         self._saved = 0  # the revision that the last copy was made at; 0: there is none
         self._copies = 0
@@ -55,6 +61,7 @@ class EtcdSource(Source):
             self._sent += 1
             marker = PutOp(MARKER, b"%d" % self._sent)
             there = set(self.truth.state)
+            done: CommitResult | None
             try:
                 done = self._writer.commit([marker, *(as_op(self.prefix + key, value) for key, value in ops)])
             except StoreError:
@@ -63,26 +70,25 @@ class EtcdSource(Source):
             if done is not None and effect:
                 self.truth.record(done.revision, effect)
 
-    def misfortunes(self) -> list[Misfortune]:
+    def misfortunes(self) -> dict[str, Misfortune]:
         chance = self.chance
-        return [
-            self._proxy.reset,
-            self._proxy.drop,
-            lambda: self._proxy.reset_after(chance.randint(1, 3000)),
-            lambda: self._proxy.delay(chance.uniform(0, 0.02)),
-            lambda: self._cut_off(),
-            lambda: self._cut_off(self.compact),
-            lambda: self._cut_off(self.compact, self.compact),
-            self.compact,
-            self.compact_somewhere,
-            self._black_hole,
-            self._freeze,
-            self._kill,
-            lambda: self._cut_off(self._kill, self.compact),
-            self._save,
-            self._restore,
-            self._wipe,
-        ]
+        return {
+            "reset": self._proxy.reset,
+            "dropped": self._proxy.drop,
+            "reset mid-message": lambda: self._proxy.reset_after(chance.randint(1, 3000)),
+            "delayed": lambda: self._proxy.delay(chance.uniform(0, 0.02)),
+            "cut": self._cut_off,
+            "compacted while cut off": lambda: self._cut_off(self.compact),
+            "compacted": self.compact,
+            "compacted somewhere": self.compact_somewhere,
+            "black hole": self._black_hole,
+            "frozen": self._freeze,
+            "killed": self._kill,
+            "killed and compacted while cut off": lambda: self._cut_off(self._kill, self.compact),
+            "copied": self._save,
+            "restored": self._restore,
+            "wiped": self._wipe,
+        }
 
     def heal(self) -> None:
         super().heal()
@@ -99,9 +105,9 @@ class EtcdSource(Source):
 
     def settle(self) -> None:
         """What was recorded is what is there."""
-        if self._stands():
-            there = {pair.key[len(self.prefix) :]: pair.value for pair in self._writer.scan(self.prefix)}
-            assert there == dict(self.truth.state), "the record of the writer is not what the server holds"
+        self._patiently(MARKER)  # it may have been killed a moment ago
+        there = {pair.key[len(self.prefix) :]: pair.value for pair in self._writer.scan(self.prefix)}
+        assert there == dict(self.truth.state), "the record of the writer is not what the server holds"
 
     def close(self) -> None:
         self.store.close()
@@ -126,10 +132,6 @@ class EtcdSource(Source):
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
-
-    def _stands(self) -> bool:
-        self._patiently(MARKER)
-        return True
 
     def _compact(self, revision: int | None) -> None:
         try:
@@ -163,7 +165,7 @@ class EtcdSource(Source):
     def _save(self) -> None:
         """Keep a copy to go back to."""
         with self.lock:
-            self._stands()
+            self._patiently(MARKER)
             self._saved = self._writer.revision()
             self._copies += 1
             self._server.stop()

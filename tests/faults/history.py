@@ -181,6 +181,8 @@ class Log:
     entries: list[Entry] = field(default_factory=list)
     #: True when the source had healed and everything was to be delivered before the log ended.
     complete: bool = True
+    #: True when a reader feeds the registry; then a RESYNC comes first, and commits may be merged into one event.
+    sourced: bool = True
     #: When the log ended.
     end: float = 0.0
 

@@ -85,7 +85,7 @@ class RecordingQueue(Queue[Any]):
 
 def _read(event: Any, number: int) -> PutChange | PutResync:
     """All that a consumer can read out of *event*."""
-    now = time.monotonic()
+    now = getattr(event, "put_at", time.monotonic())  # the moment from which on an answer is waited for
     if isinstance(event, ResyncEvent):
         values = {
             prefix: {kv.get_key(): kv.get_value(BytesValue()).value for kv in pairs}

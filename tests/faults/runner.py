@@ -14,13 +14,11 @@ from google.protobuf.wrappers_pb2 import BytesValue
 
 from datasync.keyval import memory, reader
 from datasync.keyval.sqlite import stream as sqlite_stream
-from datasync.kvdbsync.plugin import Plugin
 from datasync.syncbase import registry, subscription
 from datasync.syncbase.status import SubscriptionState
 from tests.faults.checkers import Violation, check_all
-from tests.faults.consumers import MANNERS, Consumer, Membership
+from tests.faults.consumers import ANSWERING, MANNERS, Consumer, Membership
 from tests.faults.history import PutResync
-from tests.faults.recorder import RawSerializer
 from tests.faults.sources import PREFIXES, Source, random_ops
 
 #: Seconds that a history may take to converge once everything has healed.
@@ -38,6 +36,7 @@ class Result:
     events: int = 0
     changes: int = 0
     resyncs: Counter[str] = field(default_factory=Counter)
+    misfortunes: Counter[str] = field(default_factory=Counter)
     violations: list[Violation] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     #: Seconds from healing to the last right view; None when it never came.
@@ -77,7 +76,7 @@ def hurried(chance: random.Random) -> Iterator[float]:
             setattr(module, name, value)
 
 
-def run(seed: int, make: Callable[[random.Random], Source], *, transactions: int = 60) -> Result:
+def run(seed: int, make: Callable[[random.Random], Source], *, transactions: int = 0) -> Result:
     """The history of *seed*. Chance decides everything but the moments at which threads meet."""
     chance = random.Random(seed)
     with hurried(chance) as abandon:
@@ -97,11 +96,13 @@ class _History:
         self.result = Result(seed)
         self._chance = chance
         self._source = source
-        self._transactions = transactions
+        self._transactions = transactions or source.transactions
+        if not source.sourced:  # a caller is told of what was given up, and nothing follows
+            abandon = subscription.ABANDON_TIMEOUT = 10.0
         self._abandon = abandon
         self._over = threading.Event()
         self._errors: list[BaseException] = []
-        self._plugin = Plugin(source.store, source.prefix, serializer=RawSerializer(), allow_delayed_start=True)
+        self._plugin = source.transport()
         self._members: list[Membership] = []
         self._writer_chance = random.Random(chance.random())
 
@@ -119,6 +120,8 @@ class _History:
         self._source.heal()
         for member in self._members:
             member.consumer.heal()
+        if self._source.orchestrator is not None:
+            self._source.orchestrator.do_resync()
         self._converge()
 
     def close(self) -> None:
@@ -128,6 +131,8 @@ class _History:
             member.consumer.recorder.log.end = end
         before = [list(member.consumer.recorder.log.entries) for member in self._members]
         self._plugin.close()
+        if self._source.orchestrator is not None:
+            self._source.orchestrator.close()
         for member in self._members:
             member.consumer.stop()
             self._errors += member.consumer.errors
@@ -165,7 +170,9 @@ class _History:
 
     def _join(self, name: str) -> None:
         chance = random.Random(self._chance.random())
-        manners = chance.choice(list(MANNERS))
+        # A caller is told of a refusal and decides himself: then the subscriber's view is nobody's promise.
+        known = MANNERS if self._source.sourced else {name: MANNERS[name] for name in ANSWERING}
+        manners = chance.choice(list(known))
         room = chance.choice((0, 0, 1, 2, 5))
         shared = chance.random() < 0.4
         consumer = Consumer(
@@ -173,6 +180,7 @@ class _History:
         )
         prefixes = chance.sample(PREFIXES, chance.randint(0, 4))
         member = Membership(self._plugin, consumer, prefixes, chance.choice((1, 1, 2, 4)))
+        consumer.recorder.log.sourced = self._source.sourced
         consumer.talk_back = lambda own: self._talk_back(member, own)
         consumer.start()
         self._members.append(member)
@@ -200,11 +208,15 @@ class _History:
         self._over.wait(self._chance.uniform(0, self._source.pace))
         dice = self._chance.random()
         if dice < 0.35:
-            self._chance.choice(self._source.misfortunes())()
+            name, happens = self._chance.choice(list(self._source.misfortunes().items()))
+            self.result.misfortunes[name] += 1
+            happens()
         elif dice < 0.6 and self._members:
             self._chance.choice(self._members).change(self._chance, PREFIXES)
         elif dice < 0.7 and len(self._members) < 6:
             self._join(f"late-{len(self._members)}")
+        elif dice > 0.97 and self._source.orchestrator is not None:
+            self._source.orchestrator.do_resync()
         elif dice < 0.73 and self._members:
             member = self._chance.choice(self._members)
             if not member.closed:

@@ -8,10 +8,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasync.keyval.api import ROOT, Store
 from datasync.keyval.memory import MemoryStore
+from datasync.kvdbsync.plugin import Plugin
+from datasync.resync.orchestrator import Plugin as Orchestrator
 from tests.faults.history import Op1, Truth
+from tests.faults.recorder import RawSerializer
 from tests.faults.scripted import Faults, FaultyStore, ScriptedStore, write
 
 Ops = Sequence[tuple[str, bytes | None]]
@@ -25,6 +29,10 @@ class Source(ABC):
     prefix: str = ROOT
     #: Seconds between two transactions, and between two misfortunes, at most.
     pace: float = 0.008
+    #: Transactions in one history, unless told otherwise.
+    transactions: int = 120
+    #: False where callers feed the registry.
+    sourced: bool = True
 
     def __init__(self, chance: random.Random) -> None:
         self.truth = Truth()
@@ -34,14 +42,24 @@ class Source(ABC):
 
     #: What the plugin is given.
     store: Store
+    #: Asks all watchers to start over, in a quarter of the histories; nobody gets a first RESYNC before it did.
+    orchestrator: Orchestrator | None = None
 
     @abstractmethod
     def write(self, ops: Ops) -> None:
         """Commit (key, value) pairs, None for a delete, and record what the source made of it."""
 
     @abstractmethod
-    def misfortunes(self) -> list[Misfortune]:
-        """What may go wrong: one of them is called now and then."""
+    def misfortunes(self) -> dict[str, Misfortune]:
+        """What may go wrong, by name: one of them is called now and then."""
+
+    def transport(self) -> Any:
+        """What watchers are registered with."""
+        if self.chance.random() < 0.25:
+            self.orchestrator = Orchestrator(accept_timeout=0.05, ack_timeout=0.1)
+        return Plugin(
+            self.store, self.prefix, self.orchestrator, serializer=RawSerializer(), allow_delayed_start=True
+        )
 
     @property
     def revision(self) -> int:
@@ -84,18 +102,18 @@ class ScriptedSource(Source):
         with self.lock:
             write(self.honest, ops)
 
-    def misfortunes(self) -> list[Misfortune]:
-        return [
-            self.away,
-            self.compact_somewhere,
-            self.honest.compact,
-            lambda: self.away(self.honest.compact),
-            lambda: self.away(self.compact_somewhere),
-            lambda: self.away(self.wipe),
-            lambda: self.away(self.restore),
-            lambda: self.away(self.restore, self.grow),
-            lambda: self.away(self.restore, self.grow, self.compact_somewhere),
-        ]
+    def misfortunes(self) -> dict[str, Misfortune]:
+        return {
+            "cut": self.away,
+            "compacted": self.compact_somewhere,
+            "compacted to head": self.honest.compact,
+            "compacted to head while cut off": lambda: self.away(self.honest.compact),
+            "compacted while cut off": lambda: self.away(self.compact_somewhere),
+            "wiped": lambda: self.away(self.wipe),
+            "restored": lambda: self.away(self.restore),
+            "restored and grown": lambda: self.away(self.restore, self.grow),
+            "restored, grown and compacted": lambda: self.away(self.restore, self.grow, self.compact_somewhere),
+        }
 
     def compact_somewhere(self) -> None:
         self.honest.compact(self.chance.randint(1, max(1, self.honest.revision)))
@@ -122,6 +140,13 @@ class RecordedSource(Source):
         super().__init__(chance)
         self.inner = inner
         self.store = FaultyStore(inner, self.faults)
+        self.prefix = chance.choice((ROOT, "/service/"))
+
+    def foreign(self) -> None:
+        """Somebody writes beside the watched prefix: the revision moves on, and nothing is to be told."""
+        if self.prefix:
+            with self.lock:
+                write(self.inner, [("/foreign", b"x")])
 
     def write(self, ops: Ops) -> None:
         with self.lock:
@@ -137,8 +162,16 @@ class MemorySource(RecordedSource):
         self._memory = MemoryStore(history=chance.choice((5, 50, 10_000)))
         super().__init__(chance, self._memory)
 
-    def misfortunes(self) -> list[Misfortune]:
-        return [self.away, self._memory.compact, lambda: self.away(self._memory.compact), lambda: self.away(self._wipe)]
+    def misfortunes(self) -> dict[str, Misfortune]:
+        return {
+            "cut": self.away,
+            "foreign write": self.foreign,
+            "foreign write while cut off": lambda: self.away(self.foreign),
+            "compacted": self._memory.compact,
+            "compacted while cut off": lambda: self.away(self._memory.compact),
+            "foreign write and compacted while cut off": lambda: self.away(self.foreign, self._memory.compact),
+            "wiped": lambda: self.away(self._wipe),
+        }
 
     def _wipe(self) -> None:
         with self.lock:
@@ -160,8 +193,15 @@ class SQLiteSource(RecordedSource):
         self._reader = SQLiteStore(path, **options)  # type: ignore[arg-type]
         self.store = FaultyStore(self._reader, self.faults)
 
-    def misfortunes(self) -> list[Misfortune]:
-        return [self.away, self._writer.compact, lambda: self.away(self._writer.compact)]
+    def misfortunes(self) -> dict[str, Misfortune]:
+        return {
+            "cut": self.away,
+            "foreign write": self.foreign,
+            "foreign write while cut off": lambda: self.away(self.foreign),
+            "compacted": self._writer.compact,
+            "compacted while cut off": lambda: self.away(self._writer.compact),
+            "foreign write and compacted while cut off": lambda: self.away(self.foreign, self._writer.compact),
+        }
 
     def close(self) -> None:
         self._reader.close()
@@ -190,8 +230,15 @@ def _etcd(chance: random.Random) -> Source:
     return EtcdSource(chance)
 
 
+def _local(chance: random.Random) -> Source:
+    from tests.faults.local_source import LocalSource  # inside: it stands on this module
+
+    return LocalSource(chance)
+
+
 SOURCES: dict[str, Callable[[random.Random], Source]] = {
     "etcd": _etcd,
+    "local": _local,
     "scripted": ScriptedSource,
     "memory": MemorySource,
     "sqlite": SQLiteSource,

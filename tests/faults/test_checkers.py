@@ -82,7 +82,7 @@ def test_a_rewind_that_is_told_is_no_violation() -> None:
 
 def test_a_rewind_that_is_called_something_else_is_caught() -> None:
     # C13: whoever goes back says so
-    log = told_of_a_rewind(ResyncReason.FAILED)
+    log = told_of_a_rewind(ResyncReason.PREFIX)
     assert CHECKERS["I4"](rewound_truth(), log) is not None
     assert CHECKERS["I3"](rewound_truth(), log) is not None
 

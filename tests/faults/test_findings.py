@@ -195,6 +195,21 @@ def test_c13_a_rewind_is_not_renamed_by_what_follows_before_it_is_delivered() ->
         event.done()
 
 
+def test_c13_a_rewind_that_was_refused_is_told_again_as_a_rewind() -> None:
+    # given a subscriber that refuses the RESYNC after a rewind, or whose queue was broken when it came
+    with Registry("store", sourced=True) as mirror:
+        mirror.feed_snapshot(9, {}, ResyncReason.INITIAL)
+        queue: Queue[Any] = Queue()
+        mirror.watch("w", queue, queue, "")
+        take(queue).done()
+        mirror.feed_snapshot(3, {}, ResyncReason.REWOUND)
+        take(queue).done(ValueError("not now"))
+        # then the next one, whose revision is still lower than what was applied, says why (I4)
+        event = take(queue)
+        assert (event.reason, event.revision) == (ResyncReason.REWOUND, 3)
+        event.done()
+
+
 def test_c10_a_late_answer_to_a_given_up_event_is_followed_by_another_resync(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -230,7 +245,8 @@ def _batch(revision: int, key: str, value: bytes) -> Batch:
 
 def test_c13_a_memory_store_that_was_emptied_and_has_grown_again_is_found_out() -> None:
     # given a stream that starts where a listing ended
-    with MemoryStore() as store:
+    store = MemoryStore()
+    with store:
         write(store, [("a", b"1")])
         listed = store.scan("").revision
         # when the store loses everything, and its revision passes the listed one before anybody looks

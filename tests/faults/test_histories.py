@@ -32,6 +32,11 @@ def test_c2_to_c13_a_history_over_sqlite(seed: int) -> None:
     check("sqlite", seed)
 
 
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_c4_c8_c9_a_history_of_callers_each_of_whom_gets_an_answer(seed: int) -> None:
+    check("local", seed)
+
+
 @pytest.mark.etcd
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_c2_to_c13_a_history_over_etcd_that_is_killed_restored_and_cut_off(seed: int) -> None:

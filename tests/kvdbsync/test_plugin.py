@@ -231,11 +231,13 @@ def test_d30_a_change_during_the_first_listing_is_not_lost(other: MemoryStore) -
 def test_c12_d33_a_source_that_is_down_never_looks_like_all_keys_deleted(
     plugin: Plugin, store: MemoryStore, other: MemoryStore
 ) -> None:
-    # given a subscriber with a state
-    put(other, a="1", b="1", c="1")
+    # given a subscriber with a state, and a change that it has seen
+    put(other, a="1", b="1")
     queue: Queue[Any] = Queue()
     plugin.watch("agent", queue, queue, "")
     plugin.after_init()
+    answer(queue)
+    put(other, c="1")
     answer(queue)
     # when the store is cut off, and changes meanwhile
     store.fail_with(AWAY)
@@ -511,8 +513,8 @@ def test_c12_d26_two_plugins_share_an_orchestrator_and_a_name_and_each_speaks_fo
         # then each sends its own keys under its own name, in order
         assert [result.outcome for result in report.results] == [ResyncOutcome.APPLIED] * 2
         assert [(event.get_context().run(current_source.get), state(event)) for event in seen] == [
-            (store.name, {"a": "of the first"}),
-            (second.name, {"b": "of the second"}),
+            (f"{store.name}#/agent/", {"a": "of the first"}),
+            (f"{second.name}#/agent/", {"b": "of the second"}),
         ]
         # and one of them losing its source says nothing about the keys of either
         second.fail_with(AWAY)
@@ -738,3 +740,19 @@ def test_c16_no_value_is_in_the_log_or_the_errors(
     # then it is nowhere
     assert "canary-9" not in caplog.text
     assert "canary-9" not in repr(event) + repr(caught.value) + repr(plugin.status())
+
+
+def test_c12_two_plugins_on_one_store_are_told_apart(store: MemoryStore) -> None:
+    # given one store seen through two prefixes, a third view without one, and a name of the user's choice
+    queue: Queue[Any] = Queue()
+    for plugin, expected in (
+        (Plugin(store, "/vnf-agent/vpp1/"), f"{store.name}#/vnf-agent/vpp1/"),
+        (Plugin(store, "/vnf-agent/vpp2/"), f"{store.name}#/vnf-agent/vpp2/"),
+        (Plugin(store), store.name),
+        (Plugin(store, "/x/", name="northbound"), "northbound"),
+    ):
+        with plugin:
+            plugin.watch("agent", queue, queue, "")
+            event = take(queue)
+            # then each event says which it came from, and so does the status
+            assert event.get_context().run(current_source.get) == plugin.status().name == expected

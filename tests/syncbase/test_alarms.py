@@ -57,14 +57,22 @@ def test_c15_an_alarm_that_raises_does_not_kill_the_worker(alarms: Alarms, caplo
 
 
 def test_a_cancelled_alarm_does_not_ring_and_lets_go_of_its_callback(alarms: Alarms) -> None:
-    # given an owner with an alarm far away
+    # given an owner with an alarm, behind one that holds the worker up
     class Owner:
         def ring(self) -> None:
             rung.append("cancelled")
 
     rung: list[str] = []
     owner = Owner()
-    alarm = alarms.set(time.monotonic() + 0.02, owner.ring)
+    held, ready = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        ready.wait(5)
+
+    alarms.set(time.monotonic(), hold)
+    assert held.wait(5)
+    alarm = alarms.set(time.monotonic(), owner.ring)
     gone = weakref.ref(owner)
     # when it is taken back, twice
     alarms.cancel(alarm)
@@ -74,7 +82,8 @@ def test_a_cancelled_alarm_does_not_ring_and_lets_go_of_its_callback(alarms: Ala
     # then the owner is free at once, and only what was set later rings
     assert gone() is None
     over = threading.Event()
-    alarms.set(time.monotonic() + 0.03, over.set)
+    alarms.set(time.monotonic(), over.set)
+    ready.set()
     assert over.wait(5)
     assert rung == []
 
@@ -113,7 +122,7 @@ def test_c15_a_stop_between_the_look_and_the_sleep_is_not_missed() -> None:
     assert rung.wait(5)
     # when it happens / then the worker ends by itself
     closing.set()
-    alarms.set(time.monotonic(), lambda: None)
+    alarms.set(time.monotonic() + 3600, lambda: None)  # wakes it, and gives it nothing to do
     worker = alarms._worker
     assert worker is not None
     wait_until(lambda: not worker.alive, "the worker ended", timeout=5)

@@ -98,6 +98,21 @@ def test_a_timeout_as_the_answer_is_told_from_no_answer() -> None:
     assert caught.value is error
 
 
+def test_an_answer_that_meets_the_timeout_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given an answer that comes between the end of the wait and the look at it
+    answer = DoneFuture()
+    wait = answer.future.result
+
+    def meet(timeout: float | None = None) -> None:
+        if answer.done():
+            raise concurrent.futures.TimeoutError
+        wait(timeout)
+
+    monkeypatch.setattr(answer.future, "result", meet)
+    # when it is waited for / then it is an answer
+    answer.result(1)
+
+
 # -- many as one
 
 

@@ -28,7 +28,8 @@ from datasync.events import ChangeEvent, Op, ResyncEvent, ResyncReason
 from datasync.keyval.api import Batch, Commit
 from datasync.serializer import SerializerJSON, SerializerProto
 from datasync.syncbase.change import Change, ChangeBytes, KeyVal
-from datasync.syncbase.registry import Registration, Registry
+from datasync.syncbase.registration import Registration
+from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState, TransportState
 from tests.conftest import take, wait_until
 from tests.registries import changes, commits, is_resync, removed, snapshot, state, stored, text, told, values

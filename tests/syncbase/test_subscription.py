@@ -19,7 +19,8 @@ import pytest
 from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout, PropagationError
 from datasync.events import ResyncReason
 from datasync.syncbase import subscription as module
-from datasync.syncbase.registry import Registration, Registry
+from datasync.syncbase.registration import Registration
+from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState
 from tests.conftest import take, wait_until
 from tests.registries import changes, commits, is_resync, removed, snapshot, state, told
@@ -168,6 +169,24 @@ def test_c8_one_transaction_larger_than_the_limit_is_delivered_whole(registry: R
     future.result()
 
 
+def test_c8_a_large_batch_does_not_overflow_a_subscriber_that_keeps_up(
+    mirror: Registry, constant: Patch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a subscriber that answers at once, and small limits
+    constant("MAX_PENDING", 10)
+    monkeypatch.setattr("datasync.syncbase.registry.MAX_BATCH", 5)
+    queue = Deliberate(lambda event: event.done())
+    mirror.watch("agent", queue, queue, "")
+    snapshot(mirror, 1, {})
+    queue.get_nowait()
+    # when the reader comes with ten times as many changes at once
+    commits(mirror, *((revision, {f"k{revision}": "v"}) for revision in range(2, 102)))
+    # then they come as changes
+    events = [queue.get_nowait() for _ in range(queue.qsize())]
+    assert not any(map(is_resync, events))
+    assert sum(len(event.get_changes()) for event in events) == 100
+
+
 def test_c8_callers_that_wait_for_a_resync_are_bounded_as_well(registry: Registry, constant: Patch) -> None:
     # given a stuck consumer, and a RESYNC that is due behind what it does not answer
     constant("MAX_PENDING", 10)
@@ -200,7 +219,7 @@ def test_c8_memory_of_a_stuck_subscriber_does_not_grow_with_changes(mirror: Regi
     stuck = mirror.subscriptions["agent"]
     assert stuck.status_locked().pending <= 100
     assert len(stuck._outbox) <= 100
-    assert len(stuck._removed) + len(stuck._unoffered) <= 100
+    assert len(stuck._losses) <= 100
     assert queue.qsize() == 1
     take(queue).done()
     take(queue).done()
@@ -358,7 +377,7 @@ def test_c9_an_event_that_is_never_answered_is_given_up_and_its_caller_told(
 @pytest.mark.usefixtures("impatient")
 def test_c10_an_unanswered_event_of_a_store_leads_to_a_resync(mirror: Registry, constant: Patch) -> None:
     # given a consumer that does not answer a delete
-    constant("ABANDON_TIMEOUT", 0.05)
+    constant("ABANDON_TIMEOUT", 0.3)
     queue: Queue[Any] = Queue()
     mirror.watch("sleepy", queue, queue, "")
     snapshot(mirror, 1, {"k": "v"})
@@ -374,6 +393,32 @@ def test_c10_an_unanswered_event_of_a_store_leads_to_a_resync(mirror: Registry, 
     assert (again.reason, removed(again), state(again)) == (ResyncReason.UNANSWERED, {"k": "v"}, {"j": "w"})
     assert again.done() is True
     assert event.done() is False
+
+
+@pytest.mark.usefixtures("impatient")
+def test_c10_an_answer_to_an_event_that_was_given_up_leads_to_one_more_resync(
+    mirror: Registry, constant: Patch
+) -> None:
+    # given an event that was given up, and the RESYNC in its place, which was handled before it
+    constant("ABANDON_TIMEOUT", 0.3)
+    queue: Queue[Any] = Queue()
+    ready(mirror, queue)
+    commits(mirror, (2, {"k": "v"}))
+    given_up = take(queue)
+    replacement = take(queue)
+    constant("ABANDON_TIMEOUT", 60.0)  # in time: the replacement is not given up as well
+    replacement.done()
+    # when the consumer ends with the old one after all / then what it has done may be undone by the state as it is
+    assert given_up.done() is False
+    event = take(queue)
+    assert (event.reason, state(event)) == (ResyncReason.UNANSWERED, {"k": "v"})
+    event.done()
+    # and that is the end of it
+    assert given_up.done() is False
+    commits(mirror, (3, {"k": "w"}))
+    event = take(queue)
+    assert told(event) == [("k", "w", "v")]
+    event.done()
 
 
 def test_c9_answers_that_come_late_count_and_are_counted(registry: Registry, constant: Patch) -> None:
@@ -944,10 +989,16 @@ def test_c16_no_value_is_in_the_logs_of_failures(
     snapshot(mirror, 1, {"k": "canary-77"})
     # when it is refused, not answered, and finds no room
     take(queue).done(ValueError("canary-77 in the consumer's own words"))
-    take(queue)
-    event = take(queue)
+    wait_until(lambda: "was given up" in caplog.text, "an event is given up")
+    constant("ABANDON_TIMEOUT", 60.0)
+
+    def caught_up() -> bool:
+        while not queue.empty():
+            take(queue).done()
+        return mirror.status().subscriptions["agent"].state is SubscriptionState.SYNCED
+
+    wait_until(caught_up, "everything is answered")
     queue.put("in the way")
-    event.done()
     commits(mirror, (2, {"k": "canary-77"}))
     wait_until(lambda: "gets a RESYNC" in caplog.text, "the overflow is logged")
     # then the log tells of all that and shows no value

@@ -1,0 +1,69 @@
+"""What the parts of a registry hold in common, and the two kinds of things that wait in a subscription.
+
+Source: contract C1, C4, C9.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+
+from datasync.events import ResyncReason
+from datasync.syncbase.alarms import Alarms
+from datasync.syncbase.change import ChangeResp
+from datasync.syncbase.done import PropagationFuture
+from datasync.syncbase.revisions import PrevRevisions
+from datasync.threads import ForkGuard
+
+
+@dataclass(slots=True)
+class Shared:
+    """What a registry and its subscriptions have in common."""
+
+    #: Name of the source: ``datasync.current_source`` inside an event's context.
+    source: str
+    #: The source's state: previous values, revisions.
+    revisions: PrevRevisions
+    #: True when failed events are followed by a RESYNC, because no caller waits for their answer.
+    sourced: bool
+    #: False until the source was read for the first time.
+    ready: bool
+    guard: ForkGuard
+    alarms: Alarms
+    #: The context of changes that no caller made.
+    context: contextvars.Context
+    #: The registry's one lock: guards the state, the prefixes, and every field of every subscription.
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    #: Futures whose last answer has come, completed by ``complete`` outside the lock.
+    answered: deque[PropagationFuture] = field(default_factory=deque)
+
+    def complete(self) -> None:
+        """Complete what was answered. Called without the lock: users' callbacks run in here."""
+        while self.answered:
+            try:
+                future = self.answered.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            future.finish()
+
+
+@dataclass(slots=True)
+class Pending:
+    """A transaction that waits to be delivered, and the caller that waits for its answer."""
+
+    changes: list[ChangeResp]
+    waiter: PropagationFuture | None
+    context: contextvars.Context | None
+
+
+@dataclass(slots=True)
+class ResyncWish:
+    """A RESYNC that is due. ``held`` until the orchestrator asks, ``not_before`` a monotonic time."""
+
+    reason: ResyncReason
+    held: bool = False
+    not_before: float = 0.0
+    context: contextvars.Context | None = None
+    waiters: list[PropagationFuture] = field(default_factory=list)
