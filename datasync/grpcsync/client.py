@@ -16,7 +16,8 @@ from google.protobuf.message import Message
 
 from datasync.errors import DatasyncError, InvalidArgumentError, UnsupportedError
 from datasync.grpcsync.limits import KEEPALIVE, KEEPALIVE_TIMEOUT, MAX_MESSAGE_SIZE, WINDOW
-from datasync.grpcsync.link import AnyRequest, Link, full_state
+from datasync.grpcsync.link import Link
+from datasync.grpcsync.outbox import AnyRequest, Outbox
 from datasync.grpcsync.peer import Peer
 from datasync.grpcsync.requests import Request
 from datasync.grpcsync.service import bearer, check_source
@@ -109,6 +110,7 @@ class Client:
         self._number = 0
         self._keep = keep_state
         self._started = int(time.time())  # only a name of this client's life, for the ids of resyncs
+        self._outbox = Outbox(target, in_flight=in_flight, max_pending=max_pending, applied=self._note)
         self._link = Link(
             Peer(
                 target,
@@ -119,11 +121,9 @@ class Client:
                 keepalive=keepalive,
                 keepalive_timeout=keepalive_timeout,
             ),
-            in_flight=in_flight,
-            max_pending=max_pending,
+            self._outbox,
             answer_timeout=answer_timeout,
             full_state=self._full_state,
-            applied=self._note,
         )
 
     def put(self, key: str, data: Message, *opts: PutOption) -> None:
@@ -204,7 +204,7 @@ class Client:
     def _submit(self, message: DataChangeRequest | DataResyncRequests, what: str) -> concurrent.futures.Future[T]:
         self._check_size(message, what)
         request: AnyRequest = Request(message, what, time.monotonic() + self._send_timeout)  # type: ignore[assignment]
-        self._link.submit(request)
+        self._outbox.submit(request, may_wait=not self._link.inside)
         return request.future
 
     def _check_size(self, message: Message, what: str) -> None:
@@ -233,7 +233,7 @@ class Client:
             with self._lock:
                 if self._kept is None:
                     return None
-                state = full_state(self._kept)
+                state = _full_state_of(self._kept)
         self._check_size(state, "the full state")
         return state
 
@@ -254,6 +254,14 @@ class Client:
                 self._kept.pop(message.key, None)
             else:
                 self._kept[message.key] = message
+
+
+def _full_state_of(puts: Mapping[str, DataChangeRequest]) -> DataResyncRequests:
+    """The resync that says what *puts*, by their keys, add up to."""
+    requests = DataResyncRequests()
+    for key, put in puts.items():
+        requests.dataResyncs.add(key=key, content=put.content, content_type=put.content_type)
+    return requests
 
 
 def _refuse_options(key: str, what: str, opts: Sequence[PutOption | DelOption]) -> None:

@@ -84,8 +84,8 @@ class Peer:
             if tls.server_name is not None:
                 self._options.append(("grpc.ssl_target_name_override", tls.server_name))
 
-    def open(self, timeout: float) -> None:
-        """Make a channel, and ask for a sign of life. Raises ``DatasyncError`` as ``error_of`` has it."""
+    def open(self, timeout: float) -> Any:
+        """Make a channel, and ask for a sign of life; the call, which is also a future."""
         self.close()
         if self._tls is None:
             channel = grpc.insecure_channel(self.target, self._options)
@@ -95,10 +95,7 @@ class Peer:
         self._ping = channel.unary_unary(PING, _serialize, PingReply.FromString)
         self._resyncs = channel.unary_unary(DATA_RESYNCS, _serialize, DataResyncReplies.FromString)
         self._changes = channel.stream_stream(DATA_CHANGES, _serialize, DataChangeReply.FromString)
-        try:
-            self._ping(PingRequest(), timeout=timeout, metadata=self._metadata())
-        except grpc.RpcError as error:
-            raise self.error_of(error) from error
+        return self._ping.future(PingRequest(), timeout=timeout, metadata=self._metadata())
 
     def resync(self, requests: DataResyncRequests, timeout: float) -> Any:
         """Send a full state; the call, which is also a future."""

@@ -15,7 +15,8 @@ from datasync.errors import AggregateError, ClosedError, InvalidArgumentError, S
 from datasync.grpcsync.service import check_source
 from datasync.serializer import Serializer
 from datasync.syncbase.done import PropagationFuture
-from datasync.syncbase.registry import Registration, Registry
+from datasync.syncbase.registration import Registration
+from datasync.syncbase.registry import Registry
 from datasync.threads import ForkGuard
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Mapping
 from queue import Queue
@@ -436,6 +437,17 @@ def test_closing_an_unconnected_client_is_prompt() -> None:
     future = client.put_async("k/a", text("v"))
     client.close(timeout=60)
     assert isinstance(future.exception(0), ClosedError)
+
+
+def test_a_peer_that_accepts_and_says_nothing_holds_up_neither_a_deadline_nor_close() -> None:
+    # given something that listens, and never speaks
+    with socket.create_server(("127.0.0.1", 0)) as dumb:
+        client = Client(f"127.0.0.1:{dumb.getsockname()[1]}", send_timeout=0.2)
+        # then a request is given up in its time, long before the attempt to connect is
+        assert isinstance(client.put_async("k/a", text("v")).exception(3), StoreConnectionError)
+        future = client.put_async("k/b", text("v"))
+        client.close()
+        assert isinstance(future.exception(0), (ClosedError, StoreConnectionError))
 
 
 def test_c15_a_callback_may_send_more_and_close_but_not_wait(client: Client, subscriber: Subscriber) -> None:
