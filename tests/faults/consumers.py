@@ -191,7 +191,9 @@ class Consumer:
 
 
 class _WakingQueue(RecordingQueue):
-    def __init__(self, recorder: Recorder, maxsize: int, wake: threading.Event, may_raise: Callable[[], None]) -> None:
+    def __init__(
+        self, recorder: Recorder, maxsize: int, wake: threading.Event, may_raise: Callable[[], None]
+    ) -> None:
         super().__init__(recorder, maxsize)
         self._wake = wake
         self._may_raise = may_raise

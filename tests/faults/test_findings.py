@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from queue import Queue
+from collections.abc import Callable, Iterator
+from queue import Full, Queue
 from typing import Any
 
 import pytest
+from google.protobuf.wrappers_pb2 import BytesValue
 
 from datasync.errors import CompactedError, StoreConnectionError
-from datasync.events import ResyncReason
+from datasync.events import Op, ResyncReason
 from datasync.keyval import reader as reader_module
 from datasync.keyval.api import Batch, Capability, Commit, KeyValue, RewoundError, Scan
 from datasync.keyval.memory import MemoryStore
 from datasync.keyval.reader import StoreReader
 from datasync.syncbase import subscription as subscription_module
+from datasync.syncbase.change import Change
+from datasync.syncbase.done import PropagationFuture
 from datasync.syncbase.registry import Registry
 from tests.conftest import take, wait_until
 from tests.faults.history import Truth
@@ -258,3 +261,45 @@ def test_c13_a_memory_store_that_was_emptied_and_has_grown_again_is_found_out() 
             next(iter(store.stream("", listed)))
         # and after another listing it does
         assert next(iter(store.stream("", store.scan("").revision))) == Batch(6, ())
+
+
+class Occupied(Queue[Any]):
+    """A queue that lets something happen during a put, and then has no room for it, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: Callable[[], object] | None = None
+
+    def put_nowait(self, item: Any) -> None:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+            raise Full
+        super().put_nowait(item)
+
+
+@pytest.mark.parametrize("asked_again", [False, True])
+def test_c7_a_delete_while_a_resync_is_put_in_vain_is_listed_in_the_next_one(asked_again: bool) -> None:
+    # given a subscriber that was offered a key
+    with Registry() as registry:
+        queue = Occupied()
+        registration = registry.watch("w", queue, queue, "")
+        registry.submit_changes({"k": Change("k", BytesValue(value=b"1"))})
+        take(queue).done()
+        futures: list[PropagationFuture] = []
+
+        # when the key is deleted during the put of a RESYNC that finds the queue full
+        def meanwhile() -> None:
+            futures.append(registry.submit_changes({"k": Change("k", op=Op.DELETE)}))
+            if asked_again:
+                futures.append(registry.request_resync("w"))
+
+        queue.meanwhile = meanwhile
+        futures.append(registry.request_resync("w"))
+        # then the RESYNC that gets out tells of it, and answers everybody
+        event = take(queue)
+        assert [kv.get_key() for kv in event.get_removed()] == ["k"]
+        assert event.done()
+        assert [future.done() for future in futures] == [True] * len(futures)
+        assert queue.empty()
+        registration.close()
