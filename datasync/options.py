@@ -99,10 +99,19 @@ def read_del_options(opts: Sequence[DelOption]) -> bool:
     return bool(opts)
 
 
+#: Each option, and the function that users call for it.
+_MAKERS: dict[type, str] = {
+    WithTTLOpt: "with_ttl",
+    WithClientLifetimeTTLOpt: "with_client_lifetime_ttl",
+    WithPrefixOpt: "with_prefix",
+}
+
+
 def _refuse_strangers(method: str, opts: Sequence[object], known: tuple[type, ...]) -> None:
     for place, opt in enumerate(opts):
         # The type's name only: a value passed by mistake must not reach a log.
         if not isinstance(opt, known):
-            raise InvalidArgumentError(f"{method}() got an unknown option of type {type(opt).__name__}")
+            listing = " and ".join(f"{_MAKERS[option]}()" for option in known)
+            raise InvalidArgumentError(f"{method}() takes the options {listing}, not {type(opt).__name__}")
         if any(type(opt) is type(earlier) for earlier in opts[:place]):
-            raise InvalidArgumentError(f"{method}() got the option {type(opt).__name__} twice")
+            raise InvalidArgumentError(f"{method}() got {_MAKERS[type(opt)]}() twice: give it once")

@@ -93,9 +93,18 @@ class SerializerJSON:
 def check_message(data: object) -> None:
     """Raise ``InvalidArgumentError`` unless *data* is a complete protobuf message."""
     if not isinstance(data, Message):
-        raise InvalidArgumentError(f"a value must be a protobuf message, not {type(data).__name__}")
+        hint = "; use delete to remove a key" if data is None else ""
+        raise InvalidArgumentError(f"a value must be a protobuf message, not {type(data).__name__}{hint}")
     if not data.IsInitialized():
         raise InvalidArgumentError(f"a required field of {data.DESCRIPTOR.full_name} is not set")
+
+
+def check_serializer(serializer: object) -> None:
+    """Raise ``InvalidArgumentError`` unless *serializer* is None or has the two methods of one."""
+    if serializer is not None and not (
+        callable(getattr(serializer, "marshal", None)) and callable(getattr(serializer, "unmarshal", None))
+    ):
+        raise InvalidArgumentError(f"a serializer has marshal and unmarshal, {type(serializer).__name__} has not")
 
 
 def check_key(key: object, what: str = "a key") -> None:

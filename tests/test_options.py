@@ -63,7 +63,11 @@ def test_options_add_up() -> None:
         (read_put_options, [with_ttl(1), with_ttl(2)], "twice"),
         (read_put_options, [with_client_lifetime_ttl(), with_client_lifetime_ttl()], "twice"),
         (read_put_options, [with_prefix()], r"put\(\).*WithPrefixOpt"),
-        (read_put_options, [PutOption()], "PutOption"),
+        (
+            read_put_options,
+            [PutOption()],
+            r"takes the options with_ttl\(\) and with_client_lifetime_ttl\(\), not PutOption",
+        ),
         (read_put_options, ["canary-2"], "str"),
         (read_put_options, [None], "NoneType"),
         (read_del_options, [with_ttl(1)], r"delete\(\).*WithTTLOpt"),

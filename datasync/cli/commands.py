@@ -19,7 +19,16 @@ from datasync.keyval.watcher import WatchResp
 from datasync.options import with_prefix
 
 
+def _version_asked(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        _print_version()
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version_asked, help="Print the version."
+)
 def cli() -> None:
     """Keep a program in step with a key-value store.
 
@@ -32,11 +41,17 @@ def cli() -> None:
 @cli.command()
 @click.option("--agent", nargs=2, hidden=True, metavar="URL DATAPLANE")
 def demo(agent: tuple[str, str] | None) -> int:
-    """Show what datasync does: two processes on one SQLite file, in ten seconds."""
+    """Show what datasync does, in ten seconds.
+
+    Two processes on one SQLite file: one writes a network configuration, the other is the agent that applies it.
+    """
     from datasync.cli import demo as first_process
     from datasync.cli import demo_agent as second_process
 
     if agent is None:
+        # As Ctrl-C: the agent is ended and the folder with the file is removed.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
         return first_process.run()
     # The story tells what was refused; the library's own line about it would come between.
     logging.getLogger("datasync").setLevel(logging.ERROR)
@@ -47,13 +62,7 @@ def demo(agent: tuple[str, str] | None) -> int:
 @cli.command()
 def version() -> None:
     """Print the version."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        click.echo(installed("datasync"))
-    except PackageNotFoundError:
-        click.echo("unknown: datasync runs from its sources and is not installed")
+    _print_version()
 
 
 @cli.command()
@@ -76,7 +85,7 @@ def get(url: str, key: str) -> int:
 @click.argument("value")
 def put(url: str, key: str, value: str) -> None:
     """Set KEY to VALUE; - reads the value from standard input."""
-    data = sys.stdin.buffer.read() if value == "-" else os.fsencode(value)
+    data = _from_stdin() if value == "-" else os.fsencode(value)
     with _open(url, make=True) as store:
         store.new_broker().put(key, data)
 
@@ -110,19 +119,34 @@ def list_(url: str, prefix: str, keys: bool) -> None:
 @click.argument("url")
 @click.argument("prefix", default="")
 def watch(url: str, prefix: str) -> None:
-    """Print each change of a key that starts with PREFIX, with the value before it, until Ctrl-C."""
+    """Print changes under PREFIX until Ctrl-C.
+
+    Each line has the revision, the key, the value before, and the new one.
+    """
     changes: Queue[WatchResp] = Queue()
     # An end in order is what a script asks for with SIGTERM as well. Only this thread sees the interruption.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _open(url) as store:
-        store.check()
-        with store.new_watcher().watch(changes.put, prefix):
+        # What cannot be read is told at once; the watch would try again. Only what is watched is asked for: the user
+        # may have no right to the rest.
+        next(iter(store.scan(prefix, keys_only=True)), None)
+        with store.new_watcher(prefix).watch(changes.put):
             click.echo(f"datasync: watching {store.name}; Ctrl-C ends it", err=True)
             try:
                 while True:
-                    _write(_told(changes.get()))
+                    _write(_told(prefix, changes.get()))
             except KeyboardInterrupt:
                 pass
+
+
+def _print_version() -> None:
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        click.echo(installed("datasync"))
+    except PackageNotFoundError:
+        click.echo("unknown: datasync runs from its sources and is not installed")
 
 
 def _open(url: str, *, make: bool = False) -> Store:
@@ -135,12 +159,18 @@ def _open(url: str, *, make: bool = False) -> Store:
     return connect(url)
 
 
-def _told(change: WatchResp) -> bytes:
+def _from_stdin() -> bytes:
+    if sys.stdin is None:  # closed by the shell: that is not an empty value
+        raise InvalidArgumentError("standard input is closed: there is no value to read from it")
+    return sys.stdin.buffer.read()
+
+
+def _told(prefix: str, change: WatchResp) -> bytes:
     """One line: revision, key, old value, new value."""
     absent = b"(none)"
     old = absent if change.previous is None else change.previous
     new = absent if change.get_change_type() is Op.DELETE or change.value is None else change.value
-    return b"%d %s %s -> %s" % (change.revision, change.key.encode(), old, new)
+    return b"%d %s %s -> %s" % (change.revision, (prefix + change.key).encode(), old, new)
 
 
 def _write(line: bytes) -> None:

@@ -16,6 +16,7 @@ FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with *arguments* (those of the process when None) and return its exit code."""
+    _have_three_streams()
     _never_fail_to_print()
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
@@ -48,6 +49,15 @@ def _run(arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     return result if isinstance(result, int) else 0
+
+
+def _have_three_streams() -> None:
+    """What a shell closed (``>&-``) leads nowhere. Left closed, its number would be given to the next file opened."""
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(free)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _never_fail_to_print() -> None:

@@ -52,7 +52,7 @@ class Story:
     def _table(self, report: Report) -> None:
         table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
         for heading in ("", "key", "the dataplane had", "the store has"):
-            table.add_column(heading)
+            table.add_column(heading, overflow="fold")  # on a narrow terminal nothing is cut off
         for difference in report.differences:
             table.add_row(
                 _sign(difference), difference.key, _shown(difference, old=True), _shown(difference, old=False)

@@ -174,7 +174,8 @@ class BytesTxn:
 
 def _check_data(key: str, data: object) -> None:
     if not isinstance(data, bytes):
-        raise InvalidArgumentError(f"the data of key {key!r} must be bytes, not {type(data).__name__}")
+        hint = "; use delete to remove a key" if data is None else ""
+        raise InvalidArgumentError(f"the data of key {key!r} must be bytes, not {type(data).__name__}{hint}")
 
 
 def _check_prefix(prefix: object) -> None:

@@ -15,7 +15,7 @@ from datasync.events import MessageT
 from datasync.keyval.api import CommitResult, Store
 from datasync.keyval.broker import BytesBroker, BytesTxn
 from datasync.options import DelOption, PutOption
-from datasync.serializer import Serializer, SerializerJSON
+from datasync.serializer import Serializer, SerializerJSON, check_serializer
 
 if TYPE_CHECKING:
     from datasync.keyval.watcher import Watcher
@@ -65,6 +65,7 @@ class ProtoWrapper:
     """
 
     def __init__(self, store: Store, serializer: Serializer | None = None) -> None:
+        check_serializer(serializer)
         self._store = store
         self._serializer: Serializer = SerializerJSON() if serializer is None else serializer
 

@@ -22,7 +22,7 @@ from datasync.options import DelOption, PutOption
 from datasync.resync.api import Registration as ResyncRegistration
 from datasync.resync.api import StatusEvent
 from datasync.resync.orchestrator import Plugin as Orchestrator
-from datasync.serializer import Serializer, SerializerJSON
+from datasync.serializer import Serializer, SerializerJSON, check_serializer
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
@@ -65,6 +65,9 @@ class Plugin:
             raise InvalidArgumentError(f"kv must be a store from keyval.connect(), not {type(kv).__name__}")
         if not isinstance(prefix, str):
             raise InvalidArgumentError(f"a prefix must be a string, not {type(prefix).__name__}")
+        if resync is not None and not callable(getattr(resync, "register", None)):
+            raise InvalidArgumentError(f"resync must be a resync.Plugin, not {type(resync).__name__}")
+        check_serializer(serializer)
         serializer = serializer or SerializerJSON()
         self._kv = kv
         self._prefix = prefix

@@ -6,7 +6,7 @@ Source: contract C11, C16.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import Queue
 from typing import Any
 
@@ -28,6 +28,11 @@ def payload(key: str, value: KeyVal | ChangeValue) -> Payload | None:
     if value.get_key() != key:
         raise InvalidArgumentError(f"the change under {key!r} has another key: {value.get_key()!r}")
     return value
+
+
+def check_mapping(changes: object) -> None:
+    if not isinstance(changes, Mapping):
+        raise InvalidArgumentError(f"changes must be a mapping from key to change, not {type(changes).__name__}")
 
 
 def captured(ctx: contextvars.Context | None) -> contextvars.Context:

@@ -106,6 +106,8 @@ class PropagationFuture(concurrent.futures.Future[Outcome]):
 
     def __init__(self, subject: str, default_timeout: float) -> None:
         super().__init__()
+        if default_timeout is not None and not isinstance(default_timeout, (int, float)):
+            raise InvalidArgumentError(f"timeout must be a number of seconds, not {type(default_timeout).__name__}")
         self.default_timeout = default_timeout
         self._subject = subject
         # Guarded by the lock of the registry that made the future, as is collect(); read without it by silent().

@@ -24,7 +24,7 @@ from datasync.errors import ClosedError, NotReadyError, SubscriptionError
 from datasync.events import ChangeValue, KeyVal, ResyncReason
 from datasync.serializer import Serializer
 from datasync.syncbase.alarms import Alarms
-from datasync.syncbase.arguments import captured, check_prefix, check_watch, payload
+from datasync.syncbase.arguments import captured, check_mapping, check_prefix, check_watch, payload
 from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, StoredKeyVal
 from datasync.syncbase.done import Outcome, PropagationFuture
 from datasync.syncbase.prefixes import PrefixTable
@@ -199,6 +199,7 @@ class Registry:
     ) -> PropagationFuture:
         """As ``propagate_changes``, without waiting: the answer comes through the future."""
         self._guard.check()
+        check_mapping(changes)
         ops = [(key, payload(key, change)) for key, change in changes.items()]
         revision = max((change.get_revision() for change in changes.values()), default=0)
         context = captured(ctx)
@@ -247,6 +248,7 @@ class Registry:
     ) -> PropagationFuture:
         """As ``propagate_resync``, without waiting: the answer comes through the future."""
         self._guard.check()
+        check_mapping(values)
         payloads = {key: payload(key, value) for key, value in values.items()}
         wanted = max((value.get_revision() for value in values.values()), default=0)
         context = captured(ctx)

@@ -145,6 +145,28 @@ def test_help_and_version_say_something() -> None:
     assert datasync("version")[0] == 0
 
 
+def test_version_is_an_option_as_well() -> None:
+    assert datasync("--version") == datasync("version")
+
+
+def test_a_stream_that_the_shell_closed_is_no_traceback_and_never_the_store_s_file(url: str) -> None:
+    # given a key, and all three streams closed: the next file that is opened would get a number of theirs
+    datasync("put", url, "k", "v")
+    command = f"'{sys.executable}' -m datasync"
+
+    def shell(line: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["sh", "-c", line], capture_output=True, text=True, env=environment(), timeout=20)
+
+    # when commands are run so / then they do what they can, and the file is whole
+    assert shell(f"{command} list {url} <&- >&- 2>&-").returncode == 0
+    assert shell(f"{command} get {url} nothing <&- >&- 2>&-").returncode == 1
+    assert datasync("list", url) == (0, "k v\n", "")
+    # and a value that was to be read is not taken for an empty one
+    done = shell(f"{command} put {url} k - <&-")
+    assert (done.returncode, done.stderr.count("standard input is closed"), done.stderr.count("\n")) == (2, 1, 1)
+    assert datasync("get", url, "k")[1] == "v\n"
+
+
 def test_a_reader_that_goes_away_is_no_error_to_talk_about(url: str) -> None:
     # given more output than a pipe holds, and a reader like head
     datasync("put", url, "k", "-", stdin=b"x" * 1_000_000)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from datasync.cli import demo as story
+from datasync.cli.story import Story
+from datasync.examples.agent import Difference, Report
+from datasync.examples.netconf_pb2 import Interface
 from tests.conftest import wait_until
 from tests.running import Running, run
 
@@ -92,8 +98,28 @@ def test_ctrl_c_ends_it_without_a_traceback_and_without_a_process_left() -> None
     wait_until(lambda: not _alive(agent), "the agent has ended")
 
 
-def test_the_agent_ends_when_the_demo_is_killed() -> None:
-    with Running(*DEMO) as demo:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_it_cleans_up_when_it_is_asked_to_end(number: signal.Signals, tmp_path: Path) -> None:
+    with Running(*DEMO, extra={"TMPDIR": str(tmp_path)}) as demo:
+        demo.wait_for("agent  done()")
+        assert list(tmp_path.iterdir()) != []
+        demo.send(number)
+        assert demo.wait() == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_narrow_terminal_cuts_nothing_off() -> None:
+    console = Console(width=50, file=io.StringIO(), color_system=None)
+    difference = Difference(
+        "config/interface/eth0", None, Interface(name="eth0", description="a long description " * 3)
+    )
+    Story(console, "agent").report(Report("RESYNC (initial)", 1, [difference]))
+    assert isinstance(console.file, io.StringIO)
+    assert "\u2026" not in console.file.getvalue()
+
+
+def test_the_agent_ends_when_the_demo_is_killed(tmp_path: Path) -> None:
+    with Running(*DEMO, extra={"TMPDIR": str(tmp_path)}) as demo:
         demo.wait_for("by process")
         agent = int(re.findall(r"the agent is started: process (\d+)", demo.output)[0])
         demo.send(signal.SIGKILL)

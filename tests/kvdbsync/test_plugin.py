@@ -418,7 +418,17 @@ def test_a_serializer_of_ones_own_reads_and_writes(store: MemoryStore) -> None:
         assert stored(store) == {"k": text("binary").SerializeToString()}
 
 
-@pytest.mark.parametrize("bad", [{"kv": None}, {"kv": "memory://"}, {"prefix": None}, {"prefix": b"/agent/"}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"kv": None},
+        {"kv": "memory://"},
+        {"prefix": None},
+        {"prefix": b"/agent/"},
+        {"resync": 5},
+        {"serializer": "json"},
+    ],
+)
 def test_c16_a_plugin_of_the_wrong_things_is_refused(store: MemoryStore, bad: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError):
         Plugin(**{"kv": store, **bad})

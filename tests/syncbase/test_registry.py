@@ -713,6 +713,18 @@ def test_c16_a_bad_change_is_refused_before_anything_is_applied(registry: Regist
     assert queue.empty()
 
 
+@pytest.mark.parametrize("wrong", [None, [Change("k", text("v"))], "k", Change("k", text("v"))])
+def test_c16_what_is_no_mapping_of_changes_and_a_timeout_that_is_no_number_are_refused(
+    registry: Registry, wrong: Any
+) -> None:
+    for method in (registry.submit_changes, registry.submit_resync):
+        with pytest.raises(InvalidArgumentError, match="a mapping from key to change, not "):
+            method(wrong)
+        with pytest.raises(InvalidArgumentError, match="timeout must be a number of seconds, not str"):
+            method({"k": Change("k", text("v"))}, timeout="1")
+    assert registry.items() == []
+
+
 def test_c16_a_value_that_does_not_decode_is_delivered_and_stops_nothing(mirror: Registry) -> None:
     # given bytes that are no JSON
     queue, _ = subscribe(mirror, "agent", "")

@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 import grpc
 
-from datasync.errors import ClosedError, StoreError, UnknownOutcome
+from datasync.errors import ClosedError, InvalidArgumentError, StoreError, UnknownOutcome
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.channel import AUTHENTICATE, Endpoint, Method, RequestT, ResponseT, Scope
 from datasync.keyval.etcd.config import EtcdConfig
@@ -99,6 +99,8 @@ class Client:
                         (scope or self._closing).wait(RETRY_PAUSE)
                     continue
                 raise self.error(error, endpoint, what, write=write) from error
+            except InvalidArgumentError:  # a ValueError as well: the files for TLS, which are read for a new channel
+                raise
             except ValueError as error:  # grpc's word for a channel that was closed meanwhile
                 untried -= 1
                 if self._closed or untried < -2:
@@ -115,6 +117,8 @@ class Client:
         endpoint = self._endpoints[self._current]
         try:
             call = endpoint.stream(method, requests, _metadata(self._token))
+        except InvalidArgumentError:
+            raise
         except ValueError as error:
             raise ClosedError("this etcd store is closed") from error
         scope.attach(call)

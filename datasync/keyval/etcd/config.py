@@ -166,7 +166,7 @@ def read_duration(name: str, value: object) -> float:
         try:
             value = float(text) if "." in text else int(text)
         except ValueError:
-            raise InvalidArgumentError(f"etcd option {name}: {text!r} is no duration such as '2s' or '500ms'") from None
+            raise InvalidArgumentError(f"etcd option {name} must be a duration such as '2s' or '500ms'") from None
     if not 0 <= value < float("inf"):
         raise InvalidArgumentError(f"etcd option {name} must be a finite number of seconds, not {value}")
     return value * 1e-9 if isinstance(value, int) and value >= 1_000_000 else float(value)

@@ -42,7 +42,8 @@ class Fault:
 
 
 _GONE = Fault(StoreConnectionError, elsewhere=True)
-_NOT_REACHED = Fault(StoreConnectionError, unsent=True, elsewhere=True)
+_NOT_REACHED = Fault(StoreConnectionError, "is etcd running, and the endpoint right?", unsent=True, elsewhere=True)
+_NOT_FOUND = Fault(StoreConnectionError, "check the name in the endpoint", unsent=True, elsewhere=True)
 
 #: Part of the answer's text, and what it means; the first that fits counts.
 _TEXTS: tuple[tuple[str, Fault], ...] = (
@@ -66,8 +67,10 @@ _TEXTS: tuple[tuple[str, Fault], ...] = (
     ("etcdserver: no leader", Fault(StoreConnectionError, "this member has no quorum", unsent=True, elsewhere=True)),
     ("etcdserver: not capable", Fault(StoreConnectionError, unsent=True, elsewhere=True)),
     ("failed to connect to all addresses", _NOT_REACHED),
-    ("DNS resolution failed", _NOT_REACHED),
-    ("Name resolution failure", _NOT_REACHED),
+    ("DNS resolution failed", _NOT_FOUND),
+    ("Name resolution failure", _NOT_FOUND),
+    ("address lookup failed", _NOT_FOUND),
+    ("errors resolving", _NOT_FOUND),
 )
 
 _CODES: dict[grpc.StatusCode, Fault] = {
@@ -120,10 +123,8 @@ def translate(error: grpc.RpcError, what: str, endpoint: str, *, write: bool = F
     if write and not fault.unsent and code not in _REFUSALS:
         return UnknownOutcome(f"{what}: no answer from {endpoint} ({_short(code, text)}); it may have been applied")
     message = f"{what}: {endpoint}: {_short(code, text)}"
-    for extra in (hint, fault.advice):
-        if extra:
-            message += f"; {extra}"
-    return fault.error(message)
+    advice = hint or fault.advice  # what was found out is better than what is likely
+    return fault.error(f"{message}; {advice}" if advice else message)
 
 
 def _short(code: grpc.StatusCode | None, text: str) -> str:

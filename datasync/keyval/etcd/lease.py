@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from datasync.errors import ClosedError, DatasyncError
+from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError
 from datasync.keyval.api import DeleteOp, PutOp, WriteOp
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.channel import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, TXN, Scope
@@ -25,11 +25,15 @@ log = logging.getLogger(__name__)
 BEATS = 3
 #: Seconds that a revocation may take: it is a courtesy, the lease ends by itself.
 REVOKE_TIMEOUT = 1.0
+#: Seconds of the longest lease that etcd grants.
+MAX_TTL = 9_000_000_000
 
 
 def grant(client: Client, ttl: float, scope: Scope | None = None) -> int:
     """A new lease that ends *ttl* seconds, rounded up to whole ones, after it was last kept alive."""
     seconds = math.ceil(ttl)
+    if seconds > MAX_TTL:
+        raise InvalidArgumentError(f"a TTL in etcd is at most {MAX_TTL} seconds")
     # A grant that got lost on the way costs nothing: it ends by itself. So it is no write that must not be repeated.
     request = pb.LeaseGrantRequest(TTL=seconds)
     return client.call(LEASE_GRANT, request, f"asking for a lease of {seconds} s", scope=scope).ID

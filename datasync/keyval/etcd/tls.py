@@ -11,13 +11,27 @@ import grpc
 from datasync.errors import InvalidArgumentError
 from datasync.keyval.etcd.config import EtcdConfig
 
+#: Part of the reason that a handshake gives, and what helps; the first that fits counts.
+_ADVICE = (
+    ("expired", "renew it, and look at this machine's clock"),
+    ("not yet valid", "look at the clocks of both machines"),
+    ("issuer", "name the authority that signed it in ca-file"),
+    ("self", "name the authority that signed it in ca-file"),
+    ("mismatch", "name the server as its certificate does"),
+    ("not valid for", "name the server as its certificate does"),
+    ("certificate", "set cert-file and key-file to a pair that the server accepts"),
+    ("unknown ca", "set cert-file and key-file to a pair that the server accepts"),
+    ("", "does the server speak TLS?"),
+)
+
 
 def make_credentials(config: EtcdConfig) -> grpc.ChannelCredentials:
     """Credentials from the PEM files of *config*, read now, so that a rotated certificate is taken up.
 
     Raises:
-      InvalidArgumentError: A file cannot be read.
+      InvalidArgumentError: A file cannot be read, is no PEM, or key and certificate do not fit.
     """
+    _context(config)  # grpc itself would only say that there is no connection
     return grpc.ssl_channel_credentials(
         root_certificates=_read("ca-file", config.ca_file),
         private_key=_read("key-file", config.key_file),
@@ -34,8 +48,8 @@ def explain(config: EtcdConfig, address: str) -> str:
     host = host.strip("[]")
     try:
         context = _context(config)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        return f"the files of cert-file, key-file or ca-file do not fit together ({_reason(error)})"
+    except InvalidArgumentError as error:
+        return str(error)
     try:
         with socket.create_connection((host, int(port)), config.dial_timeout) as raw:
             raw.settimeout(config.dial_timeout)
@@ -47,9 +61,10 @@ def explain(config: EtcdConfig, address: str) -> str:
                 secured.recv(1)
                 return ""
     except ssl.SSLCertVerificationError as error:
-        return f"the server's certificate is not accepted ({error.verify_message})"
+        return f"the server's certificate is not accepted ({error.verify_message}){_advice(error.verify_message)}"
     except ssl.SSLError as error:
-        return f"the TLS handshake fails ({_reason(error)})" if config.secure else ""
+        reason = _reason(error)
+        return f"the TLS handshake fails ({reason}){_advice(reason)}" if config.secure else ""
     except OSError:
         return ""
 
@@ -61,9 +76,20 @@ def _context(config: EtcdConfig) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     else:
-        context = ssl.create_default_context(cafile=config.ca_file or None)
+        for name, path in (("ca-file", config.ca_file), ("cert-file", config.cert_file), ("key-file", config.key_file)):
+            _read(name, path)
+        try:
+            context = ssl.create_default_context(cafile=config.ca_file or None)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise InvalidArgumentError(f"there is no PEM certificate in the ca-file {config.ca_file}") from error
         if config.cert_file:
-            context.load_cert_chain(config.cert_file, config.key_file)
+            try:
+                # A key with a password is an error: without this the terminal would be asked for it.
+                context.load_cert_chain(config.cert_file, config.key_file, password="")
+            except (OSError, ValueError) as error:
+                files = f"the cert-file {config.cert_file} and the key-file {config.key_file}"
+                message = f"{files} must be PEM, without a password, and fit together ({_reason(error)})"
+                raise InvalidArgumentError(message) from error
     context.set_alpn_protocols(["h2"])
     return context
 
@@ -75,6 +101,10 @@ def _read(name: str, path: str) -> bytes | None:
         return Path(path).read_bytes()
     except OSError as error:
         raise InvalidArgumentError(f"cannot read the {name} {path}: {error.strerror}") from error
+
+
+def _advice(reason: str) -> str:
+    return next((f": {advice}" for part, advice in _ADVICE if part in reason), "")
 
 
 def _reason(error: Exception) -> str:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 from typing import Generic, Protocol, TypeVar
 
+from datasync.errors import InvalidArgumentError
 from datasync.events import ChangeValue
 from datasync.threads import ForkGuard
 
@@ -34,6 +35,8 @@ class LocalTxn(Generic[ResultT]):
     """
 
     def __init__(self, commit: CommitFunction[ResultT]) -> None:
+        if not callable(commit):
+            raise InvalidArgumentError(f"commit must be a function to call, not {type(commit).__name__}")
         self._commit = commit
         self._guard = ForkGuard(type(self).__name__)
         self._lock = threading.Lock()  # guards _changes

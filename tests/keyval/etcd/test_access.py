@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import grpc
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
 
-from datasync.errors import PermissionDenied, StoreConnectionError
+from datasync.errors import InvalidArgumentError, PermissionDenied, StoreConnectionError
 from datasync.keyval.api import Batch, PutOp
+from datasync.keyval.etcd.errors import find_fault
 from tests.conftest import take
 from tests.keyval.etcd.conftest import OpenStore
+from tests.running import Running, run
 from tests.servers import EtcdServer, find_etcd
 from tests.stores import following, state
 
@@ -124,6 +128,65 @@ def test_mutual_tls_works_with_a_certificate_and_says_what_is_missing_without(
             store.check()
 
 
+def test_c16_a_file_for_tls_that_is_not_there_is_named_and_ends_nothing(
+    secure: EtcdServer, ours: Pems, open_store: OpenStore
+) -> None:
+    # given a store whose authority is not there, as for a moment while it is replaced
+    away = ours.ca.rename(ours.ca.with_suffix(".away"))
+    store = open_store(secure.endpoint, ca_file=str(ours.ca))
+    # when it is used / then the file is named, and nothing says that the store is closed
+    with pytest.raises(InvalidArgumentError, match=f"cannot read the ca-file {ours.ca}: No such file"):
+        store.check()
+    # and when the file is back, all is well, a stream that began meanwhile too
+    away.rename(ours.ca)
+    last = store.commit([PutOp("p/1", b"x")]).revision
+    with following(store, "p/", last - 1) as follower:
+        follower.until(last)
+
+
+def test_c16_files_that_are_no_pem_or_do_not_fit_are_named_and_nobody_is_asked_for_a_password(
+    secure: EtcdServer, ours: Pems, tmp_path: Path, open_store: OpenStore
+) -> None:
+    # given a file without a certificate, a stranger's key, and a key with a password
+    (tmp_path / "no.pem").write_text("dear all")
+    others = issue(tmp_path, "others")
+    key = serialization.load_pem_private_key(ours.key.read_bytes(), None)
+    (tmp_path / "locked.key").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"s3cret"),
+        )
+    )
+    for wrong, told in (
+        ({"ca_file": tmp_path / "no.pem"}, "no PEM certificate in the ca-file .*no.pem"),
+        (
+            {"cert_file": ours.cert, "key_file": others.key},
+            "cert-file .*ours.pem and the key-file .*others.key must be",
+        ),
+        ({"cert_file": ours.cert, "key_file": tmp_path / "locked.key"}, "locked.key must be PEM, without a password"),
+    ):
+        settings = {"ca_file": str(ours.ca), **{name: str(path) for name, path in wrong.items()}}
+        # when one is used / then it is named
+        with pytest.raises(InvalidArgumentError, match=told):
+            open_store(secure.endpoint, **settings).check()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DNS resolution failed for x:2379",
+        "errors resolving x:2379: [field:hostname lookup error:address lookup failed for x:2379: Domain name not found]",
+        "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Connection refused",
+    ],
+)
+def test_c16_c17_what_never_reached_a_server_is_no_unknown_outcome(text: str) -> None:
+    # In the words of several versions of grpc.
+    fault = find_fault(grpc.StatusCode.UNAVAILABLE, text)
+    assert fault.unsent
+    assert "endpoint" in fault.advice
+
+
 def test_a_rotated_certificate_is_taken_up_on_the_next_connection(
     tmp_path: Path, secure: EtcdServer, ours: Pems, open_store: OpenStore
 ) -> None:
@@ -179,6 +242,21 @@ def test_c16_wrong_or_missing_credentials_say_so_and_never_quote_them(
     # check() tells a wrong password from a missing permission
     with pytest.raises(PermissionDenied):
         store.check()
+
+
+def test_c16_the_command_watches_what_its_user_may_read_and_is_refused_the_rest_at_once(guarded: EtcdServer) -> None:
+    # given a user who may read p/ only
+    url = f"etcd://agent:s3cret@{guarded.endpoint}"
+    # when the command is to watch something else / then it says so once, and ends
+    done = run("-m", "datasync", "watch", url, "q/")
+    assert done.returncode == 1
+    assert done.stderr.count("permission denied") == 1
+    assert "s3cret" not in done.stderr
+    # and what is allowed can be watched
+    with Running("-m", "datasync", "watch", url, "p/") as watch:
+        watch.wait_for("Ctrl-C ends it")
+        assert run("-m", "datasync", "put", url, "p/1", "new").returncode == 0
+        watch.wait_for("p/1 (none) -> new")
 
 
 def test_credentials_are_not_minded_by_a_server_that_asks_for_none(server34: EtcdServer, open_store: OpenStore) -> None:

@@ -38,6 +38,16 @@ def test_a_ttl_is_rounded_up_to_whole_seconds(calm34: EtcdServer, open_store: Op
     assert "granted with TTL(4s)" in calm34.ctl("lease", "timetolive", lease_of(calm34, "a"))
 
 
+def test_c16_a_ttl_beyond_what_etcd_grants_is_refused_and_nothing_is_written(
+    calm34: EtcdServer, open_store: OpenStore
+) -> None:
+    store = open_store(calm34.endpoint)
+    for ttl in (9_000_000_001, 1e300):
+        with pytest.raises(InvalidArgumentError, match="a TTL in etcd is at most 9000000000 seconds"):
+            store.commit([PutOp("a", b"x", ttl=ttl)])
+    assert state(store) == {}
+
+
 def test_puts_of_one_transaction_share_a_lease_per_ttl(calm34: EtcdServer, open_store: OpenStore) -> None:
     open_store(calm34.endpoint).commit([PutOp("a", b"", ttl=9), PutOp("b", b"", ttl=8.5), PutOp("c", b"", ttl=20)])
     assert lease_of(calm34, "a") == lease_of(calm34, "b") != lease_of(calm34, "c")

@@ -279,3 +279,9 @@ def test_i17_a_forked_child_has_a_default_registry_of_its_own() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert local.DEFAULT_REGISTRY is parents
     assert parents.get("k") is None
+
+
+@pytest.mark.parametrize("kind", [ProtoTxn, BytesTxn])
+def test_c16_a_commit_function_that_cannot_be_called_is_refused_at_once(kind: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="commit must be a function to call, not NoneType"):
+        kind(None)
