@@ -18,8 +18,10 @@ from datasync.grpcsync.datasync_health_pb2 import HealthCheckRequest, HealthChec
 from datasync.grpcsync.executor import ThreadPerCall
 from datasync.grpcsync.health import CHECK, WATCH
 from datasync.grpcsync.service import SERVICE, SOURCE_KEY, TAKEN_KEY
+from datasync.grpcsync.sources import SourcesRegistration
 from datasync.syncbase import msg
 from datasync.syncbase.msg import CONTENT_PROTO, DataChangeRequest, DataResyncRequests, Seq
+from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState
 from tests.conftest import take, wait_until
 from tests.grpcsync.support import Feed, Subscriber, Wire
@@ -364,6 +366,36 @@ def test_c15_sources_and_subscriptions_that_come_at_once_all_find_each_other(ser
         assert prefixes == {f"agent-{number}": ["9/", "first/", "k/"] for number in range(4)}
     for subscriber in subscribers:
         subscriber.close()
+
+
+def test_nothing_is_fed_to_a_new_source_before_every_subscription_watches_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a source that is being made: its subscription is about to be attached
+    entered, gate = threading.Event(), threading.Event()
+    attach = SourcesRegistration.attach
+
+    def hesitate(registration: SourcesRegistration, registry: Registry) -> None:
+        entered.set()
+        gate.wait(10)
+        attach(registration, registry)
+
+    server.adapter.watch("agent", Queue(), None, "k/")
+    monkeypatch.setattr(SourcesRegistration, "attach", hesitate)
+    found: list[list[str]] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(list(server.adapter._sources.find("red").subscriptions)))
+        for _ in range(2)
+    ]
+    threads[0].start()
+    assert entered.wait(5)
+    # when another stream speaks for it too / then it waits as well, instead of finding nobody there
+    threads[1].start()
+    threads[1].join(0.1)
+    gate.set()
+    for thread in threads:
+        thread.join(5)
+    assert found == [["agent"], ["agent"]]
 
 
 # -- a bad request ----------------------------------------------------------------------------------------------------
