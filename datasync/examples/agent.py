@@ -1,10 +1,10 @@
 """A network agent: watches interfaces and routes, applies them, and answers each event.
 
-    python -m datasync.examples.agent sqlite:///tmp/network.db
+    python -m datasync.examples.agent sqlite:network.db
 
 It runs until Ctrl-C or SIGTERM. Meanwhile, from another terminal:
 
-    datasync put sqlite:///tmp/network.db /vnf-agent/vpp1/config/interface/eth0 \
+    datasync put sqlite:network.db /vnf-agent/vpp1/config/interface/eth0 \
         '{"name":"eth0","enabled":true,"mtu":1500,"ip_addresses":["192.0.2.1/24"]}'
 
 and again with another ``mtu``, or with one of 20000, which it refuses.
@@ -261,7 +261,7 @@ def block_signals() -> None:
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
-        print("usage: python -m datasync.examples.agent URL, as in sqlite:///tmp/network.db", file=sys.stderr)
+        print("usage: python -m datasync.examples.agent URL, as in sqlite:network.db", file=sys.stderr)
         return 2
     print("network-agent: Ctrl-C ends it", flush=True)
     try:

@@ -1,6 +1,6 @@
 """A daemon as they were always written: threads, queues, signals. datasync brings it its configuration.
 
-    python -m datasync.examples.legacy_daemon /tmp/network.db
+    python -m datasync.examples.legacy_daemon network.db
 
 SIGTERM and SIGINT end it in order; SIGHUP makes it start over from the full configuration. The work of one event is
 spread over worker threads, and the event is answered when the last of them has answered.
