@@ -24,7 +24,6 @@ class ThreadPerCall(concurrent.futures.Executor):
         self._lock = threading.Lock()  # guards _workers
         self._workers: set[Worker] = set()
         self._numbers = itertools.count(1)
-        self._closed = False
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
         """Run *fn* in a thread of its own."""
@@ -43,17 +42,14 @@ class ThreadPerCall(concurrent.futures.Executor):
 
         worker = Worker(f"grpcsync-call-{next(self._numbers)}", call)
         with self._lock:
-            if self._closed:
-                raise RuntimeError("the executor is closed")
             self._workers.add(worker)
         future.set_running_or_notify_cancel()
         worker.start()
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take nothing more, and wait for what runs: up to ``CLOSE_TIMEOUT`` altogether."""
+        """Wait for what runs, up to ``CLOSE_TIMEOUT`` altogether; the server that it belongs to has stopped by now."""
         with self._lock:
-            self._closed = True
             workers = list(self._workers)
         deadline = time.monotonic() + CLOSE_TIMEOUT
         for worker in workers if wait else ():
