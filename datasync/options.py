@@ -39,7 +39,7 @@ class WithTTLOpt(PutOption):
         if isinstance(self.ttl, bool) or not isinstance(self.ttl, (int, float)):
             raise InvalidArgumentError(f"TTL must be seconds or a timedelta, not {type(self.ttl).__name__}")
         if not math.isfinite(self.ttl) or self.ttl <= 0:
-            raise InvalidArgumentError(f"TTL must be more than 0 seconds, not {self.ttl}")
+            raise InvalidArgumentError(f"TTL must be a finite number of seconds above 0, not {self.ttl}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+def in_main_thread() -> bool:
+    """True in the thread that ^C interrupts; elsewhere nothing that user code raises may end a thread of ours."""
+    return threading.current_thread() is threading.main_thread()
+
+
 class ForkGuard:
     """Knows whether its owner was made in this process.
 
@@ -113,5 +118,5 @@ class Worker:
     def _run(self) -> None:
         try:
             self._target(self)
-        except Exception:
+        except BaseException:  # SystemExit too: a thread never ends without a word
             log.exception("%s ended with an error", self.name)

@@ -263,9 +263,14 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m datasync.examples.agent URL, as in sqlite:network.db", file=sys.stderr)
         return 2
+    return run(arguments[0])
+
+
+def run(url: str) -> int:
+    """Follow *url* until a signal, and say what became of it; the exit code."""
     print("network-agent: Ctrl-C ends it", flush=True)
     try:
-        follow(arguments[0])
+        follow(url)
     except DatasyncError as error:
         print(f"agent: {error}", file=sys.stderr)
         return 1

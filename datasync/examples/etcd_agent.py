@@ -23,8 +23,7 @@ from __future__ import annotations
 
 import sys
 
-from datasync import DatasyncError
-from datasync.examples.agent import follow
+from datasync.examples.agent import run
 
 
 def main(arguments: list[str]) -> int:
@@ -32,14 +31,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) > 1 or not url.startswith("etcd:"):
         print("usage: python -m datasync.examples.etcd_agent [etcd://HOST:PORT,HOST:PORT]", file=sys.stderr)
         return 2
-    print("network-agent: Ctrl-C ends it", flush=True)
-    try:
-        follow(url)
-    except DatasyncError as error:
-        print(f"agent: {error}", file=sys.stderr)
-        return 1
-    print("network-agent: ended", flush=True)
-    return 0
+    return run(url)
 
 
 if __name__ == "__main__":

@@ -181,5 +181,5 @@ class Watch:
         op = Op.DELETE if value is None else Op.PUT
         try:
             self._callback(WatchResp(key, op, revision, value, previous, self._serializer))
-        except Exception:
+        except BaseException:  # sys.exit() too: this thread is not the callback's to end
             log.exception("%s: the callback of a watch raised at %r", self._name, key)

@@ -160,7 +160,12 @@ class Plugin:
 
     def wait_ready(self, timeout: float) -> None:
         """Wait until the store was read for the first time; ``NotReadyError`` with the last error when it was not."""
-        self.registry.wait_ready(timeout)
+        try:
+            self.registry.wait_ready(timeout)
+        except NotReadyError as error:
+            if self._reader is None:
+                raise NotReadyError(f"the plugin of {self._kv.name} was not started: call after_init()") from error
+            raise
 
     def close(self) -> None:
         """End the subscriptions and the thread; the store stays open. May be called twice, and by a subscriber."""

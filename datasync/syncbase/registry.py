@@ -426,7 +426,7 @@ class Registry:
             self._resyncs.update(subscription.status_locked().resyncs)
             for prefix in subscription.prefixes:
                 self._unindex_locked(subscription, prefix)
-            log.info("%s: %r is closed", self.name, subscription.name)
+            self._shared.later.append(lambda: log.info("%s: %r is closed", self.name, subscription.name))
         subscription.close_locked()
 
     def _unindex_locked(self, subscription: Subscription, prefix: str) -> None:
@@ -504,6 +504,12 @@ class Registry:
     def _deliver(self, subscriptions: Collection[Subscription], future: PropagationFuture | None = None) -> None:
         if future is not None and not subscriptions:
             future.finish()  # nobody is to be asked
+        interrupted: BaseException | None = None
         for subscription in subscriptions:
-            subscription.pump()
+            try:
+                subscription.pump()
+            except BaseException as error:  # ^C in the put to one of them: the others get theirs all the same
+                interrupted = error
         self._shared.complete()
+        if interrupted is not None:
+            raise interrupted

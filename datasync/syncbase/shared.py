@@ -6,8 +6,10 @@ Source: contract C1, C4, C9.
 from __future__ import annotations
 
 import contextvars
+import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from datasync.events import ResyncReason
@@ -15,7 +17,9 @@ from datasync.syncbase.alarms import Alarms
 from datasync.syncbase.change import ChangeResp
 from datasync.syncbase.done import PropagationFuture
 from datasync.syncbase.revisions import PrevRevisions
-from datasync.threads import ForkGuard
+from datasync.threads import ForkGuard, in_main_thread
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -36,17 +40,22 @@ class Shared:
     context: contextvars.Context
     #: The registry's one lock: guards the state, the prefixes, and every field of every subscription.
     lock: threading.Lock = field(default_factory=threading.Lock)
-    #: Futures whose last answer has come, completed by ``complete`` outside the lock.
-    answered: deque[PropagationFuture] = field(default_factory=deque)
+    #: What was decided under the lock and runs users' code: the completion of futures, lines for the log.
+    later: deque[Callable[[], None]] = field(default_factory=deque)
 
     def complete(self) -> None:
-        """Complete what was answered. Called without the lock: users' callbacks run in here."""
-        while self.answered:
+        """Do what was left for later. Called without the lock: users' callbacks and log handlers run in here."""
+        while self.later:
             try:
-                future = self.answered.popleft()
+                act = self.later.popleft()
             except IndexError:  # another thread took the last one
                 return
-            future.finish()
+            try:
+                act()
+            except BaseException:  # an Exception of a callback is logged by the future; this is sys.exit() or ^C
+                if in_main_thread():
+                    raise
+                log.exception("%s: a callback tried to end a thread that is not its own", self.source)
 
 
 @dataclass(slots=True)

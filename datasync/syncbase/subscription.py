@@ -29,7 +29,7 @@ from datasync.syncbase.losses import Losses
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.shared import Pending, ResyncWish, Shared
 from datasync.syncbase.status import SubscriptionState, SubscriptionStatus
-from datasync.threads import CLOSE_TIMEOUT
+from datasync.threads import CLOSE_TIMEOUT, in_main_thread
 
 log = logging.getLogger(__name__)
 
@@ -290,7 +290,7 @@ class Subscription:
             log.debug("%s: %r", self._shared.source, event)
         if target is None or failure is not None:
             self._settle(event, failure)  # nobody is interested: it counts as done
-        if failure is not None and not isinstance(failure, Exception):
+        if failure is not None and not isinstance(failure, Exception) and in_main_thread():
             self._shared.complete()
             raise failure
         return not full
@@ -430,7 +430,8 @@ class Subscription:
         """Give up what waits: it turns into one RESYNC, and the callers are told."""
         self._full_since = None
         if self._wish is None:
-            log.warning("%s: subscription %r gets a RESYNC: %s", self._shared.source, self.name, cause)
+            message = f"{self._shared.source}: subscription {self.name!r} gets a RESYNC: {cause}"
+            self._shared.later.append(lambda: log.warning("%s", message))
             self.want_resync_locked(ResyncReason.OVERFLOW)
         if self._wish is not None:
             waiters, self._wish.waiters = self._wish.waiters, []
@@ -460,7 +461,7 @@ class Subscription:
     def _answer_locked(self, waiters: Iterable[PropagationFuture], error: BaseException | None) -> None:
         for waiter in waiters:
             if waiter.collect(self.name, error):
-                self._shared.answered.append(waiter)
+                self._shared.later.append(waiter.finish)
 
     def _await_put_locked(self) -> None:
         """Wait until the put that another thread is at is over: a put does not block, so this is short.

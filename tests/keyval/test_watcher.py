@@ -218,3 +218,17 @@ def test_c15_i17_a_forked_child_is_refused_at_once(store: MemoryStore) -> None:
     put(store, "k", "v")
     assert read(take(seen)) == ("k", "v", None)
     watch.close()
+
+
+def test_c15_a_callback_that_exits_stops_nothing(store: MemoryStore) -> None:
+    seen: Queue[Any] = Queue()
+
+    def leave(change: Any) -> None:
+        seen.put(change.key)
+        raise SystemExit("poisoned")
+
+    with store.new_watcher().watch(leave):
+        put(store, "a", "1")
+        assert take(seen) == "a"
+        put(store, "b", "1")
+        assert take(seen) == "b"

@@ -95,6 +95,21 @@ def answer(queue: Queue[Any], error: BaseException | None = None) -> Any:
     return event
 
 
+def followed(plugin: Plugin) -> Queue[Any]:
+    """The queue of a subscriber to everything, which has answered its first RESYNC."""
+    queue: Queue[Any] = Queue()
+    plugin.watch("agent", queue, queue, "")
+    plugin.after_init()
+    answer(queue)
+    return queue
+
+
+def cut_off(plugin: Plugin, store: MemoryStore) -> None:
+    """Make *store* fail until it is told otherwise, and wait until *plugin* knows."""
+    store.fail_with(AWAY)
+    wait_until(lambda: plugin.status().state is TransportState.DOWN, "the loss is noticed")
+
+
 def stored(store: MemoryStore) -> dict[str, bytes]:
     return {pair.key: pair.value for pair in store.scan("")}
 
@@ -131,6 +146,11 @@ def test_starting_twice_is_starting_once(plugin: Plugin) -> None:
     plugin.after_init()
     plugin.init()
     assert threading.active_count() == threads
+
+
+def test_c18_waiting_for_a_plugin_that_was_never_started_says_what_is_missing(plugin: Plugin) -> None:
+    with pytest.raises(NotReadyError, match=r"was not started: call after_init\(\)"):
+        plugin.wait_ready(0.01)
 
 
 def test_a_delayed_start_is_refused_unless_it_is_allowed(plugin: Plugin, store: MemoryStore) -> None:
@@ -191,10 +211,7 @@ def test_c13_permission_denied_later_is_an_error_and_not_an_empty_store(
 ) -> None:
     # given a subscriber with a state
     put(other, k="v")
-    queue: Queue[Any] = Queue()
-    plugin.watch("agent", queue, queue, "")
-    plugin.after_init()
-    answer(queue)
+    queue = followed(plugin)
     # when permission is revoked
     denied = PermissionDenied("not any more")
     store.fail_with(denied)
@@ -233,15 +250,11 @@ def test_c12_d33_a_source_that_is_down_never_looks_like_all_keys_deleted(
 ) -> None:
     # given a subscriber with a state, and a change that it has seen
     put(other, a="1", b="1")
-    queue: Queue[Any] = Queue()
-    plugin.watch("agent", queue, queue, "")
-    plugin.after_init()
-    answer(queue)
+    queue = followed(plugin)
     put(other, c="1")
     answer(queue)
     # when the store is cut off, and changes meanwhile
-    store.fail_with(AWAY)
-    wait_until(lambda: plugin.status().state is TransportState.DOWN, "the loss is noticed")
+    cut_off(plugin, store)
     put(other, a=None, b="2")
     late: Queue[Any] = Queue()
     plugin.watch("late", late, late, "")
@@ -261,13 +274,9 @@ def test_d32_after_a_compaction_while_cut_off_the_missed_deletes_are_listed(
 ) -> None:
     # given a subscriber with a state
     put(other, a="1", b="1")
-    queue: Queue[Any] = Queue()
-    plugin.watch("agent", queue, queue, "")
-    plugin.after_init()
-    answer(queue)
+    queue = followed(plugin)
     # when the store is cut off, changes, and forgets how
-    store.fail_with(AWAY)
-    wait_until(lambda: plugin.status().state is TransportState.DOWN, "the loss is noticed")
+    cut_off(plugin, store)
     put(other, a=None, b="2", c="1")
     other.compact()
     store.fail_with(None)
@@ -286,12 +295,8 @@ def test_c13_a_store_that_went_back_in_time_is_listed_again(
     plugin: Plugin, store: MemoryStore, other: MemoryStore
 ) -> None:
     put(other, a="1", b="1")
-    queue: Queue[Any] = Queue()
-    plugin.watch("agent", queue, queue, "")
-    plugin.after_init()
-    answer(queue)
-    store.fail_with(AWAY)
-    wait_until(lambda: plugin.status().state is TransportState.DOWN, "the loss is noticed")
+    queue = followed(plugin)
+    cut_off(plugin, store)
     other.rewind()
     store.fail_with(None)
     event = answer(queue)
@@ -731,16 +736,12 @@ def test_c16_no_value_is_in_the_log_or_the_errors(
 ) -> None:
     # given everything logged, and a value that must not be shown
     caplog.set_level("DEBUG", logger="datasync")
-    queue: Queue[Any] = Queue()
-    plugin.watch("agent", queue, queue, "")
-    plugin.after_init()
-    answer(queue)
+    queue = followed(plugin)
     # when it is written, read, refused, cut off and compacted
     plugin.put("k", text("canary-9"))
     answer(queue, ValueError("no"))
     answer(queue)
-    store.fail_with(AWAY)
-    wait_until(lambda: plugin.status().state is TransportState.DOWN, "the loss is noticed")
+    cut_off(plugin, store)
     other.commit([PutOp("/agent/k", b'"canary-9" and no json')])
     other.compact()
     store.fail_with(None)

@@ -1044,3 +1044,81 @@ def test_a_queue_that_is_full_once_raises_full_like_any_other(registry: Registry
     assert told(event) == [("k", "v", None)]
     event.done()
     future.result()
+
+
+def test_c15_a_callback_or_queue_that_exits_ends_no_worker(registry: Registry, impatient: None) -> None:
+    # given a queue without room, and a callback of its caller that would end the thread it runs in
+    queue: Queue[Any] = Queue(1)
+    queue.put("something else")
+    registry.watch("agent", queue, queue, "")
+    future = registry.submit_changes(changes({"k": "1"}))
+    called = threading.Event()
+
+    def leave(_: Any) -> None:
+        called.set()
+        sys.exit("poisoned")
+
+    future.add_done_callback(leave)
+    # when the delivery worker gives the change up, and calls it
+    assert called.wait(5)
+    # then the worker comes back when there is room
+    queue.get()
+    event = take(queue)
+    assert event.reason is ResyncReason.OVERFLOW
+    event.done()
+
+    # and a queue that exits in a thread of ours is a refusal like any other
+    def no_room(_: Any) -> None:
+        raise SystemExit("poisoned")
+
+    stranger = Deliberate(no_room)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(registry.watch, "stranger", stranger, stranger, "").result(5)
+        refused = pool.submit(registry.submit_changes, changes({"k": "2"})).result(5)
+    take(queue).done()
+    with pytest.raises(PropagationError, match="stranger: SystemExit"):
+        refused.result()
+
+
+def test_c8_c11_a_log_handler_may_ask_the_registry(registry: Registry, impatient: None) -> None:
+    # given a handler that looks at the registry with each line
+    class Curious(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append((record.getMessage(), len(registry.status().subscriptions)))
+
+    seen: list[tuple[str, int]] = []
+    handler = Curious()
+    logger = logging.getLogger("datasync")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        # when a queue overflows, and the subscription is closed
+        queue: Queue[Any] = Queue(1)
+        queue.put("something else")
+        registration = registry.watch("agent", queue, queue, "")
+        future = registry.submit_changes(changes({"k": "1"}))
+        with pytest.raises(DeliveryTimeout):
+            future.result(5)
+        in_time(registration.close, "close")
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    # then it gets its answers: no line is written while the registry is locked
+    told_of = [message for message, _ in seen]
+    assert any("gets a RESYNC" in message for message in told_of)
+    assert ("local: 'agent' is closed", 0) in seen
+
+
+def test_c15_an_interrupt_in_one_subscribers_put_is_no_other_subscribers_business(registry: Registry) -> None:
+    # given two subscribers; ^C arrives while the first one's event is put
+    def interrupt(_: Any) -> None:
+        raise KeyboardInterrupt("^C")
+
+    first, second = Deliberate(interrupt), Queue[Any]()
+    registry.watch("first", first, first, "")
+    registry.watch("second", second, second, "")
+    # when a change is submitted / then the second one has it all the same
+    with pytest.raises(KeyboardInterrupt):
+        registry.submit_changes(changes({"k": "1"}))
+    assert told(second.get_nowait()) == [("k", "1", None)]
