@@ -78,13 +78,16 @@ class Worker:
         self._target = target
         self._wake = wake
         self._guard = ForkGuard(f"the worker {self.name}")
+        # Guards _thread while it starts: one that has not started yet cannot be joined.
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the thread; a worker starts once."""
-        thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-        thread.start()  # raises where no thread can be had: then there is none to join either
-        self._thread = thread
+        with self._lock:
+            thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+            thread.start()  # raises where no thread can be had: then there is none to join either
+            self._thread = thread
 
     @property
     def alive(self) -> bool:
@@ -102,8 +105,11 @@ class Worker:
     def close(self, timeout: float = CLOSE_TIMEOUT) -> bool:
         """Signal, then wait up to *timeout* seconds; True when the thread has ended (or is the caller's own)."""
         self.signal()
-        thread = self._thread
-        if thread is None or self._guard.forked or thread is threading.current_thread():
+        if self._guard.forked:
+            return True
+        with self._lock:
+            thread = self._thread
+        if thread is None or thread is threading.current_thread():
             return True
         thread.join(timeout)
         if thread.is_alive():

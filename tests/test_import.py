@@ -32,7 +32,9 @@ def seconds(program: str) -> float:
     return time.perf_counter() - begin
 
 
-@pytest.mark.parametrize("name", [*CORE, "datasync.kvdbsync", "datasync.keyval.memory", "datasync.keyval.sqlite"])
+@pytest.mark.parametrize(
+    "name", [*CORE, "datasync.kvdbsync", "datasync.keyval.memory", "datasync.keyval.sqlite", "datasync.grpcsync"]
+)
 def test_c15_importing_starts_no_thread(name: str) -> None:
     assert python(f"import {name}, threading; print(threading.active_count())") == "1"
 

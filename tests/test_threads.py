@@ -160,3 +160,31 @@ def test_c15_a_worker_that_found_no_thread_can_be_closed(monkeypatch: pytest.Mon
 
 def refuse(_: object) -> None:
     raise RuntimeError("can't start new thread")
+
+
+def test_c15_a_worker_can_be_closed_while_another_thread_is_about_to_start_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a worker whose thread is made, and not started yet
+    worker = Worker("test", lambda worker: worker.stopping.wait(10))
+    entered, gate = threading.Event(), threading.Event()
+    start = threading.Thread.start
+
+    def hesitate(thread: threading.Thread) -> None:
+        if thread.name == worker.name:
+            entered.set()
+            gate.wait(5)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", hesitate)
+    starter = threading.Thread(target=worker.start)
+    starter.start()
+    assert entered.wait(5)
+    # when it is closed / then that waits for the thread, and for its end
+    closed: list[bool] = []
+    closer = threading.Thread(target=lambda: closed.append(worker.close()))
+    closer.start()
+    closer.join(0.1)
+    gate.set()
+    closer.join(5)
+    starter.join(5)
+    assert closed == [True]
+    assert not worker.alive

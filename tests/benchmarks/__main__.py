@@ -16,10 +16,12 @@ from dataclasses import asdict
 
 import pytest
 
-from tests.benchmarks import etcd, local, rest, sqlite
+from tests.benchmarks import etcd, grpc, local, rest, sqlite
 from tests.benchmarks.harness import Bench, Result, measure
 
-BENCHES: dict[str, Bench] = {bench.name: bench for module in (local, sqlite, etcd, rest) for bench in module.BENCHES}
+BENCHES: dict[str, Bench] = {
+    bench.name: bench for module in (local, sqlite, grpc, rest, etcd) for bench in module.BENCHES
+}
 
 COLUMNS = ("bench", "ours", "floor", "unit", "ratio", "target", "")
 

@@ -22,7 +22,7 @@ from tests.registries import Texts, changes, text
 class RestServer(Transport):
     """Fed over HTTP by a client of its own, which waits for each answer in a thread."""
 
-    traits = frozenset({Trait.ANSWERS})
+    traits = frozenset({Trait.ANSWERS, Trait.TRANSACTIONS})
 
     def __init__(self) -> None:
         self.source = "rest"
@@ -72,7 +72,7 @@ class RestServer(Transport):
 class RestClient(Transport):
     """Follows a server over its event stream."""
 
-    traits = frozenset({Trait.FOLLOWS})
+    traits = frozenset({Trait.FOLLOWS, Trait.TRANSACTIONS})
 
     def __init__(self) -> None:
         self._adapter = Adapter("server")

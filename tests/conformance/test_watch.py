@@ -123,6 +123,7 @@ def test_c2_a_late_subscriber_starts_with_the_state(transport: Transport) -> Non
     assert first.queue.empty()
 
 
+@needs(Trait.TRANSACTIONS)
 def test_c4_d39_a_transaction_is_one_event(transport: Transport) -> None:
     subscriber = started(transport)
     transport.commit({"gone": "x"})
@@ -203,6 +204,7 @@ def test_c3_a_resync_is_a_barrier(transport: Transport) -> None:
 # -- keys and prefixes
 
 
+@needs(Trait.TRANSACTIONS)
 def test_c5_overlapping_prefixes_give_a_key_once(transport: Transport) -> None:
     # given a subscriber with prefixes inside one another
     subscriber = started(transport, "agent", "", "a", "a/", "a/b/")
@@ -369,15 +371,13 @@ def test_c9_the_caller_is_told_what_the_subscribers_answered(transport: Transpor
     answer = transport.commit({"k": "v"})
     assert answer is not None
     # when one refuses
-    refusal = ValueError("no")
-    one.next(refusal)
+    one.next(ValueError("no"))
     assert not answer.done()
     two.next()
     # then the caller knows who and why
-    with pytest.raises(PropagationError) as caught:
+    with pytest.raises(PropagationError, match=r"one: (ValueError: )?no") as caught:
         answer.result()
-    assert list(caught.value.errors) == ["one"]
-    assert str(refusal) in str(caught.value.errors["one"])  # a remote caller gets its text
+    assert len(caught.value.errors) == 1
 
 
 @needs(Trait.FOLLOWS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from enum import Enum
 from pathlib import Path
 from queue import Queue
@@ -34,6 +36,8 @@ class Trait(Enum):
     ANSWERS = "answers its callers"
     #: ``put`` and ``delete`` write to its source.
     WRITES = "writes"
+    #: Several keys can be changed by one transaction.
+    TRANSACTIONS = "changes several keys at once"
 
 
 class Transport(ABC):
@@ -50,8 +54,11 @@ class Transport(ABC):
         """Subscribe."""
 
     @abstractmethod
-    def commit(self, values: Texts) -> PropagationFuture | None:
-        """Change the source, by one transaction; the answer of the subscribers where there is one."""
+    def commit(self, values: Texts) -> Future[Any] | None:
+        """Change the source, by one transaction where it has such; the answer of the subscribers where there is one.
+
+        What it changes is known to the transport when it returns, as far as nothing has to be read first.
+        """
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
@@ -67,7 +74,7 @@ class Transport(ABC):
 class Local(Transport):
     """A registry that is fed by transactions of this process."""
 
-    traits = frozenset({Trait.ANSWERS})
+    traits = frozenset({Trait.ANSWERS, Trait.TRANSACTIONS})
 
     def __init__(self) -> None:
         self._registry = Registry("local")
@@ -95,7 +102,7 @@ class Local(Transport):
 class Stored(Transport):
     """A store behind a plugin; the changes come from another client of the store."""
 
-    traits = frozenset({Trait.FOLLOWS, Trait.WRITES})
+    traits = frozenset({Trait.FOLLOWS, Trait.WRITES, Trait.TRANSACTIONS})
 
     def __init__(self, url: str) -> None:
         self.prefix = f"/{uuid4().hex}/"
@@ -128,38 +135,33 @@ class Stored(Transport):
         self.other.close()
 
 
-@pytest.fixture(
-    params=[
-        "local",
-        "memory",
-        "sqlite",
-        "rest-server",
-        "rest-client",
-        *(pytest.param(name, marks=pytest.mark.etcd) for name in ETCD),
-    ]
-)
+def _remote(module: str, kind: str) -> Callable[[], type[Transport]]:
+    """Remote transports are imported when they are asked for: they want extras, and this module."""
+    return lambda: getattr(importlib.import_module(f"tests.conformance.{module}"), kind)
+
+
+#: Transports that need no server of another kind; any other name is that of a fixture which has one.
+MADE: dict[str, tuple[Callable[[], type[Transport]], Callable[..., Transport]]] = {
+    "local": (lambda: Local, lambda kind, folder: kind()),
+    "memory": (lambda: Stored, lambda kind, folder: kind(f"memory://{uuid4().hex}")),
+    "sqlite": (lambda: Stored, lambda kind, folder: kind(f"sqlite://{folder}/store.db")),
+    "grpc": (_remote("grpc", "OverGrpc"), lambda kind, folder: kind()),
+    "rest-server": (_remote("rest", "RestServer"), lambda kind, folder: kind()),
+    "rest-client": (_remote("rest", "RestClient"), lambda kind, folder: kind()),
+}
+
+
+@pytest.fixture(params=[*MADE, *(pytest.param(name, marks=pytest.mark.etcd) for name in ETCD)])
 def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Transport]:
     """A transport with an empty source; the test is skipped when it lacks a trait that ``@pytest.mark.needs`` names."""
-    made: Transport
+    find, make = MADE.get(
+        request.param, (lambda: Stored, lambda kind, folder: kind(request.getfixturevalue(request.param).url))
+    )
+    kind = find()
     wanted = {trait for marker in request.node.iter_markers("needs") for trait in marker.args}
-    missing = wanted - _kind(request.param).traits
+    missing = wanted - kind.traits
     if missing:
         pytest.skip(f"this transport does not: {', '.join(trait.value for trait in missing)}")
-    if request.param in ("local", "rest-server", "rest-client"):
-        made = _kind(request.param)()
-    elif request.param == "memory":
-        made = Stored(f"memory://{uuid4().hex}")
-    elif request.param == "sqlite":
-        made = Stored(f"sqlite://{tmp_path}/store.db")
-    else:
-        made = Stored(request.getfixturevalue(request.param).url)
+    made = make(kind, tmp_path)
     yield made
     made.close()
-
-
-def _kind(param: str) -> type[Transport]:
-    if param.startswith("rest"):
-        from tests.conformance.rest import RestClient, RestServer
-
-        return RestServer if param == "rest-server" else RestClient
-    return Local if param == "local" else Stored

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.proxy import free_port
 from tests.running import Running, run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "datasync" / "examples"
@@ -23,6 +24,8 @@ TESTED = {
     "composite",
     "rest_agent",  # test_rest.py
     "rest_client",
+    "grpc_agent",
+    "grpc_client",
 }
 
 ETH0 = '{"name":"eth0","enabled":true,"mtu":%d,"ip_addresses":["192.0.2.1/24"]}'
@@ -119,6 +122,43 @@ def test_an_agent_without_a_store_says_what_is_wrong(example: str) -> None:
     assert done.returncode in (1, 2)
     assert "Traceback" not in done.stderr
     assert "unknown store scheme" in done.stderr or "usage:" in done.stderr
+
+
+def test_the_grpc_agent_gets_everything_from_the_client_and_again_after_a_restart() -> None:
+    # given an agent, and a client that pushes to it and stays
+    address = f"127.0.0.1:{free_port()}"
+    with Running("-m", "datasync.examples.grpc_agent", address) as agent:
+        agent.wait_for(f"listening on {address}")
+        with Running("-m", "datasync.examples.grpc_client", address, "--stay") as client:
+            # then each side says what became of it
+            client.wait_for("the agent has all 2 keys")
+            client.wait_for("eth1: applied")
+            client.wait_for("mtu 20000 is not between 68 and 9216")
+            client.wait_for("eth3: applied")
+            client.wait_for("eth3 was there to be deleted: True")
+            client.wait_for("and is not any more: False")
+            agent.wait_for("+ config/route/0.0.0.0/0")
+            agent.wait_for("! config/interface/eth2  refused")
+            # when the agent is killed and started again
+            agent.send(signal.SIGKILL)
+            agent.wait()
+            with Running("-m", "datasync.examples.grpc_agent", address) as again:
+                # then it has what was applied
+                again.wait_for("+ config/interface/eth1", timeout=20)
+                again.wait_for("+ config/route/0.0.0.0/0")
+                client.send(signal.SIGTERM)
+                assert client.wait() == 0
+                again.send(signal.SIGTERM)
+                assert again.wait() == 0
+                assert "eth2" not in again.output
+    assert "Traceback" not in client.output + again.output
+
+
+def test_a_grpc_client_without_an_agent_says_what_is_wrong() -> None:
+    done = run("-m", "datasync.examples.grpc_client", f"127.0.0.1:{free_port()}")
+    assert done.returncode == 1
+    assert "was not reached within 5.0 s" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_legacy_daemon_hears_its_signals_and_leaves_no_thread(tmp_path: Path) -> None:

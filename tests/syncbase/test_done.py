@@ -223,3 +223,12 @@ def test_d18_the_callers_mapping_of_futures_is_not_kept() -> None:
     asked.set_exception(ValueError("no"))
     with pytest.raises(PropagationError, match="a: ValueError"):
         combined.result(0)
+
+
+def test_c9_who_asks_late_is_told_how_long_nothing_came() -> None:
+    future = answered(extra="sleepy")
+    with pytest.raises(DoneTimeout, match=r"within 0\.[3-9] s"):
+        future.result(0.3)
+    # asking again without any patience does not look like no time at all
+    with pytest.raises(DoneTimeout, match=r"within 0\.[3-9] s"):
+        future.exception(0)

@@ -42,16 +42,18 @@ class DataChangeRequest(_message.Message):
     def __init__(self, key: _Optional[str] = ..., operationType: _Optional[_Union[PutDel, str]] = ..., content: _Optional[bytes] = ..., content_type: _Optional[str] = ...) -> None: ...
 
 class DataChangeReply(_message.Message):
-    __slots__ = ("key", "operationType", "result", "error_text")
+    __slots__ = ("key", "operationType", "result", "error_text", "absent")
     KEY_FIELD_NUMBER: _ClassVar[int]
     OPERATIONTYPE_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     ERROR_TEXT_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
     key: str
     operationType: PutDel
     result: int
     error_text: str
-    def __init__(self, key: _Optional[str] = ..., operationType: _Optional[_Union[PutDel, str]] = ..., result: _Optional[int] = ..., error_text: _Optional[str] = ...) -> None: ...
+    absent: bool
+    def __init__(self, key: _Optional[str] = ..., operationType: _Optional[_Union[PutDel, str]] = ..., result: _Optional[int] = ..., error_text: _Optional[str] = ..., absent: bool = ...) -> None: ...
 
 class DataChangesReplies(_message.Message):
     __slots__ = ("replies",)
@@ -96,14 +98,16 @@ class DataResyncRequests(_message.Message):
     def __init__(self, msgId: _Optional[_Union[Seq, _Mapping]] = ..., dataResyncs: _Optional[_Iterable[_Union[DataResyncRequest, _Mapping]]] = ...) -> None: ...
 
 class DataResyncReplies(_message.Message):
-    __slots__ = ("msgId", "error", "dataResyncs")
+    __slots__ = ("msgId", "error", "dataResyncs", "result")
     MSGID_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     DATARESYNCS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
     msgId: Seq
     error: Error
     dataResyncs: DataResyncsReplies
-    def __init__(self, msgId: _Optional[_Union[Seq, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., dataResyncs: _Optional[_Union[DataResyncsReplies, _Mapping]] = ...) -> None: ...
+    result: int
+    def __init__(self, msgId: _Optional[_Union[Seq, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., dataResyncs: _Optional[_Union[DataResyncsReplies, _Mapping]] = ..., result: _Optional[int] = ...) -> None: ...
 
 class DataMsgRequest(_message.Message):
     __slots__ = ("msgId", "txn", "dataChanges", "dataResyncs")

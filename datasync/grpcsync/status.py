@@ -1,0 +1,86 @@
+"""How an adapter and a client are doing.
+
+Source: contract C18.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from datasync.events import ResyncReason
+from datasync.syncbase.status import SubscriptionState, SubscriptionStatus, TransportState, TransportStatus
+
+#: What tells more about a subscription that watches several sources, first.
+_WORST_FIRST = (SubscriptionState.FAILING, SubscriptionState.LAGGING, SubscriptionState.WAITING)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterStatus(TransportStatus):
+    """All sources together, and each by its name. ``streams`` of peers are open."""
+
+    streams: int
+    sources: Mapping[str, TransportStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStatus:
+    """A client. ``silence`` is seconds since the last good word from the peer, None before the first one.
+
+    ``pending`` requests wait to be sent, ``in_flight`` were sent and wait for their answer; ``ok``, ``failed`` and
+    ``unknown`` count what became of the others.
+    """
+
+    name: str
+    state: TransportState
+    last_error: BaseException | None
+    silence: float | None
+    reconnects: int
+    pending: int
+    in_flight: int
+    ok: int
+    failed: int
+    unknown: int
+
+
+def combine(default: str, sources: Mapping[str, TransportStatus], streams: int) -> AdapterStatus:
+    """One status out of those of all sources."""
+    names = dict.fromkeys(name for one in sources.values() for name in one.subscriptions)
+    return AdapterStatus(
+        name=default,
+        state=sources[default].state,
+        last_error=next((one.last_error for one in sources.values() if one.last_error is not None), None),
+        revision=sources[default].revision,
+        silence=min((one.silence for one in sources.values() if one.silence is not None), default=None),
+        reconnects=sum(one.reconnects for one in sources.values()),
+        resyncs=_sum(one.resyncs for one in sources.values()),
+        subscriptions={
+            name: _together([one.subscriptions[name] for one in sources.values() if name in one.subscriptions])
+            for name in names
+        },
+        streams=streams,
+        sources=sources,
+    )
+
+
+def _together(parts: list[SubscriptionStatus]) -> SubscriptionStatus:
+    states = {part.state for part in parts}
+    return SubscriptionStatus(
+        state=next((state for state in _WORST_FIRST if state in states), SubscriptionState.SYNCED),
+        prefixes=parts[0].prefixes,
+        pending=sum(part.pending for part in parts),
+        in_flight=sum(part.in_flight for part in parts),
+        ok=sum(part.ok for part in parts),
+        failed=sum(part.failed for part in parts),
+        late=sum(part.late for part in parts),
+        resyncs=_sum(part.resyncs for part in parts),
+        last_error=next((part.last_error for part in parts if part.last_error is not None), None),
+    )
+
+
+def _sum(counts: Iterable[Mapping[ResyncReason, int]]) -> dict[ResyncReason, int]:
+    total: Counter[ResyncReason] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(total)

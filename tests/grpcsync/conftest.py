@@ -1,0 +1,38 @@
+"""Servers and clients on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from datasync.grpcsync import Client, Server, serve
+from tests.grpcsync.support import Subscriber, Wire
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serve("127.0.0.1:0") as running:
+        yield running
+
+
+@pytest.fixture
+def wire(server: Server) -> Iterator[Wire]:
+    """A peer of the server that does not share a line with our client."""
+    with Wire(server.address) as one:
+        yield one
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with Client(server.address) as one:
+        one.wait_ready(10)
+        yield one
+
+
+@pytest.fixture
+def subscriber(server: Server) -> Iterator[Subscriber]:
+    """Watches ``k/`` and agrees to everything."""
+    with Subscriber() as one:
+        server.adapter.watch("agent", one.queue, one.queue, "k/")
+        yield one

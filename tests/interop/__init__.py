@@ -1,0 +1,1 @@
+"""datasync and programs that share no code with it."""
