@@ -375,7 +375,7 @@ def test_c9_the_caller_is_told_what_the_subscribers_answered(transport: Transpor
     assert not answer.done()
     two.next()
     # then the caller knows who and why
-    with pytest.raises(PropagationError, match=r"one: (ValueError: )?no") as caught:
+    with pytest.raises(PropagationError, match="one: .*ValueError: no") as caught:
         answer.result()
     assert len(caught.value.errors) == 1
 

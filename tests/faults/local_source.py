@@ -115,5 +115,3 @@ class LocalSource(Source):
                 self.futures.append(self.registry.request_resync(self.chance.choice(names)))
             except ValueError:
                 pass  # gone meanwhile
-
-

@@ -57,9 +57,7 @@ class Source(ABC):
         """What watchers are registered with."""
         if self.chance.random() < 0.25:
             self.orchestrator = Orchestrator(accept_timeout=0.05, ack_timeout=0.1)
-        return Plugin(
-            self.store, self.prefix, self.orchestrator, serializer=RawSerializer(), allow_delayed_start=True
-        )
+        return Plugin(self.store, self.prefix, self.orchestrator, serializer=RawSerializer(), allow_delayed_start=True)
 
     @property
     def revision(self) -> int:
