@@ -288,7 +288,7 @@ def run() -> int:
     console = make_console()
     started = time.monotonic()
     console.print(Text("datasync demo: a writer and an agent, two processes, one SQLite file", "bold"), soft_wrap=True)
-    with tempfile.TemporaryDirectory(prefix="datasync-demo-") as folder, Demo(console, Path(folder)) as demo:
+    with _temporary_folder() as folder, Demo(console, Path(folder)) as demo:
         failure: Failed | None = None
         try:
             demo.run()
@@ -296,6 +296,13 @@ def run() -> int:
             failure = error
     _summary(console, demo, failure, time.monotonic() - started)
     return 0 if failure is None else 1
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="datasync-demo-")
+    except OSError as error:
+        raise OSError("no folder for temporary files can be written: set TMPDIR to one that can") from error
 
 
 def _summary(console: Console, demo: Demo, failure: Failed | None, seconds: float) -> None:

@@ -6,6 +6,7 @@ import io
 import re
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -106,6 +107,17 @@ def test_it_cleans_up_when_it_is_asked_to_end(number: signal.Signals, tmp_path: 
         demo.send(number)
         assert demo.wait() == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_says_what_to_do_where_no_temporary_file_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a machine on which nothing can be written
+    def refuse(**_: str) -> None:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    # when the demo is run / then the error says what helps
+    with pytest.raises(OSError, match="set TMPDIR to one that can"):
+        story.run()
 
 
 def test_a_narrow_terminal_cuts_nothing_off() -> None:
