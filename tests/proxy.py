@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import struct
 import threading
@@ -220,11 +221,19 @@ def _abort(one: socket.socket) -> None:
 
 
 def free_port() -> int:
-    """A loopback port that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback port that nobody uses at the moment.
+
+    Not from the range that the system hands out by itself: there it could be the near end of somebody's connection
+    before the server that it is for has started, or while that is being restarted.
+    """
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def reachable(port: int, timeout: float = 0.2) -> bool:
