@@ -40,8 +40,8 @@ class Plugin:
     Args:
       kv: The store; it is not closed by the plugin.
       prefix: Plain string in front of every key, such as ``servicelabel.agent_prefix("vpp1")``.
-      resync: Orchestrator whose ``do_resync()`` the subscriptions take part in; their first RESYNC waits for it.
-        Without one it is sent as soon as the store was read.
+      resync: Orchestrator whose ``do_resync()`` the subscriptions take part in; their first RESYNC waits for the
+        first of these. Without one it is sent as soon as the store was read.
       serializer: Between messages and bytes; protojson unless told.
       name: What the source is called, in ``datasync.current_source`` and in the log; unless told the store's name, with
         ``#`` and *prefix* where there is one. Two plugins on one store are told apart by it.
@@ -136,6 +136,8 @@ class Plugin:
         if closed:  # by another thread, meanwhile
             place.close()
             raise ClosedError(f"the plugin of {self._kv.name} is closed")
+        if self._resync.runs:  # it came too late for the first do_resync(), which may have been the only one
+            self.registry.request_resync(resync_name)
         return OrchestratedRegistration(registration, place, self._places.discard)
 
     def put(self, key: str, data: Message, *opts: PutOption) -> None:

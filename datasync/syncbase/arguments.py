@@ -35,7 +35,11 @@ def check_mapping(changes: object) -> None:
 
 def captured(ctx: contextvars.Context | None) -> contextvars.Context:
     """The context as it is now: whoever gave it may go on with it."""
-    return contextvars.copy_context() if ctx is None else ctx.copy()
+    if ctx is None:
+        return contextvars.copy_context()
+    if not isinstance(ctx, contextvars.Context):
+        raise InvalidArgumentError(f"ctx must be a contextvars.Context, not {type(ctx).__name__}")
+    return ctx.copy()
 
 
 def check_prefix(prefix: object) -> None:

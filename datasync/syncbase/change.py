@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.events import LazyValue, MessageT, Op
-from datasync.serializer import Serializer, SerializerJSON, check_key, check_message
+from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_key, check_message
 
 #: Reads bytes that came with no serializer of their own.
 DEFAULT_SERIALIZER: Serializer = SerializerJSON()
@@ -52,7 +52,8 @@ class KeyVal:
         elif message.DESCRIPTOR is self._value.DESCRIPTOR:
             message.CopyFrom(self._value)  # type: ignore[arg-type]  # the same type, as just checked
         elif message.DESCRIPTOR.full_name == self._value.DESCRIPTOR.full_name:
-            message.ParseFromString(self._value.SerializeToString())  # the same type out of another pool
+            # The same type out of another pool, which may define it otherwise.
+            SerializerProto().unmarshal(self._value.SerializeToString(), message)
         else:
             raise DecodeError(f"the value of {self._key!r} is a {_name(self._value)}, not a {_name(message)}")
         return message

@@ -492,6 +492,22 @@ def test_c2_c14_with_an_orchestrator_the_first_resync_waits_for_it(
         consumer.join(5)
 
 
+def test_c2_a_subscription_that_comes_after_the_first_do_resync_does_not_wait_for_another(
+    store: MemoryStore, other: MemoryStore, orchestrator: Orchestrator
+) -> None:
+    # given an orchestrator that has done its resync, as an agent has it do once after all is set up
+    put(other, a="1")
+    with Plugin(store, "/agent/", orchestrator) as plugin:
+        plugin.wait_ready(5)
+        assert orchestrator.do_resync().ok
+        # when a subscription is made / then it is not left waiting for ever
+        queue: Queue[Any] = Queue()
+        plugin.watch("late", queue, queue, "")
+        event = take(queue)
+        assert (state(event), event.reason) == ({"a": "1"}, ResyncReason.INITIAL)
+        event.done()
+
+
 def test_c14_d29_a_refused_resync_is_in_the_report(store: MemoryStore, orchestrator: Orchestrator) -> None:
     with Plugin(store, "/agent/", orchestrator) as plugin:
         queue: Queue[Any] = Queue()

@@ -185,3 +185,22 @@ def test_a_value_of_the_same_type_from_another_pool_is_read() -> None:
     one: Any = kinds[0](value="x")
     buffer: Message = kinds[1]()
     assert Change("k", one).get_value(buffer).value == "x"  # type: ignore[attr-defined]
+
+
+def test_c16_a_value_that_another_pool_defines_otherwise_is_a_decode_error() -> None:
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    # given a message type that one pool defines with bytes, and the other with text
+    kinds = []
+    for kind in ("TYPE_BYTES", "TYPE_STRING"):
+        file = descriptor_pb2.FileDescriptorProto(name="twin.proto", package="twin", syntax="proto3")
+        field = file.message_type.add(name="Twin").field.add(name="value", number=1)
+        field.type, field.label = getattr(field, kind), field.LABEL_OPTIONAL
+        pool = descriptor_pool.DescriptorPool()
+        pool.Add(file) if hasattr(pool, "Add") else pool.AddSerializedFile(file.SerializeToString())
+        kinds.append(message_factory.GetMessageClass(pool.FindMessageTypeByName("twin.Twin")))
+    # when bytes that are no text are read into the latter / then nothing foreign gets out
+    one: Any = kinds[0](value=b"\xff\xfe")
+    buffer: Message = kinds[1]()
+    with pytest.raises(DecodeError):
+        Change("k", one).get_value(buffer)

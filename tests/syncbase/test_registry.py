@@ -1043,3 +1043,11 @@ def test_c16_a_delete_under_another_key_is_refused(registry: Registry) -> None:
     with pytest.raises(InvalidArgumentError, match="'k' has another key: 'other'"):
         registry.submit_changes({"k": Change("other", op=Op.DELETE)})
     assert stored(registry) == {"k": "1"}
+
+
+def test_c16_a_context_that_is_none_is_refused_before_anything_is_applied(registry: Registry) -> None:
+    no_context: Any = {"source": "x"}
+    for submit in (registry.submit_changes, registry.submit_resync):
+        with pytest.raises(InvalidArgumentError, match="ctx must be a contextvars.Context, not dict"):
+            submit(changes({"k": "1"}), ctx=no_context)
+    assert stored(registry) == {}
