@@ -150,7 +150,7 @@ class Plugin:
     def _end_turn(self) -> None:
         with self._lock:
             self._runner = None
-            self._lock.notify()
+            self._lock.notify_all()  # one that was woken may be gone, by ^C
 
     def _forget(self, registration: QueueRegistration) -> None:
         with self._lock:

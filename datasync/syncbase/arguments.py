@@ -25,6 +25,9 @@ def payload(key: str, value: KeyVal | ChangeValue) -> Payload | None:
         raise InvalidArgumentError(f"the value of {key!r} is no change: {type(value).__name__}")
     if value.get_key() != key:
         raise InvalidArgumentError(f"the change under {key!r} has another key: {value.get_key()!r}")
+    revision = value.get_revision()
+    if not isinstance(revision, int) or revision < 0:
+        raise InvalidArgumentError(f"the revision of {key!r} must be a whole number, 0 or more")
     return None if op is Op.DELETE else value
 
 

@@ -1036,6 +1036,17 @@ def test_the_registry_is_what_the_protocols_say(registry: Registry) -> None:
     assert registry.subscriptions == {}
 
 
+@pytest.mark.parametrize("revision", [float("nan"), 1.5, -1, "7", None])
+def test_c16_a_revision_that_is_no_whole_number_is_refused(registry: Registry, revision: Any) -> None:
+    # given a registry that holds something
+    registry.propagate_changes({"k": Change("k", StringValue(value="v"))})
+    # when a change or a full state comes with such a revision / then it is refused, and the counter is as it was
+    for submit in (registry.submit_changes, registry.submit_resync):
+        with pytest.raises(InvalidArgumentError, match="revision of 'k' must be a whole number"):
+            submit({"k": Change("k", StringValue(value="w"), revision)})
+    assert registry.revision == 1
+
+
 def test_c16_a_delete_under_another_key_is_refused(registry: Registry) -> None:
     # given a key
     registry.propagate_changes(changes({"k": "1"}))
