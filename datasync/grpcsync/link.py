@@ -174,8 +174,8 @@ class Link:
             outbox.heard = session.began = time.monotonic()
             outbox.changed.notify_all()
         log.info("%s: connected", self._peer.target)
-        reader.start()
         try:
+            reader.start()
             while (resync := self._watch_over(session)) is not None:
                 self._send_resync(resync)
         finally:

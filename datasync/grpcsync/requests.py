@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import time
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
 from datasync.errors import DatasyncError
+
+log = logging.getLogger(__name__)
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -38,7 +41,10 @@ class Request(Generic[MessageT]):
 
     def settle(self, result: bool | None, error: DatasyncError | None) -> None:
         """Tell whoever waits; without a lock, for callbacks run in here."""
-        if error is None:
-            self.future.set_result(result)
-        else:
-            self.future.set_exception(error)
+        try:
+            if error is None:
+                self.future.set_result(result)
+            else:
+                self.future.set_exception(error)
+        except BaseException:  # an Exception of a callback is logged by the future; this is sys.exit()
+            log.exception("%s: a callback tried to end a thread that is not its own", self.what)

@@ -473,6 +473,32 @@ def test_c15_a_callback_may_send_more_and_close_but_not_wait(client: Client, sub
     wait_until(lambda: client.status().state is TransportState.CLOSED, "it is closed")
 
 
+def test_c15_a_callback_that_would_end_the_thread_ends_no_future_but_its_own(
+    client: Client, subscriber: Subscriber
+) -> None:
+    def leave(_: object) -> None:
+        raise SystemExit(3)
+
+    # given callbacks that call sys.exit(), in the thread that reads answers
+    futures = [client.put_async(f"k/{number}", text("v")) for number in range(20)]
+    for future in futures:
+        future.add_done_callback(leave)
+    # then every request has its answer, and the client goes on
+    assert [future.exception(5) for future in futures] == [None] * 20
+    client.put("k/a", text("v"))
+    assert client.status().reconnects == 0
+    # and the same where requests are given up, by their clock or by close
+    for patience in (0.2, 60.0):
+        lost = Client(f"127.0.0.1:{free_port()}", send_timeout=patience)
+        late = [lost.put_async("k/a", text("v")) for _ in range(3)]
+        for future in late:
+            future.add_done_callback(leave)
+        if patience < 1:
+            wait_until(lambda late=late: all(future.done() for future in late), "all are given up")
+        lost.close(timeout=0.1)
+        assert all(isinstance(future.exception(0), (ClosedError, StoreConnectionError)) for future in late)
+
+
 def test_callers_that_wait_for_room_are_freed_by_close() -> None:
     client = Client(f"127.0.0.1:{free_port()}", max_pending=1)
     client.put_async("k/a", text("v"))

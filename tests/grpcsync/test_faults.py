@@ -367,6 +367,55 @@ def test_i16_a_hundred_clients_leave_nothing_behind(server: Server, subscriber: 
     assert not any(is_resync(event) for event in subscriber.events)
 
 
+@pytest.fixture
+def starve(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets the next thread whose name begins like that fail to start, as where there are too many."""
+    names: list[str] = []
+    start = threading.Thread.start
+
+    def try_to_start(thread: threading.Thread) -> None:
+        if names and thread.name.startswith(names[0]):
+            names.clear()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", try_to_start)
+    return names.append
+
+
+def test_a_call_for_which_there_is_no_thread_waits_and_the_server_goes_on(
+    server: Server, wire: Wire, starve: Callable[[str], None]
+) -> None:
+    # given a call that gets no thread
+    starve("datasync-grpcsync-call")
+    waiting = threading.Thread(target=wire.ping)
+    waiting.start()
+    with Wire(server.address) as other:
+
+        def both_served() -> bool:
+            return other.ping() == "it works" and not waiting.is_alive()
+
+        # when others end / then it has its turn, and nobody is turned away
+        wait_until(both_served, "the call that waited is served")
+
+
+def test_c9_every_future_ends_when_the_client_gets_no_thread(
+    server: Server, subscriber: Subscriber, starve: Callable[[str], None]
+) -> None:
+    # given a client whose thread for the replies does not start
+    starve("datasync-grpcsync-replies")
+    with Client(server.address) as client:
+        futures = [client.put_async(f"k/{number}", text(str(number))) for number in range(5)]
+        # then each request is answered over the next stream, or unknown; no answer goes to another one
+        for future in futures:
+            assert isinstance(future.exception(10), (UnknownOutcome, type(None)))
+        client.put("k/a", text("v"))
+        # and those that were told to be applied are
+        told = {str(number) for number, future in enumerate(futures) if future.exception(0) is None}
+        assert told <= {value for _, value, _ in subscriber.changes}
+        assert "belongs to no request" not in str(client.status().last_error)
+
+
 def test_errors_are_all_of_the_house(server: Server) -> None:
     # nothing of grpc leaks out of the client
     with Client(f"127.0.0.1:{free_port()}", send_timeout=0.1) as client:
