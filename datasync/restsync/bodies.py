@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -37,6 +38,11 @@ SERIALIZERS: dict[str, Serializer] = {
 #: Bytes of a body that are read at once.
 PIECE = 64 * 1024
 ACCEPTED = ", ".join(SERIALIZERS)
+#: Objects and arrays inside one another: what protojson reads. A list or an event wraps a value in some more, and must
+#: still be readable where the value was.
+MAX_DEPTH = 100
+#: Levels that a document with items has around a value.
+ENVELOPE = 3
 
 
 class Body(ChangeBytes):
@@ -107,10 +113,14 @@ def read_bytes(request: Request, limit: int) -> bytes:
     return b"".join(pieces)
 
 
-def parse_json(data: bytes) -> Any:
-    """*data* as JSON, strictly: UTF-8, no NaN. Raises ``Problem`` with the place and never the text."""
+def parse_json(data: bytes, depth: int = MAX_DEPTH) -> Any:
+    """*data* as JSON, strictly: UTF-8, no NaN, no infinity. Raises ``Problem`` with the place and never the text."""
     try:
-        return json.loads(data.decode(), parse_constant=_refuse_constant)
+        document = json.loads(data.decode(), parse_constant=_refuse_constant, parse_float=_finite)
+        # To count is cheap, and says of nearly every document that it cannot be too deep.
+        if data.count(b"[") + data.count(b"{") > depth and _is_deeper(document, depth):
+            raise RecursionError
+        return document
     except json.JSONDecodeError as error:
         problem = Problem(
             "bad-request", f"the body is no JSON: {error.msg} (line {error.lineno}, column {error.colno})"
@@ -125,7 +135,7 @@ def parse_json(data: bytes) -> Any:
 def read_resync(request: Request, limit: int) -> dict[str, Body]:
     """The full state in *request*: ``{"items": [{"key": …, "value": …}, …]}``."""
     content_type_of(request, only_json=True)
-    document = parse_json(read_bytes(request, limit))
+    document = parse_json(read_bytes(request, limit), MAX_DEPTH + ENVELOPE)
     items = document.get("items") if isinstance(document, dict) else None
     if not isinstance(items, list) or document.keys() != {"items"}:
         raise Problem("bad-request", 'a full state is {"items": [...]}')
@@ -141,7 +151,7 @@ def read_resync(request: Request, limit: int) -> dict[str, Body]:
 def read_changes(request: Request, limit: int) -> dict[str, ChangeBytes]:
     """The transaction in *request*: ``{"changes": [{"op": "Put", "key": …, "value": …}, {"op": "Delete", …}]}``."""
     content_type_of(request, only_json=True)
-    document = parse_json(read_bytes(request, limit))
+    document = parse_json(read_bytes(request, limit), MAX_DEPTH + ENVELOPE)
     items = document.get("changes") if isinstance(document, dict) else None
     if not isinstance(items, list) or document.keys() != {"changes"}:
         raise Problem("bad-request", 'a transaction is {"changes": [...]}')
@@ -184,7 +194,10 @@ def value_of_item(item: Mapping[str, Any], content_type: str) -> bytes:
     if "value" in item:
         if content_type != CONTENT_JSON:
             raise ValueError("only JSON stands as itself")
-        return json.dumps(item["value"], separators=(",", ":"), ensure_ascii=False).encode()
+        try:
+            return json.dumps(item["value"], separators=(",", ":"), ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # half of a surrogate pair: JSON, but only while it is escaped
+            return json.dumps(item["value"], separators=(",", ":")).encode()
     try:
         return base64.b64decode(item["data"], validate=True)
     except (TypeError, binascii.Error) as error:
@@ -244,6 +257,24 @@ def _is_json(content: bytes) -> bool:
     except Problem:
         return False
     return True
+
+
+def _is_deeper(document: object, depth: int) -> bool:
+    """True when *document* has more than *depth* objects and arrays inside one another."""
+    level: list[Any] = [document]
+    for _ in range(depth + 1):
+        level = [one for one in level if isinstance(one, (dict, list))]
+        if not level:
+            return False
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return True
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):  # written again, it would no longer be JSON
+        raise ValueError("a number is out of bounds")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -211,8 +211,8 @@ class Client:
         if answer.status != 200:
             raise self._error(subject, answer, write=True)
         revision = _revision(subject, answer)
-        ignored = answer.json().get("ignored", [])
-        return Outcome(revision, tuple(key.removeprefix(self._prefix) for key in ignored))
+        ignored = answer.json().get("ignored") or []
+        return Outcome(revision, tuple(str(key).removeprefix(self._prefix) for key in ignored))
 
     # Reading.
 
@@ -228,10 +228,12 @@ class Client:
             return None
         if answer.status != 200:
             raise self._error(subject, answer, write=False)
-        etag = answer.headers.get("ETag", "").strip('"')
+        etag = answer.headers.get("ETag", "").removeprefix("W/").strip('"')  # a proxy that compresses weakens it
         number = etag.rpartition("-")[2]
+        if not (number.isascii() and number.isdigit()):  # success without it is somebody else's
+            raise StoreError(f"{subject}: the answer is not that of a datasync server")
         content_type = answer.headers.get("Content-Type", "").partition(";")[0]
-        return RestKeyVal(key, answer.data, int(number) if number.isdigit() else 0, content_type, etag)
+        return RestKeyVal(key, answer.data, int(number), content_type, etag)
 
     def list(self, prefix: str = "") -> Listing:
         """Everything under *prefix*, of one moment. Raises as ``get``."""
@@ -241,16 +243,16 @@ class Client:
         answer = self._request("GET", query, subject, {}, None, write=False)
         if answer.status != 200:
             raise self._error(subject, answer, write=False)
-        pairs: dict[str, RestKeyVal] = {}
-        for event in EventParser().feed(answer.data):
-            if event.name == "items":
-                for item in json.loads(event.data):
-                    key = item["key"].removeprefix(self._prefix)
-                    kind = item["content_type"]
-                    pairs[key] = RestKeyVal(key, value_of_item(item, kind), item["revision"], kind)
-            elif event.name == "synced":
-                return Listing(json.loads(event.data)["revision"], [pairs[key] for key in sorted(pairs)])
-        raise StoreConnectionError(f"{self._place.name}: the {subject} ended early")
+        try:
+            listing = _listing(answer.data, self._prefix)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # its text may quote a value
+            listing = None
+            broken = StoreError(f"{subject}: the answer is not that of a datasync server")
+        else:
+            broken = StoreConnectionError(f"{self._place.name}: the {subject} ended early")
+        if listing is None:
+            raise broken
+        return listing
 
     # Watching.
 
@@ -374,6 +376,20 @@ def _revision(subject: str, answer: urllib3.BaseHTTPResponse) -> int:
     except (ValueError, TypeError, KeyError):
         text = f"{subject}: the answer is not that of a datasync server; it may have been applied"
     raise UnknownOutcome(text)
+
+
+def _listing(data: bytes, prefix: str) -> Listing | None:
+    """The snapshot in an event stream; None when its end is missing. Raises whatever comes of data that is none."""
+    pairs: dict[str, RestKeyVal] = {}
+    for event in EventParser().feed(data):
+        if event.name == "items":
+            for item in json.loads(event.data):
+                key = item["key"].removeprefix(prefix)
+                kind = item["content_type"]
+                pairs[key] = RestKeyVal(key, value_of_item(item, kind), item["revision"], kind)
+        elif event.name == "synced":
+            return Listing(json.loads(event.data)["revision"], [pairs[key] for key in sorted(pairs)])
+    return None
 
 
 def _before_sending(error: BaseException) -> bool:

@@ -155,7 +155,9 @@ def test_a_get_with_the_tag_it_gave_is_304_until_the_key_changes(web: WebClient)
 
 
 @pytest.mark.parametrize(
-    "body", ["", "{", "NaN", "[1,]", "\ufeff1", "[" * 100_000, "1" * 5000], ids=lambda body: body[:5]
+    "body",
+    ["", "{", "NaN", "1e999", "[1,]", "\ufeff1", "[" * 100_000, "1" * 5000, "[" * 101 + "]" * 101],
+    ids=lambda body: f"{body[:5]}-{len(body)}",
 )
 def test_invalid_json_is_400_and_its_text_is_nowhere(
     adapter: Adapter, subscriber: Subscriber, body: str, caplog: pytest.LogCaptureFixture
@@ -166,6 +168,27 @@ def test_invalid_json_is_400_and_its_text_is_nowhere(
     assert (response.status_code, code(response)) == (400, "bad-request")
     assert subscriber.events == []
     assert len(body) < 5 or body[:50] not in response.text + caplog.text
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100 + "]" * 100, '{"a":' * 100 + "1" + "}" * 100, f"[{','.join(['[]'] * 300)}]", r'"\ud800"']
+)
+def test_json_at_the_limits_is_the_same_in_every_place(web: WebClient, subscriber: Subscriber, text: str) -> None:
+    # given a value that can just be / when it is put alone, in a full state and in a transaction
+    item = f'{{"key":"net/b","value":{text}}}'
+    assert put(web, "net/a", text).status_code == 201
+    assert web.put("/keys", data=f'{{"items":[{item}]}}', headers=JSON).status_code == 200
+    assert web.patch("/keys", data=f'{{"changes":[{{"op":"Put",{item[1:]}]}}', headers=JSON).status_code == 200
+    # then the list has it as it is
+    listing = web.get("/keys").json
+    assert listing is not None
+    assert listing["items"][0]["value"] == json.loads(text)
+
+
+def test_a_number_that_is_none_is_refused_in_a_full_state_too(web: WebClient, subscriber: Subscriber) -> None:
+    state = '{"items":[{"key":"net/a","value":[-1e999]}]}'
+    assert code(web.put("/keys", data=state, headers=JSON)) == "bad-request"
+    assert subscriber.events == []
 
 
 def test_json_that_is_no_utf8_is_400(web: WebClient) -> None:

@@ -20,6 +20,7 @@ from datasync.errors import (
     ClosedError,
     ConflictError,
     DatasyncError,
+    DecodeError,
     DoneTimeout,
     InvalidArgumentError,
     NotReadyError,
@@ -38,7 +39,7 @@ from datasync.syncbase.status import TransportState
 from tests.conftest import take, wait_until
 from tests.proxy import free_port
 from tests.registries import is_resync, removed, state, text, told
-from tests.restsync.support import Subscriber
+from tests.restsync.support import Http, Subscriber
 
 
 def test_it_is_a_writer_a_deleter_and_a_watcher(client: Client) -> None:
@@ -278,6 +279,31 @@ def test_a_get_whose_answer_never_comes_is_a_connection_error(canned: Any) -> No
             client.get("a")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b"event: items\ndata: secret\n\n", b"event: synced\ndata: {}\n\n", b"event: items\ndata: [7]\n\n", b"\xff\n\n"],
+    ids=["no json", "no revision", "no item", "no utf-8"],
+)
+def test_a_list_of_another_kind_of_server_is_an_error_of_the_house_without_its_text(canned: Any, body: bytes) -> None:
+    with Client(canned(answer(200, body, "text/event-stream"))) as client:
+        with pytest.raises(StoreError, match="not that of a datasync server") as caught:
+            client.list()
+    assert caught.value.__cause__ is caught.value.__context__ is None
+
+
+def test_a_page_of_another_kind_of_server_is_not_taken_for_a_value(canned: Any) -> None:
+    with Client(canned(answer(200, b"<h1>please log in</h1>", extra='ETag: "abc"\r\n'))) as client:
+        with pytest.raises(StoreError, match="not that of a datasync server"):
+            client.get("a")
+
+
+def test_a_tag_that_a_proxy_made_weak_is_the_servers_own_again(canned: Any) -> None:
+    with Client(canned(answer(200, b'"x"', "application/json", 'ETag: W/"0a1b2c3d-7"\r\n'))) as client:
+        pair = client.get("a")
+        assert pair is not None
+        assert (pair.etag, pair.get_revision()) == ("0a1b2c3d-7", 7)
+
+
 def test_a_closed_client_says_so(server: Server) -> None:
     client = Client(server.url)
     client.close()
@@ -377,6 +403,29 @@ def test_values_in_both_forms_are_read_by_one_watcher(server: Server, client: Cl
             event = take(queue)
             assert state(event) == {"net/a": "binary", "net/b": "json"}
             event.done()
+
+
+def test_c16_half_a_surrogate_pair_in_a_value_stops_neither_lists_nor_watches(
+    client: Client, http: Http, subscriber: Subscriber
+) -> None:
+    # given a value that is JSON, and cannot be written as UTF-8
+    assert http.put("net/a", "\ud800").status == 201
+    client.put("net/b", text("good"))
+    # when it is listed and watched
+    assert [pair.get_key() for pair in client.list()] == ["net/a", "net/b"]
+    queue: Queue[Any] = Queue()
+    client.watch("w", queue, queue, "net/")
+    event = take(queue)
+    # then it comes with its key beside the others, and only reading it fails
+    (found,) = event.get_values().values()
+    pairs = {pair.get_key(): pair for pair in found}
+    assert pairs["net/b"].get_value(StringValue()).value == "good"
+    with pytest.raises(DecodeError):
+        pairs["net/a"].get_value(StringValue())
+    event.done()
+    # and what comes after it arrives too
+    http.put("net/a", "\udfff")
+    assert [change.get_key() for change in take(queue).get_changes()] == ["net/a"]
 
 
 def test_c11_a_prefix_that_is_registered_later_gets_its_own_resync(client: Client, subscriber: Subscriber) -> None:
