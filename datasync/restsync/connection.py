@@ -6,6 +6,7 @@ Source: contract section 5, C15.
 from __future__ import annotations
 
 import logging
+import re
 import selectors
 import socket
 import ssl
@@ -206,8 +207,12 @@ class Connection:
 
     def _environ(self, head: Head, body: BodyReader) -> WSGIEnvironment:
         target = head.target
-        if not target.startswith("/"):  # absolute-form, as proxies send it; anything else finds nothing
-            target = "/" + target.partition("://")[2].partition("/")[2]
+        if not target.startswith("/"):  # absolute-form, as proxies send it
+            absolute = re.match(r"https?://[^/?]+", target, re.IGNORECASE)
+            if absolute is None:
+                raise BadRequest(400, "the target is no path")
+            target = target[absolute.end() :]
+            target = target if target.startswith("/") else "/" + target
         path, _, query = target.partition("?")
         host, _, port = self._server.address.rpartition(":")
         environ: dict[str, Any] = {

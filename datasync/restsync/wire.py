@@ -108,10 +108,13 @@ class Wire:
         return line
 
     def write(self, data: bytes) -> None:
-        """Send all of *data*; ``Gone`` when the peer does not take it within the write timeout."""
+        """Send all of *data*; ``Gone`` when the peer takes nothing for the write timeout."""
         try:
             self._connection.settimeout(self._write_timeout)
-            self._connection.sendall(data)
+            # In pieces: the time is for each, so that who reads slowly is not taken for one who does not read.
+            view = memoryview(data)
+            for begin in range(0, len(view), CHUNK):
+                self._connection.sendall(view[begin : begin + CHUNK])
         except (OSError, ValueError) as error:
             raise Gone("the peer takes no more") from error
 
@@ -140,7 +143,8 @@ class BodyReader(RawIOBase):
         self._deadline = time.monotonic() + seconds
         self._chunked, self._left = _framing(head)
         self._finished = not self._chunked and not self._left
-        self._continue = not self._finished and (head.get("expect") or "").lower() == "100-continue"
+        expects = head.version != "HTTP/1.0" and (head.get("expect") or "").lower() == "100-continue"
+        self._continue = not self._finished and expects
         #: Why the body could not be read to its end; then the connection cannot go on.
         self.failure: BadRequest | Gone | None = None
 
@@ -162,7 +166,8 @@ class BodyReader(RawIOBase):
             if not data:
                 raise Gone("the body ended early")
             if self._chunked and not self._left:
-                self._wire.read_line(2, self._deadline)
+                if self._wire.read_line(2, self._deadline):
+                    raise BadRequest(400, "a chunk is longer than its size")
             elif not self._left:
                 self._finished = True
         except (BadRequest, Gone) as error:

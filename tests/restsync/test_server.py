@@ -18,6 +18,8 @@ import trustme
 from datasync.errors import InvalidArgumentError, StoreConnectionError
 from datasync.restsync import Adapter, Client, Server, serve, wsgi_app
 from datasync.restsync.connection import Limits
+from datasync.restsync.wire import Wire
+from datasync.threads import Worker
 from tests.conftest import wait_until
 from tests.restsync.support import JSON, PROTO, Http, Subscriber, everything, raw
 
@@ -71,9 +73,13 @@ def status(answer: bytes) -> int:
         (b"GET /" + b"x" * 20_000, 414),
         (b"GET /keys/%ff HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"GET /keys/%2e%2e/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
-        (b"GET * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 200),
+        (b"GET * HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"CONNECT other:443 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET file:///keys HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET http://x/keys HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 200),
+        (b"GET //keys HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
     ],
-    ids=range(19),
+    ids=range(23),
 )
 def test_what_is_no_request_gets_a_clear_status_and_the_server_goes_on(
     impatient: Server, text: bytes, expected: int
@@ -180,6 +186,16 @@ def test_a_malformed_chunk_is_400(server: Server, subscriber: Subscriber, size: 
     assert subscriber.events == []
 
 
+@pytest.mark.parametrize("text", [b"1\r\n1abc\r\n0\r\n\r\n", b"1\r\n1\r\r\n0\r\n\r\n"], ids=["text", "line end"])
+def test_a_chunk_longer_than_its_size_is_400_and_not_cut(server: Server, subscriber: Subscriber, text: bytes) -> None:
+    head = (
+        b"PUT /keys/net/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with raw(server, head + text) as connection:
+        assert status(everything(connection)) == 400
+    assert subscriber.events == []
+
+
 def test_a_chunked_body_above_the_limit_is_413_and_not_cut(adapter: Adapter, subscriber: Subscriber) -> None:
     with serve("127.0.0.1:0", adapter, max_body=100_000) as server:
         http = Http(server.url)
@@ -202,6 +218,30 @@ def test_100_continue_is_said_when_the_body_is_wanted_and_not_before(server: Ser
     # when the type is wrong / then it is told at once, and the connection ends with it
     with raw(server, head + b"Content-Type: text/plain\r\n\r\n") as connection:
         assert status(everything(connection)) == 415
+
+
+def test_a_client_of_http_1_0_is_never_told_to_continue(server: Server, subscriber: Subscriber) -> None:
+    head = b"PUT /keys/net/a HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n"
+    with raw(server, head + b'Content-Type: application/json\r\n\r\n"x"') as connection:
+        assert status(everything(connection)) == 201
+
+
+def test_who_reads_slowly_gets_everything_though_it_takes_longer_than_the_write_timeout() -> None:
+    # given a peer that takes its answer in small pieces, each soon, all of them late
+    near, far = socket.socketpair()
+    pace = threading.Event()
+    size = 0
+    with near, far:
+        far.settimeout(10)
+        writer = Worker("test-writer", lambda worker: Wire(near, 1.0, 0.5).write(b"x" * 8_000_000))
+        writer.start()
+        # when it reads for twice as long as it may take nothing
+        while size < 8_000_000 and (piece := far.recv(65536)):
+            size += len(piece)
+            pace.wait(0.01)
+        writer.close()
+    # then nothing is missing
+    assert size == 8_000_000
 
 
 @pytest.mark.parametrize("size", [4 * 1024 * 1024 + 1, 64 * 1024 * 1024])
