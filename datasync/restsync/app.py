@@ -159,11 +159,11 @@ class Application:
         except Exception as error:  # a bug: its text may quote a value, so only its place is told
             place = traceback.extract_tb(error.__traceback__)[-1]
             name = type(error).__name__
-            log.error("%s %s: %s in %s:%s", request.method, request.path, name, place.filename, place.lineno)
+            log.error("%s %r: %s in %s:%s", request.method, request.path, name, place.filename, place.lineno)
             response = problem_of(error).response()
         response.headers.setdefault("Cache-Control", "no-cache")
         response.headers["X-Content-Type-Options"] = "nosniff"
-        log.debug("%s %s: %d", request.method, request.path, response.status_code)
+        log.debug("%s %r: %d", request.method, request.path, response.status_code)
         return response(environ, start_response)
 
     @property

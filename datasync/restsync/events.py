@@ -41,7 +41,7 @@ class Wanted(NamedTuple):
 
 
 def stream_events(adapter: Adapter, wanted: Wanted, ended: Callable[[], bool]) -> Iterator[bytes]:
-    """The stream; ends when *ended* says so, or after the snapshot where it is not to follow."""
+    """The stream; ends when *ended* says so, or once all there is was sent where it is not to follow."""
     position, reason = _resume(adapter, wanted.last_id)
     journal = adapter.journal
     # Something at once, so that whoever waits for the headers through a proxy gets them.
@@ -58,6 +58,8 @@ def stream_events(adapter: Adapter, wanted: Wanted, ended: Callable[[], bool]) -
             reason = ResyncReason.OVERFLOW
             continue
         if not entries:
+            if not wanted.follow:  # resumed, and nothing more has come
+                return
             journal.wait(position, min(wanted.heartbeat, LOOK_UP), ended)
             if time.monotonic() - spoken >= wanted.heartbeat and not ended():
                 spoken = time.monotonic()

@@ -308,7 +308,7 @@ def _events() -> Json:
                 **_query("prefix", {"type": "array", "items": {"type": "string", "maxLength": MAX_KEY}}, "Which keys."),
                 "explode": True,
             },
-            _query("follow", {"type": "boolean", "default": True}, "false: end after the snapshot."),
+            _query("follow", {"type": "boolean", "default": True}, "false: end when all there is was sent."),
             _query("heartbeat", {"type": "number", "minimum": 0.1, "maximum": 60}, "Seconds between signs of life."),
             _header("Last-Event-ID", "Go on after this event."),
         ],

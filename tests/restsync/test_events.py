@@ -106,6 +106,16 @@ def test_c3_a_stream_goes_on_after_the_id_that_it_is_given(adapter: Adapter) -> 
         assert [take(stream.queue)[1]["revision"] for _ in range(2)] == [3, 4]
 
 
+def test_a_stream_that_is_not_to_follow_ends_after_what_was_missed(adapter: Adapter) -> None:
+    for value in "123":
+        commit(adapter, a=value)
+    # when an id is given and nothing is to be followed
+    wanted = Wanted(("",), f"{adapter.instance}-2", False, 30.0)
+    found = events_of(b"".join(stream_events(adapter, wanted, bool)).decode())
+    # then what was missed comes, and the end
+    assert [(name, document["revision"]) for name, document, _ in found] == [("change", 3)]
+
+
 @pytest.mark.parametrize("last_id", ["x", "00000000-1", "-", "{0}-99", "{0}-x", "{0}-²", "{0}--1"])
 def test_an_id_that_is_not_of_this_life_leads_to_a_resync(adapter: Adapter, last_id: str) -> None:
     commit(adapter, a="1")
