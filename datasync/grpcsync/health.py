@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from datasync.errors import DecodeError
 from datasync.grpcsync.content import parse
 from datasync.grpcsync.datasync_health_pb2 import HealthCheckRequest, HealthCheckResponse
 from datasync.grpcsync.service import SERVICE
@@ -47,13 +48,13 @@ class Health:
             self._changed.notify_all()
 
     def check(self, raw: bytes, context: Any) -> HealthCheckResponse:
-        service = parse(raw, HealthCheckRequest).service
+        service = _service(raw, context)
         if not _known(service):
             context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service {service[:100]!r}")
         return self._answer(service)
 
     def watch(self, raw: bytes, context: Any) -> Iterator[HealthCheckResponse]:
-        service = parse(raw, HealthCheckRequest).service
+        service = _service(raw, context)
         over = threading.Event()
 
         def end() -> None:
@@ -83,6 +84,15 @@ class Health:
             return HealthCheckResponse(status=HealthCheckResponse.SERVICE_UNKNOWN)
         serving = HealthCheckResponse.SERVING if self._serving else HealthCheckResponse.NOT_SERVING
         return HealthCheckResponse(status=serving)
+
+
+def _service(raw: bytes, context: Any) -> str:
+    try:
+        service: str = parse(raw, HealthCheckRequest).service
+        return service
+    except DecodeError as error:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        raise  # not reached: abort() raises
 
 
 def _known(service: str) -> bool:

@@ -439,6 +439,25 @@ def test_bytes_that_are_no_request_end_the_stream_with_a_status(wire: Wire, subs
     with pytest.raises(grpc.RpcError) as caught:
         wire.resync(b"\xff\xff\xff")
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(grpc.RpcError) as caught:
+        wire.method("unary_unary", CHECK, HealthCheckResponse)(b"\xff\xff\xff")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(grpc.RpcError) as caught:
+        next(wire.method("unary_stream", WATCH, HealthCheckResponse)(b"\xff\xff\xff"))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("flood", [[("x-long", "y" * 100_000)], [(f"x-{number}", "y" * 200) for number in range(500)]])
+def test_a_flood_of_metadata_is_refused_and_the_server_goes_on(
+    flood: list[tuple[str, str]], server: Server, wire: Wire, subscriber: Subscriber
+) -> None:
+    with Wire(server.address, *flood) as flooding:
+        for attempt in (lambda: flooding.changes(put("k/a")), lambda: flooding.ping()):
+            with pytest.raises(grpc.RpcError) as caught:
+                attempt()
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert wire.changes(put("k/b"))[0].result == Result.APPLIED
+    assert subscriber.changes == [("k/b", "v", None)]
 
 
 def test_messages_beyond_the_limit_are_refused_before_they_are_read() -> None:

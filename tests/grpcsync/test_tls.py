@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +11,11 @@ import grpc
 import pytest
 import trustme
 
-from datasync.errors import InvalidArgumentError, NotReadyError
+from datasync.errors import InvalidArgumentError, NotReadyError, StoreConnectionError
 from datasync.grpcsync import Client, ClientTLS, Server, ServerTLS, serve
 from tests.conftest import wait_until
 from tests.grpcsync.support import Subscriber, Wire
+from tests.proxy import TcpProxy
 from tests.registries import text
 
 
@@ -115,6 +118,36 @@ def test_a_replaced_certificate_is_taken_up_by_the_next_connection(
         # and while they are away, the last ones stay in use
         certificate.unlink()
         assert welcome(stranger)
+
+
+def test_stalled_handshakes_hold_up_neither_others_nor_close(ca: trustme.CA) -> None:
+    # given a hundred peers that connect, half of them with the beginning of a handshake, and say no more
+    with serve("127.0.0.1:0", tls=server_tls(ca)) as server, Subscriber() as subscriber:
+        server.adapter.watch("agent", subscriber.queue, None, "k/")
+        stalled = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(100)]
+        for one in stalled[::2]:
+            one.sendall(b"\x16\x03\x01\x02\x00")
+        # when another comes / then it is served
+        with Client(server.address, tls=client_tls(ca)) as client:
+            assert client.put_async("k/a", text("v")).result(5) is None
+        # and the server closes as if they were not there (C15)
+        begin = time.monotonic()
+        server.close()
+        assert time.monotonic() - begin < 4.0
+    for one in stalled:
+        one.close()
+
+
+def test_a_handshake_that_stalls_at_the_server_ends_the_request_in_its_time(server: Server, ca: trustme.CA) -> None:
+    # given a line that swallows everything from the first byte on
+    with TcpProxy(("127.0.0.1", server.port)) as proxy:
+        proxy.black_hole()
+        with Client(proxy.address, tls=client_tls(ca), token="secret", send_timeout=0.3) as client:
+            with pytest.raises(StoreConnectionError, match="not sent"):
+                client.put("k/a", text("v"))
+            # when it is there again / then so is the client
+            proxy.heal()
+            client.wait_ready(15)
 
 
 def test_c16_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +24,9 @@ from datasync.syncbase.msg import CONTENT_PROTO
 from tests.conftest import take
 from tests.grpcsync.support import Subscriber
 from tests.interop.golang import go_peer
+from tests.proxy import free_port
 from tests.registries import removed, stored, text
+from tests.running import Running
 
 # The first build compiles grpc-go.
 pytestmark = pytest.mark.timeout(600)
@@ -166,6 +170,22 @@ def test_a_go_client_pings_and_shows_its_token(go: Callable[..., GoProcess]) -> 
         assert peer.ask(call="ping", token="secret") == {"message": "it works", "code": "OK"}
         for call in ("ping", "changes", "resync"):
             assert peer.ask(call=call, token="wrong")["code"] == "Unauthenticated"
+
+
+def test_the_page_shows_what_a_go_client_and_the_example_agent_say(program: Path) -> None:
+    # given the commands of the page, and the agent that they are for
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "transports" / "grpc.md").read_text()
+    shown = re.search(r"^\$ python -m tests\.interop send \S+ <<'END'\n(.*?)^END\n(.*?)^```$", page, re.M | re.S)
+    assert shown is not None
+    address = f"127.0.0.1:{free_port()}"
+    with Running("-m", "datasync.examples.grpc_agent", address) as agent:
+        agent.wait_for("listening")
+        # when they are given
+        command = [sys.executable, "-m", "tests.interop", "send", address]
+        done = subprocess.run(command, input=shown[1], capture_output=True, text=True, cwd=root, timeout=60, check=True)
+        # then the answers are those of the page
+        assert done.stdout == shown[2]
 
 
 # -- Go receives ------------------------------------------------------------------------------------------------------
