@@ -71,8 +71,9 @@ class Adapter:
         serializer: Serializer | None = None,
         health: bool = False,
     ) -> None:
-        if not callable(getattr(server, "add_generic_rpc_handlers", None)):
-            raise InvalidArgumentError(f"server must be a grpc.Server, not {type(server).__name__}")
+        if not isinstance(server, grpc.Server):  # one of grpc.aio would take the service, and lose what is sent
+            kind = type(server)
+            raise InvalidArgumentError(f"server must be a grpc.Server, not {kind.__name__} of {kind.__module__}")
         self._limits = limits or Limits()
         self._tokens = Tokens(token)
         self._change_timeout = change_timeout

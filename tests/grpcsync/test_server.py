@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from queue import Queue
 from typing import Any
+from unittest.mock import create_autospec
 
 import grpc
+import grpc.aio
 import pytest
 
 from datasync.api import KeyValProtoWatcher, WatchRegistration
@@ -612,6 +614,9 @@ def test_d46_closing_an_adapter_leaves_the_server_of_others_running() -> None:
 def test_d46_no_server_is_an_error_that_says_so() -> None:
     with pytest.raises(InvalidArgumentError, match=r"must be a grpc\.Server, not NoneType"):
         Adapter(None)
+    # and so is a server of grpc.aio, which would end every stream in good order and hand on nothing
+    with pytest.raises(InvalidArgumentError, match=r"must be a grpc\.Server"):
+        Adapter(create_autospec(grpc.aio.Server, instance=True))
 
 
 def test_closing_sends_the_answers_that_are_there_and_promises_none_for_the_rest() -> None:
