@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from urllib.parse import unquote_to_bytes
 
 from werkzeug.wrappers import Request
 
@@ -12,6 +13,10 @@ from datasync.restsync.problems import Problem
 
 def read_query(request: Request, *known: str, several: str = "") -> Mapping[str, list[str]]:
     """The query, in which every name is known, and stands once unless it is *several*."""
+    try:
+        unquote_to_bytes(request.query_string).decode()
+    except UnicodeDecodeError:
+        raise Problem("bad-request", "the query is not UTF-8") from None
     arguments: dict[str, list[str]] = request.args.to_dict(flat=False)
     for name, texts in arguments.items():
         if name not in known:

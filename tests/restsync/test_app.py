@@ -234,7 +234,7 @@ def test_a_wrong_method_is_405_and_says_which_are_right(web: WebClient, method: 
 
 
 @pytest.mark.parametrize(
-    "query", ["x=1", "limit=0", "limit=1001", "limit=x", "limit=1&limit=2", "values=1", "after=%00"]
+    "query", ["x=1", "limit=0", "limit=1001", "limit=x", "limit=1&limit=2", "values=1", "after=%00", "prefix=%ff"]
 )
 def test_an_unknown_or_wrong_parameter_is_400(web: WebClient, query: str) -> None:
     assert code(web.get(f"/keys?{query}")) == "bad-request"
@@ -255,6 +255,13 @@ def test_a_bug_is_500_without_a_word_of_what_it_said(
     assert code(response) == "internal"
     assert "secret" not in response.text + caplog.text
     assert "RuntimeError" in caplog.text
+
+
+def test_c16_a_line_end_in_a_path_begins_no_line_in_the_log(web: WebClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    web.get("/x%0aforged%20line")
+    assert "forged line" in caplog.text
+    assert "\nforged line" not in caplog.text
 
 
 # -- all keys
