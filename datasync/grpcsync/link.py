@@ -145,11 +145,14 @@ class Link:
             self._peer.close()
 
     def _begin(self) -> None:
-        """Reach the peer, and tell it the full state where there is one."""
+        """Reach the peer."""
         call = self._peer.open(CONNECT_TIMEOUT)
         self._wait_for(call)
         if call.code() is not grpc.StatusCode.OK:
             raise self._peer.error_of(call)
+
+    def _tell_state(self) -> None:
+        """Tell the full state, where there is one."""
         state = self._full_state()
         if state is None:
             return
@@ -164,18 +167,23 @@ class Link:
         log.info("%s: has the full state of %d key(s)", self._peer.target, len(state.dataResyncs))
 
     def _converse(self, session: Session) -> None:
-        """Send and receive until the stream is over; what is left unanswered is settled or queued again."""
+        """Send and receive until the stream is over; what is left unanswered is settled or queued again.
+
+        The stream is there before the full state is told, and carries changes after it: a peer that starts again in
+        between breaks the stream, and never gets a change without the state that it belongs to.
+        """
         outbox = self._outbox
         call = self._peer.changes(Outgoing(outbox, session))
         reader = Worker(f"grpcsync-replies-{self._peer.target}", lambda _: self._read(session, call))
-        with outbox.lock:
-            self._session = session
-            self._sessions += 1
-            outbox.heard = session.began = time.monotonic()
-            outbox.changed.notify_all()
-        log.info("%s: connected", self._peer.target)
         try:
             reader.start()
+            self._tell_state()
+            with outbox.lock:
+                self._session = session
+                self._sessions += 1
+                outbox.heard = session.began = time.monotonic()
+                outbox.begin_locked(session)
+            log.info("%s: connected", self._peer.target)
             while (resync := self._watch_over(session)) is not None:
                 self._send_resync(resync)
         finally:

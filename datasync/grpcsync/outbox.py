@@ -25,6 +25,8 @@ class Session:
 
     def __init__(self) -> None:
         self.over = False
+        #: Changes may be sent.
+        self.open = False
         #: Requests that the peer has answered over it.
         self.answered = 0
         #: Monotonic time at which the stream was opened; 0 before that.
@@ -123,6 +125,12 @@ class Outbox:
             self._to_send.notify()
         return late
 
+    def begin_locked(self, session: Session) -> None:
+        """Send over *session* from now on."""
+        session.open = True
+        self._to_send.notify_all()
+        self.changed.notify_all()
+
     def end_locked(self, session: Session) -> None:
         """Send nothing more over *session*."""
         session.over = True
@@ -178,7 +186,7 @@ class Outbox:
         """The next request of *session*, as soon as there is one and the window has room; StopIteration at its end."""
         with self.lock:
             while not session.over:
-                if self._pending and len(self._sent) < self._limit:
+                if session.open and self._pending and len(self._sent) < self._limit:
                     head = self._pending[0]
                     if isinstance(head.message, DataChangeRequest):
                         self._pending.popleft()

@@ -28,6 +28,7 @@ from datasync.errors import (
     UnsupportedError,
 )
 from datasync.grpcsync import Client, Limits, Server, serve
+from datasync.grpcsync.link import Link
 from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
 from datasync.syncbase.msg import CONTENT_PROTO
 from datasync.syncbase.status import TransportState
@@ -360,6 +361,32 @@ def test_a_restarted_server_gets_everything_again_from_the_callable() -> None:
                 client.put("k/c", text("3"))
                 assert second.seen[-1] == ("change", [("k/c", "3", None)])
                 client.close()
+
+
+def test_a_server_that_restarts_just_after_it_got_the_state_gets_no_change_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    port = free_port()
+    running = [serve(f"127.0.0.1:{port}")]
+    told: list[int] = []
+    tell = Link._tell_state
+
+    def tell_and_restart(link: Link) -> None:
+        # given a server that starts again between the full state and the first change
+        tell(link)
+        told.append(1)
+        if len(told) == 1:
+            running.pop().close()
+            running.append(serve(f"127.0.0.1:{port}"))
+
+    monkeypatch.setattr(Link, "_tell_state", tell_and_restart)
+    with Client(f"127.0.0.1:{port}", state=lambda: {"k/state": text("1")}) as client, Subscriber() as subscriber:
+        # when the client goes on / then it has told the state to the new one too
+        wait_until(lambda: len(told) == 2, "the state was told again")
+        running[0].adapter.watch("agent", subscriber.queue, subscriber.queue, "k/")
+        client.put("k/a", text("2"))
+        assert stored(running[0].adapter.registry) == {"k/state": "1", "k/a": "2"}
+    running[0].close()
 
 
 def test_what_was_applied_is_kept_and_sent_again_when_asked_for() -> None:
