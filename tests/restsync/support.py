@@ -21,9 +21,11 @@ PROTO = {"Content-Type": "application/x-protobuf"}
 
 
 class Subscriber:
-    """Answers every event of its prefixes, in a thread: keys with ``refuse`` badly, with ``silent`` never."""
+    """Answers every event of its prefixes, in a thread: keys with ``refuse`` badly, with ``silent`` never, unless it
+    is *willing* to accept whatever comes."""
 
-    def __init__(self, watcher: Any, *prefixes: str, name: str = "agent") -> None:
+    def __init__(self, watcher: Any, *prefixes: str, name: str = "agent", willing: bool = False) -> None:
+        self._willing = willing
         self.events: list[Any] = []
         self._queue: Queue[Any] = Queue()
         self._worker = Worker("test-subscriber", self._run, wake=lambda: self._queue.put(None))
@@ -55,7 +57,9 @@ class Subscriber:
         while (event := self._queue.get()) is not None:
             keys = [change.get_key() for change in event.get_changes()] if hasattr(event, "get_changes") else []
             self.events.append(event)
-            if any("refuse" in key for key in keys):
+            if self._willing:
+                event.done()
+            elif any("refuse" in key for key in keys):
                 event.done(ValueError("not with me"))
             elif not any("silent" in key for key in keys):
                 event.done()

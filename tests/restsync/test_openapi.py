@@ -14,7 +14,7 @@ from werkzeug.test import Client as WebClient
 from datasync.restsync import Adapter, Application, wsgi_app
 from tests.restsync.support import Subscriber
 
-#: Requests per operation.
+#: Requests per operation. Words of the document, such as "refused", come as keys too.
 EXAMPLES = 100 if os.environ.get("CI") else 40
 
 
@@ -34,7 +34,7 @@ schema.config.checks.positive_data_acceptance.expected_statuses = ["2xx", "3xx",
 def accepting(adapter: Adapter) -> Iterator[Subscriber]:
     """Somebody who accepts everything, behind an application of its own."""
     current[0] = make(adapter)
-    with Subscriber(adapter, "") as subscriber:
+    with Subscriber(adapter, "", willing=True) as subscriber:
         yield subscriber
 
 
