@@ -62,6 +62,7 @@ class History:
 
         Raises:
           RewoundError: It does not.
+          CompactedError: It cannot be told any more.
         """
         with self._lock:
             known = self._known.get(prefix)
@@ -73,8 +74,11 @@ class History:
                 answer = client.call(RANGE, asked, what, scope=scope)
                 if [_print(kv) for kv in answer.kvs] != [known.print]:
                     raise _rewound(prefix, "another value stands where one was read")
-            except CompactedError:
-                pass  # too long ago to be asked about; revision and term must do
+            except CompactedError as error:
+                # Too long ago to be asked about; but a pair that still stands as it was seen proves as much.
+                answer = client.call(RANGE, pb.RangeRequest(key=known.key), what, scope=scope)
+                if [_print(kv) for kv in answer.kvs] != [known.print]:
+                    raise CompactedError(f"{what}: what was read last is compacted", error.compact_revision) from error
         if answer is None:
             answer = client.call(RANGE, pb.RangeRequest(key=prefix_range(prefix)[0]), what, scope=scope)
         header = answer.header

@@ -214,6 +214,45 @@ def test_d59_a_store_that_was_restored_and_written_to_since_is_found(
         follower.until(put(store, "p/3"))
 
 
+def test_d59_a_store_that_was_restored_written_to_and_compacted_is_not_followed(
+    server: EtcdServer, open_store: OpenStore
+) -> None:
+    # given an old copy, and a reader that listed what came after it was made
+    store = open_store(server.endpoint)
+    put(store, "p/1", "old")
+    server.stop()
+    server.save("copy")
+    server.start()
+    put(store, "p/2", "seen")
+    position = store.commit([DeleteOp("p/1")]).revision
+    list(store.scan("p/"))
+    # when the copy is restored, grows beyond that, and forgets what stood where the reader saw its newest pair
+    server.stop()
+    server.restore("copy")
+    server.start()
+    while put(store, "p/2", "another") <= position:
+        pass
+    store.compact(position)
+    # then going on is refused
+    with following(store, "p/", position) as follower:
+        assert isinstance(follower.ending(), (RewoundError, CompactedError))
+
+
+def test_a_quiet_prefix_is_followed_on_although_its_last_change_is_compacted(
+    server: EtcdServer, open_store: OpenStore
+) -> None:
+    # given a prefix whose newest pair is older than the history, and other keys that change
+    store = open_store(server.endpoint)
+    put(store, "p/1", "quiet")
+    position = [put(store, "q", str(number)) for number in range(5)][-1]
+    list(store.scan("p/"))
+    put(store, "q", "more")
+    store.compact(position)
+    # then the stream goes on where it was
+    with following(store, "p/", position) as follower:
+        follower.until(put(store, "p/2"))
+
+
 @pytest.mark.parametrize("limit", [0.6, 1.5])
 def test_i14_a_frozen_server_is_found_within_the_idle_limit(
     server: EtcdServer, open_store: OpenStore, limit: float
