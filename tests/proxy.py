@@ -11,6 +11,8 @@ from types import TracebackType
 
 #: Bytes read at once.
 CHUNK = 65536
+#: Seconds after which a pump that waits for a slow peer looks whether it is to end.
+LOOK_UP = 0.5
 
 
 class TcpProxy:
@@ -34,6 +36,8 @@ class TcpProxy:
         self._listener: socket.socket | None = None
         self._closed = False
         self.holes = {"up": False, "down": False}
+        #: Set once a black hole has swallowed something.
+        self.swallowed = threading.Event()
         self.seconds = 0.0
         self.budget: int | None = None
         #: Connections that were accepted so far.
@@ -136,9 +140,9 @@ class TcpProxy:
             try:
                 server = socket.create_connection(self._target, 5)
             except OSError:
-                _abort(client)
+                _quit(client, reset=True)
+                client.close()
                 continue
-            server.settimeout(None)
             link = _Link(self, client, server)
             with self._lock:
                 self._links.append(link)
@@ -165,59 +169,88 @@ class TcpProxy:
 
 
 class _Link:
-    """One connection and its continuation to the server."""
+    """One connection and its continuation to the server, pumped by two threads, of which the last one closes both.
+
+    Nobody else does: the number of a closed socket is given to the next one, which a pump would then read from.
+    """
 
     def __init__(self, proxy: TcpProxy, client: socket.socket, server: socket.socket) -> None:
         self._proxy = proxy
         self._sockets = {"up": (client, server), "down": (server, client)}
         self._ended = threading.Event()
+        self._lock = threading.Lock()  # guards the field below
+        self._pumping = 2
+        for one in self._sockets["up"]:
+            one.settimeout(LOOK_UP)
 
     def pump(self, way: str) -> None:
+        self._forward(way)
+        self.end()
+        with self._lock:
+            self._pumping -= 1
+            last = not self._pumping
+        if last:
+            for one in self._sockets["up"]:
+                one.close()
+
+    def _forward(self, way: str) -> None:
+        """Until one side ends, or ``end``."""
         source, sink = self._sockets[way]
+        swallowed = False
         while not self._ended.is_set():
             try:
                 data = source.recv(CHUNK)
+            except TimeoutError:
+                continue
             except OSError:
-                data = b""
-            if not data:
-                self.end()
                 return
-            if self._proxy.holes[way]:
+            if not data:
+                return
+            # A connection that has lost bytes passes none after them: no network does that to TCP.
+            swallowed = swallowed or self._proxy.holes[way]
+            if swallowed:
+                self._proxy.swallowed.set()
                 continue
             if self._proxy.seconds:
                 self._ended.wait(self._proxy.seconds)
             passed = self._proxy.spend(len(data)) if way == "down" else None
-            try:
-                sink.sendall(data if passed is None else data[:passed])
-            except OSError:
-                self.end()
+            if not self._send(sink, data if passed is None else data[:passed]):
                 return
             if passed is not None and passed < len(data):
                 self.end(reset=True)
-                return
+
+    def _send(self, sink: socket.socket, data: bytes) -> bool:
+        """False when it could not be sent."""
+        rest = memoryview(data)
+        while rest:
+            if self._ended.is_set():
+                return False
+            try:
+                rest = rest[sink.send(rest) :]
+            except TimeoutError:
+                continue
+            except OSError:
+                return False
+        return True
 
     def end(self, *, reset: bool = False) -> None:
-        self._ended.set()
-        for one in self._sockets["up"]:
-            if reset:
-                _abort(one)
-            else:
-                try:
-                    one.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
-                one.close()
+        """Pass nothing on any more; the pumps close the sockets at once, with RST if so wanted."""
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self._ended.set()
+            for one in self._sockets["up"]:
+                _quit(one, reset)
 
 
-def _abort(one: socket.socket) -> None:
-    """Close with RST: no FIN, no farewell."""
+def _quit(one: socket.socket, reset: bool) -> None:
+    """Wake who waits in recv(). With *reset*, close() will send RST: no FIN, no farewell."""
     try:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        # SHUT_RD first, for it wakes a thread that waits in recv() and sends nothing.
-        one.shutdown(socket.SHUT_RD)
+        if reset:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        one.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
     except OSError:
         pass
-    one.close()
 
 
 def free_port() -> int:
