@@ -1,7 +1,10 @@
 """What really happened at the source, and what one watcher saw of it.
 
 The truth is a list of epochs: a source that is wiped or restored from a copy begins a new one, which shares its past
-with the one before up to ``base``. A log is the total order of what one watcher was given, answered and asked for.
+with the one before up to ``base``. A log is the total order of what one watcher was given, answered and asked for. A course
+is what was measured around the watchers, for the invariants that no log shows.
+
+Every moment is of the monotonic clock, which all processes of a machine share; every span is in seconds.
 """
 
 from __future__ import annotations
@@ -185,7 +188,100 @@ class Log:
     sourced: bool = True
     #: When the log ended.
     end: float = 0.0
+    #: Seconds before the RESYNC that follows a failed event: the first pause and the longest (``FAILURE_BACKOFF``).
+    backoff: tuple[float, float] = (1.0, 300.0)
 
     def puts(self) -> list[PutChange | PutResync]:
         """The events."""
         return [entry for entry in self.entries if isinstance(entry, PutEvent)]
+
+
+class Strike(NamedTuple):
+    """A misfortune that really happened; from *begin* to *end* the source or the way to it was not well."""
+
+    name: str
+    begin: float
+    end: float
+
+
+class Silence(NamedTuple):
+    """A connection that passed nothing any more and said nothing of it (I14)."""
+
+    #: When the black hole began.
+    begin: float
+    #: When the transport's status first said so (``DOWN``, or one more reconnect); None when it never did.
+    noticed: float | None
+    #: Seconds that noticing may take: the driver's idle limit plus 1.
+    limit: float
+    #: When the black hole ended; None when it lasted until it was noticed, or to the end.
+    ended: float | None = None
+
+
+class Sample(NamedTuple):
+    """The process under test at one moment (I12). *rss* in bytes, *pending* in changes, by name of the watcher."""
+
+    time: float
+    rss: int
+    threads: int
+    descriptors: int
+    pending: Mapping[str, int]
+    #: Bytes of keys and values that the source had applied by then.
+    written: int = 0
+    #: Bytes that the records of the harness itself took by then in the same process, as far as it knows.
+    recorded: int = 0
+
+
+class Closing(NamedTuple):
+    """A ``close()`` that took *seconds*, and was to take at most *bound* (I15); *what* says of what and from where."""
+
+    what: str
+    seconds: float
+    bound: float
+
+
+class Footprint(NamedTuple):
+    """What was there before the first watcher, or after the last one (I16)."""
+
+    threads: int
+    descriptors: int
+    #: Watchers that the server itself counts; None where it does not say.
+    server_watchers: int | None = None
+    #: Names of the threads, so that one which was left behind can be told.
+    names: tuple[str, ...] = ()
+
+
+class Fork(NamedTuple):
+    """What a child did with a handle that its parent had open (I17)."""
+
+    #: The moment or the manner of the fork, and the handle.
+    what: str
+    #: ``"works"``, the name of the exception that its use raised (``"ForkedError"``), or what else became of it.
+    answer: str
+    #: How long the answer took, and how long it may take.
+    seconds: float
+    limit: float
+    #: What was wrong with the parent's handle afterwards; empty when it was used again and went on as before.
+    parent: str
+
+
+@dataclass
+class Course:
+    """What was measured around the watchers. What is not filled in was not measured, and proves nothing."""
+
+    #: When the last fault had healed, and when every view was right; None when it never was.
+    healed: float | None = None
+    converged: float | None = None
+    strikes: list[Strike] = field(default_factory=list)
+    silences: list[Silence] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    #: ``MAX_PENDING`` as it was in force while the samples were taken.
+    max_pending: int = 10_000
+    closings: list[Closing] = field(default_factory=list)
+    before: Footprint | None = None
+    after: Footprint | None = None
+    #: Each attempt of any of *clients* to reach the server, as the server or a proxy in front of it saw it (I13).
+    attempts: list[float] = field(default_factory=list)
+    clients: int = 0
+    #: From when to when the server took no connections; attempts are to be recorded meanwhile and for 30 s after.
+    away: tuple[float, float] | None = None
+    forks: list[Fork] = field(default_factory=list)
