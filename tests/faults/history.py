@@ -1,8 +1,8 @@
 """What really happened at the source, and what one watcher saw of it.
 
 The truth is a list of epochs: a source that is wiped or restored from a copy begins a new one, which shares its past
-with the one before up to ``base``. A log is the total order of what one watcher was given, answered and asked for. A course
-is what was measured around the watchers, for the invariants that no log shows.
+with the one before up to ``base``. A log is the total order of what one watcher was given, answered and asked for.
+A course is what was measured around the watchers, for the invariants that no log shows.
 
 Every moment is of the monotonic clock, which all processes of a machine share; every span is in seconds.
 """

@@ -14,7 +14,7 @@ from datasync.keyval.api import ROOT, Store
 from datasync.keyval.memory import MemoryStore
 from datasync.kvdbsync.plugin import Plugin
 from datasync.resync.orchestrator import Plugin as Orchestrator
-from tests.faults.history import Op1, Truth
+from tests.faults.history import Op1, Truth, TruthCommit
 from tests.faults.recorder import RawSerializer
 from tests.faults.scripted import Faults, FaultyStore, ScriptedStore, write
 
@@ -70,6 +70,15 @@ class Source(ABC):
 
     def settle(self) -> None:
         """Called when all is over, before the truth is read."""
+
+    def history(self) -> Sequence[TruthCommit] | None:
+        """The commits that the source itself still has, oldest first, keys without the prefix: its own account, read
+        back between ``settle`` and ``close`` and compared with the record of its writer.
+
+        What is older than the first of them counts as compacted. None where the source keeps no history, or none is
+        left of it.
+        """
+        return None
 
     def close(self) -> None:
         self.store.close()
