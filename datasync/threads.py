@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import os
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 from datasync.errors import ForkedError
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +60,51 @@ class ForkGuard:
         """Raise :class:`~datasync.errors.ForkedError` in a forked child."""
         if self._born != _generation:
             raise ForkedError(f"{self._what} belongs to the parent process: open a new one after os.fork()")
+
+
+class GuardedFuture(concurrent.futures.Future[T]):
+    """A future that is refused in a forked child: whoever would settle it does not exist there.
+
+    Its lock may be held for ever, too; so every method asks first, and only then looks.
+
+    Threads: any.
+    Source: contract C9, C15.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self._guard = ForkGuard(what)
+
+    def result(self, timeout: float | None = None) -> T:
+        self._guard.check()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._guard.check()
+        return super().exception(timeout)
+
+    def done(self) -> bool:
+        self._guard.check()
+        return super().done()
+
+    def running(self) -> bool:
+        self._guard.check()
+        return super().running()
+
+    def cancelled(self) -> bool:
+        self._guard.check()
+        return super().cancelled()
+
+    def cancel(self) -> bool:
+        self._guard.check()
+        return super().cancel()
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
+        self._guard.check()
+        super().add_done_callback(fn)
+
+    def __repr__(self) -> str:
+        return "<Future of the parent process>" if self._guard.forked else super().__repr__()
 
 
 class Worker:

@@ -20,6 +20,7 @@ from datasync.errors import (
     InvalidArgumentError,
     PropagationError,
 )
+from datasync.threads import GuardedFuture
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class DoneCallback:
         return True
 
 
-class PropagationFuture(concurrent.futures.Future[Outcome]):
+class PropagationFuture(GuardedFuture[Outcome]):
     """The answer of all subscriptions to one transaction or resync; it cannot be cancelled.
 
     ``result()`` waits ``default_timeout`` seconds unless told otherwise and raises
@@ -105,7 +106,7 @@ class PropagationFuture(concurrent.futures.Future[Outcome]):
     """
 
     def __init__(self, subject: str, default_timeout: float) -> None:
-        super().__init__()
+        super().__init__(f"the answer to {subject}")
         if default_timeout is not None and not isinstance(default_timeout, (int, float)):
             raise InvalidArgumentError(f"timeout must be a number of seconds, not {type(default_timeout).__name__}")
         self.default_timeout = default_timeout
