@@ -1,76 +1,136 @@
-"""``python -m tests.faults --source scripted --histories 300 --seed 1``: random histories, and a table of what came."""
+"""The proof under faults, as a command.
+
+One cell, or the same one again: ``python -m tests.faults --source etcd --fault kill9 --workload steady --seed 7``. Each
+cell prints a line, and the table comes last. The exit status is 0 only when nothing was violated.
+"""
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import json
 import logging
+import random
 import sys
-import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from tests.faults.runner import Result, run
-from tests.faults.sources import SOURCES
+from tests.faults.cells import NONE, RANDOM, SECONDS, Cell, Result, fits, product
+from tests.faults.matrix import HANGS, run_many, table
+from tests.faults.runner import run_cell
+from tests.faults.sources import SOURCES, make_source
+from tests.faults.workloads import WORKLOADS
+
+
+@dataclass(frozen=True)
+class Known:
+    """One source, as far as cells are chosen by it."""
+
+    source: str
+    faults: tuple[str, ...]
+    sourced: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run histories and print a summary; the exit status is 0 only when all were good."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--source", choices=sorted(SOURCES), default="scripted")
-    parser.add_argument("--histories", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=1, help="of the first history; the next ones follow")
-    parser.add_argument("--transactions", type=int, default=0, help="in one history; the source's number unless told")
-    parser.add_argument("--log", action="store_true", help="what the library logs, for a single history")
-    options = parser.parse_args(arguments)
+    """Run what was asked for and print the table."""
+    options = _parser().parse_args(arguments)
     if options.log:
         logging.basicConfig(level=logging.DEBUG, format="%(relativeCreated)d %(threadName)s %(message)s")
-    began = time.monotonic()
-    results = []
-    for seed in range(options.seed, options.seed + options.histories):
-        result = run(seed, SOURCES[options.source], transactions=options.transactions)
-        results.append(result)
-        if not result.good:
-            _say(f"seed {seed}: {why(result)}")
-    _say(summary(options.source, results, time.monotonic() - began))
+    if options.list:
+        _list(options.source)
+        return 0
+    if options.matrix or options.forever:
+        known = [one for name in options.source or sorted(SOURCES) if (one := know(name)) is not None]
+        cells = _forever(known, options) if options.forever else iter(_matrix(known, options))
+        results = run_many(cells, options.jobs, _tell)
+    else:
+        results = _here(options)
+    if len(results) != 1 or options.matrix:
+        _say(table(results))
+    if options.json:
+        Path(options.json).write_text(json.dumps({"cells": [result.as_json() for result in results]}, indent=1))
     return 0 if all(result.good for result in results) else 1
 
 
-def summary(source: str, results: Sequence[Result], seconds: float) -> str:
-    """The table."""
-    times = sorted(result.converged for result in results if result.converged is not None)
-    resyncs: Counter[str] = Counter()
-    misfortunes: Counter[str] = Counter()
-    for result in results:
-        resyncs.update(result.resyncs)
-        misfortunes.update(result.misfortunes)
-    rows = [
-        ("source", source),
-        ("histories", f"{len(results)} in {seconds:.1f} s"),
-        ("events checked", sum(result.events for result in results)),
-        ("changes checked", sum(result.changes for result in results)),
-        ("violations", sum(len(result.violations) for result in results)),
-        ("other troubles", sum(len(result.troubles) for result in results)),
-        ("converged", f"{len(times)} of {len(results)}"),
-        ("convergence p50 / p99", f"{_percentile(times, 50):.3f} s / {_percentile(times, 99):.3f} s"),
-        ("resyncs", _listed(resyncs)),
-        ("misfortunes", _listed(misfortunes)),
-        ("threads left", sum(len(result.threads_left) for result in results)),
-    ]
-    return "\n".join(f"{name:>22}  {value}" for name, value in rows)
+def know(name: str) -> Known | None:
+    """Ask the source itself what may happen to it; None when it cannot be had here."""
+    try:
+        source = make_source(name, random.Random(0))
+    except BaseException as error:  # a server that is not there ends a test with one of these
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        _say(f"{name}: cannot be had: {error}")
+        return None
+    try:
+        return Known(name, tuple(source.misfortunes()), source.sourced)
+    finally:
+        source.close()
 
 
-def why(result: Result) -> str:
-    """What is wrong with *result*, and how to run it again."""
-    reasons = [*map(str, result.violations), *result.troubles, *(f"left behind: {n}" for n in result.threads_left)]
-    return "\n".join(reasons) or "not converged"
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--source", choices=sorted(SOURCES), action="append", help="scripted unless told; with --matrix, all of them")
+    add("--fault", default=RANDOM, help=f"{RANDOM} for all of them by turns, {NONE} for none; --list names them")
+    add("--workload", choices=list(WORKLOADS), default="mixed")
+    add("--seed", type=int, default=1, help="of the first cell; --histories goes on from there")
+    add("--seconds", type=float, default=0.0, help=f"for which a cell goes on; {SECONDS:g} unless told")
+    add("--histories", type=int, default=1, help="so many cells, one after another, each with the next seed")
+    add("--matrix", action="store_true", help="source x fault x workload, each fault with some of the workloads")
+    add("--full", action="store_true", help="the matrix with all of them")
+    add("--forever", action="store_true", help="random cells until ^C")
+    add("--jobs", type=int, default=2, help="cells at a time")
+    add("--list", action="store_true", help="sources, their faults, and workloads")
+    add("--json", metavar="FILE", help="write the results there as well")
+    add("--log", action="store_true", help="what the library logs")
+    return parser
 
 
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.most_common())
+def _here(options: argparse.Namespace) -> list[Result]:
+    results = []
+    for seed in range(options.seed, options.seed + options.histories):
+        for source in options.source or ["scripted"]:
+            cell = Cell(source, options.fault, options.workload, seed, options.seconds)
+            faulthandler.dump_traceback_later(options.seconds + HANGS, exit=True, file=sys.__stderr__)
+            results.append(run_cell(cell))
+            faulthandler.cancel_dump_traceback_later()
+            if options.histories == 1 or not results[-1].good:
+                _tell(results[-1])
+    return results
 
 
-def _percentile(times: Sequence[float], percent: int) -> float:
-    return times[min(len(times) - 1, len(times) * percent // 100)] if times else float("nan")
+def _matrix(known: Sequence[Known], options: argparse.Namespace) -> list[Cell]:
+    cells: list[Cell] = []
+    for one in known:
+        faults = [*one.faults, RANDOM] if options.fault == RANDOM else [options.fault]
+        seconds = options.seconds or SECONDS
+        cells += product(one.source, faults, sourced=one.sourced, seed=options.seed, seconds=seconds, full=options.full)
+    _say(f"{len(cells)} cells of {len(known)} sources")
+    return cells
+
+
+def _forever(known: Sequence[Known], options: argparse.Namespace) -> Iterator[Cell]:
+    seed = options.seed
+    while known:
+        chance = random.Random(seed)
+        one = chance.choice(known)
+        workload = chance.choice([name for name in WORKLOADS if fits(WORKLOADS[name], sourced=one.sourced)])
+        seconds = 0.0 if WORKLOADS[workload].counted else options.seconds or SECONDS
+        yield Cell(one.source, chance.choice([*one.faults, RANDOM]), workload, seed, seconds)
+        seed += 1
+
+
+def _list(sources: Sequence[str] | None) -> None:
+    for name in sources or sorted(SOURCES):
+        if (one := know(name)) is not None:
+            _say(f"{name}: {' '.join([*one.faults, RANDOM, NONE])}")
+    for workload in WORKLOADS.values():
+        _say(f"{workload.name:>14}  {workload.about}")
+
+
+def _tell(result: Result) -> None:
+    _say(str(result) if result.good else f"{result}\n{result.why}")
 
 
 def _say(text: str) -> None:

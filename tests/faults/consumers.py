@@ -1,4 +1,4 @@
-"""Consumers of every kind: fast, slow, stuck, refusing, silent, hasty, chatty; each keeps the view that it was told.
+"""Consumers of every kind: fast, slow, stuck, dying, refusing, silent, hasty, chatty; each keeps the view it was told.
 
 A consumer is what an application would write: a RESYNC replaces its view, a CHANGE that it accepts alters it.
 """
@@ -36,6 +36,15 @@ class Manners:
     raises: float = 0.0
     #: How often its queue is full, because others put on it as well.
     crowded: float = 0.0
+    #: How often its thread ends before it answers; another one takes its place a little later.
+    dies: float = 0.0
+    #: How often it hangs until it is healed.
+    freezes: float = 0.0
+
+    @property
+    def mute(self) -> bool:
+        """True when some events are not answered before they are given up."""
+        return bool(self.stuck or self.silent or self.dies or self.freezes)
 
 
 MANNERS: Mapping[str, Manners] = {
@@ -50,6 +59,8 @@ MANNERS: Mapping[str, Manners] = {
     "at-once": Manners(twice=0.2, elsewhere=0.2, talks_back=0.5, at_once=True),
     "raising": Manners(raises=0.2, slow=0.2),
     "crowded": Manners(crowded=0.6, slow=0.3, elsewhere=0.3, talks_back=0.2),
+    "dying": Manners(dies=0.1),
+    "frozen": Manners(freezes=0.2),
     "everything": Manners(0.3, 0.05, 0.1, 0.05, 0.1, 0.3, 0.1),
 }
 #: Those that accept everything in the end.
@@ -58,6 +69,10 @@ ANSWERING = ("fast", "slow", "twice", "elsewhere", "reentrant", "at-once", "crow
 
 class Refusal(Exception):
     """What a consumer answers that does not want an event."""
+
+
+class _Died(Exception):
+    """The end of a consumer's thread."""
 
 
 class Consumer:
@@ -77,17 +92,27 @@ class Consumer:
         self.resync_queue = self.change_queue if shared else self._queue(room)
         #: Called now and then by the consumer's own thread, before it answers.
         self.talk_back: Callable[[random.Random], None] = lambda chance: None
-        self.view: dict[str, bytes] = {}
         self.errors: list[BaseException] = []
+        self._view: dict[str, bytes] = {}
+        self._lock = threading.Lock()  # guards the view and the list of threads
         self._later: Queue[Any] = Queue()
-        self._threads = [
-            threading.Thread(target=self._guarded, args=(self._consume,), name=f"consumer-{name}", daemon=True),
-            threading.Thread(target=self._guarded, args=(self._answer_later,), name=f"answers-{name}", daemon=True),
-        ]
+        self._errands: Queue[Callable[[], object]] = Queue()
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        self._live(self._consume)
+        self._live(self._answer_later)
+
+    @property
+    def view(self) -> dict[str, bytes]:
+        """What it was told, as a copy."""
+        with self._lock:
+            return dict(self._view)
+
+    def ask(self, errand: Callable[[], object]) -> None:
+        """Let the consumer's own thread call *errand*, between two events."""
+        self._errands.put(errand)
+        self._wake.set()
 
     def heal(self) -> None:
         """Behave from now on."""
@@ -98,10 +123,21 @@ class Consumer:
         self._stopping.set()
         self._wake.set()
         self._later.put(None)
-        for thread in self._threads:
+        while True:  # one that dies leaves another one behind
+            with self._lock:
+                if not self._threads:
+                    return
+                thread = self._threads.pop()
             thread.join(10)
             if thread.is_alive():
                 self.errors.append(AssertionError(f"{thread.name} hangs"))
+
+    def _live(self, body: Callable[[], None]) -> None:
+        name = f"{body.__name__}-{self.recorder.log.name}"
+        thread = threading.Thread(target=self._guarded, args=(body,), name=name, daemon=True)
+        with self._lock:
+            self._threads.append(thread)
+            thread.start()
 
     def _queue(self, room: int) -> Queue[Any]:
         if self._manners.at_once:
@@ -123,17 +159,25 @@ class Consumer:
     def _guarded(self, body: Callable[[], None]) -> None:
         try:
             body()
+        except _Died:
+            self._live(self._come_again)
         except BaseException as error:  # the runner raises it
             self.errors.append(error)
+
+    def _come_again(self) -> None:
+        self._healed.wait(self._chance.uniform(0, 2 * self._abandon))
+        self._consume()
 
     def _consume(self) -> None:
         while not self._stopping.is_set():
             self._wake.clear()
             event = self._next()
-            if event is None:
-                self._wake.wait(0.05)
-            else:
+            if event is not None:
                 self._handle(event)
+            elif self._errands.empty():
+                self._wake.wait(1.0)
+            else:
+                self._errands.get()()
 
     def _next(self) -> Any:
         queues = [self.change_queue, self.resync_queue]
@@ -152,6 +196,10 @@ class Consumer:
             self._healed.wait(self._chance.uniform(0, manners.pause))
         if dice() < manners.stuck:
             self._healed.wait(self._chance.uniform(0.05, 1.5 * self._abandon))
+        if dice() < manners.freezes:
+            self._healed.wait()
+        if dice() < manners.dies:
+            raise _Died
         if dice() < manners.talks_back:
             self.talk_back(self._chance)
         refuses = dice() < manners.refuses
@@ -169,16 +217,15 @@ class Consumer:
 
     def _apply(self, event: Any) -> None:
         put = self.recorder.entry(event)
-        if isinstance(put, PutResync):
-            self.view = {key: value for pairs in put.values.values() for key, value in pairs.items()}
-            return
-        view = dict(self.view)
-        for change in put.changes:
-            if change.value is None:
-                view.pop(change.key, None)
-            else:
-                view[change.key] = change.value
-        self.view = view
+        with self._lock:
+            if isinstance(put, PutResync):
+                self._view = {key: value for pairs in put.values.values() for key, value in pairs.items()}
+                return
+            for change in put.changes:
+                if change.value is None:
+                    self._view.pop(change.key, None)
+                else:
+                    self._view[change.key] = change.value
 
     def _answer_later(self) -> None:
         while True:
@@ -229,6 +276,7 @@ class Membership:
         self.prefixes = list(prefixes)
         self.closed = False
         self._turn = threading.Lock()
+        self._closing = threading.Lock()  # guards closed
         name = consumer.recorder.log.name
         consumer.recorder.watched(tuple(prefixes), in_flight)
         self._registration = plugin.watch(
@@ -252,8 +300,13 @@ class Membership:
             self._turn.release()
 
     def close(self) -> None:
+        """May be called twice, and by two threads at once."""
+        with self._closing:
+            first, self.closed = not self.closed, True
+        if not first:
+            self._registration.close()
+            return
         with self._turn:
-            self.closed = True
             self.consumer.recorder.asked("close", "", False)
             self._registration.close()
             self.consumer.recorder.asked("close", "", True)

@@ -82,9 +82,9 @@ class LocalSource(Source):
     def misfortunes(self) -> dict[str, Misfortune]:
         return {
             "replaced": self._replace,
-            "asked again": self._ask,
-            "a second caller": lambda: self.write(random_ops(self.chance)),
-            "an empty transaction": lambda: self.write([]),
+            "asked-again": self._ask,
+            "second-caller": lambda: self.write(random_ops(self.chance)),
+            "empty-transaction": lambda: self.write([]),
         }
 
     def settle(self) -> None:

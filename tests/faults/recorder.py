@@ -36,6 +36,13 @@ class Recorder:
         self._numbers: dict[int, int] = {}
         self._puts: list[PutChange | PutResync] = []
         self._kept: list[object] = []  # events: their id stays theirs
+        #: Bytes that the log takes, about.
+        self.size = 0
+
+    @property
+    def count(self) -> int:
+        """Events that were put so far."""
+        return len(self._kept)
 
     def watched(self, prefixes: tuple[str, ...], in_flight: int) -> None:
         self._note(Watched(time.monotonic(), prefixes, in_flight))
@@ -50,6 +57,7 @@ class Recorder:
             self._kept.append(event)
             self._numbers[id(event)] = number
             entry = _read(event, number)
+            self.size += _size(entry)
             self._puts.append(entry)
             self.log.entries.append(entry)
 
@@ -96,6 +104,12 @@ def _read(event: Any, number: int) -> PutChange | PutResync:
         return PutResync(now, number, event.reason, event.revision, values, removed)
     assert isinstance(event, ChangeEvent)
     return PutChange(now, number, [_seen(change) for change in event.get_changes()])
+
+
+def _size(entry: PutChange | PutResync) -> int:
+    """Of the entry, the event that is kept with it, and the two entries of its answer."""
+    pairs = len(entry.changes) if isinstance(entry, PutChange) else sum(map(len, entry.values.values()))
+    return 2000 + 300 * pairs
 
 
 def _seen(change: Any) -> Seen:

@@ -1,163 +1,117 @@
-"""One random history: a source, a plugin, watchers, misfortunes; then all heals and everything is checked."""
+"""One cell: a source, a transport, watchers, misfortunes; then all heals and everything is checked."""
 
 from __future__ import annotations
 
 import random
 import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from google.protobuf.wrappers_pb2 import BytesValue
 
-from datasync.keyval import memory, reader
-from datasync.keyval.sqlite import stream as sqlite_stream
-from datasync.syncbase import registry, subscription
 from datasync.syncbase.status import SubscriptionState
-from tests.faults.checkers import Violation, check_all
+from tests.faults import measure
+from tests.faults.cells import NONE, RANDOM, SECONDS, Cell, Result, fits
+from tests.faults.checkers import check_all
 from tests.faults.consumers import ANSWERING, MANNERS, Consumer, Membership
-from tests.faults.history import PutResync
-from tests.faults.sources import PREFIXES, Source, random_ops
+from tests.faults.history import PutResync, Strike
+from tests.faults.sources import PREFIXES, Misfortune, Source, make_source
+from tests.faults.times import Times, shortened
+from tests.faults.workloads import WORKLOADS, Pace
 
-#: Seconds that a history may take to converge once everything has healed.
+#: Seconds that a cell may take to converge before it is given up; I8 is stricter.
 CONVERGENCE = 15.0
-#: Seconds after which an event is given up: short against a stuck consumer, or long. All of the library's own times
-#: are made so much shorter that a history takes well under a second.
-ABANDON = (0.04, 0.25)
+#: Seconds before the first misfortune, and between two: the least and the most.
+FIRST, NEXT = (0.05, 0.4), (0.5, 1.2)
+#: Watchers that come and go, at most, besides those that are there from the beginning.
+LATE = 6
 
 
-@dataclass
-class Result:
-    """What one history came to."""
-
-    seed: int
-    events: int = 0
-    changes: int = 0
-    resyncs: Counter[str] = field(default_factory=Counter)
-    misfortunes: Counter[str] = field(default_factory=Counter)
-    violations: list[Violation] = field(default_factory=list)
-    troubles: list[str] = field(default_factory=list)
-    #: Seconds from healing to the last right view; None when it never came.
-    converged: float | None = None
-    threads_left: list[str] = field(default_factory=list)
-
-    @property
-    def good(self) -> bool:
-        return not (self.violations or self.troubles or self.threads_left) and self.converged is not None
-
-
-@contextmanager
-def hurried(chance: random.Random) -> Iterator[float]:
-    """Make the library's times short and its limits small, so that all of them are met; gives the time to abandon."""
-    abandon = chance.choice(ABANDON)
-    wanted = [
-        (reader, "RETRY_BACKOFF", (0.001, 0.02)),
-        (reader, "GOOD_STREAM", 0.01),
-        (reader, "ANCHOR_PATIENCE", 0.3),
-        (memory, "IDLE", 0.02),
-        (sqlite_stream, "IDLE", 0.02),
-        (subscription, "FAILURE_BACKOFF", (0.002, 0.03)),
-        (subscription, "FULL_QUEUE_BACKOFF", (0.001, 0.01)),
-        (subscription, "DEFAULT_NOTIF_TIMEOUT", chance.choice((0.02, 0.1))),
-        (subscription, "MAX_PENDING", chance.choice((10, 60, 10_000))),
-        (subscription, "ABANDON_TIMEOUT", abandon),
-    ]
-    batch = chance.choice((1, 5, 1000))
-    wanted += [(subscription, "MAX_BATCH", batch), (registry, "MAX_BATCH", batch)]
-    before = [(module, name, getattr(module, name)) for module, name, _ in wanted]
+def run_cell(cell: Cell, make: Callable[[random.Random], Source] | None = None) -> Result:
+    """Run *cell*. Chance decides everything but the moments at which threads meet."""
+    began = time.monotonic()
+    result = Result(cell)
+    threads = set(threading.enumerate())
+    chance = random.Random(cell.seed)
+    source = make(chance) if make is not None else make_source(cell.source, chance)
     try:
-        for module, name, value in wanted:
-            setattr(module, name, value)
-        yield abandon
+        workload = WORKLOADS[cell.workload]
+        if not fits(workload, sourced=source.sourced):
+            raise ValueError(f"{cell.workload}: callers decide themselves what becomes of a refusal")
+        source.orchestrated = workload.hurried
+        if cell.fault != RANDOM:
+            source.faults.rate = 0.0  # nothing goes wrong but what was asked for
+        with shortened(workload, chance, sourced=source.sourced) as times:
+            _Run(result, chance, source, times).play()
+    except Exception:
+        result.troubles.append(traceback.format_exc())
     finally:
-        for module, name, value in before:
-            setattr(module, name, value)
+        source.heal()
+        source.close()
+    result.troubles += [f"left behind: {name}" for name in measure.threads_left(threads)]
+    result.took = time.monotonic() - began
+    return result
 
 
-def run(seed: int, make: Callable[[random.Random], Source], *, transactions: int = 0) -> Result:
-    """The history of *seed*. Chance decides everything but the moments at which threads meet."""
-    chance = random.Random(seed)
-    with hurried(chance) as abandon:
-        before = set(threading.enumerate())
-        history = _History(seed, chance, make(chance), transactions, abandon)
-        try:
-            history.play()
-        finally:
-            history.close()
-        history.check()
-        history.result.threads_left = _left(before)
-    return history.result
+class _Run:
+    """The threads of a cell: this one for misfortunes, one that writes, one for who watches what, one that samples."""
 
-
-class _History:
-    def __init__(self, seed: int, chance: random.Random, source: Source, transactions: int, abandon: float) -> None:
-        self.result = Result(seed)
+    def __init__(self, result: Result, chance: random.Random, source: Source, times: Times) -> None:
+        self.result = result
+        self._cell = result.cell
+        self._workload = WORKLOADS[self._cell.workload]
         self._chance = chance
         self._source = source
-        self._transactions = transactions or source.transactions
-        if not source.sourced:  # a caller is told of what was given up, and nothing follows
-            abandon = subscription.ABANDON_TIMEOUT = 10.0
-        self._abandon = abandon
+        self._times = times
         self._over = threading.Event()
         self._errors: list[BaseException] = []
-        self._plugin = source.transport()
         self._members: list[Membership] = []
-        self._writer_chance = random.Random(chance.random())
+        self._writer_chance, self._crowd_chance = (random.Random(chance.random()) for _ in range(2))
+        self._transactions = self._workload.transactions(self._writer_chance)
+        self._counted = self._workload.counted and not self._cell.seconds
+        self._seconds = self._cell.seconds or SECONDS
+        self._written = 0  # bytes
+        if self._cell.fault not in (RANDOM, NONE, *source.misfortunes()):
+            raise ValueError(f"{self._cell.source} has no fault {self._cell.fault!r}")
+        self._plugin = source.transport()
 
     def play(self) -> None:
-        for number in range(self._chance.randint(0, 3)):
-            self._join(f"early-{number}")
-        for _ in range(self._chance.choice((0, 3))):
-            self._source.write(random_ops(self._chance))
-        self._start()
-        writer = threading.Thread(target=self._guarded, args=(self._write,), name="writer", daemon=True)
-        writer.start()
-        while not self._over.is_set():
-            self._misfortune()
-        writer.join()
-        self._source.heal()
-        for member in self._members:
-            member.consumer.heal()
-        if self._source.orchestrator is not None:
-            self._source.orchestrator.do_resync()
-        self._converge()
-
-    def close(self) -> None:
-        """End everything: what is not right by now never will be."""
-        end = time.monotonic()
-        for member in self._members:
-            member.consumer.recorder.log.end = end
-        before = [list(member.consumer.recorder.log.entries) for member in self._members]
-        self._plugin.close()
-        if self._source.orchestrator is not None:
-            self._source.orchestrator.close()
-        for member in self._members:
-            member.consumer.stop()
-            self._errors += member.consumer.errors
-        for member, entries in zip(self._members, before, strict=True):
-            if not member.closed:
-                member.consumer.recorder.log.entries = entries
+        source = self._source
+        source.course.max_pending = self._times.max_pending
+        for _ in range(self._chance.choice((0, 3)) if self._workload.hurried else 5):
+            self._write()
+        before = source.course.before = measure.footprint(source.server_watchers)
         try:
-            self._source.settle()
-        except Exception as error:
-            self._errors.append(error)
-        self._source.close()
+            self._live()
+            source.heal()
+            for member in list(self._members):
+                member.consumer.heal()
+            if source.orchestrator is not None:
+                source.orchestrator.do_resync()
+            self._converge()
+        finally:
+            self._over.set()
+            self._close()
+        source.course.after = measure.footprint_after(before, lambda: source.server_watchers)
+        self._check()
 
-    def check(self) -> None:
-        self.result.troubles += [f"{type(error).__name__}: {error}" for error in self._errors]
-        for member in self._members:
-            log = member.consumer.recorder.log
-            log.complete = self.result.converged is not None or not member.closed
-            self.result.violations += check_all(self._source.truth, log)
-            puts = log.puts()
-            self.result.events += len(puts)
-            for put in puts:
-                if isinstance(put, PutResync):
-                    self.result.resyncs[put.reason.value] += 1
-                else:
-                    self.result.changes += len(put.changes)
+    def _live(self) -> None:
+        """Until it is over: the source goes through its misfortunes, the watchers through theirs."""
+        self._join_first()
+        self._start()
+        bodies: list[Callable[[], None]] = [self._write_on, self._crowd, self._measure]
+        threads = [threading.Thread(target=self._guarded, args=(body,), name=body.__name__) for body in bodies]
+        for thread in threads:
+            thread.start()
+        try:
+            self._misfortunes()
+        finally:
+            self._over.set()
+            for thread in threads:
+                thread.join()
 
     def _start(self) -> None:
         while True:  # any error but one of the connection is the caller's to handle, here by trying again
@@ -165,22 +119,81 @@ class _History:
                 self._plugin.after_init()
                 return
             except Exception:
-                if self._source.faults.healed.is_set():
+                if self._source.faults.rate == 0.0:
                     raise
 
-    def _join(self, name: str) -> None:
-        chance = random.Random(self._chance.random())
+    # What happens at the source.
+
+    def _misfortunes(self) -> None:
+        faults = self._source.misfortunes()
+        known = {RANDOM: list(faults), NONE: []}.get(self._cell.fault, [self._cell.fault])
+        deadline = float("inf") if self._counted else time.monotonic() + self._seconds
+        first = True
+        while not self._over.is_set() and time.monotonic() < deadline:
+            if self._workload.hurried:
+                pause = self._chance.uniform(0, self._source.pace * 2.8)
+            else:
+                pause = self._chance.uniform(*(FIRST if first else NEXT))
+            first = False
+            self._over.wait(min(pause, deadline - time.monotonic()))
+            if known and not self._over.is_set() and time.monotonic() < deadline:
+                name = self._chance.choice(known)
+                self._strike(name, faults[name])
+
+    def _strike(self, name: str, happens: Misfortune) -> None:
+        counts = self.result.misfortunes
+        counts[name] = counts.get(name, 0) + 1
+        began = time.monotonic()
+        happens()
+        self._source.course.strikes.append(Strike(name, began, time.monotonic()))
+
+    def _write_on(self) -> None:
+        if self._workload.rate is None:
+            return
+        pace = Pace(self._workload, self._writer_chance, self._over.wait)
+        left = self._source.transactions if self._counted else -1
+        try:
+            while left and not self._over.is_set():
+                left -= 1
+                pace.keep(self._write(), self._source.pace)
+        finally:
+            if self._counted:
+                self._over.set()
+
+    def _write(self) -> int:
+        """One transaction; how many operations it had."""
+        ops = next(self._transactions)
+        self._source.write(ops)
+        self._written += sum(len(key) + len(value or b"") for key, value in ops)
+        return len(ops)
+
+    # What happens to the watchers.
+
+    def _join_first(self) -> None:
+        workload = self._workload
+        for number, manners in enumerate(workload.watchers):
+            self._join(f"watcher-{number}", self._chance, manners)
+        if not workload.watchers:
+            for number in range(self._chance.randint(0, 3)):
+                self._join(f"early-{number}", self._chance)
+
+    def _join(self, name: str, chance: random.Random, manners: str = "") -> None:
+        workload = self._workload
+        chance = random.Random(chance.random())
         # A caller is told of a refusal and decides himself: then the subscriber's view is nobody's promise.
-        known = MANNERS if self._source.sourced else {name: MANNERS[name] for name in ANSWERING}
-        manners = chance.choice(list(known))
-        room = chance.choice((0, 0, 1, 2, 5))
-        shared = chance.random() < 0.4
+        manners = manners or chance.choice(list(MANNERS) if self._source.sourced else ANSWERING)
         consumer = Consumer(
-            f"{name}-{manners}", MANNERS[manners], chance, abandon=self._abandon, room=room, shared=shared
+            f"{name}-{manners}",
+            replace(MANNERS[manners], pause=workload.pause),
+            chance,
+            abandon=self._times.abandon,
+            room=chance.choice((0, 0, 1, 2, 5)) if workload.room is None else workload.room,
+            shared=chance.random() < 0.4,
         )
-        prefixes = chance.sample(PREFIXES, chance.randint(0, 4))
+        prefixes = [""] if workload.whole else chance.sample(PREFIXES, chance.randint(not workload.hurried, 4))
         member = Membership(self._plugin, consumer, prefixes, chance.choice((1, 1, 2, 4)))
-        consumer.recorder.log.sourced = self._source.sourced
+        log = consumer.recorder.log
+        log.sourced, log.backoff = self._source.sourced, self._times.failure_backoff
         consumer.talk_back = lambda own: self._talk_back(member, own)
         consumer.start()
         self._members.append(member)
@@ -194,49 +207,77 @@ class _History:
         else:
             self._plugin.status()
 
-    def _write(self) -> None:
-        try:
-            for _ in range(self._transactions):
-                self._source.write(random_ops(self._writer_chance))
-                if self._writer_chance.random() < 0.5:
-                    time.sleep(self._writer_chance.uniform(0, self._source.pace / 2))
-        finally:
-            self._over.set()
+    def _crowd(self) -> None:
+        """Somebody changes what he wants to hear of, comes, or goes."""
+        chance = self._crowd_chance
+        pause = 2 * self._source.pace if self._workload.hurried else self._workload.changes
+        late = 0
+        while pause and not self._over.wait(chance.uniform(0, 2 * pause)):
+            dice = chance.random()
+            if dice < 0.6 and self._members:
+                chance.choice(self._members).change(chance, PREFIXES)
+            elif dice < 0.8 and late < LATE:
+                late += 1
+                manners = "" if self._workload.hurried else "fast"
+                self._join(f"late-{late}", chance, manners)
+            elif dice < 0.87 and self._members:
+                self._leave(chance.choice(self._members), chance)
+            elif dice > 0.93 and self._source.orchestrator is not None:
+                self._source.orchestrator.do_resync()
 
-    def _misfortune(self) -> None:
-        """Something happens: at the source, or to a watcher."""
-        self._over.wait(self._chance.uniform(0, self._source.pace))
-        dice = self._chance.random()
-        if dice < 0.35:
-            name, happens = self._chance.choice(list(self._source.misfortunes().items()))
-            self.result.misfortunes[name] += 1
-            happens()
-        elif dice < 0.6 and self._members:
-            self._chance.choice(self._members).change(self._chance, PREFIXES)
-        elif dice < 0.7 and len(self._members) < 6:
-            self._join(f"late-{len(self._members)}")
-        elif dice > 0.97 and self._source.orchestrator is not None:
-            self._source.orchestrator.do_resync()
-        elif dice < 0.73 and self._members:
-            member = self._chance.choice(self._members)
-            if not member.closed:
-                member.close()
+    def _leave(self, member: Membership, chance: random.Random) -> None:
+        """Close a registration: from here, from its consumer's own thread, from both at once."""
+        way = chance.choice(("here", "its consumer", "both"))
+
+        def close() -> None:
+            measure.close(f"registration, {way}", member.close, self._source.course, self._workload.pause)
+
+        if member.closed:
+            return
+        if way != "here":
+            member.consumer.ask(close)
+        if way != "its consumer":
+            close()
+
+    def _measure(self) -> None:
+        while not self._over.wait(measure.EVERY):
+            ways = self._plugin.status().subscriptions
+            recorded = sum(member.consumer.recorder.size for member in list(self._members)) + 2 * self._written
+            pending = {name: one.pending for name, one in ways.items()}
+            self._source.course.samples.append(measure.sample(pending, self._written, recorded))
+
+    # The end.
 
     def _converge(self) -> None:
-        healed = time.monotonic()
-        state = self._source.truth.state
-        while waiting := self._behind(state):
-            if time.monotonic() - healed > CONVERGENCE:
+        course = self._source.course
+        course.healed = time.monotonic()
+        course.converged = self._all_right()
+        if course.converged is None:
+            return
+        self.result.converged = course.converged - course.healed
+        self._write()  # what stands still has converged as well
+        self._all_right()
+
+    def _all_right(self) -> float | None:
+        """When every view was right; None when they never were."""
+        state = dict(self._source.truth.state)
+        deadline = time.monotonic() + CONVERGENCE
+        while True:
+            now = time.monotonic()
+            waiting = self._behind(state)
+            if not waiting:
+                return now
+            if now > deadline:
                 self.result.troubles.append(f"never converged: {waiting}; {self._plugin.status()}")
-                return
+                return None
             time.sleep(0.002)
-        self.result.converged = time.monotonic() - healed
 
     def _behind(self, state: Mapping[str, bytes]) -> list[str]:
         """Who is not there yet: the plugin itself, or watchers whose view is wrong or who have something under way."""
         registry = self._plugin.registry
-        held = {kv.get_key(): kv.get_value(BytesValue()).value for kv in registry.items()}
-        if held != state or self._source.revision not in (0, registry.revision):
+        if self._source.revision not in (0, registry.revision):
+            return ["the plugin"]
+        if {kv.get_key(): kv.get_value(BytesValue()).value for kv in registry.items()} != state:
             return ["the plugin"]
         members = {one.consumer.recorder.log.name: one for one in self._members if not one.closed}
         ways = self._plugin.status().subscriptions
@@ -246,22 +287,74 @@ class _History:
             if ways[name].state is not SubscriptionState.SYNCED or ways[name].in_flight or not member.view_is(state)
         ]
 
+    def _close(self) -> None:
+        """End everything: what is not right by now never will be."""
+        end = time.monotonic()
+        for member in self._members:
+            member.consumer.heal()
+            member.consumer.recorder.log.end = end
+        before = [list(member.consumer.recorder.log.entries) for member in self._members]
+        self._close_plugin()
+        closed = self._puts()
+        if self._source.orchestrator is not None:
+            self._source.orchestrator.close()
+        for member in self._members:
+            member.consumer.stop()
+            self._errors += member.consumer.errors
+        try:
+            self._source.settle()
+        except Exception as error:
+            self._errors.append(error)
+        if self._puts() != closed:
+            self.result.troubles.append("I9 violated: an event was put after close() of the transport had returned")
+        for member, entries in zip(self._members, before, strict=True):
+            if not member.closed:
+                member.consumer.recorder.log.entries = entries
+
+    def _close_plugin(self) -> None:
+        """From this thread, another one, or the one of a consumer; and once more."""
+        ways = ["here", "another thread", *["a consumer's thread"] * bool(self._members)]
+        way = self._chance.choice(ways)
+        over = threading.Event()
+
+        def close() -> None:
+            try:
+                measure.close(f"transport, {way}", self._plugin.close, self._source.course, self._workload.pause)
+            finally:
+                over.set()
+
+        if way == "here":
+            close()
+        elif way == "another thread":
+            threading.Thread(target=self._guarded, args=(close,), name="closes").start()
+        else:
+            self._chance.choice(self._members).consumer.ask(close)
+        if not over.wait(CONVERGENCE):
+            self.result.troubles.append(f"I15 violated: close() of the transport from {way} does not return")
+        measure.close("transport, again", self._plugin.close, self._source.course, 0.0)
+
+    def _puts(self) -> int:
+        return sum(member.consumer.recorder.count for member in self._members)
+
+    def _check(self) -> None:
+        result = self.result
+        result.troubles += ["".join(traceback.format_exception(error)) for error in self._errors]
+        resyncs: Counter[str] = Counter()
+        for member in self._members:
+            log = member.consumer.recorder.log
+            log.complete = result.converged is not None or not member.closed
+            result.violations += map(str, check_all(self._source.truth, log))
+            puts = log.puts()
+            result.events += len(puts)
+            for put in puts:
+                if isinstance(put, PutResync):
+                    resyncs[put.reason.value] += 1
+                else:
+                    result.changes += len(put.changes)
+        result.resyncs = dict(resyncs)
+
     def _guarded(self, body: Callable[[], None]) -> None:
         try:
             body()
         except BaseException as error:
             self._errors.append(error)
-
-
-def _left(before: set[threading.Thread]) -> list[str]:
-    deadline = time.monotonic() + 3.0
-    while True:
-        left = [thread for thread in threading.enumerate() if thread not in before and not _foreign(thread)]
-        if not left or time.monotonic() > deadline:
-            return [thread.name for thread in left]
-        left[0].join(0.05)
-
-
-def _foreign(thread: threading.Thread) -> bool:
-    module = getattr(getattr(thread, "_target", None), "__module__", None) or ""
-    return module.partition(".")[0] == "grpc"

@@ -184,7 +184,8 @@ class Faults:
     def __init__(self, chance: random.Random, rate: float) -> None:
         self._chance = chance
         self._lock = threading.Lock()  # random.Random is shared by threads
-        self._rate = rate
+        #: How often something is raised that nobody asked for.
+        self.rate = rate
         self._streams: weakref.WeakSet[FaultyStream] = weakref.WeakSet()
         self.cut_off = False
         self.healed = threading.Event()
@@ -211,7 +212,7 @@ class Faults:
 
     def happens(self, share: float = 1.0) -> bool:
         with self._lock:
-            return not self.healed.is_set() and self._chance.random() < self._rate * share
+            return not self.healed.is_set() and self._chance.random() < self.rate * share
 
     def strike(self, where: str, share: float = 1.0) -> None:
         """Raise something, perhaps."""

@@ -1,4 +1,4 @@
-"""The sources of histories: what is written, what goes wrong there, and how it heals."""
+"""The sources of cells: what is written, what goes wrong there, and how it heals."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from datasync.keyval.api import ROOT, Store
 from datasync.keyval.memory import MemoryStore
 from datasync.kvdbsync.plugin import Plugin
 from datasync.resync.orchestrator import Plugin as Orchestrator
-from tests.faults.history import Op1, Truth, TruthCommit
+from tests.faults.history import Course, Op1, Truth, TruthCommit
 from tests.faults.recorder import RawSerializer
 from tests.faults.scripted import Faults, FaultyStore, ScriptedStore, write
 
@@ -23,19 +24,26 @@ Misfortune = Callable[[], object]
 
 
 class Source(ABC):
-    """A store that histories are about. The writer and the misfortunes come from one thread each."""
+    """What a cell is about. The writer has a thread of its own; misfortunes happen in the harness's main thread.
+
+    A misfortune undoes itself, or ``heal`` does; each of its waits is one for ``faults.healed``, so that healing is
+    prompt. What a source measures on the way it notes in ``course``.
+    """
 
     #: In front of every key.
     prefix: str = ROOT
-    #: Seconds between two transactions, and between two misfortunes, at most.
+    #: Seconds between two transactions, and between two misfortunes, at most, in the workload ``mixed``.
     pace: float = 0.008
-    #: Transactions in one history, unless told otherwise.
+    #: Transactions of the workload ``mixed``, unless it is told how many seconds to go on.
     transactions: int = 120
     #: False where callers feed the registry.
     sourced: bool = True
+    #: True where an orchestrator may ask for RESYNCs: the runner says so for some workloads.
+    orchestrated: bool = False
 
     def __init__(self, chance: random.Random) -> None:
         self.truth = Truth()
+        self.course = Course()
         self.chance = chance
         self.faults = Faults(random.Random(chance.random()), chance.choice((0.0, 0.02, 0.1, 0.3)))
         self.lock = threading.Lock()  # a transaction and its record, a rewind and its record: one after another
@@ -51,11 +59,11 @@ class Source(ABC):
 
     @abstractmethod
     def misfortunes(self) -> dict[str, Misfortune]:
-        """What may go wrong, by name: one of them is called now and then."""
+        """What may go wrong, by the name of the fault: one of them is called now and then."""
 
     def transport(self) -> Any:
         """What watchers are registered with."""
-        if self.chance.random() < 0.25:
+        if self.orchestrated and self.chance.random() < 0.25:
             self.orchestrator = Orchestrator(accept_timeout=0.05, ack_timeout=0.1)
         return Plugin(self.store, self.prefix, self.orchestrator, serializer=RawSerializer(), allow_delayed_start=True)
 
@@ -63,6 +71,11 @@ class Source(ABC):
     def revision(self) -> int:
         """The source's own revision; 0 where others write to it as well."""
         return 0
+
+    @property
+    def server_watchers(self) -> int | None:
+        """How many streams the server has open, by its own account; None where it does not say."""
+        return None
 
     def heal(self) -> None:
         """Nothing goes wrong after this."""
@@ -92,6 +105,12 @@ class Source(ABC):
         self.faults.healed.wait(self.chance.uniform(0, 0.01))
         self.faults.mend()
 
+    def errors(self) -> None:
+        """Whatever the store is asked, it raises now and then, of every class of error."""
+        before, self.faults.rate = self.faults.rate, self.chance.choice((0.1, 0.3))
+        self.faults.healed.wait(self.chance.uniform(0.01, 0.5))
+        self.faults.rate = before
+
 
 class ScriptedSource(Source):
     """The scripted store: rewinds to any revision, compacts anywhere."""
@@ -112,14 +131,15 @@ class ScriptedSource(Source):
     def misfortunes(self) -> dict[str, Misfortune]:
         return {
             "cut": self.away,
+            "errors": self.errors,
             "compacted": self.compact_somewhere,
-            "compacted to head": self.honest.compact,
-            "compacted to head while cut off": lambda: self.away(self.honest.compact),
-            "compacted while cut off": lambda: self.away(self.compact_somewhere),
+            "compacted-to-head": self.honest.compact,
+            "compacted-to-head-while-cut": lambda: self.away(self.honest.compact),
+            "compacted-while-cut": lambda: self.away(self.compact_somewhere),
             "wiped": lambda: self.away(self.wipe),
             "restored": lambda: self.away(self.restore),
-            "restored and grown": lambda: self.away(self.restore, self.grow),
-            "restored, grown and compacted": lambda: self.away(self.restore, self.grow, self.compact_somewhere),
+            "restored-and-grown": lambda: self.away(self.restore, self.grow),
+            "restored-grown-compacted": lambda: self.away(self.restore, self.grow, self.compact_somewhere),
         }
 
     def compact_somewhere(self) -> None:
@@ -172,11 +192,12 @@ class MemorySource(RecordedSource):
     def misfortunes(self) -> dict[str, Misfortune]:
         return {
             "cut": self.away,
-            "foreign write": self.foreign,
-            "foreign write while cut off": lambda: self.away(self.foreign),
+            "errors": self.errors,
+            "foreign-write": self.foreign,
+            "foreign-write-while-cut": lambda: self.away(self.foreign),
             "compacted": self._memory.compact,
-            "compacted while cut off": lambda: self.away(self._memory.compact),
-            "foreign write and compacted while cut off": lambda: self.away(self.foreign, self._memory.compact),
+            "compacted-while-cut": lambda: self.away(self._memory.compact),
+            "foreign-write-and-compacted-while-cut": lambda: self.away(self.foreign, self._memory.compact),
             "wiped": lambda: self.away(self._wipe),
         }
 
@@ -203,11 +224,12 @@ class SQLiteSource(RecordedSource):
     def misfortunes(self) -> dict[str, Misfortune]:
         return {
             "cut": self.away,
-            "foreign write": self.foreign,
-            "foreign write while cut off": lambda: self.away(self.foreign),
+            "errors": self.errors,
+            "foreign-write": self.foreign,
+            "foreign-write-while-cut": lambda: self.away(self.foreign),
             "compacted": self._writer.compact,
-            "compacted while cut off": lambda: self.away(self._writer.compact),
-            "foreign write and compacted while cut off": lambda: self.away(self.foreign, self._writer.compact),
+            "compacted-while-cut": lambda: self.away(self._writer.compact),
+            "foreign-write-and-compacted-while-cut": lambda: self.away(self.foreign, self._writer.compact),
         }
 
     def close(self) -> None:
@@ -216,7 +238,7 @@ class SQLiteSource(RecordedSource):
         self._folder.cleanup()
 
 
-#: Keys that histories are about; few, so that they are put, deleted and put again.
+#: Keys that cells are about, unless the workload has more; few, so that they are put, deleted and put again.
 KEYS = [f"{a}{b}{n}" for a in ("a/", "a/b/", "b", "b/", "c/x/") for b in ("", "k") for n in range(5)]
 #: Prefixes that overlap in every way: everything, a folder, half a name, a whole key, nothing at all.
 PREFIXES = ["", "a", "a/", "a/b/", "a/b/k", "b", "b/", "b/k1", "c/x/", "c/x/k", "nothing/"]
@@ -224,36 +246,29 @@ PREFIXES = ["", "a", "a/", "a/b/", "a/b/k", "b", "b/", "b/k1", "c/x/", "c/x/k", 
 _counter = iter(range(1, 1 << 62))
 
 
-def random_ops(chance: random.Random) -> Ops:
-    """A transaction of 1 to 20 keys; values never come twice."""
-    size = chance.choice((1, 1, 1, 2, 3, 5, 20))
-    keys = chance.sample(KEYS, size)
-    return [(key, None if chance.random() < 0.4 else b"v%d" % next(_counter)) for key in keys]
+def random_ops(chance: random.Random, size: int = 0, keys: Sequence[str] = KEYS) -> Ops:
+    """A transaction of *size* keys, 0 for 1 to 20; values never come twice."""
+    size = size or chance.choice((1, 1, 1, 2, 3, 5, 20))
+    return [
+        (key, None if chance.random() < 0.4 else b"v%d" % next(_counter))
+        for key in chance.sample(keys, min(size, len(keys)))
+    ]
 
 
-def _etcd(chance: random.Random) -> Source:
-    from tests.faults.etcd_source import EtcdSource  # inside: it needs grpc
-
-    return EtcdSource(chance)
-
-
-def _local(chance: random.Random) -> Source:
-    from tests.faults.local_source import LocalSource  # inside: it stands on this module
-
-    return LocalSource(chance)
-
-
-def _rest(chance: random.Random) -> Source:
-    from tests.faults.rest_source import RestSource  # inside: it needs werkzeug and urllib3
-
-    return RestSource(chance)
-
-
-SOURCES: dict[str, Callable[[random.Random], Source]] = {
-    "etcd": _etcd,
-    "local": _local,
-    "scripted": ScriptedSource,
-    "memory": MemorySource,
-    "rest": _rest,
-    "sqlite": SQLiteSource,
+#: Module and class by name. A source is imported when it is wanted: it may need a client library.
+SOURCES: dict[str, str] = {
+    "etcd": "tests.faults.etcd_source:EtcdSource",
+    "grpc": "tests.faults.grpc_source:GrpcSource",
+    "local": "tests.faults.local_source:LocalSource",
+    "memory": "tests.faults.sources:MemorySource",
+    "rest": "tests.faults.rest_source:RestSource",
+    "scripted": "tests.faults.sources:ScriptedSource",
+    "sqlite": "tests.faults.sources:SQLiteSource",
 }
+
+
+def make_source(name: str, chance: random.Random) -> Source:
+    """The source called *name*."""
+    module, _, kind = SOURCES[name].partition(":")
+    source: Source = getattr(import_module(module), kind)(chance)
+    return source

@@ -1,0 +1,106 @@
+"""Cells: one source, one fault, one workload, one seed; what a cell came to; and which of all cells to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tests.faults.workloads import WORKLOADS, Workload
+
+#: Faults that every source has: all of its misfortunes by turns, and none of them.
+RANDOM, NONE = "random", "none"
+#: Seconds that a cell goes on, unless told otherwise or its workload ends by itself.
+SECONDS = 5.0
+#: Workloads that each fault is met with in the reduced matrix; ``crowd`` is always one of them.
+PER_FAULT = 4
+
+
+@dataclass(frozen=True)
+class Cell:
+    """That one misfortune, again and again, under that workload; *seconds* 0 is for as long as the workload says."""
+
+    source: str
+    fault: str
+    workload: str
+    seed: int
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.source} {self.fault} {self.workload} seed {self.seed}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """What to say on the command line to run it, again."""
+        said = ["--source", self.source, "--fault", self.fault, "--workload", self.workload, "--seed", str(self.seed)]
+        return [*said, "--seconds", f"{self.seconds:g}"] if self.seconds else said
+
+    @property
+    def command(self) -> str:
+        return " ".join(["python -m tests.faults", *self.arguments])
+
+
+@dataclass
+class Result:
+    """What one cell came to. Plain values only: it is also written as JSON."""
+
+    cell: Cell
+    events: int = 0
+    changes: int = 0
+    resyncs: dict[str, int] = field(default_factory=dict)
+    misfortunes: dict[str, int] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+    #: What else went wrong: the cell itself, or a promise that no log shows.
+    troubles: list[str] = field(default_factory=list)
+    #: Seconds from healing to the last right view; None when it never came.
+    converged: float | None = None
+    #: Seconds that all of it took.
+    took: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        return not self.violations and not self.troubles and self.converged is not None
+
+    @property
+    def why(self) -> str:
+        """What is wrong, the first violation first, and how to run it again."""
+        reasons = [*self.violations, *self.troubles] or ["not converged"]
+        return "\n".join([*reasons, f"again: {self.cell.command}"])
+
+    def __str__(self) -> str:
+        bad = len(self.violations) + len(self.troubles)
+        when = "never" if self.converged is None else f"in {self.converged:.3f} s"
+        return f"{self.cell.name}: {self.events} events, {self.changes} changes, {bad} violations, converged {when}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "good": self.good, "command": self.cell.command}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Result:
+        fields = {name: value for name, value in data.items() if name not in ("good", "command", "cell")}
+        return cls(Cell(**data["cell"]), **fields)
+
+
+def fits(workload: Workload, *, sourced: bool) -> bool:
+    """A caller is told of a refusal and decides himself: then a watcher's view is nobody's promise."""
+    return sourced or workload.polite
+
+
+def product(
+    source: str, faults: Sequence[str], *, sourced: bool, seed: int, seconds: float, full: bool = False
+) -> Iterator[Cell]:
+    """The cells of one source: all of them, or so many that each fault meets a few workloads, and the other way."""
+    fitting = [name for name, workload in WORKLOADS.items() if fits(workload, sourced=sourced)]
+    others = [name for name in fitting if name not in ("crowd", "mixed")]
+    place = 0
+    for fault in faults:
+        if full:
+            chosen = fitting
+        elif fault == RANDOM:
+            chosen = ["mixed", "crowd", "burst"]
+        else:
+            chosen = ["crowd", *(others[(place + n) % len(others)] for n in range(PER_FAULT - 1))]
+            place += PER_FAULT - 1
+        for workload in chosen:
+            yield Cell(source, fault, workload, seed, 0.0 if WORKLOADS[workload].counted else seconds)
