@@ -13,6 +13,8 @@ from types import TracebackType
 CHUNK = 65536
 #: Seconds after which a pump that waits for a slow peer looks whether it is to end.
 LOOK_UP = 0.5
+#: Seconds between two pieces of what a limited rate lets through.
+BEAT = 0.02
 
 
 class TcpProxy:
@@ -22,7 +24,9 @@ class TcpProxy:
 
     - ``refuse()``: the port is closed; ``drop()`` and ``reset()`` end what is there, with FIN and with RST.
     - ``black_hole(up=True, down=True)``: accepted and read, but nothing is passed on, in one direction or both.
-    - ``delay(seconds)``: everything comes so much later.
+    - ``freeze(up=True, down=True)``: nothing is passed on until ``thaw()``, and then all of it in order: nothing is
+      lost. Peers that go on sending fill their buffers, as with a stopped process.
+    - ``delay(seconds)``: everything comes so much later; ``rate(size)``: so many bytes a second each way.
     - ``reset_after(size)``: RST once so many bytes more came from the server: in the middle of a message.
 
     Threads: any test thread; two threads per connection and one that accepts, all ended by ``close``.
@@ -38,7 +42,10 @@ class TcpProxy:
         self.holes = {"up": False, "down": False}
         #: Set once a black hole has swallowed something.
         self.swallowed = threading.Event()
+        self._flowing = {"up": threading.Event(), "down": threading.Event()}
+        self.thaw()
         self.seconds = 0.0
+        self.bytes_per_second = 0.0
         self.budget: int | None = None
         #: Connections that were accepted so far.
         self.accepted = 0
@@ -71,8 +78,20 @@ class TcpProxy:
     def black_hole(self, *, up: bool = True, down: bool = True) -> None:
         self.holes = {"up": up, "down": down}
 
+    def freeze(self, *, up: bool = True, down: bool = True) -> None:
+        for way, wanted in (("up", up), ("down", down)):
+            if wanted:
+                self._flowing[way].clear()
+
+    def thaw(self) -> None:
+        for flowing in self._flowing.values():
+            flowing.set()
+
     def delay(self, seconds: float) -> None:
         self.seconds = seconds
+
+    def rate(self, bytes_per_second: float) -> None:
+        self.bytes_per_second = bytes_per_second
 
     def reset_after(self, size: int) -> None:
         self.budget = size
@@ -82,9 +101,11 @@ class TcpProxy:
         swallowed = any(self.holes.values())
         self.holes = {"up": False, "down": False}
         self.seconds = 0.0
+        self.bytes_per_second = 0.0
         self.budget = None
         if swallowed:
             self.reset()
+        self.thaw()
         if self._listener is None and not self._closed:
             self._listen(self.port)
 
@@ -105,6 +126,10 @@ class TcpProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def flows(self, way: str, patience: float) -> bool:
+        """True as soon as *way* is not frozen; False when it still is after *patience* seconds."""
+        return self._flowing[way].wait(patience)
 
     def spend(self, size: int) -> int | None:
         """How much of *size* bytes from the server may still pass before the reset; None when that is not wanted."""
@@ -206,6 +231,9 @@ class _Link:
                 return
             if not data:
                 return
+            while not self._proxy.flows(way, LOOK_UP):
+                if self._ended.is_set():
+                    return
             # A connection that has lost bytes passes none after them: no network does that to TCP.
             swallowed = swallowed or self._proxy.holes[way]
             if swallowed:
@@ -214,10 +242,20 @@ class _Link:
             if self._proxy.seconds:
                 self._ended.wait(self._proxy.seconds)
             passed = self._proxy.spend(len(data)) if way == "down" else None
-            if not self._send(sink, data if passed is None else data[:passed]):
+            if not self._trickle(sink, data if passed is None else data[:passed]):
                 return
             if passed is not None and passed < len(data):
                 self.end(reset=True)
+
+    def _trickle(self, sink: socket.socket, data: bytes) -> bool:
+        """At the rate that is allowed. False when it could not be sent."""
+        while data and (rate := self._proxy.bytes_per_second):
+            piece = max(1, int(rate * BEAT))
+            if not self._send(sink, data[:piece]):
+                return False
+            data = data[piece:]
+            self._ended.wait(piece / rate)
+        return self._send(sink, data)
 
     def _send(self, sink: socket.socket, data: bytes) -> bool:
         """False when it could not be sent."""
