@@ -1,0 +1,5 @@
+"""A long run with faults: one process on every kind of source, measured and checked while it goes on.
+
+``world`` starts everything and lets it go wrong, ``peer`` is a writer or a server in a process of its own, ``agent`` is
+the process that is measured, ``views`` checks each event there, ``verdict`` judges the figures and ``plot`` draws them.
+"""

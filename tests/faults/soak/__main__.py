@@ -1,0 +1,86 @@
+"""``python -m tests.faults.soak --minutes 30 --every 20 --seed 1``: a long run, and a verdict as the exit status.
+
+One process has subscribers on etcd, SQLite, gRPC and REST. All of them get ordinary traffic, and at regular times
+something goes wrong at one of them; then it is measured how long it takes until every subscriber has the truth again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.faults.soak.verdict import judge, table
+from tests.faults.soak.world import PLACES, Record, Soak
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, print the table, and return 0 only when no rule is broken."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--every", type=float, default=20.0, help="seconds between two faults")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--sources", default=",".join(PLACES), help="comma-separated: " + ", ".join(PLACES))
+    parser.add_argument("--rate", type=float, default=100.0, help="transactions per second, all sources together")
+    parser.add_argument("--natural", action="store_true", help="with the library's own pauses after failures")
+    parser.add_argument("--json", metavar="FILE", help="everything that was measured")
+    parser.add_argument("--plot", metavar="FILE", help="a picture, PNG; needs matplotlib")
+    parser.add_argument("--broken", default="", help="something is: deaf, leak, thread, descriptor; must be found")
+    parser.add_argument("--replot", metavar="FILE", help="no run: draw the figures of an earlier one, out of its JSON")
+    options = parser.parse_args(arguments)
+    if options.replot:
+        return _replot(options.replot, options.plot)
+    sources = options.sources.split(",")
+    if strangers := set(sources) - PLACES.keys():
+        parser.error(f"no such source: {', '.join(sorted(strangers))}")
+    with tempfile.TemporaryDirectory(prefix="datasync-soak-") as folder:
+        soak = Soak(
+            Path(folder),
+            seed=options.seed,
+            sources=sources,
+            every=options.every,
+            rate=options.rate,
+            natural=options.natural,
+            broken=options.broken,
+            say=_say,
+        )
+        try:
+            record = soak.run(options.minutes * 60)
+        finally:
+            soak.close()
+    if options.json:
+        Path(options.json).write_text(json.dumps(asdict(record)))
+    if options.plot:
+        _plot(record, options.plot)
+    _say(table(record))
+    return 0 if all(rule.good for rule in judge(record)) else 1
+
+
+def _replot(figures: str, picture: str) -> int:
+    from tests.faults.soak.world import Happened
+
+    data = json.loads(Path(figures).read_text())
+    record = Record(**{**data, "faults": [Happened(**fault) for fault in data["faults"]]})
+    if picture:
+        _plot(record, picture)
+    _say(table(record))
+    return 0
+
+
+def _plot(record: Record, file: str) -> None:
+    from tests.faults.soak.plot import draw  # inside: it needs matplotlib
+
+    draw(record, file)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

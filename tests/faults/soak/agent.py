@@ -1,0 +1,436 @@
+"""``python -m tests.faults.soak.agent``: the process that is measured; it has subscribers on every source, and no end.
+
+What it is to follow comes as the first line of stdin (JSON), commands come after it; samples, violations and answers
+go out as lines of JSON. It keeps nothing that grows: each event is checked when it comes, and forgotten.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+from google.protobuf.wrappers_pb2 import StringValue
+
+from datasync.keyval import connect, reader
+from datasync.kvdbsync import Plugin
+from datasync.syncbase import subscription
+from datasync.syncbase.status import SubscriptionState
+from tests.faults.soak.peer import PREFIX
+from tests.faults.soak.views import View
+
+#: Seconds between two samples, and samples between two counts of objects.
+SAMPLE, COUNT_EVERY = 1.0, 10
+#: Violations that are told in full; the others are counted.
+TOLD = 50
+#: Seconds that the subscription of a visitor lasts, and between two changes of prefixes.
+VISIT, CHANGE_OF_MIND = 0.5, 3.0
+
+_out = threading.Lock()  # one line at a time
+
+
+def say(**line: Any) -> None:
+    text = json.dumps(line) + "\n"
+    with _out:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+class Violations:
+    """Told as they come, and counted."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.count = 0
+
+    def note(self, who: str, invariant: str, what: str) -> None:
+        with self._lock:
+            self.count += 1
+            told = self.count <= TOLD
+        if told:
+            say(violation=f"{invariant} at {who}: {what}", time=time.monotonic())
+
+
+class Refusal(Exception):
+    """What a subscriber says that does not want an event."""
+
+
+class Subscriber:
+    """One thread that reads a queue and answers."""
+
+    def __init__(self, source: Source, name: str, *prefixes: str, in_flight: int = 1, room: int = 0) -> None:
+        self.name = name
+        self.source = source
+        self.view = View(
+            f"{source.name}/{name}",
+            set(prefixes),
+            lambda invariant, what: source.violations.note(f"{source.name}/{name}", invariant, what),
+            sourced=source.sourced,
+        )
+        self.chance = random.Random(f"{source.name}/{name}")
+        self.well_behaved = threading.Event()
+        self.answers: Counter[str] = Counter()
+        self.queue: Queue[Any] = Queue(room)
+        self._stopping = threading.Event()
+        self.registration = source.transport.watch(name, self.queue, self.queue, *prefixes, in_flight=in_flight)
+        self._thread = threading.Thread(target=self._run, name=f"subscriber-{source.name}-{name}", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """The source is about to be closed, which answers what is open."""
+        self._stopping.set()
+
+    def join(self) -> None:
+        self._thread.join(5)
+
+    def handle(self, event: Any) -> None:
+        self.answer(event, None)
+
+    def now_and_then(self) -> None:
+        """Called between events."""
+
+    def answer(self, event: Any, error: BaseException | None) -> None:
+        """Check *event*, answer it, and check that this was the answer which counts."""
+        self.view.take(event, accepted=error is None)
+        self.answers["failed" if error else "ok"] += 1
+        if not event.done(error) and not self._stopping.is_set():
+            self.view.violate("I9", "the first answer to an event did not count")
+        if self.chance.random() < 0.01 and event.done(None):
+            self.view.violate("I9", "the second answer to an event counted")
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                event = self.queue.get(timeout=0.5)
+            except Empty:
+                event = None
+            try:
+                if event is not None:
+                    self.handle(event)
+                if not self._stopping.is_set():
+                    self.now_and_then()
+            except Exception as error:
+                if not self._stopping.is_set():
+                    self.view.violate("trouble", repr(error))
+
+
+class Slow(Subscriber):
+    """Takes its time, so that transactions wait, and are merged where they may be."""
+
+    def handle(self, event: Any) -> None:
+        time.sleep(0.03 if self.source.sourced else 0.01)
+        super().handle(event)
+
+
+class Refusing(Subscriber):
+    """Refuses now and then."""
+
+    def handle(self, event: Any) -> None:
+        refused = not self.well_behaved.is_set() and self.chance.random() < 0.02
+        self.answer(event, Refusal("not this one") if refused else None)
+
+
+class Changing(Subscriber):
+    """Registers and unregisters prefixes in turn; the next one when the last one's snapshot has come."""
+
+    extra = ""
+    since = 0.0
+
+    def now_and_then(self) -> None:
+        waiting = self.extra and not self.view.has(self.extra)
+        if waiting or self.well_behaved.is_set() or time.monotonic() - self.since < CHANGE_OF_MIND:
+            return
+        self.since = time.monotonic()
+        if self.extra:
+            self.registration.unregister(self.extra)
+            self.view.unregister(self.extra)
+        self.extra = "b/" if self.extra == "a/" else "a/"
+        self.view.register(self.extra)
+        self.registration.register(self.name, self.extra)
+
+
+class Deaf(Subscriber):
+    """Broken: misses an event now and then, and says that all is well."""
+
+    def handle(self, event: Any) -> None:
+        if self.chance.random() < 0.05:
+            event.done()
+        else:
+            super().handle(event)
+
+
+class Visitor:
+    """Subscribes, takes what comes for a moment, and leaves; again and again."""
+
+    def __init__(self, source: Source) -> None:
+        self.visits = 0
+        self._source = source
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"visitor-{source.name}", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(VISIT):
+            try:
+                self._visit()
+            except Exception as error:
+                self._source.violations.note(f"{self._source.name}/visitor", "trouble", repr(error))
+
+    def _visit(self) -> None:
+        self.visits += 1
+        name = f"visitor-{self.visits}"
+        who = f"{self._source.name}/visitor"
+        view = View(who, {"a/", "c/1"}, lambda *said: self._source.violations.note(who, *said), self._source.sourced)
+        queue: Queue[Any] = Queue()
+        with self._source.transport.watch(name, queue, queue, *view.prefixes):
+            deadline = time.monotonic() + VISIT
+            while (remaining := deadline - time.monotonic()) > 0 and not self._stopping.is_set():
+                try:
+                    event = queue.get(timeout=remaining)
+                except Empty:
+                    break
+                view.take(event, accepted=True)
+                event.done()
+
+
+class Source:
+    """One transport and its subscribers."""
+
+    def __init__(self, name: str, transport: Any, violations: Violations, broken: str) -> None:
+        self.name = name
+        self.transport = transport
+        self.violations = violations
+        self.sourced = name != "grpc"
+        self.subscribers = [
+            (Deaf if broken == "deaf" else Subscriber)(self, "all", ""),
+            Subscriber(self, "parts", "a/", "a/b/", "b/k1", in_flight=4),
+            Slow(self, "slow", "", room=2),
+            Refusing(self, "refusing", "a/", "c/"),
+            Changing(self, "changing", "c/"),
+        ]
+        self.visitor = Visitor(self)
+
+    @property
+    def pending(self) -> int:
+        """Changes that wait."""
+        return sum(one.pending for one in self.transport.status().subscriptions.values())
+
+    def behind(self, state: Mapping[str, str]) -> dict[str, str]:
+        """Who is not in step with *state*, and how."""
+        found = {}
+        ways = self.transport.status().subscriptions
+        for one in self.subscribers:
+            difference = one.view.differs(state)
+            way = ways[one.name]
+            if difference or way.state is not SubscriptionState.SYNCED or way.in_flight:
+                found[one.name] = difference or f"{way.state.value}, {way.in_flight} in flight"
+        return found
+
+    def registry_differs(self, state: Mapping[str, str]) -> bool:
+        return {kv.get_key(): kv.get_value(StringValue()).value for kv in self.transport.registry.items()} != state
+
+    def unsettled(self) -> list[str]:
+        """Where the library's count of answers is not that of the subscribers themselves (I9)."""
+        ways = self.transport.status().subscriptions
+        return [
+            f"{self.name}/{one.name}: {ways[one.name].ok} + {ways[one.name].failed}, answered {dict(one.answers)}"
+            for one in self.subscribers
+            if not isinstance(one, Deaf)
+            and (ways[one.name].ok, ways[one.name].failed) != (one.answers["ok"], one.answers["failed"])
+        ]
+
+    def behave(self, well: bool) -> None:
+        for one in self.subscribers:
+            (one.well_behaved.set if well else one.well_behaved.clear)()
+
+
+class Agent:
+    """All sources, the samples, and the commands."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._broken: str = options.get("broken", "")
+        self._violations = Violations()
+        self._stopping = threading.Event()
+        self._threads_before = set(threading.enumerate())
+        self._open: list[tuple[str, Callable[[], object]]] = []
+        self._sources: dict[str, Source] = {}
+        self._leak: list[Any] = []
+        if not options.get("natural"):
+            _hurry()
+        for name, where in options["sources"].items():
+            self._sources[name] = Source(name, self._transport(name, where), self._violations, self._broken)
+        self._sampler = threading.Thread(target=self._sample, name="sampler", daemon=True)
+        self._sampler.start()
+
+    def command(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        return getattr(self, f"do_{line['do']}")(line)  # type: ignore[no-any-return]
+
+    def do_expect(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """Wait until every subscriber of a source has its part of a state; when that was, for each."""
+        source = self._sources[line["source"]]
+        state: dict[str, str] = line["state"]
+        times: dict[str, float] = {}
+        deadline = time.monotonic() + line["timeout"]
+        while True:
+            now = time.monotonic()
+            waiting = source.behind(state)
+            for one in source.subscribers:
+                if one.name in waiting:
+                    times.pop(one.name, None)
+                else:
+                    times.setdefault(one.name, now)
+            if not waiting or now > deadline:
+                break
+            time.sleep(0.005)
+        if not waiting and source.registry_differs(state):
+            waiting = {"registry": "the mirror differs"}
+        if not waiting and (wrong := source.unsettled()):
+            waiting = {"answers": "; ".join(wrong)}
+        return {"times": times, "waiting": waiting, "status": repr(source.transport.status()) if waiting else ""}
+
+    def do_behave(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        for source in self._sources.values():
+            source.behave(line["well"])
+        return {}
+
+    def do_footprint(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """What is there while nothing happens."""
+        gc.collect()
+        return {**footprint(), "objects": len(gc.get_objects()), "names": sorted(t.name for t in threading.enumerate())}
+
+    def do_totals(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        views = [one.view for source in self._sources.values() for one in source.subscribers]
+        resyncs: Counter[str] = Counter()
+        for view in views:
+            resyncs.update(view.resyncs)
+        return {
+            "events": sum(view.events for view in views),
+            "changes": sum(view.changes for view in views),
+            "resyncs": dict(resyncs),
+            "visits": sum(source.visitor.visits for source in self._sources.values()),
+            "violations": self._violations.count,
+            "reconnects": {
+                name: getattr(source.transport.status(), "reconnects", 0) for name, source in self._sources.items()
+            },
+        }
+
+    def do_close(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """End everything; how long each took, and what is left."""
+        for source in self._sources.values():
+            source.visitor.stop()
+            for one in source.subscribers:
+                one.end()
+        seconds = {}
+        for name, close in reversed(self._open):
+            began = time.monotonic()
+            close()
+            seconds[name] = time.monotonic() - began
+        for source in self._sources.values():
+            for one in source.subscribers:
+                one.join()
+        self._stopping.set()
+        self._sampler.join(5)
+        deadline = time.monotonic() + 3
+        while (left := self._left()) and time.monotonic() < deadline:
+            left[0].join(0.05)
+        return {"seconds": seconds, "left": [thread.name for thread in left], **footprint()}
+
+    def _left(self) -> list[threading.Thread]:
+        return [
+            thread for thread in threading.enumerate() if thread not in self._threads_before and not _is_of_grpc(thread)
+        ]
+
+    def _transport(self, name: str, where: str) -> Any:
+        if name in ("etcd", "sqlite"):
+            store = connect(where)
+            self._open.append((f"{name} store", store.close))
+            plugin = Plugin(store, PREFIX, name=name, allow_delayed_start=True)
+            plugin.after_init()
+            self._open.append((name, plugin.close))
+            return plugin
+        if name == "rest":
+            from datasync.restsync import Client
+
+            client = Client(where, idle_limit=5.0)
+            self._open.append((name, client.close))
+            return client
+        from datasync.grpcsync import serve
+
+        server = serve(where)
+        self._open.append((name, server.close))
+        return server.adapter
+
+    def _sample(self) -> None:
+        number = 0
+        due = time.monotonic()
+        while not self._stopping.wait(max(0.0, due - time.monotonic())):
+            due = max(due + SAMPLE, time.monotonic())
+            sample: dict[str, Any] = {"time": time.monotonic(), **footprint()}
+            sample["pending"] = {name: source.pending for name, source in self._sources.items()}
+            if number % COUNT_EVERY == 0:
+                sample["objects"] = len(gc.get_objects())
+            number += 1
+            say(sample=sample)
+            if self._broken == "leak":
+                self._leak.append(os.urandom(2_000_000))
+            elif self._broken == "thread":
+                threading.Thread(target=self._stopping.wait, name="leaked", daemon=True).start()
+            elif self._broken == "descriptor":
+                self._leak.append(open(os.devnull))  # noqa: SIM115
+
+
+def _is_of_grpc(thread: threading.Thread) -> bool:
+    """Its threads end when they like."""
+    module = getattr(getattr(thread, "_target", None), "__module__", None) or ""
+    return module.partition(".")[0] == "grpc"
+
+
+def footprint() -> dict[str, int]:
+    """Bytes, threads (Python's own, and all), descriptors."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "rss": resident,
+        "threads": threading.active_count(),
+        "tasks": len(os.listdir("/proc/self/task")),
+        "descriptors": len(os.listdir("/proc/self/fd")) - 1,  # that of the listing itself
+    }
+
+
+def _hurry() -> None:
+    """The library's longest pauses are shorter than the product's, or they would be all that is measured."""
+    from datasync.restsync import reader as rest_reader
+
+    reader.RETRY_BACKOFF = (0.1, 1.0)
+    rest_reader.BACKOFF = (0.1, 1.0)
+    subscription.FAILURE_BACKOFF = (0.1, 1.0)
+
+
+def main() -> int:
+    faulthandler.register(signal.SIGUSR1)
+    agent = Agent(json.loads(sys.stdin.readline()))
+    say(ready=True)
+    for line in sys.stdin:
+        command = json.loads(line)
+        say(reply=agent.command(command))
+        if command["do"] == "close":
+            break
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

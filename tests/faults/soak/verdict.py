@@ -1,0 +1,114 @@
+"""What a run is judged by: the figures, the rules, and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tests.faults.soak.world import Record
+
+MIB = 1024 * 1024
+#: Bytes that resident memory may grow per ``SPAN``: fitted over what is after the warm-up.
+GROWTH, SPAN = 1 * MIB, 600.0
+#: What is warm-up.
+WARM_UP = 1 / 3
+#: Descriptors that the client libraries may hold more of, or fewer, than at the beginning: connections that are
+#: being closed, pools.
+DESCRIPTORS = 3
+#: Seconds after healing in which 99 of 100 must be in step again (I8).
+CONVERGENCE = 2.0
+#: Seconds for one close().
+CLOSE = 5.0
+
+
+class Rule(NamedTuple):
+    """One line of the verdict."""
+
+    what: str
+    value: str
+    limit: str
+    good: bool
+
+
+def judge(record: Record) -> list[Rule]:
+    """All rules, kept or broken."""
+    growth, span = grown([(sample["time"], sample["rss"]) for sample in record.samples])
+    allowed = GROWTH * max(1.0, span / SPAN)
+    times = sorted(fault.slowest for fault in record.faults)
+    threads = {name: record.final[name] - record.baseline[name] for name in ("threads", "descriptors")}
+    slowest = max(record.closed["seconds"].values(), default=0.0)
+    return [
+        Rule("violations", str(max(record.totals["violations"], len(record.violations))), "0", not record.violations),
+        Rule(
+            "in step again, p99",
+            f"{percentile(times, 99):.2f} s",
+            f"{CONVERGENCE:g} s",
+            percentile(times, 99) <= CONVERGENCE,
+        ),
+        Rule(
+            "memory, growth after warm-up",
+            f"{growth / MIB:+.2f} MiB in {span / 60:.1f} min",
+            f"{allowed / MIB:.2f} MiB",
+            growth <= allowed,
+        ),
+        Rule("threads, end against beginning", f"{threads['threads']:+d}", "0", threads["threads"] <= 0),
+        Rule(
+            "descriptors, likewise",
+            f"{threads['descriptors']:+d}",
+            f"{DESCRIPTORS}",
+            threads["descriptors"] <= DESCRIPTORS,
+        ),
+        Rule("slowest close()", f"{slowest:.2f} s", f"{CLOSE:g} s", slowest <= CLOSE),
+        Rule("threads left by close()", str(len(record.closed["left"])), "0", not record.closed["left"]),
+    ]
+
+
+def grown(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """How much a straight line through *points* rises after the warm-up, and over how many seconds."""
+    if not points:
+        return 0.0, 0.0
+    first, last = points[0][0], points[-1][0]
+    fitted = [(x, y) for x, y in points if x >= first + (last - first) * WARM_UP]
+    span = fitted[-1][0] - fitted[0][0]
+    return slope(fitted) * span, span
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Of the line with the least squares."""
+    count = len(points)
+    middle_x = sum(x for x, _ in points) / count
+    middle_y = sum(y for _, y in points) / count
+    width = sum((x - middle_x) ** 2 for x, _ in points)
+    return sum((x - middle_x) * (y - middle_y) for x, y in points) / width if width else 0.0
+
+
+def percentile(times: Sequence[float], percent: int) -> float:
+    """Of sorted *times*."""
+    return times[min(len(times) - 1, len(times) * percent // 100)] if times else 0.0
+
+
+def table(record: Record) -> str:
+    """The figures and the verdict, as text."""
+    times = sorted(fault.slowest for fault in record.faults)
+    totals = record.totals
+    resyncs = ", ".join(f"{name} {count}" for name, count in sorted(totals["resyncs"].items()))
+    objects = [sample["objects"] for sample in record.samples if "objects" in sample]
+    rows = [
+        ("sources", ", ".join(record.sources)),
+        ("seed", record.seed),
+        ("time", f"{record.seconds / 60:.1f} min, a fault every {record.every:g} s"),
+        ("faults", f"{len(record.faults)} of {len({(one.source, one.fault) for one in record.faults})} kinds"),
+        ("transactions written", f"{record.transactions:,}"),
+        ("events checked", f"{totals['events']:,} with {totals['changes']:,} changes"),
+        ("RESYNCs", resyncs),
+        ("refusals that the sender heard", totals["refused"]),
+        ("subscriptions made and closed", f"{totals['visits']:,}"),
+        ("views compared in full", f"{record.comparisons:,}"),
+        ("in step again, p50 / p99 / max", " / ".join(f"{percentile(times, p):.2f} s" for p in (50, 99, 100))),
+        ("objects of Python, first / last", f"{objects[0]:,} / {objects[-1]:,}" if objects else "-"),
+    ]
+    lines = [f"{name:>32}  {value}" for name, value in rows]
+    lines.append("")
+    for rule in judge(record):
+        lines.append(f"{rule.what:>32}  {rule.value} (limit {rule.limit}){'' if rule.good else '   BROKEN'}")
+    return "\n".join(lines)
