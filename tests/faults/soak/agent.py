@@ -217,7 +217,7 @@ class Source:
         self.violations = violations
         self.sourced = name != "grpc"
         self.subscribers = [
-            (Deaf if broken == "deaf" else Subscriber)(self, "all", ""),
+            (Deaf if "deaf" in broken else Subscriber)(self, "all", ""),
             Subscriber(self, "parts", "a/", "a/b/", "b/k1", in_flight=4),
             Slow(self, "slow", "", room=2),
             Refusing(self, "refusing", "a/", "c/"),
@@ -386,11 +386,11 @@ class Agent:
                 sample["objects"] = len(gc.get_objects())
             number += 1
             say(sample=sample)
-            if self._broken == "leak":
+            if "leak" in self._broken:
                 self._leak.append(os.urandom(2_000_000))
-            elif self._broken == "thread":
+            if "thread" in self._broken:
                 threading.Thread(target=self._stopping.wait, name="leaked", daemon=True).start()
-            elif self._broken == "descriptor":
+            if "descriptor" in self._broken:
                 self._leak.append(open(os.devnull))  # noqa: SIM115
 
 

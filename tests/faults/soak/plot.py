@@ -21,9 +21,9 @@ COLOURS = {"etcd": "#2f6db5", "sqlite": "#2e8b57", "grpc": "#c2571a", "rest": "#
 def draw(record: Record, file: str) -> None:
     """Write the picture into *file*."""
     times = [sample["time"] / 60 for sample in record.samples]
-    figure, axes = pyplot.subplots(4, 1, sharex=True, figsize=(9, 7.2), height_ratios=(3, 1.3, 1.3, 1.6))
+    figure, axes = pyplot.subplots(5, 1, sharex=True, figsize=(9, 8.6), height_ratios=(3, 1.2, 1.2, 1.2, 1.6))
     figure.patch.set_facecolor(GROUND)
-    memory, threads, descriptors, ways = axes
+    memory, threads, descriptors, waiting, ways = axes
     resident = [sample["rss"] / MIB for sample in record.samples]
     memory.plot(times, resident, color=INK, linewidth=1.1)
     _fit(memory, times, resident)
@@ -34,6 +34,8 @@ def draw(record: Record, file: str) -> None:
         axis.plot(times, values, color=INK, linewidth=1.1, drawstyle="steps-post")
         axis.set_ylim(0, max(values, default=1) * 1.3)
         axis.set_ylabel(name)
+    waiting.plot(times, [sum(sample["pending"].values()) for sample in record.samples], color=INK, linewidth=0.8)
+    waiting.set_ylabel("changes waiting")
     for fault in record.faults:
         ways.plot(fault.healed / 60, max(fault.slowest, 0.001), "o", markersize=4, color=COLOURS[fault.source])
     ways.set_yscale("log")
@@ -47,7 +49,9 @@ def draw(record: Record, file: str) -> None:
     handles = [
         pyplot.Line2D([], [], color=COLOURS[name], marker="s", linestyle="", label=name) for name in _seen(record)
     ]
-    memory.legend(handles=handles, loc="lower right", ncols=5, fontsize=8, frameon=False, title="a fault at")
+    memory.legend(
+        handles=handles, loc="lower right", ncols=5, fontsize=8, frameon=False, title="a fault at", title_fontsize=8
+    )
     figure.suptitle(
         f"{record.seconds / 60:.0f} minutes, {len(record.faults)} faults, {record.totals['events']:,} events checked",
         color=INK,

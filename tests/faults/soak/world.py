@@ -471,6 +471,7 @@ class Soak:
         """Faults for so long; then the last comparison, and the end of the agent."""
         record = self.record
         self._began = time.monotonic()
+        record.samples.clear()
         for place in self.places.values():
             place.go()
         self._ending.wait(min(5.0, self._every))
