@@ -92,7 +92,7 @@ def _here(options: argparse.Namespace) -> list[Result]:
     for seed in range(options.seed, options.seed + options.histories):
         for source in options.source or ["scripted"]:
             cell = Cell(source, options.fault, options.workload, seed, options.seconds)
-            faulthandler.dump_traceback_later(options.seconds + HANGS, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(options.seconds + HANGS, exit=True, file=2)
             results.append(run_cell(cell))
             faulthandler.cancel_dump_traceback_later()
             if options.histories == 1 or not results[-1].good:

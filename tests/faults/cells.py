@@ -50,6 +50,8 @@ class Result:
     changes: int = 0
     resyncs: dict[str, int] = field(default_factory=dict)
     misfortunes: dict[str, int] = field(default_factory=dict)
+    #: By invariant how often it could have been violated.
+    evidence: dict[str, int] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
     #: What else went wrong: the cell itself, or a promise that no log shows.
     troubles: list[str] = field(default_factory=list)

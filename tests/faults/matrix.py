@@ -17,6 +17,8 @@ from tests.faults.cells import Cell, Result
 
 #: Seconds that a cell may take beyond its own before it shows where it hangs, and before it is killed.
 HANGS, KILLED = 90.0, 100.0
+#: The rows of the proof.
+INVARIANTS = [f"I{number}" for number in range(1, 18)]
 
 
 def run_apart(cell: Cell) -> Result:
@@ -74,10 +76,14 @@ def table(results: Sequence[Result]) -> str:
     lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
     misfortunes: Counter[str] = Counter()
     resyncs: Counter[str] = Counter()
+    evidence: Counter[str] = Counter()
     for result in results:
+        evidence.update(result.evidence)
         misfortunes.update(result.misfortunes)
         resyncs.update(result.resyncs)
-    return "\n".join([*lines, f"misfortunes: {_listed(misfortunes)}", f"resyncs: {_listed(resyncs)}"])
+    lines += [f"misfortunes: {_listed(misfortunes)}", f"resyncs: {_listed(resyncs)}"]
+    lines.append("checked: " + ", ".join(f"{name} {evidence[name]:,}" for name in INVARIANTS))
+    return "\n".join(lines)
 
 
 def _row(name: str, results: Sequence[Result]) -> tuple[str, ...]:

@@ -6,8 +6,7 @@ import random
 import threading
 import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from google.protobuf.wrappers_pb2 import BytesValue
@@ -15,15 +14,15 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from datasync.syncbase.status import SubscriptionState
 from tests.faults import measure
 from tests.faults.cells import NONE, RANDOM, SECONDS, Cell, Result, fits
-from tests.faults.checkers import check_all
+from tests.faults.checkers import judge
 from tests.faults.consumers import ANSWERING, MANNERS, Consumer, Membership
-from tests.faults.history import PutResync, Strike
+from tests.faults.history import PutResync, Strike, TruthCommit
 from tests.faults.sources import PREFIXES, Misfortune, Source, make_source
 from tests.faults.times import Times, shortened
 from tests.faults.workloads import WORKLOADS, Pace
 
-#: Seconds that a cell may take to converge before it is given up; I8 is stricter.
-CONVERGENCE = 15.0
+#: Seconds within which a cell is to converge, by I8, and after which it is given up.
+CONVERGENCE, PATIENCE = 2.0, 15.0
 #: Seconds before the first misfortune, and between two: the least and the most.
 FIRST, NEXT = (0.05, 0.4), (0.5, 1.2)
 #: Watchers that come and go, at most, besides those that are there from the beginning.
@@ -74,6 +73,7 @@ class _Run:
         self._counted = self._workload.counted and not self._cell.seconds
         self._seconds = self._cell.seconds or SECONDS
         self._written = 0  # bytes
+        self._told: Sequence[TruthCommit] | None = None
         if self._cell.fault not in (RANDOM, NONE, *source.misfortunes()):
             raise ValueError(f"{self._cell.source} has no fault {self._cell.fault!r}")
         self._plugin = source.transport()
@@ -89,8 +89,7 @@ class _Run:
             source.heal()
             for member in list(self._members):
                 member.consumer.heal()
-            if source.orchestrator is not None:
-                source.orchestrator.do_resync()
+            self._ask_all()
             self._converge()
         finally:
             self._over.set()
@@ -174,7 +173,7 @@ class _Run:
         for number, manners in enumerate(workload.watchers):
             self._join(f"watcher-{number}", self._chance, manners)
         if not workload.watchers:
-            for number in range(self._chance.randint(0, 3)):
+            for number in range(self._chance.randint(1, 3)):
                 self._join(f"early-{number}", self._chance)
 
     def _join(self, name: str, chance: random.Random, manners: str = "") -> None:
@@ -194,6 +193,7 @@ class _Run:
         member = Membership(self._plugin, consumer, prefixes, chance.choice((1, 1, 2, 4)))
         log = consumer.recorder.log
         log.sourced, log.backoff = self._source.sourced, self._times.failure_backoff
+        log.prompt = manners == "fast" and not workload.room and not workload.hurried
         consumer.talk_back = lambda own: self._talk_back(member, own)
         consumer.start()
         self._members.append(member)
@@ -222,8 +222,13 @@ class _Run:
                 self._join(f"late-{late}", chance, manners)
             elif dice < 0.87 and self._members:
                 self._leave(chance.choice(self._members), chance)
-            elif dice > 0.93 and self._source.orchestrator is not None:
-                self._source.orchestrator.do_resync()
+            elif dice > 0.93:
+                self._ask_all()
+
+    def _ask_all(self) -> None:
+        if self._source.orchestrator is not None:
+            self._source.course.requests.append(time.monotonic())
+            self._source.orchestrator.do_resync()
 
     def _leave(self, member: Membership, chance: random.Random) -> None:
         """Close a registration: from here, from its consumer's own thread, from both at once."""
@@ -255,13 +260,14 @@ class _Run:
         if course.converged is None:
             return
         self.result.converged = course.converged - course.healed
-        self._write()  # what stands still has converged as well
-        self._all_right()
+        if self.result.converged < CONVERGENCE / 2:  # what has stopped has converged as well
+            self._write()
+            self._all_right()
 
     def _all_right(self) -> float | None:
         """When every view was right; None when they never were."""
         state = dict(self._source.truth.state)
-        deadline = time.monotonic() + CONVERGENCE
+        deadline = time.monotonic() + PATIENCE
         while True:
             now = time.monotonic()
             waiting = self._behind(state)
@@ -303,6 +309,7 @@ class _Run:
             self._errors += member.consumer.errors
         try:
             self._source.settle()
+            self._told = self._source.history()
         except Exception as error:
             self._errors.append(error)
         if self._puts() != closed:
@@ -329,7 +336,7 @@ class _Run:
             threading.Thread(target=self._guarded, args=(close,), name="closes").start()
         else:
             self._chance.choice(self._members).consumer.ask(close)
-        if not over.wait(CONVERGENCE):
+        if not over.wait(PATIENCE):
             self.result.troubles.append(f"I15 violated: close() of the transport from {way} does not return")
         measure.close("transport, again", self._plugin.close, self._source.course, 0.0)
 
@@ -337,21 +344,30 @@ class _Run:
         return sum(member.consumer.recorder.count for member in self._members)
 
     def _check(self) -> None:
-        result = self.result
+        result, workload = self.result, self._workload
         result.troubles += ["".join(traceback.format_exception(error)) for error in self._errors]
-        resyncs: Counter[str] = Counter()
-        for member in self._members:
-            log = member.consumer.recorder.log
+        logs = [member.consumer.recorder.log for member in self._members]
+        for member, log in zip(self._members, logs, strict=True):
             log.complete = result.converged is not None or not member.closed
-            result.violations += map(str, check_all(self._source.truth, log))
-            puts = log.puts()
-            result.events += len(puts)
-            for put in puts:
-                if isinstance(put, PutResync):
-                    resyncs[put.reason.value] += 1
-                else:
-                    result.changes += len(put.changes)
-        result.resyncs = dict(resyncs)
+        judgement = judge(
+            self._source.truth,
+            logs,
+            self._source.course,
+            self._told,
+            calm=self._cell.fault == NONE,
+            idle=workload.rate is None,
+            failing=workload.fails,
+        )
+        result.violations += map(str, judgement.violations)
+        result.evidence = dict(judgement.evidence)
+        if not workload.hurried:  # a history of chance may well have nobody who watches
+            result.troubles += judgement.lacks
+        for put in (put for log in logs for put in log.puts()):
+            result.events += 1
+            if isinstance(put, PutResync):
+                result.resyncs[put.reason.value] = result.resyncs.get(put.reason.value, 0) + 1
+            else:
+                result.changes += len(put.changes)
 
     def _guarded(self, body: Callable[[], None]) -> None:
         try:

@@ -108,7 +108,7 @@ class Source(ABC):
     def errors(self) -> None:
         """Whatever the store is asked, it raises now and then, of every class of error."""
         before, self.faults.rate = self.faults.rate, self.chance.choice((0.1, 0.3))
-        self.faults.healed.wait(self.chance.uniform(0.01, 0.5))
+        self.faults.healed.wait(self.chance.uniform(0.01, 0.2))
         self.faults.rate = before
 
 
@@ -167,13 +167,12 @@ class RecordedSource(Source):
         super().__init__(chance)
         self.inner = inner
         self.store = FaultyStore(inner, self.faults)
-        self.prefix = chance.choice((ROOT, "/service/"))
+        self.prefix = "/service/"
 
     def foreign(self) -> None:
         """Somebody writes beside the watched prefix: the revision moves on, and nothing is to be told."""
-        if self.prefix:
-            with self.lock:
-                write(self.inner, [("/foreign", b"x")])
+        with self.lock:
+            write(self.inner, [("/foreign", b"x")])
 
     def write(self, ops: Ops) -> None:
         with self.lock:

@@ -55,6 +55,11 @@ class Workload:
         """True when some of its watchers do not answer."""
         return any(MANNERS[manners].mute for manners in self.watchers)
 
+    @property
+    def fails(self) -> bool:
+        """True when some of its watchers refuse, or do not answer: the others must not notice."""
+        return self.abandons or any(MANNERS[manners].refuses for manners in self.watchers)
+
     def known_keys(self) -> Sequence[str]:
         """All that may be written."""
         return KEYS if self.keys <= len(KEYS) else many_keys(self.keys)
