@@ -13,27 +13,39 @@ from typing import Any
 from datasync.errors import InvalidArgumentError, SubscriptionError
 from datasync.events import ChangeValue, KeyVal, Op
 from datasync.serializer import check_key
-from datasync.syncbase.change import Payload
+from datasync.syncbase.change import Change, ChangeBytes, Payload, check_revision
 
 
-def payload(key: str, value: KeyVal | ChangeValue) -> Payload | None:
-    """What is kept of *value*; None for a delete."""
+def payloads(values: Mapping[str, KeyVal | ChangeValue]) -> tuple[list[tuple[str, Payload | None]], int]:
+    """What is kept of *values*, in order, None for a delete; and the highest of their revisions."""
+    if not isinstance(values, Mapping):
+        raise InvalidArgumentError(f"changes must be a mapping from key to change, not {type(values).__name__}")
+    ops: list[tuple[str, Payload | None]] = []
+    highest = 0
+    for key, value in values.items():
+        kind = type(value)
+        if kind is Change or kind is ChangeBytes:  # what they are made of was checked when they were made
+            own, revision, deletes = value._key, value._revision, value._op is Op.DELETE  # type: ignore[union-attr]
+        else:
+            own, revision, deletes = _read(key, value)
+        if own != key:
+            raise InvalidArgumentError(f"the change under {key!r} has another key: {own!r}")
+        if revision > highest:
+            highest = revision
+        ops.append((key, None if deletes else value))
+    return ops, highest
+
+
+def _read(key: str, value: KeyVal | ChangeValue) -> tuple[str, int, bool]:
+    """The key and revision of *value*, and whether it is a delete; it may be of anybody's making."""
     check_key(key)
     get_change_type: Callable[[], Op] | None = getattr(value, "get_change_type", None)
     op = Op.PUT if get_change_type is None else get_change_type()
     if (op is not Op.PUT and op is not Op.DELETE) or not callable(getattr(value, "get_value", None)):
         raise InvalidArgumentError(f"the value of {key!r} is no change: {type(value).__name__}")
-    if value.get_key() != key:
-        raise InvalidArgumentError(f"the change under {key!r} has another key: {value.get_key()!r}")
     revision = value.get_revision()
-    if not isinstance(revision, int) or revision < 0:
-        raise InvalidArgumentError(f"the revision of {key!r} must be a whole number, 0 or more")
-    return None if op is Op.DELETE else value
-
-
-def check_mapping(changes: object) -> None:
-    if not isinstance(changes, Mapping):
-        raise InvalidArgumentError(f"changes must be a mapping from key to change, not {type(changes).__name__}")
+    check_revision(key, revision)
+    return value.get_key(), revision, op is Op.DELETE
 
 
 def captured(ctx: contextvars.Context | None) -> contextvars.Context:

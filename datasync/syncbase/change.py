@@ -8,6 +8,8 @@ Source: cn-infra ``datasync/syncbase/change.go``, ``kv_iterator.go``, ``events.g
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from google.protobuf.message import Message
@@ -29,6 +31,7 @@ class KeyVal:
 
     def __init__(self, key: str, value: Message | None, revision: int = 0) -> None:
         check_key(key)
+        check_revision(key, revision)
         self._key = key
         self._value = None if value is None else _copy(value)
         self._revision = revision
@@ -71,6 +74,7 @@ class KeyValBytes:
         check_key(key)
         if data is not None and not isinstance(data, (bytes, bytearray, memoryview)):
             raise InvalidArgumentError(f"the value of {key!r} must be bytes, not {type(data).__name__}")
+        check_revision(key, revision)
         self._key = key
         self._data = None if data is None else bytes(data)
         self._revision = revision
@@ -201,6 +205,11 @@ class ChangeResp(NamedTuple):
         return f"<ChangeResp {self.op.value} {self.key!r} revision {self.revision}>"
 
 
+#: Makes a ``ChangeResp`` of a tuple of its fields: a third of the time that a call of the class takes.
+new_change_resp: Callable[[tuple[str, Op, int, Payload | None, tuple[int, Payload] | None, Serializer]], ChangeResp]
+new_change_resp = partial(tuple.__new__, ChangeResp)
+
+
 def read_payload(key: str, payload: Payload | None, serializer: Serializer, message: MessageT) -> MessageT:
     """Clear *message* and fill it from *payload*; None leaves it empty."""
     check_buffer(message)
@@ -222,6 +231,12 @@ def check_buffer(message: object) -> None:
     """Raise ``InvalidArgumentError`` unless *message* can be filled."""
     if not isinstance(message, Message):
         raise InvalidArgumentError(f"a value is read into a protobuf message, not into {type(message).__name__}")
+
+
+def check_revision(key: str, revision: object) -> None:
+    """Raise ``InvalidArgumentError`` unless *revision* is a whole number, 0 or more."""
+    if not isinstance(revision, int) or revision < 0:
+        raise InvalidArgumentError(f"the revision of {key!r} must be a whole number, 0 or more")
 
 
 def _check_op(key: str, op: Op, empty: bool) -> None:

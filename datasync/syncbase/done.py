@@ -105,20 +105,29 @@ class PropagationFuture(GuardedFuture[Outcome]):
     Threads: any.
     """
 
-    def __init__(self, subject: str, default_timeout: float) -> None:
-        super().__init__(f"the answer to {subject}")
+    _outcome: Outcome
+    _complete: Callable[[], None] | None = None
+
+    def __init__(self, subject: Callable[[], str], default_timeout: float) -> None:
+        super().__init__("the answer of the subscribers")
         if default_timeout is not None and not isinstance(default_timeout, (int, float)):
             raise InvalidArgumentError(f"timeout must be a number of seconds, not {type(default_timeout).__name__}")
         self.default_timeout = default_timeout
-        self._subject = subject
+        self._subject = subject  # written only for an error
+        self._made = time.monotonic()
         # Guarded by the lock of the registry that made the future, as is collect(); read without it by silent().
         # Name to a look at what that subscription has waiting.
         self._silent: dict[str, Callable[[], None]] = {}
         self._failed: dict[str, BaseException] = {}
-        self._outcome = Outcome(0)
-        self._complete: Callable[[], None] = lambda: None
-        self._made = time.monotonic()
-        self.set_running_or_notify_cancel()
+
+    def cancel(self) -> bool:
+        """False: a change that is on its way cannot be called back."""
+        self._guard.check()
+        return False
+
+    def running(self) -> bool:
+        """True until it is answered."""
+        return not self.done()
 
     def silent(self) -> tuple[str, ...]:
         """Names of the subscriptions that have not answered yet."""
@@ -145,12 +154,15 @@ class PropagationFuture(GuardedFuture[Outcome]):
             raise self._too_late(timeout) from None
 
     def expect(
-        self, outcome: Outcome, looks: Mapping[str, Callable[[], None]], complete: Callable[[], None] | None = None
+        self, outcome: Outcome, looks: dict[str, Callable[[], None]], complete: Callable[[], None] | None = None
     ) -> None:
-        """Say who answers, what success is, and what completes futures. Called once, under the registry's lock."""
+        """Say who answers (the future's own from now on), what success is, and what completes futures.
+
+        Called once, under the registry's lock.
+        """
         self._outcome = outcome
-        self._complete = complete or self._complete
-        self._silent = dict(looks)
+        self._complete = complete
+        self._silent = looks
 
     def collect(self, name: str, error: BaseException | None) -> bool:
         """Take the answer of *name*; True when it was the last one. Called under the registry's lock."""
@@ -164,7 +176,7 @@ class PropagationFuture(GuardedFuture[Outcome]):
         if not self._failed:
             self.set_result(self._outcome)
         else:
-            self.set_exception(_combine(self._subject, self._failed))
+            self.set_exception(_combine(self._subject(), self._failed))
 
     def _seconds(self, timeout: float | None) -> float:
         # Infinity is a fair way to say "however long it takes", and more than a lock can wait.
@@ -174,7 +186,8 @@ class PropagationFuture(GuardedFuture[Outcome]):
         """Look once more: a queue that was full all the time is a ``DeliveryTimeout``, which is due at this moment."""
         for look in self._silent.copy().values():
             look()
-        self._complete()  # it may be answered, and wait behind the slow callback of another one
+        if self._complete is not None:
+            self._complete()  # it may be answered, and wait behind the slow callback of another one
         return self.done()
 
     def _too_late(self, timeout: float) -> DoneTimeout:
@@ -182,8 +195,9 @@ class PropagationFuture(GuardedFuture[Outcome]):
         names = ", ".join(silent)
         # Who asks again and again, or waits elsewhere and then asks, has waited longer than this call did.
         timeout = max(timeout, time.monotonic() - self._made)
-        log.warning("%s: done was not called within %.1f s by: %s", self._subject, timeout, names)
-        return DoneTimeout(f"{self._subject}: done was not called within {timeout:.1f} s by: {names}", silent)
+        subject = self._subject()
+        log.warning("%s: done was not called within %.1f s by: %s", subject, timeout, names)
+        return DoneTimeout(f"{subject}: done was not called within {timeout:.1f} s by: {names}", silent)
 
 
 def aggregate_done(futures: Mapping[str, concurrent.futures.Future[None]]) -> concurrent.futures.Future[None]:

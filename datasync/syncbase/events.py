@@ -58,7 +58,11 @@ class QueuedChange(_QueuedEvent):
     def __init__(
         self, subscription: Subscription, context: contextvars.Context, put_at: float, pendings: list[Pending]
     ) -> None:
-        super().__init__(subscription, context, put_at)
+        # What super().__init__() does, without the call: most events are of this kind.
+        self._subscription = subscription
+        self._context = context
+        self.put_at = put_at
+        self.given_up = False
         #: The transactions in it, to be put back when the queue is full.
         self.pendings = pendings
         if len(pendings) == 1:

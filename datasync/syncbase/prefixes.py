@@ -50,8 +50,12 @@ class PrefixTable(Generic[ValueT]):
     def matching(self, key: str) -> list[ValueT]:
         """The values of all prefixes of *key*, shortest first."""
         values = self._values
-        size = len(key)
-        return [values[key[:n]] for n in self._ascending if n <= size and key[:n] in values]
+        found = []
+        for length in self._ascending:
+            head = key[:length]
+            if head in values and len(head) == length:  # a slice may be shorter
+                found.append(values[head])
+        return found
 
     def longest(self, key: str) -> str | None:
         """The longest prefix of *key*."""

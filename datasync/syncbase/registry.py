@@ -24,8 +24,8 @@ from datasync.errors import ClosedError, ConflictError, NotReadyError, Subscript
 from datasync.events import ChangeValue, KeyVal, ResyncReason
 from datasync.serializer import Serializer
 from datasync.syncbase.alarms import Alarms
-from datasync.syncbase.arguments import captured, check_mapping, check_prefix, check_watch, payload
-from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, StoredKeyVal
+from datasync.syncbase.arguments import captured, check_prefix, check_watch, payloads
+from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, Payload, StoredKeyVal
 from datasync.syncbase.done import Outcome, PropagationFuture
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.registration import Registration
@@ -153,7 +153,7 @@ class Registry:
     ) -> PropagationFuture:
         """Send a RESYNC with the state as it is known to one subscription. Raises ``SubscriptionError``."""
         self._guard.check()
-        future = PropagationFuture(f"{self.name}: resync of {resync_name!r}", timeout)
+        future = PropagationFuture(lambda: f"{self.name}: resync of {resync_name!r}", timeout)
         with self._lock:
             self._check_open()
             subscription = self._subscriptions.get(resync_name)
@@ -215,12 +215,9 @@ class Registry:
           SubscriptionError: Nobody watches a key; nothing was applied.
         """
         self._guard.check()
-        check_mapping(changes)
-        ops = [(key, payload(key, change)) for key, change in changes.items()]
-        revision = max((change.get_revision() for change in changes.values()), default=0)
+        ops, revision = payloads(changes)
         context = captured(ctx)
-        first = next(iter(changes), "")
-        future = PropagationFuture(f"{self.name}: transaction of {len(ops)} change(s) from {first!r} on", timeout)
+        future = PropagationFuture(lambda: f"{self.name}: {_transaction(ops)}", timeout)
         with self._lock:
             self._check_open()
             if expected is not None:
@@ -270,17 +267,13 @@ class Registry:
     ) -> PropagationFuture:
         """As ``propagate_resync``, without waiting: the answer comes through the future."""
         self._guard.check()
-        check_mapping(values)
-        payloads = {key: payload(key, value) for key, value in values.items()}
-        wanted = max((value.get_revision() for value in values.values()), default=0)
+        pairs, wanted = payloads(values)
         context = captured(ctx)
-        future = PropagationFuture(f"{self.name}: resync of {len(payloads)} key(s)", timeout)
+        future = PropagationFuture(lambda: f"{self.name}: resync of {len(pairs)} key(s)", timeout)
         with self._lock:
             self._check_open()
             revision = max(wanted, self._state.revision + 1)
-            entries: dict[str, Entry] = {
-                key: (revision, payload) for key, payload in payloads.items() if payload is not None
-            }
+            entries: dict[str, Entry] = {key: (revision, value) for key, value in pairs if value is not None}
             looks = {name: one.tick for name, one in self._subscriptions.items()}
             future.expect(Outcome(revision), looks, self._shared.complete)
             self._replace_locked(entries, revision, reason, future, context)
@@ -514,16 +507,21 @@ class Registry:
         """Who gets which changes, and the keys that nobody wants."""
         deliveries: dict[Subscription, list[ChangeResp]] = {}
         unwatched: list[str] = []
+        matching = self._index.matching
+        members: tuple[Subscription, ...] | None = None
+        theirs: list[list[ChangeResp]] = []  # what goes to *members*, the same for most changes in a row
         for change in changes:
-            matching = self._index.matching(change.key)
-            if not matching:
+            found = matching(change.key)
+            if not found:
                 unwatched.append(change.key)
-            elif len(matching) == 1:
-                for subscription in matching[0]:
-                    deliveries.setdefault(subscription, []).append(change)
-            else:  # overlapping prefixes: a subscription gets a key once
-                for subscription in dict.fromkeys(member for members in matching for member in members):
-                    deliveries.setdefault(subscription, []).append(change)
+                continue
+            if len(found) > 1:  # overlapping prefixes: a subscription gets a key once
+                found = [tuple(dict.fromkeys(member for group in found for member in group))]
+            if found[0] is not members:
+                members = found[0]
+                theirs = [deliveries.setdefault(subscription, []) for subscription in members]
+            for wanted in theirs:
+                wanted.append(change)
         return deliveries, unwatched
 
     def _replace_locked(
@@ -570,3 +568,8 @@ class Registry:
         self._shared.complete()
         if interrupted is not None:
             raise interrupted
+
+
+def _transaction(ops: Sequence[tuple[str, Payload | None]]) -> str:
+    first = ops[0][0] if ops else ""
+    return f"transaction of {len(ops)} change(s) from {first!r} on"

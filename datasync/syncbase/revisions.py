@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from datasync.events import Op
 from datasync.serializer import Serializer
-from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, Payload, StoredKeyVal
+from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, Payload, StoredKeyVal, new_change_resp
 
 #: What is kept per key: the revision at which it was set, and the value.
 Entry = tuple[int, Payload]
@@ -82,7 +82,7 @@ class PrevRevisions:
         """
         changes: list[ChangeResp] = []
         ignored: list[str] = []
-        serializer = self.serializer
+        serializer, put, delete = self.serializer, Op.PUT, Op.DELETE
         with self._lock:
             entries = self._entries
             if revision <= self._revision:
@@ -91,10 +91,10 @@ class PrevRevisions:
                 previous = entries.get(key)
                 if value is not None:
                     entries[key] = (revision, value)
-                    changes.append(ChangeResp(key, Op.PUT, revision, value, previous, serializer))
+                    changes.append(new_change_resp((key, put, revision, value, previous, serializer)))
                 elif previous is not None:
                     del entries[key]
-                    changes.append(ChangeResp(key, Op.DELETE, revision, None, previous, serializer))
+                    changes.append(new_change_resp((key, delete, revision, None, previous, serializer)))
                 else:
                     ignored.append(key)
             if changes:

@@ -81,6 +81,7 @@ class Subscription:
 
         self._putting: tuple[int] | None = None  # the thread that is putting right now; another object for each put
         self._put_over = threading.Condition(shared.lock)
+        self._put_awaited = 0  # threads that wait for it
         self._full_since: float | None = None
         self._full_backoff = Backoff(*FULL_QUEUE_BACKOFF, spread=(1.0, 1.0))
         self._failure_backoff = Backoff(*FAILURE_BACKOFF, spread=(1.0, 1.5))
@@ -196,54 +197,53 @@ class Subscription:
 
     def pump(self, *, retry: bool = False) -> None:
         """Put what may be put now. A queue that was found full is left to the delivery worker, which says *retry*."""
-        while not (retry and self._still_full()):
+        if not (retry and self._still_full()):
             with self._shared.lock:
-                if self._putting is not None:
-                    break  # that thread looks again when its put is over
-                if self._full_since is not None and not retry:
-                    break
-                event = self._take_locked()
-                if event is None:
-                    break
-                self._putting = (threading.get_ident(),)
-            if not self._put(event):
-                break
+                event = self._begin_locked(retry)
+            self._put_all(event, retry)
         self._shared.complete()
 
     def settle(self, event: _QueuedEvent, error: BaseException | None, *, given_up: bool = False) -> bool:
         """Take the answer to *event* and go on; True when it was the first one."""
-        first = self._settle(event, error, given_up)
-        self.pump(retry=True)
-        return first
-
-    def _settle(self, event: _QueuedEvent, error: BaseException | None, given_up: bool = False) -> bool:
         check_answer(error)
         self._shared.guard.check()
         with self._shared.lock:
-            late = time.monotonic() - event.put_at > DEFAULT_NOTIF_TIMEOUT
-            if event not in self._in_flight:
-                if event.given_up:  # its one late answer; a second answer to another event is no news
-                    event.given_up = False
-                    self._counts["late"] += 1
-                    # What replaced it may have been handled before it: two queues have no common order.
-                    if not self._closed:
-                        self._start_over_locked(ResyncReason.UNANSWERED)
-                return False
-            event.given_up = given_up
-            if late and not given_up:
-                self._counts["late"] += 1
-            del self._in_flight[event]
-            self._counts["failed" if error is not None else "ok"] += 1
-            self._last_error = error
-            self._answer_locked(_waiters(event), error)
-            if isinstance(event, QueuedResync):
-                self._barrier = False
-            if error is None:
-                self._failure_backoff.reset()
-            else:
-                self._failed_locked(event, ResyncReason.UNANSWERED if given_up else ResyncReason.FAILED)
-        if error is not None and not given_up:
+            first = self._settle_locked(event, error, given_up)
+            following = self._begin_locked() if self._full_since is None else None
+        if first and error is not None and not given_up:
             log.warning("%s: %r was refused with %s", self._shared.source, event, type(error).__name__)
+        if following is not None:
+            self._put_all(following, True)
+            self._shared.complete()
+        elif self._full_since is not None:
+            self.pump(retry=True)  # whoever answers has made room
+        else:
+            self._shared.complete()
+        return first
+
+    def _settle_locked(self, event: _QueuedEvent, error: BaseException | None, given_up: bool = False) -> bool:
+        late = time.monotonic() - event.put_at > DEFAULT_NOTIF_TIMEOUT
+        if event not in self._in_flight:
+            if event.given_up:  # its one late answer; a second answer to another event is no news
+                event.given_up = False
+                self._counts["late"] += 1
+                # What replaced it may have been handled before it: two queues have no common order.
+                if not self._closed:
+                    self._start_over_locked(ResyncReason.UNANSWERED)
+            return False
+        event.given_up = given_up
+        if late and not given_up:
+            self._counts["late"] += 1
+        del self._in_flight[event]
+        self._counts["failed" if error is not None else "ok"] += 1
+        self._last_error = error
+        self._answer_locked(_waiters(event), error)
+        if isinstance(event, QueuedResync):
+            self._barrier = False
+        if error is None:
+            self._failure_backoff.reset()
+        else:
+            self._failed_locked(event, ResyncReason.UNANSWERED if given_up else ResyncReason.FAILED)
         return True
 
     def tick(self) -> None:
@@ -266,8 +266,22 @@ class Subscription:
             self.settle(event, DoneTimeout(message, (self.name,)), given_up=True)
         self.pump(retry=True)
 
-    def _put(self, event: _QueuedEvent) -> bool:
-        """Put *event*; False when the queue was full."""
+    def _begin_locked(self, retry: bool = False) -> _QueuedEvent | None:
+        """The event that this thread is to put now; None also while another one is putting, which then looks again."""
+        if self._putting is not None or (self._full_since is not None and not retry):
+            return None
+        event = self._take_locked()
+        if event is not None:
+            self._putting = (threading.get_ident(),)
+        return event
+
+    def _put_all(self, event: _QueuedEvent | None, retry: bool) -> None:
+        """Put *event* and all that may follow it."""
+        while event is not None:
+            event = self._put(event, retry)
+
+    def _put(self, event: _QueuedEvent, retry: bool) -> _QueuedEvent | None:
+        """Put *event*; the one that is to follow, None when there is none or the queue was full."""
         target = self._change_queue if isinstance(event, QueuedChange) else self._resync_queue
         failure: BaseException | None = None
         full = False
@@ -278,22 +292,28 @@ class Subscription:
             full = True
         except BaseException as error:  # the user's own queue, or one that was shut down; or ^C in the caller's thread
             failure = error
+        following: _QueuedEvent | None = None
         with self._shared.lock:
             self._putting = None
-            self._put_over.notify_all()
+            if self._put_awaited:
+                self._put_over.notify_all()
             if full:
                 self._take_back_locked(event)
             else:
                 self._full_since = None
                 self._full_backoff.reset()
+                if target is None or failure is not None:  # nobody is interested: it counts as done
+                    self._settle_locked(event, failure)
+                following = self._begin_locked(retry)
         if not full:
             log.debug("%s: %r", self._shared.source, event)
-        if target is None or failure is not None:
-            self._settle(event, failure)  # nobody is interested: it counts as done
-        if failure is not None and not isinstance(failure, Exception) and in_main_thread():
-            self._shared.complete()
-            raise failure
-        return not full
+        if failure is not None:
+            log.warning("%s: %r could not be put: %s", self._shared.source, event, type(failure).__name__)
+            if not isinstance(failure, Exception) and in_main_thread():
+                self._put_all(following, retry)
+                self._shared.complete()
+                raise failure
+        return following
 
     def _still_full(self) -> bool:
         """Spare the making of an event that would find no room; it is asked without the lock and may be wrong."""
@@ -470,7 +490,11 @@ class Subscription:
         """
         putting = self._putting
         if putting is not None and putting[0] != threading.get_ident():
-            self._put_over.wait_for(lambda: self._putting is not putting, CLOSE_TIMEOUT)
+            self._put_awaited += 1
+            try:
+                self._put_over.wait_for(lambda: self._putting is not putting, CLOSE_TIMEOUT)
+            finally:
+                self._put_awaited -= 1
 
     def _alarm_locked(self, at: float) -> None:
         if self._alarm is None or at < self._alarm.at:
