@@ -16,9 +16,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from werkzeug.http import parse_etags
-from werkzeug.wrappers import Request, Response
+from werkzeug.wrappers import Request
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.errors import ConflictError, DatasyncError, InvalidArgumentError
@@ -33,6 +34,7 @@ from datasync.restsync.openapi import document
 from datasync.restsync.page import PAGE, PAGE_POLICY, Source, overview
 from datasync.restsync.problems import Problem, problem_of
 from datasync.restsync.query import number_of, read_query, seconds_of, text_of, truth_of
+from datasync.restsync.reply import Reply
 from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.done import Outcome, PropagationFuture
 from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT
@@ -163,7 +165,7 @@ class Application:
             response = problem_of(error).response()
         response.headers.setdefault("Cache-Control", "no-cache")
         response.headers["X-Content-Type-Options"] = "nosniff"
-        log.debug("%s %r: %d", request.method, request.path, response.status_code)
+        log.debug("%s %r: %d", request.method, request.path, response.status)
         return response(environ, start_response)
 
     @property
@@ -188,7 +190,7 @@ class Application:
 
     # Which path means what.
 
-    def _route(self, request: Request) -> Response:
+    def _route(self, request: Request) -> Reply:
         path = request.environ.get("PATH_INFO", "")
         if path in ("", "/") and self._page:
             return self._serve_page(request, path)
@@ -211,7 +213,7 @@ class Application:
             return _only(request, GET=lambda: self._status(request))
         raise Problem("not-found", "look at /openapi.json for what is here")
 
-    def _one_key(self, request: Request, path: str) -> Response:
+    def _one_key(self, request: Request, path: str) -> Reply:
         # The method first: 405 is true whatever the key.
         return _only(
             request,
@@ -222,31 +224,31 @@ class Application:
 
     # One key.
 
-    def _get(self, request: Request, key: str) -> Response:
+    def _get(self, request: Request, key: str) -> Reply:
         read_query(request)
         pair = self._adapter.registry.get(key)
         if pair is None:
             raise Problem("no-such-key", f"there is no {key!r}")
         content, content_type = content_of(pair)
-        return self._tagged(request, pair.revision, Response(content, content_type=content_type))
+        return self._tagged(request, pair.revision, Reply(content, 200, content_type))
 
-    def _put(self, request: Request, key: str) -> Response:
+    def _put(self, request: Request, key: str) -> Reply:
         read_query(request)
         body = read_value(request, key, self._max_body)
         created = self._adapter.registry.get(key) is None
         outcome = self._commit(request, key, body)
-        response = _json_text(json.dumps({"key": key, "revision": outcome.revision}), 201 if created else 200)
-        response.set_etag(event_id(self._adapter, outcome.revision))
+        response = _json_text(_written(key, outcome), 201 if created else 200)
+        response.tag(event_id(self._adapter, outcome.revision))
         return response
 
-    def _delete(self, request: Request, key: str) -> Response:
+    def _delete(self, request: Request, key: str) -> Reply:
         read_query(request)
         if self._adapter.registry.get(key) is None and not request.headers.get("If-Match"):
             raise Problem("no-such-key", f"there is no {key!r}")
         outcome = self._commit(request, key, ChangeBytes(key, op=Op.DELETE))
         if key in outcome.ignored:
             raise Problem("no-such-key", f"there is no {key!r}")
-        return _json_text(json.dumps({"key": key, "revision": outcome.revision}))
+        return _json_text(_written(key, outcome))
 
     def _commit(self, request: Request, key: str, change: ChangeBytes) -> Outcome:
         registry = self._adapter.registry
@@ -280,7 +282,7 @@ class Application:
 
     # All keys.
 
-    def _list(self, request: Request) -> Response:
+    def _list(self, request: Request) -> Reply:
         arguments = read_query(request, "prefix", "after", "limit", "values")
         prefix, after = text_of(arguments, "prefix"), text_of(arguments, "after")
         limit = number_of(arguments, "limit", PAGE_SIZE[0], 1, PAGE_SIZE[1])
@@ -292,7 +294,7 @@ class Application:
         text = f'{{"revision":{revision},"items":[{items}],"next":{following}}}'
         return self._tagged(request, revision, _json_text(text))
 
-    def _transaction(self, request: Request) -> Response:
+    def _transaction(self, request: Request) -> Reply:
         read_query(request)
         _unconditional(request)
         changes = read_changes(request, self._max_resync)
@@ -304,7 +306,7 @@ class Application:
         )
         return _json_text(json.dumps({"revision": outcome.revision, "ignored": list(outcome.ignored)}))
 
-    def _resync(self, request: Request) -> Response:
+    def _resync(self, request: Request) -> Reply:
         read_query(request)
         _unconditional(request)
         values = read_resync(request, self._max_resync)
@@ -314,7 +316,7 @@ class Application:
         )
         return _json_text(json.dumps({"revision": outcome.revision, "keys": len(values)}))
 
-    def _events(self, request: Request) -> Response:
+    def _events(self, request: Request) -> Reply:
         arguments = read_query(request, "prefix", "follow", "heartbeat", several="prefix")
         prefixes = tuple(arguments.get("prefix", [""]))
         for prefix in prefixes:
@@ -331,11 +333,9 @@ class Application:
         # Our own server knows when a peer has gone; elsewhere the next heartbeat finds out.
         gone: Callable[[], bool] = request.environ.get("datasync.peer_gone", bool)
         stream = stream_events(self._adapter, wanted, lambda: self.ended() or gone())
-        response = Response(stream, content_type=CONTENT_EVENTS)
-        response.call_on_close(self._stream_over)
-        response.headers["Cache-Control"] = "no-store"
-        response.headers["X-Accel-Buffering"] = "no"  # nginx would else collect events
-        return response
+        # The second is for nginx, which would else collect events.
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return Reply(stream, 200, CONTENT_EVENTS, headers, on_close=self._stream_over)
 
     def _stream_over(self) -> None:
         with self._lock:
@@ -343,16 +343,14 @@ class Application:
 
     # For people.
 
-    def _serve_page(self, request: Request, path: str) -> Response:
+    def _serve_page(self, request: Request, path: str) -> Reply:
         if not path:  # the page's own links need the slash
-            location = request.script_root + "/"
-            return _only(request, GET=lambda: Response(status=308, headers={"Location": location}))
-        page = Response(PAGE, content_type="text/html; charset=utf-8")
-        page.headers["Content-Security-Policy"] = PAGE_POLICY
-        page.headers["Referrer-Policy"] = "no-referrer"
-        return _only(request, GET=lambda: page)
+            location = quote(request.script_root) + "/"
+            return _only(request, GET=lambda: Reply(status=308, headers={"Location": location}))
+        headers = {"Content-Security-Policy": PAGE_POLICY, "Referrer-Policy": "no-referrer"}
+        return _only(request, GET=lambda: Reply(PAGE, 200, "text/html; charset=utf-8", headers))
 
-    def _status(self, request: Request) -> Response:
+    def _status(self, request: Request) -> Reply:
         arguments = read_query(request, "prefix", "limit")
         shown = overview(
             self._adapter,
@@ -385,17 +383,17 @@ class Application:
             seconds = time.monotonic() - began
             self._adapter.journal.remember(Answer(time.time(), op, key, revision, status, detail, seconds))
 
-    def _tagged(self, request: Request, revision: int, response: Response) -> Response:
+    def _tagged(self, request: Request, revision: int, response: Reply) -> Reply:
         """*response* with its entity tag, or 304 where the client has it already."""
         tag = event_id(self._adapter, revision)
         known = request.headers.get("If-None-Match")
         if known is not None and parse_etags(known).contains_weak(tag):
-            response = Response(status=304)
-        response.set_etag(tag)
+            response = Reply(status=304)
+        response.tag(tag)
         return response
 
 
-def _only(request: Request, **handlers: Callable[[], Response]) -> Response:
+def _only(request: Request, **handlers: Callable[[], Reply]) -> Reply:
     """Call the handler of the request's method; HEAD is GET without the body."""
     method = "GET" if request.method == "HEAD" else request.method
     handler = handlers.get(method)
@@ -411,8 +409,12 @@ def _unconditional(request: Request) -> None:
         raise Problem("bad-request", "conditions are for single keys")
 
 
-def _json_text(text: str, status: int = 200) -> Response:
-    return Response(text, status, content_type=CONTENT_JSON)
+def _json_text(text: str, status: int = 200) -> Reply:
+    return Reply(text, status, CONTENT_JSON)
+
+
+def _written(key: str, outcome: Outcome) -> str:
+    return f'{{"key":{json.dumps(key)},"revision":{outcome.revision}}}'
 
 
 def _now(absent: bool) -> str:

@@ -9,6 +9,7 @@ Source: contract section 5; D47 (cn-infra took the raw request line, with its es
 
 from __future__ import annotations
 
+import re
 from urllib.parse import quote
 
 from datasync.errors import InvalidArgumentError
@@ -16,6 +17,8 @@ from datasync.serializer import check_key
 
 #: Bytes that a key may have in UTF-8.
 MAX_KEY = 1024
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def check_path_key(key: str) -> None:
@@ -35,7 +38,7 @@ def check_text(text: str, what: str) -> None:
         raise InvalidArgumentError(f"{what} has half of a surrogate pair") from None
     if size > MAX_KEY:
         raise InvalidArgumentError(f"{what} has {size} bytes, and {MAX_KEY} are allowed: {text[:40]!r}...")
-    if any(ord(character) < 0x20 or ord(character) == 0x7F for character in text):
+    if _CONTROL.search(text):
         raise InvalidArgumentError(f"{what} has a control character: {text[:40]!r}")
 
 

@@ -10,8 +10,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from werkzeug.wrappers import Response
-
 from datasync.errors import (
     ClosedError,
     ConflictError,
@@ -23,6 +21,7 @@ from datasync.errors import (
     PropagationError,
     SubscriptionError,
 )
+from datasync.restsync.reply import Reply
 
 PROBLEM_TYPE = "application/problem+json"
 URN = "urn:datasync:"
@@ -66,13 +65,11 @@ class Problem(Exception):
         self.headers = dict(headers or {})
         self.members = dict(members or {})
 
-    def response(self) -> Response:
+    def response(self) -> Reply:
         """The HTTP response."""
         document = {"type": URN + self.code, "title": self.title, "status": self.status, "detail": self.detail}
         body = json.dumps(document | self.members, ensure_ascii=True)
-        response = Response(body, self.status, content_type=PROBLEM_TYPE)
-        response.headers.update(self.headers)
-        return response
+        return Reply(body, self.status, PROBLEM_TYPE, self.headers)
 
 
 def problem_of(error: BaseException) -> Problem:

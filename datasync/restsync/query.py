@@ -13,6 +13,8 @@ from datasync.restsync.problems import Problem
 
 def read_query(request: Request, *known: str, several: str = "") -> Mapping[str, list[str]]:
     """The query, in which every name is known, and stands once unless it is *several*."""
+    if not request.query_string:
+        return {}
     try:
         unquote_to_bytes(request.query_string).decode()
     except UnicodeDecodeError:
