@@ -344,6 +344,47 @@ def test_c13_a_file_emptied_while_it_was_open_is_rewound(store: SQLiteStore, pat
         assert isinstance(follower.ending(), RewoundError)
 
 
+def write_over(path: Path, copy: Path, keys: list[str]) -> None:
+    """Give the file the content of *copy*, as ``.restore`` of the sqlite3 program does, with *keys* put to it since."""
+    with SQLiteStore(copy) as store:
+        for key in keys:
+            store.commit([PutOp(key, b"")])
+    source, target = sqlite3.connect(copy), sqlite3.connect(path)
+    source.backup(target)
+    source.close()
+    target.close()
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_c13_an_older_copy_written_into_the_same_file_is_rewound_even_when_it_has_grown_since(
+    store: SQLiteStore, path: Path, live: bool
+) -> None:
+    # given a copy, and revisions after it, which are streamed, or were only listed
+    store.commit([PutOp("a", b"1")])
+    copy = path.with_name("copy.db")
+    write_over(copy, path, [])
+    for key in "bcd":
+        store.commit([PutOp(key, b"1")])
+    listed = store.scan("").revision
+    with following(store, "", listed) as follower:
+        follower.until(listed)
+        if not live:
+            follower.close()
+        # when the copy comes back in one piece, and more is written than was lost, before anybody looks
+        write_over(path, copy, list("vwxyz"))
+        # then nobody goes on as if the new revisions followed the old ones
+        if live:
+            assert isinstance(follower.ending(), RewoundError)
+    with following(store, "", listed) as follower:
+        assert isinstance(follower.ending(), RewoundError)
+    # and after a new list it can
+    scan = store.scan("")
+    assert {pair.key for pair in scan} == {"a", *"vwxyz"}
+    with following(store, "", scan.revision) as follower:
+        last = store.commit([PutOp("e", b"")]).revision
+        assert fold(follower.until(last)) == {"e": b""}
+
+
 def test_a_file_that_is_no_longer_a_store_is_refused(store: SQLiteStore, path: Path) -> None:
     path.with_name("text").write_text("not a database")
     path.with_name("text").replace(path)

@@ -113,6 +113,7 @@ class SQLiteStore(Store):
         self._streams: weakref.WeakSet[SQLiteStream] = weakref.WeakSet()
         # Which file (its generation) was listed last, and the first revision that was read from it.
         self._read_from = (0, 0)
+        self._marks = ledger.Marks()
 
     @classmethod
     def from_url(cls, url: StoreURL, **options: Any) -> SQLiteStore:
@@ -147,6 +148,7 @@ class SQLiteStore(Store):
             due = ledger.bounds(connection).due
         self.reap(due)
         scan = _SQLiteScan(self._database, prefix, keys_only)
+        self._marks.note(scan.revision, scan.mark)
         with self._lock:
             if self._read_from[0] != scan.generation:
                 self._read_from = (scan.generation, scan.revision)
@@ -184,6 +186,7 @@ class SQLiteStore(Store):
                 prefix,
                 after,
                 generation=generation,
+                marks=self._marks,
                 poll_interval=self._poll_interval,
                 reap=self.reap,
             )
@@ -295,6 +298,7 @@ class _SQLiteScan(Scan):
             with self._link.use("read") as connection:
                 connection.execute("BEGIN")
                 self.revision = ledger.bounds(connection).current
+                self.mark = ledger.mark(connection, self.revision)
                 self.generation = database.generation
                 self._cursor = connection.execute(
                     f"SELECT {self._columns} FROM kv WHERE key >= ? AND key < ? ORDER BY key", self._range

@@ -29,6 +29,7 @@ class SQLiteStream(Stream):
         after: int,
         *,
         generation: int,
+        marks: ledger.Marks,
         poll_interval: float,
         reap: Callable[[float | None], None],
     ) -> None:
@@ -38,6 +39,8 @@ class SQLiteStream(Stream):
         self._generation = generation
         self._prefix = prefix
         self._position = after
+        self._marks = marks
+        self._mark = marks.of(after)
         self._poll_interval = poll_interval
         self._reap = reap
         self._cancelled = self._abandoned = False
@@ -77,6 +80,8 @@ class SQLiteStream(Stream):
             if not self._cancelled:  # else it is the end that was asked for
                 raise
         finally:
+            if not self._guard.forked:  # its lock may be held by a thread that is not here
+                self._marks.note(self._position, self._mark)
             self._link.close()
 
     def _look(self) -> tuple[Batch | None, bool]:
@@ -95,7 +100,9 @@ class SQLiteStream(Stream):
             connection.execute("BEGIN")  # bounds and commits of one moment
             oldest, current, self._due = ledger.bounds(connection)
             self._check_position(oldest, current)
+            self._check_mark(ledger.mark(connection, self._position))
             batch, more = ledger.commits(connection, self._prefix, self._position, current)
+            self._mark = ledger.mark(connection, batch.revision)  # where the caller will be next
             connection.execute("COMMIT")
             if not more:
                 self._seen = seen
@@ -107,6 +114,11 @@ class SQLiteStream(Stream):
         if self._position < oldest > 1:
             message = f"{self._database.path} has no history after revision {self._position}, only after {oldest}"
             raise CompactedError(message, oldest)
+
+    def _check_mark(self, found: float | None) -> None:
+        """The same file may have another content: an older copy was written over it, and has grown since."""
+        if self._mark is not None and found != self._mark:
+            raise RewoundError(f"{self._database.path} has another past: revision {self._position} is not what it was")
 
     def _refuse_another_file(self) -> None:
         if self._database.generation != self._generation:
