@@ -10,12 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from datasync.events import Op, ResyncReason
-from tests.faults.checkers import longest
 from tests.faults.history import (
     Answered,
     Answering,
     Asked,
-    Entry,
     Gone,
     Log,
     Op1,
@@ -23,11 +21,10 @@ from tests.faults.history import (
     PutResync,
     Seen,
     Truth,
-    Watched,
 )
+from tests.faults.honest import Honest
 
 PREFIXES = ("a/", "a/b/")
-ABANDON = 60.0
 
 
 def small_truth() -> Truth:
@@ -48,86 +45,26 @@ def small_truth() -> Truth:
     return truth
 
 
-class _Writer:
-    """Writes the log of a client that does all as it should."""
-
-    def __init__(self, truth: Truth, prefixes: tuple[str, ...]) -> None:
-        self.epoch = truth.epochs[-1]
-        self.prefixes = prefixes
-        self.log = Log("client", ABANDON)
-        self._clock = 0.0
-        self._number = -1
-        self._offered: dict[str, tuple[bytes, int]] = {}
-        self._add(Watched(self._now(), prefixes, 1))
-
-    def resync(self, reason: ResyncReason, revision: int) -> None:
-        state = self.epoch.fold(revision)
-        values: dict[str, dict[str, bytes]] = {prefix: {} for prefix in self.prefixes}
-        for key, value in state.items():
-            prefix = longest(key, self.prefixes)
-            if prefix is not None:
-                values[prefix][key] = value
-        gone = [Gone(key, value, at) for key, (value, at) in self._offered.items() if key not in state]
-        self._offered = {key: (value, revision) for pairs in values.values() for key, value in pairs.items()}
-        self._number += 1
-        self._add(PutResync(self._now(), self._number, reason, revision, values, gone))
-        self._answer()
-
-    def change(self, revision: int) -> None:
-        commit = self.epoch.at(revision)
-        assert commit is not None
-        before = self.epoch.fold(revision - 1)
-        changes = []
-        for key, value in commit.ops:
-            if longest(key, self.prefixes) is not None:
-                op = Op.PUT if value is not None else Op.DELETE
-                changes.append(Seen(key, op, revision, value, before.get(key)))
-                if value is None:
-                    self._offered.pop(key, None)
-                else:
-                    self._offered[key] = (value, revision)
-        self._number += 1
-        self._add(PutChange(self._now(), self._number, changes))
-        self._answer()
-
-    def unregister(self, prefix: str) -> None:
-        self._add(Asked(self._now(), "unregister", prefix, False))
-        self.prefixes = tuple(one for one in self.prefixes if one != prefix)
-        self._add(Asked(self._now(), "unregister", prefix, True))
-
-    def _answer(self) -> None:
-        self._add(Answering(self._now(), self._number, False))
-        self._add(Answered(self._now(), self._number, True))
-        self.log.end = self._clock
-
-    def _add(self, entry: Entry) -> None:
-        self.log.entries.append(entry)
-
-    def _now(self) -> float:
-        self._clock += 0.1
-        return self._clock
-
-
 def honest(truth: Truth) -> Log:
     """Begins at 3, is told 5 to 8, then overflows, and goes on after 9."""
-    writer = _Writer(truth, PREFIXES)
-    writer.resync(ResyncReason.INITIAL, 3)
+    client = Honest(truth, PREFIXES)
+    client.resync(ResyncReason.INITIAL, 3)
     for revision in (5, 6, 8):
-        writer.change(revision)
-    writer.resync(ResyncReason.OVERFLOW, 9)
+        client.change(revision)
+    client.resync(ResyncReason.OVERFLOW, 9)
     for revision in (11, 12):
-        writer.change(revision)
-    return writer.log
+        client.change(revision)
+    return client.log
 
 
 def honest_without_a_prefix(truth: Truth) -> Log:
     """Gives up ``a/b/`` on the way."""
-    writer = _Writer(truth, PREFIXES)
-    writer.resync(ResyncReason.INITIAL, 3)
-    writer.change(5)
-    writer.unregister("a/b/")
-    writer.unregister("a/")
-    return writer.log
+    client = Honest(truth, PREFIXES)
+    client.resync(ResyncReason.INITIAL, 3)
+    client.change(5)
+    client.unregister("a/b/")
+    client.unregister("a/")
+    return client.log
 
 
 class Bug(NamedTuple):
@@ -275,6 +212,50 @@ def puts_after_close(log: Log) -> None:
     log.entries[at:at] = [Asked(now, "close", "", False), Asked(now, "close", "", True)]
 
 
+def refuses_for_ever(log: Log) -> None:
+    """Not broken: a consumer whose every event fails, and a client that asks it less and less often."""
+    _refuse(log, (1.2, 2.4, 4.1))
+
+
+def retries_at_once(log: Log) -> None:
+    _refuse(log, (0.1, 0.1, 0.1))
+
+
+def retries_without_growing(log: Log) -> None:
+    _refuse(log, (1.0, 1.1, 1.2))
+
+
+def does_not_wait_for_the_silent(log: Log) -> None:
+    """An event was given up, and the next RESYNC follows at once."""
+    put = log.puts()[-1]
+    log.entries = log.entries[: log.entries.index(put) + 1]
+    log.entries.append(_again(log, put.time + log.abandon + 0.1, 7, ResyncReason.UNANSWERED))
+
+
+def _refuse(log: Log, pauses: tuple[float, ...]) -> None:
+    """The last event is refused, and so is each RESYNC that follows in so many seconds."""
+    last = log.entries[-1]
+    assert isinstance(last, Answered)
+    log.entries[-2] = Answering(last.time, last.number, True)
+    time = last.time
+    for number, pause in enumerate(pauses, 7):
+        time += pause
+        put = _again(log, time, number, ResyncReason.FAILED)
+        log.entries += [put, Answering(time, number, True), Answered(time, number, True)]
+    log.end = time
+    log.complete = False
+
+
+def _again(log: Log, time: float, number: int, reason: ResyncReason) -> PutResync:
+    """The state after all."""
+    state = small_truth().state
+    values: dict[str, dict[str, bytes]] = {"a/": {}, "a/b/": {}}
+    for key, value in state.items():
+        if key.startswith("a/"):
+            values["a/b/" if key.startswith("a/b/") else "a/"][key] = value
+    return PutResync(time, number, reason, 12, values, [Gone("a/b/2", b"6", 5)])
+
+
 def has_two_in_flight(log: Log) -> None:
     _ahead(log, 2)
 
@@ -321,6 +302,9 @@ BUGS: Mapping[str, Bug] = {
         Bug("I9", hangs_on_to_an_event),
         Bug("I9", does_not_take_an_answer),
         Bug("I9", puts_after_close),
+        Bug("I10", retries_at_once),
+        Bug("I10", retries_without_growing),
+        Bug("I10", does_not_wait_for_the_silent),
         Bug("I11", has_two_in_flight),
         Bug("I11", overtakes_with_a_resync),
         Bug("I11", does_not_wait_for_a_resync),

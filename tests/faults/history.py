@@ -9,12 +9,20 @@ Every moment is of the monotonic clock, which all processes of a machine share; 
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 from datasync.events import Op, ResyncReason
+
+#: Operations between two states that are kept, at least; a large state is kept as seldom as it is large.
+MARK = 500
+#: States that are kept because they were asked for last.
+ASKED = 16
 
 
 class Op1(NamedTuple):
@@ -31,36 +39,72 @@ class TruthCommit(NamedTuple):
     ops: tuple[Op1, ...]
 
 
-@dataclass
 class Epoch:
-    """The whole history of the source in one of its lives; up to *base* it is that of the life before."""
+    """The whole history of the source in one of its lives; up to *base* it is that of the life *before*.
 
-    base: int
-    commits: list[TruthCommit]
-    _states: dict[int, dict[str, bytes]] = field(default_factory=dict, repr=False)
-    _index: dict[int, int] = field(default_factory=dict, repr=False)
+    A state is kept now and then and the rest is folded from there: keeping the state of each commit would need the
+    product of both. The value that each operation replaced is noted as it is recorded.
+    """
+
+    def __init__(self, base: int = 0, before: Epoch | None = None) -> None:
+        kept = 0 if before is None else before.position(base)
+        self.base = base
+        self.commits: list[TruthCommit] = [] if before is None else before.commits[:kept]
+        #: When the writer heard of each commit; 0 where nobody says.
+        self.times: list[float] = [] if before is None else before.times[:kept]
+        #: What the operations of each commit replaced, in their order; None where there was nothing.
+        self.previous: list[tuple[bytes | None, ...]] = [] if before is None else before.previous[:kept]
+        #: The state after the last commit.
+        self.state: dict[str, bytes] = {} if before is None else dict(before.fold(base))
+        self._revisions: list[int] = [] if before is None else before._revisions[:kept]
+        #: States by the number of commits that they are made of, with the operations since the last one.
+        self._marks: list[tuple[int, dict[str, bytes]]] = (
+            [(0, {})] if before is None else [mark for mark in before._marks if mark[0] <= kept]
+        )
+        self._unmarked = 0
+        self._asked: OrderedDict[int, Mapping[str, bytes]] = OrderedDict()
+
+    def record(self, commit: TruthCommit, moment: float) -> None:
+        """*commit* is the next one."""
+        if self._revisions and commit.revision <= self._revisions[-1]:
+            raise ValueError(f"revision {commit.revision} was recorded after {self._revisions[-1]}")
+        self.previous.append(tuple(self.state.get(key) for key, _ in commit.ops))
+        apply(self.state, commit)
+        self.commits.append(commit)
+        self.times.append(moment)
+        self._revisions.append(commit.revision)
+        self._unmarked += len(commit.ops)
+        if self._unmarked > max(MARK, len(self.state)):
+            self._marks.append((len(self.commits), dict(self.state)))
+            self._unmarked = 0
+
+    def position(self, revision: int) -> int:
+        """How many commits there are up to *revision*."""
+        return bisect_right(self._revisions, revision)
 
     def fold(self, revision: int) -> Mapping[str, bytes]:
-        """The state at *revision*."""
-        count = bisect_right(self.commits, revision, key=lambda commit: commit.revision)
-        known = self._states.get(count)
+        """The state at *revision*; not to be altered."""
+        count = self.position(revision)
+        known = self._asked.pop(count, None)
         if known is None:
-            state = dict(self.fold(self.commits[count - 2].revision)) if count > 1 else {}
-            if count:
-                apply(state, self.commits[count - 1])
-            known = self._states[count] = state
+            start, mark = self._marks[bisect_right(self._marks, count, key=lambda mark: mark[0]) - 1]
+            state = dict(mark)
+            for commit in self.commits[start:count]:
+                apply(state, commit)
+            known = state
+        self._asked[count] = known  # several watchers ask for the same one, soon after each other
+        if len(self._asked) > ASKED:
+            self._asked.popitem(last=False)
         return known
 
-    def at(self, revision: int) -> TruthCommit | None:
-        """The commit that made *revision*."""
-        if len(self._index) != len(self.commits):
-            self._index = {commit.revision: number for number, commit in enumerate(self.commits)}
-        number = self._index.get(revision)
-        return None if number is None else self.commits[number]
+    def at(self, revision: int) -> int | None:
+        """The place of the commit that made *revision* in ``commits``."""
+        place = self.position(revision) - 1
+        return place if place >= 0 and self._revisions[place] == revision else None
 
     def after(self, revision: int) -> Sequence[TruthCommit]:
         """The commits above *revision*."""
-        return self.commits[bisect_right(self.commits, revision, key=lambda commit: commit.revision) :]
+        return self.commits[self.position(revision) :]
 
 
 def apply(state: dict[str, bytes], commit: TruthCommit) -> None:
@@ -76,22 +120,30 @@ class Truth:
     """Every commit of every epoch, recorded by the only one who writes. Threads: the writer's; read at the end."""
 
     def __init__(self) -> None:
-        self.epochs: list[Epoch] = [Epoch(0, [])]
+        self.epochs: list[Epoch] = [Epoch()]
+        self._ever: set[Op1] | None = None
 
-    def record(self, revision: int, ops: Iterable[Op1]) -> None:
-        """The source applied a transaction."""
-        self.epochs[-1].commits.append(TruthCommit(revision, tuple(ops)))
+    def record(self, revision: int, ops: Iterable[Op1], moment: float | None = None) -> None:
+        """The source applied a transaction, a moment ago."""
+        self._ever = None
+        commit = TruthCommit(revision, tuple(ops))
+        self.epochs[-1].record(commit, time.monotonic() if moment is None else moment)
 
     def rewind(self, base: int) -> None:
         """The source lost everything above *base*."""
-        kept = [commit for commit in self.epochs[-1].commits if commit.revision <= base]
-        self.epochs.append(Epoch(base, kept))
+        self._ever = None
+        self.epochs.append(Epoch(base, self.epochs[-1]))
+
+    def had(self, key: str, value: bytes) -> bool:
+        """True when *key* had *value* at some time; asked when all is over."""
+        if self._ever is None:
+            self._ever = {op for epoch in self.epochs for commit in epoch.commits for op in commit.ops}
+        return (key, value) in self._ever
 
     @property
     def state(self) -> Mapping[str, bytes]:
-        """What the source holds now."""
-        commits = self.epochs[-1].commits
-        return self.epochs[-1].fold(commits[-1].revision if commits else 0)
+        """What the source holds now: not a copy, it follows each commit."""
+        return MappingProxyType(self.epochs[-1].state)
 
 
 class Seen(NamedTuple):
@@ -112,7 +164,7 @@ class Gone(NamedTuple):
     revision: int
 
 
-@dataclass
+@dataclass(slots=True)
 class Watched:
     """The subscription began."""
 
@@ -121,7 +173,7 @@ class Watched:
     in_flight: int
 
 
-@dataclass
+@dataclass(slots=True)
 class PutEvent:
     """An event was put on the watcher's queue; *number* counts them."""
 
@@ -129,12 +181,12 @@ class PutEvent:
     number: int
 
 
-@dataclass
+@dataclass(slots=True)
 class PutChange(PutEvent):
     changes: list[Seen]
 
 
-@dataclass
+@dataclass(slots=True)
 class PutResync(PutEvent):
     reason: ResyncReason
     revision: int
@@ -142,7 +194,7 @@ class PutResync(PutEvent):
     removed: list[Gone]
 
 
-@dataclass
+@dataclass(slots=True)
 class Answering:
     """``done`` of event *number* is being called, with an error or without."""
 
@@ -151,7 +203,7 @@ class Answering:
     refused: bool
 
 
-@dataclass
+@dataclass(slots=True)
 class Answered:
     """``done`` returned; *first* is what it said."""
 
@@ -160,7 +212,7 @@ class Answered:
     first: bool
 
 
-@dataclass
+@dataclass(slots=True)
 class Asked:
     """A call of the watcher's registration: *what* is register, unregister or close."""
 
@@ -188,6 +240,9 @@ class Log:
     sourced: bool = True
     #: When the log ended.
     end: float = 0.0
+    #: True for a consumer that takes and answers each event at once, through queues with room: it must not notice what
+    #: goes wrong with others.
+    prompt: bool = False
     #: Seconds before the RESYNC that follows a failed event: the first pause and the longest (``FAILURE_BACKOFF``).
     backoff: tuple[float, float] = (1.0, 300.0)
 
@@ -268,6 +323,8 @@ class Fork(NamedTuple):
 class Course:
     """What was measured around the watchers. What is not filled in was not measured, and proves nothing."""
 
+    #: When somebody asked for RESYNCs in person: those wait for no backoff.
+    requests: list[float] = field(default_factory=list)
     #: When the last fault had healed, and when every view was right; None when it never was.
     healed: float | None = None
     converged: float | None = None

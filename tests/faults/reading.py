@@ -1,0 +1,159 @@
+"""One reading of a log for all checkers: which prefixes may apply to each event, given that calls take time.
+
+Nothing here is the library's: what is under test is written again, as the contract says it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tests.faults.history import (
+    Answered,
+    Answering,
+    Asked,
+    Log,
+    Op1,
+    PutChange,
+    PutResync,
+    TruthCommit,
+    Watched,
+)
+
+#: An event is given up a little before or after its time; nobody is blamed for what happens then.
+ABANDON_TOLERANCE = 0.5
+
+
+@dataclass(frozen=True)
+class Violation:
+    """*where* is the number of the entry in the log; *context* the entries around it."""
+
+    invariant: str
+    watcher: str
+    what: str
+    where: int
+    context: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant} violated at {self.watcher}, entry {self.where}: {self.what}\n{self.context}"
+
+
+class Scope(NamedTuple):
+    """The prefixes of a watcher at one moment."""
+
+    #: Those that are registered for certain, and those that may be, because a call is under way.
+    must: frozenset[str]
+    may: frozenset[str]
+    #: Those of the last RESYNC without what is surely, or perhaps, unregistered since.
+    delivered_may: frozenset[str]
+    delivered_must: frozenset[str]
+    #: What an event may have been filtered with.
+    filters: tuple[tuple[str, ...], ...]
+
+
+class Step(NamedTuple):
+    """One entry of the log that is about prefixes or events, its place, and the prefixes at that moment."""
+
+    at: int
+    entry: Watched | Asked | PutChange | PutResync
+    scope: Scope
+
+
+class Reading:
+    """A log with what several checkers want to know of it; *log* is not altered while this is used."""
+
+    def __init__(self, log: Log, requests: Sequence[float] = ()) -> None:
+        self.log = log
+        #: When somebody asked for RESYNCs in person (``Course.requests``).
+        self.requests = requests
+        self.steps = list(_steps(log))
+        #: Whether the first answer to an event accepted it; an event that nobody answered is not in here.
+        self.accepted = _accepted(log)
+        #: True when its owner closed the subscription on the way.
+        self.closed = any(isinstance(step.entry, Asked) and step.entry.what == "close" for step in self.steps)
+
+    def violation(self, invariant: str, at: int, what: str) -> Violation:
+        """*what* is wrong at entry *at*, and what is around it."""
+        entries = self.log.entries
+        around = range(max(0, at - 6), min(len(entries), at + 3))
+        lines = [f"{'->' if n == at else '  '} {n}: {_line(entries[n])}" for n in around]
+        return Violation(invariant, self.log.name, what, at, "\n".join(lines))
+
+    @property
+    def last(self) -> int:
+        """The place of the last entry."""
+        return len(self.log.entries) - 1
+
+
+def longest(key: str, prefixes: Iterable[str]) -> str | None:
+    """The longest of *prefixes* that *key* has."""
+    return max((prefix for prefix in prefixes if key.startswith(prefix)), key=len, default=None)
+
+
+def under(state: Mapping[str, bytes], prefixes: Collection[str]) -> Mapping[str, bytes]:
+    """What of *state* has one of *prefixes*."""
+    if "" in prefixes:
+        return state
+    names = tuple(prefixes)
+    return {key: value for key, value in state.items() if key.startswith(names)}
+
+
+def wanted(commit: TruthCommit, prefixes: tuple[str, ...]) -> Sequence[Op1]:
+    """What of *commit* has one of *prefixes*."""
+    return [op for op in commit.ops if op[0].startswith(prefixes)]
+
+
+def shown(entry: PutResync) -> dict[str, bytes]:
+    """All pairs of a RESYNC."""
+    return {key: value for pairs in entry.values.values() for key, value in pairs.items()}
+
+
+def _steps(log: Log) -> Iterable[Step]:
+    must: set[str] = set()
+    may: set[str] = set()
+    delivered_may: set[str] = set()
+    delivered_must: set[str] = set()
+    scope = _scope(must, may, delivered_may, delivered_must)
+    for at, entry in enumerate(log.entries):
+        if isinstance(entry, PutChange):  # most are, and these change nothing
+            yield Step(at, entry, scope)
+            continue
+        if isinstance(entry, (Answering, Answered)):
+            continue
+        if isinstance(entry, Watched):
+            must, may = set(entry.prefixes), set(entry.prefixes)
+            if not log.sourced:  # what a registry does not hold needs no RESYNC
+                delivered_may, delivered_must = set(entry.prefixes), set(entry.prefixes)
+        elif isinstance(entry, Asked):
+            if entry.what == "register":
+                (must if entry.over else may).add(entry.prefix)
+            elif entry.what == "unregister":
+                if entry.over:
+                    may.discard(entry.prefix)
+                    delivered_may.discard(entry.prefix)
+                else:
+                    must.discard(entry.prefix)
+                    delivered_must.discard(entry.prefix)
+        else:
+            delivered_may = set(entry.values)
+            delivered_must = delivered_may & must
+        scope = _scope(must, may, delivered_may, delivered_must)
+        yield Step(at, entry, scope)
+
+
+def _scope(must: set[str], may: set[str], delivered_may: set[str], delivered_must: set[str]) -> Scope:
+    surely, perhaps = tuple(delivered_must), tuple(delivered_may)
+    filters = (surely,) if delivered_may == delivered_must else (perhaps, surely)
+    return Scope(frozenset(must), frozenset(may), frozenset(delivered_may), frozenset(delivered_must), filters)
+
+
+def _accepted(log: Log) -> dict[int, bool]:
+    refused = {entry.number for entry in log.entries if isinstance(entry, Answering) and entry.refused}
+    first = (entry.number for entry in log.entries if isinstance(entry, Answered) and entry.first)
+    return {number: number not in refused for number in first}
+
+
+def _line(entry: object) -> str:
+    text = repr(entry)
+    return text if len(text) < 600 else text[:600] + "…"
