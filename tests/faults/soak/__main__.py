@@ -61,10 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _replot(figures: str, picture: str) -> int:
-    from tests.faults.soak.world import Happened
-
-    data = json.loads(Path(figures).read_text())
-    record = Record(**{**data, "faults": [Happened(**fault) for fault in data["faults"]]})
+    record = Record.from_json(json.loads(Path(figures).read_text()))
     if picture:
         _plot(record, picture)
     _say(table(record))

@@ -428,6 +428,11 @@ class Record:
     comparisons: int = 0
     transactions: int = 0
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Record:
+        """What ``asdict`` made of one."""
+        return cls(**{**data, "faults": [Happened(**fault) for fault in data["faults"]]})
+
 
 class Soak:
     """A run. Threads: one; another one reads what the agent says."""
