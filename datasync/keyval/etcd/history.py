@@ -1,15 +1,19 @@
 """Is this still the store that we read from? Finds a cluster that was emptied or restored from an older copy.
 
 A revision below the last one that was read gives a rewound store away, but only until it has been written to again. So
-each scan and stream of a prefix leaves a witness: the newest pair that it saw. Before a stream goes on, the pair is
-read back at its own revision; where another pair stands there, or none, history is another one.
+each scan and stream of a prefix leaves witnesses: the newest pair that it saw, and a delete that was newer. Before a
+stream goes on, they are looked up at their own revisions; where something else stands there, history is another one.
+
+What was deleted before a scan leaves nothing to see: then it takes all keys of the scan, and their revisions, to tell.
+They are listed once more, without values, when nothing has come since and the newest pair is older than the scan.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from datasync.errors import CompactedError
@@ -19,25 +23,64 @@ from datasync.keyval.etcd.channel import RANGE, Scope
 from datasync.keyval.etcd.client import Client
 from datasync.keyval.etcd.keys import prefix_range
 
-#: Prefixes whose witness is remembered; of more, the ones unused for longest are forgotten.
+#: Prefixes whose past is remembered; of more, the ones unused for longest are forgotten.
 MAX_PREFIXES = 128
+#: Keys in one page when a listing is compared.
+PAGE = 10_000
 
 
-class _Witness(NamedTuple):
-    cluster: int
-    term: int
+class _Pair(NamedTuple):
     key: bytes
     revision: int
     #: What a pair of the same key and revision has in common with it only in the same history.
     print: tuple[int, int, int]
 
 
+class _Listing(NamedTuple):
+    """All keys of a scan and their revisions; the sum does not depend on where pages end."""
+
+    revision: int
+    keys: int
+    sum: int
+
+
+@dataclass
+class _Past:
+    """What is remembered of one prefix."""
+
+    cluster: int
+    term: int
+    newest: _Pair | None = None
+    #: The last thing that was streamed, if that was a delete.
+    gone: tuple[bytes, int] | None = None
+    #: Until something is streamed.
+    listing: _Listing | None = None
+    #: The revision of the last event that was streamed.
+    streamed: int = 0
+
+
+class Tally:
+    """Counts the keys of a scan, page by page. Threads: one."""
+
+    def __init__(self) -> None:
+        self._keys = 0
+        self._sum = 0
+
+    def add(self, kvs: Iterable[pb.KeyValue]) -> None:
+        hashes = [hash((kv.key, kv.mod_revision)) for kv in kvs]
+        self._keys += len(hashes)
+        self._sum += sum(hashes)
+
+    def total(self, revision: int) -> _Listing:
+        return _Listing(revision, self._keys, self._sum)
+
+
 class History:
     """What the scans and streams of one store remember of its past, by prefix. Threads: any."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _known
-        self._known: OrderedDict[str, _Witness] = OrderedDict()
+        self._lock = threading.Lock()  # guards _known and what is in it
+        self._known: OrderedDict[str, _Past] = OrderedDict()
 
     def scanned(self, prefix: str, header: pb.ResponseHeader, newest: pb.KeyValue | None, *, first: bool) -> None:
         """A page of a scan was read, with *newest* in it.
@@ -45,17 +88,29 @@ class History:
         The *first* page starts a new memory, so that a rewind that was found is over with it.
         """
         with self._lock:
-            known = None if first else self._known.get(prefix)
-            if known is not None and (newest is None or newest.mod_revision <= known.revision):
-                return
-            self._remember(prefix, _witness(header, newest))
+            past = self._past(prefix, header, new=first)
+            if newest is not None and (past.newest is None or newest.mod_revision > past.newest.revision):
+                past.newest = _pair(newest)
+
+    def listed(self, prefix: str, listing: _Listing) -> None:
+        """A scan was read to its end."""
+        with self._lock:
+            past = self._known.get(prefix)
+            if past is not None and past.streamed <= listing.revision:
+                past.listing = listing
 
     def streamed(self, prefix: str, header: pb.ResponseHeader, events: Sequence[pb.Event]) -> None:
         """A response with *events* was read."""
+        last = events[-1]
         newest = next((event.kv for event in reversed(events) if not event.type), None)
-        if newest is not None:
-            with self._lock:
-                self._remember(prefix, _witness(header, newest))
+        with self._lock:
+            past = self._past(prefix, header)
+            past.listing = None
+            past.streamed = last.kv.mod_revision
+            past.gone = (last.kv.key, last.kv.mod_revision) if last.type else None
+            if newest is not None:
+                past.newest = _pair(newest)
+                past.cluster, past.term = header.cluster_id, header.raft_term
 
     def verify(self, client: Client, prefix: str, after: int, scope: Scope) -> None:
         """Ask the cluster, not just one member of it, whether it still has the past up to *after*.
@@ -66,44 +121,90 @@ class History:
         """
         with self._lock:
             known = self._known.get(prefix)
-        what = f"following {prefix!r} after {after}"
-        answer = None
-        if known is not None and known.key:
-            try:
-                asked = pb.RangeRequest(key=known.key, revision=known.revision)
-                answer = client.call(RANGE, asked, what, scope=scope)
-                if [_print(kv) for kv in answer.kvs] != [known.print]:
-                    raise _rewound(prefix, "another value stands where one was read")
-            except CompactedError as error:
-                # Too long ago to be asked about; but a pair that still stands as it was seen proves as much.
-                answer = client.call(RANGE, pb.RangeRequest(key=known.key), what, scope=scope)
-                if [_print(kv) for kv in answer.kvs] != [known.print]:
-                    raise CompactedError(f"{what}: what was read last is compacted", error.compact_revision) from error
-        if answer is None:
-            answer = client.call(RANGE, pb.RangeRequest(key=prefix_range(prefix)[0]), what, scope=scope)
-        header = answer.header
+            past = None if known is None else replace(known)
+        check = _Check(client, prefix, after, scope)
+        header = check.newest(past.newest) if past is not None and past.newest is not None else check.header()
         if header.revision < after:
-            raise _rewound(prefix, f"revision {header.revision} is below {after}")
-        if known is not None and header.raft_term < known.term:
-            raise _rewound(prefix, f"term {header.raft_term} is below {known.term}")
-        if known is not None and header.cluster_id != known.cluster:
-            raise _rewound(prefix, "it is another cluster")
+            raise check.rewound(f"revision {header.revision} is below {after}")
+        if past is None:
+            return
+        if header.raft_term < past.term:
+            raise check.rewound(f"term {header.raft_term} is below {past.term}")
+        if header.cluster_id != past.cluster:
+            raise check.rewound("it is another cluster")
+        witnessed = 0 if past.newest is None else past.newest.revision
+        if past.gone is not None and witnessed < past.gone[1] <= after:
+            check.gone(*past.gone)
+        if past.listing is not None and witnessed < past.listing.revision <= after:
+            check.listing(past.listing)
 
-    def _remember(self, prefix: str, witness: _Witness) -> None:
-        self._known[prefix] = witness
+    def _past(self, prefix: str, header: pb.ResponseHeader, *, new: bool = False) -> _Past:
+        past = None if new else self._known.get(prefix)
+        if past is None:
+            past = self._known[prefix] = _Past(header.cluster_id, header.raft_term)
         self._known.move_to_end(prefix)
         if len(self._known) > MAX_PREFIXES:
             self._known.popitem(last=False)
+        return past
 
 
-def _rewound(prefix: str, why: str) -> RewoundError:
-    return RewoundError(f"following {prefix!r}: the store was emptied or restored from an older copy ({why})")
+class _Check:
+    """The questions of one ``verify``; each raises when the answer is another one than before."""
+
+    def __init__(self, client: Client, prefix: str, after: int, scope: Scope) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._after = after
+        self._scope = scope
+        self._what = f"following {prefix!r} after {after}"
+
+    def rewound(self, why: str) -> RewoundError:
+        what = f"following {self._prefix!r}: the store was emptied or restored from an older copy"
+        return RewoundError(f"{what} ({why})")
+
+    def header(self) -> pb.ResponseHeader:
+        return self._range(pb.RangeRequest(key=prefix_range(self._prefix)[0])).header
+
+    def newest(self, pair: _Pair) -> pb.ResponseHeader:
+        # Compacted: too long ago to be asked about. But a pair that still stood as it was seen when we stopped reading,
+        # or stands so now (0), proves as much.
+        for revision in (pair.revision, self._after, 0):
+            try:
+                answer = self._range(pb.RangeRequest(key=pair.key, revision=revision))
+            except CompactedError:
+                continue
+            if [_print(kv) for kv in answer.kvs] == [pair.print]:
+                return answer.header
+            if revision == pair.revision:
+                raise self.rewound("another value stands where one was read")
+            break
+        raise CompactedError(f"{self._what}: what was read last is compacted")
+
+    def gone(self, key: bytes, revision: int) -> None:
+        before, since = (self._range(pb.RangeRequest(key=key, revision=at)).kvs for at in (revision - 1, revision))
+        if since or not before:
+            raise self.rewound("what was deleted is there")
+
+    def listing(self, listing: _Listing) -> None:
+        tally = Tally()
+        key, end = prefix_range(self._prefix)
+        more = True
+        while more:
+            page = self._range(
+                pb.RangeRequest(key=key, range_end=end, revision=self._after, limit=PAGE, keys_only=True)
+            )
+            tally.add(page.kvs)
+            more = page.more
+            key = page.kvs[-1].key + b"\0" if more else key
+        if tally.total(listing.revision) != listing:
+            raise self.rewound("other keys stand where some were listed")
+
+    def _range(self, request: pb.RangeRequest) -> pb.RangeResponse:
+        return self._client.call(RANGE, request, self._what, scope=self._scope)
 
 
-def _witness(header: pb.ResponseHeader, kv: pb.KeyValue | None) -> _Witness:
-    if kv is None:
-        return _Witness(header.cluster_id, header.raft_term, b"", 0, (0, 0, 0))
-    return _Witness(header.cluster_id, header.raft_term, kv.key, kv.mod_revision, _print(kv))
+def _pair(kv: pb.KeyValue) -> _Pair:
+    return _Pair(kv.key, kv.mod_revision, _print(kv))
 
 
 def _print(kv: pb.KeyValue) -> tuple[int, int, int]:

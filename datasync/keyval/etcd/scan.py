@@ -12,7 +12,7 @@ from datasync.keyval.api import KeyValue, Scan
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.channel import RANGE
 from datasync.keyval.etcd.client import Client
-from datasync.keyval.etcd.history import History
+from datasync.keyval.etcd.history import History, Tally
 from datasync.keyval.etcd.keys import prefix_range
 
 #: Keys in the first page, when nothing is known of the size of the values.
@@ -39,12 +39,16 @@ class EtcdScan(Scan):
     def __iter__(self) -> Iterator[KeyValue]:
         page = self._first
         limit = min(FIRST_PAGE, self._page_size)
+        tally = Tally()
         while True:
             kvs = page.kvs
+            tally.add(kvs)
             keys = [kv.key.decode("utf-8", "surrogateescape") for kv in kvs]
             # As KeyValue(...) does, but without a Python call for each pair: a listing may have a million.
             yield from map(_new_pair, zip(keys, [kv.value for kv in kvs], [kv.mod_revision for kv in kvs], strict=True))
             if not page.more:
+                if not self._keys_only:
+                    self._history.listed(self._prefix, tally.total(self.revision))
                 return
             limit = max(1, min(self._page_size, PAGE_BYTES * len(kvs) // page.ByteSize()))
             page = self._page(kvs[-1].key + b"\0", limit, self.revision)

@@ -36,7 +36,7 @@ from datasync.keyval.etcd.scan import EtcdScan
 from datasync.keyval.etcd.stream import EtcdStream
 from datasync.keyval.schemes import StoreURL
 from datasync.serializer import check_key
-from datasync.threads import Worker
+from datasync.threads import Worker, prepare_grpc
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class EtcdStore(Store):
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
 
     def __init__(self, config: EtcdConfig | None = None) -> None:
+        prepare_grpc()
         self.config = read_options({}) if config is None else config
         self.idle_limit = self.config.idle_limit
         self._client = Client(self.config)

@@ -253,6 +253,73 @@ def test_a_quiet_prefix_is_followed_on_although_its_last_change_is_compacted(
         follower.until(put(store, "p/2"))
 
 
+def test_d59_a_prefix_that_was_empty_in_a_store_that_lost_its_data_and_has_grown_again(
+    server: EtcdServer, open_store: OpenStore
+) -> None:
+    # given a prefix without keys
+    store = open_store(server.endpoint)
+    position = [put(store, "q", str(number)) for number in range(5)][-1]
+    assert state(store, "p/") == {}
+    # when the store loses its data, gets a key there, and passes the listed revision
+    server.kill()
+    server.wipe()
+    server.start()
+    assert put(store, "p/1") < position
+    while put(store, "q") <= position:
+        pass
+    # then going on from the listing is refused: that key would never be told
+    with following(store, "p/", position) as follower:
+        assert isinstance(follower.ending(), RewoundError)
+
+
+@pytest.mark.parametrize("known_by", ["scan", "stream"])
+def test_d59_a_store_that_was_restored_to_before_a_delete_is_found(
+    server: EtcdServer, open_store: OpenStore, known_by: str
+) -> None:
+    # given a copy of two keys, of which one was deleted since: nothing that is left is newer than the copy
+    store = open_store(server.endpoint)
+    put(store, "p/1")
+    base = put(store, "p/2")
+    server.stop()
+    server.save("copy")
+    server.start()
+    position = store.commit([DeleteOp("p/1")]).revision
+    if known_by == "scan":
+        assert list(state(store, "p/")) == ["p/2"]
+    else:
+        with following(store, "p/", base - 1) as follower:
+            follower.until(position)
+    # when the copy is restored, and grows beyond that without the delete
+    server.kill()
+    server.restore("copy")
+    server.start()
+    while put(store, "q") <= position:
+        pass
+    # then going on is refused: the key that is back would never be told
+    with following(store, "p/", position) as follower:
+        assert isinstance(follower.ending(), RewoundError)
+
+
+@pytest.mark.parametrize("keys", [0, 7])
+def test_a_prefix_without_changes_is_followed_on_over_restarts_and_foreign_writes(
+    server: EtcdServer, open_store: OpenStore, keys: int
+) -> None:
+    # given a listed prefix, whose last change was a delete
+    store = open_store(server.endpoint, page_size=3)
+    for number in range(keys + 1):
+        put(store, f"p/{number}")
+    store.commit([DeleteOp(f"p/{keys}")])
+    position = put(store, "q")
+    assert len(state(store, "p/")) == keys
+    # when the server is killed, other keys change, and what came before the listing is compacted
+    server.restart()
+    put(store, "q")
+    store.compact(position)
+    # then the stream goes on where it was
+    with following(store, "p/", position) as follower:
+        assert follower.until(put(store, "p/new"))[-1].commits
+
+
 @pytest.mark.parametrize("limit", [0.6, 1.5])
 def test_i14_a_frozen_server_is_found_within_the_idle_limit(
     server: EtcdServer, open_store: OpenStore, limit: float
