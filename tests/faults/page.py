@@ -40,8 +40,8 @@ INVARIANTS = {
 }
 
 #: What stands above the table of invariants.
-CHECKED = """How often each invariant could have been violated in these cells, and was not unless it says so above. Those
-without a figure are checked [elsewhere](#how-it-is-checked)."""
+CHECKED = """How often each invariant could have been violated in these cells, and was not unless it says so above.
+Those without a figure are checked [elsewhere](#how-it-is-checked)."""
 
 
 def matrix_section(results: Sequence[Result]) -> str:
