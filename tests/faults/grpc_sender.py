@@ -8,6 +8,8 @@ client sends whenever a session begins. The process ends when its input does.
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 import threading
 import time
@@ -18,7 +20,7 @@ from typing import Any
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BytesValue
 
-from datasync.errors import DatasyncError, StoreConnectionError
+from datasync.errors import ClosedError, DatasyncError, StoreConnectionError
 from datasync.grpcsync import Client
 from datasync.grpcsync import link as grpc_link
 from datasync.syncbase.status import TransportState
@@ -72,7 +74,6 @@ class Sender:
         """Send the full state amid the changes."""
         with self._lock:
             values: Mapping[str, Message] = dict(self._model)
-            self._report(told=self._through)
         try:
             future = self._client.resync_async(values)
         except DatasyncError as error:
@@ -93,6 +94,9 @@ class Sender:
 
     def settle(self, token: int) -> None:
         """Say so once nothing is under way any more. What could not be sent is made good with a full state."""
+        threading.Thread(target=self._settle, args=(token,), daemon=True).start()
+
+    def _settle(self, token: int) -> None:
         while not self._stopping.wait(LOOK / 2):
             status = self._client.status()
             if status.state is not TransportState.READY or status.pending or status.in_flight:
@@ -113,6 +117,8 @@ class Sender:
             except StoreConnectionError:
                 with self._lock:
                     self._not_sent.add(0)
+            except ClosedError:
+                return
             except DatasyncError:
                 pass  # it is there, or a new session brings it
 
@@ -152,6 +158,8 @@ class Sender:
 
 def main() -> None:
     """Until the input ends."""
+    if os.environ.get("DATASYNC_PEER_LOG"):
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
     start = json.loads(sys.stdin.readline())
     sender = Sender(json.loads(sys.argv[1]), start["state"], start["through"])
     for line in sys.stdin:
