@@ -5,11 +5,14 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import os
+import socket
+import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
-from datasync.errors import ForkedError
+from datasync.errors import ForkedError, UnsupportedError
 
 T = TypeVar("T")
 
@@ -19,11 +22,25 @@ log = logging.getLogger(__name__)
 CLOSE_TIMEOUT = 2.0
 
 _generation = 0
+# Touched by whoever opens a socket, and by a child that has one thread.
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
     global _generation
     _generation += 1
+    for one in list(_sockets):
+        # Not SSLSocket's own, which would begin to talk: the connection is the parent's.
+        socket.socket.close(one)
+    _sockets.clear()
+
+
+def close_in_children(one: socket.socket) -> None:
+    """Let forked children close their copy of *one*.
+
+    Else a port stays taken and a connection open until the last child has ended, whatever its owner does.
+    """
+    _sockets.add(one)
 
 
 if hasattr(os, "register_at_fork"):
@@ -33,6 +50,24 @@ if hasattr(os, "register_at_fork"):
 def in_main_thread() -> bool:
     """True in the thread that ^C interrupts; elsewhere nothing that user code raises may end a thread of ours."""
     return threading.current_thread() is threading.main_thread()
+
+
+def prepare_grpc() -> None:
+    """Called before anything of gRPC is made: says what it shall leave alone, and refuses where it would hang.
+
+    Raises:
+      UnsupportedError: gevent has patched this process, and gRPC was not told.
+    """
+    # Its own fork handlers are half on unless told: one child in some hundred crashed when it freed what it inherited,
+    # and each fork wrote a line on stderr. The setting is read when gRPC is first used; the application's word goes first.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    monkey = sys.modules.get("gevent.monkey")
+    core = sys.modules.get("grpc._cython.cygrpc")
+    if monkey is not None and monkey.is_module_patched("threading") and not getattr(core, "g_gevent_activated", True):
+        raise UnsupportedError(
+            "gevent has patched this process, where gRPC would block for ever:"
+            " call grpc.experimental.gevent.init_gevent() after monkey.patch_all()"
+        )
 
 
 class ForkGuard:

@@ -31,7 +31,7 @@ from datasync.syncbase.done import PropagationFuture
 from datasync.syncbase.msg.convert import resync_replies
 from datasync.syncbase.msg.datamsg_pb2 import DataChangeReply, DataResyncReplies, DataResyncRequests, PingReply
 from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT, Registry
-from datasync.threads import CLOSE_TIMEOUT, ForkGuard
+from datasync.threads import CLOSE_TIMEOUT, ForkGuard, prepare_grpc
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class Adapter:
         serializer: Serializer | None = None,
         health: bool = False,
     ) -> None:
+        prepare_grpc()
         if not isinstance(server, grpc.Server):  # one of grpc.aio would take the service, and lose what is sent
             kind = type(server)
             raise InvalidArgumentError(f"server must be a grpc.Server, not {kind.__name__} of {kind.__module__}")

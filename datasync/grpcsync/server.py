@@ -17,7 +17,7 @@ from datasync.grpcsync.adapter import Adapter
 from datasync.grpcsync.executor import ThreadPerCall
 from datasync.grpcsync.limits import KEEPALIVE, KEEPALIVE_TIMEOUT, Limits
 from datasync.grpcsync.tls import ServerTLS
-from datasync.threads import CLOSE_TIMEOUT, ForkGuard
+from datasync.threads import CLOSE_TIMEOUT, ForkGuard, prepare_grpc
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ def serve(
     Raises:
       InvalidArgumentError: *address* cannot be listened on, or an option is unusable.
     """
+    prepare_grpc()
     limits = limits or Limits()
     if max_age is not None:
         if not max_age > 0:

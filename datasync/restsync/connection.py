@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 
 from datasync.errors import InvalidArgumentError
 from datasync.restsync.wire import MAX_DRAIN, BadRequest, BodyReader, Gone, Head, Responder, Wire, refusal
-from datasync.threads import Worker
+from datasync.threads import Worker, close_in_children
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -189,6 +189,7 @@ class Connection:
         """Speak TLS, all of it within the read timeout, however slowly its bytes come."""
         deadline = time.monotonic() + self._server.limits.read_timeout
         self._socket = secured = context.wrap_socket(self._raw, server_side=True, do_handshake_on_connect=False)
+        close_in_children(secured)
         secured.setblocking(False)
         with selectors.DefaultSelector() as selector:
             selector.register(secured, selectors.EVENT_READ)

@@ -16,6 +16,7 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 
 from datasync.errors import ClosedError, InvalidArgumentError, StoreConnectionError
+from datasync.threads import close_in_children
 
 #: Seconds to reach the server, TLS included.
 CONNECT_TIMEOUT = 5.0
@@ -41,11 +42,12 @@ def read_url(url: str) -> Place:
     """Take *url* apart; raises ``InvalidArgumentError``."""
     try:
         parsed = parse_url(url)
-    except (LocationParseError, AttributeError, TypeError) as error:
-        raise InvalidArgumentError("a server's URL is http://host:port or https://host:port") from error
+    except (LocationParseError, AttributeError, TypeError, ValueError):
+        # Without the cause: it quotes the URL, and whoever wrote one wrongly may have put a password into it.
+        raise InvalidArgumentError("a server's URL is http://host:port or https://host:port") from None
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
         raise InvalidArgumentError("a server's URL is http://host:port/path or https://host:port/path, without a query")
-    if parsed.auth:
+    if parsed.auth or "@" in (parsed.path or ""):  # with a slash in it, half of a password would pass for a path
         raise InvalidArgumentError("credentials do not belong into a URL: give token=")
     port = parsed.port or (443 if parsed.scheme == "https" else 80)
     return Place(parsed.scheme, parsed.host, port, (parsed.path or "").rstrip("/"))
@@ -61,7 +63,7 @@ def make_context(tls: ClientTls | None, scheme: str) -> ssl.SSLContext | None:
         return tls
     try:
         return ssl.create_default_context(cafile=None if tls is None else fspath(tls))
-    except (OSError, TypeError) as error:
+    except (OSError, TypeError, ValueError) as error:  # ValueError: a path with a NUL
         raise InvalidArgumentError(f"the authority's file cannot be used: {error}") from error
 
 
@@ -189,6 +191,7 @@ class StreamLink:
         raise ConnectionAbortedError("closed")
 
     def _keep(self, sock: socket.socket) -> socket.socket:
+        close_in_children(sock)
         with self._lock:
             self._socket = sock
         return sock

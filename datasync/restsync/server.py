@@ -23,7 +23,7 @@ from datasync.errors import InvalidArgumentError, StoreConnectionError
 from datasync.restsync.adapter import Adapter
 from datasync.restsync.app import Application, wsgi_app
 from datasync.restsync.connection import Connection, Limits
-from datasync.threads import CLOSE_TIMEOUT, ForkGuard, Worker
+from datasync.threads import CLOSE_TIMEOUT, ForkGuard, Worker, close_in_children
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -175,6 +175,7 @@ class Server:
 
     def admit(self, peer: socket.socket, where: Any) -> None:
         """Give a new connection its thread, or turn it away."""
+        close_in_children(peer)
         connection = Connection(self, peer, where)
         worker = Worker(f"restsync-connection-{where[0]}:{where[1]}", connection.run, wake=connection.cut)
         with self._lock:
@@ -212,6 +213,8 @@ class _Listener(socketserver.TCPServer):
         self._bell, self._button = socket.socketpair()
         super().__init__(address, socketserver.BaseRequestHandler)
         self.socket.setblocking(False)
+        for one in (self.socket, self._bell, self._button):
+            close_in_children(one)
 
     def wake(self) -> None:
         """Let ``follow`` look at ``stopping``."""
