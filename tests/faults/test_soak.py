@@ -130,14 +130,14 @@ def test_growth_is_that_of_the_line_through_what_is_after_the_warm_up() -> None:
 
 def a_record(**changes: Any) -> Record:
     """What a run of 20 minutes comes to in which all is well."""
-    foot = {"rss": 50 * MIB, "threads": 30, "descriptors": 16}
+    foot = {"rss": 50 * MIB, "threads": 30, "descriptors": 16, "watches": 1}
     values: dict[str, Any] = {
         "samples": [{"time": float(t), **foot} for t in range(1200)],
         "faults": [Happened("etcd", "reset", 10.0, 10.0, {"etcd/all": 0.5})],
         "totals": {"violations": 0, "events": 1, "changes": 1, "resyncs": {}, "visits": 1, "refused": 0},
         "baseline": foot,
         "final": foot,
-        "closed": {**foot, "seconds": {"etcd": 0.1}, "left": []},
+        "closed": {"seconds": {"etcd": 0.1}, "left": [], "watches": 0},
     }
     return Record(1, ["etcd"], **{**values, **changes})
 
@@ -152,10 +152,12 @@ def broken(record: Record) -> list[Rule]:
         ("violations", {"violations": ["I3"]}),
         ("in step", {"faults": [Happened("etcd", "reset", 10.0, 10.0, {"etcd/all": 2.5})]}),
         ("memory", {"samples": [{"time": float(t), "rss": t * MIB // 300} for t in range(1200)]}),
-        ("threads", {"final": {"threads": 31, "descriptors": 16}}),
-        ("descriptors", {"final": {"threads": 30, "descriptors": 21}}),
-        ("slowest close", {"closed": {"seconds": {"etcd": 9.0}, "left": []}}),
-        ("threads left", {"closed": {"seconds": {}, "left": ["datasync-x"]}}),
+        ("threads", {"final": {"threads": 31, "descriptors": 16, "watches": 1}}),
+        ("descriptors", {"final": {"threads": 30, "descriptors": 21, "watches": 1}}),
+        ("watches at", {"final": {"threads": 30, "descriptors": 16, "watches": 2}}),
+        ("slowest close", {"closed": {"seconds": {"etcd": 9.0}, "left": [], "watches": 0}}),
+        ("threads left", {"closed": {"seconds": {}, "left": ["datasync-x"], "watches": 0}}),
+        ("watches left", {"closed": {"seconds": {}, "left": [], "watches": 1}}),
     ],
 )
 def test_each_rule_can_be_broken(rule: str, changes: dict[str, Any]) -> None:

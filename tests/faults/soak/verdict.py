@@ -35,7 +35,7 @@ def judge(record: Record) -> list[Rule]:
     growth, span = grown([(sample["time"], sample["rss"]) for sample in record.samples])
     allowed = GROWTH * max(1.0, span / SPAN)
     times = sorted(fault.slowest for fault in record.faults)
-    threads = {name: record.final[name] - record.baseline[name] for name in ("threads", "descriptors")}
+    more = {name: record.final[name] - record.baseline[name] for name in ("threads", "descriptors", "watches")}
     slowest = max(record.closed["seconds"].values(), default=0.0)
     return [
         Rule("violations", str(max(record.totals["violations"], len(record.violations))), "0", not record.violations),
@@ -51,15 +51,17 @@ def judge(record: Record) -> list[Rule]:
             f"{allowed / MIB:.2f} MiB",
             growth <= allowed,
         ),
-        Rule("threads, end against beginning", f"{threads['threads']:+d}", "0", threads["threads"] <= 0),
+        Rule("threads, end against beginning", f"{more['threads']:+d}", "0", more["threads"] <= 0),
         Rule(
             "descriptors, likewise",
-            f"{threads['descriptors']:+d}",
+            f"{more['descriptors']:+d}",
             f"{DESCRIPTORS}",
-            threads["descriptors"] <= DESCRIPTORS,
+            more["descriptors"] <= DESCRIPTORS,
         ),
+        Rule("watches at servers, likewise", f"{more['watches']:+d}", "0", more["watches"] <= 0),
         Rule("slowest close()", f"{slowest:.2f} s", f"{CLOSE:g} s", slowest <= CLOSE),
         Rule("threads left by close()", str(len(record.closed["left"])), "0", not record.closed["left"]),
+        Rule("watches left by close()", str(record.closed["watches"]), "0", not record.closed["watches"]),
     ]
 
 

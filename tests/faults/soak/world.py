@@ -43,7 +43,7 @@ class Child:
             [sys.executable, "-m", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment(),
+            env=environment({"GRPC_VERBOSITY": "NONE"}),
             text=True,
         )
         self._answers: Queue[dict[str, Any] | None] = Queue()
@@ -147,6 +147,10 @@ class Place(ABC):
     @abstractmethod
     def faults(self) -> dict[str, Fault]:
         """By name."""
+
+    def watches(self) -> int:
+        """Watches that the server keeps for somebody; 0 where there is no such thing."""
+        return 0
 
     @abstractmethod
     def close(self) -> None:
@@ -256,6 +260,9 @@ class EtcdPlace(Proxied):
             "wiped": self._wipe,
             "writer-kill9": lambda seconds: self.replace_peer(self._server.url),
         }
+
+    def watches(self) -> int:
+        return int(self._server.metric("etcd_debugging_mvcc_watcher_total"))
 
     def close(self) -> None:
         self.peer.stop()
@@ -481,7 +488,7 @@ class Soak:
             place.go()
         self._ending.wait(min(5.0, self._every))
         self._compare(None)
-        record.baseline = self._ask(do="footprint")
+        record.baseline = {**self._ask(do="footprint"), "watches": self._watches()}
         self._go()
         bag: list[tuple[str, str]] = []
         number = 0
@@ -496,11 +503,12 @@ class Soak:
         self._ending.wait(max(0.0, seconds - self._now()))
         self._compare(None)
         self._ending.wait(2.0)  # what was under way in the client libraries ends
-        record.final = self._ask(do="footprint")
+        record.final = {**self._ask(do="footprint"), "watches": self._watches()}
         record.totals = self._ask(do="totals")
         self._go()
         self._ending.wait(min(2.0, self._every))  # it is closed in the middle of everything
         record.closed = self._ask(do="close")
+        record.closed["watches"] = self._watches(wanted=0)
         record.seconds = self._now()
         for place in self.places.values():
             place.counts.update(place.last_counts)
@@ -557,6 +565,15 @@ class Soak:
         self._ask(do="behave", well=False)
         for place in self.places.values():
             place.go()
+
+    def _watches(self, wanted: int | None = None) -> int:
+        """What all servers keep; waits a little for *wanted*, because a server is told without being waited for."""
+        deadline = time.monotonic() + 5
+        while True:
+            found = sum(place.watches() for place in self.places.values())
+            if wanted in (None, found) or time.monotonic() > deadline:
+                return found
+            time.sleep(0.05)
 
     def _ask(self, **command: Any) -> dict[str, Any]:
         assert self._agent is not None
