@@ -95,6 +95,16 @@ class EtcdServer:
         assert self._process is not None, "the server is not running"
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """True from ``start`` until it is ended."""
+        return self._process is not None
+
+    @property
+    def is_leader(self) -> bool:
+        """What it says itself; a member that was cut off goes on believing it for a while."""
+        return self.metric("etcd_server_is_leader") == 1
+
     def start(self, *, wait: bool = True) -> EtcdServer:
         """Start it, with the data that is there, on the same port as before."""
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -232,11 +242,17 @@ class EtcdServer:
 
 
 class EtcdCluster:
-    """Three members that know each other. A context manager."""
+    """Three members that know each other. A context manager.
 
-    def __init__(self, program: Path, folder: Path) -> None:
+    Args:
+      program: From ``find_etcd``.
+      folder: For the data and the logs of all; not shared.
+      flags: Further command line flags.
+    """
+
+    def __init__(self, program: Path, folder: Path, *flags: str) -> None:
         names = ("one", "two", "three")
-        self.members = [EtcdServer(program, folder / name, name=name) for name in names]
+        self.members = [EtcdServer(program, folder / name, *flags, name=name) for name in names]
         for member in self.members:
             member.cluster = self.members
 
@@ -244,18 +260,37 @@ class EtcdCluster:
     def endpoints(self) -> list[str]:
         return [member.endpoint for member in self.members]
 
-    def __enter__(self) -> EtcdCluster:
+    def start(self) -> EtcdCluster:
+        """Start those that do not run, and return when all serve: one alone waits for a quorum."""
         for member in self.members:
-            member.start(wait=False)
+            if not member.running:
+                member.start(wait=False)
         for member in self.members:
             member.wait_up()
         return self
 
+    def stop(self) -> None:
+        for member in self.members:
+            member.stop()
+
+    def leader(self, timeout: float = START_TIMEOUT) -> EtcdServer:
+        """The member that leads."""
+        deadline = time.monotonic() + timeout
+        while True:
+            leaders = [member for member in self.members if member.running and member.is_leader]
+            if len(leaders) == 1:
+                return leaders[0]
+            if time.monotonic() > deadline:
+                pytest.fail(f"{len(leaders)} of the members say that they lead", pytrace=False)
+            time.sleep(0.02)
+
+    def __enter__(self) -> EtcdCluster:
+        return self.start()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for member in self.members:
-            member.stop()
+        self.stop()
 
 
 def _version_of(program: Path) -> str:
