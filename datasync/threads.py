@@ -6,13 +6,12 @@ import concurrent.futures
 import logging
 import os
 import socket
-import sys
 import threading
 import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
-from datasync.errors import ForkedError, UnsupportedError
+from datasync.errors import ForkedError
 
 T = TypeVar("T")
 
@@ -50,24 +49,6 @@ if hasattr(os, "register_at_fork"):
 def in_main_thread() -> bool:
     """True in the thread that ^C interrupts; elsewhere nothing that user code raises may end a thread of ours."""
     return threading.current_thread() is threading.main_thread()
-
-
-def prepare_grpc() -> None:
-    """Called before anything of gRPC is made: says what it shall leave alone, and refuses where it would hang.
-
-    Raises:
-      UnsupportedError: gevent has patched this process, and gRPC was not told.
-    """
-    # Its own fork handlers are half on unless told: one child in some hundred crashed when it freed what it inherited,
-    # and each fork wrote a line on stderr. The setting is read when gRPC is first used; the application's word goes first.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    monkey = sys.modules.get("gevent.monkey")
-    core = sys.modules.get("grpc._cython.cygrpc")
-    if monkey is not None and monkey.is_module_patched("threading") and not getattr(core, "g_gevent_activated", True):
-        raise UnsupportedError(
-            "gevent has patched this process, where gRPC would block for ever:"
-            " call grpc.experimental.gevent.init_gevent() after monkey.patch_all()"
-        )
 
 
 class ForkGuard:

@@ -6,6 +6,7 @@ Needs the extra ``grpc``: ``pip install 'datasync[grpc]'``.
 """
 
 from datasync.errors import MissingExtraError
+from datasync.grpcio import check_grpc as _check_grpc  # noqa: F401 - before grpc itself
 
 try:
     import grpc as _grpc  # noqa: F401

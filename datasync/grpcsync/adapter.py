@@ -18,6 +18,7 @@ import grpc
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.errors import ClosedError, DatasyncError, DecodeError, InvalidArgumentError
+from datasync.grpcio import check_grpc
 from datasync.grpcsync.content import checked_resync, parse
 from datasync.grpcsync.health import Health
 from datasync.grpcsync.limits import Limits
@@ -31,7 +32,7 @@ from datasync.syncbase.done import PropagationFuture
 from datasync.syncbase.msg.convert import resync_replies
 from datasync.syncbase.msg.datamsg_pb2 import DataChangeReply, DataResyncReplies, DataResyncRequests, PingReply
 from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT, Registry
-from datasync.threads import CLOSE_TIMEOUT, ForkGuard, prepare_grpc
+from datasync.threads import CLOSE_TIMEOUT, ForkGuard
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Adapter:
         serializer: Serializer | None = None,
         health: bool = False,
     ) -> None:
-        prepare_grpc()
+        check_grpc()
         if not isinstance(server, grpc.Server):  # one of grpc.aio would take the service, and lose what is sent
             kind = type(server)
             raise InvalidArgumentError(f"server must be a grpc.Server, not {kind.__name__} of {kind.__module__}")

@@ -15,6 +15,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from datasync.errors import DatasyncError, InvalidArgumentError, UnsupportedError
+from datasync.grpcio import check_grpc
 from datasync.grpcsync.limits import KEEPALIVE, KEEPALIVE_TIMEOUT, MAX_MESSAGE_SIZE, WINDOW
 from datasync.grpcsync.link import Link
 from datasync.grpcsync.outbox import AnyRequest, Outbox
@@ -27,7 +28,7 @@ from datasync.options import DelOption, PutOption, read_del_options, read_put_op
 from datasync.serializer import check_key, check_message
 from datasync.syncbase.msg.convert import CONTENT_JSON, delete_request, put_request, resync_requests
 from datasync.syncbase.msg.datamsg_pb2 import DEL, DataChangeRequest, DataResyncRequests, Seq
-from datasync.threads import CLOSE_TIMEOUT, ForkGuard, prepare_grpc
+from datasync.threads import CLOSE_TIMEOUT, ForkGuard
 
 #: Seconds that a request may wait to be sent.
 SEND_TIMEOUT = 10.0
@@ -88,7 +89,7 @@ class Client:
         keepalive_timeout: float = KEEPALIVE_TIMEOUT,
         max_message_size: int = MAX_MESSAGE_SIZE,
     ) -> None:
-        prepare_grpc()
+        check_grpc()
         check_key(target, "a target")
         if source:
             check_source(source)

@@ -13,11 +13,12 @@ from typing import Any
 import grpc
 
 from datasync.errors import InvalidArgumentError
+from datasync.grpcio import check_grpc
 from datasync.grpcsync.adapter import Adapter
 from datasync.grpcsync.executor import ThreadPerCall
 from datasync.grpcsync.limits import KEEPALIVE, KEEPALIVE_TIMEOUT, Limits
 from datasync.grpcsync.tls import ServerTLS
-from datasync.threads import CLOSE_TIMEOUT, ForkGuard, prepare_grpc
+from datasync.threads import CLOSE_TIMEOUT, ForkGuard
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def serve(
     Raises:
       InvalidArgumentError: *address* cannot be listened on, or an option is unusable.
     """
-    prepare_grpc()
+    check_grpc()
     limits = limits or Limits()
     if max_age is not None:
         if not max_age > 0:

@@ -12,6 +12,7 @@ from typing import ClassVar
 import grpc
 
 from datasync.errors import CompactedError, DatasyncError, InvalidArgumentError, PermissionDenied, UnknownOutcome
+from datasync.grpcio import check_grpc
 from datasync.keyval.api import (
     Capability,
     CommitResult,
@@ -36,7 +37,7 @@ from datasync.keyval.etcd.scan import EtcdScan
 from datasync.keyval.etcd.stream import EtcdStream
 from datasync.keyval.schemes import StoreURL
 from datasync.serializer import check_key
-from datasync.threads import Worker, prepare_grpc
+from datasync.threads import Worker
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class EtcdStore(Store):
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
 
     def __init__(self, config: EtcdConfig | None = None) -> None:
-        prepare_grpc()
+        check_grpc()
         self.config = read_options({}) if config is None else config
         self.idle_limit = self.config.idle_limit
         self._client = Client(self.config)
