@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -23,6 +24,15 @@ from datasync.events import Op, ResyncReason
 MARK = 500
 #: States that are kept because they were asked for last.
 ASKED = 16
+#: Bytes of a value beyond which only its length and its digest are kept, in the truth and in the logs alike.
+LONG = 1000
+
+
+def brief(value: bytes) -> bytes:
+    """What stands for *value* in the truth and in the logs."""
+    if len(value) <= LONG:
+        return value
+    return b"%d bytes %s" % (len(value), blake2b(value, digest_size=16).hexdigest().encode())
 
 
 class Op1(NamedTuple):

@@ -11,7 +11,19 @@ from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BytesValue
 
 from datasync.events import ChangeEvent, MessageT, Op, ResyncEvent
-from tests.faults.history import Answered, Answering, Asked, Entry, Gone, Log, PutChange, PutResync, Seen, Watched
+from tests.faults.history import (
+    Answered,
+    Answering,
+    Asked,
+    Entry,
+    Gone,
+    Log,
+    PutChange,
+    PutResync,
+    Seen,
+    Watched,
+    brief,
+)
 
 
 class RawSerializer:
@@ -96,11 +108,11 @@ def _read(event: Any, number: int) -> PutChange | PutResync:
     now = getattr(event, "put_at", time.monotonic())  # the moment from which on an answer is waited for
     if isinstance(event, ResyncEvent):
         values = {
-            prefix: {kv.get_key(): kv.get_value(BytesValue()).value for kv in pairs}
+            prefix: {kv.get_key(): brief(kv.get_value(BytesValue()).value) for kv in pairs}
             for prefix, pairs in event.get_values().items()
         }
         gone = event.get_removed()
-        removed = [Gone(kv.get_key(), kv.get_value(BytesValue()).value, kv.get_revision()) for kv in gone]
+        removed = [Gone(kv.get_key(), brief(kv.get_value(BytesValue()).value), kv.get_revision()) for kv in gone]
         return PutResync(now, number, event.reason, event.revision, values, removed)
     assert isinstance(event, ChangeEvent)
     return PutChange(now, number, [_seen(change) for change in event.get_changes()])
@@ -116,5 +128,5 @@ def _seen(change: Any) -> Seen:
     before = BytesValue()
     existed = change.get_prev_value(before)
     op = change.get_change_type()
-    value = None if op is Op.DELETE else change.get_value(BytesValue()).value
-    return Seen(change.get_key(), op, change.get_revision(), value, before.value if existed else None)
+    value = None if op is Op.DELETE else brief(change.get_value(BytesValue()).value)
+    return Seen(change.get_key(), op, change.get_revision(), value, brief(before.value) if existed else None)

@@ -16,7 +16,7 @@ from tests.faults import measure
 from tests.faults.cells import NONE, RANDOM, SECONDS, Cell, Result, fits
 from tests.faults.checkers import judge
 from tests.faults.consumers import ANSWERING, MANNERS, Consumer, Membership
-from tests.faults.history import PutResync, Strike, TruthCommit
+from tests.faults.history import PutResync, Strike, TruthCommit, brief
 from tests.faults.sources import PREFIXES, Misfortune, Source, make_source
 from tests.faults.times import Times, shortened
 from tests.faults.workloads import WORKLOADS, Pace
@@ -247,9 +247,10 @@ class _Run:
     def _measure(self) -> None:
         while not self._over.wait(measure.EVERY):
             ways = self._plugin.status().subscriptions
-            recorded = sum(member.consumer.recorder.size for member in list(self._members)) + 2 * self._written
+            written = self._written + self._source.written
+            recorded = sum(member.consumer.recorder.size for member in list(self._members)) + 2 * written
             pending = {name: one.pending for name, one in ways.items()}
-            self._source.course.samples.append(measure.sample(pending, self._written, recorded))
+            self._source.course.samples.append(measure.sample(pending, written, recorded))
 
     # The end.
 
@@ -283,7 +284,7 @@ class _Run:
         registry = self._plugin.registry
         if self._source.revision not in (0, registry.revision):
             return ["the plugin"]
-        if {kv.get_key(): kv.get_value(BytesValue()).value for kv in registry.items()} != state:
+        if {kv.get_key(): brief(kv.get_value(BytesValue()).value) for kv in registry.items()} != state:
             return ["the plugin"]
         members = {one.consumer.recorder.log.name: one for one in self._members if not one.closed}
         ways = self._plugin.status().subscriptions

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from datasync.keyval.api import ROOT, Store
@@ -40,6 +38,8 @@ class Source(ABC):
     sourced: bool = True
     #: True where an orchestrator may ask for RESYNCs: the runner says so for some workloads.
     orchestrated: bool = False
+    #: Bytes that its misfortunes have written, beside the workload.
+    written: int = 0
 
     def __init__(self, chance: random.Random) -> None:
         self.truth = Truth()
@@ -206,37 +206,6 @@ class MemorySource(RecordedSource):
             self.truth.rewind(1)
 
 
-class SQLiteSource(RecordedSource):
-    """Writer and reader have a store of their own on one file, as two processes have."""
-
-    def __init__(self, chance: random.Random) -> None:
-        from datasync.keyval.sqlite.store import SQLiteStore
-
-        self._folder = tempfile.TemporaryDirectory(prefix="datasync-faults-")
-        path = Path(self._folder.name) / "history.db"
-        options = {"synchronous": "off", "poll_interval": 0.005}
-        self._writer = SQLiteStore(path, **options)  # type: ignore[arg-type]
-        super().__init__(chance, self._writer)
-        self._reader = SQLiteStore(path, **options)  # type: ignore[arg-type]
-        self.store = FaultyStore(self._reader, self.faults)
-
-    def misfortunes(self) -> dict[str, Misfortune]:
-        return {
-            "cut": self.away,
-            "errors": self.errors,
-            "foreign-write": self.foreign,
-            "foreign-write-while-cut": lambda: self.away(self.foreign),
-            "compacted": self._writer.compact,
-            "compacted-while-cut": lambda: self.away(self._writer.compact),
-            "foreign-write-and-compacted-while-cut": lambda: self.away(self.foreign, self._writer.compact),
-        }
-
-    def close(self) -> None:
-        self._reader.close()
-        self._writer.close()
-        self._folder.cleanup()
-
-
 #: Keys that cells are about, unless the workload has more; few, so that they are put, deleted and put again.
 KEYS = [f"{a}{b}{n}" for a in ("a/", "a/b/", "b", "b/", "c/x/") for b in ("", "k") for n in range(5)]
 #: Prefixes that overlap in every way: everything, a folder, half a name, a whole key, nothing at all.
@@ -257,12 +226,14 @@ def random_ops(chance: random.Random, size: int = 0, keys: Sequence[str] = KEYS)
 #: Module and class by name. A source is imported when it is wanted: it may need a client library.
 SOURCES: dict[str, str] = {
     "etcd": "tests.faults.etcd_source:EtcdSource",
+    "etcd3": "tests.faults.etcd_cluster:EtcdClusterSource",
+    "etcd-secure": "tests.faults.etcd_secure:EtcdSecureSource",
     "grpc": "tests.faults.grpc_source:GrpcSource",
     "local": "tests.faults.local_source:LocalSource",
     "memory": "tests.faults.sources:MemorySource",
     "rest": "tests.faults.rest_source:RestSource",
     "scripted": "tests.faults.sources:ScriptedSource",
-    "sqlite": "tests.faults.sources:SQLiteSource",
+    "sqlite": "tests.faults.sqlite_source:SQLiteSource",
 }
 
 
