@@ -16,12 +16,11 @@ from dataclasses import asdict
 
 import pytest
 
-from tests.benchmarks import etcd, grpc, local, rest, sqlite
+from tests.benchmarks import etcd, grpc, idle, latency, local, memory, rest, sqlite, start
 from tests.benchmarks.harness import Bench, Result, measure
 
-BENCHES: dict[str, Bench] = {
-    bench.name: bench for module in (local, sqlite, grpc, rest, etcd) for bench in module.BENCHES
-}
+MODULES = (local, memory, start, sqlite, grpc, rest, etcd, latency, idle)
+BENCHES: dict[str, Bench] = {bench.name: bench for module in MODULES for bench in module.BENCHES}
 
 COLUMNS = ("bench", "ours", "floor", "unit", "ratio", "target", "")
 
@@ -59,8 +58,7 @@ def table(results: Sequence[Result]) -> str:
     lines: list[tuple[str, ...]] = [COLUMNS]
     for result in results:
         row = result.row
-        met = row.met(result.ratio)
-        sign = "≥" if row.higher_is_better else "≤"
+        met = row.met(result.ours, result.floor, result.ratio)
         lines.append(
             (
                 row.name,
@@ -68,7 +66,7 @@ def table(results: Sequence[Result]) -> str:
                 f"{_number(result.floor)} ±{result.floor_spread:.0f} %",
                 row.unit,
                 f"{result.ratio:.2f}",
-                "" if row.target is None else f"{sign} {row.target:g}",
+                row.wanted,
                 "" if met is None else "met" if met else "missed",
             )
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
@@ -63,20 +64,29 @@ class BareEtcd:
                 return found
             key = page.kvs[-1].key + b"\0"
 
-    def watched(self, prefix: str, after: int, wanted: int) -> None:
-        """Watch, and read *wanted* events as they come."""
+    def watch(self, prefix: str, after: int) -> tuple[Any, Callable[[], None]]:
+        """A watch of all after a revision: its responses, and what ends it."""
         key, end = prefix_range(prefix)
         create = pb.WatchCreateRequest(key=key, range_end=end, start_revision=after + 1)
         requests: queue.Queue[pb.WatchRequest | None] = queue.Queue()
         requests.put(pb.WatchRequest(create_request=create))
         call = self._watch(iter(requests.get, None))
+
+        def stop() -> None:
+            requests.put(None)
+            call.cancel()
+
+        return call, stop
+
+    def watched(self, prefix: str, after: int, wanted: int) -> None:
+        """Watch, and read *wanted* events as they come."""
+        responses, stop = self.watch(prefix, after)
         counted = 0
-        for response in call:
+        for response in responses:
             counted += len([(event.kv.key.decode(), event.kv.value) for event in response.events])
             if counted >= wanted:
                 break
-        requests.put(None)
-        call.cancel()
+        stop()
 
     def close(self) -> None:
         self._channel.close()
@@ -89,3 +99,29 @@ class BareEtcd:
 
     def _unary(self, name: str, request: Any, response: Any) -> Any:
         return self._channel.unary_unary(f"/etcdserverpb.KV/{name}", request.SerializeToString, response.FromString)
+
+
+class BareWatch:
+    """A thread that calls back with each key and value that is put. A context manager that ends it."""
+
+    def __init__(self, etcd: BareEtcd, prefix: str, after: int, callback: Callable[[str, bytes], object]) -> None:
+        self._responses, self._stop = etcd.watch(prefix, after)
+        self._callback = callback
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            for response in self._responses:
+                for event in response.events:
+                    self._callback(event.kv.key.decode(), event.kv.value)
+        except grpc.RpcError:
+            pass  # cancelled
+
+    def __enter__(self) -> BareWatch:
+        next(self._responses)  # the watch stands from here on
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+        self._thread.join()

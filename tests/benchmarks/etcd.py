@@ -88,8 +88,9 @@ class Stopwatch:
 
 
 @contextmanager
-def snapshot(scale: float) -> Iterator[Sides]:
-    count = int(KEYS * scale)
+def snapshot(scale: float, keys: int = KEYS) -> Iterator[Sides]:
+    count = int(keys * scale)
+    row = f"etcd-snapshot-{keys}"
     with filled(count) as (running, bare), connect(running.url) as store:
 
         def ours() -> Figures:
@@ -101,14 +102,14 @@ def snapshot(scale: float) -> Iterator[Sides]:
             event.done()
             consumer.close()
             assert len(keys) == count
-            return {"etcd-snapshot-100000": seconds}
+            return {row: seconds}
 
         def floor() -> Figures:
             started = time.perf_counter()
             found = bare.listed(PREFIX)
             seconds = time.perf_counter() - started
             assert len(found) == count
-            return {"etcd-snapshot-100000": seconds}
+            return {row: seconds}
 
         yield Sides(ours, floor)
 
@@ -170,6 +171,13 @@ BENCHES = [
         "bare paged Range into a dict; ours until every key of the RESYNC was read",
         [Row("etcd-snapshot-100000", "s", 1.4)],
         snapshot,
+    ),
+    Bench(
+        "etcd-snapshot-million",
+        "the same with ten times as many keys",
+        [Row("etcd-snapshot-1000000", "s", 1.4)],
+        lambda scale: snapshot(scale, 10 * KEYS),
+        repeats=3,
     ),
     Bench(
         "etcd-memory",

@@ -21,18 +21,30 @@ Side = Callable[[], Figures]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. *target* is of the ratio ours / floor; rates are better when higher."""
+    """One line of the table. *target* is of the ratio ours / floor, plus *extra* of the row's unit; rates are better
+    when higher."""
 
     name: str
     unit: str
     target: float | None = None
     higher_is_better: bool = False
+    extra: float = 0.0
 
-    def met(self, ratio: float) -> bool | None:
+    def met(self, ours: float, floor: float, ratio: float) -> bool | None:
         """None where there is no target."""
         if self.target is None:
             return None
+        if self.extra:
+            return ours <= self.target * floor + self.extra
         return ratio >= self.target if self.higher_is_better else ratio <= self.target
+
+    @property
+    def wanted(self) -> str:
+        """The target as the table shows it."""
+        if self.target is None:
+            return ""
+        sign = "≥" if self.higher_is_better else "≤"
+        return f"{sign} {self.target:g}" + (f" + {self.extra:g} {self.unit}" if self.extra else "")
 
 
 @dataclass(frozen=True, slots=True)

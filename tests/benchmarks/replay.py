@@ -92,5 +92,9 @@ class Consumer:
             event.done()
         return first, time.perf_counter()
 
+    def take(self) -> Any:
+        """The next event."""
+        return self._events.get(timeout=PATIENCE)
+
     def close(self) -> None:
         self.plugin.close()

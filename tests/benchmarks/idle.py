@@ -1,0 +1,91 @@
+"""What an agent costs that has nothing to do: etcd, gRPC and REST open at once, in a process of its own.
+
+``python -m tests.benchmarks.idle ENDPOINT SECONDS`` prints per cent of a core, and the names of its threads.
+"""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datasync import grpcsync, restsync
+from datasync.keyval.schemes import connect
+from datasync.kvdbsync.plugin import Plugin
+from tests.benchmarks.etcd import server
+from tests.benchmarks.harness import Bench, Figures, Row, Sides
+from tests.running import environment
+
+SECONDS = 20.0
+
+
+@contextmanager
+def somewhere() -> Iterator[str]:
+    """The address of an etcd, or a SQLite file where there is none."""
+    try:
+        with server() as running:
+            yield running.url
+    except pytest.skip.Exception:
+        with tempfile.TemporaryDirectory() as folder:
+            yield f"sqlite:///{Path(folder) / 'bench.db'}"
+
+
+@contextmanager
+def agent(scale: float) -> Iterator[Sides]:
+    seconds = max(1.0, SECONDS * scale)
+    notes: list[str] = []
+    with somewhere() as url:
+
+        def side(kind: str) -> Figures:
+            command = [sys.executable, "-m", "tests.benchmarks.idle", kind, url, str(seconds)]
+            done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=True)
+            percent, threads = done.stdout.splitlines()
+            if kind == "ours":
+                notes.append(f"threads: {threads}")
+            return {"idle-agent": float(percent)}
+
+        yield Sides(lambda: side("ours"), lambda: {"idle-agent": 0.2}, notes)
+
+
+def main(kind: str, url: str, seconds: float) -> None:
+    events: queue.Queue[Any] = queue.Queue()
+    with ExitStack() as stack:
+        plugin = stack.enter_context(Plugin(kv=stack.enter_context(connect(url)), prefix="bench/"))
+        grpc_server = stack.enter_context(grpcsync.serve("127.0.0.1:0"))
+        rest_adapter = stack.enter_context(restsync.Adapter())
+        rest_server = stack.enter_context(restsync.serve("127.0.0.1:0", rest_adapter))
+        sender = stack.enter_context(grpcsync.Client(grpc_server.address))
+        client = stack.enter_context(restsync.Client(rest_server.url))
+        for number, watcher in enumerate((plugin, grpc_server.adapter, rest_adapter, client)):
+            watcher.watch(f"bench-{number}", events, events, "")
+        plugin.after_init()
+        sender.wait_ready(30)
+        for _ in range(2):  # the first RESYNCs of the store and of the REST client
+            events.get(timeout=30).done()
+        before = time.process_time()
+        time.sleep(seconds)
+        print(100 * (time.process_time() - before) / seconds)
+        print(", ".join(sorted(thread.name for thread in threading.enumerate())))
+
+
+BENCHES = [
+    Bench(
+        "idle",
+        "what is allowed: 0.2 % of a core",
+        [Row("idle-agent", "% of a core", 1.0)],
+        agent,
+        repeats=3,
+    ),
+]
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))

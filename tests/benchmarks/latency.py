@@ -1,0 +1,184 @@
+"""From a commit in another process to the consumer's thread, and from a mended connection to the last missed event.
+
+The writer puts the time of its monotonic clock, which is the whole machine's, into each value.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from google.protobuf.wrappers_pb2 import StringValue
+
+from datasync.events import ResyncEvent
+from datasync.keyval.api import Store
+from datasync.keyval.etcd import EtcdConfig, EtcdStore
+from datasync.keyval.schemes import connect
+from datasync.keyval.sqlite.store import POLL_INTERVAL, SQLiteStore
+from tests.benchmarks.bare_etcd import BareEtcd, BareWatch
+from tests.benchmarks.etcd import PREFIX, VALUE, server
+from tests.benchmarks.harness import Bench, Figures, Row, Sides
+from tests.benchmarks.replay import PATIENCE, Consumer
+from tests.proxy import TcpProxy
+from tests.running import environment
+
+COMMITS = 200
+MISSED = 10_000
+
+# Irregular, so that it never falls into step with a poll.
+_WRITE = """
+import random, sys, time
+from datasync.keyval.schemes import connect
+with connect(sys.argv[1]) as store:
+    broker = store.new_broker("/bench/")
+    for number in range(int(sys.argv[2])):
+        time.sleep(random.uniform(0, float(sys.argv[3])))
+        broker.put("key/%d" % (number % 50), b'"%.9f"' % time.monotonic())
+"""
+
+
+def start_writer(url: str, commits: int, pause: float) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", _WRITE, url, str(commits), str(pause)], env=environment())
+
+
+class Delays:
+    """Milliseconds from commit to consumer."""
+
+    def __init__(self) -> None:
+        self.all: list[float] = []
+
+    def note(self, value: bytes | str) -> None:
+        sent = float(value.strip(b'"') if isinstance(value, bytes) else value)
+        self.all.append(1e3 * (time.monotonic() - sent))
+
+    def figures(self, name: str) -> Figures:
+        return {f"{name}-p50": statistics.median(self.all), f"{name}-p99": statistics.quantiles(self.all, n=100)[98]}
+
+
+def through_the_library(store: Store, url: str, commits: int, pause: float) -> Delays:
+    consumer = Consumer(store, PREFIX)
+    consumer.first_resync().done()
+    delays = Delays()
+    value = StringValue()
+    with start_writer(url, commits, pause):
+        while len(delays.all) < commits:
+            event = consumer.take()
+            assert not isinstance(event, ResyncEvent), "the consumer was outrun"
+            for change in event.get_changes():
+                delays.note(change.get_value(value).value)
+            event.done()
+    consumer.close()
+    return delays
+
+
+@contextmanager
+def sqlite_latency(scale: float) -> Iterator[Sides]:
+    commits = max(20, int(COMMITS * scale))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bench.db"
+        with SQLiteStore(path) as store:
+
+            def ours() -> Figures:
+                delays = through_the_library(store, f"sqlite:///{path}", commits, 0.1)
+                return {"sqlite-commit-p50": statistics.median(delays.all)}
+
+            yield Sides(ours, lambda: {"sqlite-commit-p50": 1e3 * POLL_INTERVAL})
+
+
+@contextmanager
+def etcd_latency(scale: float) -> Iterator[Sides]:
+    commits = max(20, int(5 * COMMITS * scale))
+    with server() as running, BareEtcd(running.endpoint) as bare, connect(running.url) as store:
+
+        def ours() -> Figures:
+            return through_the_library(store, running.url, commits, 0.01).figures("etcd-put")
+
+        def floor() -> Figures:
+            delays = Delays()
+            over = threading.Event()
+
+            def callback(key: str, value: bytes) -> None:
+                delays.note(value)
+                if len(delays.all) == commits:
+                    over.set()
+
+            with BareWatch(bare, PREFIX, bare.revision(), callback):
+                with start_writer(running.url, commits, 0.01):
+                    assert over.wait(PATIENCE)
+            return delays.figures("etcd-put")
+
+        yield Sides(ours, floor)
+
+
+@contextmanager
+def etcd_resume(scale: float) -> Iterator[Sides]:
+    missed = max(200, int(MISSED * scale)) // 100 * 100
+    with server() as running, BareEtcd(running.endpoint) as bare, TcpProxy(("127.0.0.1", running.port)) as proxy:
+        config = EtcdConfig(endpoints=(proxy.address,))
+
+        def fill() -> None:
+            bare.fill(((f"{PREFIX}key/{number:06}".encode(), VALUE) for number in range(missed)), 100)
+
+        def ours() -> Figures:
+            with EtcdStore(config) as store:
+                consumer = Consumer(store, PREFIX)
+                consumer.first_resync().done()
+                proxy.refuse()
+                fill()
+                last = bare.revision()
+                proxy.heal()
+                healed = time.perf_counter()
+                _, ended = consumer.count(missed, last)
+                consumer.close()
+            return {"etcd-resume-10000": ended - healed}
+
+        def floor() -> Figures:
+            before = bare.revision()
+            fill()
+            counted = 0
+            over = threading.Event()
+
+            def callback(key: str, value: bytes) -> None:
+                nonlocal counted
+                counted += 1
+                if counted == missed:
+                    over.set()
+
+            started = time.perf_counter()
+            with BareEtcd(proxy.address) as fresh, BareWatch(fresh, PREFIX, before, callback):
+                assert over.wait(PATIENCE)
+                return {"etcd-resume-10000": time.perf_counter() - started}
+
+        yield Sides(ours, floor)
+
+
+BENCHES = [
+    Bench(
+        "sqlite-latency",
+        "the interval at which the file is looked at",
+        [Row("sqlite-commit-p50", "ms", 1.2)],
+        sqlite_latency,
+        repeats=3,
+    ),
+    Bench(
+        "etcd-latency",
+        "a callback out of a bare grpcio watch",
+        [Row("etcd-put-p50", "ms", 1.0, extra=0.2), Row("etcd-put-p99", "ms", 1.5)],
+        etcd_latency,
+        repeats=5,
+    ),
+    Bench(
+        "etcd-resume",
+        "a bare watch from the revision where the other one broke, over a new channel",
+        [Row("etcd-resume-10000", "s", 1.2, extra=0.2)],
+        etcd_resume,
+        repeats=5,
+    ),
+]

@@ -1,0 +1,80 @@
+"""What a key costs in memory beyond itself and its value: a process for each measurement.
+
+``python -m tests.benchmarks.memory ours|floor COUNT`` prints bytes per key.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from datasync.events import ResyncReason
+from datasync.syncbase.registry import Registry
+from tests.benchmarks.harness import Bench, Figures, Row, Sides
+from tests.running import environment
+
+KEYS = 1_000_000
+VALUE_SIZE = 200
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _pairs(count: int) -> Iterator[tuple[str, bytes]]:
+    for number in range(count):
+        yield f"/bench/config/interface/{number:08}", b"%0*d" % (VALUE_SIZE, number)
+
+
+def beyond(side: str, count: int) -> float:
+    """Bytes per key that are neither the key's nor the value's own."""
+    own = sum(sys.getsizeof(key) + sys.getsizeof(value) for key, value in _pairs(min(count, 1000))) / min(count, 1000)
+    registry = Registry("bench", sourced=True)
+    events: queue.Queue[Any] = queue.Queue()
+    registry.watch("bench", events, events, "/bench/")
+    before = resident()
+    kept = {key: (number, value) for number, (key, value) in enumerate(_pairs(count), 1)}
+    if side == "ours":
+        registry.feed_snapshot(count, kept, ResyncReason.INITIAL)
+        event = events.get()
+        assert sum(1 for pairs in event.get_values().values() for _ in pairs) == count
+        event.done()
+        del event
+    grown = resident() - before
+    registry.close()
+    return grown / count - own
+
+
+@contextmanager
+def bytes_per_key(scale: float) -> Iterator[Sides]:
+    count = max(1_000, int(KEYS * scale))
+
+    def side(name: str) -> Figures:
+        command = [sys.executable, "-m", "tests.benchmarks.memory", name, str(count)]
+        done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=True)
+        return {"registry-bytes-per-key": float(done.stdout)}
+
+    yield Sides(lambda: side("ours"), lambda: side("floor"))
+
+
+BENCHES = [
+    Bench(
+        "memory",
+        "a dict of key to (revision, bytes); both without the keys and values themselves",
+        [Row("registry-bytes-per-key", "bytes", 1.3)],
+        bytes_per_key,
+        repeats=3,
+    ),
+]
+
+if __name__ == "__main__":
+    print(beyond(sys.argv[1], int(sys.argv[2])))
