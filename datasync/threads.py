@@ -9,7 +9,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from datasync.errors import ForkedError
 
@@ -77,6 +77,10 @@ class ForkGuard:
         if self._born != _generation:
             raise ForkedError(f"{self._what} belongs to the parent process: open a new one after os.fork()")
 
+    def __reduce__(self) -> NoReturn:
+        """Whatever has a guard cannot be pickled: nor can connections and threads."""
+        raise TypeError(f"{self._what} belongs to this process and cannot be sent to another one: open a new one there")
+
 
 class GuardedFuture(concurrent.futures.Future[T]):
     """A future that is refused in a forked child: whoever would settle it does not exist there.
@@ -118,6 +122,9 @@ class GuardedFuture(concurrent.futures.Future[T]):
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
         self._guard.check()
         super().add_done_callback(fn)
+
+    def __reduce__(self) -> NoReturn:
+        self._guard.__reduce__()
 
     def __repr__(self) -> str:
         return "<Future of the parent process>" if self._guard.forked else super().__repr__()

@@ -34,9 +34,9 @@ class Server:
     """A running server, and its adapter. A context manager that closes both. Threads: any."""
 
     def __init__(self, server: grpc.Server, executor: ThreadPerCall, adapter: Adapter, address: str, port: int) -> None:
+        self._guard = ForkGuard(f"the gRPC server on {address}")
         self._server = server
         self._executor = executor
-        self._guard = ForkGuard(f"the gRPC server on {address}")
         #: The watcher of what peers push.
         self.adapter = adapter
         #: ``host:port`` as clients dial it, with the port that it got; or ``unix:path``.
