@@ -107,11 +107,10 @@ def check_retries(truth: Truth, reading: Reading) -> Violation | None:
             limit = entry.in_flight
         elif isinstance(entry, Answering):
             unanswered.pop(entry.number, None)
-            # An event that was given up and is answered after all makes a RESYNC due as well: what replaced it may have
-            # been handled before it.
-            late = entry.number not in reading.accepted
-            refused = entry.refused and reading.accepted.get(entry.number) is False
-            if (late or refused) and pause is None:
+            if pause is None and entry.number not in reading.accepted:
+                # It had been given up: a RESYNC is due all the same, for what replaced it may have been handled first.
+                pause = _Pause(entry.time, 1, log.backoff)
+            elif pause is None and entry.refused and not reading.accepted[entry.number]:
                 # With several in flight two answers may cross: then only the first pause is certain.
                 failures = failures + 1 if limit == 1 else 1
                 pause = _Pause(entry.time, failures, log.backoff)

@@ -186,6 +186,10 @@ def has_no_entry_for_an_empty_prefix(log: Log) -> None:
         put.values.pop("a/b/")
 
 
+def overlooks_a_prefix_in_one_resync(log: Log) -> None:
+    _resync(log, 4).values.pop("a/b/")
+
+
 def is_answered_twice(log: Log) -> None:
     """Two answers, and both are said to be the first."""
     at = next(n for n, entry in enumerate(log.entries) if isinstance(entry, Answered) and entry.number == 1)
@@ -282,6 +286,7 @@ BUGS: Mapping[str, Bug] = {
         Bug("I1", leaks_a_foreign_key_in_a_resync),
         Bug("I1", sorts_a_key_under_a_shorter_prefix),
         Bug("I1", has_no_entry_for_an_empty_prefix),
+        Bug("I1", overlooks_a_prefix_in_one_resync),
         Bug("I2", shows_an_old_state),
         Bug("I2", forgets_a_key_in_a_resync),
         Bug("I3", skips_an_event),

@@ -8,7 +8,7 @@ Source: contract section 6 (I1, I2, I4-I7), clauses C2-C7, C11 and C13.
 from __future__ import annotations
 
 from datasync.events import Op, ResyncReason
-from tests.faults.history import Asked, Op1, PutChange, PutResync, Truth
+from tests.faults.history import Asked, Op1, PutChange, PutResync, Truth, Watched
 from tests.faults.reading import Reading, Violation, shown, under
 from tests.faults.sequence import fitting_epochs
 
@@ -16,6 +16,7 @@ from tests.faults.sequence import fitting_epochs
 def check_prefixes(truth: Truth, reading: Reading) -> Violation | None:
     """I1: nothing but what was asked for; each key under its longest prefix; every prefix has its entry (C5, C11)."""
     owed: dict[str, int] = {}  # prefixes that a RESYNC still had to bring, since which entry
+    known: set[str] = set()  # prefixes that it cannot overlook: they were there in the beginning, or in the last one
     names: tuple[str, ...] = ()
     scope_of_names = None
     for at, entry, scope in reading.steps:
@@ -29,12 +30,18 @@ def check_prefixes(truth: Truth, reading: Reading) -> Violation | None:
             named = set(entry.values)
             if wrong := _wrongly_sorted(entry, scope.may):
                 return reading.violation("I1", at, wrong)
+            if overlooked := known - named:
+                return reading.violation("I1", at, f"the RESYNC has no entry for {overlooked}")
+            known = set(scope.delivered_must)
             # A prefix that was registered while this RESYNC was being put is brought by the next one.
             owed = {prefix: owed.get(prefix, at) for prefix in scope.must - named}
         elif isinstance(entry, Asked) and entry.what == "unregister":
             owed.pop(entry.prefix, None)
+            known.discard(entry.prefix)
         elif isinstance(entry, Asked) and entry.what == "close":
             owed = {}
+        elif isinstance(entry, Watched):
+            known = set(entry.prefixes)
     if owed and reading.log.complete:
         return reading.violation("I1", max(owed.values()), f"no RESYNC ever brought the prefixes {set(owed)}")
     return None

@@ -11,6 +11,7 @@ from tests.faults.checkers import CHECKERS, COURSE_CHECKERS, check_all, judge
 from tests.faults.history import Answered, Log, PutResync, Truth
 from tests.faults.honest import ABANDON
 from tests.faults.reading import Reading, Violation
+from tests.faults.speed import long_log, long_truth
 
 
 def check(invariant: str, truth: Truth, log: Log) -> Violation | None:
@@ -68,6 +69,13 @@ def test_a_course_with_a_flaw_is_caught(flaw: Flaw) -> None:
     found = COURSE_CHECKERS[flaw.invariant](scene.truth, readings, scene.course)
     assert found is not None
     assert found.invariant == flaw.invariant
+
+
+def test_a_long_log_is_judged_in_a_time_that_grows_no_faster_than_the_log() -> None:
+    """No time is asserted: one that grew with the square of it would not end within the limit of a test."""
+    truth = long_truth(20_000, 3)
+    log = long_log(truth, ("a/", "b/1"))
+    assert check_all(truth, log) == []
 
 
 def test_a_log_that_was_cut_short_is_not_blamed_for_what_is_missing() -> None:
