@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,8 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=float, default=20.0, help="seconds between two faults")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sources", default=",".join(PLACES), help="comma-separated: " + ", ".join(PLACES))
+    parser.add_argument("--faults", default="", help="comma-separated: only these; all unless told")
     parser.add_argument("--rate", type=float, default=100.0, help="transactions per second, all sources together")
     parser.add_argument("--natural", action="store_true", help="with the library's own pauses after failures")
+    parser.add_argument("--log", default="", metavar="FILE", help="what the library logs in the agent")
     parser.add_argument("--json", metavar="FILE", help="everything that was measured")
     parser.add_argument("--plot", metavar="FILE", help="a picture, PNG; needs matplotlib")
     parser.add_argument("--broken", default="", help="something is: deaf, leak, thread, descriptor; must be found")
@@ -37,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sources = options.sources.split(",")
     if strangers := set(sources) - PLACES.keys():
         parser.error(f"no such source: {', '.join(sorted(strangers))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # or the servers would be left
     with tempfile.TemporaryDirectory(prefix="datasync-soak-") as folder:
         soak = Soak(
             Path(folder),
@@ -46,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rate=options.rate,
             natural=options.natural,
             broken=options.broken,
+            log=options.log,
+            faults=[name for name in options.faults.split(",") if name],
             say=_say,
         )
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import json
+import logging
 import os
 import random
 import signal
@@ -237,7 +238,11 @@ class Source:
         for one in self.subscribers:
             difference = one.view.differs(state)
             way = ways[one.name]
-            if difference or way.state is not SubscriptionState.SYNCED or way.in_flight:
+            # What a caller sends and a subscriber refuses does not come again: it stays the last that was said of it.
+            well = way.state is SubscriptionState.SYNCED or (
+                way.state is SubscriptionState.FAILING and not self.sourced
+            )
+            if difference or not well or way.in_flight:
                 found[one.name] = difference or f"{way.state.value}, {way.in_flight} in flight"
         return found
 
@@ -270,6 +275,9 @@ class Agent:
         self._open: list[tuple[str, Callable[[], object]]] = []
         self._sources: dict[str, Source] = {}
         self._leak: list[Any] = []
+        if options.get("log"):
+            form = "%(asctime)s.%(msecs)03d %(threadName)s %(levelname)s %(message)s"
+            logging.basicConfig(filename=options["log"], level=logging.DEBUG, format=form, datefmt="%H:%M:%S")
         if not options.get("natural"):
             _hurry()
         for name, where in options["sources"].items():

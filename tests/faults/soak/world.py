@@ -454,11 +454,14 @@ class Soak:
         rate: float,
         natural: bool = False,
         broken: str = "",
+        log: str = "",
+        faults: Sequence[str] = (),
         say: Callable[[str], object] = lambda text: None,
     ) -> None:
         self.record = Record(seed, list(sources), every=every)
         self._chance = random.Random(seed)
         self._every = every
+        self._wanted = faults  # all of them, if none is named
         self._say = say
         self._began = time.monotonic()
         self._ending = threading.Event()
@@ -471,7 +474,8 @@ class Soak:
                 )
             options = {"sources": {name: place.where for name, place in self.places.items()}}
             self._agent = Child(
-                "tests.faults.soak.agent", first=json.dumps({**options, "natural": natural, "broken": broken})
+                "tests.faults.soak.agent",
+                first=json.dumps({**options, "natural": natural, "broken": broken, "log": log}),
             )
             self._agent.told = self._note
             self._agent.answer()
@@ -498,6 +502,7 @@ class Soak:
             if not bag:  # all of them, in an order of their own, again and again
                 bag = [(name, fault) for name, place in self.places.items() for fault in place.faults()]
                 bag += [("agent", "sigstop"), ("agent", "sigstop-and-compacted")]
+                bag = [one for one in bag if not self._wanted or one[1] in self._wanted]
                 self._chance.shuffle(bag)
             self._fault(*bag.pop())
         self._ending.wait(max(0.0, seconds - self._now()))
