@@ -60,27 +60,24 @@ class EtcdFaults(Source):
     _writer: SureWriter
     store: EtcdStore
 
-    def _open(self, **settings: Any) -> None:
-        """The watched store, and the writer's; *settings* are what both need."""
-        self._writer = SureWriter(
-            EtcdStore(
-                EtcdConfig(
-                    endpoints=tuple(server.endpoint for server in self._servers), operation_timeout=10.0, **settings
-                )
-            ),
-            self.prefix,
-            self.truth,
-        )
-        self.store = EtcdStore(self._hasty(**settings))
+    def _open(self) -> None:
+        """The watched store, and the writer's."""
+        self._writer = SureWriter(EtcdStore(self._patient()), self.prefix, self.truth)
+        self._writer.foreign()  # what is measured first is to have its connection
+        self.store = EtcdStore(self._hasty())
 
-    def _hasty(self, **settings: Any) -> EtcdConfig:
+    def _patient(self) -> EtcdConfig:
+        """The writer's: it waits longer than a server stands still."""
+        endpoints = tuple(server.endpoint for server in self._servers)
+        return EtcdConfig(endpoints=endpoints, operation_timeout=10.0, dial_timeout=3.0)
+
+    def _hasty(self) -> EtcdConfig:
         return EtcdConfig(
             endpoints=tuple(proxy.address for proxy in self._proxies),
             page_size=self._page_size,
             dial_timeout=0.3,
             operation_timeout=1.0,
             idle_limit=IDLE_LIMIT,
-            **settings,
         )
 
     def transport(self) -> Any:
@@ -127,7 +124,10 @@ class EtcdFaults(Source):
         self._mend()
 
     def settle(self) -> None:
-        self.store.close()  # its connections are not what is left behind
+        # Connections of the harness are not what is left behind.
+        self.store.close()
+        self._writer.store.close()
+        self._writer.store = EtcdStore(self._patient())
         self._writer.check()
 
     def history(self) -> Sequence[TruthCommit] | None:
@@ -296,12 +296,15 @@ class EtcdSource(EtcdFaults):
 
     def __init__(self, chance: random.Random) -> None:
         super().__init__(chance)
-        self._server = EtcdServer(self._program, Path(self._folder.name), *self._flags()).start()
+        self._server = self._make_server()
         self._servers = [self._server]
         self._proxies = [TcpProxy(("127.0.0.1", self._server.port))]
         self._saved = 0  # the revision that the last copy was made at; 0: there is none
         self._copies = 0
         self._open()
+
+    def _make_server(self) -> EtcdServer:
+        return EtcdServer(self._program, Path(self._folder.name), *self._flags()).start()
 
     def _flags(self) -> Sequence[str]:
         return ("--max-txn-ops", str(MAX_OPS))
