@@ -22,7 +22,8 @@ class TcpProxy:
 
     Faults hold for the connections that are there and for those to come, until ``heal``:
 
-    - ``refuse()``: the port is closed; ``drop()`` and ``reset()`` end what is there, with FIN and with RST.
+    - ``refuse()``: the port is closed; ``drop()`` and ``reset()`` end what is there, with FIN and with RST;
+      ``deafen()`` closes the port only.
     - ``black_hole(up=True, down=True)``: accepted and read, but nothing is passed on, in one direction or both.
     - ``freeze(up=True, down=True)``: nothing is passed on until ``thaw()``, and then all of it in order: nothing is
       lost. Peers that go on sending fill their buffers, as with a stopped process.
@@ -66,6 +67,10 @@ class TcpProxy:
         """End every connection and refuse new ones."""
         self._unlisten()
         self.drop()
+
+    def deafen(self) -> None:
+        """Refuse new connections; those that are there stay."""
+        self._unlisten()
 
     def drop(self) -> None:
         for link in self._taken():

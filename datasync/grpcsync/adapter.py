@@ -9,7 +9,8 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from queue import Queue
 from types import TracebackType
 from typing import Any, NoReturn
@@ -23,11 +24,23 @@ from datasync.grpcsync.content import checked_resync, parse
 from datasync.grpcsync.health import Health
 from datasync.grpcsync.limits import Limits
 from datasync.grpcsync.results import mark_resync
-from datasync.grpcsync.service import DATA_CHANGES, DATA_RESYNCS, PING, PONG, SOURCE_KEY, TAKEN_KEY, Tokens, value_of
+from datasync.grpcsync.service import (
+    DATA_CHANGES,
+    DATA_RESYNCS,
+    PING,
+    PONG,
+    SESSION_KEY,
+    SOURCE_KEY,
+    TAKEN_KEY,
+    Tokens,
+    value_of,
+)
+from datasync.grpcsync.sessions import Session, Sessions
 from datasync.grpcsync.sources import Sources, SourcesRegistration, TooManySources
 from datasync.grpcsync.status import AdapterStatus, combine
-from datasync.grpcsync.stream import ChangeStream, End
+from datasync.grpcsync.stream import SUPERSEDED, ChangeStream, End
 from datasync.serializer import Serializer
+from datasync.syncbase.change import KeyValBytes
 from datasync.syncbase.done import PropagationFuture
 from datasync.syncbase.msg.convert import resync_replies
 from datasync.syncbase.msg.datamsg_pb2 import DataChangeReply, DataResyncReplies, DataResyncRequests, PingReply
@@ -82,6 +95,7 @@ class Adapter:
         self._resync_timeout = resync_timeout
         self._guard = ForkGuard(f"the gRPC adapter {name!r}")
         self._sources = Sources(name, serializer, self._limits.sources)
+        self._sessions = Sessions()
         self._health = Health() if health else None
         self._lock = threading.Lock()  # guards the two below
         self._streams: set[ChangeStream] = set()
@@ -174,7 +188,17 @@ class Adapter:
         }
 
     def _data_changes(self, requests: Iterator[bytes], context: Any) -> Iterator[DataChangeReply]:
-        stream = ChangeStream(self._admit(context), self._limits, self._change_timeout)
+        registry = self._admit(context)
+        with self._session(registry, context) as session:
+            stream = ChangeStream(registry, self._limits, self._change_timeout, session)
+            end = stream.supersede  # one object: a bound method is a new one each time
+            self._begin(session, context, end)
+            try:
+                yield from self._replies(stream, requests, context)
+            finally:
+                session.over(end)
+
+    def _replies(self, stream: ChangeStream, requests: Iterator[bytes], context: Any) -> Iterator[DataChangeReply]:
         with self._lock:
             closed = self._closed
             if not closed:
@@ -197,14 +221,54 @@ class Adapter:
     def _data_resyncs(self, raw: bytes, context: Any) -> DataResyncReplies:
         registry = self._admit(context)
         requests = self._parse_resync(raw, context)
+        patience = self._patience(context)
         try:
-            values = checked_resync(requests, self._limits.key_size)
-            registry.propagate_resync(values, ctx=contextvars.Context(), timeout=self._patience(context))
+            values = checked_resync(requests, self._limits)
+            with self._session(registry, context) as session:
+                self._begin(session, context)
+                future = self._submit_resync(registry, values, patience, session, context)
+            if not self._wait(future, patience, context):
+                return DataResyncReplies()
+            future.result(0)
         except ClosedError:
             _refuse(context, *_CLOSING)
         except DatasyncError as error:
             return mark_resync(resync_replies(requests, error), error)
         return resync_replies(requests)
+
+    def _submit_resync(
+        self,
+        registry: Registry,
+        values: Mapping[str, KeyValBytes],
+        timeout: float,
+        session: Session,
+        context: Any,
+    ) -> PropagationFuture:
+        if not session.enter():
+            context.set_trailing_metadata(_NOTHING_TAKEN)
+            _refuse(context, *SUPERSEDED)
+        try:
+            return registry.submit_resync(values, ctx=contextvars.Context(), timeout=timeout)
+        finally:
+            session.leave()
+
+    def _wait(self, future: PropagationFuture, timeout: float, context: Any) -> bool:
+        """Until *future* is done or the time is over; False when the peer has gone, who then needs no thread."""
+        over = threading.Event()
+        future.add_done_callback(lambda _: over.set())
+        if not context.add_callback(over.set):
+            return False
+        over.wait(timeout)
+        return bool(context.is_active())
+
+    def _session(self, registry: Registry, context: Any) -> AbstractContextManager[Session]:
+        return self._sessions.of(registry.name, value_of(context.invocation_metadata(), SESSION_KEY))
+
+    def _begin(self, session: Session, context: Any, end: Callable[[], None] | None = None) -> None:
+        """Refuse the call where a newer session has begun, or an older one is stuck in a subscriber's queue."""
+        if not session.begin(end):
+            context.set_trailing_metadata(_NOTHING_TAKEN)
+            _refuse(context, *SUPERSEDED)
 
     def _patience(self, context: Any) -> float:
         """Seconds for the subscribers: a peer that gives up earlier shall still hear who was too slow."""

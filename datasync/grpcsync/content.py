@@ -16,9 +16,11 @@ from google.protobuf.message import DecodeError as WireError
 from google.protobuf.message import Message
 
 from datasync.errors import DecodeError, InvalidArgumentError
+from datasync.grpcsync.limits import Limits
 from datasync.syncbase.change import ChangeBytes, KeyValBytes
 from datasync.syncbase.msg.convert import CONTENT_JSON, read_change, read_resync
 from datasync.syncbase.msg.datamsg_pb2 import DEL, DataChangeRequest, DataResyncRequests
+from datasync.syncbase.registry import Registry
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -46,10 +48,18 @@ def checked_change(request: DataChangeRequest, key_size: int) -> ChangeBytes:
     return change
 
 
-def checked_resync(requests: DataResyncRequests, key_size: int) -> dict[str, KeyValBytes]:
+def check_room(key: str, registry: Registry, most: int) -> None:
+    """Raise ``InvalidArgumentError`` when *key* would be one more than *most*."""
+    if registry.size >= most and registry.get(key) is None:
+        raise InvalidArgumentError(f"the source {registry.name!r} has {most} keys already: {key!r} is one too many")
+
+
+def checked_resync(requests: DataResyncRequests, limits: Limits) -> dict[str, KeyValBytes]:
     """The full state that *requests* describes. Raises as ``checked_change``: all of it is usable, or nothing is."""
+    if len(requests.dataResyncs) > limits.keys:
+        raise InvalidArgumentError(f"a full state of {len(requests.dataResyncs)} keys is more than {limits.keys}")
     for item in requests.dataResyncs:
-        _check_size(item.key, key_size)
+        _check_size(item.key, limits.key_size)
     values = read_resync(requests)
     for item in requests.dataResyncs:
         _check_form(item.key, item.content, item.content_type)

@@ -12,6 +12,8 @@ MAX_MESSAGE_SIZE = 16 * 1024 * 1024
 MAX_KEY_SIZE = 4096
 #: Sources, each with a state of its own.
 MAX_SOURCES = 64
+#: Keys of one source: a sender that makes up new ones without end must not take all memory.
+MAX_KEYS = 1_000_000
 #: Requests of one stream that are read and not answered.
 WINDOW = 64
 #: The same in bytes, so that large values do not multiply.
@@ -33,12 +35,13 @@ class Limits:
     message_size: int = MAX_MESSAGE_SIZE
     key_size: int = MAX_KEY_SIZE
     sources: int = MAX_SOURCES
+    keys: int = MAX_KEYS
     window: int = WINDOW
     window_bytes: int = WINDOW_BYTES
     stream_age: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("message_size", "key_size", "sources", "window", "window_bytes"):
+        for name in ("message_size", "key_size", "sources", "keys", "window", "window_bytes"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InvalidArgumentError(f"the limit {name} must be a whole number of 1 or more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,16 @@ from datasync.errors import (
     StoreError,
     UnsupportedError,
 )
-from datasync.grpcsync.service import DATA_CHANGES, DATA_RESYNCS, PING, SOURCE_KEY, TAKEN_KEY, bearer, value_of
+from datasync.grpcsync.service import (
+    DATA_CHANGES,
+    DATA_RESYNCS,
+    PING,
+    SESSION_KEY,
+    SOURCE_KEY,
+    TAKEN_KEY,
+    bearer,
+    value_of,
+)
 from datasync.grpcsync.tls import ClientTLS
 from datasync.syncbase.msg.datamsg_pb2 import (
     DataChangeReply,
@@ -37,6 +47,10 @@ _ERRORS: dict[grpc.StatusCode, type[DatasyncError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: StoreConnectionError,
     grpc.StatusCode.CANCELLED: StoreConnectionError,
 }
+
+
+#: A reply may be so many times as large as the largest request.
+REPLY_FACTOR = 8
 
 
 class Peer:
@@ -65,6 +79,9 @@ class Peer:
         self._source = source
         self._tls = tls
         self._channel: grpc.Channel | None = None
+        # For the server, which drops what is left of the session before.
+        self._name = uuid.uuid4().hex
+        self._sessions = 0
         self._options: list[tuple[str, int | str]] = [
             ("grpc.keepalive_time_ms", int(keepalive * 1000)),
             ("grpc.keepalive_timeout_ms", int(keepalive_timeout * 1000)),
@@ -72,8 +89,8 @@ class Peer:
             ("grpc.http2.ping_timeout_ms", int(keepalive_timeout * 1000)),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.max_send_message_length", max_message_size),
-            # Replies are small, save for those to a resync, which name its keys.
-            ("grpc.max_receive_message_length", -1),
+            # Replies are small, save for those to a resync, which name its keys, each with the id of the request.
+            ("grpc.max_receive_message_length", min(max(REPLY_FACTOR * max_message_size, 64 * 1024), 2**31 - 1)),
             # Clients share connections otherwise, and one's close or pause would be another's.
             ("grpc.use_local_subchannel_pool", 1),
             # A proxy set for the web is not meant for this.
@@ -85,8 +102,9 @@ class Peer:
                 self._options.append(("grpc.ssl_target_name_override", tls.server_name))
 
     def open(self, timeout: float) -> Any:
-        """Make a channel, and ask for a sign of life; the call, which is also a future."""
+        """Begin a session: make a channel, and ask for a sign of life; the call, which is also a future."""
         self.close()
+        self._sessions += 1
         if self._tls is None:
             channel = grpc.insecure_channel(self.target, self._options)
         else:
@@ -121,13 +139,14 @@ class Peer:
         return (
             *(() if token is None else (bearer(token),)),
             *(() if not self._source else ((SOURCE_KEY, self._source),)),
+            (SESSION_KEY, f"{self._name}/{self._sessions}"),
         )
 
 
 def taken_of(call: Any) -> int | None:
     """How many requests of a call that is over were taken; None when the peer does not say."""
     said = value_of(call.trailing_metadata() or (), TAKEN_KEY)
-    return int(said) if said.isdecimal() else None
+    return int(said) if said.isdecimal() and len(said) < 20 else None
 
 
 def _serialize(message: Message) -> bytes:

@@ -15,6 +15,8 @@ PING = f"/{SERVICE}/ping"
 
 #: Metadata of a request: which source the sender is; one default source without it.
 SOURCE_KEY = "datasync-source"
+#: Metadata of a request: name of the sender in this life of it, a slash, and the number of its session.
+SESSION_KEY = "datasync-session"
 #: Metadata at the end of a stream: how many requests were taken. What the sender sent beyond them was not applied.
 TAKEN_KEY = "datasync-taken"
 #: Metadata of a request: ``Bearer`` and the token.

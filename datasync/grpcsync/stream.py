@@ -18,12 +18,13 @@ from collections.abc import Iterator
 import grpc
 
 from datasync.errors import ClosedError, DatasyncError, DecodeError, SubscriptionError
-from datasync.grpcsync.content import checked_change, parse
+from datasync.grpcsync.content import check_room, checked_change, parse
 from datasync.grpcsync.limits import Limits
 from datasync.grpcsync.results import mark_change
+from datasync.grpcsync.sessions import Session
 from datasync.syncbase.done import Outcome, PropagationFuture
 from datasync.syncbase.msg.convert import change_reply
-from datasync.syncbase.msg.datamsg_pb2 import DataChangeReply, DataChangeRequest
+from datasync.syncbase.msg.datamsg_pb2 import DEL, DataChangeReply, DataChangeRequest
 from datasync.syncbase.registry import Registry
 from datasync.threads import Worker
 
@@ -34,6 +35,9 @@ IDLE_WAIT = 3600.0
 
 #: Why a stream ended, when it was not the client: the status that it gets.
 End = tuple[grpc.StatusCode, str]
+
+#: Of a stream whose sender has begun another one.
+SUPERSEDED: End = (grpc.StatusCode.UNAVAILABLE, "the sender has begun another session")
 
 
 class Answer:
@@ -49,18 +53,20 @@ class Answer:
         self.size = size
         self.since = time.monotonic()
 
-    def submit(self, key_size: int, timeout: float) -> PropagationFuture | None:
+    def submit(self, limits: Limits, timeout: float) -> PropagationFuture | None:
         """Hand the change to the registry; None when it is refused at once."""
         request = self._request
         try:
-            change = checked_change(request, key_size)
+            change = checked_change(request, limits.key_size)
+            if request.operationType != DEL:
+                check_room(request.key, self._registry, limits.keys)
             # A context of its own: what runs in gRPC's threads is nobody's business.
             self._future = self._registry.submit_changes(
                 {request.key: change}, ctx=contextvars.Context(), timeout=timeout
             )
         except DatasyncError as error:
             self._error = error
-            if len(request.key.encode()) > key_size:  # what is too long to take is too long to send back
+            if len(request.key.encode()) > limits.key_size:  # what is too long to take is too long to send back
                 self._request = DataChangeRequest(key=request.key[:40], operationType=request.operationType)
         else:
             # The value is the registry's now: what waits for its answer needs the key only.
@@ -105,8 +111,9 @@ class ChangeStream:
     Threads: ``replies`` is one thread's, a worker reads, anybody may ``end`` it.
     """
 
-    def __init__(self, registry: Registry, limits: Limits, timeout: float) -> None:
+    def __init__(self, registry: Registry, limits: Limits, timeout: float, session: Session) -> None:
         self.registry = registry
+        self._session = session
         self._limits = limits
         self._timeout = timeout
         self._changed = threading.Condition()  # guards everything below
@@ -147,6 +154,10 @@ class ChangeStream:
             self._end = self._end or end
             self._at_once = self._at_once or at_once
             self._changed.notify_all()
+
+    def supersede(self) -> None:
+        """The sender has begun another session: take nothing more of this one."""
+        self.end(SUPERSEDED, at_once=True)
 
     def client_gone(self) -> None:
         """The call is over: nobody reads replies any more."""
@@ -196,12 +207,21 @@ class ChangeStream:
             self.end((grpc.StatusCode.RESOURCE_EXHAUSTED, text))
             return
         answer = Answer(self.registry, parse(raw, DataChangeRequest), size)
+        if not self._session.enter():
+            self.supersede()
+            return
+        try:
+            self._hand_over(answer)
+        finally:
+            self._session.leave()
+
+    def _hand_over(self, answer: Answer) -> None:
         with self._changed:
             if self._over:
                 return  # not taken, and not counted: the client may send it again elsewhere
             self._taken += 1
             self._submitting = True
-        future = answer.submit(self._limits.key_size, self._timeout)
+        future = answer.submit(self._limits, self._timeout)
         if answer.orphaned:
             self.end((grpc.StatusCode.UNAVAILABLE, f"the source {self.registry.name!r} is closed"))
         with self._changed:
@@ -210,7 +230,7 @@ class ChangeStream:
                 self._taken -= 1
                 return
             self._answers.append(answer)
-            self._bytes += size
+            self._bytes += answer.size
             if len(self._answers) == 1:  # else the clock of an older one is running already
                 self._changed.notify_all()
         if future is not None:

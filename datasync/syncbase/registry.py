@@ -357,6 +357,11 @@ class Registry:
         return self._state.revision
 
     @property
+    def size(self) -> int:
+        """How many keys the last known state has."""
+        return len(self._state)
+
+    @property
     def subscriptions(self) -> dict[str, Subscription]:
         """The subscriptions by resync name, as they are now."""
         self._guard.check()

@@ -46,6 +46,9 @@ class PrevRevisions:
         """The revision of the last change."""
         return self._revision
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def get(self, key: str) -> StoredKeyVal | None:
         """The pair of *key*, None when there is none."""
         entry = self._entries.get(key)

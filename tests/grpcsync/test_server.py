@@ -212,6 +212,25 @@ def test_d45_a_resync_that_is_refused_says_so_for_each_key(server: Server, wire:
     assert [one.result for one in replies.dataResyncs.replies] == [Result.REFUSED]
 
 
+def test_c8_a_source_has_so_many_keys_and_no_more() -> None:
+    # given room for two keys, and both taken
+    with (
+        serve("127.0.0.1:0", limits=Limits(keys=2)) as server,
+        Subscriber() as subscriber,
+        Wire(server.address) as wire,
+    ):
+        server.adapter.watch("agent", subscriber.queue, subscriber.queue, "k/")
+        assert [one.result for one in wire.changes(put("k/a", "1"), put("k/b", "2"))] == [0, 0]
+        # when a third one comes / then it is refused by name, and what is there may change and go as before
+        replies = wire.changes(put("k/c", "3"), put("k/a", "4"), msg.delete_request("k/b"), put("k/c", "5"))
+        assert [one.result for one in replies] == [Result.INVALID, 0, 0, 0]
+        assert "'k/c' is one too many" in replies[0].error_text
+        # and a full state of three is refused whole
+        refused = wire.resync(msg.resync_requests({f"k/{number}": text("1") for number in range(3)}))
+        assert refused.result == Result.INVALID
+        assert stored(server.adapter.registry) == {"k/a": "4", "k/c": "5"}
+
+
 def test_a_resync_with_one_bad_item_changes_nothing(server: Server, wire: Wire, subscriber: Subscriber) -> None:
     wire.changes(put("k/a", "1"))
     request = msg.resync_requests({"k/b": text("2")})
