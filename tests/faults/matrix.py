@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -21,26 +22,63 @@ HANGS, KILLED = 90.0, 100.0
 INVARIANTS = [f"I{number}" for number in range(1, 18)]
 
 
-def run_apart(cell: Cell) -> Result:
-    """Run *cell* in another process, which is killed, with all that it has started, when it does not end."""
-    with tempfile.TemporaryDirectory(prefix="datasync-cell-") as folder:
-        path = Path(folder) / "result.json"
-        command = [sys.executable, "-m", "tests.faults", *cell.arguments, "--json", str(path)]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
+class Apart:
+    """Runs cells in processes, each with all that it starts in a session of its own. Threads: any."""
+
+    def __init__(self, *, seconds: float = KILLED) -> None:
+        self._seconds = seconds
+        self._lock = threading.Lock()  # guards the two below
+        self._running: set[subprocess.Popen[str]] = set()
+        self._closed = False
+
+    def run(self, cell: Cell) -> Result:
+        """The result of *cell*, also when its process had to be killed."""
+        with tempfile.TemporaryDirectory(prefix="datasync-cell-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / "result.json"
+            process = self._start(cell, path, folder)
+            try:
+                said, _ = process.communicate(timeout=cell.seconds + self._seconds)
+            except subprocess.TimeoutExpired:
+                said = "it hangs"
+            finally:
+                self._kill(process)
+                process.wait()
+                process.stdout.close()  # type: ignore[union-attr]
+                with self._lock:
+                    self._running.discard(process)
+            if path.exists():
+                return Result.from_json(json.loads(path.read_text())["cells"][0])
+            return Result(cell, troubles=[f"no result, exit status {process.returncode}: {said[-4000:]}"])
+
+    def close(self) -> None:
+        """Kill what runs; nothing is started any more."""
+        with self._lock:
+            self._closed = True
+            for process in self._running:
+                self._kill(process)
+
+    def _start(self, cell: Cell, result: Path, folder: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "tests.faults", *cell.arguments, "--json", str(result)]
+        with self._lock:
+            if self._closed:
+                raise KeyboardInterrupt
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+                env=os.environ | {"TMPDIR": folder},  # also what a killed one leaves there is removed
+            )
+            self._running.add(process)
+            return process
+
+    def _kill(self, process: subprocess.Popen[str]) -> None:
+        """With its session: a server that it has started may have outlived it."""
         try:
-            said, _ = process.communicate(timeout=cell.seconds + KILLED)
-        except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            said, _ = process.communicate()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
-        if path.exists():
-            return Result.from_json(json.loads(path.read_text())["cells"][0])
-        return Result(cell, troubles=[f"no result, exit status {process.returncode}: {said[-4000:]}"])
+        except ProcessLookupError:
+            pass
 
 
 def run_many(cells: Iterable[Cell], jobs: int, say: Callable[[Result], None]) -> list[Result]:
@@ -48,11 +86,12 @@ def run_many(cells: Iterable[Cell], jobs: int, say: Callable[[Result], None]) ->
     results: list[Result] = []
     waiting: set[Future[Result]] = set()
     coming: Iterator[Cell] = iter(cells)
+    apart = Apart()
     pool = ThreadPoolExecutor(jobs)
     try:
         while True:
             while len(waiting) < jobs and (cell := next(coming, None)) is not None:
-                waiting.add(pool.submit(run_apart, cell))
+                waiting.add(pool.submit(apart.run, cell))
             if not waiting:
                 return results
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -62,7 +101,8 @@ def run_many(cells: Iterable[Cell], jobs: int, say: Callable[[Result], None]) ->
     except KeyboardInterrupt:  # those that run have no part in the table
         return results
     finally:
-        pool.shutdown(wait=True)
+        apart.close()
+        pool.shutdown(wait=False)  # their processes are dead; and a second ^C is not to be waited with
 
 
 def table(results: Sequence[Result]) -> str:

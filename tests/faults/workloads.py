@@ -57,8 +57,9 @@ class Workload:
 
     @property
     def fails(self) -> bool:
-        """True when some of its watchers refuse, or do not answer: the others must not notice."""
-        return self.abandons or any(MANNERS[manners].refuses for manners in self.watchers)
+        """True when some of its watchers refuse, or never answer: the others must not notice."""
+        known = [MANNERS[manners] for manners in self.watchers]
+        return any(manners.refuses or manners.dies or manners.silent for manners in known)
 
     def known_keys(self) -> Sequence[str]:
         """All that may be written."""
@@ -93,8 +94,8 @@ WORKLOADS: Mapping[str, Workload] = {
         ),
         Workload("transactions", "transactions of 1 to 128 keys", 2000.0, (1, 128), 300, whole=False),
         Workload(
-            "crowd", "50 watchers with prefixes that overlap and change", watchers=("fast",) * 50, changes=0.1,
-            whole=False,
+            "crowd", "50 watchers with prefixes that overlap and change", 250.0, watchers=("fast",) * 50,
+            changes=0.1, whole=False,
         ),
         _with("slow", "consumers that take their time"),
         _with("stuck", "consumers that hang for a while, or until all is over", watchers=("stuck", "frozen", "fast")),
