@@ -43,6 +43,8 @@ from tests.proxy import TcpProxy, free_port
 KEEPALIVE, KEEPALIVE_TIMEOUT = 1.0, 0.5
 #: Bytes of a message that the agent takes; a sender of its own may send more.
 MESSAGE_SIZE = 1024 * 1024
+#: Operations without an answer with which more are sent, and seconds for which there may be more before that.
+UNANSWERED, PATIENCE = 64, 0.5
 #: The source of the sender that must not matter.
 OTHER = "other"
 #: Seconds after which an aged connection is ended.
@@ -167,9 +169,10 @@ def _match(log: SenderLog, applied: Sequence[Applied], ends: Mapping[int, Ended]
                 continue
             if number <= last:
                 troubles.append(f"{what}: operation {number} after {last}")
-            if telling is not None and number in ends and ends[number].end in UNKNOWN:
-                if ends[number].at < telling.at and value is not None:
-                    troubles.append(f"{what}: operation {number} came after the full state that settled it")
+            end = ends.get(number)
+            settled = telling is not None and end is not None and end.end in UNKNOWN and end.at < telling.at
+            if settled and value is not None:
+                troubles.append(f"{what}: operation {number} came after the full state that settled it")
             numbers.add(number)
             last = max(last, number)
     return numbers, troubles
@@ -228,6 +231,11 @@ class Sender:
         self._token = 0
         self._wanted: dict[str, bytes] = {}
         self._through = 0
+
+    @property
+    def open(self) -> int:
+        """Operations that it was told of and has said nothing of yet."""
+        return len(self._open)
 
     @property
     def wanted(self) -> Mapping[str, bytes]:
@@ -487,6 +495,10 @@ class GrpcSource(Source):
         return self._adapter.status().streams
 
     def write(self, ops: Ops) -> None:
+        """As an application does it that waits for answers before it sends more, but not for ever."""
+        until = time.monotonic() + PATIENCE
+        while self.sender.open > UNANSWERED and time.monotonic() < until:
+            time.sleep(0.002)
         with self.lock:
             self.sender.ops(ops)
             if self.faults.healed.is_set():
@@ -535,7 +547,7 @@ class GrpcSource(Source):
         self.other.close()
         troubles = check_sender(self.sender.log, self.applied)
         if self._mirror != self.sender.log.wanted:
-            troubles.append(f"the agent holds not what the sender wants: {_apart(self.sender.log.wanted, self._mirror)}")
+            troubles.append(f"the agent holds what nobody wants: {_apart(self.sender.log.wanted, self._mirror)}")
         if self._other_was_there:
             held = _held(self._adapter.registries[OTHER])
             if held != self.other.log.wanted:
