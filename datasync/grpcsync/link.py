@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 
-from datasync.backoff import Backoff
+from datasync.backoff import AFTER_BREAK, Backoff
 from datasync.errors import (
     ClosedError,
     DatasyncError,
@@ -40,8 +40,8 @@ from datasync.threads import Worker
 
 log = logging.getLogger(__name__)
 
-#: Seconds before the next attempt to connect: the first pause, and the longest.
-RECONNECT_BACKOFF = (0.1, 5.0)
+#: Seconds before the next attempt to connect: the first pause, and the longest, with full jitter.
+RECONNECT_BACKOFF = (0.1, 30.0)
 #: Seconds that one attempt to connect may take.
 CONNECT_TIMEOUT = 5.0
 #: Seconds between two looks at the clocks of what is under way.
@@ -61,7 +61,7 @@ class Link:
         self._outbox = outbox
         self._answer_timeout = answer_timeout
         self._full_state = full_state
-        self._backoff = Backoff(*RECONNECT_BACKOFF)
+        self._backoff = Backoff(*RECONNECT_BACKOFF, after_break=AFTER_BREAK)
         # These three are guarded by the outbox's lock.
         self._session: Session | None = None
         self._sessions = 0

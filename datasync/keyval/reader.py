@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 
-from datasync.backoff import Backoff
+from datasync.backoff import AFTER_BREAK, Backoff
 from datasync.errors import ClosedError, CompactedError, DatasyncError, ForkedError
 from datasync.events import ResyncReason
 from datasync.keyval.api import Batch, Capability, Commit, ReaderSink, RewoundError, Store, Stream
@@ -45,7 +45,7 @@ class StoreReader:
         self._sink = sink
         self._has_history = Capability.HISTORY in store.capabilities
         self._worker = Worker(f"keyval-reader-{store.name}", self._run, wake=self._cancel_stream)
-        self._backoff = Backoff(*RETRY_BACKOFF)
+        self._backoff = Backoff(*RETRY_BACKOFF, after_break=AFTER_BREAK)
         self._due: ResyncReason | None = ResyncReason.INITIAL  # why a listing is due; None: resume
         self._revision = 0
         self._anchor: Commit | None = None

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
-from datasync.backoff import Backoff
+from datasync.backoff import AFTER_BREAK, Backoff
 from datasync.errors import ClosedError, DatasyncError, ForkedError, StoreConnectionError, StoreError
 from datasync.events import ResyncReason
 from datasync.restsync.answers import error_of
@@ -111,7 +111,7 @@ class StreamReader:
         heartbeat = min(max(idle_limit / 3, 0.1), 60.0)
         self._target = f"{place.path}/events?prefix={quote(prefix, safe='')}&heartbeat={heartbeat:g}"
         self._last_id = ""
-        self._backoff = Backoff(*BACKOFF)
+        self._backoff = Backoff(*BACKOFF, after_break=AFTER_BREAK)
         self._link: StreamLink | None = None
         self._snapshot: dict[str, tuple[int, Payload]] | None = None
         self._reason = ResyncReason.INITIAL
