@@ -6,7 +6,6 @@ Source: contract C4 (changes of a caller are never merged), C8, C9.
 from __future__ import annotations
 
 import random
-import time
 from queue import Queue
 from typing import Any
 
@@ -112,7 +111,6 @@ class LocalSource(Source):
         """Somebody wants to hear it all again."""
         names = list(self.registry.subscriptions)
         if names:
-            self.course.requests.append(time.monotonic())
             try:
                 self.futures.append(self.registry.request_resync(self.chance.choice(names)))
             except ValueError:

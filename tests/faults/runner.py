@@ -11,13 +11,15 @@ from dataclasses import replace
 
 from google.protobuf.wrappers_pb2 import BytesValue
 
+from datasync.syncbase.done import PropagationFuture
+from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState
 from tests.faults import measure
 from tests.faults.cells import NONE, RANDOM, SECONDS, Cell, Result, fits
 from tests.faults.checkers import judge
 from tests.faults.consumers import ANSWERING, MANNERS, Consumer, Membership
 from tests.faults.history import PutResync, Strike, TruthCommit, brief
-from tests.faults.sources import PREFIXES, Misfortune, Source, make_source
+from tests.faults.sources import PREFIXES, Misfortune, Ops, Source, make_source, random_puts
 from tests.faults.times import Times, shortened
 from tests.faults.workloads import WORKLOADS, Pace
 
@@ -77,6 +79,7 @@ class _Run:
         if self._cell.fault not in (RANDOM, NONE, *source.misfortunes()):
             raise ValueError(f"{self._cell.source} has no fault {self._cell.fault!r}")
         self._plugin = source.transport()
+        self._note_requests(self._plugin.registry)
 
     def play(self) -> None:
         source = self._source
@@ -159,9 +162,9 @@ class _Run:
             if self._counted:
                 self._over.set()
 
-    def _write(self) -> int:
+    def _write(self, ops: Ops | None = None) -> int:
         """One transaction; how many operations it had."""
-        ops = next(self._transactions)
+        ops = ops or next(self._transactions)
         self._source.write(ops)
         self._written += sum(len(key) + len(value or b"") for key, value in ops)
         return len(ops)
@@ -225,9 +228,21 @@ class _Run:
             elif dice > 0.93:
                 self._ask_all()
 
+    def _note_requests(self, registry: Registry) -> None:
+        """A RESYNC that somebody asks for in person waits for no backoff: the checkers need to know when that was."""
+        request, requests = registry.request_resync, self._source.course.requests
+
+        def noted(name: str) -> PropagationFuture:
+            requests.append(time.monotonic())
+            try:
+                return request(name)
+            finally:
+                requests.append(time.monotonic())
+
+        registry.request_resync = noted  # type: ignore[method-assign, assignment]
+
     def _ask_all(self) -> None:
         if self._source.orchestrator is not None:
-            self._source.course.requests.append(time.monotonic())
             self._source.orchestrator.do_resync()
 
     def _leave(self, member: Membership, chance: random.Random) -> None:
@@ -262,7 +277,7 @@ class _Run:
             return
         self.result.converged = course.converged - course.healed
         if self.result.converged < CONVERGENCE / 2:  # what has stopped has converged as well
-            self._write()
+            self._write(random_puts(self._chance, 3, self._workload.known_keys()))
             self._all_right()
 
     def _all_right(self) -> float | None:

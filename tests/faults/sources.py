@@ -223,6 +223,11 @@ def random_ops(chance: random.Random, size: int = 0, keys: Sequence[str] = KEYS)
     ]
 
 
+def random_puts(chance: random.Random, size: int, keys: Sequence[str]) -> Ops:
+    """A transaction without deletes."""
+    return [(key, b"v%d" % next(_counter)) for key in chance.sample(keys, size)]
+
+
 #: Module and class by name. A source is imported when it is wanted: it may need a client library.
 SOURCES: dict[str, str] = {
     "etcd": "tests.faults.etcd_source:EtcdSource",
