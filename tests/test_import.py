@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,9 +26,8 @@ def python(program: str) -> str:
 
 
 def seconds(program: str) -> float:
-    begin = time.perf_counter()
-    python(program)
-    return time.perf_counter() - begin
+    """The time of a core that *program* takes: a machine that is busy with others does not change it much."""
+    return float(python(f"{program}; import time; print(time.process_time())"))
 
 
 @pytest.mark.parametrize(
@@ -58,15 +56,10 @@ import {name}
 
 def test_importing_is_quick() -> None:
     # given the best of several runs each, because anything may slow down a single one
-    def extra() -> float:
-        floor = min(seconds("import google.protobuf.message") for _ in range(5))
-        return min(seconds("import datasync") for _ in range(5)) - floor
-
-    # then one of three rounds is within the budget: a machine that is busy three times over proves nothing
-    rounds = []
-    while not rounds or (min(rounds) > BUDGET and len(rounds) < 3):
-        rounds.append(extra())
-    assert min(rounds) <= BUDGET, f"import datasync takes {min(rounds):.3f} s more than protobuf"
+    floor = min(seconds("import google.protobuf.message") for _ in range(5))
+    extra = min(seconds("import datasync") for _ in range(5)) - floor
+    # then it is within the budget
+    assert extra <= BUDGET, f"import datasync takes {extra:.3f} s more than protobuf"
 
 
 def test_the_logger_is_silent_until_somebody_listens() -> None:
