@@ -153,13 +153,13 @@ def read_account(
 ) -> list[TruthCommit] | None:
     """The commits under *prefix* that etcd still has, up to revision *last*, which wrote something somewhere.
 
-    None when they are compacted.
+    None when there are none any more.
     """
     start = 1
     while start <= last:
         commits, oldest = _read_from(channel, prefix.encode(), start, last, metadata)
         if not oldest:
-            return commits
+            return commits or None
         start = oldest + 1  # of what was deleted at the compacted revision itself nothing is left
     return None
 
