@@ -66,19 +66,22 @@ class SerializerJSON:
         from google.protobuf.json_format import MessageToDict  # costs 10 ms: not before somebody writes JSON
 
         check_message(message)
-        fields = MessageToDict(message, preserving_proto_field_name=True)
-        return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        try:
+            fields = MessageToDict(message, preserving_proto_field_name=True)
+            return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        except Exception:  # an Any of an unknown type, a time that no calendar has: protobuf raises whatever comes
+            failure = InvalidArgumentError(f"a {message.DESCRIPTOR.full_name} with this content has no JSON")
+        raise failure  # outside the except block: the error quotes the value
 
     def unmarshal(self, data: bytes, message: MessageT) -> MessageT:
-        from google.protobuf.json_format import Parse, ParseError
+        from google.protobuf.json_format import Parse
 
         message.Clear()
         try:
             text = data.decode()
             Parse(self._VARIABLE.sub(self._expand, text) if self.expand_env else text, message)
             return message
-        # TypeError, AttributeError: what protobuf makes of JSON that is no object, as of a lone number.
-        except (ParseError, ValueError, RecursionError, TypeError, AttributeError):
+        except Exception:  # protobuf has a ParseError, and raises half a dozen others for JSON of another form
             message.Clear()
             failure = _undecodable("JSON", message)
         raise failure  # outside the except block: the parser's error quotes the value
