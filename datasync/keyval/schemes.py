@@ -62,6 +62,7 @@ PLANNED = ("file", "redis", "rediss", "redis+sentinel", "redis+cluster", "consul
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?", re.DOTALL)
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\[\]:@\s]+))(?::([0-9]{1,5}))?")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,40}")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -181,8 +182,10 @@ def _merge(url: StoreURL, options: Mapping[str, object], known: Mapping[str, str
     for name in (*url.query, *options):
         if name not in known:
             listing = ", ".join(sorted(known)) or "none"
-            hint = _did_you_mean(name, tuple(known))
-            raise InvalidArgumentError(f"{url.scheme}:// has no option {name!r}{hint}; known: {listing}")
+            # A password with a question mark in it ends up here: what is no name is not shown.
+            hidden = not _NAME.fullmatch(name) or any("@" in text for text in url.query.values())
+            shown = "such an option" if hidden else f"option {name!r}{_did_you_mean(name, tuple(known))}"
+            raise InvalidArgumentError(f"{url.scheme}:// has no {shown}; known: {listing}")
     both = next((name for name in url.query if name in options), None)
     if both is not None:
         raise InvalidArgumentError(f"the option {both} of {url.scheme}:// is in the URL and in the arguments")

@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from datasync.errors import InvalidArgumentError, MissingExtraError, UnsupportedError
@@ -19,10 +18,19 @@ from datasync.errors import InvalidArgumentError, MissingExtraError, Unsupported
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
 #: Environment variables with a comma-separated list of endpoints; the first that is set counts.
 ENDPOINT_VARIABLES = ("ETCD_ENDPOINTS", "ETCDV3_ENDPOINTS")
+#: Bytes that a configuration file may have.
+MAX_FILE = 1024 * 1024
+#: Seconds of the longest time that can be told to grpc.
+MAX_SECONDS = 1_000_000_000.0
+#: The largest whole number of an option.
+MAX_WHOLE = 2**31 - 1
 #: Environment variable that, with any value, turns ``expand-env-variables`` on.
 EXPAND_VARIABLE = "ETCD_EXPAND_ENV_VARS"
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9-]{0,40}")
+_HOST = re.compile(r"[^\s/?#@,\x00-\x1f\x7f\ud800-\udfff]{1,253}")
+_PORT = re.compile(r"[0-9]{1,5}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 
 
@@ -70,10 +78,18 @@ class EtcdConfig:
 
     def __post_init__(self) -> None:
         for name in ("dial_timeout", "operation_timeout", "session_ttl", "idle_limit", "page_size"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # NaN is not either
                 raise InvalidArgumentError(f"etcd option {_spelled(name)} must be more than 0")
-        if self.auto_compact < 0:
+        if not self.auto_compact >= 0:
             raise InvalidArgumentError("etcd option auto-compact must not be negative")
+        for name in ("dial_timeout", "operation_timeout", "session_ttl", "idle_limit", "auto_compact"):
+            if getattr(self, name) > MAX_SECONDS:
+                raise InvalidArgumentError(f"etcd option {_spelled(name)} must be at most {MAX_SECONDS:.0f} s")
+        if self.page_size > MAX_WHOLE:
+            raise InvalidArgumentError(f"etcd option page-size must be at most {MAX_WHOLE}")
+        for name in ("username", "password"):
+            if any("\ud800" <= character <= "\udfff" for character in getattr(self, name)):
+                raise InvalidArgumentError(f"etcd option {name} has half of a surrogate pair")
         if bool(self.cert_file) != bool(self.key_file):
             raise InvalidArgumentError("etcd options cert-file and key-file go together")
         if self.password and not self.username:
@@ -114,10 +130,10 @@ def read_options(options: Mapping[str, Any], *, environ: Mapping[str, str] | Non
     for name, value in given.items():
         kind = _KINDS.get(name)
         if kind is None:
-            close = difflib.get_close_matches(name, _KINDS, n=1)
-            raise InvalidArgumentError(
-                f"unknown etcd option {name!r}" + (f": did you mean {close[0]!r}?" if close else "")
-            )
+            close = difflib.get_close_matches(name[:40], _KINDS, n=1)
+            # What is no name may be a value in its place.
+            shown = f"option {name!r}" if _NAME.fullmatch(name) else "option, whose name is none"
+            raise InvalidArgumentError(f"unknown etcd {shown}" + (f": did you mean {close[0]!r}?" if close else ""))
         settings[name.replace("-", "_")] = kind(name, value)
     if not settings.get("endpoints"):
         listed = next((environ[name] for name in ENDPOINT_VARIABLES if environ.get(name)), DEFAULT_ENDPOINT)
@@ -137,18 +153,36 @@ def load_file(path: str) -> dict[str, Any]:
         import yaml
     except ImportError as error:  # pragma: no cover - the extra brings it
         raise MissingExtraError("etcd", "PyYAML") from error
+    text = read_file("etcd configuration", path)
     try:
         # JSON is YAML as far as a configuration goes.
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(text.decode())
+        if content is None:
+            return {}
+        if isinstance(content, dict):
+            return {str(name).replace("_", "-"): value for name, value in content.items()}
+    except Exception:  # a date that is none, a nesting without end: the parser raises more than its own errors
+        pass
+    # Outside the except block: the parser's message quotes the file, and it may hold the password.
+    raise InvalidArgumentError(f"the etcd configuration {path} is not a JSON or YAML mapping")
+
+
+def read_file(what: str, path: str) -> bytes:
+    """The content of the file *path*, which is small: what is larger was named by mistake, and is not read.
+
+    Raises:
+      InvalidArgumentError: It cannot be read, or has more than ``MAX_FILE`` bytes.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_FILE + 1)
     except OSError as error:
-        raise InvalidArgumentError(f"cannot read the etcd configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError):
-        content = path  # no cause: the parser's message quotes the file, and it may hold the password
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise InvalidArgumentError(f"the etcd configuration {path} is not a JSON or YAML mapping")
-    return {str(name).replace("_", "-"): value for name, value in content.items()}
+        raise InvalidArgumentError(f"cannot read the {what} {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidArgumentError(f"cannot read the {what}: its path has a NUL, or is no text") from error
+    if len(content) > MAX_FILE:
+        raise InvalidArgumentError(f"the {what} {path} has more than {MAX_FILE} bytes")
+    return content
 
 
 def read_duration(name: str, value: object) -> float:
@@ -162,14 +196,21 @@ def read_duration(name: str, value: object) -> float:
         text = value.strip()
         parts = _DURATION.findall(text)
         if parts and "".join(number + unit for number, unit in parts) == text:
-            return sum(float(number) * _UNITS[unit] for number, unit in parts)
-        try:
-            value = float(text) if "." in text else int(text)
-        except ValueError:
-            raise InvalidArgumentError(f"etcd option {name} must be a duration such as '2s' or '500ms'") from None
-    if not 0 <= value < float("inf"):
-        raise InvalidArgumentError(f"etcd option {name} must be a finite number of seconds, not {value}")
+            value = sum(float(number) * _UNITS[unit] for number, unit in parts)
+        else:
+            value = _number(text)
+        if value is None:
+            raise InvalidArgumentError(f"etcd option {name} must be a duration such as '2s' or '500ms'")
+    if not 0 <= value <= MAX_SECONDS * (1e9 if isinstance(value, int) else 1):  # NaN is not either
+        raise InvalidArgumentError(f"etcd option {name} must be a number of seconds from 0 to {MAX_SECONDS:.0f}")
     return value * 1e-9 if isinstance(value, int) and value >= 1_000_000 else float(value)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:  # also of more digits than Python reads
+        return None
 
 
 def read_address(endpoint: str) -> str:
@@ -178,8 +219,10 @@ def read_address(endpoint: str) -> str:
     host, colon, port = address.rpartition(":")
     if not colon or host.endswith(":") or address.endswith("]"):
         host, port = address, "2379"
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536 or set(host) & set("/?#@ ,"):
-        raise InvalidArgumentError(f"etcd endpoint {endpoint!r} is not host:port")
+    if "@" in endpoint:  # what stands before it may be a password
+        raise InvalidArgumentError("an etcd endpoint is host:port: there are options for username and password")
+    if not _HOST.fullmatch(host) or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
+        raise InvalidArgumentError(f"etcd endpoint {endpoint[:80]!r} is not host:port")
     return f"{host}:{port}"
 
 
@@ -206,7 +249,7 @@ def _flag(name: str, value: object) -> bool:
 
 
 def _whole(name: str, value: object) -> int:
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,20}", value):
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidArgumentError(f"etcd option {name} must be a whole number")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from datasync.errors import InvalidArgumentError
+
 #: The first of all keys; as the end of a range it means "no end".
 ALL = b"\0"
 
 
 def encode_key(key: str) -> bytes:
     """The bytes of *key*; what ``decode_key`` could not read as UTF-8 goes back unchanged."""
-    return key.encode("utf-8", "surrogateescape")
+    try:
+        return key.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        pass
+    raise InvalidArgumentError(f"the key {key[:40]!r} has half of a surrogate pair")
 
 
 def decode_key(key: bytes) -> str:

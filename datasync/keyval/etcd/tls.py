@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import socket
 import ssl
-from pathlib import Path
 
 import grpc
 
 from datasync.errors import InvalidArgumentError
-from datasync.keyval.etcd.config import EtcdConfig
+from datasync.keyval.etcd.config import EtcdConfig, read_file
 
 #: Part of the reason that a handshake gives, and what helps; the first that fits counts.
 _ADVICE = (
@@ -80,6 +79,7 @@ def _context(config: EtcdConfig) -> ssl.SSLContext:
             _read(name, path)
         try:
             context = ssl.create_default_context(cafile=config.ca_file or None)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2  # whatever the system's settings allow
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise InvalidArgumentError(f"there is no PEM certificate in the ca-file {config.ca_file}") from error
         if config.cert_file:
@@ -95,12 +95,7 @@ def _context(config: EtcdConfig) -> ssl.SSLContext:
 
 
 def _read(name: str, path: str) -> bytes | None:
-    if not path:
-        return None
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidArgumentError(f"cannot read the {name} {path}: {error.strerror}") from error
+    return read_file(name, path) if path else None
 
 
 def _advice(reason: str) -> str:
