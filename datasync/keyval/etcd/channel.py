@@ -23,6 +23,9 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 #: Seconds without traffic after which grpc pings the server; etcd refuses clients that ping more often than each 5 s.
 KEEPALIVE_TIME = 10
+#: Bytes of one answer. A first page of 128 values at etcd's usual limit of 1.5 MiB has 192 MiB; without any bound a
+#: server that is none could take all memory with one.
+MAX_MESSAGE = 512 * 1024 * 1024
 #: Seconds that a ping may take. Both of grpc's limits are set from it: with one alone a dead server shows after 69 s.
 KEEPALIVE_TIMEOUT = 3
 
@@ -164,14 +167,14 @@ def _make_channel(address: str, config: EtcdConfig) -> grpc.Channel:
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT * 1000),
         ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT * 1000),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_receive_message_length", MAX_MESSAGE),
         ("grpc.max_send_message_length", -1),
         # Channels share connections otherwise, and one store's close or backoff would be another's.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 500),
         # How long one attempt to connect may take, whatever the name says.
-        ("grpc.min_reconnect_backoff_ms", int(config.dial_timeout * 1000)),
+        ("grpc.min_reconnect_backoff_ms", min(int(config.dial_timeout * 1000), 2**31 - 1)),
         ("grpc.dns_min_time_between_resolutions_ms", 500),
         # A proxy set for the web is not meant for the store.
         ("grpc.enable_http_proxy", 0),

@@ -21,6 +21,9 @@ from datasync.errors import (
 )
 from datasync.keyval.api import RewoundError
 
+#: Characters of a server's own text that an error quotes.
+MAX_TEXT = 500
+
 
 class LeaseNotFound(StoreError):
     """A lease expired or was revoked."""
@@ -133,4 +136,4 @@ def _short(code: grpc.StatusCode | None, text: str) -> str:
     text = _ADDRESS.sub("", last.removeprefix("UNKNOWN: ").removeprefix("etcdserver: ").strip())
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "no answer in time"
-    return text or (code.name.lower() if code is not None else "unknown error")
+    return text[:MAX_TEXT] or (code.name.lower() if code is not None else "unknown error")

@@ -185,7 +185,7 @@ class ClientLease:
         )
         # Repeating it does no harm: the second time the key has our own value, under our own lease.
         answer = self._client.call(TXN, request, f"putting {key!r} again", scope=self._scope)
-        done = answer.succeeded or answer.responses[0].response_txn.succeeded
+        done = answer.succeeded or any(one.response_txn.succeeded for one in answer.responses)
         revision = answer.header.revision
         with self._lock:
             minded = self._owned.get(key) is owned

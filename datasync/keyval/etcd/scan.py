@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from datasync.errors import StoreConnectionError
 from datasync.keyval.api import KeyValue, Scan
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.channel import RANGE
 from datasync.keyval.etcd.client import Client
 from datasync.keyval.etcd.history import History, Tally
-from datasync.keyval.etcd.keys import prefix_range
+from datasync.keyval.etcd.keys import ALL, prefix_range
 
 #: Keys in the first page, when nothing is known of the size of the values.
 FIRST_PAGE = 128
@@ -43,7 +44,10 @@ class EtcdScan(Scan):
         while True:
             kvs = page.kvs
             tally.add(kvs)
-            keys = [kv.key.decode("utf-8", "surrogateescape") for kv in kvs]
+            raw = [kv.key for kv in kvs]
+            if raw != sorted(raw):  # what is in order already is sorted at once
+                raise self._strange()
+            keys = [key.decode("utf-8", "surrogateescape") for key in raw]
             # As KeyValue(...) does, but without a Python call for each pair: a listing may have a million.
             yield from map(_new_pair, zip(keys, [kv.value for kv in kvs], [kv.mod_revision for kv in kvs], strict=True))
             if not page.more:
@@ -62,11 +66,14 @@ class EtcdScan(Scan):
         self._history.scanned(self._prefix, page.header, newest, first=first)
 
     def _page(self, key: bytes, limit: int, revision: int) -> pb.RangeResponse:
-        request = pb.RangeRequest(
-            key=key,
-            range_end=prefix_range(self._prefix)[1],
-            limit=limit,
-            revision=revision,
-            keys_only=self._keys_only,
-        )
-        return self._client.call(RANGE, request, f"listing {self._prefix!r}")
+        end = prefix_range(self._prefix)[1]
+        request = pb.RangeRequest(key=key, range_end=end, limit=limit, revision=revision, keys_only=self._keys_only)
+        page = self._client.call(RANGE, request, f"listing {self._prefix!r}")
+        kvs = page.kvs
+        # A page that is not behind the last one, or is empty and not the last, would be asked for for ever.
+        if (not kvs and page.more) or (kvs and not (key <= kvs[0].key and (end == ALL or kvs[-1].key < end))):
+            raise self._strange()
+        return page
+
+    def _strange(self) -> StoreConnectionError:
+        return StoreConnectionError(f"listing {self._prefix!r}: the answer is not to what was asked; is this an etcd?")

@@ -11,7 +11,14 @@ from typing import ClassVar
 
 import grpc
 
-from datasync.errors import CompactedError, DatasyncError, InvalidArgumentError, PermissionDenied, UnknownOutcome
+from datasync.errors import (
+    CompactedError,
+    DatasyncError,
+    InvalidArgumentError,
+    PermissionDenied,
+    StoreConnectionError,
+    UnknownOutcome,
+)
 from datasync.grpcio import check_grpc
 from datasync.keyval.api import (
     Capability,
@@ -31,7 +38,7 @@ from datasync.keyval.etcd.config import EtcdConfig, read_options
 from datasync.keyval.etcd.election import Leadership
 from datasync.keyval.etcd.errors import LeaseNotFound
 from datasync.keyval.etcd.history import History
-from datasync.keyval.etcd.keys import ALL, decode_key, encode_key, prefix_range
+from datasync.keyval.etcd.keys import ALL, encode_key, prefix_range
 from datasync.keyval.etcd.lease import ClientLease, PutLeases, attempt_put
 from datasync.keyval.etcd.scan import EtcdScan
 from datasync.keyval.etcd.stream import EtcdStream
@@ -131,8 +138,11 @@ class EtcdStore(Store):
 
     def read(self, key: str) -> KeyValue | None:
         check_key(key)
-        answer = self._client.call(RANGE, pb.RangeRequest(key=encode_key(key)), f"reading {key!r}")
-        return next((KeyValue(decode_key(kv.key), kv.value, kv.mod_revision) for kv in answer.kvs), None)
+        encoded = encode_key(key)
+        answer = self._client.call(RANGE, pb.RangeRequest(key=encoded), f"reading {key!r}")
+        if any(kv.key != encoded for kv in answer.kvs):
+            raise StoreConnectionError(f"reading {key!r}: the answer is about another key; is this an etcd?")
+        return next((KeyValue(key, kv.value, kv.mod_revision) for kv in answer.kvs), None)
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> EtcdScan:
         page_size = self.config.page_size

@@ -25,7 +25,7 @@ from datasync.keyval.etcd.channel import RANGE, STATUS, WATCH
 from datasync.keyval.etcd.client import Client
 from datasync.keyval.etcd.errors import find_fault
 from datasync.keyval.etcd.history import History
-from datasync.keyval.etcd.keys import prefix_range
+from datasync.keyval.etcd.keys import encode_key, prefix_range
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class EtcdStream(Stream):
         except StoreError as error:
             log.debug("%s: the version of the server is not known: %s", self._what(), error)
             return None
-        numbers = [int(number) for number in re.findall(r"\d+", status.version)[:3]]
+        numbers = [int(number) for number in re.findall(r"[0-9]{1,9}", status.version[:40])[:3]]
         if len(numbers) < 3:
             return None
         newest = max(EXACT_SINCE)
@@ -134,6 +134,7 @@ class EtcdStream(Stream):
         commits: list[Commit] = []
         ops: list[tuple[str, bytes | None]] = []
         revision = 0  # of the last of them, 0 when none waits
+        prefix = encode_key(self._prefix)
         established = False  # the first answer is to our own watch, whatever id a refusal has
         for response in call:
             requests.heard()
@@ -149,7 +150,11 @@ class EtcdStream(Stream):
             elif events := response.events:
                 for event in events:
                     kv = event.kv
-                    if kv.mod_revision != revision:
+                    if not kv.key.startswith(prefix):
+                        raise StoreConnectionError(f"{self._what()}: an event of another key; is this an etcd?")
+                    if kv.mod_revision != revision or not revision:
+                        if kv.mod_revision <= revision:
+                            raise StoreConnectionError(f"{self._what()}: revisions that do not grow; is this an etcd?")
                         revision = kv.mod_revision
                         ops = []
                         commits.append(Commit(revision, ops))
