@@ -6,6 +6,7 @@ because SQLite alone would already recover a foreign database's journal or lay i
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import stat
@@ -18,11 +19,15 @@ from pathlib import Path
 
 from datasync.errors import DatasyncError, ForkedError, PermissionDenied, StoreConnectionError, StoreError
 
+log = logging.getLogger(__name__)
+
 #: "dsKV": where SQLite keeps the number that tells whose file it is.
 APPLICATION_ID = 0x64734B56
 #: Layout of the tables below.
 FORMAT = 1
 
+#: Parts of SQLite's texts about a file whose content or tables are not what we made.
+_DAMAGES = ("not a database", "malformed", "no such", "has no column", "columns but", "column named", "cannot modify")
 _MAGIC = b"SQLite format 3\0"
 _SCHEMA = """
 CREATE TABLE kv (key BLOB PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL,
@@ -136,8 +141,17 @@ class Database:
         """Turn what SQLite raises inside into errors that name the path and what to do."""
         try:
             yield
+            return
         except sqlite3.Error as error:
-            raise self._explained(error, doing) from error
+            # A value that is no text is quoted by SQLite's own error; a constraint, or what a trigger says, may be too.
+            if "Could not decode" not in str(error) and not isinstance(error, sqlite3.IntegrityError):
+                raise self._explained(error, doing) from error
+        except DatasyncError:
+            raise
+        # What is stored is of another kind than what we wrote: only somebody else can have put it there.
+        except (TypeError, ValueError, AttributeError, OverflowError):
+            pass
+        raise self._damaged() from None  # what happened in the block is still the context, and may quote a value
 
     def _identify(self) -> None:
         self._identity = self._stat()
@@ -155,6 +169,7 @@ class Database:
 
     def _create(self) -> None:
         header = self._header()
+        self._look_at_modes()
         if header:
             self._recognise(header)
         elif header is None:
@@ -177,6 +192,16 @@ class Database:
                 self._after_boot(connection)
             finally:
                 connection.close()
+
+    def _look_at_modes(self) -> None:
+        """Say where others may write: the file itself, or a folder in which they may put another one in its place."""
+        for place, what in ((self.path, "it"), (os.path.dirname(self.path), "its folder")):
+            try:
+                mode = os.stat(place).st_mode
+            except OSError:
+                continue
+            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+                log.warning("%s: every user of this machine may write to %s: take that right away", self.path, what)
 
     def _header(self) -> bytes | None:
         """The first bytes of the file, None when there is none."""
@@ -211,6 +236,8 @@ class Database:
         )
         try:
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+            # Functions in views and triggers of a file that somebody else has made are not run.
+            connection.execute("PRAGMA trusted_schema = OFF")
         except BaseException:
             connection.close()
             raise
@@ -271,11 +298,14 @@ class Database:
             return PermissionDenied(f"{self.path} and its folder must be writable: SQLite keeps two files beside it")
         if "full" in text:
             return StoreError(f"no room on the disk of {self.path}: nothing was written")
-        if "not a database" in text or "malformed" in text or "no such table" in text:
-            return StoreError(f"{self.path} is damaged: put a copy in its place, or remove it to begin anew")
+        if any(sign in text for sign in _DAMAGES):
+            return self._damaged()
         if "too big" in text:
             return StoreError(f"a key or value is too big for {self.path}: nothing was written")
         return StoreConnectionError(f"cannot {doing} {self.path}: {text}")
+
+    def _damaged(self) -> StoreError:
+        return StoreError(f"{self.path} is damaged: put a copy in its place, or remove it to begin anew")
 
 
 def boot_id() -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
+from types import NoneType
 from typing import NamedTuple
 
-from datasync.keyval.api import Batch, Commit, PutOp
+from datasync.errors import InvalidArgumentError
+from datasync.keyval.api import Batch, Commit, KeyValue, PutOp
 
 #: Operations that are read from the log at once; a larger commit is still read whole.
 PAGE = 1000
@@ -41,6 +43,8 @@ def bounds(connection: sqlite3.Connection) -> Bounds:
         " (SELECT min(deadline) FROM kv WHERE deadline IS NOT NULL), (SELECT min(deadline) FROM lease)"
     ).fetchone()
     due = min((at for at in (key_due, lease_due) if at is not None), default=None)
+    if type(oldest) is not int or type(current) is not int or not (due is None or isinstance(due, (int, float))):
+        raise TypeError  # none of it is ours: the file is damaged
     return Bounds(oldest, current, due)
 
 
@@ -75,9 +79,26 @@ class Marks:
             return self._marks.get(revision)
 
 
+def encode(key: str) -> bytes:
+    """The bytes of *key*. Raises ``InvalidArgumentError`` for half of a surrogate pair, which has none."""
+    try:
+        return key.encode()
+    except UnicodeEncodeError:
+        pass
+    raise InvalidArgumentError(f"the key {key[:40]!r} has half of a surrogate pair")
+
+
+def pairs(rows: Iterable[tuple[bytes, bytes, int]]) -> list[KeyValue]:
+    """*rows* of keys, values and revisions; what is of another kind raises, as damage does."""
+    found = [KeyValue(key.decode(), value, revision) for key, value, revision in rows]
+    if not all(type(value) is bytes and type(revision) is int for _, value, revision in found):
+        raise TypeError  # as in bounds
+    return found
+
+
 def key_range(prefix: str) -> tuple[bytes, bytes]:
     """From the prefix itself up to, and without, what follows everything that starts with it."""
-    low = prefix.encode()
+    low = encode(prefix)
     # No byte of UTF-8 is 0xff: the last byte can always grow by one.
     return low, low[:-1] + bytes((low[-1] + 1,)) if low else b"\xff"
 
@@ -89,7 +110,7 @@ def keys_under(connection: sqlite3.Connection, prefix: str) -> Iterator[str]:
 
 
 def key_exists(connection: sqlite3.Connection, key: str) -> bool:
-    return connection.execute("SELECT 1 FROM kv WHERE key = ?", (key.encode(),)).fetchone() is not None
+    return connection.execute("SELECT 1 FROM kv WHERE key = ?", (encode(key),)).fetchone() is not None
 
 
 def write(
@@ -108,7 +129,7 @@ def write(
     deletes: list[tuple[bytes]] = []
     logged: list[tuple[int, int, bytes, bytes | None]] = []
     for place, (text, op) in enumerate(effect.items()):
-        key = text.encode()
+        key = encode(text)
         if op is None:
             deletes.append((key,))
             logged.append((revision, place, key, None))
@@ -155,6 +176,8 @@ def commits(connection: sqlite3.Connection, prefix: str, after: int, current: in
         else:
             rows = [row for row in rows if row[0] != last]
         current = rows[-1][0]
+    if not all(type(revision) is int and type(value) in (bytes, NoneType) for revision, _, value in rows):
+        raise TypeError  # as in bounds
     found = tuple(
         Commit(revision, tuple((key.decode(), value) for _, key, value in group))
         for revision, group in groupby(rows, key=lambda row: row[0])

@@ -138,9 +138,9 @@ class SQLiteStore(Store):
             row = connection.execute(
                 "SELECT value, revision FROM kv WHERE key = ? AND (deadline IS NULL OR deadline > ?)"
                 " AND (lease IS NULL OR lease IN (SELECT id FROM lease WHERE deadline > ?))",
-                (key.encode(), now, now),
+                (ledger.encode(key), now, now),
             ).fetchone()
-        return None if row is None else KeyValue(key, row[0], row[1])
+            return None if row is None else ledger.pairs([(ledger.encode(key), *row)])[0]
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
         self._ready()
@@ -310,22 +310,21 @@ class _SQLiteScan(Scan):
     def __iter__(self) -> Iterator[KeyValue]:
         try:
             while True:
-                rows, last = self._next_rows()
-                for key, value, revision in rows:
-                    yield KeyValue(key.decode(), value, revision)
+                pairs, last = self._next_pairs()
+                yield from pairs
                 if last:
                     return
         finally:
             self._closer()
 
-    def _next_rows(self) -> tuple[list[tuple[bytes, bytes, int]], bool]:
+    def _next_pairs(self) -> tuple[list[KeyValue], bool]:
         with self._link.use("read"):
             if self._rest is not None:
-                return self._rest, True
+                return ledger.pairs(self._rest), True
             if self._cursor is None or self._link.opened > 1:
                 raise StoreConnectionError(f"{self._path} was replaced while it was listed")
             rows = self._cursor.fetchmany(_PAGE)
-            return rows, len(rows) < _PAGE
+            return ledger.pairs(rows), len(rows) < _PAGE
 
     def _read_ahead(self) -> None:
         if self._cursor is not None:
@@ -333,7 +332,7 @@ class _SQLiteScan(Scan):
 
 
 def _holds(connection: sqlite3.Connection, condition: Condition) -> bool:
-    row = connection.execute("SELECT value FROM kv WHERE key = ?", (condition.key.encode(),)).fetchone()
+    row = connection.execute("SELECT value FROM kv WHERE key = ?", (ledger.encode(condition.key),)).fetchone()
     return (None if row is None else row[0]) == condition.value
 
 
