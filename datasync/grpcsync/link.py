@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -133,7 +134,14 @@ class Link:
                     session.failure = error
                 except Exception as error:
                     # A callable of the user's raised: its error may quote what is secret, so only its type is told.
-                    log.exception("%s: a session could not begin", self._peer.target)
+                    place = traceback.extract_tb(error.__traceback__)[-1]
+                    log.error(
+                        "%s: a session could not begin: %s in %s:%s",
+                        self._peer.target,
+                        type(error).__name__,
+                        place.filename,
+                        place.lineno,
+                    )
                     session.failure = DatasyncError(f"{self._peer.target}: {type(error).__name__} before sending")
                 self._after(session)
         finally:

@@ -161,7 +161,7 @@ def _serializer(key: str, content_type: str) -> Serializer:
     # Parameters as in "application/json; charset=utf-8" add nothing: protojson is UTF-8.
     serializer = _SERIALIZERS.get(content_type.partition(";")[0].strip().lower())
     if serializer is None:
-        raise InvalidArgumentError(f"unknown content type {content_type!r} of {key!r}: use {CONTENT_JSON}")
+        raise InvalidArgumentError(f"unknown content type {content_type[:80]!r} of {key!r}: use {CONTENT_JSON}")
     return serializer
 
 
