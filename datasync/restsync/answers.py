@@ -22,6 +22,9 @@ from datasync.errors import (
 )
 from datasync.restsync.problems import URN
 
+#: Characters of a text of the server's that an error quotes.
+MAX_TEXT = 4000
+
 #: Code of a problem document to the error that it was made of.
 _BY_CODE: dict[str, Callable[[str], DatasyncError]] = {
     "bad-request": InvalidArgumentError,
@@ -60,7 +63,7 @@ def code_of(content_type: str, body: bytes) -> tuple[str, dict[str, Any]]:
         return "", {}
     try:
         document = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "", {}
     if not isinstance(document, dict):
         return "", {}
@@ -71,15 +74,15 @@ def code_of(content_type: str, body: bytes) -> tuple[str, dict[str, Any]]:
 def error_of(subject: str, status: int, content_type: str, body: bytes, *, write: bool) -> DatasyncError:
     """The error in a response that is no success. *write*: something may have been changed by it."""
     code, document = code_of(content_type, body)
-    detail = str(document.get("detail") or f"status {status}")
+    detail = _text(document.get("detail")) or f"status {status}"
     text = f"{subject}: {detail}"
     if code == "refused":
         errors = document.get("errors")
         named = errors if isinstance(errors, dict) and errors else {"the server": detail}
-        return PropagationError({str(name): DatasyncError(str(said)) for name, said in named.items()})
+        return PropagationError({name[:MAX_TEXT]: DatasyncError(_text(said)) for name, said in named.items()})
     if code == "unanswered":
         silent = document.get("silent")
-        return DoneTimeout(text, [str(name) for name in silent] if isinstance(silent, list) else [])
+        return DoneTimeout(text, [_text(name) for name in silent] if isinstance(silent, list) else [])
     if code == "closed" and write:
         return UnknownOutcome(f"{text}; it may have been applied")
     if code in _BY_CODE:
@@ -87,3 +90,8 @@ def error_of(subject: str, status: int, content_type: str, body: bytes, *, write
     if write and status in (500, 502, 504):  # a proxy gave up on a request that it had passed on
         return UnknownOutcome(f"{text}; it may have been applied")
     return _BY_STATUS.get(status, StoreError)(text)
+
+
+def _text(said: object) -> str:
+    """What a server says, if it is text at all, within bounds."""
+    return said[:MAX_TEXT] if isinstance(said, str) else ""

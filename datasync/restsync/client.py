@@ -11,9 +11,10 @@ import logging
 import ssl
 import threading
 from collections.abc import Mapping
+from contextlib import closing
 from queue import Queue
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import urllib3
@@ -32,10 +33,10 @@ from datasync.events import ChangeValue, Op
 from datasync.options import DelOption, PutOption, read_del_options, read_put_options
 from datasync.restsync.answers import code_of, error_of
 from datasync.restsync.auth import check_token
-from datasync.restsync.bodies import CONTENT_JSON, CONTENT_PROTO, change_of, value_of_item
+from datasync.restsync.bodies import CONTENT_JSON, CONTENT_PROTO, PIECE, change_of, value_of_item
 from datasync.restsync.keys import check_text, path_of_key
 from datasync.restsync.link import CONNECT_TIMEOUT, ClientTls, describe, make_context, read_url
-from datasync.restsync.reader import EventParser, StreamReader
+from datasync.restsync.reader import EventParser, StreamReader, place_of, whole
 from datasync.restsync.values import Listing, RestKeyVal
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_message
 from datasync.syncbase.done import Outcome
@@ -50,6 +51,8 @@ log = logging.getLogger(__name__)
 ANSWER_TIMEOUT = 10.0
 #: Seconds of silence after which an event stream counts as broken; the server is asked to speak three times as often.
 IDLE_LIMIT = 30.0
+#: Bytes of an answer.
+MAX_ANSWER = 256 * 1024 * 1024
 #: Connections that are kept for the next request.
 POOL = 16
 
@@ -67,6 +70,7 @@ class Client:
       serializer: How messages are sent: ``SerializerJSON`` (usual) or ``SerializerProto``.
       timeout, connect_timeout: Seconds to wait for an answer, and for a connection.
       idle_limit: Seconds of silence after which an event stream counts as broken.
+      max_answer: Bytes of an answer; a listing has the longest.
 
     Raises:
       InvalidArgumentError: An argument cannot be.
@@ -85,11 +89,15 @@ class Client:
         timeout: float = ANSWER_TIMEOUT,
         connect_timeout: float = CONNECT_TIMEOUT,
         idle_limit: float = IDLE_LIMIT,
+        max_answer: int = MAX_ANSWER,
     ) -> None:
         self._place = read_url(url)
         if not isinstance(prefix, str):
             raise InvalidArgumentError(f"a prefix must be a string, not {type(prefix).__name__}")
         check_text(prefix, "a prefix")
+        if not isinstance(max_answer, int) or max_answer < 1:
+            raise InvalidArgumentError("max_answer must be bytes, 1 or more")
+        self._max_answer = max_answer
         for name, seconds in {"timeout": timeout, "connect_timeout": connect_timeout, "idle_limit": idle_limit}.items():
             if not isinstance(seconds, (int, float)) or seconds <= 0:
                 raise InvalidArgumentError(f"{name} must be seconds above 0")
@@ -211,8 +219,9 @@ class Client:
         if answer.status != 200:
             raise self._error(subject, answer, write=True)
         revision = _revision(subject, answer)
-        ignored = answer.json().get("ignored") or []
-        return Outcome(revision, tuple(str(key).removeprefix(self._prefix) for key in ignored))
+        ignored = json.loads(answer.data).get("ignored")
+        named = ignored if isinstance(ignored, list) else []
+        return Outcome(revision, tuple(key.removeprefix(self._prefix) for key in named if isinstance(key, str)))
 
     # Reading.
 
@@ -224,13 +233,15 @@ class Client:
         """
         subject = f"get of {key!r}"
         answer = self._request("GET", self._path(key), subject, {}, None, write=False)
+        if answer.headers.get("Content-Encoding", "identity") != "identity":  # none was asked for
+            raise StoreError(f"{subject}: the answer is compressed")
         if answer.status == 404 and code_of(answer.headers.get("Content-Type", ""), answer.data)[0] == "no-such-key":
             return None
         if answer.status != 200:
             raise self._error(subject, answer, write=False)
         etag = answer.headers.get("ETag", "").removeprefix("W/").strip('"')  # a proxy that compresses weakens it
         number = etag.rpartition("-")[2]
-        if not (number.isascii() and number.isdigit()):  # success without it is somebody else's
+        if not (number.isascii() and number.isdigit() and len(number) < 19):  # success without it is somebody else's
             raise StoreError(f"{subject}: the answer is not that of a datasync server")
         content_type = answer.headers.get("Content-Type", "").partition(";")[0]
         return RestKeyVal(key, answer.data, int(number), content_type, etag)
@@ -332,7 +343,7 @@ class Client:
         *,
         write: bool,
         timeout: float | None = None,
-    ) -> urllib3.BaseHTTPResponse:
+    ) -> _Answer:
         self._guard.check()
         if self._closed:
             raise ClosedError(f"{subject}: the client of {self._place.name} is closed")
@@ -341,14 +352,20 @@ class Client:
             self._timeout if timeout is None else urllib3.Timeout(connect=self._timeout.connect_timeout, read=timeout)
         )
         try:
-            return self._pool.urlopen(
+            answer = self._pool.urlopen(
                 method,
                 self._place.path + path,
                 body=body,
-                headers={**self._headers, **headers},
+                headers={**self._headers, **headers, "Accept-Encoding": "identity"},
                 redirect=False,
                 timeout=limits,
+                preload_content=False,
+                decode_content=False,
             )
+            with closing(answer):
+                data = _read_all(answer, self._max_answer)
+                if data is not None:
+                    answer.release_conn()  # else it would be closed, and not used again
         except (NewConnectionError, ConnectTimeoutError) as error:
             raise StoreConnectionError(f"{subject}: {place}: {describe(error)}") from error
         except urllib3.exceptions.ClosedPoolError as error:
@@ -358,8 +375,12 @@ class Client:
                 text = f"{subject}: it was sent to {place} and no answer came; it may have been applied"
                 raise UnknownOutcome(text) from error
             raise StoreConnectionError(f"{subject}: {place}: {describe(error)}") from error
+        if data is None:
+            text = f"{subject}: the answer of {place} has more than {self._max_answer} bytes"
+            raise UnknownOutcome(f"{text}; it may have been applied") if write else StoreError(text)
+        return _Answer(answer.status, answer.headers, data)
 
-    def _error(self, subject: str, answer: urllib3.BaseHTTPResponse, *, write: bool) -> Exception:
+    def _error(self, subject: str, answer: _Answer, *, write: bool) -> Exception:
         if 300 <= answer.status < 400:
             return StoreError(f"{subject}: {self._place.name} redirects, and writes are not sent elsewhere")
         return error_of(subject, answer.status, answer.headers.get("Content-Type", ""), answer.data, write=write)
@@ -369,11 +390,27 @@ class Client:
         return SerializerJSON() if isinstance(self._serializer, SerializerProto) else self._serializer
 
 
-def _revision(subject: str, answer: urllib3.BaseHTTPResponse) -> int:
+class _Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    data: bytes
+
+
+def _read_all(answer: urllib3.BaseHTTPResponse, limit: int) -> bytes | None:
+    """The body; None when it has more than *limit* bytes, which are not read then."""
+    pieces: list[bytes] = []
+    size = 0
+    while size <= limit and (piece := answer.read(PIECE)):
+        pieces.append(piece)
+        size += len(piece)
+    return None if size > limit else b"".join(pieces)
+
+
+def _revision(subject: str, answer: _Answer) -> int:
     """What our server says of a write that succeeded; success without it was cut off, or is somebody else's."""
     try:
-        return int(json.loads(answer.data)["revision"])
-    except (ValueError, TypeError, KeyError):
+        return whole(json.loads(answer.data)["revision"])
+    except (ValueError, TypeError, KeyError, RecursionError):
         text = f"{subject}: the answer is not that of a datasync server; it may have been applied"
     raise UnknownOutcome(text)
 
@@ -384,11 +421,11 @@ def _listing(data: bytes, prefix: str) -> Listing | None:
     for event in EventParser().feed(data):
         if event.name == "items":
             for item in json.loads(event.data):
-                key = item["key"].removeprefix(prefix)
+                key, revision = place_of(item, prefix)
                 kind = item["content_type"]
-                pairs[key] = RestKeyVal(key, value_of_item(item, kind), item["revision"], kind)
+                pairs[key] = RestKeyVal(key, value_of_item(item, kind), revision, kind)
         elif event.name == "synced":
-            return Listing(json.loads(event.data)["revision"], [pairs[key] for key in sorted(pairs)])
+            return Listing(whole(json.loads(event.data)["revision"]), [pairs[key] for key in sorted(pairs)])
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import selectors
 import socket
 import ssl
@@ -17,6 +18,8 @@ from urllib3.util import parse_url
 
 from datasync.errors import ClosedError, InvalidArgumentError, StoreConnectionError
 from datasync.threads import close_in_children
+
+log = logging.getLogger(__name__)
 
 #: Seconds to reach the server, TLS included.
 CONNECT_TIMEOUT = 5.0
@@ -43,8 +46,9 @@ def read_url(url: str) -> Place:
     try:
         parsed = parse_url(url)
     except (LocationParseError, AttributeError, TypeError, ValueError):
-        # Without the cause: it quotes the URL, and whoever wrote one wrongly may have put a password into it.
-        raise InvalidArgumentError("a server's URL is http://host:port or https://host:port") from None
+        parsed = None
+    if parsed is None:  # outside the except block: the parser's error quotes the URL, and there may be a password in it
+        raise InvalidArgumentError("a server's URL is http://host:port or https://host:port")
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
         raise InvalidArgumentError("a server's URL is http://host:port/path or https://host:port/path, without a query")
     if parsed.auth or "@" in (parsed.path or ""):  # with a slash in it, half of a password would pass for a path
@@ -60,9 +64,13 @@ def make_context(tls: ClientTls | None, scheme: str) -> ssl.SSLContext | None:
             raise InvalidArgumentError("tls= needs a URL that begins with https://")
         return None
     if isinstance(tls, ssl.SSLContext):
+        if tls.verify_mode is not ssl.CERT_REQUIRED or not tls.check_hostname:
+            log.warning("the context that was given does not verify who the server is: anybody may pass for it")
         return tls
     try:
-        return ssl.create_default_context(cafile=None if tls is None else fspath(tls))
+        context = ssl.create_default_context(cafile=None if tls is None else fspath(tls))
+        context.minimum_version = ssl.TLSVersion.TLSv1_2  # whatever the system's settings allow
+        return context
     except (OSError, TypeError, ValueError) as error:  # ValueError: a path with a NUL
         raise InvalidArgumentError(f"the authority's file cannot be used: {error}") from error
 

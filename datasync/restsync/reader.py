@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
 from datasync.backoff import AFTER_BREAK, Backoff
 from datasync.errors import ClosedError, DatasyncError, ForkedError, StoreConnectionError, StoreError
-from datasync.events import ResyncReason
+from datasync.events import Op, ResyncReason
 from datasync.restsync.answers import error_of
 from datasync.restsync.bodies import CONTENT_JSON, SERIALIZERS, value_of_item
 from datasync.restsync.events import CONTENT_EVENTS
@@ -30,6 +31,9 @@ BACKOFF = (0.1, 30.0)
 MAX_EVENT = 256 * 1024 * 1024
 #: Bytes of a problem document that are read.
 MAX_PROBLEM = 64 * 1024
+
+
+_IDENTITY = re.compile(r"[0-9A-Za-z]{1,64}-([0-9]{1,18})")
 
 
 class Event(NamedTuple):
@@ -175,6 +179,8 @@ class StreamReader:
             link.close()
 
     def _take(self, event: Event) -> None:
+        """Apply *event*, all of it or, when it raises, nothing."""
+        revision = _revision_of(event.identity) if event.identity else 0
         if event.name == "change":
             self._changes(json.loads(event.data))
             self._backoff.reset()
@@ -183,31 +189,59 @@ class StreamReader:
             reason = ResyncReason(json.loads(event.data)["reason"])
             self._reason = reason if self._seen else ResyncReason.INITIAL
         elif event.name == "items":
-            assert self._snapshot is not None
+            if self._snapshot is None:
+                raise ValueError("a part of no snapshot")
             for item in json.loads(event.data):
-                self._snapshot[item["key"].removeprefix(self._prefix)] = (item["revision"], payload_of(item))
+                key, at = place_of(item, self._prefix)
+                self._snapshot[key] = (at, payload_of(item))
         elif event.name == "synced":
-            assert self._snapshot is not None
+            complete = whole(json.loads(event.data)["revision"])
+            if self._snapshot is None:
+                raise ValueError("the end of no snapshot")
             entries, self._snapshot = self._snapshot, None
             # The registry keeps whatever reads itself, beside bytes: values come in two forms.
-            self._registry.feed_snapshot(json.loads(event.data)["revision"], cast("Any", entries), self._reason)
+            self._registry.feed_snapshot(complete, cast("Any", entries), self._reason)
             self._seen = True
             self._backoff.reset()
         elif event.identity and self._snapshot is None:
-            revision = int(event.identity.rpartition("-")[2])
             self._registry.feed_changes(cast("Batch", _Batch(revision, [])))  # nothing of ours up to there
             self._backoff.reset()
         if event.identity:
             self._last_id = event.identity
 
     def _changes(self, document: dict[str, Any]) -> None:
-        ops: list[tuple[str, Payload | None]] = []
+        ops: dict[str, Payload | None] = {}
         for change in document["changes"]:
-            value = None if change["op"] == "Delete" else payload_of(change)
-            ops.append((change["key"].removeprefix(self._prefix), value))
-        revision = document["revision"]
-        batch = _Batch(revision, [_Commit(revision, ops)])
+            key, _ = place_of(change, self._prefix)
+            if key in ops:
+                raise ValueError("a key stands twice in a transaction")
+            ops[key] = None if Op(change["op"]) is Op.DELETE else payload_of(change)
+        revision = whole(document["revision"])
+        batch = _Batch(revision, [_Commit(revision, list(ops.items()))])
         self._registry.feed_changes(cast("Batch", batch))
+
+
+def place_of(item: dict[str, Any], prefix: str) -> tuple[str, int]:
+    """The key of an item, without *prefix*, and its revision. Raises ``ValueError``, or what comes of no item."""
+    key = item["key"]
+    if not isinstance(key, str) or not key or not key.startswith(prefix):
+        raise ValueError("a key that was not asked for")
+    return key[len(prefix) :], whole(item["revision"])
+
+
+def whole(number: object) -> int:
+    """*number*, which is a revision. Raises ``ValueError`` unless it can be one."""
+    if type(number) is not int or not 0 <= number < 2**63:
+        raise ValueError("no revision")
+    return number
+
+
+def _revision_of(identity: str) -> int:
+    """What an id names. It goes into a header when the stream is resumed."""
+    match = _IDENTITY.fullmatch(identity)
+    if match is None:
+        raise ValueError("no id of an event")
+    return int(match[1])
 
 
 def payload_of(item: dict[str, Any]) -> Payload:

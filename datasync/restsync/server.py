@@ -106,6 +106,7 @@ class Server:
         self._lock = threading.Lock()  # guards _connections and _closed
         self._connections: dict[Connection, Worker] = {}
         self._closed = False
+        self._through = threading.Event()  # set when close() is
         try:
             self._listener = _Listener(address, self)
         except OSError as error:
@@ -141,14 +142,24 @@ class Server:
         log.info("listening on %s", self.url)
 
     def close(self, timeout: float = GRACE) -> None:
-        """Stop: nobody is accepted, streams end, requests under way get *timeout* seconds. The adapter stays open."""
+        """Stop: nobody is accepted, streams end, requests under way get *timeout* seconds. The adapter stays open.
+
+        Whoever calls it while another one does waits for that to be through, but for requests of this server.
+        """
         if self._guard.forked:
             return
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+            first, self._closed = not self._closed, True
             connections = dict(self._connections)
+        if first:
+            try:
+                self._end(connections, timeout)
+            finally:
+                self._through.set()
+        elif not any(connection.is_current for connection in connections):  # who closes waits for that one
+            self._through.wait(timeout + CLOSE_TIMEOUT)
+
+    def _end(self, connections: dict[Connection, Worker], timeout: float) -> None:
         self._acceptor.close()
         self._listener.server_close()
         end = getattr(self.application, "close", None)
@@ -271,11 +282,13 @@ def _context(tls: ServerTls | None) -> ssl.SSLContext | None:
     if not isinstance(tls, tuple) or len(tls) not in (2, 3):
         raise InvalidArgumentError("tls is an ssl.SSLContext, or (certificate, key) files, or those and an authority")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # whatever the system's settings allow
     try:
-        context.load_cert_chain(tls[0], tls[1])
+        # A key with a password is an error: without this the terminal would be asked for it.
+        context.load_cert_chain(tls[0], tls[1], password="")
         if len(tls) == 3:
             context.load_verify_locations(tls[2])
             context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+    except (OSError, ValueError, TypeError) as error:  # ssl.SSLError is an OSError
         raise InvalidArgumentError(f"the TLS files {', '.join(map(str, tls))} cannot be used: {error}") from error
     return context
