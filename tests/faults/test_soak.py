@@ -134,7 +134,15 @@ def a_record(**changes: Any) -> Record:
     values: dict[str, Any] = {
         "samples": [{"time": float(t), **foot} for t in range(1200)],
         "faults": [Happened("etcd", "reset", 10.0, 10.0, {"etcd/all": 0.5})],
-        "totals": {"violations": 0, "events": 1, "changes": 1, "resyncs": {}, "visits": 1, "refused": 0},
+        "totals": {
+            "violations": 0,
+            "events": 1,
+            "changes": 1,
+            "resyncs": {},
+            "visits": 1,
+            "refused": 0,
+            "snapshots": 1,
+        },
         "baseline": foot,
         "final": foot,
         "closed": {"seconds": {"etcd": 0.1}, "left": [], "watches": 0},
@@ -181,6 +189,7 @@ def test_a_short_soak_of_sqlite_and_rest_breaks_no_rule(tmp_path: Path) -> None:
     assert record.violations == []
     assert [rule for rule in broken(record) if not rule.what.startswith(TIMED)] == []
     assert len(record.faults) == 2
+    assert record.totals["snapshots"] > 0
     assert record.totals["events"] > 100
     assert record.comparisons >= 2 * 5 * 3
 

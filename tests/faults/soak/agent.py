@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Empty, Queue
@@ -24,12 +24,13 @@ from typing import Any
 
 from google.protobuf.wrappers_pb2 import StringValue
 
+from datasync.events import ResyncEvent
 from datasync.keyval import connect, reader
 from datasync.kvdbsync import Plugin
 from datasync.syncbase import subscription
 from datasync.syncbase.status import SubscriptionState
 from tests.faults.soak.peer import PREFIX
-from tests.faults.soak.views import View
+from tests.faults.soak.views import View, view_of
 
 #: Seconds between two samples, and samples between two counts of objects.
 SAMPLE, COUNT_EVERY = 1.0, 10
@@ -37,6 +38,9 @@ SAMPLE, COUNT_EVERY = 1.0, 10
 TOLD = 50
 #: Seconds that the subscription of a visitor lasts, and between two changes of prefixes.
 VISIT, CHANGE_OF_MIND = 0.5, 3.0
+
+#: Past states that snapshots are compared with: those of two seconds or more.
+MOMENTS = 64
 
 _out = threading.Lock()  # one line at a time
 
@@ -97,6 +101,8 @@ class Subscriber:
 
     def handle(self, event: Any) -> None:
         self.answer(event, None)
+        if self.name == "all":
+            self.source.moments.append(self.view.moment)
 
     def now_and_then(self) -> None:
         """Called between events."""
@@ -176,6 +182,7 @@ class Visitor:
 
     def __init__(self, source: Source) -> None:
         self.visits = 0
+        self.compared = 0
         self._source = source
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"visitor-{source.name}", daemon=True)
@@ -198,6 +205,7 @@ class Visitor:
         who = f"{self._source.name}/visitor"
         view = View(who, {"a/", "c/1"}, lambda *said: self._source.violations.note(who, *said), self._source.sourced)
         queue: Queue[Any] = Queue()
+        snapshot: tuple[int, Mapping[str, str]] | None = None
         with self._source.transport.watch(name, queue, queue, *view.prefixes):
             deadline = time.monotonic() + VISIT
             while (remaining := deadline - time.monotonic()) > 0 and not self._stopping.is_set():
@@ -206,7 +214,20 @@ class Visitor:
                 except Empty:
                     break
                 view.take(event, accepted=True)
+                if isinstance(event, ResyncEvent):
+                    snapshot = view.moment
                 event.done()
+        if snapshot is not None:
+            self._compare(view, *snapshot)
+
+    def _compare(self, view: View, revision: int, pairs: Mapping[str, str]) -> None:
+        """The snapshot that a visitor got is what the subscriber of everything had at that revision (I2)."""
+        for other, all_pairs in list(self._source.moments):
+            if other == revision:
+                self.compared += 1
+                if difference := view_of(all_pairs, view.prefixes, pairs):
+                    view.violate("I2", f"the snapshot at {revision}: {difference}")
+                return
 
 
 class Source:
@@ -217,6 +238,8 @@ class Source:
         self.transport = transport
         self.violations = violations
         self.sourced = name != "grpc"
+        #: The last states of the subscriber of everything, each with its revision.
+        self.moments: deque[tuple[int, Mapping[str, str]]] = deque(maxlen=MOMENTS)
         self.subscribers = [
             (Deaf if "deaf" in broken else Subscriber)(self, "all", ""),
             Subscriber(self, "parts", "a/", "a/b/", "b/k1", in_flight=4),
@@ -331,6 +354,7 @@ class Agent:
             "changes": sum(view.changes for view in views),
             "resyncs": dict(resyncs),
             "visits": sum(source.visitor.visits for source in self._sources.values()),
+            "snapshots": sum(source.visitor.compared for source in self._sources.values()),
             "violations": self._violations.count,
             "reconnects": {
                 name: getattr(source.transport.status(), "reconnects", 0) for name, source in self._sources.items()

@@ -105,7 +105,8 @@ def table(record: Record) -> str:
         ("RESYNCs", resyncs),
         ("refusals that the sender heard", totals["refused"]),
         ("subscriptions made and closed", f"{totals['visits']:,}"),
-        ("views compared in full", f"{record.comparisons:,}"),
+        ("views compared with the truth", f"{record.comparisons:,}"),
+        ("snapshots compared", f"{totals['snapshots']:,}"),
         ("in step again, p50 / p99 / max", " / ".join(f"{percentile(times, p):.2f} s" for p in (50, 99, 100))),
         ("objects of Python, first / last", f"{objects[0]:,} / {objects[-1]:,}" if objects else "-"),
     ]

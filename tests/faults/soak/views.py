@@ -4,13 +4,13 @@ The writers number their transactions, and each value that they put begins with 
 transaction puts: ``17:3:…``. So a subscriber of everything can tell a gap, a repetition and half a transaction from the
 events alone, however long they come.
 
-Source: contract C3-C7, C11; the online form of I1, I3-I7 of section 6.
+Source: contract C3-C7, C11; the online form of I1-I7 of section 6.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -163,14 +163,12 @@ class View:
 
     def differs(self, state: Mapping[str, str]) -> str:
         """How this is not *state*; empty when it is. Threads: any."""
-        pairs, prefixes = self.pairs, self.prefixes
-        right = {key: text for key, text in state.items() if longest(key, prefixes) is not None}
-        if right == pairs:
-            return ""
-        missing = sorted(right.keys() - pairs.keys())[:3]
-        extra = sorted(pairs.keys() - right.keys())[:3]
-        other = sorted(key for key in right.keys() & pairs.keys() if right[key] != pairs[key])[:3]
-        return f"missing {missing}, not there {extra}, other value {other}"
+        return view_of(state, self.prefixes, self.pairs)
+
+    @property
+    def moment(self) -> tuple[int, Mapping[str, str]]:
+        """The state, and the revision that it is of. Threads: the consumer's."""
+        return self._revision, self.pairs
 
     def _one(self, change: Told, accepted: bool) -> None:
         before = self._offered.get(change.key)
@@ -200,6 +198,17 @@ class View:
 
     def _covered(self, pairs: Mapping[str, str]) -> dict[str, str]:
         return {key: text for key, text in pairs.items() if longest(key, self.prefixes) is not None}
+
+
+def view_of(state: Mapping[str, str], prefixes: Iterable[str], pairs: Mapping[str, str]) -> str:
+    """How *pairs* are not what *state* has under *prefixes*; empty when they are."""
+    right = {key: text for key, text in state.items() if longest(key, prefixes) is not None}
+    if right == pairs:
+        return ""
+    missing = sorted(right.keys() - pairs.keys())[:3]
+    extra = sorted(pairs.keys() - right.keys())[:3]
+    other = sorted(key for key in right.keys() & pairs.keys() if right[key] != pairs[key])[:3]
+    return f"missing {missing}, not there {extra}, other value {other}"
 
 
 def _told(change: object) -> Told:
