@@ -507,7 +507,7 @@ class Soak:
             self._fault(*bag.pop())
         self._ending.wait(max(0.0, seconds - self._now()))
         self._compare(None)
-        self._ending.wait(2.0)  # what was under way in the client libraries ends
+        self._ending.wait(min(2.0, self._every))  # what was under way in the client libraries ends
         record.final = {**self._ask(do="footprint"), "watches": self._watches()}
         record.totals = self._ask(do="totals")
         self._go()
