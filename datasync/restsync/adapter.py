@@ -6,15 +6,33 @@ Source: cn-infra ``datasync/restsync``; contract section 5, C1, C2; D47, D48.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from queue import Queue
 from types import TracebackType
 from typing import Any
 
+from datasync.events import ChangeValue, KeyVal
+from datasync.restsync.bodies import check_sendable
 from datasync.restsync.journal import HISTORY, Journal
+from datasync.syncbase.done import PropagationFuture
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
 from datasync.threads import ForkGuard
+
+
+class Feed(Registry):
+    """The registry of an adapter, which takes only what it can send to those who ask for it."""
+
+    def submit_changes(self, changes: Mapping[str, ChangeValue], **options: Any) -> PropagationFuture:
+        """As of every registry. Raises ``InvalidArgumentError`` where a value has no bytes; nothing was applied."""
+        check_sendable(changes)
+        return super().submit_changes(changes, **options)
+
+    def submit_resync(self, values: Mapping[str, KeyVal], **options: Any) -> PropagationFuture:
+        """As of every registry. Raises ``InvalidArgumentError`` where a value has no bytes; nothing was applied."""
+        check_sendable(values)
+        return super().submit_resync(values, **options)
 
 
 class Adapter:
@@ -33,7 +51,7 @@ class Adapter:
 
     def __init__(self, name: str = "rest", *, history: int = HISTORY) -> None:
         #: The state, for local reads: ``registry.get(key)``, ``registry.items(prefix)``.
-        self.registry = Registry(name)
+        self.registry: Registry = Feed(name)
         self.journal = Journal(history)
         #: Tells the revisions of this process from those of one before or after it.
         self.instance = uuid.uuid4().hex[:8]

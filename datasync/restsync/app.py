@@ -198,6 +198,8 @@ class Application:
             return _only(request, GET=lambda: _json_text(json.dumps(document(request.script_root or "/"))))
         self._tokens.check(request)
         self._adapter.guard.check()
+        if self._adapter.closed and path != "/status":  # what it still holds is nobody's state any more
+            raise Problem("closed", "the adapter is closed", headers={"Retry-After": "2"})
         if path == "/keys":
             return _only(
                 request,

@@ -18,12 +18,12 @@ from typing import Any, NoReturn
 
 from werkzeug.wrappers import Request
 
-from datasync.errors import DatasyncError
+from datasync.errors import InvalidArgumentError
 from datasync.events import Op
 from datasync.restsync.keys import check_path_key
 from datasync.restsync.problems import Problem
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto
-from datasync.syncbase.change import ChangeBytes, KeyVal, KeyValBytes, StoredKeyVal
+from datasync.syncbase.change import ChangeBytes, ChangeResp, KeyVal, KeyValBytes, StoredKeyVal
 
 CONTENT_JSON = "application/json"
 CONTENT_PROTO = "application/x-protobuf"
@@ -116,10 +116,13 @@ def read_bytes(request: Request, limit: int) -> bytes:
     return b"".join(pieces)
 
 
-def parse_json(data: bytes, depth: int = MAX_DEPTH) -> Any:
-    """*data* as JSON, strictly: UTF-8, no NaN, no infinity. Raises ``Problem`` with the place and never the text."""
+def parse_json(data: bytes, depth: int = MAX_DEPTH, *, unique: bool = False) -> Any:
+    """*data* as JSON, strictly: UTF-8, no NaN, no infinity. Raises ``Problem`` with the place and never the text.
+
+    With *unique* a name must not stand twice in an object: what is written again from it would have lost one of them.
+    """
     try:
-        document = _DECODER.decode(data.decode())
+        document = (_UNIQUE_DECODER if unique else _DECODER).decode(data.decode())
         # To count is cheap, and says of nearly every document that it cannot be too deep.
         if data.count(b"[") + data.count(b"{") > depth and _is_deeper(document, depth):
             raise RecursionError
@@ -138,7 +141,7 @@ def parse_json(data: bytes, depth: int = MAX_DEPTH) -> Any:
 def read_resync(request: Request, limit: int) -> dict[str, Body]:
     """The full state in *request*: ``{"items": [{"key": …, "value": …}, …]}``."""
     content_type_of(request, only_json=True)
-    document = parse_json(read_bytes(request, limit), MAX_DEPTH + ENVELOPE)
+    document = parse_json(read_bytes(request, limit), MAX_DEPTH + ENVELOPE, unique=True)
     items = document.get("items") if isinstance(document, dict) else None
     if not isinstance(items, list) or document.keys() != {"items"}:
         raise Problem("bad-request", 'a full state is {"items": [...]}')
@@ -154,7 +157,7 @@ def read_resync(request: Request, limit: int) -> dict[str, Body]:
 def read_changes(request: Request, limit: int) -> dict[str, ChangeBytes]:
     """The transaction in *request*: ``{"changes": [{"op": "Put", "key": …, "value": …}, {"op": "Delete", …}]}``."""
     content_type_of(request, only_json=True)
-    document = parse_json(read_bytes(request, limit), MAX_DEPTH + ENVELOPE)
+    document = parse_json(read_bytes(request, limit), MAX_DEPTH + ENVELOPE, unique=True)
     items = document.get("changes") if isinstance(document, dict) else None
     if not isinstance(items, list) or document.keys() != {"changes"}:
         raise Problem("bad-request", 'a transaction is {"changes": [...]}')
@@ -211,7 +214,7 @@ def content_of(pair: StoredKeyVal) -> tuple[bytes, str]:
     """The bytes under a key, and their content type.
 
     Raises:
-      DatasyncError: The value is an object of this process that has no form of its own.
+      InvalidArgumentError: The value is an object of this process that has no form of its own.
     """
     return content_of_payload(pair.key, pair.value)
 
@@ -224,10 +227,31 @@ def content_of_payload(key: str, value: object) -> tuple[bytes, str]:
         return value.data or b"", CONTENT_PROTO if isinstance(value.serializer, SerializerProto) else CONTENT_JSON
     if isinstance(value, bytes):
         return value, CONTENT_JSON
+    if isinstance(value, (ChangeResp, StoredKeyVal)):  # out of an event of another source
+        if isinstance(value.value, bytes):
+            return value.value, CONTENT_PROTO if isinstance(value.serializer, SerializerProto) else CONTENT_JSON
+        return content_of_payload(key, value.value)
     message = value.message if isinstance(value, KeyVal) else None
     if message is None:
-        raise DatasyncError(f"the value of {key!r} was made in this process and has no bytes")
-    return _JSON.marshal(message), CONTENT_JSON
+        raise InvalidArgumentError(
+            f"the value of {key!r} is a {type(value).__name__}, which has no bytes to send: use Change or ChangeBytes"
+        )
+    try:
+        return _JSON.marshal(message), CONTENT_JSON
+    except InvalidArgumentError:  # an Any of an unknown type has no JSON
+        return _PROTO.marshal(message), CONTENT_PROTO
+
+
+def check_sendable(changes: object) -> None:
+    """Raise ``InvalidArgumentError`` where a value cannot be sent to those who ask for it over HTTP."""
+    if not isinstance(changes, Mapping):
+        return  # the registry says so
+    for key, change in changes.items():
+        if isinstance(change, (KeyValBytes, KeyVal)):  # nearly always; they were checked when they were made
+            continue
+        get_change_type = getattr(change, "get_change_type", None)
+        if get_change_type is None or get_change_type() is not Op.DELETE:
+            content_of_payload(key, change)
 
 
 def item_of(key: str, revision: int, value: object, *, values: bool = True) -> str:
@@ -284,4 +308,12 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
+def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    if len(found) < len(members):  # the name is not told: it may be part of a value
+        raise Problem("bad-request", "a name stands twice in an object of the body")
+    return found
+
+
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+_UNIQUE_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)

@@ -9,14 +9,16 @@ import logging
 
 import flask
 import pytest
+from google.protobuf.any_pb2 import Any as Any_
 from google.protobuf.wrappers_pb2 import StringValue
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client as WebClient
 from werkzeug.test import TestResponse as WebResponse
 
 from datasync.errors import DecodeError, InvalidArgumentError
+from datasync.events import ChangeValue, MessageT, Op
 from datasync.restsync import Adapter, serve, wsgi_app
-from datasync.syncbase.change import Change
+from datasync.syncbase.change import Change, ChangeBytes
 from tests.restsync.support import JSON, PROTO, Http, Subscriber, events_of
 
 
@@ -105,8 +107,11 @@ def test_c9_silence_is_504_and_names_the_silent(web: WebClient, subscriber: Subs
 
 
 def test_a_closed_adapter_is_503(web: WebClient, adapter: Adapter) -> None:
+    put(web, "net/a")
     adapter.close()
-    assert put(web, "net/a").status_code == 503
+    # whatever is asked of it: what it held is not the state of anything any more
+    answers = [put(web, "net/a"), *(web.get(path) for path in ("/keys", "/keys/net/a", "/events?follow=false"))]
+    assert [(answer.status_code, code(answer)) for answer in answers] == [(503, "closed")] * 4
 
 
 # -- conditions
@@ -306,6 +311,70 @@ def test_the_list_shows_json_as_itself_and_the_rest_in_base64(web: WebClient) ->
 def test_a_value_that_was_put_inside_the_process_is_listed_too(web: WebClient, adapter: Adapter) -> None:
     adapter.registry.propagate_changes({"net/a": Change("net/a", StringValue(value="x"))})
     assert web.get("/keys/net/a").data == b'"x"'
+
+
+class OwnChange:
+    """A change of somebody's own making, which reads itself and has no bytes."""
+
+    def get_key(self) -> str:
+        return "net/own"
+
+    def get_revision(self) -> int:
+        return 0
+
+    def get_change_type(self) -> Op:
+        return Op.PUT
+
+    def get_value(self, message: MessageT) -> MessageT:
+        return message
+
+
+def test_c16_a_value_without_bytes_is_refused_before_anything_is_applied(web: WebClient, adapter: Adapter) -> None:
+    # given changes, and a full state, of which one could never be sent to who follows over HTTP
+    changes: dict[str, ChangeValue] = {"net/a": Change("net/a", StringValue(value="x")), "net/own": OwnChange()}
+    for submit in (adapter.registry.submit_changes, adapter.registry.submit_resync):
+        # then whoever makes them is told, and everything else can still be read
+        with pytest.raises(InvalidArgumentError, match="'net/own' is a OwnChange, which has no bytes"):
+            submit(changes)
+    assert web.get("/keys").json == {"revision": 0, "items": [], "next": None}
+
+
+def test_an_event_of_another_source_is_passed_on(web: WebClient, adapter: Adapter) -> None:
+    # given what a subscriber of another source was told, as bytes and as a message
+    with Adapter("other") as other, Subscriber(other, "net/") as subscriber:
+        other.registry.propagate_changes(
+            {"net/a": Change("net/a", StringValue(value="x")), "net/b": ChangeBytes("net/b", b'"y"')}
+        )
+        passed = {change.get_key(): change for change in subscriber.changes}
+    # when it is given to the adapter as it is / then it can be read there
+    adapter.registry.propagate_changes(passed)
+    assert [web.get(f"/keys/net/{key}").data for key in "ab"] == [b'"x"', b'"y"']
+
+
+def test_a_message_that_has_no_json_is_shown_as_protobuf(web: WebClient, adapter: Adapter) -> None:
+    # an Any of a type that nobody knows
+    message = Any_(type_url="type.googleapis.com/of.nobody", value=b"\x08\x01")
+    adapter.registry.propagate_changes({"net/a": Change("net/a", message)})
+    answer = web.get("/keys/net/a")
+    assert (answer.mimetype, answer.data) == ("application/x-protobuf", message.SerializeToString())
+    assert web.get("/keys").json["items"][0]["data"] == base64.b64encode(answer.data).decode()  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [
+        ("PUT", '{"items":[],"items":[{"key":"net/a","value":1}]}'),
+        ("PUT", '{"items":[{"key":"net/a","value":1,"value":2}]}'),
+        ("PUT", '{"items":[{"key":"net/a","value":{"x":1,"x":2}}]}'),
+        ("PATCH", '{"changes":[{"op":"Delete","key":"net/a","op":"Put","value":1}]}'),
+    ],
+)
+def test_c16_a_name_that_stands_twice_is_400_and_not_half_read(
+    web: WebClient, subscriber: Subscriber, method: str, body: str
+) -> None:
+    answer = web.open("/keys", method=method, data=body, headers=JSON)
+    assert (answer.status_code, code(answer)) == (400, "bad-request")
+    assert not subscriber.events
 
 
 def test_c7_a_full_state_replaces_all_there_was(web: WebClient, subscriber: Subscriber) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 from wsgiref.validate import validator
@@ -22,6 +25,8 @@ from datasync.restsync.wire import Wire
 from datasync.threads import Worker
 from tests.conftest import wait_until
 from tests.restsync.support import JSON, PROTO, Http, Subscriber, everything, raw
+
+ROOT = Path(__file__).parents[2]
 
 
 class Quiet(WSGIRequestHandler):
@@ -320,6 +325,64 @@ def test_c15_requests_under_way_are_answered_before_the_end(adapter: Adapter, su
         # then the answer comes
         assert status(everything(connection)) == 201
         closing.join(5)
+
+
+def test_c15_the_second_who_closes_waits_for_the_first(adapter: Adapter, subscriber: Subscriber) -> None:
+    # given a server that is being closed, and a request under way that holds this up
+    server = serve("127.0.0.1:0", adapter, done_timeout=10)
+    with raw(server, b"PUT /keys/net/silent HTTP/1.1\r\nHost: x\r\n") as connection:
+        connection.sendall(b"Content-Type: application/json\r\nContent-Length: 1\r\n\r\n1")
+        wait_until(lambda: subscriber.events, "the change has arrived")
+        first, second = (threading.Thread(target=server.close) for _ in range(2))
+        first.start()
+        wait_until(lambda: not server._acceptor.alive, "the server has begun to close")
+        # when somebody else closes it as well / then that takes as long
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+        subscriber.events[0].done()
+        for thread in (first, second):
+            thread.join(5)
+            assert not thread.is_alive()
+    assert server.connections == 0
+
+
+#: Runs in a network of its own: a stream is open, and then there is no way to its client any more.
+VANISHING = """
+import fcntl, socket, struct, sys, time
+from datasync.restsync import Adapter, serve
+
+def loopback(flags):
+    with socket.socket() as any_socket:
+        fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", flags))  # SIOCSIFFLAGS
+
+loopback(1)
+with Adapter() as adapter, serve("127.0.0.1:0", adapter, write_timeout=1.0, heartbeat=0.2) as server:
+    client = socket.create_connection(("127.0.0.1", server.port))
+    client.sendall(b"GET /events HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+    while b"heartbeat" not in client.recv(65536):
+        pass
+    assert server.connections == server.application.streams == 1
+    loopback(0)
+    began = time.monotonic()
+    while server.connections or server.application.streams:
+        assert time.monotonic() - began < 20, "the connection is still there"
+        time.sleep(0.05)
+    print("over")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has networks to switch off")
+def test_a_stream_whose_client_vanished_without_a_word_ends_after_the_write_timeout() -> None:
+    for unshare in (["unshare", "-n"], ["unshare", "-r", "-n"]):
+        if not subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+            break
+    else:
+        pytest.skip("this user may not make a network of his own")
+    done = subprocess.run(
+        [*unshare, sys.executable, "-c", VANISHING], capture_output=True, text=True, timeout=40, check=False, cwd=ROOT
+    )
+    assert done.stdout == "over\n", done.stderr
 
 
 def test_c15_the_adapter_outlives_its_server(adapter: Adapter, subscriber: Subscriber) -> None:
