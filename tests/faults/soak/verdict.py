@@ -106,7 +106,7 @@ def table(record: Record) -> str:
         ("refusals that the sender heard", totals["refused"]),
         ("subscriptions made and closed", f"{totals['visits']:,}"),
         ("views compared with the truth", f"{record.comparisons:,}"),
-        ("snapshots compared", f"{totals['snapshots']:,}"),
+        ("snapshots compared", f"{totals.get('snapshots', 0):,}"),
         ("in step again, p50 / p99 / max", " / ".join(f"{percentile(times, p):.2f} s" for p in (50, 99, 100))),
         ("objects of Python, first / last", f"{objects[0]:,} / {objects[-1]:,}" if objects else "-"),
     ]
