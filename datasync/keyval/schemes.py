@@ -22,14 +22,14 @@ from datasync.keyval.api import Store
 
 @dataclass(frozen=True, slots=True)
 class StoreURL:
-    """The parts of a store's URL, percent-decoded. Its repr has no password and no options."""
+    """The parts of a store's URL, percent-decoded. Its repr has none where a password stands, or does by a slip."""
 
     scheme: str
     #: (host, port or None), in order; IPv6 addresses without their brackets.
     hosts: tuple[tuple[str, int | None], ...] = ()
     user: str | None = None
     password: str | None = field(default=None, repr=False)
-    path: str = ""
+    path: str = field(default="", repr=False)
     query: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 

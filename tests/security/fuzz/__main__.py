@@ -49,7 +49,7 @@ def _fuzz(target: object, engine: str, seconds: float, folder: Path) -> int:
     assert isinstance(target, Target)
     folder.mkdir(parents=True, exist_ok=True)
     target.open()
-    campaign = Campaign(target, seconds, folder)
+    campaign = Campaign(target, seconds, folder, watched=True)
 
     def finish() -> None:
         # libFuzzer never comes back, so this is the end of the process as well.

@@ -22,11 +22,12 @@ HANG = 60.0
 class Campaign:
     """Counts executions and findings of *target*; a finding that was seen before is the same one."""
 
-    def __init__(self, target: Target, seconds: float, folder: Path) -> None:
+    def __init__(self, target: Target, seconds: float, folder: Path, *, watched: bool = False) -> None:
         self._target = target
         #: Where inputs are kept.
         self.folder = folder
-        self._begin = time.monotonic()
+        self._watched = watched
+        self._begin: float | None = None
         self._seconds = seconds
         self._seen: dict[str, bytes] = {}
         self.executions = 0
@@ -34,7 +35,12 @@ class Campaign:
 
     @property
     def over(self) -> bool:
-        return time.monotonic() - self._begin >= self._seconds
+        return self.seconds >= self._seconds
+
+    @property
+    def seconds(self) -> float:
+        """Since the first execution: what it takes to get ready does not count."""
+        return 0.0 if self._begin is None else time.monotonic() - self._begin
 
     @property
     def findings(self) -> int:
@@ -42,7 +48,9 @@ class Campaign:
 
     def execute(self, data: bytes) -> None:
         """Run the target once; what it finds is kept, and stops nothing."""
-        if self.executions % 64 == 0:
+        if self._begin is None:
+            self._begin = time.monotonic()
+        if self._watched and self.executions % 64 == 0:
             faulthandler.dump_traceback_later(HANG, exit=True)
         self.executions += 1
         begin = time.monotonic()
@@ -66,9 +74,8 @@ class Campaign:
         traceback.print_exception(error)
 
     def report(self, engine: str) -> str:
-        seconds = time.monotonic() - self._begin
         return (
-            f"{self._target.name}: {self.executions} executions in {seconds:.0f} s, {self.findings} finding(s), "
+            f"{self._target.name}: {self.executions} executions in {self.seconds:.0f} s, {self.findings} finding(s), "
             f"slowest {self.slowest * 1000:.0f} ms ({engine})"
         )
 
