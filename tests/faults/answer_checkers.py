@@ -107,15 +107,16 @@ def check_retries(truth: Truth, reading: Reading) -> Violation | None:
             limit = entry.in_flight
         elif isinstance(entry, Answering):
             given_up = min(unanswered.values(), default=entry.time) + log.abandon
+            # Whatever was given up before this has begun the pause.
+            begin = min([entry.time, *(put + log.abandon for put in unanswered.values())])
             unanswered.pop(entry.number, None)
             if pause is None and entry.number not in reading.accepted:
                 # It had been given up: a RESYNC is due all the same, for what replaced it may have been handled first.
-                # Where something was given up that nothing has replaced yet, the pause began then.
-                pause = _Pause(min(given_up, entry.time), 1, log.backoff)
+                pause = _Pause(begin, 1, log.backoff)
             elif pause is None and entry.refused and not reading.accepted[entry.number]:
                 # With several in flight two answers may cross: then only the first pause is certain.
                 failures = failures + 1 if limit == 1 else 1
-                pause = _Pause(entry.time, failures, log.backoff)
+                pause = _Pause(begin, failures, log.backoff)
         elif isinstance(entry, Answered):
             if entry.first and reading.accepted[entry.number]:
                 failures = 0

@@ -115,7 +115,9 @@ def _after_resync(truth: Truth, before: Place | None, entry: PutResync) -> Place
     if not right:
         right = set(range(len(truth.epochs)))  # that is I2's business
     if before is not None and entry.reason in _LEAPS:
-        right = {number for number in right if number >= min(before.epochs)}
+        # Whoever tells an earlier revision tells of a later life; in the same one it would be an old copy.
+        earliest = min(before.epochs) + (entry.revision < before.revision)
+        right = {number for number in right if number >= earliest}
     elif before is not None:
         right &= before.reachable(truth)
     return Place(frozenset(right), entry.revision)

@@ -182,6 +182,7 @@ def drops_an_event(chance: random.Random, case: Case) -> None:
 
 
 def drops_a_change(chance: random.Random, case: Case) -> None:
+    assume(len(case.truth.epochs) == 1)  # else what is left may be a transaction of another life
     put = pick(chance, [put for put in changes(case) if len(put.changes) > 1])
     # of a transaction that comes all the same: else it may be that its prefix was gone by then
     change = pick(chance, [c for c in put.changes if sum(o.revision == c.revision for o in put.changes) > 1])
@@ -287,6 +288,7 @@ def forgets_a_key_in_a_resync(chance: random.Random, case: Case) -> None:
     put = pick(chance, [put for put in resyncs(case) if shown(put)])
     prefix = pick(chance, [prefix for prefix, pairs in put.values.items() if pairs])
     del put.values[prefix][chance.choice(list(put.values[prefix]))]
+    assume(shown(put) not in states_of(case, put))  # else it is the truth of another life
 
 
 def alters_a_value_in_a_resync(chance: random.Random, case: Case) -> None:
@@ -299,12 +301,16 @@ def shows_another_state(chance: random.Random, case: Case) -> None:
     put = pick(chance, resyncs(case))
     epoch = chance.choice(case.truth.epochs)
     other = under(epoch.fold(chance.choice(epoch.commits).revision), put.values)
-    states = [under(life.fold(put.revision), put.values) for life in case.truth.epochs]
-    assume(other not in states)
+    assume(other not in states_of(case, put))
     put.values = {
         prefix: {key: value for key, value in other.items() if longest(key, put.values) == prefix}
         for prefix in put.values
     }
+
+
+def states_of(case: Case, put: PutResync) -> list[Any]:
+    """What may stand in *put*: the states of all lives at its revision."""
+    return [under(epoch.fold(put.revision), put.values) for epoch in case.truth.epochs]
 
 
 def overlooks_a_prefix(chance: random.Random, case: Case) -> None:
