@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--source", choices=sorted(SOURCES), action="append", help="scripted unless told; with --matrix, all of them")
-    add("--fault", default=RANDOM, help=f"{RANDOM} for all of them by turns, {NONE} for none; --list names them")
+    add("--fault", default="", help=f"{RANDOM}, unless told, is all of them by turns, {NONE} is none; see --list")
     add("--workload", choices=list(WORKLOADS), default="mixed")
     add("--seed", type=int, default=1, help="of the first cell; --histories goes on from there")
     add("--seconds", type=float, default=0.0, help=f"for which a cell goes on; {SECONDS:g} unless told")
@@ -91,7 +91,7 @@ def _here(options: argparse.Namespace) -> list[Result]:
     results = []
     for seed in range(options.seed, options.seed + options.histories):
         for source in options.source or ["scripted"]:
-            cell = Cell(source, options.fault, options.workload, seed, options.seconds)
+            cell = Cell(source, options.fault or RANDOM, options.workload, seed, options.seconds)
             faulthandler.dump_traceback_later(options.seconds + HANGS, exit=True, file=2)
             results.append(run_cell(cell))
             faulthandler.cancel_dump_traceback_later()
@@ -103,9 +103,12 @@ def _here(options: argparse.Namespace) -> list[Result]:
 def _matrix(known: Sequence[Known], options: argparse.Namespace) -> list[Cell]:
     cells: list[Cell] = []
     for one in known:
-        faults = [*one.faults, RANDOM] if options.fault == RANDOM else [options.fault]
+        faults = [*one.faults, RANDOM]
         seconds = options.seconds or SECONDS
-        cells += product(one.source, faults, sourced=one.sourced, seed=options.seed, seconds=seconds, full=options.full)
+        all_of_it = product(
+            one.source, faults, sourced=one.sourced, seed=options.seed, seconds=seconds, full=options.full
+        )
+        cells += [cell for cell in all_of_it if cell.fault == options.fault or not options.fault]
     _say(f"{len(cells)} cells of {len(known)} sources")
     return cells
 

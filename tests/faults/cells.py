@@ -12,8 +12,9 @@ from tests.faults.workloads import WORKLOADS, Workload
 RANDOM, NONE = "random", "none"
 #: Seconds that a cell goes on, unless told otherwise or its workload ends by itself.
 SECONDS = 5.0
-#: Workloads that each fault is met with in the reduced matrix; ``crowd`` is always one of them.
-PER_FAULT = 4
+#: Workloads that each fault meets in the reduced matrix, and faults that each workload meets, at least. ``crowd`` meets
+#: all faults, and all workloads meet ``random``.
+LEAST = 4
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,14 @@ def product(
 ) -> Iterator[Cell]:
     """The cells of one source: all of them, or so many that each fault meets a few workloads, and the other way."""
     fitting = [name for name, workload in WORKLOADS.items() if fits(workload, sourced=sourced)]
-    others = [name for name in fitting if name not in ("crowd", "mixed")]
+    others = [name for name in fitting if name != "crowd"]
+    share = min(len(others), max(LEAST - 1, -(-LEAST * len(others) // max(1, len(faults)))))
     place = 0
     for fault in faults:
-        if full:
+        if full or fault == RANDOM:
             chosen = fitting
-        elif fault == RANDOM:
-            chosen = ["mixed", "crowd", "burst"]
         else:
-            chosen = ["crowd", *(others[(place + n) % len(others)] for n in range(PER_FAULT - 1))]
-            place += PER_FAULT - 1
+            chosen = ["crowd", *(others[(place + n) % len(others)] for n in range(share))]
+            place += share
         for workload in chosen:
             yield Cell(source, fault, workload, seed, 0.0 if WORKLOADS[workload].counted else seconds)

@@ -134,8 +134,10 @@ class _Run:
         while not self._over.is_set() and time.monotonic() < deadline:
             if self._workload.hurried:
                 pause = self._chance.uniform(0, self._source.pace * 2.8)
+            elif first:
+                pause = min(self._seconds / 2, self._chance.uniform(*FIRST))
             else:
-                pause = self._chance.uniform(*(FIRST if first else NEXT))
+                pause = self._chance.uniform(*NEXT)
             first = False
             self._over.wait(min(pause, deadline - time.monotonic()))
             if known and not self._over.is_set() and time.monotonic() < deadline:
