@@ -20,6 +20,8 @@ from tests.proxy import free_port
 
 #: Seconds that a server may take to come up.
 START_TIMEOUT = 20.0
+#: A member that is alone elects itself after this time, which is most of what a restart takes: milliseconds.
+_ALONE = ("--heartbeat-interval", "10", "--election-timeout", "100")
 #: Only what goes wrong is worth a line in the log that a failed start shows.
 _QUIET = ("--logger", "zap", "--log-level", "warn")
 
@@ -121,6 +123,7 @@ class EtcdServer:
             *("--initial-cluster", peers, "--initial-cluster-state", "new"),
             # Tests do not survive a power cut, and an fsync per write is most of what they would wait for.
             *(() if "3.4" in _version_of(self._program) else ("--unsafe-no-fsync",)),
+            *(_ALONE if len(self.cluster) == 1 else ()),
             *_QUIET,
             *self._flags,
         ]
