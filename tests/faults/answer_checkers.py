@@ -106,7 +106,6 @@ def check_retries(truth: Truth, reading: Reading) -> Violation | None:
         if isinstance(entry, Watched):
             limit = entry.in_flight
         elif isinstance(entry, Answering):
-            given_up = min(unanswered.values(), default=entry.time) + log.abandon
             # Whatever was given up before this has begun the pause.
             begin = min([entry.time, *(put + log.abandon for put in unanswered.values())])
             unanswered.pop(entry.number, None)
