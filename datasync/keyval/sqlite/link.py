@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from datasync.errors import ClosedError
+from datasync.errors import ClosedError, ForkedError
 from datasync.keyval.sqlite.database import Database, opening
 
 #: Seconds that a fork waits for a connection which is in the middle of something.
@@ -38,6 +38,8 @@ class Link:
         self._connection: sqlite3.Connection | None = None
         self._generation = -1
         self._closed = False
+        # In a child: the lock is held by a thread that is not here.
+        self._lost = False
         #: How many connections there were: what is known of an earlier one (``data_version``) means nothing now.
         self.opened = 0
         with opening:
@@ -46,6 +48,8 @@ class Link:
     @contextmanager
     def use(self, doing: str = "use") -> Iterator[sqlite3.Connection]:
         """The connection, for the time of the block; whatever goes wrong inside leaves no transaction open."""
+        if self._lost:
+            raise ForkedError(f"{self._database.path} was in use in the parent when this process was forked")
         with self._lock:
             connection = self._ready()
             try:
@@ -58,6 +62,8 @@ class Link:
 
     def close(self) -> None:
         """Close the connection for good; may be called twice."""
+        if self._lost:
+            return
         with self._lock:
             self._closed = True
             self._drop()
@@ -91,6 +97,7 @@ class Link:
 
     def inherit(self) -> None:
         """In the child, of a link that was not let go: its file cannot be used safely in this process."""
+        self._lost = True
         self._database.forsake()
 
     def take_up(self) -> None:
