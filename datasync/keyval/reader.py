@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds before the next attempt after a break: the first pause, and the longest, with full jitter.
 RETRY_BACKOFF = (0.1, 30.0)
+#: Errors in a row that a store answered with (what was asked for is gone) after which only the first pause is taken.
+PROMPT = 2
 #: Seconds that a stream without a commit must last to count as a success.
 GOOD_STREAM = 1.0
 #: Seconds after its first word in which a resumed stream must have repeated the last commit that was seen.
@@ -46,6 +48,7 @@ class StoreReader:
         self._has_history = Capability.HISTORY in store.capabilities
         self._worker = Worker(f"keyval-reader-{store.name}", self._run, wake=self._cancel_stream)
         self._backoff = Backoff(*RETRY_BACKOFF, after_break=AFTER_BREAK)
+        self._prompt = Backoff(RETRY_BACKOFF[0], RETRY_BACKOFF[0])
         self._due: ResyncReason | None = ResyncReason.INITIAL  # why a listing is due; None: resume
         self._revision = 0
         self._anchor: Commit | None = None
@@ -77,7 +80,12 @@ class StoreReader:
             except Exception as error:
                 if not worker.stopping.is_set():
                     self._recover(error)
-                    worker.stopping.wait(self._backoff.next())
+                    worker.stopping.wait(self._pause(error))
+
+    def _pause(self, error: Exception) -> float:
+        """A store that answers is not away: to be listed it does not wait as if it were, unless that goes on and on."""
+        answered = isinstance(error, (CompactedError, RewoundError))
+        return (self._prompt if answered and self._prompt.failures < PROMPT else self._backoff).next()
 
     def _list(self, reason: ResyncReason) -> None:
         started = time.monotonic()
@@ -123,6 +131,7 @@ class StoreReader:
                     self._feed(Batch(batch.revision, commits))
                     if commits or time.monotonic() - opened > GOOD_STREAM:
                         self._backoff.reset()
+                        self._prompt.reset()
         finally:
             self._cancel_stream()
 

@@ -50,7 +50,7 @@ class EtcdFaults(Source):
             absent("etcd")
         self._program = chance.choice(programs)
         self._folder = tempfile.TemporaryDirectory(prefix="datasync-faults-")
-        self._page_size = chance.choice((3, 10_000))
+        self._page_size = chance.choice((20, 10_000))
         self._plugin: Any = None
         self._large = 0
 
@@ -231,7 +231,7 @@ class EtcdFaults(Source):
     def _list_again(self) -> None:
         """Make it list, in small pages, as soon as it has a connection again."""
         self._each(TcpProxy.refuse)
-        self.store.config = replace(self.store.config, page_size=3)
+        self.store.config = replace(self.store.config, page_size=max(3, len(self.truth.state) // 15))
         self.write([(key, b"p%d" % self._writer.highest) for key in KEYS])
         for _ in range(2):
             self._foreign()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from queue import Full, Queue
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
 
+from datasync.backoff import Backoff
 from datasync.errors import CompactedError, StoreConnectionError
 from datasync.events import Op, ResyncReason
 from datasync.keyval import reader as reader_module
@@ -109,6 +110,58 @@ def followed() -> Iterator[tuple[Breakable, Sink]]:
     wait_until(lambda: sink.commits == [4], "the commit was read")
     yield store, sink
     reader.close()
+
+
+class Noted(Backoff):
+    """Notes each pause that is taken, by the longest that it could be, and takes none."""
+
+    taken: ClassVar[list[float]] = []
+
+    def next(self) -> float:
+        super().next()
+        self.taken.append(self._most)
+        return 0.001
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    monkeypatch.setattr(reader_module, "Backoff", Noted)
+    monkeypatch.setattr(reader_module, "RETRY_BACKOFF", (0.1, 30.0))
+    monkeypatch.setattr(Noted, "taken", [])
+    return Noted.taken
+
+
+def test_c13_a_store_that_answers_is_listed_again_without_the_pauses_of_one_that_is_away(
+    pauses: list[float], followed: tuple[Breakable, Sink]
+) -> None:
+    # given a reader that waits up to half a minute for a store that is away
+    store, sink = followed
+    store.cut()
+    wait_until(lambda: len(sink.losses) > 5, "the store is away")
+    # when it is back without its history
+    write(store, [("d", b"1")])
+    write(store, [("e", b"1")])
+    store.compact()
+    store.down = False
+    # then the answer that leads to a listing does not cost such a pause again
+    wait_until(lambda: ResyncReason.COMPACTED in sink.reasons, "it was listed again")
+    assert isinstance(sink.losses[-1], CompactedError)
+    assert pauses[-2:] == [30.0, 0.1]
+
+
+def test_c13_a_store_that_is_listed_in_vain_again_and_again_is_asked_less_and_less(pauses: list[float]) -> None:
+    # given a store whose history is always gone just after it was listed
+    class Forgets(Breakable):
+        def stream(self, prefix: str, after: int) -> Any:
+            raise CompactedError("gone")
+
+    sink = Sink()
+    reader = StoreReader(Forgets(), "", sink)
+    reader.start()
+    # then only the first two pauses are short
+    wait_until(lambda: len(pauses) >= 6, "it was listed again and again")
+    reader.close()
+    assert pauses[:6] == [0.1, 0.1, 30.0, 30.0, 30.0, 30.0]
 
 
 def test_c13_a_store_that_lost_just_its_last_commit_is_found_without_another_one(
