@@ -99,6 +99,7 @@ class RestSource(Source):
         self._server.start()
         self._proxy = TcpProxy(("127.0.0.1", port))
         self._writer = Client(f"http://127.0.0.1:{port}", timeout=30.0, connect_timeout=5.0)
+        self._writer.list(PREFIX)  # its connection is there before descriptors are counted
         self._sent = 0
         self._read = 0  # bytes of the log that were read
         self._lives = 0
