@@ -28,7 +28,7 @@ from datasync.errors import (
     UnknownOutcome,
 )
 from datasync.keyval import Batch, DeleteOp, PutOp, RewoundError
-from datasync.keyval.sqlite import SQLiteStore, database
+from datasync.keyval.sqlite import SQLiteStore, database, ledger
 from datasync.keyval.sqlite.ledger import PAGE, TRIM_EVERY
 from datasync.options import with_client_lifetime_ttl, with_ttl
 from datasync.threads import Worker
@@ -466,6 +466,24 @@ def test_a_stream_waits_no_longer_than_the_next_deadline(path: Path) -> None:
     with SQLiteStore(path, poll_interval=600) as store, following(store, "", 1) as follower:
         store.new_broker().put("ttl", b"", with_ttl(0.2))
         assert fold(follower.until(3)) == {}
+
+
+def test_c13_a_stream_that_cannot_delete_what_has_expired_goes_on_and_does_it_later(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a key that expires while somebody else holds the lock on the file
+    with SQLiteStore(path, lock_timeout=0.05) as store, following(store, "", 1) as follower:
+        revision = store.commit([PutOp("short", b"", ttl=0.2)]).revision
+        follower.until(revision)
+        holder = sqlite3.connect(path, isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        wait_until(lambda: "what has expired is not deleted yet" in caplog.text, "its time is over")
+        # when that one commits after a while, in the way that stores do
+        ledger.write(holder, {"held": PutOp("held", b"1")}, current=revision)
+        holder.execute("COMMIT")
+        holder.close()
+        # then the stream was not broken: it tells of that commit, and of the expiry
+        assert fold(follower.until(revision + 2), {"short": b""}) == {"held": b"1"}
 
 
 def test_c15_no_thread_is_started_before_a_lease_is_needed(store: SQLiteStore) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 
-from datasync.errors import ClosedError, CompactedError, DatasyncError
+from datasync.errors import ClosedError, CompactedError, DatasyncError, StoreError
 from datasync.keyval.api import Batch, RewoundError, Stream
 from datasync.keyval.sqlite import ledger
 from datasync.keyval.sqlite.database import Database
 from datasync.keyval.sqlite.link import Link
 from datasync.threads import ForkGuard
 
+log = logging.getLogger(__name__)
+
 #: Seconds after which an idle stream yields None.
 IDLE = 1.0
+#: Seconds before another attempt to delete what has expired.
+EXPIRY_PAUSE = 1.0
 
 
 class SQLiteStream(Stream):
@@ -90,7 +95,7 @@ class SQLiteStream(Stream):
         if self._abandoned:
             raise ClosedError(f"the store of {self._database.path} was closed")
         if self._due is not None and self._due <= time.monotonic():
-            self._reap(self._due)
+            self._expire(self._due)
         with self._link.use("read") as connection:
             self._refuse_another_file()
             (version,) = connection.execute("PRAGMA data_version").fetchone()
@@ -107,6 +112,14 @@ class SQLiteStream(Stream):
             if not more:
                 self._seen = seen
             return batch, more
+
+    def _expire(self, due: float) -> None:
+        """Delete what is past its time. Where that cannot be, what others commit is told all the same."""
+        try:
+            self._reap(due)
+        except StoreError as error:  # somebody holds the lock, or the disk is full
+            log.warning("%s: what has expired is not deleted yet: %s", self._database.path, error)
+            self._due = time.monotonic() + EXPIRY_PAUSE
 
     def _check_position(self, oldest: int, current: int) -> None:
         if current < self._position:
