@@ -122,7 +122,7 @@ def judge(
     found += [checker(truth, readings, course) for name, checker in COURSE_CHECKERS.items() if name != "I8"]
     violations = [violation for violation in found if violation is not None]
     lacking = lacks(truth, readings, course, calm=calm, idle=idle, failing=failing)
-    return Judgement(violations, evidence(truth, readings, course), lacking)
+    return Judgement(violations, evidence(truth, readings, course, told), lacking)
 
 
 def check_all(truth: Truth, log: Log) -> list[Violation]:

@@ -10,13 +10,18 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tests.faults.course_checkers import RSS_SLACK, STORM_OUTAGE, fails, judged_samples
-from tests.faults.history import Course, PutChange, PutResync, Truth
+from tests.faults.history import Course, PutChange, PutResync, Truth, TruthCommit
 from tests.faults.reading import Reading, under
 
 
-def evidence(truth: Truth, readings: Sequence[Reading], course: Course) -> Counter[str]:
-    """By invariant how often it could have been violated: 0 where a verdict would say nothing."""
-    counts: Counter[str] = Counter()
+def evidence(
+    truth: Truth, readings: Sequence[Reading], course: Course, told: Sequence[TruthCommit] | None
+) -> Counter[str]:
+    """By invariant how often it could have been violated: 0 where a verdict would say nothing.
+
+    I0 is the record itself: the commits that the source confirmed.
+    """
+    counts: Counter[str] = Counter({"I0": len(told or ())})
     for reading in readings:
         events = _of_log(reading, counts)
         if events and reading.log.complete and not reading.closed and course.converged is not None:
@@ -61,7 +66,8 @@ def _memory_tells(course: Course) -> bool:
     early, late = judged_samples(course)
     if not early or not late or not any(any(sample.pending.values()) for sample in course.samples):
         return False
-    return late[len(late) // 2].written - early[len(early) // 2].written > 2 * RSS_SLACK
+    first, last = early[len(early) // 2], late[len(late) // 2]
+    return last.written - first.written - (last.recorded - first.recorded) > 1.5 * RSS_SLACK
 
 
 def lacks(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from datasync.events import ResyncReason
 from tests.faults.broken import BUGS, Bug, honest, honest_without_a_prefix, refuses_for_ever, small_truth
-from tests.faults.broken_courses import FLAWS, Flaw, good_scene
+from tests.faults.broken_courses import FLAWS, Flaw, Scene, good_scene
 from tests.faults.checkers import CHECKERS, COURSE_CHECKERS, check_all, judge
-from tests.faults.history import Answered, Log, PutResync, Truth
+from tests.faults.history import Answered, Asked, Course, Log, Op1, PutResync, Strike, Truth, TruthCommit
 from tests.faults.honest import ABANDON
 from tests.faults.reading import Reading, Violation
+from tests.faults.record import check_record
 from tests.faults.speed import long_log, long_truth
 
 
@@ -88,6 +91,154 @@ def test_a_log_that_was_cut_short_is_not_blamed_for_what_is_missing() -> None:
     assert check_all(truth, log) == []
     log.complete = True
     assert check("I3", truth, log) is not None
+
+
+# The record, and what proves nothing.
+
+
+def account(truth: Truth) -> list[TruthCommit]:
+    return list(truth.epochs[-1].commits)
+
+
+@pytest.mark.parametrize("compacted", [0, 3, 9])
+def test_a_record_is_right_as_far_back_as_the_source_still_knows(compacted: int) -> None:
+    truth = small_truth()
+    told = account(truth)[compacted:] or None
+    assert check_record(truth, told) is None
+
+
+def test_a_record_is_compared_with_the_last_life_only() -> None:
+    truth = rewound_truth()
+    assert check_record(truth, account(truth)) is None
+    assert check_record(truth, account(small_truth())) is not None
+
+
+def without(told: list[TruthCommit]) -> None:
+    """The harness believes that something was applied, and it was not."""
+    del told[4]
+
+
+def without_the_last(told: list[TruthCommit]) -> None:
+    del told[-1]
+
+
+def with_another(told: list[TruthCommit]) -> None:
+    """Somebody else wrote."""
+    told.insert(4, TruthCommit(told[3].revision + 1, (Op1("a/9", b"9"),)))
+
+
+def with_one_more(told: list[TruthCommit]) -> None:
+    told.append(TruthCommit(told[-1].revision + 1, (Op1("a/9", b"9"),)))
+
+
+def with_another_value(told: list[TruthCommit]) -> None:
+    told[1] = TruthCommit(told[1].revision, (Op1("a/2", b"another"),))
+
+
+def with_another_revision(told: list[TruthCommit]) -> None:
+    told[4] = told[4]._replace(revision=told[4].revision + 1)
+
+
+def with_half_a_transaction(told: list[TruthCommit]) -> None:
+    told[0] = told[0]._replace(ops=told[0].ops[:1])
+
+
+@pytest.mark.parametrize(
+    "differs",
+    [
+        without,
+        without_the_last,
+        with_another,
+        with_one_more,
+        with_another_value,
+        with_another_revision,
+        with_half_a_transaction,
+    ],
+)
+def test_a_record_that_the_source_does_not_confirm_is_caught(differs: Callable[[list[TruthCommit]], None]) -> None:
+    # given a source that says something else
+    truth = small_truth()
+    told = account(truth)
+    differs(told)
+    # then the record proves nothing
+    found = judge(truth, [honest(truth)], Course(healed=0.0, converged=0.0), told, convergence=60.0, calm=True)
+    assert [violation.invariant for violation in found.violations] == ["I0"]
+
+
+def nobody_watches(scene: Scene) -> None:
+    scene.calm.entries = scene.calm.entries[:1]
+    scene.failing.entries = scene.failing.entries[:1]
+
+
+def nobody_is_told_of_a_change(scene: Scene) -> None:
+    for log in scene.logs:
+        log.entries = [entry for entry in log.entries if getattr(entry, "number", 0) == 0]
+
+
+def nobody_is_left(scene: Scene) -> None:
+    for log in scene.logs:
+        log.entries += [Asked(log.end, "close", "", False), Asked(log.end, "close", "", True)]
+
+
+def nobody_wants_any_of_it(scene: Scene) -> None:
+    for log in scene.logs:
+        log.entries = log.entries[:1]
+        log.entries[0].prefixes = ("nothing/",)  # type: ignore[union-attr]
+
+
+def nothing_struck(scene: Scene) -> None:
+    scene.course.strikes = []
+
+
+def nothing_was_written_after_it(scene: Scene) -> None:
+    scene.course.strikes = [Strike("reset", 1e6, 1e6)]
+
+
+def nobody_failed(scene: Scene) -> None:
+    scene.failing.entries = scene.calm.entries
+
+
+def nothing_healed(scene: Scene) -> None:
+    scene.course.healed = None
+
+
+@pytest.mark.parametrize(
+    "empties",
+    [
+        nobody_watches,
+        nobody_is_told_of_a_change,
+        nobody_is_left,
+        nobody_wants_any_of_it,
+        nothing_struck,
+        nothing_was_written_after_it,
+        nobody_failed,
+        nothing_healed,
+    ],
+)
+def test_a_cell_in_which_nothing_could_go_wrong_is_not_good(empties: Callable[[Scene], None]) -> None:
+    # given a scene in which something is missing
+    scene = good_scene()
+    empties(scene)
+    # then it is not good, whatever the checkers say
+    judgement = judge(scene.truth, scene.logs, scene.course, failing=True)
+    assert judgement.lacks
+    assert not judgement.good
+
+
+def test_a_cell_is_not_blamed_for_what_it_is_not_about() -> None:
+    # given that nothing was to be written, nothing to strike, and nobody to fail
+    scene = good_scene()
+    nobody_is_told_of_a_change(scene)
+    nothing_struck(scene)
+    nobody_failed(scene)
+    assert judge(scene.truth, scene.logs, scene.course, calm=True, idle=True).lacks == []
+
+
+def test_nothing_that_was_measured_is_evidence_of_nothing() -> None:
+    judgement = judge(Truth(), [], Course())
+    assert judgement.violations == []
+    assert not judgement.good
+    assert not +judgement.evidence
 
 
 def rewound_truth() -> Truth:
