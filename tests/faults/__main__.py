@@ -29,7 +29,7 @@ class Known:
 
     source: str
     faults: tuple[str, ...]
-    sourced: bool
+    workloads: tuple[str, ...]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +63,8 @@ def know(name: str) -> Known | None:
         _say(f"{name}: cannot be had: {error}")
         return None
     try:
-        return Known(name, tuple(source.misfortunes()), source.sourced)
+        fit = (one.name for one in WORKLOADS.values() if fits(one, sourced=source.sourced, within=source.within))
+        return Known(name, tuple(source.misfortunes()), tuple(fit))
     finally:
         source.close()
 
@@ -105,9 +106,7 @@ def _matrix(known: Sequence[Known], options: argparse.Namespace) -> list[Cell]:
     for one in known:
         faults = [*one.faults, RANDOM]
         seconds = options.seconds or SECONDS
-        all_of_it = product(
-            one.source, faults, sourced=one.sourced, seed=options.seed, seconds=seconds, full=options.full
-        )
+        all_of_it = product(one.source, faults, one.workloads, seed=options.seed, seconds=seconds, full=options.full)
         cells += [cell for cell in all_of_it if cell.fault == options.fault or not options.fault]
     _say(f"{len(cells)} cells of {len(known)} sources")
     return cells
@@ -118,7 +117,7 @@ def _forever(known: Sequence[Known], options: argparse.Namespace) -> Iterator[Ce
     while known:
         chance = random.Random(seed)
         one = chance.choice(known)
-        workload = chance.choice([name for name in WORKLOADS if fits(WORKLOADS[name], sourced=one.sourced)])
+        workload = chance.choice(one.workloads)
         seconds = 0.0 if WORKLOADS[workload].counted else options.seconds or SECONDS
         yield Cell(one.source, chance.choice([*one.faults, RANDOM]), workload, seed, seconds)
         seed += 1

@@ -85,22 +85,25 @@ class Result:
         return cls(Cell(**data["cell"]), **fields)
 
 
-def fits(workload: Workload, *, sourced: bool) -> bool:
-    """A caller is told of a refusal and decides himself: then a watcher's view is nobody's promise."""
-    return sourced or workload.polite
+def fits(workload: Workload, *, sourced: bool, within: bool) -> bool:
+    """Whether a source is fit for *workload*.
+
+    A caller is told of a refusal and decides himself: then a watcher's view is nobody's promise. And where the history
+    is kept in this process, its memory says nothing of the library.
+    """
+    return (sourced or workload.polite) and not (within and workload.value)
 
 
 def product(
-    source: str, faults: Sequence[str], *, sourced: bool, seed: int, seconds: float, full: bool = False
+    source: str, faults: Sequence[str], workloads: Sequence[str], *, seed: int, seconds: float, full: bool = False
 ) -> Iterator[Cell]:
     """The cells of one source: all of them, or so many that each fault meets a few workloads, and the other way."""
-    fitting = [name for name, workload in WORKLOADS.items() if fits(workload, sourced=sourced)]
-    others = [name for name in fitting if name != "crowd"]
+    others = [name for name in workloads if name != "crowd"]
     share = min(len(others), max(LEAST - 1, -(-LEAST * len(others) // max(1, len(faults)))))
     place = 0
     for fault in faults:
         if full or fault == RANDOM:
-            chosen = fitting
+            chosen = list(workloads)
         else:
             chosen = ["crowd", *(others[(place + n) % len(others)] for n in range(share))]
             place += share

@@ -14,7 +14,7 @@ from queue import Empty, Full, Queue
 from typing import Any
 
 from tests.faults.checkers import longest
-from tests.faults.history import PutResync
+from tests.faults.history import PutChange, PutResync
 from tests.faults.recorder import Recorder, RecordingQueue
 
 
@@ -171,25 +171,26 @@ class Consumer:
     def _consume(self) -> None:
         while not self._stopping.is_set():
             self._wake.clear()
-            event = self._next()
-            if event is not None:
-                self._handle(event)
+            given = self._next()
+            if given is not None:
+                self._handle(*given)
             elif self._errands.empty():
                 self._wake.wait(1.0)
             else:
                 self._errands.get()()
 
-    def _next(self) -> Any:
+    def _next(self) -> tuple[PutChange | PutResync, Any] | None:
         queues = [self.change_queue, self.resync_queue]
         self._chance.shuffle(queues)  # two queues have no common order
         for queue in queues:
             try:
-                return queue.get_nowait()
+                entry, event = queue.get_nowait()
+                return entry, event
             except Empty:
                 continue
         return None
 
-    def _handle(self, event: Any) -> None:
+    def _handle(self, entry: PutChange | PutResync, event: Any) -> None:
         manners = Manners() if self._healed.is_set() else self._manners
         dice = self._chance.random
         if dice() < manners.slow:
@@ -204,19 +205,18 @@ class Consumer:
             self.talk_back(self._chance)
         refuses = dice() < manners.refuses
         if not refuses:
-            self._apply(event)
+            self._apply(entry)
         if dice() < manners.silent:
             return
         error = Refusal("no") if refuses else None
         answers = 2 if dice() < manners.twice else 1
         for _ in range(answers):
             if dice() < manners.elsewhere:
-                self._later.put((event, error, self._chance.uniform(0, manners.pause)))
+                self._later.put((entry.number, event, error, self._chance.uniform(0, manners.pause)))
             else:
-                self.recorder.done(event, error)
+                self.recorder.done(entry.number, event, error)
 
-    def _apply(self, event: Any) -> None:
-        put = self.recorder.entry(event)
+    def _apply(self, put: PutChange | PutResync) -> None:
         with self._lock:
             if isinstance(put, PutResync):
                 self._view = {key: value for pairs in put.values.values() for key, value in pairs.items()}
@@ -232,9 +232,10 @@ class Consumer:
             item = self._later.get()
             if item is None:
                 return
-            event, error, delay = item
+            number, event, error, delay = item
             self._healed.wait(delay)
-            self.recorder.done(event, error)
+            self.recorder.done(number, event, error)
+            del item, event
 
 
 class _WakingQueue(RecordingQueue):
@@ -255,14 +256,13 @@ class _WakingQueue(RecordingQueue):
 class _HandlingQueue(Queue[Any]):
     """Not a queue at all, but a callback in the shape of one."""
 
-    def __init__(self, recorder: Recorder, handle: Callable[[Any], None]) -> None:
+    def __init__(self, recorder: Recorder, handle: Callable[[Any, Any], None]) -> None:
         super().__init__()
         self._recorder = recorder
         self._handle = handle
 
     def put_nowait(self, item: Any) -> None:
-        self._recorder.put(item)
-        self._handle(item)
+        self._handle(self._recorder.put(item), item)
 
 
 class Membership:

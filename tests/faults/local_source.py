@@ -52,6 +52,7 @@ class LocalSource(Source):
     """Callers on several threads; what goes wrong is up to the consumers, and to resyncs in between."""
 
     sourced = False
+    within = True
 
     def __init__(self, chance: random.Random) -> None:
         super().__init__(chance)

@@ -45,16 +45,8 @@ class Recorder:
     def __init__(self, name: str, abandon: float) -> None:
         self.log = Log(name, abandon)
         self._lock = threading.Lock()
-        self._numbers: dict[int, int] = {}
-        self._puts: list[PutChange | PutResync] = []
-        self._kept: list[object] = []  # events: their id stays theirs
-        #: Bytes that the log takes, about.
-        self.size = 0
-
-    @property
-    def count(self) -> int:
-        """Events that were put so far."""
-        return len(self._kept)
+        #: Events that were put so far, and bytes that the log takes, about.
+        self.count = self.size = 0
 
     def watched(self, prefixes: tuple[str, ...], in_flight: int) -> None:
         self._note(Watched(time.monotonic(), prefixes, in_flight))
@@ -62,25 +54,17 @@ class Recorder:
     def asked(self, what: str, prefix: str, over: bool) -> None:
         self._note(Asked(time.monotonic(), what, prefix, over))
 
-    def put(self, event: Any) -> None:
+    def put(self, event: Any) -> PutChange | PutResync:
         """*event* is being put: called with the queue's mutex held, before anybody can take it."""
         with self._lock:
-            number = len(self._kept)
-            self._kept.append(event)
-            self._numbers[id(event)] = number
-            entry = _read(event, number)
+            entry = _read(event, self.count)
+            self.count += 1
             self.size += _size(entry)
-            self._puts.append(entry)
             self.log.entries.append(entry)
+            return entry
 
-    def entry(self, event: Any) -> PutChange | PutResync:
-        """What was noted of *event*."""
-        with self._lock:
-            return self._puts[self._numbers[id(event)]]
-
-    def done(self, event: Any, error: BaseException | None = None) -> bool:
+    def done(self, number: int, event: Any, error: BaseException | None = None) -> bool:
         """Answer *event* and note both the beginning and the outcome."""
-        number = self._numbers[id(event)]
         self._note(Answering(time.monotonic(), number, error is not None))
         first: bool = event.done(error)
         self._note(Answered(time.monotonic(), number, first))
@@ -92,15 +76,17 @@ class Recorder:
 
 
 class RecordingQueue(Queue[Any]):
-    """A queue that tells *recorder* of each put."""
+    """A queue that tells *recorder* of each put; what comes out is the record of an event and the event.
+
+    Nobody else keeps the event: whether its consumer still does is what the memory of the process is watched for.
+    """
 
     def __init__(self, recorder: Recorder, maxsize: int = 0) -> None:
         super().__init__(maxsize)
         self._recorder = recorder
 
     def _put(self, item: Any) -> None:
-        self._recorder.put(item)
-        super()._put(item)
+        super()._put((self._recorder.put(item), item))
 
 
 def _read(event: Any, number: int) -> PutChange | PutResync:
@@ -119,9 +105,9 @@ def _read(event: Any, number: int) -> PutChange | PutResync:
 
 
 def _size(entry: PutChange | PutResync) -> int:
-    """Of the entry, the event that is kept with it, and the two entries of its answer."""
+    """Of the entry, and of the two entries of its answer."""
     pairs = len(entry.changes) if isinstance(entry, PutChange) else sum(map(len, entry.values.values()))
-    return 2000 + 300 * pairs
+    return 1000 + 300 * pairs
 
 
 def _seen(change: Any) -> Seen:

@@ -18,7 +18,7 @@ from tests.faults import measure
 from tests.faults.cells import NONE, RANDOM, SECONDS, Cell, Result, fits
 from tests.faults.checkers import judge
 from tests.faults.consumers import ANSWERING, MANNERS, Consumer, Membership
-from tests.faults.history import PutResync, Strike, TruthCommit, brief
+from tests.faults.history import LONG, PutResync, Strike, TruthCommit, brief
 from tests.faults.sources import PREFIXES, Misfortune, Ops, Source, make_source, random_puts
 from tests.faults.times import Times, shortened
 from tests.faults.workloads import WORKLOADS, Pace
@@ -40,8 +40,8 @@ def run_cell(cell: Cell, make: Callable[[random.Random], Source] | None = None) 
     source = make(chance) if make is not None else make_source(cell.source, chance)
     try:
         workload = WORKLOADS[cell.workload]
-        if not fits(workload, sourced=source.sourced):
-            raise ValueError(f"{cell.workload}: callers decide themselves what becomes of a refusal")
+        if not fits(workload, sourced=source.sourced, within=source.within):
+            raise ValueError(f"{cell.source} is not fit for the workload {cell.workload!r}")
         source.orchestrated = workload.hurried
         if cell.fault != RANDOM:
             source.faults.rate = 0.0  # nothing goes wrong but what was asked for
@@ -74,7 +74,7 @@ class _Run:
         self._transactions = self._workload.transactions(self._writer_chance)
         self._counted = self._workload.counted and not self._cell.seconds
         self._seconds = self._cell.seconds or SECONDS
-        self._written = 0  # bytes
+        self._written = self._recorded = 0  # bytes
         self._told: Sequence[TruthCommit] | None = None
         if self._cell.fault not in (RANDOM, NONE, *source.misfortunes()):
             raise ValueError(f"{self._cell.source} has no fault {self._cell.fault!r}")
@@ -169,6 +169,7 @@ class _Run:
         ops = ops or next(self._transactions)
         self._source.write(ops)
         self._written += sum(len(key) + len(value or b"") for key, value in ops)
+        self._recorded += sum(300 + min(LONG, len(value or b"")) for _, value in ops)
         return len(ops)
 
     # What happens to the watchers.
@@ -265,7 +266,7 @@ class _Run:
         while not self._over.wait(measure.EVERY):
             ways = self._plugin.status().subscriptions
             written = self._written + self._source.written
-            recorded = sum(member.consumer.recorder.size for member in list(self._members)) + 2 * written
+            recorded = sum(member.consumer.recorder.size for member in list(self._members)) + self._recorded
             pending = {name: one.pending for name, one in ways.items()}
             self._source.course.samples.append(measure.sample(pending, written, recorded))
 

@@ -36,6 +36,8 @@ class Source(ABC):
     transactions: int = 120
     #: False where callers feed the registry.
     sourced: bool = True
+    #: True where the history is kept in this process, which is watched for what it keeps.
+    within: bool = False
     #: True where an orchestrator may ask for RESYNCs: the runner says so for some workloads.
     orchestrated: bool = False
     #: Bytes that its misfortunes have written, beside the workload.
@@ -115,6 +117,8 @@ class Source(ABC):
 class ScriptedSource(Source):
     """The scripted store: rewinds to any revision, compacts anywhere."""
 
+    within = True
+
     def __init__(self, chance: random.Random) -> None:
         super().__init__(chance)
         self.honest = ScriptedStore(self.truth)
@@ -184,6 +188,8 @@ class RecordedSource(Source):
 
 
 class MemorySource(RecordedSource):
+    within = True
+
     def __init__(self, chance: random.Random) -> None:
         self._memory = MemoryStore(history=chance.choice((5, 50, 10_000)))
         super().__init__(chance, self._memory)
@@ -214,11 +220,11 @@ PREFIXES = ["", "a", "a/", "a/b/", "a/b/k", "b", "b/", "b/k1", "c/x/", "c/x/k", 
 _counter = iter(range(1, 1 << 62))
 
 
-def random_ops(chance: random.Random, size: int = 0, keys: Sequence[str] = KEYS) -> Ops:
-    """A transaction of *size* keys, 0 for 1 to 20; values never come twice."""
+def random_ops(chance: random.Random, size: int = 0, keys: Sequence[str] = KEYS, least: int = 0) -> Ops:
+    """A transaction of *size* keys, 0 for 1 to 20; values never come twice, and have *least* bytes."""
     size = size or chance.choice((1, 1, 1, 2, 3, 5, 20))
     return [
-        (key, None if chance.random() < 0.4 else b"v%d" % next(_counter))
+        (key, None if chance.random() < 0.4 else (b"v%d" % next(_counter)).ljust(least, b"."))
         for key in chance.sample(keys, min(size, len(keys)))
     ]
 

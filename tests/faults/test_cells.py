@@ -19,7 +19,7 @@ import pytest
 
 from tests.faults import __main__ as command
 from tests.faults import matrix
-from tests.faults.cells import NONE, RANDOM, Cell, Result, product
+from tests.faults.cells import NONE, RANDOM, Cell, Result, fits, product
 from tests.faults.history import Op1
 from tests.faults.matrix import Apart, run_many, table
 from tests.faults.runner import run_cell
@@ -31,7 +31,7 @@ SECONDS = 1.0
 
 SCRIPTED = list(ScriptedSource(random.Random(0)).misfortunes())
 MEMORY = list(MemorySource(random.Random(0)).misfortunes())
-OTHERS = [name for name in WORKLOADS if name != "mixed"]
+OTHERS = [name for name in WORKLOADS if name != "mixed" and fits(WORKLOADS[name], sourced=True, within=True)]
 
 
 def dealt(source: str, faults: list[str], first: int = 0) -> Iterator[Cell]:
@@ -165,17 +165,25 @@ def test_results_are_written_as_json_and_read_again(tmp_path: Path) -> None:
     assert Result.from_json(said).as_json() == said
 
 
-@pytest.mark.parametrize("sourced", [True, False])
-def test_in_the_matrix_each_fault_meets_three_workloads_and_the_other_way_round(sourced: bool) -> None:
+@pytest.mark.parametrize("workloads", [list(WORKLOADS), ["crowd", "idle", "steady"]])
+def test_in_the_matrix_each_fault_meets_some_workloads_and_the_other_way_round(workloads: list[str]) -> None:
     # given faults enough / when the cells are chosen / then nobody is left out, and none is there twice
-    cells = list(product("x", [*SCRIPTED, RANDOM], sourced=sourced, seed=1, seconds=1.0))
+    cells = list(product("x", [*SCRIPTED, RANDOM], workloads, seed=1, seconds=1.0))
     assert len(set(cells)) == len(cells)
     faults = Counter(cell.fault for cell in cells)
-    workloads = Counter(cell.workload for cell in cells)
-    assert all(faults[name] >= 4 for name in [*SCRIPTED, RANDOM])
-    assert all(workloads[name] >= 4 for name in WORKLOADS if sourced or WORKLOADS[name].polite)
-    if not sourced:
-        assert not any(WORKLOADS[cell.workload].fails for cell in cells)
+    met = Counter(cell.workload for cell in cells)
+    assert all(faults[name] >= min(4, len(workloads)) for name in [*SCRIPTED, RANDOM])
+    assert all(met[name] >= 4 for name in workloads)
+
+
+def test_a_workload_meets_only_sources_that_are_fit_for_it() -> None:
+    # given callers, who decide themselves what becomes of a refusal / then nobody refuses
+    callers = [name for name, one in WORKLOADS.items() if fits(one, sourced=False, within=True)]
+    assert "steady" in callers
+    assert not any(WORKLOADS[name].fails for name in callers)
+    # and where the source keeps its history in the process under test, that is not watched for what it keeps
+    assert "flood" not in callers
+    assert "flood" in [name for name, one in WORKLOADS.items() if fits(one, sourced=True, within=False)]
 
 
 def test_the_matrix_runs_each_cell_in_a_process_of_its_own(

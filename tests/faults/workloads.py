@@ -28,6 +28,8 @@ class Workload:
     size: tuple[int, int] = (1, 1)
     #: Keys that there are.
     keys: int = 50
+    #: Bytes of a value, at least. Where they are many, only sources are fit that keep their history elsewhere.
+    value: int = 0
     #: Operations after which there is a pause; 0: never.
     burst: int = 0
     #: Manners of the watchers that are there from the beginning.
@@ -69,7 +71,7 @@ class Workload:
         """What is written, one transaction after another."""
         keys = self.known_keys()
         while True:
-            yield random_ops(chance, chance.randint(*self.size), keys)
+            yield random_ops(chance, chance.randint(*self.size), keys, self.value)
 
 
 def many_keys(number: int) -> list[str]:
@@ -90,7 +92,8 @@ WORKLOADS: Mapping[str, Workload] = {
         Workload("idle", "nothing is written while things go wrong", rate=None),
         Workload("steady", "100 operations a second"),
         Workload(
-            "burst", "10,000 operations as fast as the source takes them", 0.0, (1, 100), 300, BURST, ("fast",) * 4
+            "burst", "10,000 operations as fast as the source takes them", 0.0, (1, 100), 300, burst=BURST,
+            watchers=("fast",) * 4,
         ),
         Workload("transactions", "transactions of 1 to 128 keys", 2000.0, (1, 128), 300, whole=False),
         Workload(
@@ -99,6 +102,10 @@ WORKLOADS: Mapping[str, Workload] = {
         ),
         _with("slow", "consumers that take their time"),
         _with("stuck", "consumers that hang for a while, or until all is over", watchers=("stuck", "frozen", "fast")),
+        Workload(
+            "flood", "20 MB a second while consumers hang: memory is bounded", 800.0, (10, 20), value=48 << 10,
+            watchers=("frozen", "frozen", "fast"), room=2,
+        ),
         _with("dying", "consumers whose thread ends before it answers, and which come again later"),
         _with("refusing", "consumers that refuse"),
         _with("raising", "queues that raise instead of taking an event"),
