@@ -119,6 +119,8 @@ class EtcdStream(Stream):
         """The id of the member we talk to if its requested progress reports can be believed."""
         try:
             status = self._client.call(STATUS, pb.StatusRequest(), self._what(), scope=self._scope)
+        except StoreConnectionError:
+            raise  # to find the watch silent as well would take an idle limit more
         except StoreError as error:
             log.debug("%s: the version of the server is not known: %s", self._what(), error)
             return None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import grpc
 import pytest
 
 from datasync.errors import CompactedError, DatasyncError, PermissionDenied, StoreConnectionError, StoreError
 from datasync.keyval.api import Batch, RewoundError
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
+from tests.conftest import wait_until
 from tests.keyval.etcd.conftest import OpenStore
 from tests.keyval.etcd.fake import FakeEtcd, created, events, header, progress
 
@@ -154,3 +158,28 @@ def test_d57_a_watch_that_cannot_go_on_raises_what_is_wrong(
 def test_d59_a_cluster_whose_revision_is_lower_has_rewound(open_store: OpenStore) -> None:
     with FakeEtcd([created(9)], revision=9) as fake, pytest.raises(RewoundError, match="revision 9 is below 10"):
         told(open_store, fake, 9)
+
+
+def test_i14_a_server_that_falls_silent_before_the_watch_begins_is_not_waited_for_twice(open_store: OpenStore) -> None:
+    # given a server that answers, but not any more when it is asked for its version
+    class FallsSilent(FakeEtcd):
+        def _status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:
+            wait_until(lambda: not context.is_active(), "the caller gives up")
+            raise RuntimeError("nobody listens")
+
+    with FallsSilent([created(20)]) as fake:
+        # then the stream ends with the patience that a call has, instead of beginning another wait
+        stream = open_store(fake.endpoint, operation_timeout=0.3).stream("p/", START)
+        with pytest.raises(StoreConnectionError, match="no answer in time"):
+            next(iter(stream))
+        assert not fake.requests
+
+
+def test_a_server_that_keeps_its_version_to_itself_is_followed(open_store: OpenStore) -> None:
+    class Discreet(FakeEtcd):
+        def _status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "etcdserver: permission denied")
+            raise AssertionError("abort() raises")
+
+    with Discreet([created(20), events((15, b"p/a"))]) as fake:
+        assert shape(told(open_store, fake, 2))[-1] == (15, {15: ["p/a"]})
