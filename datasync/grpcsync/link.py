@@ -271,6 +271,8 @@ class Link:
             failure = failure.error
         with self._outbox.lock:
             self._last_error = failure or self._last_error
+        # A channel that is left open goes on trying to connect, with pauses of its own.
+        self._peer.close()
         # These do not go away by waiting: whoever waits to be sent is told at once.
         if isinstance(failure, (PermissionDenied, UnsupportedError)):
             error = failure

@@ -47,6 +47,7 @@ def stream_events(adapter: Adapter, wanted: Wanted, ended: Callable[[], bool]) -
     # Something at once, so that whoever waits for the headers through a proxy gets them.
     yield b": datasync\nretry: 1000\n\n"
     spoken = time.monotonic()
+    owed = reason is None  # who resumes may have missed nothing, and is to know at once that it is in step again
     while not ended():
         if reason is not None:
             position = yield from _snapshot(adapter, wanted, reason)
@@ -60,10 +61,13 @@ def stream_events(adapter: Adapter, wanted: Wanted, ended: Callable[[], bool]) -
         if not entries:
             if not wanted.follow:  # resumed, and nothing more has come
                 return
+            if owed:
+                owed = False
+                yield _heartbeat(adapter, position)
             journal.wait(position, min(wanted.heartbeat, LOOK_UP), ended)
             if time.monotonic() - spoken >= wanted.heartbeat and not ended():
                 spoken = time.monotonic()
-                yield f"id: {event_id(adapter, position)}\n: heartbeat\n\n".encode()
+                yield _heartbeat(adapter, position)
             continue
         texts = []
         for entry in entries[:BURST]:
@@ -74,8 +78,14 @@ def stream_events(adapter: Adapter, wanted: Wanted, ended: Callable[[], bool]) -
             if text := entry.text(wanted.prefixes):
                 texts.append(_event("change", text, event_id(adapter, position)))
         if texts:
+            owed = False
             spoken = time.monotonic()
             yield "".join(texts).encode()
+
+
+def _heartbeat(adapter: Adapter, position: int) -> bytes:
+    """A sign of life that says how far the stream is."""
+    return f"id: {event_id(adapter, position)}\n: heartbeat\n\n".encode()
 
 
 def event_id(adapter: Adapter, revision: int) -> str:

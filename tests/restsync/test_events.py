@@ -106,6 +106,16 @@ def test_c3_a_stream_goes_on_after_the_id_that_it_is_given(adapter: Adapter) -> 
         assert [take(stream.queue)[1]["revision"] for _ in range(2)] == [3, 4]
 
 
+def test_c18_who_resumes_and_has_missed_nothing_is_told_so_at_once(adapter: Adapter) -> None:
+    # given a stream that was broken, and nothing has come since, or nothing under its prefix
+    commit(adapter, a="1")
+    for last, revision in ((1, 1), (1, 2)):
+        with Stream(adapter, "a", last_id=f"{adapter.instance}-{last}", heartbeat=60.0) as stream:
+            # when it comes back / then it gets a sign of life, long before the next heartbeat is due
+            assert take(stream.queue) == ("heartbeat", None, f"{adapter.instance}-{revision}")
+        commit(adapter, b="2")
+
+
 def test_a_stream_that_is_not_to_follow_ends_after_what_was_missed(adapter: Adapter) -> None:
     for value in "123":
         commit(adapter, a=value)
