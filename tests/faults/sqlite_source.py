@@ -104,14 +104,14 @@ class SQLiteSource(Source):
         found = {key[len(self.prefix) :]: brief(value) for key, value in self._rows("SELECT key, value FROM kv")}
         assert found == dict(self.truth.state), "the record of the writer is not what the file holds"
 
-    def history(self) -> Sequence[TruthCommit]:
+    def history(self) -> Sequence[TruthCommit] | None:
         """What the file itself says of its past: every commit that is still in its log."""
         commits: dict[int, list[Op1]] = {}
         for key, value, revision in self._rows("SELECT key, value, revision FROM log ORDER BY revision, place"):
             commits.setdefault(revision, []).append(
                 Op1(key[len(self.prefix) :], None if value is None else brief(value))
             )
-        return [TruthCommit(revision, tuple(ops)) for revision, ops in commits.items()]
+        return [TruthCommit(revision, tuple(ops)) for revision, ops in commits.items()] or None
 
     def close(self) -> None:
         self.store.close()
@@ -310,7 +310,7 @@ class SQLiteSource(Source):
         self._rights.give()
 
     def _much_at_once(self) -> None:
-        keys = [f"a/many/{number:04}" for number in range(MANY)]
+        keys = [f"z/many/{number:04}" for number in range(MANY)]
         self.write([(key, b"x%d" % self._sent) for key in keys])
         self.write([(key, None) for key in keys])
 
