@@ -188,6 +188,7 @@ class Connection:
     def _handshake(self, context: ssl.SSLContext) -> None:
         """Speak TLS, all of it within the read timeout, however slowly its bytes come."""
         deadline = time.monotonic() + self._server.limits.read_timeout
+        self._raw.getpeername()  # a peer that has gone already: wrap_socket() would raise as well, and close nothing
         self._socket = secured = context.wrap_socket(self._raw, server_side=True, do_handshake_on_connect=False)
         close_in_children(secured)
         secured.setblocking(False)

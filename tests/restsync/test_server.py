@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -473,6 +475,17 @@ def test_tls_is_spoken_while_50_handshakes_are_stalled(
     wait_until(lambda: secured.connections == 0, "they are gone")
     for peer in stalled:
         peer.close()
+
+
+def test_c15_peers_that_are_gone_before_their_handshake_leave_no_socket_behind(secured: Server) -> None:
+    # given peers that connect and reset at once / when the server has seen all of them
+    for _ in range(100):
+        peer = socket.create_connection(("127.0.0.1", secured.port), 10)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+    wait_until(lambda: secured.connections == 0, "they are gone")
+    # then none is left unclosed: that would be a warning, which is an error here
+    gc.collect()
 
 
 def test_plain_http_to_a_tls_port_is_ended_without_an_answer(secured: Server) -> None:
