@@ -97,7 +97,7 @@ WORKLOADS: Mapping[str, Workload] = {
         ),
         Workload("transactions", "transactions of 1 to 128 keys", 2000.0, (1, 128), 300, whole=False),
         Workload(
-            "crowd", "50 watchers with prefixes that overlap and change", 250.0, watchers=("fast",) * 50,
+            "crowd", "50 watchers with prefixes that overlap and change", 150.0, watchers=("fast",) * 50,
             changes=0.1, whole=False,
         ),
         _with("slow", "consumers that take their time"),
