@@ -100,6 +100,7 @@ class RestSource(Source):
         self._proxy = TcpProxy(("127.0.0.1", port))
         self._writer = Client(f"http://127.0.0.1:{port}", timeout=30.0, connect_timeout=5.0)
         self._writer.list(PREFIX)  # its connection is there before descriptors are counted
+        self._watching: Client | None = None
         self._sent = 0
         self._read = 0  # bytes of the log that were read
         self._lives = 0
@@ -108,8 +109,8 @@ class RestSource(Source):
 
     def transport(self) -> RestTransport:
         url = f"http://{self._proxy.address}"
-        self._watching = Client(url, prefix=PREFIX, idle_limit=IDLE_LIMIT, connect_timeout=0.5)
-        return RestTransport(self._watching)
+        self._watching = client = Client(url, prefix=PREFIX, idle_limit=IDLE_LIMIT, connect_timeout=0.5)
+        return RestTransport(client)
 
     @property
     def server_watchers(self) -> int | None:
@@ -183,7 +184,8 @@ class RestSource(Source):
 
     def close(self) -> None:
         rest_reader.BACKOFF = self._backoff
-        self._watching.close()
+        if self._watching is not None:
+            self._watching.close()
         self._proxy.close()
         self._writer.close()
         self._server.stop()
@@ -324,6 +326,7 @@ class RestSource(Source):
 
     def _notice(self, seconds: float) -> None:
         """Nothing comes any more, for so long: note when the client says so, if it had been well."""
+        assert self._watching is not None
         status = self._watching.status()
         begin, reconnects = time.monotonic(), status.reconnects
         well = status.state is TransportState.READY
