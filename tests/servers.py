@@ -15,6 +15,7 @@ from types import TracebackType
 import pytest
 
 from tests.conftest import absent
+from tests.peer_network import PeerNetwork
 from tests.programs import etcd_servers, from_wheel, system
 from tests.proxy import free_port
 
@@ -77,6 +78,8 @@ class EtcdServer:
         self._client_ca = client_ca
         self.port = free_port()
         self.peer_port = free_port()
+        #: Where its peers are to call it: at that port, or at one from which they are forwarded.
+        self.peers_call = self.peer_port
         self.metrics_port = free_port()
         self.cluster: Sequence[EtcdServer] = (self,)
         self.data = folder / "data"
@@ -111,14 +114,14 @@ class EtcdServer:
         """Start it, with the data that is there, on the same port as before."""
         self._folder.mkdir(parents=True, exist_ok=True)
         scheme = "https" if self._tls else "http"
-        peers = ",".join(f"{one._name}=http://127.0.0.1:{one.peer_port}" for one in self.cluster)
+        peers = ",".join(f"{one._name}=http://127.0.0.1:{one.peers_call}" for one in self.cluster)
         command = [
             str(self._program),
             *("--name", self._name, "--data-dir", str(self.data)),
             *("--listen-client-urls", f"{scheme}://{self.endpoint}"),
             *("--advertise-client-urls", f"{scheme}://{self.endpoint}"),
             *("--listen-peer-urls", f"http://127.0.0.1:{self.peer_port}"),
-            *("--initial-advertise-peer-urls", f"http://127.0.0.1:{self.peer_port}"),
+            *("--initial-advertise-peer-urls", f"http://127.0.0.1:{self.peers_call}"),
             *("--listen-metrics-urls", f"http://127.0.0.1:{self.metrics_port}"),
             *("--initial-cluster", peers, "--initial-cluster-state", "new"),
             # Tests do not survive a power cut, and an fsync per write is most of what they would wait for.
@@ -251,11 +254,17 @@ class EtcdCluster:
       program: From ``find_etcd``.
       folder: For the data and the logs of all; not shared.
       flags: Further command line flags.
+      network: True for one between the members from which ``cut`` takes one of them.
     """
 
-    def __init__(self, program: Path, folder: Path, *flags: str) -> None:
+    def __init__(self, program: Path, folder: Path, *flags: str, network: bool = False) -> None:
         names = ("one", "two", "three")
         self.members = [EtcdServer(program, folder / name, *flags, name=name) for name in names]
+        self._network: PeerNetwork | None = None
+        if network:
+            for member in self.members:
+                member.peers_call = free_port()
+            self._network = PeerNetwork([(member.peers_call, member.peer_port) for member in self.members])
         for member in self.members:
             member.cluster = self.members
 
@@ -275,6 +284,18 @@ class EtcdCluster:
     def stop(self) -> None:
         for member in self.members:
             member.stop()
+        if self._network is not None:
+            self._network.close()
+
+    def cut(self, member: EtcdServer) -> None:
+        """Let nothing through between *member* and the two others; clients still reach it."""
+        assert self._network is not None, "a cluster without a network"
+        self._network.cut(self.members.index(member))
+
+    def heal(self) -> None:
+        """Let the members hear each other again."""
+        if self._network is not None:
+            self._network.heal()
 
     def leader(self, timeout: float = START_TIMEOUT) -> EtcdServer:
         """The member that leads."""

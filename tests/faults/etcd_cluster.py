@@ -29,7 +29,7 @@ class EtcdClusterSource(EtcdFaults):
         super().__init__(chance)
         flags = ("--heartbeat-interval", str(HEARTBEAT), "--election-timeout", str(ELECTION))
         self._cluster = EtcdCluster(
-            self._program, Path(self._folder.name), "--max-txn-ops", str(MAX_OPS), *flags
+            self._program, Path(self._folder.name), "--max-txn-ops", str(MAX_OPS), *flags, network=True
         ).start()
         self._servers = self._cluster.members
         self._proxies = [TcpProxy(("127.0.0.1", server.port)) for server in self._servers]
@@ -47,6 +47,8 @@ class EtcdClusterSource(EtcdFaults):
             "connected-cut": self._part_with_connected,
             "quorum-lost": self._lose_quorum,
             "quorum-frozen": self._freeze_quorum,
+            "leader-partitioned": lambda: self._partition(leader),
+            "connected-partitioned": lambda: self._partition(connected),
             "leader-moved": self._move_leader,
             "lagging-member": self._meet_lagging,
             "rolling-restart": self._roll,
@@ -54,12 +56,17 @@ class EtcdClusterSource(EtcdFaults):
         }
 
     def heal(self) -> None:
+        self._cluster.heal()
         for server in self._servers:
             if server.running:
                 server.thaw()
         self._cluster.start()
         self._cluster.leader()
         super().heal()
+
+    def close(self) -> None:
+        super().close()
+        self._cluster.stop()
 
     def _channel(self) -> grpc.Channel:
         return grpc.insecure_channel(self._servers[0].endpoint, [("grpc.max_receive_message_length", -1)])
@@ -92,6 +99,12 @@ class EtcdClusterSource(EtcdFaults):
         member.freeze()
         self.faults.healed.wait(self.chance.uniform(0.1, 2.5 * IDLE_LIMIT))
         member.thaw()
+
+    def _partition(self, who: Callable[[], EtcdServer]) -> None:
+        """It does not hear the others any more, nor they it; its clients still do, and the others go on without it."""
+        self._cluster.cut(who())
+        self.faults.healed.wait(self.chance.uniform(0.2, 6 * ELECTION / 1000))
+        self._cluster.heal()
 
     def _part_with_connected(self) -> None:
         """Its proxy alone misbehaves: there are two others."""

@@ -18,13 +18,14 @@ from datasync.keyval.etcd import EtcdConfig, EtcdStore
 from datasync.kvdbsync.plugin import Plugin
 from tests.conftest import absent, take, wait_until
 from tests.faults.cells import Cell
+from tests.faults.etcd_source import WATCHERS
 from tests.faults.etcd_writer import SureWriter, read_account
 from tests.faults.history import Truth, TruthCommit
 from tests.faults.recorder import RawSerializer
 from tests.faults.runner import run_cell
 from tests.programs import etcd_servers
 from tests.proxy import TcpProxy
-from tests.servers import EtcdServer
+from tests.servers import EtcdCluster, EtcdServer
 
 pytestmark = pytest.mark.etcd
 
@@ -142,3 +143,33 @@ def _later(*steps: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=run)
     thread.start()
     return thread
+
+
+def test_c13_the_others_go_on_without_a_leader_that_was_cut_off_and_whoever_is_connected_to_it_follows_them(
+    tmp_path: Path,
+) -> None:
+    programs = list(etcd_servers().values())
+    if not programs:
+        absent("etcd")
+    timing = ("--heartbeat-interval", "50", "--election-timeout", "500")
+    with EtcdCluster(programs[0], tmp_path / "etcd", *timing, network=True) as cluster:
+        # given a watcher that is connected to the leader, and may go to the others
+        leader = cluster.leader()
+        others = [member for member in cluster.members if member is not leader]
+        endpoints = (leader.endpoint, *(member.endpoint for member in others))
+        store = EtcdStore(EtcdConfig(endpoints=endpoints, idle_limit=2.0))
+        writer = EtcdStore(EtcdConfig(endpoints=endpoints[1:], dial_timeout=5.0, operation_timeout=10.0))
+        queue: Queue[Any] = Queue()
+        with store, writer, Plugin(store, "p/", serializer=RawSerializer()) as plugin:
+            plugin.watch("w", queue, queue, "")
+            take(queue).done()
+            wait_until(lambda: leader.metric(WATCHERS) == 1, "it follows the leader")
+            # when the leader is cut off from the others, who elect another one and take a change
+            cluster.cut(leader)
+            wait_until(lambda: any(member.is_leader for member in others), "there is another leader", 20.0)
+            writer.commit([PutOp("p/new", b"1")])
+            # then the watcher gets it while the old leader is still cut off: that one has no quorum, and says so
+            event = take(queue, 20.0)
+            assert [change.get_key() for change in event.get_changes()] == ["new"]
+            event.done()
+            assert plugin.status().reconnects >= 1
