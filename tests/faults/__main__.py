@@ -11,8 +11,10 @@ import faulthandler
 import json
 import logging
 import random
+import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.matrix or options.forever:
         known = [one for name in options.source or sorted(SOURCES) if (one := know(name)) is not None]
         cells = _forever(known, options) if options.forever else iter(_matrix(known, options))
-        results = run_many(cells, options.jobs, _tell)
+        with _interruptible():
+            results = run_many(cells, options.jobs, _tell)
     else:
         results = _here(options)
     if len(results) != 1 or options.matrix:
@@ -121,6 +124,17 @@ def _forever(known: Sequence[Known], options: argparse.Namespace) -> Iterator[Ce
         seconds = 0.0 if WORKLOADS[workload].counted else options.seconds or SECONDS
         yield Cell(one.source, chance.choice([*one.faults, RANDOM]), workload, seed, seconds)
         seed += 1
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends it as ^C does, and ^C does so in the background of a shell as well, where it is ignored."""
+    before = [(number, signal.signal(number, signal.default_int_handler)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def _list(sources: Sequence[str] | None) -> None:

@@ -262,13 +262,14 @@ def test_a_matrix_that_is_interrupted_has_the_results_so_far(monkeypatch: pytest
     assert len(results) == 1
 
 
-def test_forever_ends_with_the_table_when_it_is_interrupted() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_forever_ends_with_the_table_when_it_is_interrupted(number: signal.Signals) -> None:
     # given random cells / when ^C comes after the second one
     arguments = [sys.executable, "-m", "tests.faults", "--forever", "--source", "memory", "--seconds", "0.2"]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         said = [process.stdout.readline() for _ in range(2)]
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, number)
         rest = process.stdout.read()
     # then it ends well, with the table
     assert all(line.startswith("memory ") for line in said)
