@@ -756,3 +756,21 @@ def test_a_stream_that_nobody_reads_does_not_hold_the_log_back(store: SQLiteStor
     with store._writing.use() as connection:
         (blocked, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     assert blocked == 0
+
+
+def test_c15_an_interrupt_ends_the_wait_for_another_process_s_lock(path: Path) -> None:
+    # given a file that another one is writing to, and a store that would wait for a minute
+    with SQLiteStore(path, lock_timeout=60) as store:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        # when ^C comes while it waits / then it comes out, and not when the minute is over
+        interrupt = threading.Timer(0.2, signal.raise_signal, (signal.SIGINT,))
+        interrupt.start()
+        with pytest.raises(KeyboardInterrupt):
+            store.commit([PutOp("a", b"1")])
+        interrupt.join()
+        # and the store can be used
+        other.execute("ROLLBACK")
+        other.close()
+        store.commit([PutOp("a", b"2")])
+        assert state(store) == {"a": b"2"}

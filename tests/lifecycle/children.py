@@ -142,7 +142,7 @@ def _exit_with(body: Callable[[], list[str]]) -> None:
 
 
 def spawn(everything: Everything, folder: str) -> list[str]:
-    """Handles cannot be sent to a new interpreter, and the refusal says so; what it opens itself works, gRPC as well."""
+    """Handles cannot be sent to a new interpreter, and the refusal says so; what it opens works, gRPC as well."""
     context = multiprocessing.get_context("spawn")
     troubles = []
     for line in everything:
@@ -271,7 +271,7 @@ def main() -> int:
     if wanted.way != "ports":
         troubles += still_well(everything)
         everything.close()
-    print(json.dumps(troubles))
+    sys.stdout.write(json.dumps(troubles) + "\n")
     return 0
 
 

@@ -174,7 +174,8 @@ def in_child(everything: Everything, order: list[str], writing: int, leave: str)
         if leave != "_exit":
             gc.collect()
     except BaseException as error:
-        print(f"child: {error!r}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"child: {error!r}\n")
+        sys.stderr.flush()
         os._exit(1)
     if leave == "exit":
         sys.exit(0)  # all of the interpreter's end, with everything of the parent's still there
@@ -273,7 +274,7 @@ def main() -> int:
         result = run(everything, wanted.forks, wanted.seed)
     harm = "; ".join(result.troubles)
     forks = [fork._replace(parent=harm) for fork in result.worst.values()]
-    print(json.dumps({**vars(result), "worst": None, "forks": forks}))
+    sys.stdout.write(json.dumps({**vars(result), "worst": None, "forks": forks}) + "\n")
     return 1 if result.troubles else 0
 
 

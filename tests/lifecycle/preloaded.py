@@ -1,4 +1,4 @@
-"""A WSGI application for ``gunicorn --preload``: it opens everything when it is imported, before the workers are forked.
+"""A WSGI application for ``gunicorn --preload``: it opens everything when it is imported, before a worker is forked.
 
 ``LIFECYCLE_FOLDER`` names the folder for its files.
 """

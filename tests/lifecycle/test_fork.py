@@ -1,4 +1,4 @@
-"""Forks at any moment and in every manner: what a child inherits is refused there, the parent notices nothing; C15, I17."""
+"""Forks at any moment and in every manner: what a child inherits is refused, the parent notices nothing; C15, I17."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def test_c15_i17_gunicorn_with_preload_and_two_workers(tmp_path: Path) -> None:
             # then what was opened before the fork is refused
             assert get(port, "/inherited")[1] == "all refused"
             status, problem = get(port, "/mounted/keys")
-            assert status == 503 and "belongs to the parent process" in problem
+            assert status == 503
+            assert "belongs to the parent process" in problem
             # and what they open themselves works, beside the parent's
             assert get(port, "/own")[1] == "ready"
             assert get(port, "/parent")[1] == "applied"

@@ -68,6 +68,9 @@ class Hub:
 #: Held while a connection is opened, and from before a fork until after it: no connection begins in between.
 opening = threading.Lock()
 
+# Milliseconds of one step of waiting for the lock of another writer.
+_STEP = 100
+
 # (device, inode) to hub, while a store has the file open. Guarded by the lock.
 _hubs: weakref.WeakValueDictionary[tuple[int, int], Hub] = weakref.WeakValueDictionary()
 _hubs_lock = threading.Lock()
@@ -152,6 +155,23 @@ class Database:
         except (TypeError, ValueError, AttributeError, OverflowError):
             pass
         raise self._damaged() from None  # what happened in the block is still the context, and may quote a value
+
+    def wait_in_steps(self, connection: sqlite3.Connection) -> None:
+        """Let *connection* wait for a lock by ``begin``: SQLite waits with its eyes shut, and ^C would be heard at the
+        end only, when the error of that wait is on its way already.
+        """
+        connection.execute(f"PRAGMA busy_timeout = {_STEP if self._lock_timeout else 0}")
+
+    def begin(self, connection: sqlite3.Connection) -> None:
+        """Begin to write, as soon as nobody else does. *connection* has had ``wait_in_steps``."""
+        deadline = time.monotonic() + self._lock_timeout
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() >= deadline:
+                    raise
 
     def _identify(self) -> None:
         self._identity = self._stat()

@@ -24,14 +24,17 @@ FORK_PATIENCE = 1.0
 class Link:
     """One connection to *database*, opened when it is needed, used by one thread at a time.
 
-    *before_fork* is called, with the connection to itself, when it is about to be closed for a fork.
+    One *for_writing* takes its lock by ``Database.begin``. *before_fork* is called, with the connection to itself, when it is about to be closed for a fork.
 
     Threads: any.
     Source: contract C15.
     """
 
-    def __init__(self, database: Database, before_fork: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self, database: Database, before_fork: Callable[[], object] | None = None, *, for_writing: bool = False
+    ) -> None:
         self._database = database
+        self._for_writing = for_writing
         self._before_fork = before_fork
         #: Guards the connection and what is done with it; held while SQLite works.
         self._lock = threading.Lock()
@@ -76,6 +79,8 @@ class Link:
             self._drop()
             with opening:
                 self._connection = self._database.connect()
+            if self._for_writing:
+                self._database.wait_in_steps(self._connection)
             self._generation = generation
             self.opened += 1
         return self._connection

@@ -104,7 +104,7 @@ class SQLiteStore(Store):
         self._age, self._bytes = history_age, history_bytes
         self._database = Database(self._path, lock_timeout=lock_timeout, synchronous=synchronous)
         # Two connections: in a write-ahead log readers never wait, unless they share the connection of a writer.
-        self._reading, self._writing = Link(self._database), Link(self._database)
+        self._reading, self._writing = Link(self._database), Link(self._database, for_writing=True)
         self._lease = Lease(session_ttl)
         self._renewer: Worker | None = None
         #: Guards the members below.
@@ -233,7 +233,7 @@ class SQLiteStore(Store):
             raise ClosedError(f"{self.name} is closed")
 
     def _begin(self, connection: sqlite3.Connection) -> ledger.Bounds:
-        connection.execute("BEGIN IMMEDIATE")
+        self._database.begin(connection)
         return ledger.bounds(connection)
 
     def _end(self, connection: sqlite3.Connection, before: int, after: int) -> None:

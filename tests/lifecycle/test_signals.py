@@ -1,0 +1,25 @@
+"""^C and SIGTERM while something waits: they come out at once, and the library goes on; C15."""
+
+from __future__ import annotations
+
+from tests.lifecycle.conftest import Program
+
+#: Seconds within which a signal has to come out. ``etcd`` closes a store with a watch that is not there yet.
+LIMIT = 2.0
+#: Seconds for closing everything: 2 plus what is in flight, which here is a call that is never answered (I15).
+CLOSE_LIMIT = 4.5
+
+
+def test_c15_signals_come_out_of_every_call_that_waits(program: Program) -> None:
+    # given everything open, servers that say nothing, consumers that do not answer, and a file that another one locks
+    # when ^C and SIGTERM come while a call waits there
+    told = program("signals")
+    # then each comes out of each call, soon
+    assert len(told["results"]) >= 50
+    for call, number, what, seconds in told["results"]:
+        assert what == {"SIGINT": "KeyboardInterrupt", "SIGTERM": "Stop"}[number], (call, number, what)
+        assert seconds < LIMIT, (call, number)
+    # and everything still works, and can be closed, and leaves no thread
+    assert told["troubles"] == []
+    assert told["closed"] < CLOSE_LIMIT
+    assert told["left"] == []
