@@ -17,6 +17,7 @@ from datasync.errors import (
     StoreError,
     UnsupportedError,
 )
+from datasync.grpcsync.results import MAX_TEXT
 from datasync.grpcsync.service import (
     DATA_CHANGES,
     DATA_RESYNCS,
@@ -27,7 +28,7 @@ from datasync.grpcsync.service import (
     bearer,
     value_of,
 )
-from datasync.grpcsync.tls import ClientTLS
+from datasync.grpcsync.tls import ClientTLS, advice
 from datasync.syncbase.msg.datamsg_pb2 import (
     DataChangeReply,
     DataChangeRequest,
@@ -127,7 +128,8 @@ class Peer:
         """What the status of a call that failed means, with the text that came with it."""
         code = call.code()
         kind = _ERRORS.get(code, StoreError)
-        return kind(f"{self.target}: {call.details() or 'no reason given'} ({code.name})")
+        said = call.details() or "no reason given"
+        return kind(f"{self.target}: {said[:MAX_TEXT]} ({code.name}){advice(said, self._tls)}")
 
     def close(self) -> None:
         """End the channel and every call on it."""

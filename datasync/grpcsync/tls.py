@@ -12,6 +12,21 @@ from datasync.errors import InvalidArgumentError
 
 log = logging.getLogger(__name__)
 
+#: Bytes that a file may have.
+MAX_PEM = 1024 * 1024
+#: What grpc says of a connection that the other side ended without a word.
+_CUT = ("Socket closed", "Connection reset", "recvmsg", "End of TCP stream")
+#: Part of what grpc says, and what helps; the first that fits counts. Versions say it differently.
+_ADVICE = (
+    ("expired", "the server's certificate has expired: renew it, or look at this machine's clock"),
+    ("not yet valid", "look at the clocks of both machines"),
+    ("ostname", "the server's certificate is for another name: give server_name, or one that has this name"),
+    ("not in peer certificate", "the server's certificate is for another name: give server_name, or one that has it"),
+    ("issuer", "name the authority that signed the server's certificate in ca"),
+    ("CERTIFICATE_VERIFY_FAILED", "is the authority that signed the server's certificate in ca, and is it in date?"),
+    ("WRONG_VERSION_NUMBER", "does the server speak TLS?"),
+)
+
 #: A file in PEM form, or its content.
 Pem = str | Path | bytes
 
@@ -105,6 +120,23 @@ def _pem(what: str, source: Pem) -> bytes:
     if isinstance(source, bytes):
         return source
     try:
-        return Path(source).read_bytes()
+        with Path(source).open("rb") as file:
+            content = file.read(MAX_PEM + 1)
     except OSError as error:
         raise InvalidArgumentError(f"cannot read {what} {source}: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidArgumentError(f"cannot read {what}: its path has a NUL, or is no text") from error
+    if len(content) > MAX_PEM:
+        raise InvalidArgumentError(f"{what} {source} has more than {MAX_PEM} bytes")
+    return content
+
+
+def advice(said: str, tls: ClientTLS | None) -> str:
+    """What helps against the failure of a connection that grpc tells with *said*; empty where nothing is known."""
+    cut = any(part in said for part in _CUT) and "failed to connect" in said  # else it was one that had come about
+    if tls is None:
+        return "; does the server speak TLS?" if cut else ""
+    known = next((helps for part, helps in _ADVICE if part in said), "")
+    if not known and cut:
+        known = "does the server want a certificate of its clients? then give one that it knows"
+    return known and f"; {known}"

@@ -267,8 +267,8 @@ def _split(address: str | tuple[str, int]) -> tuple[str, int]:
     else:
         raise InvalidArgumentError(f"an address is host:port, not {type(address).__name__}")
     host = host.strip("[]")
-    if not host or not (port.isascii() and port.isdigit() and int(port) < 65536):
-        raise InvalidArgumentError(f"an address is host:port, not {address!r}")
+    if not host or not (port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 65536):
+        raise InvalidArgumentError(f"an address is host:port, not {str(address)[:80]!r}")
     return host, int(port)
 
 

@@ -29,7 +29,7 @@ EXPAND_VARIABLE = "ETCD_EXPAND_ENV_VARS"
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9-]{0,40}")
-_HOST = re.compile(r"[^\s/?#@,\x00-\x1f\x7f\ud800-\udfff]{1,253}")
+_HOST = re.compile(r"[\w.-]{1,253}|\[[\w:.%]{2,60}\]")
 _PORT = re.compile(r"[0-9]{1,5}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 
