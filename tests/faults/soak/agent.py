@@ -9,7 +9,6 @@ from __future__ import annotations
 import faulthandler
 import gc
 import json
-import logging
 import os
 import random
 import signal
@@ -29,7 +28,7 @@ from datasync.keyval import connect, reader
 from datasync.kvdbsync import Plugin
 from datasync.syncbase import subscription
 from datasync.syncbase.status import SubscriptionState
-from tests.faults.soak.peer import PREFIX
+from tests.faults.soak.peer import PREFIX, log_into
 from tests.faults.soak.views import View, view_of
 
 #: Seconds between two samples, and samples between two counts of objects.
@@ -76,14 +75,15 @@ class Subscriber:
 
     def __init__(self, source: Source, name: str, *prefixes: str, in_flight: int = 1, room: int = 0) -> None:
         self.name = name
+        self.full_name = f"{source.name}/{name}"
         self.source = source
         self.view = View(
-            f"{source.name}/{name}",
+            self.full_name,
             set(prefixes),
-            lambda invariant, what: source.violations.note(f"{source.name}/{name}", invariant, what),
+            lambda invariant, what: source.violations.note(self.full_name, invariant, what),
             sourced=source.sourced,
         )
-        self.chance = random.Random(f"{source.name}/{name}")
+        self.chance = random.Random(self.full_name)
         self.well_behaved = threading.Event()
         self.answers: Counter[str] = Counter()
         self.queue: Queue[Any] = Queue(room)
@@ -266,7 +266,7 @@ class Source:
                 way.state is SubscriptionState.FAILING and not self.sourced
             )
             if difference or not well or way.in_flight:
-                found[one.name] = difference or f"{way.state.value}, {way.in_flight} in flight"
+                found[one.full_name] = difference or f"{way.state.value}, {way.in_flight} in flight"
         return found
 
     def registry_differs(self, state: Mapping[str, str]) -> bool:
@@ -276,7 +276,7 @@ class Source:
         """Where the library's count of answers is not that of the subscribers themselves (I9)."""
         ways = self.transport.status().subscriptions
         return [
-            f"{self.name}/{one.name}: {ways[one.name].ok} + {ways[one.name].failed}, answered {dict(one.answers)}"
+            f"{one.full_name}: {ways[one.name].ok} + {ways[one.name].failed}, answered {dict(one.answers)}"
             for one in self.subscribers
             if not isinstance(one, Deaf)
             and (ways[one.name].ok, ways[one.name].failed) != (one.answers["ok"], one.answers["failed"])
@@ -299,8 +299,7 @@ class Agent:
         self._sources: dict[str, Source] = {}
         self._leak: list[Any] = []
         if options.get("log"):
-            form = "%(asctime)s.%(msecs)03d %(threadName)s %(levelname)s %(message)s"
-            logging.basicConfig(filename=options["log"], level=logging.DEBUG, format=form, datefmt="%H:%M:%S")
+            log_into(options["log"])
         if not options.get("natural"):
             _hurry()
         for name, where in options["sources"].items():
@@ -312,27 +311,33 @@ class Agent:
         return getattr(self, f"do_{line['do']}")(line)  # type: ignore[no-any-return]
 
     def do_expect(self, line: Mapping[str, Any]) -> dict[str, Any]:
-        """Wait until every subscriber of a source has its part of a state; when that was, for each."""
-        source = self._sources[line["source"]]
-        state: dict[str, str] = line["state"]
+        """Wait until every subscriber has its part of its source's state; when that was, for each."""
+        states: dict[str, dict[str, str]] = line["states"]
         times: dict[str, float] = {}
         deadline = time.monotonic() + line["timeout"]
         while True:
             now = time.monotonic()
-            waiting = source.behind(state)
-            for one in source.subscribers:
-                if one.name in waiting:
-                    times.pop(one.name, None)
-                else:
-                    times.setdefault(one.name, now)
+            waiting: dict[str, str] = {}
+            for name, state in states.items():
+                source = self._sources[name]
+                behind = source.behind(state)
+                waiting |= behind
+                for one in source.subscribers:
+                    if one.full_name in behind:
+                        times.pop(one.full_name, None)
+                    else:
+                        times.setdefault(one.full_name, now)
             if not waiting or now > deadline:
                 break
             time.sleep(0.005)
-        if not waiting and source.registry_differs(state):
-            waiting = {"registry": "the mirror differs"}
-        if not waiting and (wrong := source.unsettled()):
-            waiting = {"answers": "; ".join(wrong)}
-        return {"times": times, "waiting": waiting, "status": repr(source.transport.status()) if waiting else ""}
+        for name, state in states.items():
+            if not waiting and self._sources[name].registry_differs(state):
+                waiting = {name: "the mirror differs"}
+            if not waiting and (wrong := self._sources[name].unsettled()):
+                waiting = {name: "; ".join(wrong)}
+        late = {name for name in states if any(who.partition("/")[0] == name for who in waiting)}
+        status = {name: repr(self._sources[name].transport.status()) for name in late}
+        return {"times": times, "waiting": waiting, "status": status}
 
     def do_behave(self, line: Mapping[str, Any]) -> dict[str, Any]:
         for source in self._sources.values():

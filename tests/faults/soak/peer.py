@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import random
 import sys
 import threading
@@ -23,7 +24,7 @@ from typing import Any
 
 from google.protobuf.wrappers_pb2 import StringValue
 
-from datasync.errors import DatasyncError, DeliveryTimeout, DoneTimeout, PropagationError
+from datasync.errors import DatasyncError, DeliveryTimeout, DoneTimeout, NotReadyError, PropagationError
 from datasync.events import Op
 from datasync.keyval import connect
 from datasync.keyval.api import Condition, DeleteOp, PutOp
@@ -224,6 +225,12 @@ class ServerPeer(Peer):
         self._adapter.registry.propagate_resync({key: KeyValBytes(key, _bytes(text)) for key, text in state.items()})
 
 
+def log_into(file: str) -> None:
+    """All that the library says."""
+    form = "%(asctime)s.%(msecs)03d %(threadName)s %(levelname)s %(message)s"
+    logging.basicConfig(filename=file, level=logging.DEBUG, format=form, datefmt="%H:%M:%S")
+
+
 KINDS: dict[str, type[Peer]] = {"etcd": StorePeer, "sqlite": StorePeer, "grpc": SenderPeer, "rest": ServerPeer}
 
 
@@ -234,7 +241,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--first", type=int, default=0, help="number before the first transaction, where none is kept")
     parser.add_argument("--rate", type=float, default=25.0, help="transactions per second")
+    parser.add_argument("--log", default="", help="a file for what the library logs")
     options = parser.parse_args(arguments)
+    if options.log:
+        log_into(options.log)
     peer = KINDS[options.kind](options)
     going, ending = threading.Event(), threading.Event()
     turn = threading.Lock()  # one step, or one command
@@ -286,7 +296,8 @@ def _patiently(peer: Peer) -> dict[str, str]:
 
 def _is_applied(error: BaseException | None) -> bool:
     """True when the receiver's state has it, whatever the subscribers said."""
-    return error is None or isinstance(error, (PropagationError, DoneTimeout, DeliveryTimeout))
+    # The last of these is what is said when a subscriber unsubscribes before it has answered.
+    return error is None or isinstance(error, (PropagationError, DoneTimeout, DeliveryTimeout, NotReadyError))
 
 
 def _seeded(number: int) -> tuple[int, dict[str, str]]:

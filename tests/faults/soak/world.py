@@ -52,10 +52,10 @@ class Child:
         self._thread = threading.Thread(target=self._read, name="reads", daemon=True)
         self._thread.start()
         if first:
-            self._write(first)
+            self.tell(first)
 
     def ask(self, command: str) -> dict[str, Any]:
-        self._write(command)
+        self.tell(command)
         return self.answer()
 
     def answer(self, timeout: float = PATIENCE) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Child:
             except OSError:
                 pass
 
-    def _write(self, command: str) -> None:
+    def tell(self, command: str) -> None:
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(command + "\n")
@@ -131,6 +131,8 @@ class Place(ABC):
     kind: str
     #: What the agent is told.
     where: str
+    #: Where the peers log, if they shall.
+    log = ""
 
     def __init__(self, chance: random.Random, folder: Path, rate: float, pause: Callable[[float], object]) -> None:
         self.chance = chance
@@ -162,15 +164,16 @@ class Place(ABC):
             "tests.faults.soak.peer",
             *(self.kind, address, "--seed", str(next(self._seeds)), "--rate", f"{self.rate:g}"),
             *("--first", str(next(self._lives) * 100_000_000)),
+            *(("--log", f"{self.log}.{self.kind}") if self.log else ()),
         )
         self.peer.answer()
 
     def go(self) -> None:
         self.peer.ask("go")
 
-    def stand_still(self) -> dict[str, str]:
-        """The whole state; nothing is written any more."""
-        answer = self.peer.ask("pause")
+    def stood_still(self) -> dict[str, str]:
+        """After ``pause``: the whole state; nothing is written any more."""
+        answer = self.peer.answer()
         self.last_counts = answer["counts"]
         state: dict[str, str] = answer["state"]
         return state
@@ -461,6 +464,7 @@ class Soak:
         self.record = Record(seed, list(sources), every=every)
         self._chance = random.Random(seed)
         self._every = every
+        Place.log = log
         self._wanted = faults  # all of them, if none is named
         self._say = say
         self._began = time.monotonic()
@@ -556,15 +560,17 @@ class Soak:
 
     def _compare(self, happened: Happened | None, healed: float = 0.0) -> None:
         """All writers stand still, and every view of every source is compared with the truth."""
-        states = {name: place.stand_still() for name, place in self.places.items()}
-        for name, state in states.items():
-            answer = self._ask(do="expect", source=name, state=state, timeout=NEVER)
-            self.record.comparisons += len(answer["times"])
-            if answer["waiting"]:
-                self._violation(f"I8 at {name}: not in step after {NEVER:g} s: {answer['waiting']}; {answer['status']}")
-            elif happened is not None and happened.source in (name, "agent"):
-                for subscriber, when in answer["times"].items():
-                    happened.converged[f"{name}/{subscriber}"] = max(0.0, when - healed)
+        for place in self.places.values():
+            place.peer.tell("pause")
+        states = {name: place.stood_still() for name, place in self.places.items()}
+        answer = self._ask(do="expect", states=states, timeout=NEVER)
+        self.record.comparisons += len(answer["times"])
+        if answer["waiting"]:
+            self._violation(f"I8: not in step after {NEVER:g} s: {answer['waiting']}; {answer['status']}")
+        if happened is not None:
+            for subscriber, when in answer["times"].items():
+                if happened.source in (subscriber.partition("/")[0], "agent"):
+                    happened.converged[subscriber] = max(0.0, when - healed)
 
     def _go(self) -> None:
         self._ask(do="behave", well=False)
