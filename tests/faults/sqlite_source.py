@@ -81,6 +81,11 @@ class SQLiteSource(Source):
             "restored-and-grown": lambda: self._go_back(self._put_in_place, grow=True),
             "restored-in-place": lambda: self._go_back(self._write_over),
             "restored-in-place-and-grown": lambda: self._go_back(self._write_over, grow=True),
+            "restored-while-cut": lambda: self.away(lambda: self._go_back(self._put_in_place, grow=True)),
+            "restored-in-place-while-cut": lambda: self.away(lambda: self._go_back(self._write_over, grow=True)),
+            "restored-grown-compacted-while-cut": lambda: self.away(
+                lambda: self._go_back(self._write_over, grow=True), self._compact
+            ),
             "wiped": self._wipe,
             "wiped-while-cut": lambda: self.away(self._wipe),
             "foreign-writer": self._scribble,
