@@ -114,6 +114,19 @@ def is_said_to_have_converged_too_soon(scene: Scene) -> None:
     scene.truth.epochs[0].times[-1] = scene.calm.end - 5
 
 
+def recovers_late(scene: Scene) -> None:
+    """What was committed while the connection was away comes three seconds after it is back."""
+    for entry in scene.calm.entries:
+        if 20.0 < entry.time < 23.4:
+            entry.time = 23.4 + entry.time / 1000
+
+
+def is_lost_for_good(scene: Scene) -> None:
+    """Somebody hears nothing any more; he is the only one that it was measured of."""
+    scene.calm.entries = [entry for entry in scene.calm.entries if entry.time < 20.0]
+    scene.course.healed = scene.course.converged = None
+
+
 def delays_a_neighbour(scene: Scene) -> None:
     """What is put to the one waits for the other."""
     late = [entry for entry in scene.calm.entries if entry.time > 100.0]
@@ -193,6 +206,8 @@ FLAWS: Mapping[str, Flaw] = {
         Flaw("I8", never_converges),
         Flaw("I8", converges_late),
         Flaw("I8", is_said_to_have_converged_too_soon),
+        Flaw("I8", recovers_late),
+        Flaw("I8", is_lost_for_good),
         Flaw("I10", delays_a_neighbour),
         Flaw("I12", lets_pending_changes_grow),
         Flaw("I12", keeps_each_change),

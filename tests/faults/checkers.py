@@ -10,11 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.faults.answer_checkers import check_answers, check_in_flight, check_retries
-from tests.faults.course_checkers import (
+from tests.faults.convergence import (
     CONVERGENCE,
+    Recovery,
+    check_convergence,
+    check_end,
+    check_recoveries,
+    recoveries,
+)
+from tests.faults.course_checkers import (
     CourseChecker,
     check_closings,
-    check_convergence,
     check_footprint,
     check_forks,
     check_memory,
@@ -89,6 +95,8 @@ class Judgement:
     evidence: Counter[str]
     #: Why the cell would be good whatever the library does: it is not good then.
     lacks: list[str]
+    #: How long each misfortune was felt that was over before the next one began.
+    recovered: list[Recovery]
 
     @property
     def good(self) -> bool:
@@ -117,12 +125,20 @@ def judge(
       failing: A consumer was to refuse events, or not to answer.
     """
     readings = [Reading(log, course.requests) for log in logs]
-    found = [check_record(truth, told), check_convergence(truth, readings, course, convergence)]
+    recovered = recoveries(truth, readings, course)
+    found = [
+        check_record(truth, told),
+        check_end(truth, readings, course, convergence),
+        check_recoveries(recovered, convergence),
+    ]
     found += [checker(truth, reading) for reading in readings for checker in CHECKERS.values()]
     found += [checker(truth, readings, course) for name, checker in COURSE_CHECKERS.items() if name != "I8"]
     violations = [violation for violation in found if violation is not None]
+    proofs = evidence(truth, readings, course, told)
+    undisturbed = [recovery for recovery in recovered if recovery.undisturbed]
+    proofs["I8"] += len(undisturbed)
     lacking = lacks(truth, readings, course, calm=calm, idle=idle, failing=failing)
-    return Judgement(violations, evidence(truth, readings, course, told), lacking)
+    return Judgement(violations, proofs, lacking, undisturbed)
 
 
 def check_all(truth: Truth, log: Log) -> list[Violation]:

@@ -1,4 +1,4 @@
-"""The invariants that no single log shows, each checked offline on the course: I8, I10 and I12 to I17.
+"""The invariants that no single log shows, each checked offline on the course: I10 and I12 to I17.
 
 A checker returns the first violation or None. What was not measured is not blamed here and proves nothing either: how
 much each invariant was put to the test is counted in ``evidence``.
@@ -12,11 +12,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
+from tests.faults.convergence import CONVERGENCE, committed
 from tests.faults.history import Answered, Answering, Course, PutChange, PutResync, Sample, Truth, Watched
-from tests.faults.reading import Reading, Violation
+from tests.faults.reading import Reading, Violation, course_violation
 
-#: Seconds within which every view is right once the last fault has healed; redis, consul and file have 5.
-CONVERGENCE = 2.0
 #: Seconds within which a consumer that is ready gets a change while nothing is wrong with the source.
 DELAY = 2.0
 #: Bytes that a process may grow while it is under load: allocators keep what they were given, in arenas of 1 MiB and
@@ -36,35 +35,6 @@ STORM_WARM_UP = 12.0
 STORM_OUTAGE = 15.0
 
 CourseChecker = Callable[[Truth, Sequence[Reading], Course], Violation | None]
-
-
-def _violation(invariant: str, what: str, *around: object) -> Violation:
-    lines = [f"-> {around[0]!r}", *(f"   {one!r}" for one in around[1:])] if around else []
-    return Violation(invariant, "the course", what, 0, "\n".join(lines))
-
-
-def check_convergence(
-    truth: Truth, readings: Sequence[Reading], course: Course, bound: float = CONVERGENCE
-) -> Violation | None:
-    """I8: every view is right within *bound* seconds after the last fault has healed, and stays so.
-
-    It is not enough that somebody says so: nothing of what was committed before may come later either. That the views
-    are right in the end is what I2 and I3 say of a log that is complete.
-    """
-    if course.healed is None:
-        return None
-    if course.converged is None:
-        return _violation("I8", "the views never became right")
-    if (seconds := course.converged - course.healed) > bound:
-        return _violation("I8", f"{seconds:.3f} s from healing to the last right view; {bound} s are allowed")
-    for reading in readings:
-        last = reading.steps[-1] if reading.steps else None
-        if reading.closed or last is None or not isinstance(last.entry, (PutChange, PutResync)):
-            continue
-        commit = committed(truth, last.entry) if isinstance(last.entry, PutChange) else None
-        if (seconds := last.entry.time - max(course.healed, commit or 0.0)) > bound:
-            return reading.violation("I8", last.at, f"an event {seconds:.3f} s after healing; {bound} s are allowed")
-    return None
 
 
 def check_neighbours(
@@ -121,14 +91,6 @@ def ready_changes(reading: Reading) -> Iterator[tuple[int, PutChange, float]]:
             ready = entry.time
 
 
-def committed(truth: Truth, entry: PutChange) -> float | None:
-    """When the first change of *entry* was committed, if that is known and certain."""
-    if len(truth.epochs) > 1:
-        return None  # the same revision may have been made twice
-    place = truth.epochs[0].at(entry.changes[0].revision)
-    return None if place is None else truth.epochs[0].times[place] or None
-
-
 def _overlaps(spans: Sequence[tuple[float, float]], begin: float, end: float) -> bool:
     return any(one < end and begin < other for one, other in spans[: bisect_left(spans, (end, end))])
 
@@ -146,7 +108,7 @@ def check_memory(truth: Truth, readings: Sequence[Reading], course: Course) -> V
         for watcher, pending in sample.pending.items():
             if pending > course.max_pending + largest:
                 what = f"{pending} changes wait for {watcher}; {course.max_pending} and one transaction may"
-                return _violation("I12", what, sample._replace(pending={watcher: pending}))
+                return course_violation("I12", what, sample._replace(pending={watcher: pending}))
     early, late = judged_samples(course)
     if early and late:
         grown = median(sample.rss for sample in late) - median(sample.rss for sample in early)
@@ -154,7 +116,7 @@ def check_memory(truth: Truth, readings: Sequence[Reading], course: Course) -> V
         written = _middle(late).written - _middle(early).written
         if grown > RSS_SLACK + RSS_SHARE * written:
             what = f"the process grew by {grown / 1e6:.1f} MB while {written / 1e6:.1f} MB were written"
-            return _violation("I12", what, _bare(early[0]), _bare(late[-1]))
+            return course_violation("I12", what, _bare(early[0]), _bare(late[-1]))
     return None
 
 
@@ -193,14 +155,16 @@ def check_storm(truth: Truth, readings: Sequence[Reading], course: Course) -> Vi
         count = bisect_left(attempts, back) - bisect_left(attempts, begin)
         if (rate := count / (back - begin)) > allowed:
             what = f"{rate:.1f} attempts in a second of {course.clients} clients, {begin - gone:.0f} s into the outage"
-            return _violation("I13", what, course.away)
+            return course_violation("I13", what, course.away)
     if back - gone >= STORM_OUTAGE:
         first = bisect_left(attempts, back)
         for at in range(first, len(attempts)):
             count = bisect_right(attempts, attempts[at] + 1.0) - at
             if count > allowed:
                 what = f"{count} attempts of {course.clients} clients within a second"
-                return _violation("I13", f"{what}, {attempts[at] - back:.1f} s after the server was back", course.away)
+                return course_violation(
+                    "I13", f"{what}, {attempts[at] - back:.1f} s after the server was back", course.away
+                )
     return None
 
 
@@ -209,11 +173,11 @@ def check_silences(truth: Truth, readings: Sequence[Reading], course: Course) ->
     for silence in course.silences:
         known = silence.noticed if silence.noticed is not None else silence.ended
         if silence.noticed is not None and silence.noticed < silence.begin:
-            return _violation("I14", "it was noticed before it began", silence)
+            return course_violation("I14", "it was noticed before it began", silence)
         if known is None:
-            return _violation("I14", "nobody ever noticed that the connection was dead", silence)
+            return course_violation("I14", "nobody ever noticed that the connection was dead", silence)
         if known - silence.begin > silence.limit:
-            return _violation("I14", f"unnoticed for {known - silence.begin:.3f} s", silence)
+            return course_violation("I14", f"unnoticed for {known - silence.begin:.3f} s", silence)
     return None
 
 
@@ -221,7 +185,7 @@ def check_closings(truth: Truth, readings: Sequence[Reading], course: Course) ->
     """I15: close takes no longer than its bound, from anywhere (C15)."""
     for closing in course.closings:
         if closing.seconds > closing.bound:
-            return _violation("I15", f"{closing.what} took {closing.seconds:.3f} s of {closing.bound} s", closing)
+            return course_violation("I15", f"{closing.what} took {closing.seconds:.3f} s of {closing.bound} s", closing)
     return None
 
 
@@ -232,15 +196,15 @@ def check_footprint(truth: Truth, readings: Sequence[Reading], course: Course) -
         return None
     if after.threads > before.threads:
         left = sorted(set(after.names) - set(before.names))
-        return _violation("I16", f"{after.threads - before.threads} threads are left: {left}", after, before)
+        return course_violation("I16", f"{after.threads - before.threads} threads are left: {left}", after, before)
     if after.descriptors > before.descriptors:
-        return _violation("I16", f"{after.descriptors - before.descriptors} descriptors are left", after, before)
+        return course_violation("I16", f"{after.descriptors - before.descriptors} descriptors are left", after, before)
     if before.server_watchers is not None:
         if after.server_watchers is None:
-            return _violation("I16", "nobody counted the server's watchers afterwards", after, before)
+            return course_violation("I16", "nobody counted the server's watchers afterwards", after, before)
         if after.server_watchers > before.server_watchers:
             left_there = after.server_watchers - before.server_watchers
-            return _violation("I16", f"the server still has {left_there} watchers", after, before)
+            return course_violation("I16", f"the server still has {left_there} watchers", after, before)
     return None
 
 
@@ -248,9 +212,9 @@ def check_forks(truth: Truth, readings: Sequence[Reading], course: Course) -> Vi
     """I17: in a forked child a handle says so or works, soon; the parent's goes on (C15)."""
     for fork in course.forks:
         if fork.answer not in ("works", "ForkedError"):
-            return _violation("I17", f"{fork.what}: {fork.answer}", fork)
+            return course_violation("I17", f"{fork.what}: {fork.answer}", fork)
         if fork.seconds > fork.limit:
-            return _violation("I17", f"{fork.what}: answered after {fork.seconds:.3f} s", fork)
+            return course_violation("I17", f"{fork.what}: answered after {fork.seconds:.3f} s", fork)
         if fork.parent:
-            return _violation("I17", f"{fork.what}: the parent was harmed: {fork.parent}", fork)
+            return course_violation("I17", f"{fork.what}: the parent was harmed: {fork.parent}", fork)
     return None

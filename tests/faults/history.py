@@ -59,6 +59,8 @@ class Epoch:
     def __init__(self, base: int = 0, before: Epoch | None = None) -> None:
         kept = 0 if before is None else before.position(base)
         self.base = base
+        #: When this life began.
+        self.began = time.monotonic() if before is not None else 0.0
         self.commits: list[TruthCommit] = [] if before is None else before.commits[:kept]
         #: When the writer heard of each commit; 0 where nobody says.
         self.times: list[float] = [] if before is None else before.times[:kept]

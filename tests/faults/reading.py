@@ -86,6 +86,12 @@ class Reading:
         return len(self.log.entries) - 1
 
 
+def course_violation(invariant: str, what: str, *around: object) -> Violation:
+    """*what* is wrong around the watchers; the first of *around* is what shows it."""
+    lines = [f"-> {around[0]!r}", *(f"   {one!r}" for one in around[1:])] if around else []
+    return Violation(invariant, "the course", what, 0, "\n".join(lines))
+
+
 def longest(key: str, prefixes: Iterable[str]) -> str | None:
     """The longest of *prefixes* that *key* has."""
     return max((prefix for prefix in prefixes if key.startswith(prefix)), key=len, default=None)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from datasync.events import Op, ResyncReason
 from tests.faults.history import PutChange, PutResync, Seen, Truth
-from tests.faults.reading import Reading, Violation, shown, under, wanted
+from tests.faults.reading import Reading, Step, Violation, shown, under, wanted
 
 Filters = tuple[tuple[str, ...], ...]
 
@@ -43,33 +43,35 @@ class Place(NamedTuple):
 
 def check_changes(truth: Truth, reading: Reading) -> Violation | None:
     """I3: between RESYNCs exactly the truth's operations, in its order; in the end nothing is missing (C3)."""
-    sourced = reading.log.sourced
     place: Place | None = None
-    filters: Filters = ((),)
-    for at, entry, scope in reading.steps:
-        filters = scope.filters
-        if isinstance(entry, PutResync):
-            place = _after_resync(truth, place, entry)
-            if not place.epochs:
-                return reading.violation("I3", at, f"revision {entry.revision} does not follow what came before")
-        elif isinstance(entry, PutChange):
-            if not entry.changes:
-                return reading.violation("I3", at, "an event without changes")
-            if any((change.op is Op.DELETE) is not (change.value is None) for change in entry.changes):
-                return reading.violation("I3", at, "a delete has a value, or a put has none")
-            if place is None and sourced:
-                return reading.violation("I3", at, "a CHANGE before the first RESYNC")
+    for step in reading.steps:
+        if isinstance(step.entry, (PutChange, PutResync)):
+            place, why = follow(truth, reading, place, step)
             if place is None:
-                place = _without_resync(truth, entry.changes[0].revision, filters)
-                if not place.epochs:
-                    return reading.violation("I3", at, "there was something before it, and no RESYNC brought that")
-            following, why = _after_change(truth, place, entry.changes, filters)
-            if following is None:
-                return reading.violation("I3", at, why)
-            place = following
+                return reading.violation("I3", step.at, why)
     if not reading.log.complete or reading.closed:
         return None
-    return _at_the_end(truth, reading, place, filters)
+    return _at_the_end(truth, reading, place, reading.steps[-1].scope.filters if reading.steps else ((),))
+
+
+def follow(truth: Truth, reading: Reading, place: Place | None, step: Step) -> tuple[Place | None, str]:
+    """Where the watcher is after the event of *step*; None and the reason when it cannot have got there."""
+    entry = step.entry
+    if isinstance(entry, PutResync):
+        after = _after_resync(truth, place, entry)
+        return (after, "") if after.epochs else (None, f"revision {entry.revision} does not follow what came before")
+    assert isinstance(entry, PutChange)
+    if not entry.changes:
+        return None, "an event without changes"
+    if any((change.op is Op.DELETE) is not (change.value is None) for change in entry.changes):
+        return None, "a delete has a value, or a put has none"
+    if place is None and reading.log.sourced:
+        return None, "a CHANGE before the first RESYNC"
+    if place is None:
+        place = _without_resync(truth, entry.changes[0].revision, step.scope.filters)
+        if not place.epochs:
+            return None, "there was something before it, and no RESYNC brought that"
+    return _after_change(truth, place, entry.changes, step.scope.filters)
 
 
 def _at_the_end(truth: Truth, reading: Reading, place: Place | None, filters: Filters) -> Violation | None:
