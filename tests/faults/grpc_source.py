@@ -643,6 +643,7 @@ class GrpcSource(Source):
         long = self.chance.random() < 0.5
         limit = KEEPALIVE + KEEPALIVE_TIMEOUT + 1.0
         self._down.clear()
+        there = self._up.is_set()
         begin = time.monotonic()
         self._proxy.black_hole(up=up, down=down)
         if not long:
@@ -651,7 +652,7 @@ class GrpcSource(Source):
             until = begin + limit + 0.5
             while not self._down.is_set() and not self.faults.healed.is_set() and time.monotonic() < until:
                 self.faults.healed.wait(0.02)
-            if not self.faults.healed.is_set():
+            if there and not self.faults.healed.is_set():
                 self.course.silences.append(Silence(begin, self._down_at if self._down.is_set() else None, limit))
         self._proxy.heal()
 
@@ -693,9 +694,11 @@ class GrpcSource(Source):
     def _noticed(self, state: str, at: float) -> None:
         if state == "ready":
             self._up.set()
-        elif not self._down.is_set():
-            self._down_at = at
-            self._down.set()
+        else:
+            self._up.clear()
+            if not self._down.is_set():
+                self._down_at = at
+                self._down.set()
 
     def _listen(self) -> None:
         for _ in range(200):
