@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from tests.faults.history import Course, PutChange, PutResync, Strike, Truth
+from tests.faults.history import Asked, Course, PutChange, PutResync, Strike, Truth
 from tests.faults.reading import Reading, Violation, course_violation, wanted
 from tests.faults.sequence import Place, follow
 
@@ -126,6 +126,12 @@ def _caught_up(truth: Truth, reading: Reading, places: Sequence[tuple[float, Pla
     for moment, place in places[max(0, bisect_right(places, end, key=lambda one: one[0]) - 1) :]:
         newest = max(place.reachable(truth))
         if newest > life or (newest == life and place.revision >= revision):
-            return moment
-    gone = reading.closed or not reading.log.complete
+            return 0.0 if _gave_up(reading, at_end, moment) else moment
+    gone = reading.closed or not reading.log.complete or _gave_up(reading, at_end, NEVER)
     return 0.0 if gone else NEVER
+
+
+def _gave_up(reading: Reading, start: int, until: float) -> bool:
+    """True when the watcher gave up a prefix from step *start* on: what it had under it is not its business any more."""
+    later = (step.entry for step in reading.steps[start:])
+    return any(isinstance(entry, Asked) and entry.what == "unregister" and entry.time <= until for entry in later)
