@@ -45,6 +45,7 @@ from datasync.syncbase.done import PropagationFuture
 from datasync.syncbase.msg.convert import resync_replies
 from datasync.syncbase.msg.datamsg_pb2 import DataChangeReply, DataResyncReplies, DataResyncRequests, PingReply
 from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT, Registry
+from datasync.syncbase.status import TransportState
 from datasync.threads import CLOSE_TIMEOUT, ForkGuard
 
 log = logging.getLogger(__name__)
@@ -230,8 +231,11 @@ class Adapter:
             if not self._wait(future, patience, context):
                 return DataResyncReplies()
             future.result(0)
-        except ClosedError:
-            _refuse(context, *_CLOSING)
+        except ClosedError as error:
+            # Said of a subscription that has left just now as well, and that is an answer like any other.
+            if self._closed or registry.status().state is TransportState.CLOSED:
+                _refuse(context, *_CLOSING)
+            return mark_resync(resync_replies(requests, error), error)
         except DatasyncError as error:
             return mark_resync(resync_replies(requests, error), error)
         return resync_replies(requests)

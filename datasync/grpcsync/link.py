@@ -166,8 +166,8 @@ class Link:
             return
         try:
             self._exchange(state, "the full state")
-        except (PropagationError, DoneTimeout, DeliveryTimeout) as refusal:
-            # The peer knows it; that a subscriber of its does not like it is no reason to keep the rest back.
+        except (PropagationError, DoneTimeout, DeliveryTimeout, NotReadyError) as refusal:
+            # The peer knows it; that a subscriber of its does not like it, or left, is no reason to keep the rest back.
             log.warning("%s: %s", self._peer.target, refusal)
             with self._outbox.lock:
                 self._last_error = refusal

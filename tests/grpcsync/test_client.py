@@ -32,7 +32,7 @@ from datasync.grpcsync.link import Link
 from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
 from datasync.syncbase.msg import CONTENT_PROTO
 from datasync.syncbase.status import TransportState
-from tests.conftest import take, wait_until
+from tests.conftest import CANARY, take, wait_until
 from tests.grpcsync.support import Subscriber
 from tests.proxy import TcpProxy, free_port
 from tests.registries import removed, stored, text
@@ -70,6 +70,29 @@ def test_c9_a_refusal_is_raised_with_the_subscribers_text(server: Server, client
             with pytest.raises(PropagationError, match="agent: ValueError: no such interface") as caught:
                 attempt()
             assert list(caught.value.errors) == [server.address]
+
+
+def test_c9_a_subscriber_that_leaves_is_neither_a_closed_server_nor_a_broken_session(server: Server) -> None:
+    # given a client whose full state has reached a subscriber, and is not answered
+    events: Queue[Any] = Queue()
+    registration = server.adapter.watch("guest", events, events, "k/")
+    with Client(server.address, state=lambda: {"k/a": text("1")}) as client:
+        take(events)
+        # when the subscriber leaves instead / then the session begins, and is the first one
+        registration.close()
+        client.wait_ready(5)
+        assert client.status().reconnects == 0
+        assert isinstance(client.status().last_error, NotReadyError)
+        # and a resync, or a change, of which the same becomes is answered as what it is
+        for send in (lambda: client.resync_async({"k/b": text("1")}), lambda: client.put_async("k/c", text("1"))):
+            registration = server.adapter.watch("guest", events, events, "k/")
+            take(events).done()
+            answer = send()
+            take(events)
+            registration.close()
+            with pytest.raises(NotReadyError, match="closed before it was answered by: guest"):
+                answer.result(5)
+        assert client.status().reconnects == 0
 
 
 def test_other_answers_keep_the_class_that_a_local_caller_would_get() -> None:
@@ -321,16 +344,16 @@ def test_a_stream_that_ends_by_age_loses_nothing_and_leaves_nothing_unknown() ->
 
 
 def test_a_wrong_token_is_told_at_once_and_a_renewed_one_is_taken_up() -> None:
-    with serve("127.0.0.1:0", token="right") as server, Subscriber() as subscriber:
+    with serve("127.0.0.1:0", token=f"{CANARY}-right") as server, Subscriber() as subscriber:
         server.adapter.watch("agent", subscriber.queue, None, "k/")
-        tokens = ["wrong"]
+        tokens = [f"{CANARY}-wrong"]
         with Client(server.address, token=lambda: tokens[-1]) as client:
             with pytest.raises(PermissionDenied, match="a valid token is needed"):
                 client.put("k/a", text("v"))
-            tokens.append("right")
+            tokens.append(f"{CANARY}-right")
             client.wait_ready(10)
             client.put("k/a", text("v"))
-        with Client(server.address, token="right") as client:
+        with Client(server.address, token=f"{CANARY}-right") as client:
             client.put("k/a", text("v"))
 
 
