@@ -58,12 +58,26 @@ class Result:
     troubles: list[str] = field(default_factory=list)
     #: Seconds from healing to the last right view; None when it never came.
     converged: float | None = None
+    #: Seconds that each misfortune was felt after its own end, where that was over before the next one.
+    felt: list[float] = field(default_factory=list)
+    #: Why the cell proves nothing, whatever else it came to.
+    lacks: list[str] = field(default_factory=list)
     #: Seconds that all of it took.
     took: float = 0.0
 
     @property
     def good(self) -> bool:
-        return not self.violations and not self.troubles and self.converged is not None
+        return not self.violations and not self.troubles and not self.lost
+
+    @property
+    def lost(self) -> bool:
+        """It was to converge, and never did."""
+        return self.converged is None and not WORKLOADS[self.cell.workload].leaves
+
+    @property
+    def healings(self) -> list[float]:
+        """Seconds until all was right again, for each time that something had healed."""
+        return self.felt if self.converged is None else [*self.felt, self.converged]
 
     @property
     def why(self) -> str:
@@ -73,7 +87,7 @@ class Result:
 
     def __str__(self) -> str:
         bad = len(self.violations) + len(self.troubles)
-        when = "never" if self.converged is None else f"in {self.converged:.3f} s"
+        when = f"in {self.converged:.3f} s" if self.converged is not None else "never" if self.lost else "not asked for"
         return f"{self.cell.name}: {self.events} events, {self.changes} changes, {bad} violations, converged {when}"
 
     def as_json(self) -> dict[str, Any]:

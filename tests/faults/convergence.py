@@ -83,12 +83,11 @@ def recoveries(truth: Truth, readings: Sequence[Reading], course: Course) -> lis
     found = []
     for number, strike in enumerate(strikes):
         following = strikes[number + 1].begin if number + 1 < len(strikes) else NEVER
-        last, watcher = strike.end, ""
-        for reading, places in followed:
-            moment = _caught_up(truth, reading, places, strike.end)
-            if moment > last:
-                last, watcher = moment, reading.log.name
-        found.append(Recovery(strike, last - strike.end, following - strike.end, watcher))
+        moments = [(_caught_up(truth, reading, places, strike.end), reading) for reading, places in followed]
+        there = [(moment, reading.log.name) for moment, reading in moments if moment is not None]
+        if there:  # else nobody could have felt it
+            last, watcher = max(there)
+            found.append(Recovery(strike, max(0.0, last - strike.end), following - strike.end, watcher))
     return found
 
 
@@ -111,11 +110,11 @@ def _places(truth: Truth, reading: Reading) -> Iterator[tuple[float, Place]]:
             yield step.entry.time, place
 
 
-def _caught_up(truth: Truth, reading: Reading, places: Sequence[tuple[float, Place]], end: float) -> float:
-    """When the watcher first knew all that had been committed at *end*; 0 when that is not its business."""
+def _caught_up(truth: Truth, reading: Reading, places: Sequence[tuple[float, Place]], end: float) -> float | None:
+    """When the watcher first knew all that had been committed at *end*; None when that is not its business."""
     at_end = bisect_right(reading.steps, end, key=lambda step: step.entry.time)
     if not at_end or not places or places[0][0] > end:
-        return 0.0  # it came later
+        return None  # it came later
     life = max(number for number, epoch in enumerate(truth.epochs) if epoch.began <= end)
     epoch = truth.epochs[life]
     position = bisect_right(epoch.times, end)
@@ -126,12 +125,12 @@ def _caught_up(truth: Truth, reading: Reading, places: Sequence[tuple[float, Pla
     for moment, place in places[max(0, bisect_right(places, end, key=lambda one: one[0]) - 1) :]:
         newest = max(place.reachable(truth))
         if newest > life or (newest == life and place.revision >= revision):
-            return 0.0 if _gave_up(reading, at_end, moment) else moment
+            return None if _gave_up(reading, at_end, moment) else moment
     gone = reading.closed or not reading.log.complete or _gave_up(reading, at_end, NEVER)
-    return 0.0 if gone else NEVER
+    return None if gone else NEVER
 
 
 def _gave_up(reading: Reading, start: int, until: float) -> bool:
-    """True when the watcher gave up a prefix from step *start* on: what it had under it is not its business any more."""
+    """True when the watcher gave up a prefix from step *start* on: what is under it is not its business any more."""
     later = (step.entry for step in reading.steps[start:])
     return any(isinstance(entry, Asked) and entry.what == "unregister" and entry.time <= until for entry in later)

@@ -122,12 +122,16 @@ def table(results: Sequence[Result]) -> str:
         misfortunes.update(result.misfortunes)
         resyncs.update(result.resyncs)
     lines += [f"misfortunes: {_listed(misfortunes)}", f"resyncs: {_listed(resyncs)}"]
+    healed = sum(len(result.healings) for result in results)
+    lines.append(f"p50 and p99 are of {healed:,} healings: of each misfortune, and in the end of each cell")
+    if empty := [result.cell.name for result in results if result.lacks]:
+        lines.append(f"prove nothing: {len(empty)}, as {empty[0]}")
     lines.append("checked: " + ", ".join(f"{name} {evidence[name]:,}" for name in INVARIANTS))
     return "\n".join(lines)
 
 
 def _row(name: str, results: Sequence[Result]) -> tuple[str, ...]:
-    times = sorted(result.converged for result in results if result.converged is not None)
+    times = sorted(seconds for result in results for seconds in result.healings)
     bad = sum(len(result.violations) + len(result.troubles) for result in results)
     return (
         name,
@@ -135,7 +139,7 @@ def _row(name: str, results: Sequence[Result]) -> tuple[str, ...]:
         f"{sum(result.events for result in results):,}",
         f"{sum(result.changes for result in results):,}",
         str(bad),
-        str(len(results) - len(times)),
+        str(sum(result.converged is None for result in results)),
         _percentile(times, 50),
         _percentile(times, 99),
         f"{sum(result.took for result in results):.0f}",

@@ -120,8 +120,9 @@ def _results(files: Iterable[str]) -> Iterable[Result]:
 
 
 def _row(name: str, results: Sequence[Result]) -> tuple[str, ...]:
-    times = sorted(result.converged for result in results if result.converged is not None)
-    bad = sum(len(result.violations) + len(result.troubles) for result in results) + len(results) - len(times)
+    times = sorted(seconds for result in results for seconds in result.healings)
+    bad = sum(len(result.violations) + len(result.troubles) for result in results)
+    bad += sum(result.converged is None for result in results)
     return (
         name,
         f"{len(results):,}",

@@ -27,6 +27,10 @@ from tests.faults.workloads import WORKLOADS, Pace
 CONVERGENCE, PATIENCE = 2.0, 15.0
 #: Seconds before the first misfortune, and between two: the least and the most.
 FIRST, NEXT = (0.05, 0.4), (0.5, 1.2)
+#: Seconds after its beginning at which a misfortune meets a transport that is being closed.
+MIDST = (0.0, 0.5)
+#: What a cell lacks that nobody has waited for.
+UNHEALED = "nobody noted when all had healed"
 #: Watchers that come and go, at most, besides those that are there from the beginning.
 LATE = 6
 
@@ -75,6 +79,8 @@ class _Run:
         self._counted = self._workload.counted and not self._cell.seconds
         self._seconds = self._cell.seconds or SECONDS
         self._written = self._recorded = 0  # bytes
+        self._closed = False
+        self._put_when_closed = 0
         self._told: Sequence[TruthCommit] | None = None
         if self._cell.fault not in (RANDOM, NONE, *source.misfortunes()):
             raise ValueError(f"{self._cell.source} has no fault {self._cell.fault!r}")
@@ -89,11 +95,14 @@ class _Run:
         before = source.course.before = measure.footprint(source.server_watchers)
         try:
             self._live()
+            if self._workload.leaves:
+                self._leave_all()
             source.heal()
             for member in list(self._members):
                 member.consumer.heal()
-            self._ask_all()
-            self._converge()
+            if not self._workload.leaves:
+                self._ask_all()
+                self._converge()
         finally:
             self._over.set()
             self._close()
@@ -127,8 +136,7 @@ class _Run:
     # What happens at the source.
 
     def _misfortunes(self) -> None:
-        faults = self._source.misfortunes()
-        known = {RANDOM: list(faults), NONE: []}.get(self._cell.fault, [self._cell.fault])
+        faults, known = self._source.misfortunes(), self._known()
         deadline = float("inf") if self._counted else time.monotonic() + self._seconds
         first = True
         while not self._over.is_set() and time.monotonic() < deadline:
@@ -143,6 +151,9 @@ class _Run:
             if known and not self._over.is_set() and time.monotonic() < deadline:
                 name = self._chance.choice(known)
                 self._strike(name, faults[name])
+
+    def _known(self) -> list[str]:
+        return {RANDOM: list(self._source.misfortunes()), NONE: []}.get(self._cell.fault, [self._cell.fault])
 
     def _strike(self, name: str, happens: Misfortune) -> None:
         counts = self.result.misfortunes
@@ -270,6 +281,18 @@ class _Run:
             pending = {name: one.pending for name, one in ways.items()}
             self._source.course.samples.append(measure.sample(pending, written, recorded))
 
+    def _leave_all(self) -> None:
+        """Close the transport while something goes wrong."""
+        names = self._known()
+        closer = threading.Timer(self._chance.uniform(*MIDST), self._guarded, [self._close_plugin])
+        closer.start()
+        try:
+            if names:
+                name = self._chance.choice(names)
+                self._strike(name, self._source.misfortunes()[name])
+        finally:
+            closer.join()
+
     # The end.
 
     def _converge(self) -> None:
@@ -318,8 +341,8 @@ class _Run:
             member.consumer.heal()
             member.consumer.recorder.log.end = end
         before = [list(member.consumer.recorder.log.entries) for member in self._members]
-        self._close_plugin()
-        closed = self._puts()
+        if not self._closed:
+            self._close_plugin()
         if self._source.orchestrator is not None:
             self._source.orchestrator.close()
         for member in self._members:
@@ -330,7 +353,7 @@ class _Run:
             self._told = self._source.history()
         except Exception as error:
             self._errors.append(error)
-        if self._puts() != closed:
+        if self._puts() != self._put_when_closed:
             self.result.troubles.append("I9 violated: an event was put after close() of the transport had returned")
         for member, entries in zip(self._members, before, strict=True):
             if not member.closed:
@@ -338,6 +361,7 @@ class _Run:
 
     def _close_plugin(self) -> None:
         """From this thread, another one, or the one of a consumer; and once more."""
+        self._closed = True
         ways = ["here", "another thread", *["a consumer's thread"] * bool(self._members)]
         way = self._chance.choice(ways)
         over = threading.Event()
@@ -354,7 +378,9 @@ class _Run:
             threading.Thread(target=self._guarded, args=(close,), name="closes").start()
         else:
             self._chance.choice(self._members).consumer.ask(close)
-        if not over.wait(PATIENCE):
+        returned = over.wait(PATIENCE)
+        self._put_when_closed = self._puts()
+        if not returned:
             self.result.troubles.append(f"I15 violated: close() of the transport from {way} does not return")
         measure.close("transport, again", self._plugin.close, self._source.course, 0.0)
 
@@ -366,7 +392,7 @@ class _Run:
         result.troubles += ["".join(traceback.format_exception(error)) for error in self._errors]
         logs = [member.consumer.recorder.log for member in self._members]
         for member, log in zip(self._members, logs, strict=True):
-            log.complete = result.converged is not None or not member.closed
+            log.complete = (result.converged is not None or not member.closed) and not workload.leaves
         judgement = judge(
             self._source.truth,
             logs,
@@ -378,8 +404,10 @@ class _Run:
         )
         result.violations += map(str, judgement.violations)
         result.evidence = dict(judgement.evidence)
+        result.felt = [recovery.seconds for recovery in judgement.recovered]
+        result.lacks = judgement.lacks
         if not workload.hurried:  # a history of chance may well have nobody who watches
-            result.troubles += judgement.lacks
+            result.troubles += [lack for lack in judgement.lacks if not (workload.leaves and lack == UNHEALED)]
         for put in (put for log in logs for put in log.puts()):
             result.events += 1
             if isinstance(put, PutResync):
