@@ -44,6 +44,8 @@ class Workload:
     whole: bool = True
     #: All times of the library are short and its limits small, so that each of them is met in a second.
     hurried: bool = False
+    #: True when the transport is closed in the middle of a misfortune, and nothing has to converge.
+    leaves: bool = False
     #: True when all goes on until a number of transactions is written, unless it is told how many seconds to go on.
     counted: bool = False
 
@@ -113,6 +115,7 @@ WORKLOADS: Mapping[str, Workload] = {
         _with("twice", "consumers that answer twice"),
         _with("elsewhere", "consumers that answer from other threads, later"),
         _with("small-queue", "queues of one place", watchers=("slow", "crowded", "fast"), room=1),
+        Workload("leaving", "the transport is closed in the middle of a misfortune", leaves=True),
         Workload(
             "mixed", "watchers of all kinds come and go; all is short of time", size=(0, 0), watchers=(), room=None,
             pause=0.004, whole=False, hurried=True, counted=True,
