@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from tests.faults.soak.places import PLACES
 from tests.faults.soak.verdict import judge, table
-from tests.faults.soak.world import PLACES, Record, Soak
+from tests.faults.soak.world import Record, Soak
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
