@@ -1,4 +1,5 @@
-"""What every test gets without asking: no thread and no warning outlives it, and it ends within 60 seconds.
+"""What every test gets without asking: no thread and no warning outlives it, it ends within 60 seconds, and no value
+or secret that it used stands in any log.
 
 The time limit and the rule that a warning is an error are settings (``setup.cfg``); this file makes sure that what a
 test leaves behind is found while that test runs, and offers the few helpers that tests share.
@@ -7,6 +8,7 @@ test leaves behind is found while that test runs, and offers the few helpers tha
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import threading
@@ -23,6 +25,11 @@ T = TypeVar("T")
 
 #: Seconds that a thread which was told to end may take to do so, before a test is failed for it.
 THREAD_GRACE = 3.0
+
+#: Part of every value, token and password that tests use where they can: a log that holds it fails the test.
+CANARY = "Zq9canary"
+#: Loggers, with all below them, whose every record is looked at, whatever their levels are.
+WATCHED = ("datasync", "grpc", "urllib3", "werkzeug", "asyncio", "concurrent")
 
 _COMMON: dict[str, Any] = {
     "deadline": None,
@@ -80,6 +87,69 @@ def pytest_collection_finish() -> None:
     # What was imported to get here never dies: freezing it keeps the collection after each test at a millisecond.
     gc.collect()
     gc.freeze()
+
+
+class _Canary:
+    """Looks at every record of the watched loggers, down to DEBUG, and changes nothing for anybody else.
+
+    Threads: any; a list takes what is found.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self._enabled = logging.Logger.isEnabledFor
+        self._handle = logging.Logger.handle
+
+    def install(self) -> None:
+        canary = self
+
+        def is_enabled_for(logger: logging.Logger, level: int) -> bool:
+            return logger.name.startswith(WATCHED) or canary._enabled(logger, level)
+
+        def handle(logger: logging.Logger, record: logging.LogRecord) -> None:
+            if logger.name.startswith(WATCHED):
+                canary.look_at(record)
+                if not canary._enabled(logger, record.levelno):
+                    return
+            canary._handle(logger, record)
+
+        logging.Logger.isEnabledFor = is_enabled_for
+        logging.Logger.handle = handle
+
+    def remove(self) -> None:
+        logging.Logger.isEnabledFor = self._enabled
+        logging.Logger.handle = self._handle
+
+    def look_at(self, record: logging.LogRecord) -> None:
+        # What exceptions say and not the lines of source that they came by: those may name the canary.
+        told = [record.getMessage(), record.threadName or ""]
+        error = record.exc_info[1] if record.exc_info else None
+        while error is not None:
+            told.append(f"{error!r} {error}")
+            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if any(CANARY in text for text in told):
+            self.found.append(f"{record.name} {record.levelname}: {' / '.join(told)[:500]}")
+
+
+_canary = _Canary()
+
+
+def pytest_configure() -> None:
+    _canary.install()
+
+
+def pytest_unconfigure() -> None:
+    _canary.remove()
+
+
+@pytest.fixture(autouse=True)
+def _no_value_or_secret_is_logged() -> Iterator[None]:
+    """Fail the test in which a watched logger told the canary (C16). Its threads have ended by then."""
+    _canary.found.clear()
+    yield
+    found = list(_canary.found)
+    _canary.found.clear()
+    assert not found, f"a value or secret stands in the log: {found[0]}"
 
 
 @pytest.fixture(autouse=True)

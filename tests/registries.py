@@ -11,13 +11,20 @@ from datasync.events import ChangeEvent, ChangeValue, Op, ResyncEvent, ResyncRea
 from datasync.keyval.api import Batch, Commit
 from datasync.syncbase.change import Change
 from datasync.syncbase.registry import Registry
+from tests.conftest import CANARY
 
 #: Key to its new value, None for a delete.
 Texts = Mapping[str, "str | None"]
 
 
 def text(value: str) -> StringValue:
-    return StringValue(value=value)
+    """A message with *value*, and with the canary in it: wherever that is told, the test fails."""
+    return StringValue(value=CANARY + value)
+
+
+def plain(message: StringValue) -> str:
+    """What ``text`` was called with."""
+    return message.value.removeprefix(CANARY)
 
 
 def changes(values: Texts) -> dict[str, ChangeValue]:
@@ -29,12 +36,12 @@ def changes(values: Texts) -> dict[str, ChangeValue]:
 
 def as_json(value: str | None) -> bytes | None:
     """*value* as a store holds it."""
-    return None if value is None else f'"{value}"'.encode()
+    return None if value is None else f'"{CANARY}{value}"'.encode()
 
 
 def snapshot(registry: Registry, revision: int, values: Mapping[str, str], reason: str = "initial") -> None:
     """Feed the full state as a reader does, every key at *revision*."""
-    entries = {key: (revision, f'"{value}"'.encode()) for key, value in values.items()}
+    entries = {key: (revision, f'"{CANARY}{value}"'.encode()) for key, value in values.items()}
     registry.feed_snapshot(revision, entries, ResyncReason(reason))
 
 
@@ -48,16 +55,16 @@ def told(event: ChangeEvent) -> list[tuple[str, str | None, str | None]]:
     """(key, value, previous value) of each change; None where there is none."""
     found = []
     for change in event.get_changes():
-        value = change.get_value(StringValue()).value if change.get_change_type() is Op.PUT else None
+        value = plain(change.get_value(StringValue())) if change.get_change_type() is Op.PUT else None
         buffer = text("stale")
-        found.append((change.get_key(), value, buffer.value if change.get_prev_value(buffer) else None))
+        found.append((change.get_key(), value, plain(buffer) if change.get_prev_value(buffer) else None))
     return found
 
 
 def values(event: ResyncEvent) -> dict[str, dict[str, str]]:
     """Prefix to its keys with their values."""
     return {
-        prefix: {pair.get_key(): pair.get_value(StringValue()).value for pair in pairs}
+        prefix: {pair.get_key(): plain(pair.get_value(StringValue())) for pair in pairs}
         for prefix, pairs in event.get_values().items()
     }
 
@@ -73,7 +80,7 @@ def state(event: ResyncEvent) -> dict[str, str]:
 
 def removed(event: ResyncEvent) -> dict[str, str]:
     """The keys that are gone, with their last known values."""
-    return {pair.get_key(): pair.get_value(StringValue()).value for pair in event.get_removed()}
+    return {pair.get_key(): plain(pair.get_value(StringValue())) for pair in event.get_removed()}
 
 
 def is_resync(event: Any) -> bool:
@@ -82,4 +89,4 @@ def is_resync(event: Any) -> bool:
 
 def stored(registry: Registry, prefix: str = "") -> dict[str, str]:
     """The cache of *registry*."""
-    return {pair.key: pair.get_value(StringValue()).value for pair in registry.items(prefix)}
+    return {pair.key: plain(pair.get_value(StringValue())) for pair in registry.items(prefix)}

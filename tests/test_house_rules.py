@@ -66,6 +66,28 @@ def test_innocent():
     assert "test_leak" in out.splitlines()[-2]
 
 
+@pytest.mark.parametrize("how", ["debug('%s', CANARY)", "exception('it failed')", "info('fine', exc_info=error)"])
+def test_c16_a_value_or_secret_in_any_log_fails_the_test_that_logged_it(tmp_path: Path, how: str) -> None:
+    # given a logger that nobody listens to, and a test that lets a value get into it, at whatever level
+    body = f"""
+import logging
+from conftest import CANARY
+def test_leak():
+    try:
+        raise RuntimeError("no such thing") from ValueError(CANARY)
+    except RuntimeError as error:
+        logging.getLogger("datasync.somewhere").{how}
+def test_innocent(caplog):
+    logging.getLogger("datasync.somewhere").debug("all is well")
+    logging.getLogger("elsewhere").error(CANARY)
+    assert len(caplog.records) == 1
+"""
+    # when it runs / then it fails, its neighbour does not, and the levels of the loggers are what they were
+    out = run(tmp_path, body)
+    assert "a value or secret stands in the log: datasync.somewhere" in out
+    assert "2 passed, 1 error" in out
+
+
 def test_a_forked_child_that_outlives_its_test_fails_it_and_is_killed(tmp_path: Path) -> None:
     # given a test whose child waits for ever
     body = """

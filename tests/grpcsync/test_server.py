@@ -25,7 +25,7 @@ from datasync.syncbase import msg
 from datasync.syncbase.msg import CONTENT_PROTO, DataChangeRequest, DataResyncRequests, Seq
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState
-from tests.conftest import take, wait_until
+from tests.conftest import CANARY, take, wait_until
 from tests.grpcsync.support import Feed, Subscriber, Wire
 from tests.registries import removed, state, stored, text, told, values
 
@@ -508,10 +508,10 @@ def test_messages_beyond_the_limit_are_refused_before_they_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "shown", ["", "Bearer wrong", "secret-1", "bearer secret-1", "Bearer secret-1 ", "Bearer \u2713"]
+    "shown", ["", "Bearer wrong", f"{CANARY}-1", f"bearer {CANARY}-1", f"Bearer {CANARY}-1 ", "Bearer \u2713"]
 )
 def test_a_wrong_token_opens_nothing(shown: str) -> None:
-    with serve("127.0.0.1:0", token=["secret-1", "secret-2"]) as server:
+    with serve("127.0.0.1:0", token=[f"{CANARY}-1", f"{CANARY}-2"]) as server:
         metadata = [("authorization", shown)] if shown and shown.isascii() else []
         with Wire(server.address, *metadata) as wire, Subscriber() as subscriber:
             server.adapter.watch("agent", subscriber.queue, None, "k/")
@@ -523,13 +523,13 @@ def test_a_wrong_token_opens_nothing(shown: str) -> None:
                 with pytest.raises(grpc.RpcError) as caught:
                     attempt()
                 assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
-                assert "secret" not in str(caught.value)
+                assert CANARY not in str(caught.value)
             assert subscriber.seen == []
 
 
-@pytest.mark.parametrize("token", ["secret-1", "secret-2"])
+@pytest.mark.parametrize("token", [f"{CANARY}-1", f"{CANARY}-2"])
 def test_any_of_the_tokens_opens_it(token: str) -> None:
-    with serve("127.0.0.1:0", token=["secret-1", "secret-2"]) as server:
+    with serve("127.0.0.1:0", token=[f"{CANARY}-1", f"{CANARY}-2"]) as server:
         with Wire(server.address, ("authorization", f"Bearer {token}")) as wire:
             assert wire.ping() == "it works"
 

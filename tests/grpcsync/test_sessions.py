@@ -19,7 +19,7 @@ from datasync.syncbase.msg.convert import CONTENT_JSON, resync_requests
 from datasync.syncbase.msg.datamsg_pb2 import Seq
 from tests.conftest import take, wait_until
 from tests.proxy import TcpProxy
-from tests.registries import is_resync, text
+from tests.registries import is_resync, plain, text
 
 
 def test_c3_what_a_dead_line_still_holds_is_not_applied_after_the_full_state_that_settled_it() -> None:
@@ -54,13 +54,13 @@ def test_c3_what_a_dead_line_still_holds_is_not_applied_after_the_full_state_tha
         assert is_resync(told[0])
         client.put_async("k/0", text("newer"))
         change = take(events)
-        assert [one.get_value(StringValue()).value for one in change.get_changes()] == ["newer"]
+        assert [plain(one.get_value(StringValue())) for one in change.get_changes()] == ["newer"]
         change.done()
         assert {key: value for key, value in _state(registry).items() if value == "old"} == {}
 
 
 def _state(registry: Any) -> dict[str, str]:
-    return {pair.get_key(): pair.get_value(StringValue()).value for pair in registry.items()}
+    return {pair.get_key(): plain(pair.get_value(StringValue())) for pair in registry.items()}
 
 
 def _values(registry: Any) -> set[str]:

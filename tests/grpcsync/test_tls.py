@@ -13,7 +13,7 @@ import trustme
 
 from datasync.errors import InvalidArgumentError, NotReadyError, StoreConnectionError
 from datasync.grpcsync import Client, ClientTLS, Server, ServerTLS, serve
-from tests.conftest import wait_until
+from tests.conftest import CANARY, wait_until
 from tests.grpcsync.support import Subscriber, Wire
 from tests.proxy import TcpProxy
 from tests.registries import text
@@ -50,12 +50,12 @@ def client_tls(ca: trustme.CA, of: trustme.CA | None = None) -> ClientTLS:
 
 @pytest.fixture
 def server(ca: trustme.CA) -> Iterator[Server]:
-    with serve("127.0.0.1:0", tls=server_tls(ca), token="secret") as running:
+    with serve("127.0.0.1:0", tls=server_tls(ca), token=CANARY) as running:
         yield running
 
 
 def test_a_client_that_trusts_the_authority_gets_through(server: Server, ca: trustme.CA) -> None:
-    with Subscriber() as subscriber, Client(server.address, tls=client_tls(ca), token="secret") as client:
+    with Subscriber() as subscriber, Client(server.address, tls=client_tls(ca), token=CANARY) as client:
         server.adapter.watch("agent", subscriber.queue, None, "k/")
         client.put("k/a", text("v"))
         assert subscriber.changes == [("k/a", "v", None)]
@@ -68,7 +68,7 @@ def test_a_client_that_does_not_does_not(server: Server, ca: trustme.CA, strange
         "another authority": client_tls(stranger),
         "another name": ClientTLS(pem(ca), server_name="elsewhere.example"),
     }[kind]
-    with Client(server.address, tls=tls, token="secret") as client:
+    with Client(server.address, tls=tls, token=CANARY) as client:
         with pytest.raises(NotReadyError):
             client.wait_ready(0.5)
     assert server.adapter.status().streams == 0
@@ -76,7 +76,7 @@ def test_a_client_that_does_not_does_not(server: Server, ca: trustme.CA, strange
 
 def test_a_server_name_of_its_own_helps_where_the_target_has_another(ca: trustme.CA, server: Server) -> None:
     tls = ClientTLS(pem(ca), server_name="localhost")
-    with Client(f"ipv4:{server.address}", tls=tls, token="secret") as client:
+    with Client(f"ipv4:{server.address}", tls=tls, token=CANARY) as client:
         client.wait_ready(10)
 
 
@@ -142,7 +142,7 @@ def test_a_handshake_that_stalls_at_the_server_ends_the_request_in_its_time(serv
     # given a line that swallows everything from the first byte on
     with TcpProxy(("127.0.0.1", server.port)) as proxy:
         proxy.black_hole()
-        with Client(proxy.address, tls=client_tls(ca), token="secret", send_timeout=0.3) as client:
+        with Client(proxy.address, tls=client_tls(ca), token=CANARY, send_timeout=0.3) as client:
             with pytest.raises(StoreConnectionError, match="not sent"):
                 client.put("k/a", text("v"))
             # when it is there again / then so is the client

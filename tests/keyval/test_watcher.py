@@ -25,7 +25,7 @@ from datasync.keyval.memory import MemoryStore
 from datasync.keyval.watcher import Watch, Watcher
 from datasync.serializer import SerializerProto
 from tests.conftest import take, wait_until
-from tests.registries import text
+from tests.registries import plain, text
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def put(store: MemoryStore, key: str, value: str) -> None:
 
 def read(change: Any) -> tuple[str, str | None, str | None]:
     """(key, value, previous value)."""
-    value = change.get_value(text("stale")).value if change.get_change_type() is Op.PUT else None
+    value = plain(change.get_value(text("stale"))) if change.get_change_type() is Op.PUT else None
     buffer = text("stale")
     return change.get_key(), value, buffer.value if change.get_prev_value(buffer) else None
 
@@ -66,7 +66,7 @@ def test_each_change_from_now_on_comes_in_order_with_the_value_before(store: Mem
         ]
     assert all(isinstance(change, ProtoWatchResp) for change in changes)
     assert changes[0].get_revision() < changes[1].get_revision() == changes[3].get_revision()
-    assert changes[2].get_value(text("stale")).value == ""
+    assert plain(changes[2].get_value(text("stale"))) == ""
     assert changes[2].get_prev_value(None) is True
     assert seen.empty()
 
@@ -167,7 +167,7 @@ def test_bytes_are_read_by_the_watchers_serializer(store: MemoryStore) -> None:
     with Watcher(store, serializer=SerializerProto()).watch(seen.put):
         store.commit([PutOp("k", text("binary").SerializeToString())])
         change = take(seen)
-        assert change.get_value(StringValue()).value == "binary"
+        assert plain(change.get_value(StringValue())) == "binary"
         assert change.value == text("binary").SerializeToString()
         with pytest.raises(DecodeError):
             store.commit([PutOp("k", b"\xff")])

@@ -36,7 +36,7 @@ from datasync.resync.orchestrator import Plugin as Orchestrator
 from datasync.serializer import SerializerProto
 from datasync.syncbase.status import SubscriptionState, TransportState
 from tests.conftest import take, wait_until
-from tests.registries import is_resync, removed, state, text, told, values
+from tests.registries import as_json, is_resync, removed, state, text, told, values
 
 AWAY = StoreConnectionError("nobody at the door")
 
@@ -348,7 +348,7 @@ def test_c17_put_and_delete_write_under_the_prefix_and_come_back_as_changes(plug
     # when it writes
     plugin.put("a/1", text("1"))
     plugin.put("a/2", text("2"))
-    assert stored(store) == {"/agent/a/1": b'"1"', "/agent/a/2": b'"2"'}
+    assert stored(store) == {"/agent/a/1": as_json("1"), "/agent/a/2": as_json("2")}
     assert plugin.delete("a/1") is True
     assert plugin.delete("a/1") is False
     assert plugin.delete("a", with_prefix()) is True

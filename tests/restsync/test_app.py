@@ -19,6 +19,7 @@ from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.events import ChangeValue, MessageT, Op
 from datasync.restsync import Adapter, serve, wsgi_app
 from datasync.syncbase.change import Change, ChangeBytes
+from tests.conftest import CANARY
 from tests.restsync.support import JSON, PROTO, Http, Subscriber, events_of
 
 
@@ -253,12 +254,12 @@ def test_a_bug_is_500_without_a_word_of_what_it_said(
     web: WebClient, adapter: Adapter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(key: str) -> None:
-        raise RuntimeError("secret value")
+        raise RuntimeError(f"{CANARY} value")
 
     monkeypatch.setattr(adapter.registry, "get", fail)
     response = web.get("/keys/net/a")
     assert code(response) == "internal"
-    assert "secret" not in response.text + caplog.text
+    assert CANARY not in response.text + caplog.text
     assert "RuntimeError" in caplog.text
 
 
@@ -420,19 +421,21 @@ def test_a_malformed_full_state_is_refused_whole(web: WebClient, subscriber: Sub
 
 @pytest.fixture
 def locked(adapter: Adapter, subscriber: Subscriber) -> WebClient:
-    return WebClient(wsgi_app(adapter, token=["old-token", "new-token"]))
+    return WebClient(wsgi_app(adapter, token=[f"{CANARY}-old", f"{CANARY}-new"]))
 
 
 @pytest.mark.parametrize("path", ["/keys", "/keys/net/a", "/events?follow=false", "/status"])
-@pytest.mark.parametrize("given", [None, "Bearer wrong", "Basic bmV3LXRva2Vu", "Bearer", "Bearer new-tokenx"])
+@pytest.mark.parametrize(
+    "given", [None, "Bearer wrong", "Basic WnE5Y2FuYXJ5LW5ldw==", "Bearer", f"Bearer {CANARY}-newx"]
+)
 def test_without_the_token_everything_is_401(locked: WebClient, path: str, given: str | None) -> None:
     response = locked.get(path, headers={"Authorization": given} if given else {})
     assert (response.status_code, code(response)) == (401, "unauthorized")
     assert response.headers["WWW-Authenticate"].startswith("Bearer")
-    assert "new-token" not in response.text
+    assert f"{CANARY}-new" not in response.text
 
 
-@pytest.mark.parametrize("token", ["old-token", "new-token"])
+@pytest.mark.parametrize("token", [f"{CANARY}-old", f"{CANARY}-new"])
 def test_either_token_is_good_while_one_is_replaced(locked: WebClient, token: str) -> None:
     assert locked.get("/keys", headers={"Authorization": f"Bearer {token}"}).status_code == 200
 

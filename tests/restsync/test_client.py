@@ -36,9 +36,9 @@ from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
 from datasync.restsync import Adapter, Client, Server, serve
 from datasync.serializer import SerializerProto
 from datasync.syncbase.status import TransportState
-from tests.conftest import take, wait_until
+from tests.conftest import CANARY, take, wait_until
 from tests.proxy import free_port
-from tests.registries import is_resync, removed, state, text, told
+from tests.registries import is_resync, plain, removed, state, text, told
 from tests.restsync.support import Http, Subscriber
 
 
@@ -56,10 +56,10 @@ def test_a_put_arrives_is_answered_and_can_be_read_back(
 ) -> None:
     with Client(server.url, serializer=serializer) as client:
         client.put("net/ä b/1", text("up"))
-        assert subscriber.changes[0].get_value(StringValue()).value == "up"
+        assert plain(subscriber.changes[0].get_value(StringValue())) == "up"
         pair = client.get("net/ä b/1")
         assert pair is not None
-        assert (pair.get_value(StringValue()).value, pair.get_revision()) == ("up", 1)
+        assert (plain(pair.get_value(StringValue())), pair.get_revision()) == ("up", 1)
         assert client.get("net/none") is None
 
 
@@ -74,7 +74,7 @@ def test_a_list_is_everything_under_a_prefix_in_order_and_of_one_moment(client: 
         client.put(f"net/{name}", text(name))
     listing = client.list("net/")
     assert [pair.get_key() for pair in listing] == ["net/a", "net/b", "net/c"]
-    assert (listing.revision, len(listing), listing[1].get_value(StringValue()).value) == (3, 3, "b")
+    assert (listing.revision, len(listing), plain(listing[1].get_value(StringValue()))) == (3, 3, "b")
     assert list(client.list("nothing")) == []
 
 
@@ -127,7 +127,7 @@ def test_16_threads_increment_one_key_and_none_gets_lost(client: Client, subscri
             while True:
                 pair = client.get("net/n")
                 assert pair is not None
-                number = int(pair.get_value(StringValue()).value)
+                number = int(plain(pair.get_value(StringValue())))
                 try:
                     client.put("net/n", text(str(number + 1)), if_match=pair.etag)
                     break
@@ -142,7 +142,7 @@ def test_16_threads_increment_one_key_and_none_gets_lost(client: Client, subscri
     # then every one counted
     pair = client.get("net/n")
     assert pair is not None
-    assert pair.get_value(StringValue()).value == "40"
+    assert plain(pair.get_value(StringValue())) == "40"
 
 
 # -- errors
@@ -319,7 +319,8 @@ def test_a_closed_client_says_so(server: Server) -> None:
 
 
 def test_a_wrong_token_is_permission_denied_for_writes_reads_and_watches(adapter: Adapter) -> None:
-    with serve("127.0.0.1:0", adapter, token="right") as server, Client(server.url, token="wrong") as client:
+    right, wrong = f"{CANARY}-right", f"{CANARY}-wrong"
+    with serve("127.0.0.1:0", adapter, token=right) as server, Client(server.url, token=wrong) as client:
         for act in (lambda: client.put("a", text("x")), lambda: client.get("a"), lambda: client.list()):
             with pytest.raises(PermissionDenied):
                 act()
@@ -337,9 +338,9 @@ def test_everything_works_over_tls_with_a_token(adapter: Adapter, subscriber: Su
     own.private_key_pem.write_to_path(tmp_path / "key.pem")
     own.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
     files = (str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
-    with serve("127.0.0.1:0", adapter, tls=files, token="t") as server:
+    with serve("127.0.0.1:0", adapter, tls=files, token=CANARY) as server:
         # when a client trusts its authority
-        with Client(server.url, tls=tmp_path / "ca.pem", token="t") as client:
+        with Client(server.url, tls=tmp_path / "ca.pem", token=CANARY) as client:
             queue: Queue[Any] = Queue()
             client.watch("w", queue, queue, "net/")
             take(queue).done()
@@ -349,7 +350,7 @@ def test_everything_works_over_tls_with_a_token(adapter: Adapter, subscriber: Su
             assert told(event) == [("net/a", "x", None)]
             event.done()
         # and one that does not is told why, before anything was sent
-        with Client(server.url, token="t") as stranger:
+        with Client(server.url, token=CANARY) as stranger:
             with pytest.raises(StoreConnectionError, match="certificate is not accepted"):
                 stranger.put("net/a", text("x"))
             stranger.watch("w", queue, queue, "net/")
@@ -419,7 +420,7 @@ def test_c16_half_a_surrogate_pair_in_a_value_stops_neither_lists_nor_watches(
     # then it comes with its key beside the others, and only reading it fails
     (found,) = event.get_values().values()
     pairs = {pair.get_key(): pair for pair in found}
-    assert pairs["net/b"].get_value(StringValue()).value == "good"
+    assert plain(pairs["net/b"].get_value(StringValue())) == "good"
     with pytest.raises(DecodeError):
         pairs["net/a"].get_value(StringValue())
     event.done()

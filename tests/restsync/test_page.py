@@ -18,7 +18,7 @@ from datasync.keyval import connect
 from datasync.kvdbsync.plugin import Plugin
 from datasync.restsync import Adapter, Server, serve
 from datasync.restsync.page import PAGE, PAGE_POLICY
-from tests.conftest import absent, wait_until
+from tests.conftest import CANARY, absent, wait_until
 from tests.programs import system
 from tests.restsync.support import Http, Subscriber
 
@@ -189,10 +189,10 @@ def test_a_value_is_text_and_never_markup(page: Page, shown: Server, subscriber:
 
 @browser
 def test_values_are_not_shown_unless_allowed(page: Page, server: Server, http: Http, subscriber: Subscriber) -> None:
-    http.put("net/a", "a-secret-value")
+    http.put("net/a", f"a-{CANARY}-value")
     page.open(f"{server.url}/")
     page.wait("net/a", place="#keys")
-    assert "a-secret-value" not in page.text()
+    assert f"a-{CANARY}-value" not in page.text()
 
 
 @browser
@@ -219,7 +219,7 @@ def test_a_server_that_goes_away_is_noticed_and_what_was_known_stays(
 def test_a_token_is_asked_for_and_kept_until_the_tab_is_closed(
     page: Page, adapter: Adapter, subscriber: Subscriber
 ) -> None:
-    with serve("127.0.0.1:0", adapter, token="open-sesame") as server:
+    with serve("127.0.0.1:0", adapter, token=f"{CANARY}-sesame") as server:
         page.open(f"{server.url}/", PHONE)
         page.wait("A token, please")
         assert "agent" not in page.text()
@@ -227,7 +227,7 @@ def test_a_token_is_asked_for_and_kept_until_the_tab_is_closed(
         page.type("#token", "wrong")
         page.find("#login button").click()
         page.wait("That token is not accepted")
-        page.type("#token", "open-sesame")
+        page.type("#token", f"{CANARY}-sesame")
         page.find("#login button").click()
         page.wait("agent", "live")
         page._chromium.refresh()

@@ -23,7 +23,7 @@ from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState
 from tests.conftest import take, wait_until
-from tests.registries import changes, commits, is_resync, removed, snapshot, state, told
+from tests.registries import changes, commits, is_resync, removed, snapshot, state, stored, told
 
 Patch = Callable[[str, object], None]
 
@@ -886,14 +886,8 @@ def test_c3_c15_many_submitters_consumers_and_registrars_lose_and_repeat_nothing
         consumer.join(20)
         assert not consumer.is_alive()
     assert wrong == []
-    expected = {pair.key: pair.get_value(_text()).value for pair in registry.items("a")}
+    expected = stored(registry, "a")
     assert list(views.values()) == [expected] * 3
-
-
-def _text() -> Any:
-    from google.protobuf.wrappers_pb2 import StringValue
-
-    return StringValue()
 
 
 FORK = """

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from datasync.errors import InvalidArgumentError, PermissionDenied, StoreConnectionError
 from datasync.keyval.api import Batch, PutOp
 from datasync.keyval.etcd.errors import find_fault
-from tests.conftest import take
+from tests.conftest import CANARY, take
 from tests.keyval.etcd.conftest import OpenStore
 from tests.running import Running, run
 from tests.servers import EtcdServer, find_etcd
@@ -71,9 +71,9 @@ def mutual(tmp_path: Path, ours: Pems) -> Iterator[EtcdServer]:
 
 @pytest.fixture(params=["3.4", "3.5"])
 def guarded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EtcdServer]:
-    """A server with the user ``agent`` (password ``s3cret``), who may do everything under ``p/``; tokens live 1 s."""
+    """A server with the user ``agent`` with a password, who may do everything under ``p/``; tokens live 1 s."""
     with EtcdServer(find_etcd(request.param), tmp_path / "etcd", "--auth-token-ttl", "1") as server:
-        server.enable_auth("agent", "s3cret", "p/")
+        server.enable_auth("agent", CANARY, "p/")
         yield server
 
 
@@ -214,7 +214,7 @@ def test_a_rotated_certificate_is_taken_up_on_the_next_connection(
 def test_a_user_with_the_right_password_works_within_the_permissions(
     guarded: EtcdServer, open_store: OpenStore
 ) -> None:
-    store = open_store(guarded.endpoint, username="agent", password="s3cret")
+    store = open_store(guarded.endpoint, username="agent", password=CANARY)
     store.check()
     last = store.commit([PutOp("p/1", b"x")]).revision
     assert state(store, "p/") == {"p/1": b"x"}
@@ -235,7 +235,7 @@ def test_a_user_with_the_right_password_works_within_the_permissions(
 @pytest.mark.parametrize(
     ("settings", "advice"),
     [
-        ({"username": "agent", "password": "wr0ng"}, "check username and password"),
+        ({"username": "agent", "password": f"{CANARY}-wrong"}, "check username and password"),
         ({}, "wants a username and password"),
     ],
 )
@@ -245,13 +245,13 @@ def test_c16_wrong_or_missing_credentials_say_so_and_never_quote_them(
     store = open_store(guarded.endpoint, **settings)
     with pytest.raises(PermissionDenied, match=advice) as caught:
         store.commit([PutOp("p/1", b"x")])
-    assert "wr0ng" not in f"{caught.value} {caught.value.__cause__}"
+    assert f"{CANARY}-wrong" not in f"{caught.value} {caught.value.__cause__}"
     # and the command says so in one line
     who = "{username}:{password}@".format(**settings) if settings else ""
     done = run("-m", "datasync", "put", f"etcd://{who}{guarded.endpoint}", "p/1", "canary-3")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert advice in done.stderr
-    assert "wr0ng" not in done.stderr
+    assert f"{CANARY}-wrong" not in done.stderr
     assert "canary-3" not in done.stderr
     # check() tells a wrong password from a missing permission
     with pytest.raises(PermissionDenied):
@@ -260,12 +260,12 @@ def test_c16_wrong_or_missing_credentials_say_so_and_never_quote_them(
 
 def test_c16_the_command_watches_what_its_user_may_read_and_is_refused_the_rest_at_once(guarded: EtcdServer) -> None:
     # given a user who may read p/ only
-    url = f"etcd://agent:s3cret@{guarded.endpoint}"
+    url = f"etcd://agent:{CANARY}@{guarded.endpoint}"
     # when the command is to watch something else / then it says so once, and ends
     done = run("-m", "datasync", "watch", url, "q/")
     assert done.returncode == 1
     assert done.stderr.count("permission denied") == 1
-    assert "s3cret" not in done.stderr
+    assert CANARY not in done.stderr
     # and what is allowed can be watched
     with Running("-m", "datasync", "watch", url, "p/") as watch:
         watch.wait_for("Ctrl-C ends it")
@@ -274,13 +274,13 @@ def test_c16_the_command_watches_what_its_user_may_read_and_is_refused_the_rest_
 
 
 def test_credentials_are_not_minded_by_a_server_that_asks_for_none(server34: EtcdServer, open_store: OpenStore) -> None:
-    store = open_store(server34.endpoint, username="agent", password="s3cret")
+    store = open_store(server34.endpoint, username="agent", password=CANARY)
     assert store.commit([PutOp("p/1", b"x")]).succeeded
 
 
 def test_a_token_that_the_server_forgot_is_renewed_within_the_call(guarded: EtcdServer, open_store: OpenStore) -> None:
     # given a store with a token, as the server hands them out
-    store = open_store(guarded.endpoint, username="agent", password="s3cret")
+    store = open_store(guarded.endpoint, username="agent", password=CANARY)
     first = store.commit([PutOp("p/1", b"1")]).revision
     # when the server forgets its tokens
     guarded.restart()
@@ -295,7 +295,7 @@ def test_a_token_that_the_server_forgot_is_renewed_within_the_call(guarded: Etcd
 
 def test_a_token_that_ran_out_does_not_end_a_quiet_stream(guarded: EtcdServer, open_store: OpenStore) -> None:
     # given tokens that live for a second, and a stream that is quiet for longer
-    store = open_store(guarded.endpoint, username="agent", password="s3cret", idle_limit=3.0)
+    store = open_store(guarded.endpoint, username="agent", password=CANARY, idle_limit=3.0)
     start = store.commit([PutOp("p/1", b"1")]).revision
     with following(store, "p/", start) as follower:
         for _ in range(4):  # a batch a second
@@ -306,7 +306,7 @@ def test_a_token_that_ran_out_does_not_end_a_quiet_stream(guarded: EtcdServer, o
 
 def test_a_change_of_other_users_never_looks_like_a_denial(guarded: EtcdServer, open_store: OpenStore) -> None:
     # given a stream, under a token that a change of any user makes old
-    store = open_store(guarded.endpoint, username="agent", password="s3cret", idle_limit=0.6)
+    store = open_store(guarded.endpoint, username="agent", password=CANARY, idle_limit=0.6)
     position = store.commit([PutOp("p/1", b"1")]).revision
     with following(store, "p/", position) as follower:
         take(follower.queue)
@@ -326,7 +326,7 @@ def test_a_change_of_other_users_never_looks_like_a_denial(guarded: EtcdServer, 
 
 def test_a_permission_that_is_taken_away_ends_the_stream(guarded: EtcdServer, open_store: OpenStore) -> None:
     # given a stream that was allowed
-    store = open_store(guarded.endpoint, username="agent", password="s3cret", idle_limit=1.0)
+    store = open_store(guarded.endpoint, username="agent", password=CANARY, idle_limit=1.0)
     start = store.commit([PutOp("p/1", b"1")]).revision
     with following(store, "p/", start) as follower:
         take(follower.queue)
