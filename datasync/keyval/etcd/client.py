@@ -87,6 +87,10 @@ class Client:
                 untried -= 1
                 if self._closed or (scope is not None and scope.cancelled):
                     raise self._called_off(what, write and not fault.unsent) from error
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    # A token names a place in the server's log. One that was restored from a copy lets every call with
+                    # a younger token wait until its log has come to there.
+                    self._forget(token)
                 if fault.renew and self.config.username and not renewed:
                     renewed = True
                     self._forget(token)

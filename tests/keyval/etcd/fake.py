@@ -47,6 +47,8 @@ class FakeEtcd:
         self._revision = revision
         self._stopping = threading.Event()
         self.requests: list[pb.WatchRequest] = []
+        #: Tokens that were given out: ``token-1`` and so on.
+        self.tokens = 0
 
     def __enter__(self) -> FakeEtcd:
         self._pool = ThreadPoolExecutor(8)
@@ -55,6 +57,9 @@ class FakeEtcd:
             (
                 _service("KV", Range=(grpc.unary_unary_rpc_method_handler, pb.RangeRequest, self._range)),
                 _service("Maintenance", Status=(grpc.unary_unary_rpc_method_handler, pb.StatusRequest, self._status)),
+                _service(
+                    "Auth", Authenticate=(grpc.unary_unary_rpc_method_handler, pb.AuthenticateRequest, self._token)
+                ),
                 _service("Watch", Watch=(grpc.stream_stream_rpc_method_handler, pb.WatchRequest, self._watch)),
             )
         )
@@ -71,6 +76,10 @@ class FakeEtcd:
 
     def _range(self, request: pb.RangeRequest, context: Any) -> pb.RangeResponse:
         return pb.RangeResponse(header=header(self._revision))
+
+    def _token(self, request: pb.AuthenticateRequest, context: Any) -> pb.AuthenticateResponse:
+        self.tokens += 1
+        return pb.AuthenticateResponse(token=f"token-{self.tokens}")
 
     def _status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:
         return pb.StatusResponse(header=header(self._revision), version=self._version)
