@@ -122,10 +122,10 @@ def _results(files: Iterable[str]) -> Iterable[Result]:
 def _row(name: str, results: Sequence[Result]) -> tuple[str, ...]:
     times = sorted(seconds for result in results for seconds in result.healings)
     bad = sum(len(result.violations) + len(result.troubles) for result in results)
-    bad += sum(result.converged is None for result in results)
+    bad += sum(result.lost for result in results)
     return (
         name,
-        f"{len(results):,}",
+        f"{sum(result.counts for result in results):,}",
         f"{sum(result.events for result in results):,}",
         f"{sum(result.changes for result in results):,}",
         str(bad),
