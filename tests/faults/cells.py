@@ -75,6 +75,11 @@ class Result:
         return self.converged is None and not WORKLOADS[self.cell.workload].leaves
 
     @property
+    def counts(self) -> bool:
+        """False for a cell that is only good because it could not have been anything else."""
+        return not (self.good and self.lacks)
+
+    @property
     def healings(self) -> list[float]:
         """Seconds until all was right again, for each time that something had healed."""
         return self.felt if self.converged is None else [*self.felt, self.converged]

@@ -45,7 +45,7 @@ def check_neighbours(
     The time runs from when the change was committed and the watcher was ready for it, whichever was later. What falls
     together with a misfortune of the source, or with the time that recovering from one may take, is not judged.
     """
-    if not any(fails(reading) for reading in readings):
+    if not any(failures(reading) for reading in readings):
         return None
     bad = sorted((strike.begin, strike.end + CONVERGENCE) for strike in course.strikes)
     for reading in readings:
@@ -59,13 +59,11 @@ def check_neighbours(
     return None
 
 
-def fails(reading: Reading) -> bool:
-    """True for a watcher that refused an event or left one unanswered until it was given up."""
-    log = reading.log
-    if not all(reading.accepted.values()):
-        return True
-    asked = {entry.number for entry in log.entries if isinstance(entry, Answering)}
-    return any(put.number not in asked and log.end - put.time > log.abandon for put in log.puts())
+def failures(reading: Reading) -> int:
+    """How many events a watcher refused, or left unanswered until they were given up."""
+    given_up = reading.log.end - reading.log.abandon
+    refused = sum(not accepted for accepted in reading.accepted.values())
+    return refused + sum(put.number not in reading.accepted and put.time < given_up for put in reading.log.puts())
 
 
 def ready_changes(reading: Reading) -> Iterator[tuple[int, PutChange, float]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from tests.faults.course_checkers import RSS_SLACK, STORM_OUTAGE, fails, judged_samples
+from tests.faults.course_checkers import RSS_SLACK, STORM_OUTAGE, failures, judged_samples
 from tests.faults.history import Course, PutChange, PutResync, Truth, TruthCommit
 from tests.faults.reading import Reading, under
 
@@ -27,7 +27,7 @@ def evidence(
         if events and reading.log.complete and not reading.closed and course.converged is not None:
             counts["I8"] += 1
         counts["I9"] += len(reading.accepted)
-        counts["I10"] += sum(not accepted for accepted in reading.accepted.values())
+        counts["I10"] += failures(reading)
     if _memory_tells(course):
         counts["I12"] += len(course.samples)
     if course.away is not None and course.away[1] - course.away[0] >= STORM_OUTAGE:
@@ -104,7 +104,7 @@ def lacks(
         found.append("nothing was written")
     if not calm:
         found += _misfortune_lacks(truth, course, idle)
-    if failing and not any(fails(reading) for reading in readings):
+    if failing and not any(failures(reading) for reading in readings):
         found.append("no consumer failed")
     return found
 

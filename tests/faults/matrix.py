@@ -124,8 +124,8 @@ def table(results: Sequence[Result]) -> str:
     lines += [f"misfortunes: {_listed(misfortunes)}", f"resyncs: {_listed(resyncs)}"]
     healed = sum(len(result.healings) for result in results)
     lines.append(f"p50 and p99 are of {healed:,} healings: of each misfortune, and in the end of each cell")
-    if empty := [result.cell.name for result in results if result.lacks]:
-        lines.append(f"prove nothing: {len(empty)}, as {empty[0]}")
+    if empty := [result.cell.name for result in results if not result.counts]:
+        lines.append(f"prove nothing, and are not counted: {len(empty)}, as {empty[0]}")
     lines.append("checked: " + ", ".join(f"{name} {evidence[name]:,}" for name in INVARIANTS))
     return "\n".join(lines)
 
@@ -135,7 +135,7 @@ def _row(name: str, results: Sequence[Result]) -> tuple[str, ...]:
     bad = sum(len(result.violations) + len(result.troubles) for result in results)
     return (
         name,
-        str(len(results)),
+        str(sum(result.counts for result in results)),
         f"{sum(result.events for result in results):,}",
         f"{sum(result.changes for result in results):,}",
         str(bad),
