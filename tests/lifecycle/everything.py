@@ -69,6 +69,14 @@ class Consumer:
             self.queue.put(None)
             self._thread.join(PATIENCE)
 
+    def __enter__(self) -> Consumer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
     def _run(self) -> None:
         while (event := self.queue.get()) is not None:
             with self._told:
