@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -59,3 +60,13 @@ def test_the_figures_stand_between_the_marks_and_nothing_else_is_touched(tmp_pat
 def test_a_page_without_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="soak: begin"):
         fill("no marks", "soak", "")
+
+
+def test_every_test_that_the_page_names_is_there() -> None:
+    # given the names on the page / when they are looked for
+    root = Path(__file__).resolve().parents[2]
+    names = set(re.findall(r"`(test_\w+)`", (root / "docs" / "reliability.md").read_text()))
+    tests = "\n".join(path.read_text() for path in (root / "tests").rglob("test_*.py"))
+    # then none is missing
+    assert names
+    assert [name for name in sorted(names) if f"def {name}(" not in tests] == []
