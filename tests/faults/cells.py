@@ -14,7 +14,7 @@ RANDOM, NONE = "random", "none"
 SECONDS = 5.0
 #: Workloads that each fault meets in the reduced matrix, and faults that each workload meets, at least. ``crowd`` meets
 #: all faults, and all workloads meet ``random``.
-LEAST = 4
+LEAST = 3
 
 
 @dataclass(frozen=True)
