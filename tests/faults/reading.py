@@ -120,6 +120,7 @@ def _steps(log: Log) -> Iterable[Step]:
     may: set[str] = set()
     delivered_may: set[str] = set()
     delivered_must: set[str] = set()
+    leaving: set[str] = set()  # their unregister is under way
     scope = _scope(must, may, delivered_may, delivered_must)
     for at, entry in enumerate(log.entries):
         if isinstance(entry, PutChange):  # most are, and these change nothing
@@ -136,14 +137,17 @@ def _steps(log: Log) -> Iterable[Step]:
                 (must if entry.over else may).add(entry.prefix)
             elif entry.what == "unregister":
                 if entry.over:
+                    leaving.discard(entry.prefix)
                     may.discard(entry.prefix)
                     delivered_may.discard(entry.prefix)
                 else:
+                    leaving.add(entry.prefix)
                     must.discard(entry.prefix)
                     delivered_must.discard(entry.prefix)
         else:
             delivered_may = set(entry.values)
-            delivered_must = delivered_may & must
+            # Also one whose register has not returned yet: what a RESYNC has brought is delivered from then on.
+            delivered_must = delivered_may - leaving
         scope = _scope(must, may, delivered_may, delivered_must)
         yield Step(at, entry, scope)
 

@@ -6,11 +6,25 @@ from collections.abc import Callable
 
 import pytest
 
-from datasync.events import ResyncReason
+from datasync.events import Op, ResyncReason
 from tests.faults.broken import BUGS, Bug, honest, honest_without_a_prefix, refuses_for_ever, small_truth
 from tests.faults.broken_courses import FLAWS, Flaw, Scene, good_scene
 from tests.faults.checkers import CHECKERS, COURSE_CHECKERS, check_all, judge
-from tests.faults.history import Answered, Asked, Course, Log, Op1, PutResync, Strike, Truth, TruthCommit
+from tests.faults.history import (
+    Answered,
+    Answering,
+    Asked,
+    Course,
+    Log,
+    Op1,
+    PutChange,
+    PutResync,
+    Seen,
+    Strike,
+    Truth,
+    TruthCommit,
+    Watched,
+)
 from tests.faults.honest import ABANDON
 from tests.faults.reading import Reading, Violation
 from tests.faults.record import check_record
@@ -285,3 +299,31 @@ def test_a_rewind_that_is_called_something_else_is_caught() -> None:
 
 def test_a_rewind_that_is_never_told_is_caught() -> None:
     assert check("I3", rewound_truth(), honest(small_truth())) is not None
+
+
+def test_what_a_resync_brought_before_its_register_returned_is_delivered_from_then_on() -> None:
+    # given a RESYNC that came while the prefix was still being registered
+    truth = Truth()
+    truth.record(2, [Op1("a", b"1"), Op1("b", b"1")])
+    truth.record(3, [Op1("a", b"2"), Op1("b", b"2")])
+    log = Log("late", ABANDON)
+    pair = {"a": {"a": b"1"}, "b": {"b": b"1"}}
+    log.entries = [
+        Watched(0.0, ("b",), 1),
+        Asked(0.1, "register", "a", False),
+        PutResync(0.2, 0, ResyncReason.INITIAL, 2, pair, []),
+        Asked(0.3, "register", "a", True),
+        Answering(0.4, 0, False),
+        Answered(0.4, 0, True),
+        # when the other one is being unregistered / then a CHANGE of the new one alone is right
+        Asked(0.5, "unregister", "b", False),
+        PutChange(0.6, 1, [Seen("a", Op.PUT, 3, b"2", b"1")]),
+        Asked(0.7, "unregister", "b", True),
+        Answering(0.8, 1, False),
+        Answered(0.8, 1, True),
+    ]
+    log.end = 1.0
+    assert check_all(truth, log) == []
+    # and one of neither is not
+    log.entries[7] = PutChange(0.6, 1, [Seen("b", Op.PUT, 3, b"2", b"1")])
+    assert check("I3", truth, log) is not None
