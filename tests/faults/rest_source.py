@@ -26,7 +26,7 @@ from datasync.errors import (
     StoreConnectionError,
     UnknownOutcome,
 )
-from datasync.events import ChangeValue, Op
+from datasync.events import ChangeValue, Op, ResyncReason
 from datasync.keyval.memory import MemoryStore
 from datasync.restsync import Client
 from datasync.restsync import reader as rest_reader
@@ -110,6 +110,15 @@ class RestSource(Source):
     def transport(self) -> RestTransport:
         url = f"http://{self._proxy.address}"
         self._watching = client = Client(url, prefix=PREFIX, idle_limit=IDLE_LIMIT, connect_timeout=0.5)
+        feed = client.registry.feed_snapshot
+
+        def feed_and_note(revision: int, entries: dict[str, tuple[int, bytes]], reason: ResyncReason) -> None:
+            """A full state that a peer has put is a RESYNC that somebody asked for: it waits for no pause."""
+            if reason is ResyncReason.REQUESTED:
+                self.course.requests.append(time.monotonic())
+            feed(revision, entries, reason)
+
+        client.registry.feed_snapshot = feed_and_note  # type: ignore[method-assign]
         return RestTransport(client)
 
     @property
