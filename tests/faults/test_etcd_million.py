@@ -90,7 +90,7 @@ def test_i2_i7_many_keys_are_listed_followed_and_listed_again_over_a_kill_betwee
         # given a server with so many keys
         with BareEtcd(server.endpoint) as bare:
             timed(f"{number:,} keys of {VALUE} bytes written", lambda: bare.fill(pairs(number), COMMIT))
-        store = EtcdStore(EtcdConfig(endpoints=(proxy.address,), page_size=number // 100))
+        store = EtcdStore(EtcdConfig(endpoints=(proxy.address,), page_size=min(number // 20, 30_000)))
         writer = EtcdStore(EtcdConfig(endpoints=(server.endpoint,), operation_timeout=30.0, dial_timeout=30.0))
         plugin = Plugin(store, "p/", serializer=RawSerializer(), allow_delayed_start=True)
         queue: Queue[Any] = Queue()

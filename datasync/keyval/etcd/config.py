@@ -63,7 +63,7 @@ class EtcdConfig:
     reconnect_interval: float = 2.0
     auto_compact: float = 0.0
     idle_limit: float = 10.0
-    page_size: int = 10_000
+    page_size: int = 30_000
     cert_file: str = ""
     key_file: str = ""
     ca_file: str = ""

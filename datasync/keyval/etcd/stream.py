@@ -35,6 +35,8 @@ WATCH_ID = 1
 NO_WATCH = -1
 #: Signs of life that are asked for within one idle limit of silence.
 PROBES = 3
+#: Bytes of an event, on the average, from which on fragments cost the server little and spare us much.
+LARGE_EVENT = 4096
 #: Oldest releases, by minor version, whose requested progress reports wait for the events before them.
 EXACT_SINCE = {(3, 4): 31, (3, 5): 13}
 
@@ -43,9 +45,10 @@ class EtcdStream(Stream):
     """The commits under *prefix* with a revision above *after*, one pass only. See the module's text for bookmarks.
 
     Responses are asked for whole: the server measures a response anew after each event that it adds to a fragment, so
-    that a fragment of many small events takes it minutes, while it may hold at most 1,000 revisions anyway. A whole one
-    can be too large for the idle limit on a slow line; so a call that was cut for its silence before its first event is
-    tried the other way next time. *in_fragments* are the prefixes of that store whose turn it is.
+    that a fragment of many small events takes it minutes, while it may hold at most 1,000 revisions anyway. Of large
+    values those are a gigabyte; so once events turned out to be large, the next call asks for fragments. A whole one
+    can also be too large for the idle limit on a slow line; so a call that was cut for its silence before its first
+    event is tried the other way next time. *in_fragments* are the prefixes of that store whose turn it is.
     """
 
     def __init__(
@@ -150,6 +153,8 @@ class EtcdStream(Stream):
                 if not response.canceled:
                     yield self._aside(response, requests, exact_member, joined=not commits)
             elif events := response.events:
+                if response.ByteSize() > LARGE_EVENT * len(events):
+                    self._in_fragments.add(self._prefix)
                 for event in events:
                     kv = event.kv
                     if not kv.key.startswith(prefix):
