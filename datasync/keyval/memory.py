@@ -45,6 +45,9 @@ class _Entry(NamedTuple):
     deadline: float | None
     owner: int | None  # id of the store object whose lifetime the key shares
 
+    def __repr__(self) -> str:
+        return f"<{len(self.value)} bytes of revision {self.revision}>"
+
 
 class _Space:
     """The data behind one name, shared by the stores that are open on it."""

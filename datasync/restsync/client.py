@@ -395,6 +395,9 @@ class _Answer(NamedTuple):
     headers: Mapping[str, str]
     data: bytes
 
+    def __repr__(self) -> str:
+        return f"<answer {self.status}, {len(self.data)} bytes>"
+
 
 def _read_all(answer: urllib3.BaseHTTPResponse, limit: int) -> bytes | None:
     """The body; None when it has more than *limit* bytes, which are not read then."""

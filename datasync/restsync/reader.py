@@ -43,10 +43,16 @@ class Event(NamedTuple):
     data: str
     identity: str
 
+    def __repr__(self) -> str:
+        return f"<event {self.name!r}, {len(self.data)} characters>"
+
 
 class _Commit(NamedTuple):
     revision: int
     ops: list[tuple[str, Payload | None]]
+
+    def __repr__(self) -> str:
+        return f"<commit {self.revision} of {len(self.ops)} key(s)>"
 
 
 class _Batch(NamedTuple):

@@ -53,6 +53,9 @@ class Head(NamedTuple):
         found = [value for other, value in self.headers if other == name]
         return ", ".join(found) if found else None
 
+    def __repr__(self) -> str:
+        return f"<{self.method} {self.target!r}>"  # a header has the token
+
 
 class Wire:
     """One connection, read through a buffer, every read with the time that is left. Threads: its own."""

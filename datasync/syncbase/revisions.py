@@ -22,6 +22,9 @@ class FrozenState(dict[str, Entry]):
 
     __slots__ = ("__weakref__",)
 
+    def __repr__(self) -> str:
+        return f"<state of {len(self)} key(s)>"
+
 
 class PrevRevisions:
     """Key to revision and value, with a revision counter that never goes back by itself.

@@ -71,6 +71,9 @@ class _Owned(NamedTuple):
     revision: int
     lease: int
 
+    def __repr__(self) -> str:
+        return f"<{len(self.value)} bytes of revision {self.revision}>"
+
 
 class ClientLease:
     """The lease of the values that live as long as the client, and what hangs on it.
