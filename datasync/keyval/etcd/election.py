@@ -59,7 +59,12 @@ class Leadership:
 
     @property
     def is_leader(self) -> bool:
-        """False from the moment on at which another may lead, even before this client could find out."""
+        """False from the moment on at which another may lead, even before this client could find out.
+
+        And in a forked child: it is its parent that leads.
+        """
+        if self._client.forked:
+            return False
         return not self._resigned and not self.lost.is_set() and time.monotonic() < self._alive_at + self._ttl
 
     def resign(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -163,6 +164,24 @@ def test_c15_close_does_not_wait_for_a_server_that_is_gone(
     leadership.resign()
     if how == "frozen":
         server34.thaw()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_c15_i17_a_forked_child_of_the_leader_does_not_lead(calm: EtcdServer, open_store: OpenStore) -> None:
+    # given a leader
+    with open_store(calm.endpoint).campaign("election/x", b"one") as leadership:
+        # when its process forks / then the child does not take itself for the leader, and gives up nothing
+        child = os.fork()
+        if child == 0:
+            outcome = 2
+            try:
+                outcome = int(leadership.is_leader)
+                leadership.resign()
+            finally:
+                os._exit(outcome)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert leadership.is_leader
+        assert len(leases(calm)) == 1
 
 
 def test_one_of_two_candidates_leads_and_the_other_follows_when_it_resigns(
