@@ -114,6 +114,7 @@ class StoreReader:
         stream = self._open(self._revision if expected is None else expected.revision - 1)
         opened = time.monotonic()
         spoken: float | None = None
+        heard = False
         try:
             for batch in stream:
                 if self._worker.stopping.is_set():
@@ -123,17 +124,23 @@ class StoreReader:
                     self._look_for(expected, batch)
                 if batch is None:
                     continue
+                heard = True
                 commits = batch.commits
                 if expected is not None and batch.revision >= expected.revision:
                     commits = self._after_anchor(expected, batch)
                     expected = None
                 if expected is None:
                     self._feed(Batch(batch.revision, commits))
-                    if commits or time.monotonic() - opened > GOOD_STREAM:
-                        self._backoff.reset()
-                        self._prompt.reset()
+                    if commits:
+                        self._succeeded()
         finally:
+            if heard and time.monotonic() - opened > GOOD_STREAM:  # nothing was written, and it was a good one
+                self._succeeded()
             self._cancel_stream()
+
+    def _succeeded(self) -> None:
+        self._backoff.reset()
+        self._prompt.reset()
 
     def _open(self, after: int) -> Stream:
         stream = self._store.stream(self._prefix, after)

@@ -22,7 +22,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -30,19 +30,22 @@ from datasync.backoff import Backoff
 from datasync.grpcsync import Client, link
 from datasync.grpcsync import serve as serve_grpc
 from datasync.grpcsync.peer import Peer
+from datasync.keyval import reader
+from datasync.keyval.etcd.client import Client as EtcdClient
 from datasync.restsync import Adapter as RestAdapter
 from datasync.restsync import serve as serve_rest
 from datasync.restsync import wsgi_app
 from tests.conftest import wait_until
 from tests.faults import measure
 from tests.faults.peer import Peer as Program
-from tests.faults.storm import Gate
+from tests.faults.storm import Crowd, Gate
 from tests.servers import EtcdServer, find_etcd
 
 #: Seconds after which a session counts as one that was there; before that its end is one more failed attempt.
 SETTLED = 1.2
-#: Seconds in which a crowd must be back: the longest pause, one attempt, and time for a busy machine.
-BACK = 45.0
+#: Seconds in which a crowd must be back: the longest pause, an attempt that failed because all came at once, another
+#: pause, and time for a busy machine.
+BACK = 100.0
 
 
 class Scene(NamedTuple):
@@ -99,6 +102,31 @@ def test_i13_while_a_client_pauses_nothing_of_it_knocks(monkeypatch: pytest.Monk
         wait_until(lambda: len(opened) == 3, "the client has tried three times")
         # then nobody came but for these
         assert len(gate.attempts) <= 3
+
+
+@pytest.mark.etcd
+def test_i13_while_a_reader_of_etcd_pauses_nothing_of_it_knocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a reader whose pauses are long enough that grpc, left alone with a channel, would try again many times
+    monkeypatch.setattr(reader, "Backoff", lambda *_, **__: Backoff(1.5, 1.5, spread=(1.0, 1.0)))
+    tried: list[str] = []
+    call = EtcdClient.call
+
+    def noted(client: EtcdClient, *arguments: Any, **options: Any) -> Any:
+        tried.append(arguments[2])
+        return call(client, *arguments, **options)
+
+    crowd = Crowd()
+    with etcd_server() as server, Gate(("127.0.0.1", server.port)) as gate:
+        crowd.make("etcd", gate.address, 1)
+        wait_until(lambda: crowd.ready()["ready"], "the reader is there")
+        # when its server is away
+        gate.shut()
+        gate.attempts.clear()
+        monkeypatch.setattr(EtcdClient, "call", noted)
+        wait_until(lambda: len(tried) == 3, "the reader has tried three times")
+        # then nobody came but for these, and once to ask why
+        assert len(gate.attempts) <= 4
+        crowd.drop()
 
 
 def busiest(attempts: list[float], begin: float) -> int:

@@ -105,9 +105,10 @@ class Endpoint:
     def __init__(self, address: str, config: EtcdConfig) -> None:
         self.address = address
         self._config = config
-        self._lock = threading.Lock()  # guards the two fields below; making a channel does not touch the network
+        self._lock = threading.Lock()  # guards the fields below; making a channel does not touch the network
         self._channel: grpc.Channel | None = None
         self._calls: dict[str, Callable[..., Any]] = {}
+        self._busy = 0
 
     def unary(
         self,
@@ -118,16 +119,19 @@ class Endpoint:
         scope: Scope | None,
     ) -> ResponseT:
         callee: Any = self._callee(method, "unary_unary")
-        if scope is None:
-            answer: ResponseT = callee(request, timeout=timeout, metadata=metadata)
-            return answer
-        future = callee.future(request, timeout=timeout, metadata=metadata)
-        scope.attach(future)
         try:
-            result: ResponseT = future.result()
-        except grpc.FutureCancelledError:
-            raise future from None  # a cancelled call is an RpcError itself, with code and details
-        return result
+            if scope is None:
+                answer: ResponseT = callee(request, timeout=timeout, metadata=metadata)
+                return answer
+            future = callee.future(request, timeout=timeout, metadata=metadata)
+            scope.attach(future)
+            try:
+                result: ResponseT = future.result()
+            except grpc.FutureCancelledError:
+                raise future from None  # a cancelled call is an RpcError itself, with code and details
+            return result
+        finally:
+            self._ended()
 
     def stream(
         self,
@@ -135,7 +139,15 @@ class Endpoint:
         requests: Iterator[RequestT],
         metadata: tuple[tuple[str, str], ...],
     ) -> Any:
-        return self._callee(method, "stream_stream")(requests, metadata=metadata)
+        callee = self._callee(method, "stream_stream")
+        try:
+            call = callee(requests, metadata=metadata)
+        except BaseException:
+            self._ended()
+            raise
+        if not call.add_callback(self._ended):
+            self._ended()  # it is over already
+        return call
 
     def reset(self) -> None:
         """Close the channel; the next call makes a new one."""
@@ -145,16 +157,32 @@ class Endpoint:
         if channel is not None:
             channel.close()
 
+    def rest(self) -> None:
+        """Close the channel unless it is in use: one that could not connect goes on knocking, and never waits long."""
+        with self._lock:
+            if self._busy:
+                return
+            channel, self._channel = self._channel, None
+            self._calls = {}
+        if channel is not None:
+            channel.close()
+
     def _callee(self, method: Method[Any, Any], shape: str) -> Callable[..., Any]:
-        callee = self._calls.get(method.path)
-        if callee is None:
-            with self._lock:
+        """What makes the call, which has begun with that: ``_ended`` is to follow."""
+        with self._lock:
+            callee = self._calls.get(method.path)
+            if callee is None:
                 if self._channel is None:
                     self._channel = _make_channel(self.address, self._config)
                 callee = self._calls[method.path] = getattr(self._channel, shape)(
                     method.path, request_serializer=_serialize, response_deserializer=method.response.FromString
                 )
+            self._busy += 1
         return callee
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._busy -= 1
 
 
 def _serialize(message: Message) -> bytes:
@@ -169,6 +197,8 @@ def _make_channel(address: str, config: EtcdConfig) -> grpc.Channel:
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", MAX_MESSAGE),
         ("grpc.max_send_message_length", -1),
+        # Identity only: how large a compressed message is shows when it has taken the memory.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
         # Channels share connections otherwise, and one store's close or backoff would be another's.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),

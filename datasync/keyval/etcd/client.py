@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two attempts while no endpoint can be reached.
 RETRY_PAUSE = 0.1
+#: Seconds for which a hint on why an endpoint cannot be talked to stays good.
+HINT_FOR = 10.0
 
 
 class Client:
@@ -41,6 +44,7 @@ class Client:
         self._scopes: WeakSet[Scope] = WeakSet()  # a stream that nobody ever read takes its scope with it
         self._token = ""
         self._closing = Scope()
+        self._hints: dict[Endpoint, tuple[float, str]] = {}
 
     @property
     def forked(self) -> bool:
@@ -65,7 +69,7 @@ class Client:
         """Call *method* and return its answer; *what* says in errors what was being done.
 
         Every call that surely did nothing is tried again, at the next endpoint and for ``dial_timeout`` altogether; a
-        read that broke is too; a write that may have been applied never is.
+        read that broke is too; a write that may have been applied never is. One with a *scope* is tried once at each.
 
         Raises:
           UnknownOutcome: *write*, and no answer came.
@@ -75,6 +79,7 @@ class Client:
         give_up = time.monotonic() + self.config.dial_timeout
         untried = len(self._endpoints)
         renewed = False
+        missed: set[Endpoint] = set()
         while True:
             endpoint = self._endpoints[self._current]
             token = self._token
@@ -96,12 +101,18 @@ class Client:
                     self._forget(token)
                     continue
                 again = fault.elsewhere and (fault.unsent or not write)
-                # An endpoint that did not answer in time had its chance; one that cannot be reached may come up.
+                if fault.unsent:
+                    missed.add(endpoint)
+                # An endpoint that did not answer in time had its chance; one that cannot be reached may come up. A
+                # stream has a reader behind it, whose own pauses are long enough.
                 patient = error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED and time.monotonic() < give_up
+                patient = patient and scope is None
                 if again and (untried > 0 or patient):
                     if untried <= 0:
-                        (scope or self._closing).wait(RETRY_PAUSE)
+                        self._closing.wait(RETRY_PAUSE)
                     continue
+                for one in missed:
+                    one.rest()
                 raise self.error(error, endpoint, what, write=write) from error
             except InvalidArgumentError:  # a ValueError as well: the files for TLS, which are read for a new channel
                 raise
@@ -156,12 +167,22 @@ class Client:
             log.debug("etcd %s: %s: %s", endpoint.address, code, text)
         return fault
 
+    def _hint(self, endpoint: Endpoint) -> str:
+        """Why a handshake fails, asked now and then: a reader that tries for hours would knock twice each time."""
+        now = time.monotonic()
+        asked, hint = self._hints.get(endpoint, (-math.inf, ""))
+        if now - asked >= HINT_FOR:
+            self._hints[endpoint] = (now, hint)  # first: who else asks meanwhile does not knock as well
+            hint = explain(self.config, endpoint.address)
+            self._hints[endpoint] = (now, hint)
+        return hint
+
     def error(self, error: grpc.RpcError, endpoint: Endpoint, what: str, *, write: bool = False) -> Exception:
         """The datasync error for *error*, with a word on TLS where that is what fails."""
         text = error.details() or ""
         # A connection that came about and failed: then it is worth a handshake of our own to ask why.
         broken = "failed to connect" in text and "refused" not in text and "timed out" not in text
-        hint = explain(self.config, endpoint.address) if broken else ""
+        hint = self._hint(endpoint) if broken else ""
         listed = ", ".join(e.address for e in self._endpoints) if find_fault(error.code(), "").elsewhere else ""
         return translate(error, what, listed or endpoint.address, write=write, hint=hint)
 
