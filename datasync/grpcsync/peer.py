@@ -92,6 +92,8 @@ class Peer:
             ("grpc.max_send_message_length", max_message_size),
             # Replies are small, save for those to a resync, which name its keys, each with the id of the request.
             ("grpc.max_receive_message_length", min(max(REPLY_FACTOR * max_message_size, 64 * 1024), 2**31 - 1)),
+            # Identity only: how large a compressed message is shows when it has taken the memory.
+            ("grpc.compression_enabled_algorithms_bitset", 1),
             # Clients share connections otherwise, and one's close or pause would be another's.
             ("grpc.use_local_subchannel_pool", 1),
             # A proxy set for the web is not meant for this.

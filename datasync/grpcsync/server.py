@@ -134,6 +134,8 @@ def _options(limits: Limits, max_age: float | None, keepalive: float, timeout: f
     found = [
         ("grpc.max_receive_message_length", limits.message_size),
         ("grpc.max_send_message_length", -1),
+        # Identity only: how large a compressed message is shows when it has taken the memory.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
         # Else a second server on the same port would share it in silence.
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_time_ms", int(keepalive * 1000)),
