@@ -29,8 +29,6 @@ CONVERGENCE, PATIENCE = 2.0, 15.0
 FIRST, NEXT = (0.05, 0.4), (0.5, 1.2)
 #: Seconds after its beginning at which a misfortune meets a transport that is being closed.
 MIDST = (0.0, 0.5)
-#: What a cell lacks that nobody has waited for.
-UNHEALED = "nobody noted when all had healed"
 #: Watchers that come and go, at most, besides those that are there from the beginning.
 LATE = 6
 
@@ -408,8 +406,8 @@ class _Run:
         result.evidence = dict(judgement.evidence)
         result.felt = [recovery.seconds for recovery in judgement.recovered]
         result.lacks = judgement.lacks
-        if not workload.hurried:  # a history of chance may well have nobody who watches
-            result.troubles += [lack for lack in judgement.lacks if not (workload.leaves and lack == UNHEALED)]
+        if not (workload.hurried or workload.leaves):  # a history of chance may well have nobody who watches
+            result.troubles += judgement.lacks
         for put in (put for log in logs for put in log.puts()):
             result.events += 1
             if isinstance(put, PutResync):
