@@ -106,7 +106,9 @@ class SQLiteSource(Source):
     def settle(self) -> None:
         """What was recorded is what is there, by a reader that shares no code with the library."""
         self.store.close()  # nothing of it is left, which the last footprint shows
-        found = {key[len(self.prefix) :]: brief(value) for key, value in self._rows("SELECT key, value FROM kv")}
+        found = {
+            key[len(self.prefix) :]: brief(value) for key, value, _ in self._rows("SELECT key, value, revision FROM kv")
+        }
         assert found == dict(self.truth.state), "the record of the writer is not what the file holds"
 
     def history(self) -> Sequence[TruthCommit] | None:
@@ -179,7 +181,7 @@ class SQLiteSource(Source):
                     rows = [(row[0].decode(), *row[1:]) for row in connection.execute(query)]
                 finally:
                     connection.close()
-                return [row for row in rows if everything or row[0].startswith(self.prefix)]  # type: ignore[misc]
+                return [row for row in rows if everything or row[0].startswith(self.prefix)]
             except sqlite3.OperationalError:  # the folder is away for a moment
                 if time.monotonic() > deadline:
                     raise

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pytest
 
 from datasync.events import ChangeEvent, Op, ResyncEvent, ResyncReason
-from datasync.keyval.api import DeleteOp, PutOp
+from datasync.keyval.api import DeleteOp, PutOp, Store
 from datasync.keyval.sqlite.store import SQLiteStore
 from datasync.kvdbsync.plugin import Plugin
 from tests.faults.recorder import RawSerializer
@@ -44,7 +44,7 @@ def timed(what: str, step: Callable[[], T]) -> T:
     return result
 
 
-def fill(store: SQLiteStore, first: int, last: int) -> None:
+def fill(store: Store, first: int, last: int) -> None:
     for start in range(first, last, FILL):
         numbers = range(start, min(start + FILL, last))
         store.commit([PutOp(f"p/{number:07}", b"%07d" % number * 14) for number in numbers])

@@ -27,8 +27,9 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(path: Path) -> Iterator[SQLiteStore]:
-    with SQLiteStore(path, synchronous="off", lock_timeout=0.1) as store:
-        yield store
+    store = SQLiteStore(path, synchronous="off", lock_timeout=0.1)
+    yield store
+    store.close()
 
 
 @pytest.fixture
