@@ -160,6 +160,11 @@ def tells_that_what_is_there_is_gone(log: Log) -> None:
     _resync(log, 4).removed.append(Gone("a/1", b"5", 5))
 
 
+def merges_too_much(log: Log) -> None:
+    put = _change(log, 3)
+    put.changes += [Seen(f"a/b/{number}", Op.PUT, 9, b"0", None) for number in range(1000, 2000)]
+
+
 def has_a_wrong_previous_value(log: Log) -> None:
     _alter(log, 1, 0, previous=b"0")
 
@@ -184,6 +189,11 @@ def sorts_a_key_under_a_shorter_prefix(log: Log) -> None:
 def has_no_entry_for_an_empty_prefix(log: Log) -> None:
     for put in (_resync(log, 0), _resync(log, 4)):
         put.values.pop("a/b/")
+
+
+def never_brings_a_new_prefix(log: Log) -> None:
+    now = log.end
+    log.entries += [Asked(now, "register", "nothing/", False), Asked(now, "register", "nothing/", True)]
 
 
 def overlooks_a_prefix_in_one_resync(log: Log) -> None:
@@ -286,6 +296,7 @@ BUGS: Mapping[str, Bug] = {
         Bug("I1", leaks_a_foreign_key_in_a_resync),
         Bug("I1", sorts_a_key_under_a_shorter_prefix),
         Bug("I1", has_no_entry_for_an_empty_prefix),
+        Bug("I1", never_brings_a_new_prefix),
         Bug("I1", overlooks_a_prefix_in_one_resync),
         Bug("I2", shows_an_old_state),
         Bug("I2", forgets_a_key_in_a_resync),
@@ -299,6 +310,7 @@ BUGS: Mapping[str, Bug] = {
         Bug("I4", goes_back_in_time),
         Bug("I4", invents_a_rewind),
         Bug("I5", splits_a_transaction),
+        Bug("I5", merges_too_much),
         Bug("I6", has_a_wrong_previous_value),
         Bug("I6", calls_an_update_a_create),
         Bug("I7", does_not_tell_what_is_gone),

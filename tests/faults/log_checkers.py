@@ -12,10 +12,14 @@ from tests.faults.history import Asked, Op1, PutChange, PutResync, Truth, Watche
 from tests.faults.reading import Reading, Violation, shown, under
 from tests.faults.sequence import fitting_epochs
 
+#: Changes of an event that is made of several transactions, at most.
+MAX_BATCH = 1000
+
 
 def check_prefixes(truth: Truth, reading: Reading) -> Violation | None:
     """I1: nothing but what was asked for; each key under its longest prefix; every prefix has its entry (C5, C11)."""
     owed: dict[str, int] = {}  # prefixes that a RESYNC still had to bring, since which entry
+    asking: set[str] = set()  # prefixes whose registration is under way; a RESYNC may bring them before it returns
     known: set[str] = set()  # prefixes that it cannot overlook: they were there in the beginning, or in the last one
     names: tuple[str, ...] = ()
     scope_of_names = None
@@ -33,8 +37,15 @@ def check_prefixes(truth: Truth, reading: Reading) -> Violation | None:
             if overlooked := known - named:
                 return reading.violation("I1", at, f"the RESYNC has no entry for {overlooked}")
             known = set(scope.delivered_must)
+            asking -= named
             # A prefix that was registered while this RESYNC was being put is brought by the next one.
             owed = {prefix: owed.get(prefix, at) for prefix in scope.must - named}
+        elif isinstance(entry, Asked) and entry.what == "register":
+            if not entry.over:
+                asking.add(entry.prefix)
+            elif entry.prefix in asking:
+                asking.discard(entry.prefix)
+                owed[entry.prefix] = at
         elif isinstance(entry, Asked) and entry.what == "unregister":
             owed.pop(entry.prefix, None)
             known.discard(entry.prefix)
@@ -110,6 +121,8 @@ def check_transactions(truth: Truth, reading: Reading) -> Violation | None:
                 return reading.violation("I5", at, f"the transaction at {split} came in an earlier event already")
             if len(revisions) > 1 and not reading.log.sourced:
                 return reading.violation("I5", at, "the transactions of several callers are in one event")
+            if len(revisions) > 1 and len(entry.changes) > MAX_BATCH:
+                return reading.violation("I5", at, f"{len(entry.changes)} changes were merged into one event")
             if len({change.key for change in entry.changes}) != len(entry.changes):
                 return reading.violation("I5", at, "a key stands twice in one event")
             seen |= revisions
