@@ -474,8 +474,8 @@ class GrpcSource(Source):
         self._down = threading.Event()  # set when the sender noticed that it has no connection
         self._down_at = 0.0
         self._up = threading.Event()  # set when it has one
-        self.sender = Sender(self._options(""), self._noticed)
-        self.other = Sender(self._options(OTHER))
+        self.sender = Sender(sender_options(self._proxy.address, "", chance), self._noticed)
+        self.other = Sender(sender_options(self._proxy.address, OTHER, chance))
         self._other_was_there = False
         self.truth = _Truth(lambda: self.sender.wanted)
         self.sender.start()
@@ -549,9 +549,9 @@ class GrpcSource(Source):
         if self._mirror != self.sender.log.wanted:
             troubles.append(f"the agent holds what nobody wants: {_apart(self.sender.log.wanted, self._mirror)}")
         if self._other_was_there:
-            held = _held(self._adapter.registries[OTHER])
-            if held != self.other.log.wanted:
-                troubles.append(f"of the other sender: {_apart(self.other.log.wanted, held)}")
+            there = held(self._adapter.registries[OTHER])
+            if there != self.other.log.wanted:
+                troubles.append(f"of the other sender: {_apart(self.other.log.wanted, there)}")
         assert not troubles, f"{len(troubles)} things, first: " + "; ".join(troubles[:5])
 
     def close(self) -> None:
@@ -575,7 +575,7 @@ class GrpcSource(Source):
     def _observe(self, revision: int, changes: Sequence[ChangeResp] | None) -> None:
         """Called with the registry's lock held, in the order of the facts."""
         if changes is None:
-            state = _held(self._adapter.registry)
+            state = held(self._adapter.registry)
             gone = [Op1(key, None) for key in self._mirror if key not in state]
             put = [Op1(key, value) for key, value in state.items() if self._mirror.get(key) != value]
             ops = [*gone, *put]
@@ -676,21 +676,6 @@ class GrpcSource(Source):
 
     # The server.
 
-    def _options(self, source: str) -> dict[str, Any]:
-        return {
-            "target": self._proxy.address,
-            "backoff": (0.1, 1.0),
-            "connect_timeout": 2.0,
-            "client": {
-                "source": source,
-                "content_type": self.chance.choice((CONTENT_JSON, CONTENT_PROTO)),
-                "keepalive": KEEPALIVE,
-                "keepalive_timeout": KEEPALIVE_TIMEOUT,
-                "answer_timeout": 6.0,
-                "send_timeout": 3.0,
-            },
-        }
-
     def _noticed(self, state: str, at: float) -> None:
         if state == "ready":
             self._up.set()
@@ -731,7 +716,25 @@ def _make_server(max_age: float | None = None) -> tuple[grpc.Server, ThreadPerCa
     return grpc.server(executor, maximum_concurrent_rpcs=1000, options=options), executor
 
 
-def _held(registry: Registry) -> dict[str, bytes]:
+def sender_options(target: str, source: str, chance: random.Random) -> dict[str, Any]:
+    """For ``Sender``: the client's own times, but for those that would be measured instead of the library."""
+    return {
+        "target": target,
+        "backoff": (0.1, 1.0),
+        "connect_timeout": 2.0,
+        "client": {
+            "source": source,
+            "content_type": chance.choice((CONTENT_JSON, CONTENT_PROTO)),
+            "keepalive": KEEPALIVE,
+            "keepalive_timeout": KEEPALIVE_TIMEOUT,
+            "answer_timeout": 6.0,
+            "send_timeout": 3.0,
+        },
+    }
+
+
+def held(registry: Registry) -> dict[str, bytes]:
+    """The state that *registry* knows."""
     return {pair.get_key(): pair.get_value(BytesValue()).value for pair in registry.items()}
 
 
