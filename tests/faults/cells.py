@@ -86,9 +86,10 @@ class Result:
 
     @property
     def why(self) -> str:
-        """What is wrong, the first violation first, and how to run it again."""
+        """The first thing that is wrong, and how to run it again."""
         reasons = [*self.violations, *self.troubles] or ["not converged"]
-        return "\n".join([*reasons, f"again: {self.cell.command}"])
+        more = [f"and {len(reasons) - 1} more"] if len(reasons) > 1 else []
+        return "\n".join([reasons[0], *more, f"again: {self.cell.command}"])
 
     def __str__(self) -> str:
         bad = len(self.violations) + len(self.troubles)

@@ -108,7 +108,18 @@ def run_many(cells: Iterable[Cell], jobs: int, say: Callable[[Result], None]) ->
 def table(results: Sequence[Result]) -> str:
     """A row for each source and one for all; below it the misfortunes and the RESYNCs that came of them."""
     sources = sorted({result.cell.source for result in results})
-    heads = ("source", "cells", "events", "changes", "violations", "not converged", "p50", "p99", "seconds")
+    heads = (
+        "source",
+        "cells",
+        "misfortunes",
+        "events",
+        "changes",
+        "violations",
+        "not converged",
+        "p50",
+        "p99",
+        "seconds",
+    )
     rows = [heads, *(_row(source, [one for one in results if one.cell.source == source]) for source in sources)]
     if len(sources) != 1:
         rows.append(_row("all", results))
@@ -136,10 +147,11 @@ def _row(name: str, results: Sequence[Result]) -> tuple[str, ...]:
     return (
         name,
         str(sum(result.counts for result in results)),
+        f"{sum(sum(result.misfortunes.values()) for result in results):,}",
         f"{sum(result.events for result in results):,}",
         f"{sum(result.changes for result in results):,}",
         str(bad),
-        str(sum(result.converged is None for result in results)),
+        str(sum(result.lost for result in results)),
         _percentile(times, 50),
         _percentile(times, 99),
         f"{sum(result.took for result in results):.0f}",

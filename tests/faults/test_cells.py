@@ -241,9 +241,9 @@ def test_the_table_has_a_row_for_each_source_and_one_for_all() -> None:
         Result(Cell("two", "cut", "idle", 1), 1000, 2000, troubles=["hangs"]),
     ]
     rows = [line.split() for line in table(results).splitlines()]
-    assert rows[1] == ["one", "2", "15", "20", "1", "0", "1.500", "s", "1.500", "s", "0"]
-    assert rows[2] == ["two", "1", "1,000", "2,000", "1", "1", "-", "-", "0"]
-    assert rows[3][:6] == ["all", "3", "1,015", "2,020", "2", "1"]
+    assert rows[1] == ["one", "2", "1", "15", "20", "1", "0", "1.500", "s", "1.500", "s", "0"]
+    assert rows[2] == ["two", "1", "0", "1,000", "2,000", "1", "1", "-", "-", "0"]
+    assert rows[3][:7] == ["all", "3", "1", "1,015", "2,020", "2", "1"]
     assert "I1 10," in table(results)
 
 
