@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 #: Seconds between two attempts while no endpoint can be reached.
 RETRY_PAUSE = 0.1
 #: Seconds for which a hint on why an endpoint cannot be talked to stays good.
-HINT_FOR = 10.0
+HINT_FOR = 300.0
 
 
 class Client:
