@@ -7,19 +7,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from google.protobuf.wrappers_pb2 import BytesValue
 
-from datasync.syncbase.done import PropagationFuture
-from datasync.syncbase.registry import Registry
-from datasync.syncbase.status import SubscriptionState
 from tests.faults import measure
+from tests.faults.audience import Audience
 from tests.faults.cells import NONE, RANDOM, SECONDS, Cell, Result, fits
 from tests.faults.checkers import judge
-from tests.faults.consumers import ANSWERING, MANNERS, Consumer, Membership
 from tests.faults.history import LONG, PutResync, Strike, TruthCommit, brief
-from tests.faults.sources import PREFIXES, Misfortune, Ops, Source, make_source, random_puts
+from tests.faults.sources import Misfortune, Ops, Source, make_source, random_puts
 from tests.faults.times import Times, shortened
 from tests.faults.workloads import WORKLOADS, Pace
 
@@ -29,8 +25,6 @@ CONVERGENCE, PATIENCE = 2.0, 15.0
 FIRST, NEXT = (0.05, 0.4), (0.5, 1.2)
 #: Seconds after its beginning at which a misfortune meets a transport that is being closed.
 MIDST = (0.0, 0.5)
-#: Watchers that come and go, at most, besides those that are there from the beginning.
-LATE = 6
 
 
 def run_cell(cell: Cell, make: Callable[[random.Random], Source] | None = None) -> Result:
@@ -71,8 +65,7 @@ class _Run:
         self._times = times
         self._over = threading.Event()
         self._errors: list[BaseException] = []
-        self._members: list[Membership] = []
-        self._writer_chance, self._crowd_chance = (random.Random(chance.random()) for _ in range(2))
+        self._writer_chance = random.Random(chance.random())
         self._transactions = self._workload.transactions(self._writer_chance)
         self._counted = self._workload.counted and not self._cell.seconds
         self._seconds = self._cell.seconds or SECONDS
@@ -83,7 +76,7 @@ class _Run:
         if self._cell.fault not in (RANDOM, NONE, *source.misfortunes()):
             raise ValueError(f"{self._cell.source} has no fault {self._cell.fault!r}")
         self._plugin = source.transport()
-        self._note_requests(self._plugin.registry)
+        self._audience = Audience(self._plugin, source, self._workload, times, chance)
 
     def play(self) -> None:
         source = self._source
@@ -96,10 +89,9 @@ class _Run:
             if self._workload.leaves:
                 self._leave_all()
             source.heal()
-            for member in list(self._members):
-                member.consumer.heal()
+            self._audience.heal()
             if not self._workload.leaves:
-                self._ask_all()
+                self._audience.ask_all()
                 self._converge()
         finally:
             self._over.set()
@@ -109,9 +101,9 @@ class _Run:
 
     def _live(self) -> None:
         """Until it is over: the source goes through its misfortunes, the watchers through theirs."""
-        self._join_first()
+        self._audience.gather()
         self._start()
-        bodies: list[Callable[[], None]] = [self._write_on, self._crowd, self._measure]
+        bodies: list[Callable[[], None]] = [self._write_on, self._come_and_go, self._measure]
         threads = [threading.Thread(target=self._guarded, args=(body,), name=body.__name__) for body in bodies]
         for thread in threads:
             thread.start()
@@ -181,101 +173,14 @@ class _Run:
         self._recorded += sum(300 + min(LONG, len(value or b"")) for _, value in ops)
         return len(ops)
 
-    # What happens to the watchers.
-
-    def _join_first(self) -> None:
-        workload = self._workload
-        for number, manners in enumerate(workload.watchers):
-            self._join(f"watcher-{number}", self._chance, manners)
-        if not workload.watchers:
-            for number in range(self._chance.randint(1, 3)):
-                self._join(f"early-{number}", self._chance)
-
-    def _join(self, name: str, chance: random.Random, manners: str = "") -> None:
-        workload = self._workload
-        chance = random.Random(chance.random())
-        # A caller is told of a refusal and decides himself: then the subscriber's view is nobody's promise.
-        manners = manners or chance.choice(list(MANNERS) if self._source.sourced else ANSWERING)
-        consumer = Consumer(
-            f"{name}-{manners}",
-            replace(MANNERS[manners], pause=workload.pause),
-            chance,
-            abandon=self._times.abandon,
-            room=chance.choice((0, 0, 1, 2, 5)) if workload.room is None else workload.room,
-            shared=chance.random() < 0.4,
-        )
-        prefixes = [""] if workload.whole else chance.sample(PREFIXES, chance.randint(not workload.hurried, 4))
-        member = Membership(self._plugin, consumer, prefixes, chance.choice((1, 1, 2, 4)))
-        log = consumer.recorder.log
-        log.sourced, log.backoff = self._source.sourced, self._times.failure_backoff
-        log.prompt = manners == "fast" and not workload.room and not workload.hurried
-        consumer.talk_back = lambda own: self._talk_back(member, own)
-        consumer.start()
-        self._members.append(member)
-
-    def _talk_back(self, member: Membership, chance: random.Random) -> None:
-        kind = chance.randrange(3)
-        if kind == 0:
-            member.change(chance, PREFIXES)
-        elif kind == 1:
-            self._plugin.registry.items("a/")
-        else:
-            self._plugin.status()
-
-    def _crowd(self) -> None:
-        """Somebody changes what he wants to hear of, comes, or goes."""
-        chance = self._crowd_chance
-        pause = 2 * self._source.pace if self._workload.hurried else self._workload.changes
-        late = 0
-        while pause and not self._over.wait(chance.uniform(0, 2 * pause)):
-            dice = chance.random()
-            if dice < 0.6 and self._members:
-                chance.choice(self._members).change(chance, PREFIXES)
-            elif dice < 0.8 and late < LATE:
-                late += 1
-                manners = "" if self._workload.hurried else "fast"
-                self._join(f"late-{late}", chance, manners)
-            elif dice < 0.87 and self._members:
-                self._leave(chance.choice(self._members), chance)
-            elif dice > 0.93:
-                self._ask_all()
-
-    def _note_requests(self, registry: Registry) -> None:
-        """A RESYNC that somebody asks for in person waits for no backoff: the checkers need to know when that was."""
-        request, requests = registry.request_resync, self._source.course.requests
-
-        def noted(name: str) -> PropagationFuture:
-            requests.append(time.monotonic())
-            try:
-                return request(name)
-            finally:
-                requests.append(time.monotonic())
-
-        registry.request_resync = noted  # type: ignore[method-assign, assignment]
-
-    def _ask_all(self) -> None:
-        if self._source.orchestrator is not None:
-            self._source.orchestrator.do_resync()
-
-    def _leave(self, member: Membership, chance: random.Random) -> None:
-        """Close a registration: from here, from its consumer's own thread, from both at once."""
-        way = chance.choice(("here", "its consumer", "both"))
-
-        def close() -> None:
-            measure.close(f"registration, {way}", member.close, self._source.course, self._workload.pause)
-
-        if member.closed:
-            return
-        if way != "here":
-            member.consumer.ask(close)
-        if way != "its consumer":
-            close()
+    def _come_and_go(self) -> None:
+        self._audience.crowd(self._over)
 
     def _measure(self) -> None:
         while not self._over.wait(measure.EVERY):
             ways = self._plugin.status().subscriptions
             written = self._written + self._source.written
-            recorded = sum(member.consumer.recorder.size for member in list(self._members)) + self._recorded
+            recorded = self._audience.recorded + self._recorded
             pending = {name: one.pending for name, one in ways.items()}
             self._source.course.samples.append(measure.sample(pending, written, recorded))
 
@@ -323,27 +228,24 @@ class _Run:
         registry = self._plugin.registry
         if self._source.revision not in (0, registry.revision):
             return ["the plugin"]
-        members = {one.consumer.recorder.log.name: one for one in self._members if not one.closed}
-        ways = self._plugin.status().subscriptions
-        busy = [name for name in members if ways[name].state is not SubscriptionState.SYNCED or ways[name].in_flight]
-        if busy:
-            return busy
-        if {kv.get_key(): brief(kv.get_value(BytesValue()).value) for kv in registry.items()} != state:
-            return ["the plugin"]
-        return [name for name, member in members.items() if not member.view_is(state)]
+        if behind := self._audience.behind(state):
+            return behind
+        held = {kv.get_key(): brief(kv.get_value(BytesValue()).value) for kv in registry.items()}
+        return [] if held == state else ["the plugin"]
 
     def _close(self) -> None:
         """End everything: what is not right by now never will be."""
+        members = self._audience.members
         end = time.monotonic()
-        for member in self._members:
-            member.consumer.heal()
-            member.consumer.recorder.log.end = end
-        before = [list(member.consumer.recorder.log.entries) for member in self._members]
+        self._audience.heal()
+        for log in self._audience.logs:
+            log.end = end
+        before = [list(log.entries) for log in self._audience.logs]
         if not self._closed:
             self._close_plugin()
         if self._source.orchestrator is not None:
             self._source.orchestrator.close()
-        for member in self._members:
+        for member in members:
             member.consumer.stop()
             self._errors += member.consumer.errors
         try:
@@ -353,16 +255,16 @@ class _Run:
             # Whom a transport has left in the middle of something need not agree with it.
             if not (self._workload.leaves and isinstance(error, AssertionError)):
                 self._errors.append(error)
-        if self._puts() != self._put_when_closed:
+        if self._audience.puts != self._put_when_closed:
             self.result.troubles.append("I9 violated: an event was put after close() of the transport had returned")
-        for member, entries in zip(self._members, before, strict=True):
+        for member, entries in zip(members, before, strict=True):
             if not member.closed:
                 member.consumer.recorder.log.entries = entries
 
     def _close_plugin(self) -> None:
         """From this thread, another one, or the one of a consumer; and once more."""
         self._closed = True
-        ways = ["here", "another thread", *["a consumer's thread"] * bool(self._members)]
+        ways = ["here", "another thread", *["a consumer's thread"] * bool(self._audience.members)]
         way = self._chance.choice(ways)
         over = threading.Event()
 
@@ -377,21 +279,18 @@ class _Run:
         elif way == "another thread":
             threading.Thread(target=self._guarded, args=(close,), name="closes").start()
         else:
-            self._chance.choice(self._members).consumer.ask(close)
+            self._chance.choice(self._audience.members).consumer.ask(close)
         returned = over.wait(PATIENCE)
-        self._put_when_closed = self._puts()
+        self._put_when_closed = self._audience.puts
         if not returned:
             self.result.troubles.append(f"I15 violated: close() of the transport from {way} does not return")
         measure.close("transport, again", self._plugin.close, self._source.course, 0.0)
 
-    def _puts(self) -> int:
-        return sum(member.consumer.recorder.count for member in self._members)
-
     def _check(self) -> None:
         result, workload = self.result, self._workload
         result.troubles += ["".join(traceback.format_exception(error)) for error in self._errors]
-        logs = [member.consumer.recorder.log for member in self._members]
-        for member, log in zip(self._members, logs, strict=True):
+        logs = self._audience.logs
+        for member, log in zip(self._audience.members, logs, strict=True):
             log.complete = (result.converged is not None or not member.closed) and not workload.leaves
         judgement = judge(
             self._source.truth,

@@ -133,7 +133,7 @@ def test_a_cell_whose_fault_is_unknown_is_refused() -> None:
 def test_a_cell_in_which_nothing_was_proven_is_not_good(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a workload that nobody watches / when it is run / then it has no violation, and is not good either
     monkeypatch.setitem(WORKLOADS, "steady", Workload("steady", "nobody watches", watchers=()))
-    monkeypatch.setattr("tests.faults.runner._Run._join", lambda *arguments: None)
+    monkeypatch.setattr("tests.faults.audience.Audience._join", lambda *arguments: None)
     result = run_cell(Cell("memory", "cut", "steady", 1, 0.5))
     assert result.violations == []
     assert "no watcher was given any event" in result.troubles
