@@ -158,8 +158,9 @@ class Agent:
         number = 0
         due = time.monotonic()
         while not self._stopping.wait(max(0.0, due - time.monotonic())):
-            due = max(due + SAMPLE, time.monotonic())
-            sample: dict[str, Any] = {"time": time.monotonic(), **footprint()}
+            now = time.monotonic()
+            sample: dict[str, Any] = {"time": now, "late": now - due, **footprint()}
+            due = max(due + SAMPLE, now)
             sample["pending"] = {name: source.pending for name, source in self._sources.items()}
             if number % COUNT_EVERY == 0:
                 sample["objects"] = len(gc.get_objects())

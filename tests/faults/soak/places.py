@@ -8,25 +8,28 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
 from tests.conftest import absent
 from tests.programs import etcd_servers
-from tests.proxy import TcpProxy, free_port
+from tests.proxy import TcpProxy
 from tests.running import environment
 from tests.servers import EtcdServer
 
 #: Seconds that a process may take to answer a command.
 PATIENCE = 90.0
+#: Ports of servers that are killed and come back, for half an hour: not those that other tests try meanwhile.
+PORTS = range(10_500, 14_900)
 
 
 class Child:
@@ -114,6 +117,19 @@ class Child:
 
 
 Fault = Callable[[float], object]
+
+
+def own_port(taken: Container[int] = ()) -> int:
+    """A loopback port out of ``PORTS`` that nobody uses, and none of *taken*."""
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in taken:
+            return port
 
 
 class Place(ABC):
@@ -240,7 +256,11 @@ class EtcdPlace(Proxied):
         programs = list(etcd_servers().values())
         if not programs:
             absent("etcd")
-        self._server = EtcdServer(programs[-1], self.folder / "etcd").start()
+        self._server = server = EtcdServer(programs[-1], self.folder / "etcd")
+        server.port = own_port()
+        server.peer_port = own_port((server.port,))
+        server.metrics_port = own_port((server.port, server.peer_port))
+        server.start()
         self.proxy = TcpProxy(("127.0.0.1", self._server.port))
         self.where = f"etcd://{self.proxy.address}"
         self._copy = False
@@ -354,7 +374,7 @@ class GrpcPlace(Proxied):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        port = free_port()
+        port = own_port()
         self.where = f"127.0.0.1:{port}"  # the agent listens there
         self.proxy = TcpProxy(("127.0.0.1", port))
         self.begin(self.proxy.address)
@@ -376,7 +396,7 @@ class RestPlace(Proxied):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._address = f"127.0.0.1:{free_port()}"
+        self._address = f"127.0.0.1:{own_port()}"
         self.begin(self._address)
         self.proxy = TcpProxy(("127.0.0.1", int(self._address.rpartition(":")[2])))
         self.where = f"http://{self.proxy.address}"

@@ -95,6 +95,7 @@ def table(record: Record) -> str:
     totals = record.totals
     resyncs = ", ".join(f"{name} {count}" for name, count in sorted(totals["resyncs"].items()))
     objects = [sample["objects"] for sample in record.samples if "objects" in sample]
+    late = sorted(sample["late"] for sample in record.samples if "late" in sample)
     rows = [
         ("sources", ", ".join(record.sources)),
         ("seed", record.seed),
@@ -108,6 +109,10 @@ def table(record: Record) -> str:
         ("views compared with the truth", f"{record.comparisons:,}"),
         ("snapshots compared", f"{totals.get('snapshots', 0):,}"),
         ("in step again, p50 / p99 / max", " / ".join(f"{percentile(times, p):.2f} s" for p in (50, 99, 100))),
+        (
+            "a thread waited for a core",
+            " / ".join(f"{percentile(late, p):.2f} s" for p in (50, 99, 100)),
+        ),
         ("objects of Python, first / last", f"{objects[0]:,} / {objects[-1]:,}" if objects else "-"),
     ]
     lines = [f"{name:>32}  {value}" for name, value in rows]
