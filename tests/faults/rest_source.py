@@ -48,7 +48,7 @@ IDLE_LIMIT = 1.0
 #: Errors that say how subscribers took what was applied.
 APPLIED = (PropagationError, DoneTimeout, DeliveryTimeout)
 #: Seconds between two looks at a status that is to change.
-LOOK = 0.005
+LOOK = 0.02
 
 _PROTO = SerializerProto()
 
@@ -284,7 +284,7 @@ class RestSource(Source):
 
     def _freeze_server(self) -> None:
         self._server.freeze()
-        self._notice(self.chance.choice((0.2, 2 * IDLE_LIMIT)))
+        self._notice(self.chance.choice((0.2, 2.5 * IDLE_LIMIT)))
         self._server.thaw()
 
     def _behave(self, manner: str) -> None:
@@ -316,7 +316,7 @@ class RestSource(Source):
     def _swallow(self, *, up: bool, down: bool) -> None:
         self._proxy.black_hole(up=up, down=down)
         if down:
-            self._notice(self.chance.choice((0.2, 2 * IDLE_LIMIT)))
+            self._notice(self.chance.choice((0.2, 2.5 * IDLE_LIMIT)))
         else:  # a stream says nothing after its request: nothing is lost
             self.faults.healed.wait(self.chance.uniform(0, IDLE_LIMIT))
         self._proxy.heal()

@@ -96,12 +96,12 @@ def test_c3_a_follower_that_stood_still_for_a_moment_resumes_without_a_resync(ad
 
 def test_c17_a_write_to_a_server_that_stands_still_is_unknown_and_not_sent_twice(remote: Remote) -> None:
     # given a server that is stopped with its connections open
-    with remote.client(timeout=0.3) as client:
+    with remote.client(timeout=0.3) as hasty, remote.client(timeout=20.0) as client:
         client.put("a", BytesValue(value=b"1"))
         remote.peer.freeze()
         # when somebody writes
         with pytest.raises(UnknownOutcome, match="may have been applied"):
-            client.put("a", BytesValue(value=b"2"))
+            hasty.put("a", BytesValue(value=b"2"))
         remote.peer.thaw()
         # then it is applied in the end, and once
         wait_until(lambda: remote.log.read_text().count("\n") == 2, "the server goes on")
