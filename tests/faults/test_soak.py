@@ -182,6 +182,7 @@ def run(folder: Path, seconds: float, broken_how: str = "") -> Record:
         soak.close()
 
 
+@pytest.mark.slow
 def test_a_short_soak_of_sqlite_and_rest_breaks_no_rule(tmp_path: Path) -> None:
     # given writers, servers and the agent as processes / when two things go wrong
     record = run(tmp_path, 4.0)
@@ -201,6 +202,7 @@ def impatient() -> Iterator[None]:
     world.NEVER = before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_what_is_missed_and_what_leaks_breaks_the_soak(tmp_path: Path) -> None:
     # given an agent in which a subscriber misses events, and memory, threads and descriptors grow
