@@ -150,7 +150,7 @@ class _ScriptedStream(Stream):
 
     def __iter__(self) -> Iterator[Batch | None]:
         first = True
-        while not self._cancelled:
+        while True:
             with self._store.changed:
                 if not first and self._store.revision == self._position and not self._cancelled:
                     self._store.changed.wait(IDLE)
