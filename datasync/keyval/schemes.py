@@ -27,7 +27,7 @@ class StoreURL:
     scheme: str
     #: (host, port or None), in order; IPv6 addresses without their brackets.
     hosts: tuple[tuple[str, int | None], ...] = ()
-    user: str | None = None
+    user: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
     path: str = field(default="", repr=False)
     query: Mapping[str, str] = field(default_factory=dict, repr=False)
