@@ -74,13 +74,18 @@ def absent(what: str) -> NoReturn:
     pytest.skip(message)
 
 
+#: Marks of tests that run only when they are asked for by ``-m``.
+ON_DEMAND = ("bench", "slow")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "bench" in config.getoption("markexpr", ""):
-        return
-    off = [item for item in items if item.get_closest_marker("bench")]
-    if off:
-        config.hook.pytest_deselected(items=off)
-        items[:] = [item for item in items if not item.get_closest_marker("bench")]
+    wanted = config.getoption("markexpr", "")
+    for mark in ON_DEMAND:
+        if mark not in wanted:
+            off = [item for item in items if item.get_closest_marker(mark)]
+            if off:
+                config.hook.pytest_deselected(items=off)
+                items[:] = [item for item in items if not item.get_closest_marker(mark)]
 
 
 def pytest_collection_finish() -> None:

@@ -451,7 +451,6 @@ def test_a_name_that_does_not_exist_is_named(open_store: OpenStore) -> None:
         open_store("no-such-host.invalid:1", dial_timeout=0.3).check()
 
 
-@pytest.mark.slow
 def test_d59_a_member_without_quorum_ends_the_watch_and_another_takes_over(
     tmp_path: Path, open_store: OpenStore
 ) -> None:
