@@ -18,6 +18,8 @@ from tests.servers import EtcdServer, etcdctl
 
 #: Who reads, and who writes.
 READER, PASSWORD, ROOT = "agent", "agents-password", "root"
+#: What the command line client waits for an answer.
+PATIENCE = "15s"
 #: Seconds that a token lives when it is not used.
 TOKEN = 1
 
@@ -35,7 +37,8 @@ class EtcdSecureSource(EtcdSource):
         self._certificate = (folder / "server.pem", folder / "server.key")
         self._authority.cert_pem.write_to_path(str(self._ca))
         self._issue()
-        flags = (*self._flags(), "--auth-token-ttl", str(TOKEN))
+        # As much work for a password as must be, or that is what a cell on a busy machine waits for.
+        flags = (*self._flags(), "--auth-token-ttl", str(TOKEN), "--bcrypt-cost", "4")
         server = EtcdServer(self._program, folder / "etcd", *flags, certificates=self._certificate).start()
         self._server = server
         self._allow()
@@ -78,9 +81,9 @@ class EtcdSecureSource(EtcdSource):
         answer = authenticate(pb.AuthenticateRequest(name=ROOT, password=ROOT), timeout=10)
         return (("token", answer.token),)
 
-    def _ctl(self, *command: str, user: bool = True) -> None:
-        said = ("--cacert", str(self._ca), *(("--user", f"{ROOT}:{ROOT}") if user else ()), *command)
-        etcdctl(f"https://{self._server.endpoint}", *said)
+    def _ctl(self, *command: str, check: bool = True) -> None:
+        said = ("--cacert", str(self._ca), "--user", f"{ROOT}:{ROOT}", "--command-timeout", PATIENCE, *command)
+        etcdctl(f"https://{self._server.endpoint}", *said, check=check)
 
     def _issue(self) -> None:
         """A new certificate of the same authority; the server reads it at the next handshake."""
@@ -110,16 +113,16 @@ class EtcdSecureSource(EtcdSource):
 
     def _revoke(self) -> None:
         """The permission goes, for long enough that it is noticed or not, and comes again."""
-        self._ctl("role", "revoke-permission", READER, self.prefix, "--prefix")
+        self._ctl("role", "revoke-permission", READER, self.prefix, "--prefix", check=False)
         self.faults.healed.wait(self.chance.uniform(0, 2 * IDLE_LIMIT))
         self._grant()
 
     def _change_users(self) -> None:
         """Any change of users makes every token older than the users."""
         name = f"other-{self.chance.randrange(1 << 30)}"
-        self._ctl("user", "add", f"{name}:{name}")
+        self._ctl("user", "add", f"{name}:{name}", check=False)
         self.faults.healed.wait(self.chance.uniform(0, 0.3))
-        self._ctl("user", "delete", name)
+        self._ctl("user", "delete", name, check=False)
 
     def _rotate(self) -> None:
         """The server is restarted with another certificate of the same authority."""

@@ -106,6 +106,14 @@ class EtcdConfig:
         return bool(wanted) and not self.insecure_transport
 
     @property
+    def page_timeout(self) -> float:
+        """How long one page of a listing may take.
+
+        Of a million keys that is a second's work for the server, and with one page that fails all of them begin anew.
+        """
+        return max(self.operation_timeout, self.idle_limit)
+
+    @property
     def addresses(self) -> tuple[str, ...]:
         """The endpoints as ``host:port``."""
         return tuple(read_address(endpoint) for endpoint in self.endpoints or (DEFAULT_ENDPOINT,))

@@ -191,7 +191,8 @@ class _Check:
         more = True
         while more:
             page = self._range(
-                pb.RangeRequest(key=key, range_end=end, revision=self._after, limit=PAGE, keys_only=True)
+                pb.RangeRequest(key=key, range_end=end, revision=self._after, limit=PAGE, keys_only=True),
+                timeout=self._client.config.page_timeout,
             )
             tally.add(page.kvs)
             more = page.more
@@ -199,8 +200,8 @@ class _Check:
         if tally.total(listing.revision) != listing:
             raise self.rewound("other keys stand where some were listed")
 
-    def _range(self, request: pb.RangeRequest) -> pb.RangeResponse:
-        return self._client.call(RANGE, request, self._what, scope=self._scope)
+    def _range(self, request: pb.RangeRequest, timeout: float | None = None) -> pb.RangeResponse:
+        return self._client.call(RANGE, request, self._what, scope=self._scope, timeout=timeout)
 
 
 def _pair(kv: pb.KeyValue) -> _Pair:

@@ -68,7 +68,8 @@ class EtcdScan(Scan):
     def _page(self, key: bytes, limit: int, revision: int) -> pb.RangeResponse:
         end = prefix_range(self._prefix)[1]
         request = pb.RangeRequest(key=key, range_end=end, limit=limit, revision=revision, keys_only=self._keys_only)
-        page = self._client.call(RANGE, request, f"listing {self._prefix!r}")
+        patience = self._client.config.page_timeout
+        page = self._client.call(RANGE, request, f"listing {self._prefix!r}", timeout=patience)
         kvs = page.kvs
         # A page that is not behind the last one, or is empty and not the last, would be asked for for ever.
         if (not kvs and page.more) or (kvs and not (key <= kvs[0].key and (end == ALL or kvs[-1].key < end))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import grpc
@@ -195,6 +196,22 @@ def test_i14_a_server_that_falls_silent_before_the_watch_begins_is_not_waited_fo
         with pytest.raises(StoreConnectionError, match="no answer in time"):
             next(iter(stream))
         assert not fake.requests
+
+
+def test_a_page_that_takes_longer_than_an_operation_may_is_waited_for(open_store: OpenStore) -> None:
+    # given a server that has much to do for a page
+    class Slow(FakeEtcd):
+        def _range(self, request: pb.RangeRequest, context: Any) -> pb.RangeResponse:
+            begun = time.monotonic()
+            wait_until(lambda: time.monotonic() - begun > 0.4 or not context.is_active(), "the page is ready")
+            return super()._range(request, context)
+
+    with Slow([]) as fake:
+        store = open_store(fake.endpoint, operation_timeout=0.2, idle_limit=5.0)
+        # then a listing has the patience of a stream, and a single read its own
+        assert list(store.scan("p/")) == []
+        with pytest.raises(StoreConnectionError, match="no answer in time"):
+            store.read("p/a")
 
 
 def test_a_server_that_keeps_its_version_to_itself_is_followed(open_store: OpenStore) -> None:
