@@ -283,13 +283,18 @@ class Sender:
             self.log.resyncs.append(number)
             self._write({"do": "resync", "number": number})
 
-    def big(self, key: str, size: int) -> None:
+    def waits_for(self, number: int) -> bool:
+        """True while nothing was said of that operation."""
+        return number in self._open
+
+    def big(self, key: str, size: int) -> int:
         """Tell it to put *size* bytes, which is too much for the agent."""
         with self._lock:
             number = next(self._numbers)
             self.log.sent.append(Sent(number, key, b"too large %d" % number, wanted=False))
             self._open.add(number)
             self._write({"do": "big", "number": number, "key": key, "size": size})
+        return number
 
     def settle(self) -> None:
         """Tell it to be done with everything; what could not be sent is made good."""
@@ -527,7 +532,7 @@ class GrpcSource(Source):
             "freeze": lambda: self._for_a_while(self._proxy.freeze),
             "goaway": self._age,
             "size-cap": self._too_large,
-            "resync": self.sender.resync,
+            "resync": self._resync,
             "other-sender": self._somebody_else,
         }
 
@@ -602,8 +607,11 @@ class GrpcSource(Source):
         self.faults.healed.wait(self.chance.uniform(0, 0.2))
         self._up.clear()
         self.sender.start()
-        until = time.monotonic() + 3.0
-        while not self._up.is_set() and not self.faults.healed.is_set() and time.monotonic() < until:
+        self._wait_for(self._up.is_set)
+
+    def _wait_for(self, condition: Callable[[], bool], patience: float = 5.0) -> None:
+        until = time.monotonic() + patience
+        while not condition() and not self.faults.healed.is_set() and time.monotonic() < until:
             self.faults.healed.wait(0.02)
 
     def _freeze_sender(self) -> None:
@@ -629,6 +637,7 @@ class GrpcSource(Source):
 
     def _cut_pipelined(self) -> None:
         """A window full of requests is under way."""
+        self._wait_for(lambda: self.sender.open < UNANSWERED)
         self.write([op for _ in range(40) for op in random_ops(self.chance)])
         self.faults.healed.wait(self.chance.uniform(0, 0.02))
         self._proxy.reset()
@@ -657,14 +666,22 @@ class GrpcSource(Source):
         self._proxy.heal()
 
     def _too_large(self) -> None:
-        """For the agent, or already for the sender's own limit."""
-        self.sender.big("a/big", self.chance.choice((2 * MESSAGE_SIZE, 20 * MESSAGE_SIZE)))
+        """For the agent, or already for the sender's own limit; over when the sender has been told."""
+        number = self.sender.big("a/big", self.chance.choice((2 * MESSAGE_SIZE, 20 * MESSAGE_SIZE)))
+        self._wait_for(lambda: not self.sender.waits_for(number))
+        self._wait_for(self._up.is_set)
+
+    def _resync(self) -> None:
+        """The full state in the midst of the changes."""
+        self._wait_for(lambda: self.sender.open < UNANSWERED)
+        self.sender.resync()
 
     def _somebody_else(self) -> None:
         """A sender of another source comes, writes the same keys, says it all again, or dies."""
         if not self._other_was_there:
             self._other_was_there = True
             self.other.start()
+        self._wait_for(lambda: self.other.open < UNANSWERED)
         for _ in range(self.chance.randint(1, 20)):
             self.other.ops([(key, value and b"o" + value) for key, value in random_ops(self.chance)])
         dice = self.chance.random()
