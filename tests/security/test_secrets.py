@@ -58,7 +58,8 @@ def classes() -> Iterator[type]:
 
 def is_ours(kind: type) -> bool:
     """But for errors, and for messages: those of the wire are protobuf's."""
-    own = kind.__module__.startswith("datasync.") and not kind.__module__.endswith("_pb2")
+    module = str(kind.__module__)  # of a class made in C it may be anything
+    own = module.startswith("datasync.") and not module.endswith("_pb2")
     return own and not issubclass(kind, BaseException)
 
 
