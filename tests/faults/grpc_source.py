@@ -227,6 +227,7 @@ class Sender:
         self._numbers = iter(range(1, 1 << 62))
         self._reports = iter(range(1, 1 << 62))
         self._open: set[int] = set()
+        self._big = 0  # the number of the last one that was too large
         self._settled: set[int] = set()
         self._token = 0
         self._wanted: dict[str, bytes] = {}
@@ -288,9 +289,11 @@ class Sender:
         return number in self._open
 
     def big(self, key: str, size: int) -> int:
-        """Tell it to put *size* bytes, which is too much for the agent."""
+        """Tell it to put *size* bytes, which is too much for the agent; one of them at a time, for they take long."""
         with self._lock:
-            number = next(self._numbers)
+            if self._big in self._open:
+                return
+            self._big = number = next(self._numbers)
             self.log.sent.append(Sent(number, key, b"too large %d" % number, wanted=False))
             self._open.add(number)
             self._write({"do": "big", "number": number, "key": key, "size": size})
