@@ -175,26 +175,21 @@ class Crowd:
         """How many are in touch with their server."""
         return {"ready": sum(1 for client in self._clients if self._ready(client))}
 
-    def drop(self) -> Answer:
-        """Close all, from several threads."""
-        began = time.monotonic()
-        closers = [threading.Thread(target=self._close_some, args=(part,)) for part in range(16)]
+    def drop(self, count: int = 10_000) -> Answer:
+        """Close up to so many, from several threads; how many are left."""
+        parting, self._clients = self._clients[:count], self._clients[count:]
+        closers = [threading.Thread(target=_close_all, args=(parting[part::16],)) for part in range(16)]
         for closer in closers:
             closer.start()
         for closer in closers:
             closer.join()
-        self._clients.clear()
-        return {"seconds": time.monotonic() - began}
+        return {"left": len(self._clients)}
 
     def footprint(self) -> Answer:
         """What there is in this process; threads of grpc end when they like, and are not counted."""
         gc.collect()
         threads = [one for one in threading.enumerate() if one.name.startswith("datasync")]
         return {"threads": len(threads), "descriptors": len(os.listdir("/proc/self/fd"))}
-
-    def _close_some(self, part: int) -> None:
-        for client in self._clients[part::16]:
-            client.close()
 
     def _grpc(self, target: str) -> Any:
         from datasync.grpcsync import Client
@@ -228,6 +223,11 @@ class Crowd:
 
     def _etcd_ready(self, client: Any) -> bool:
         return bool(client.plugin.status().state is TransportState.READY)
+
+
+def _close_all(clients: list[Any]) -> None:
+    for client in clients:
+        client.close()
 
 
 class _Both:
