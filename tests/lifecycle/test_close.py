@@ -178,9 +178,12 @@ REMOTE: list[Opener] = [etcd, a_rest_client, a_grpc_client]
 
 
 @pytest.fixture
-def where(tmp_path: Path, etcd: EtcdServer | None) -> Iterator[Where]:
+def where(tmp_path: Path, etcd: EtcdServer | None, caplog: pytest.LogCaptureFixture) -> Iterator[Where]:
     with ExitStack() as stack:
         yield Where(tmp_path, etcd, stack)
+    # A thread that close() could not end may end later, when the test takes the server away.
+    left = [record.getMessage() for record in caplog.get_records("call") if "left behind" in record.msg]
+    assert left == []
 
 
 @contextmanager
