@@ -34,7 +34,7 @@ def find_etcd(version: str) -> Path:
     """
     named = os.environ.get(f"DATASYNC_TEST_ETCD_{version.replace('.', '')}")
     for candidate in [Path(named)] if named else etcd_servers().values():
-        if _version_of(candidate).startswith(version):
+        if version_of(candidate).startswith(version):
             return candidate
     absent(f"etcd {version}")
 
@@ -125,7 +125,7 @@ class EtcdServer:
             *("--listen-metrics-urls", f"http://127.0.0.1:{self.metrics_port}"),
             *("--initial-cluster", peers, "--initial-cluster-state", "new"),
             # Tests do not survive a power cut, and an fsync per write is most of what they would wait for.
-            *(() if "3.4" in _version_of(self._program) else ("--unsafe-no-fsync",)),
+            *(() if "3.4" in version_of(self._program) else ("--unsafe-no-fsync",)),
             *(_ALONE if len(self.cluster) == 1 else ()),
             *_QUIET,
             *self._flags,
@@ -317,7 +317,7 @@ class EtcdCluster:
         self.stop()
 
 
-def _version_of(program: Path) -> str:
+def version_of(program: Path) -> str:
     """What *program* says it is, such as ``3.4.23``; empty when it says nothing."""
     known = _VERSIONS.get(program)
     if known is None:

@@ -22,7 +22,7 @@ from tests.faults.history import Silence, TruthCommit
 from tests.faults.sources import KEYS, Misfortune, Ops, Source, random_ops
 from tests.programs import etcd_servers
 from tests.proxy import TcpProxy
-from tests.servers import EtcdServer
+from tests.servers import EtcdServer, version_of
 
 #: Seconds of silence that the watched store puts up with, and what noticing may take beyond that.
 IDLE_LIMIT, GRACE = 1.0, 1.0
@@ -32,6 +32,9 @@ MAX_REQUEST = 3 << 19
 MAX_OPS = 128 + 1
 #: Its own count of the watchers that it serves.
 WATCHERS = "etcd_debugging_mvcc_watcher_total"
+
+#: Releases of etcd that lose answered transactions when they are killed (its issue 13766).
+FORGETFUL = ("3.5.0", "3.5.1", "3.5.2")
 
 _REFUSED = "the server took what is beyond its limit"
 
@@ -48,7 +51,9 @@ class EtcdFaults(Source):
         programs = list(etcd_servers().values())
         if not programs:
             absent("etcd")
-        self._program = chance.choice(programs)
+        # Those of 3.5.0 to 3.5.2, killed under load, forget what they have answered: then there is no truth to compare.
+        sound = [program for program in programs if version_of(program) not in FORGETFUL]
+        self._program = chance.choice(sound or programs)
         self._folder = tempfile.TemporaryDirectory(prefix="datasync-faults-")
         self._page_size = chance.choice((20, 10_000))
         self._plugin: Any = None

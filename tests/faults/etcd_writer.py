@@ -116,12 +116,15 @@ class SureWriter:
     def _find_out(self, marker: bytes) -> int:
         """The revision of the transaction that set *marker*, 0 when it was not applied and never will be."""
         before = self._marker
+        ours = {before, marker}
 
         def ask() -> int | None:
             found = self.store.read(MARKER)
             now = None if found is None else found.value
+            assert now in ours, "the server lost a transaction that it had answered"
             if now == before:
                 fence = b"%d" % next(self._numbers)
+                ours.add(fence)
                 if not self.store.commit([PutOp(MARKER, fence)], [Condition(MARKER, before)]).succeeded:
                     return None
                 now = fence
