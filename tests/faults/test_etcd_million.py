@@ -76,7 +76,7 @@ def is_ready(plugin: Plugin) -> bool:
     "number",
     [
         pytest.param(20_000, id="20,000"),
-        pytest.param(1_000_000, id="1,000,000", marks=[pytest.mark.slow, pytest.mark.bench, pytest.mark.timeout(1200)]),
+        pytest.param(1_000_000, id="1,000,000", marks=[pytest.mark.bench, pytest.mark.timeout(1200)]),
     ],
 )
 def test_i2_i7_many_keys_are_listed_followed_and_listed_again_over_a_kill_between_pages(
