@@ -106,7 +106,7 @@ WORKLOADS: Mapping[str, Workload] = {
         _with("stuck", "consumers that hang for a while, or until all is over", watchers=("stuck", "frozen", "fast")),
         Workload(
             "flood", "20 MB a second while consumers hang: memory is bounded", 800.0, (10, 20), value=48 << 10,
-            watchers=("frozen", "frozen", "fast"), room=2,
+            watchers=("frozen", "frozen", "fast"), room=1,
         ),
         _with("dying", "consumers whose thread ends before it answers, and which come again later"),
         _with("refusing", "consumers that refuse"),
