@@ -128,4 +128,5 @@ def product(
             chosen = ["crowd", *(others[(place + n) % len(others)] for n in range(share))]
             place += share
         for workload in chosen:
-            yield Cell(source, fault, workload, seed, 0.0 if WORKLOADS[workload].counted else seconds)
+            known = WORKLOADS[workload]
+            yield Cell(source, fault, workload, seed, 0.0 if known.counted else max(seconds, known.least))

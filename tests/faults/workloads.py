@@ -40,6 +40,9 @@ class Workload:
     room: int | None = 0
     #: The longest pause of a consumer, in seconds.
     pause: float = 0.05
+    #: Seconds below which a cell of the matrix would prove nothing: memory must have reached its level before it is
+    #: looked whether it grows.
+    least: float = 0.0
     #: True when every watcher gets everything; else their prefixes overlap at random.
     whole: bool = True
     #: All times of the library are short and its limits small, so that each of them is met in a second.
@@ -106,7 +109,7 @@ WORKLOADS: Mapping[str, Workload] = {
         _with("stuck", "consumers that hang for a while, or until all is over", watchers=("stuck", "frozen", "fast")),
         Workload(
             "flood", "20 MB a second while consumers hang: memory is bounded", 800.0, (10, 20), value=48 << 10,
-            watchers=("frozen", "frozen", "fast"), room=1,
+            watchers=("frozen", "frozen", "fast"), room=1, least=10.0,
         ),
         _with("dying", "consumers whose thread ends before it answers, and which come again later"),
         _with("refusing", "consumers that refuse"),

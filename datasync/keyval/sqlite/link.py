@@ -24,7 +24,8 @@ FORK_PATIENCE = 1.0
 class Link:
     """One connection to *database*, opened when it is needed, used by one thread at a time.
 
-    One *for_writing* takes its lock by ``Database.begin``. *before_fork* is called, with the connection to itself, when it is about to be closed for a fork.
+    One *for_writing* takes its lock by ``Database.begin``. *before_fork* is called, with the connection to itself, when
+    it is about to be closed for a fork.
 
     Threads: any.
     Source: contract C15.
