@@ -21,7 +21,7 @@ import pytest
 from datasync.errors import DatasyncError, PropagationError, UnknownOutcome
 from datasync.grpcsync import Client, Result, serve
 from datasync.syncbase.msg import CONTENT_PROTO
-from tests.conftest import take
+from tests.conftest import CANARY, take
 from tests.grpcsync.support import Subscriber
 from tests.interop.golang import go_peer
 from tests.proxy import free_port
@@ -203,12 +203,12 @@ def test_a_go_server_understands_every_request_of_our_client(go: Callable[..., G
     # then they arrive as they were meant
     json_type = "application/json"
     assert [peer.told() for _ in range(4)] == [
-        {"call": "change", "source": "red", "items": [{"key": "k/a", "content": '"1"', "type": json_type}]},
+        {"call": "change", "source": "red", "items": [{"key": "k/a", "content": f'"{CANARY}1"', "type": json_type}]},
         {"call": "change", "source": "red", "items": [{"key": "k/a", "delete": True}]},
         {
             "call": "resync",
             "source": "red",
-            "items": [{"key": "k/b", "content": '"2"', "type": json_type}],
+            "items": [{"key": "k/b", "content": f'"{CANARY}2"', "type": json_type}],
             "seq": 1,
         },
         {"call": "resync", "source": "red", "seq": 2},
