@@ -97,7 +97,7 @@ def check_memory(truth: Truth, readings: Sequence[Reading], course: Course) -> V
     """I12: what waits for a stuck consumer is bounded, and so is the memory of the process (C8).
 
     Pending changes are never more than ``MAX_PENDING`` and one transaction. For the memory: after a third of the
-    samples, in which everything is allocated for the first time, it may grow by ``RSS_SLACK`` and a tenth of the bytes
+    samples, and after as much was written as the slack, while everything is allocated for the first time, it may grow by ``RSS_SLACK`` and a tenth of the bytes
     that were written meanwhile, beside what the harness itself keeps. Whoever keeps each change keeps all of these
     bytes, so he is found as soon as a little more than ``RSS_SLACK`` was written; with less nothing is proven.
     """
@@ -121,7 +121,7 @@ def check_memory(truth: Truth, readings: Sequence[Reading], course: Course) -> V
 def judged_samples(course: Course) -> tuple[Sequence[Sample], Sequence[Sample]]:
     """The samples that are compared: the first quarter after warming up, and the last one."""
     samples = sorted(course.samples, key=lambda sample: sample.time)
-    warm = samples[int(len(samples) * WARM_UP) :]
+    warm = [one for one in samples[int(len(samples) * WARM_UP) :] if one.written >= samples[0].written + RSS_SLACK]
     quarter = len(warm) // 4
     return warm[:quarter], warm[len(warm) - quarter :]
 
