@@ -130,7 +130,7 @@ def test_growth_is_that_of_the_line_through_what_is_after_the_warm_up() -> None:
 
 def a_record(**changes: Any) -> Record:
     """What a run of 20 minutes comes to in which all is well."""
-    foot = {"rss": 50 * MIB, "threads": 30, "descriptors": 16, "watches": 1}
+    foot = {"rss": 50 * MIB, "threads": 30, "descriptors": 16, "watches": 1, "objects": 45_000}
     values: dict[str, Any] = {
         "samples": [{"time": float(t), **foot} for t in range(1200)],
         "faults": [Happened("etcd", "reset", 10.0, 10.0, {"etcd/all": 0.5})],
@@ -160,9 +160,9 @@ def broken(record: Record) -> list[Rule]:
         ("violations", {"violations": ["I3"]}),
         ("in step", {"faults": [Happened("etcd", "reset", 10.0, 10.0, {"etcd/all": 2.5})]}),
         ("memory", {"samples": [{"time": float(t), "rss": t * MIB // 300} for t in range(1200)]}),
-        ("threads", {"final": {"threads": 31, "descriptors": 16, "watches": 1}}),
-        ("descriptors", {"final": {"threads": 30, "descriptors": 21, "watches": 1}}),
-        ("watches at", {"final": {"threads": 30, "descriptors": 16, "watches": 2}}),
+        ("threads", {"final": {"threads": 31, "descriptors": 16, "watches": 1, "objects": 45_000}}),
+        ("descriptors", {"final": {"threads": 30, "descriptors": 21, "watches": 1, "objects": 45_000}}),
+        ("watches at", {"final": {"threads": 30, "descriptors": 16, "watches": 2, "objects": 45_000}}),
         ("slowest close", {"closed": {"seconds": {"etcd": 9.0}, "left": [], "watches": 0}}),
         ("threads left", {"closed": {"seconds": {}, "left": ["datasync-x"], "watches": 0}}),
         ("watches left", {"closed": {"seconds": {}, "left": [], "watches": 1}}),

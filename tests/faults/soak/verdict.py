@@ -94,8 +94,9 @@ def table(record: Record) -> str:
     times = sorted(fault.slowest for fault in record.faults)
     totals = record.totals
     resyncs = ", ".join(f"{name} {count}" for name, count in sorted(totals["resyncs"].items()))
-    objects = [sample["objects"] for sample in record.samples if "objects" in sample]
-    late = sorted(sample["late"] for sample in record.samples if "late" in sample)
+    late = sorted(
+        sample["late"] for sample in record.samples if "late" in sample and not _stopped(record, sample["time"])
+    )
     rows = [
         ("sources", ", ".join(record.sources)),
         ("seed", record.seed),
@@ -113,10 +114,15 @@ def table(record: Record) -> str:
             "a thread waited for a core",
             " / ".join(f"{percentile(late, p):.2f} s" for p in (50, 99, 100)),
         ),
-        ("objects of Python, first / last", f"{objects[0]:,} / {objects[-1]:,}" if objects else "-"),
+        ("objects of Python, begin / end", f"{record.baseline['objects']:,} / {record.final['objects']:,}"),
     ]
     lines = [f"{name:>32}  {value}" for name, value in rows]
     lines.append("")
     for rule in judge(record):
         lines.append(f"{rule.what:>32}  {rule.value} (limit {rule.limit}){'' if rule.good else '   BROKEN'}")
     return "\n".join(lines)
+
+
+def _stopped(record: Record, time: float) -> bool:
+    """True when it was a fault that kept the agent from its core, then or just before."""
+    return any(one.source == "agent" and one.began <= time <= one.healed + 2 for one in record.faults)
