@@ -29,8 +29,14 @@ def _after_fork_in_child() -> None:
     global _generation
     _generation += 1
     for one in list(_sockets):
-        # Not SSLSocket's own, which would begin to talk: the connection is the parent's.
-        socket.socket.close(one)
+        # Nothing of TLS, which would begin to talk: the connection is the parent's. And not close(), which waits for
+        # files that were made of the socket.
+        descriptor = socket.socket.detach(one)
+        if descriptor >= 0:
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass
     _sockets.clear()
 
 

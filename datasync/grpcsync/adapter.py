@@ -193,8 +193,8 @@ class Adapter:
         with self._session(registry, context) as session:
             stream = ChangeStream(registry, self._limits, self._change_timeout, session)
             end = stream.supersede  # one object: a bound method is a new one each time
-            self._begin(session, context, end)
             try:
+                self._begin(session, context, end)
                 yield from self._replies(stream, requests, context)
             finally:
                 session.over(end)

@@ -41,6 +41,8 @@ from datasync.threads import Worker
 
 log = logging.getLogger(__name__)
 
+#: Answers to a full state that a session can go on with: the peer knows it, whoever has something against it.
+TAKEN = (PropagationError, DoneTimeout, DeliveryTimeout, NotReadyError)
 #: Seconds before the next attempt to connect: the first pause, and the longest, with full jitter.
 RECONNECT_BACKOFF = (0.1, 30.0)
 #: Seconds that one attempt to connect may take.
@@ -166,7 +168,7 @@ class Link:
             return
         try:
             self._exchange(state, "the full state")
-        except (PropagationError, DoneTimeout, DeliveryTimeout, NotReadyError) as refusal:
+        except TAKEN as refusal:
             # The peer knows it; that a subscriber of its does not like it, or left, is no reason to keep the rest back.
             log.warning("%s: %s", self._peer.target, refusal)
             with self._outbox.lock:
@@ -246,8 +248,9 @@ class Link:
         if call.code() is grpc.StatusCode.OK:
             with self._outbox.lock:
                 self._outbox.heard = time.monotonic()
-            self._backoff.reset()
             error = resync_error(call.result(), self._peer.target)
+            if error is None or isinstance(error, TAKEN):
+                self._backoff.reset()
             if error is not None:
                 raise error
             return

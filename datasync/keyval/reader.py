@@ -112,7 +112,6 @@ class StoreReader:
         """Stream until it breaks or is cancelled."""
         expected = self._anchor if self._has_history else None
         stream = self._open(self._revision if expected is None else expected.revision - 1)
-        opened = time.monotonic()
         spoken: float | None = None
         heard = False
         try:
@@ -134,7 +133,9 @@ class StoreReader:
                     if commits:
                         self._succeeded()
         finally:
-            if heard and time.monotonic() - opened > GOOD_STREAM:  # nothing was written, and it was a good one
+            if (
+                heard and spoken is not None and time.monotonic() - spoken > GOOD_STREAM
+            ):  # nothing was written, and it was a good one
                 self._succeeded()
             self._cancel_stream()
 

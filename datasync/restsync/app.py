@@ -348,7 +348,7 @@ class Application:
     def _serve_page(self, request: Request, path: str) -> Reply:
         if not path:  # the page's own links need the slash
             location = quote(request.script_root) + "/"
-            return _only(request, GET=lambda: Reply(status=308, headers={"Location": location}))
+            return _only(request, GET=lambda: Reply(b"", 308, "text/plain", {"Location": location}))
         headers = {"Content-Security-Policy": PAGE_POLICY, "Referrer-Policy": "no-referrer"}
         return _only(request, GET=lambda: Reply(PAGE, 200, "text/html; charset=utf-8", headers))
 

@@ -190,7 +190,10 @@ def _read_item(item: object, place: int) -> Body:
     if not isinstance(content_type, str) or content_type not in SERIALIZERS:
         raise Problem("unsupported-type", f"item {place} has an unknown content type: use one of {ACCEPTED}")
     try:
-        return Body(key, value_of_item(item, content_type), content_type)
+        data = value_of_item(item, content_type)
+        if "data" in item and content_type == CONTENT_JSON:
+            parse_json(data)  # what stands as itself under "value" was parsed with the document
+        return Body(key, data, content_type)
     except ValueError:
         raise Problem("bad-request", f"the value of item {place} does not fit its content type") from None
 
@@ -247,7 +250,8 @@ def check_sendable(changes: object) -> None:
     if not isinstance(changes, Mapping):
         return  # the registry says so
     for key, change in changes.items():
-        if isinstance(change, (KeyValBytes, KeyVal)):  # nearly always; they were checked when they were made
+        # Nearly always; they were checked when they were made.
+        if isinstance(change, KeyValBytes) or (isinstance(change, KeyVal) and change._value is not None):
             continue
         get_change_type = getattr(change, "get_change_type", None)
         if get_change_type is None or get_change_type() is not Op.DELETE:

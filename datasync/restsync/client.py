@@ -241,7 +241,7 @@ class Client:
             raise self._error(subject, answer, write=False)
         etag = answer.headers.get("ETag", "").removeprefix("W/").strip('"')  # a proxy that compresses weakens it
         number = etag.rpartition("-")[2]
-        if not (number.isascii() and number.isdigit() and len(number) < 19):  # success without it is somebody else's
+        if not (number.isascii() and number.isdigit() and len(number) < 20):  # success without it is somebody else's
             raise StoreError(f"{subject}: the answer is not that of a datasync server")
         content_type = answer.headers.get("Content-Type", "").partition(";")[0]
         return RestKeyVal(key, answer.data, int(number), content_type, etag)

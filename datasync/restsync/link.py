@@ -202,6 +202,8 @@ class StreamLink:
         close_in_children(sock)
         with self._lock:
             self._socket = sock
+        if self._cut.is_set():  # cut() has come a moment too early to find it
+            raise ConnectionAbortedError("closed")
         return sock
 
     def _failed(self, error: Exception) -> ClosedError | StoreConnectionError:

@@ -33,7 +33,7 @@ MAX_EVENT = 256 * 1024 * 1024
 MAX_PROBLEM = 64 * 1024
 
 
-_IDENTITY = re.compile(r"[0-9A-Za-z]{1,64}-([0-9]{1,18})")
+_IDENTITY = re.compile(r"[0-9A-Za-z]{1,64}-([0-9]{1,19})")
 
 
 class Event(NamedTuple):
@@ -247,7 +247,7 @@ def _revision_of(identity: str) -> int:
     match = _IDENTITY.fullmatch(identity)
     if match is None:
         raise ValueError("no id of an event")
-    return int(match[1])
+    return whole(int(match[1]))
 
 
 def payload_of(item: dict[str, Any]) -> Payload:

@@ -24,7 +24,7 @@ def payloads(values: Mapping[str, KeyVal | ChangeValue]) -> tuple[list[tuple[str
     highest = 0
     for key, value in values.items():
         kind = type(value)
-        if kind is Change or kind is ChangeBytes:  # what they are made of was checked when they were made
+        if (kind is Change or kind is ChangeBytes) and type(key) is str:  # they were checked when they were made
             own, revision, deletes = value._key, value._revision, value._op is Op.DELETE  # type: ignore[union-attr]
         else:
             own, revision, deletes = _read(key, value)

@@ -234,9 +234,9 @@ def check_buffer(message: object) -> None:
 
 
 def check_revision(key: str, revision: object) -> None:
-    """Raise ``InvalidArgumentError`` unless *revision* is a whole number, 0 or more."""
-    if not isinstance(revision, int) or revision < 0:
-        raise InvalidArgumentError(f"the revision of {key!r} must be a whole number, 0 or more")
+    """Raise ``InvalidArgumentError`` unless *revision* is a whole number of 63 bits, 0 or more."""
+    if not isinstance(revision, int) or not 0 <= revision < 2**63:
+        raise InvalidArgumentError(f"the revision of {key!r} must be a whole number, 0 or more, and below 2**63")
 
 
 def _check_op(key: str, op: Op, empty: bool) -> None:

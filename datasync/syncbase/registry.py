@@ -25,7 +25,7 @@ from datasync.events import ChangeValue, KeyVal, ResyncReason
 from datasync.serializer import Serializer
 from datasync.syncbase.alarms import Alarms
 from datasync.syncbase.arguments import captured, check_prefix, check_watch, payloads
-from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, Payload, StoredKeyVal
+from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, StoredKeyVal
 from datasync.syncbase.done import Outcome, PropagationFuture
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.registration import Registration
@@ -217,7 +217,8 @@ class Registry:
         self._guard.check()
         ops, revision = payloads(changes)
         context = captured(ctx)
-        future = PropagationFuture(lambda: f"{self.name}: {_transaction(ops)}", timeout)
+        size, first = len(ops), ops[0][0] if ops else ""
+        future = PropagationFuture(lambda: f"{self.name}: transaction of {size} change(s) from {first!r} on", timeout)
         with self._lock:
             self._check_open()
             if expected is not None:
@@ -269,7 +270,8 @@ class Registry:
         self._guard.check()
         pairs, wanted = payloads(values)
         context = captured(ctx)
-        future = PropagationFuture(lambda: f"{self.name}: resync of {len(pairs)} key(s)", timeout)
+        size = len(pairs)
+        future = PropagationFuture(lambda: f"{self.name}: resync of {size} key(s)", timeout)
         with self._lock:
             self._check_open()
             revision = max(wanted, self._state.revision + 1)
@@ -573,8 +575,3 @@ class Registry:
         self._shared.complete()
         if interrupted is not None:
             raise interrupted
-
-
-def _transaction(ops: Sequence[tuple[str, Payload | None]]) -> str:
-    first = ops[0][0] if ops else ""
-    return f"transaction of {len(ops)} change(s) from {first!r} on"

@@ -197,11 +197,11 @@ class Subscription:
 
     def pump(self, *, retry: bool = False) -> None:
         """Put what may be put now. A queue that was found full is left to the delivery worker, which says *retry*."""
+        event = None
         if not (retry and self._still_full()):
             with self._shared.lock:
                 event = self._begin_locked(retry)
-            self._put_all(event, retry)
-        self._shared.complete()
+        self._put_all(event, retry)
 
     def settle(self, event: _QueuedEvent, error: BaseException | None, *, given_up: bool = False) -> bool:
         """Take the answer to *event* and go on; True when it was the first one."""
@@ -209,16 +209,15 @@ class Subscription:
         self._shared.guard.check()
         with self._shared.lock:
             first = self._settle_locked(event, error, given_up)
-            following = self._begin_locked() if self._full_since is None else None
-        if first and error is not None and not given_up:
-            log.warning("%s: %r was refused with %s", self._shared.source, event, type(error).__name__)
-        if following is not None:
-            self._put_all(following, True)
-            self._shared.complete()
-        elif self._full_since is not None:
+            if first and error is not None and not given_up:
+                message = f"{self._shared.source}: {event!r} was refused with {type(error).__name__}"
+                self._shared.later.append(lambda: log.warning("%s", message))
+            full = self._full_since is not None
+            following = None if full else self._begin_locked()
+        if full:
             self.pump(retry=True)  # whoever answers has made room
         else:
-            self._shared.complete()
+            self._put_all(following, True)
         return first
 
     def _settle_locked(self, event: _QueuedEvent, error: BaseException | None, given_up: bool = False) -> bool:
@@ -276,12 +275,19 @@ class Subscription:
         return event
 
     def _put_all(self, event: _QueuedEvent | None, retry: bool) -> None:
-        """Put *event* and all that may follow it."""
+        """Put *event* and all that may follow it, then do what was left for later: no code of a user runs between."""
+        interrupted: BaseException | None = None
         while event is not None:
-            event = self._put(event, retry)
+            event, failure = self._put(event, retry)
+            interrupted = interrupted or failure
+        self._shared.complete()
+        if interrupted is not None:
+            raise interrupted
 
-    def _put(self, event: _QueuedEvent, retry: bool) -> _QueuedEvent | None:
-        """Put *event*; the one that is to follow, None when there is none or the queue was full."""
+    def _put(self, event: _QueuedEvent, retry: bool) -> tuple[_QueuedEvent | None, BaseException | None]:
+        """Put *event*; the one that is to follow, None when there is none or the queue was full, and what is to be
+        raised in the end: ^C in the main thread's put is not the queue's.
+        """
         target = self._change_queue if isinstance(event, QueuedChange) else self._resync_queue
         failure: BaseException | None = None
         full = False
@@ -302,18 +308,19 @@ class Subscription:
             else:
                 self._full_since = None
                 self._full_backoff.reset()
+                self._tell_locked(event, failure)
                 if target is None or failure is not None:  # nobody is interested: it counts as done
                     self._settle_locked(event, failure)
                 following = self._begin_locked(retry)
-        if not full:
-            log.debug("%s: %r", self._shared.source, event)
+        raised = failure is not None and not isinstance(failure, Exception) and in_main_thread()
+        return following, failure if raised else None
+
+    def _tell_locked(self, event: _QueuedEvent, failure: BaseException | None) -> None:
         if failure is not None:
-            log.warning("%s: %r could not be put: %s", self._shared.source, event, type(failure).__name__)
-            if not isinstance(failure, Exception) and in_main_thread():
-                self._put_all(following, retry)
-                self._shared.complete()
-                raise failure
-        return following
+            message = f"{self._shared.source}: {event!r} could not be put: {type(failure).__name__}"
+            self._shared.later.append(lambda: log.warning("%s", message))
+        elif log.isEnabledFor(logging.DEBUG):
+            self._shared.later.append(lambda: log.debug("%s: %r", self._shared.source, event))
 
     def _still_full(self) -> bool:
         """Spare the making of an event that would find no room; it is asked without the lock and may be wrong."""

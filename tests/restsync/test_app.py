@@ -18,7 +18,7 @@ from werkzeug.test import TestResponse as WebResponse
 from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.events import ChangeValue, MessageT, Op
 from datasync.restsync import Adapter, serve, wsgi_app
-from datasync.syncbase.change import Change, ChangeBytes
+from datasync.syncbase.change import Change, ChangeBytes, KeyVal
 from tests.conftest import CANARY
 from tests.restsync.support import JSON, PROTO, Http, Subscriber, events_of
 
@@ -337,6 +337,25 @@ def test_c16_a_value_without_bytes_is_refused_before_anything_is_applied(web: We
         # then whoever makes them is told, and everything else can still be read
         with pytest.raises(InvalidArgumentError, match="'net/own' is a OwnChange, which has no bytes"):
             submit(changes)
+    assert web.get("/keys").json == {"revision": 0, "items": [], "next": None}
+
+
+@pytest.mark.parametrize("data", [b'1},{"key":"x"', b"\xff", b"{"])
+def test_c16_json_that_comes_as_data_is_checked_to_be_json(
+    web: WebClient, subscriber: Subscriber, adapter: Adapter, data: bytes
+) -> None:
+    # given what would break every list that it stands in
+    item = {"key": "net/a", "data": base64.b64encode(data).decode(), "content_type": "application/json"}
+    for method, document in (("PUT", {"items": [item]}), ("PATCH", {"changes": [{"op": "Put", **item}]})):
+        # then it is refused
+        answer = web.open("/keys", method=method, json=document)
+        assert (answer.status_code, code(answer)) == (400, "bad-request")
+    assert adapter.registry.items() == []
+
+
+def test_c16_a_pair_without_a_value_is_no_put(web: WebClient, adapter: Adapter) -> None:
+    with pytest.raises(InvalidArgumentError):
+        adapter.registry.submit_resync({"net/a": KeyVal("net/a", None)})
     assert web.get("/keys").json == {"revision": 0, "items": [], "next": None}
 
 

@@ -34,7 +34,9 @@ from datasync.errors import (
 )
 from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
 from datasync.restsync import Adapter, Client, Server, serve
+from datasync.restsync.link import StreamLink, read_url
 from datasync.serializer import SerializerProto
+from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.status import TransportState
 from tests.conftest import CANARY, take, wait_until
 from tests.proxy import free_port
@@ -490,3 +492,42 @@ def test_c15_close_is_prompt_while_a_connection_hangs(server: Server) -> None:
         wait_until(lambda: client._reader._link is not None, "it is connecting")
         client.close()
         assert not client._reader._worker.alive
+
+
+def test_c15_who_is_cut_while_the_connection_comes_up_does_not_wait_for_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given a cut that comes when the connection stands, and before it can be found
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        link = StreamLink(read_url(f"http://127.0.0.1:{listener.getsockname()[1]}"), None, 5.0, 5.0)
+        keep = link._keep
+
+        def cut_first(sock: socket.socket) -> socket.socket:
+            link.cut()
+            return keep(sock)
+
+        monkeypatch.setattr(link, "_keep", cut_first)
+        # when it is opened / then nothing is asked, and nothing waited for
+        with pytest.raises(ClosedError):
+            link.open("/events", {})
+        link.close()
+        peer, _ = listener.accept()
+        peer.settimeout(5)
+        assert peer.recv(100) == b""
+        peer.close()
+
+
+def test_c6_revisions_may_be_times_in_nanoseconds(adapter: Adapter, client: Client) -> None:
+    # given a source whose revisions have 19 digits
+    revision = 1_790_000_000_123_456_789
+    adapter.registry.submit_changes({"k": ChangeBytes("k", b"1", revision=revision)})
+    # when a client reads and watches
+    pair = client.get("k")
+    queue: Queue[Any] = Queue()
+    client.watch("agent", queue, queue, "")
+    # then it gets them
+    assert pair is not None
+    assert pair.get_revision() == revision
+    event = take(queue)
+    assert event.revision == revision
+    event.done()

@@ -552,6 +552,7 @@ def test_the_application_runs_on_the_server_of_the_standard_library(adapter: Ada
             assert http("GET", "/keys/net/a", None, {}).data == b'"x"'
             assert http.put("net/a", "x" * 20).status == 413
             assert http("GET", "/events?follow=false").status == 200
+            assert http("GET", "", None, {}).status in (200, 308)
         finally:
             http.close()
             plain.shutdown()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import UserString
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from queue import Full, Queue
@@ -16,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout, PropagationError
+from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout, InvalidArgumentError, PropagationError
 from datasync.events import ResyncReason
 from datasync.syncbase import subscription as module
+from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState
@@ -1152,3 +1154,36 @@ def test_c9_a_caller_may_wait_for_ever(registry: Registry) -> None:
     queue.get_nowait().done()
     assert future.result().revision == 1
     assert future.exception(float("inf")) is None
+
+
+@pytest.mark.parametrize("level", [logging.WARNING, logging.DEBUG])
+def test_c9_a_log_filter_that_raises_leaves_no_event_behind(registry: Registry, level: int) -> None:
+    # given a filter that breaks where it is told of an answer or a put, and two events that wait for it
+    queue: Queue[Any] = Queue()
+    registry.watch("agent", queue, queue, "")
+    futures = [registry.submit_changes(changes({"k": str(number)})) for number in range(3)]
+    event = take(queue)
+
+    def broken(record: logging.LogRecord) -> bool:
+        raise RuntimeError("a filter that is broken")
+
+    before = module.log.level
+    module.log.setLevel(level)
+    module.log.addFilter(broken)
+    try:
+        # when the first is refused
+        with pytest.raises(RuntimeError):
+            event.done(ValueError("no"))
+    finally:
+        module.log.removeFilter(broken)
+        module.log.setLevel(before)
+    # then the others come all the same
+    for future in futures[1:]:
+        take(queue).done()
+        assert future.result()
+
+
+def test_c16_a_key_that_only_compares_like_text_is_refused(registry: Registry) -> None:
+    with pytest.raises(InvalidArgumentError, match="string"):
+        registry.submit_changes({UserString("k"): ChangeBytes("k", b"1")})  # type: ignore[dict-item]
+    assert registry.items() == []

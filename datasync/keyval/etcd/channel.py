@@ -66,10 +66,14 @@ class Cancellable(Protocol):
 class Scope:
     """What one user of the client has under way, so that another thread can call it off.
 
+    Args:
+      patient: False where whoever waits has pauses of his own, so that what cannot be reached is not tried again here.
+
     Threads: any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = True) -> None:
+        self.patient = patient
         self._lock = threading.Lock()  # guards _call against a cancel between its start and its entry here
         self._call: Cancellable | None = None
         self._cancelled = threading.Event()

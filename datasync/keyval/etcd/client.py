@@ -106,7 +106,7 @@ class Client:
                 # An endpoint that did not answer in time had its chance; one that cannot be reached may come up. A
                 # stream has a reader behind it, whose own pauses are long enough.
                 patient = error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED and time.monotonic() < give_up
-                patient = patient and scope is None
+                patient = patient and (scope is None or scope.patient)
                 if again and (untried > 0 or patient):
                     if untried <= 0:
                         self._closing.wait(RETRY_PAUSE)
@@ -139,9 +139,9 @@ class Client:
         scope.attach(call)
         return call, endpoint
 
-    def new_scope(self) -> Scope:
-        """A scope that ``close`` cancels."""
-        scope = Scope()
+    def new_scope(self, *, patient: bool = True) -> Scope:
+        """A scope that ``close`` cancels; *patient* as in ``Scope``."""
+        scope = Scope(patient=patient)
         with self._lock:
             self._scopes.add(scope)
             closed = self._closed

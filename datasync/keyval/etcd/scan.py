@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from datasync.errors import StoreConnectionError
+import grpc
+
+from datasync.errors import StoreConnectionError, StoreError
 from datasync.keyval.api import KeyValue, Scan
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.channel import RANGE
@@ -69,7 +71,14 @@ class EtcdScan(Scan):
         end = prefix_range(self._prefix)[1]
         request = pb.RangeRequest(key=key, range_end=end, limit=limit, revision=revision, keys_only=self._keys_only)
         patience = self._client.config.page_timeout
-        page = self._client.call(RANGE, request, f"listing {self._prefix!r}", timeout=patience)
+        while True:
+            try:
+                page = self._client.call(RANGE, request, f"listing {self._prefix!r}", timeout=patience)
+                break
+            except StoreError as error:
+                if request.limit == 1 or not _is_too_large(error):
+                    raise
+                request.limit = max(1, request.limit // 8)  # values grow larger from some key on
         kvs = page.kvs
         # A page that is not behind the last one, or is empty and not the last, would be asked for for ever.
         if (not kvs and page.more) or (kvs and not (key <= kvs[0].key and (end == ALL or kvs[-1].key < end))):
@@ -78,3 +87,9 @@ class EtcdScan(Scan):
 
     def _strange(self) -> StoreConnectionError:
         return StoreConnectionError(f"listing {self._prefix!r}: the answer is not to what was asked; is this an etcd?")
+
+
+def _is_too_large(error: StoreError) -> bool:
+    """True when a page has more bytes than are taken in one message."""
+    cause = error.__cause__
+    return isinstance(cause, grpc.RpcError) and "larger than max" in str(cause)

@@ -66,7 +66,7 @@ class EtcdStream(Stream):
         self._position = after
         self._idle_limit = idle_limit
         self._in_fragments = in_fragments
-        self._scope = client.new_scope()
+        self._scope = client.new_scope(patient=False)  # the reader has pauses
 
     def cancel(self) -> None:
         if not self._client.forked:
@@ -112,6 +112,8 @@ class EtcdStream(Stream):
                 raise StoreConnectionError(
                     f"{self._what()}: no word from {endpoint.address} for {self._idle_limit:g} s"
                 ) from error
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # more in one message than we take
+                self._in_fragments.add(self._prefix)
             raise self._client.error(error, endpoint, self._what()) from error
         finally:
             if not self._client.forked:
