@@ -97,9 +97,10 @@ def check_memory(truth: Truth, readings: Sequence[Reading], course: Course) -> V
     """I12: what waits for a stuck consumer is bounded, and so is the memory of the process (C8).
 
     Pending changes are never more than ``MAX_PENDING`` and one transaction. For the memory: after a third of the
-    samples, and after as much was written as the slack, while everything is allocated for the first time, it may grow by ``RSS_SLACK`` and a tenth of the bytes
-    that were written meanwhile, beside what the harness itself keeps. Whoever keeps each change keeps all of these
-    bytes, so he is found as soon as a little more than ``RSS_SLACK`` was written; with less nothing is proven.
+    samples, and after as much was written as the slack, while everything is allocated for the first time, it may grow
+    by ``RSS_SLACK`` and a tenth of the bytes that were written meanwhile, beside what the harness itself keeps. Whoever
+    keeps each change keeps all of these bytes, so he is found as soon as a little more than ``RSS_SLACK`` was written;
+    with less nothing is proven.
     """
     largest = max((len(commit.ops) for epoch in truth.epochs for commit in epoch.commits), default=0)
     for sample in course.samples:
