@@ -133,10 +133,8 @@ class StoreReader:
                     if commits:
                         self._succeeded()
         finally:
-            if (
-                heard and spoken is not None and time.monotonic() - spoken > GOOD_STREAM
-            ):  # nothing was written, and it was a good one
-                self._succeeded()
+            if heard and spoken is not None and time.monotonic() - spoken > GOOD_STREAM:
+                self._succeeded()  # nothing was written, and it was a good stream
             self._cancel_stream()
 
     def _succeeded(self) -> None:
