@@ -108,6 +108,24 @@ def test_d57_after_a_compaction_while_cut_off_what_is_gone_is_gone(setup: Setup)
     assert setup.mirror.reasons == [ResyncReason.INITIAL, ResyncReason.COMPACTED]
 
 
+@pytest.mark.parametrize("with_a_put", [True, False])
+def test_c13_deletes_that_are_compacted_at_the_revision_of_the_resume_are_no_loss_of_data(
+    setup: Setup, with_a_put: bool
+) -> None:
+    # given a last commit with a delete, which was seen, and that the history is compacted up to exactly while cut off
+    ops = [DeleteOp("p/b"), PutOp("p/a", b"2")] if with_a_put else [DeleteOp("p/b")]
+    last = setup.writer.commit(ops).revision
+    wait_until(lambda: last in setup.mirror.revisions, "it is seen")
+    setup.proxy.refuse()
+    setup.writer.compact(last)
+    setup.proxy.heal()
+    # then it is listed again, as compacted: the store never went back
+    wait_until(lambda: len(setup.mirror.reasons) == 2, "it is listed again")
+    assert setup.mirror.reasons == [ResyncReason.INITIAL, ResyncReason.COMPACTED]
+    setup.put("p/c", "1")
+    setup.converges(a="2" if with_a_put else "1", c="1")
+
+
 def test_d59_after_a_loss_of_data_the_reader_starts_over(setup: Setup) -> None:
     setup.server.kill()
     setup.server.wipe()
