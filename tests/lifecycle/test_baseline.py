@@ -95,10 +95,14 @@ def sqlite(folder: Path, etcd: EtcdServer | None) -> AbstractContextManager[Any]
     return _plugin(f"sqlite://{folder}/baseline.db")
 
 
-def etcd_store(folder: Path, etcd: EtcdServer | None) -> AbstractContextManager[Any]:
+@contextmanager
+def etcd_store(folder: Path, etcd: EtcdServer | None) -> Iterator[Any]:
     if etcd is None:
         pytest.skip("etcd is not there")
-    return _plugin(etcd.url)
+    known = footprint(etcd).server_watchers or 0
+    with _plugin(etcd.url) as plugin:
+        wait_until(lambda: (footprint(etcd).server_watchers or 0) > known, "the watch stands")
+        yield plugin
 
 
 @contextmanager
