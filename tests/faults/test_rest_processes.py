@@ -69,14 +69,15 @@ def test_c8_c13_a_follower_that_stands_still_holds_up_nobody_and_is_told_of_miss
     put(adapter, "a", "1")
     put(adapter, "gone", "1")
     wait_until(lambda: follower.ask("saw")["view"] == {"a": "1", "gone": "1"}, "it sees what is there")
-    # when it stands still while more is sent than all buffers on the way hold, and one key goes
+    # when it stands still while more is sent than all buffers on the way hold, by changes or by a snapshot of them all
     follower.freeze()
-    for number in range(40):
-        put(adapter, "large", f"{number}" * 500_000)
-    adapter.registry.submit_changes({key: Change(key, op=Op.DELETE) for key in ("large", "gone")})
+    large = [f"large/{number}" for number in range(40)]
+    for key in large:
+        put(adapter, key, "x" * 1_000_000)
     # then its connection is ended, which nothing else would do
-    wait_until(lambda: server.connections == 0, "the server has given it up")
-    # and when it goes on, it starts over from what is there
+    wait_until(lambda: server.connections == 0, "the server has given it up", timeout=30)
+    # and when it goes on, it starts over from what is there by then
+    adapter.registry.submit_changes({key: Change(key, op=Op.DELETE) for key in (*large, "gone")})
     follower.thaw()
     wait_until(lambda: follower.ask("saw")["view"] == {"a": "1"}, "it has caught up")
     saw = follower.ask("saw")
