@@ -19,6 +19,7 @@ FLOORS = {
     "datasync.context": 0,
     "datasync.errors": 0,
     "datasync.events": 0,
+    "datasync.files": 0,
     "datasync.grpcio": 0,
     "datasync.options": 0,
     "datasync.serializer": 0,

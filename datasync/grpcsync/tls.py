@@ -9,11 +9,10 @@ from pathlib import Path
 import grpc
 
 from datasync.errors import InvalidArgumentError
+from datasync.files import read_file
 
 log = logging.getLogger(__name__)
 
-#: Bytes that a file may have.
-MAX_PEM = 1024 * 1024
 #: What grpc says of a connection that the other side ended without a word.
 _CUT = ("Socket closed", "Connection reset", "recvmsg", "End of TCP stream")
 #: Part of what grpc says, and what helps; the first that fits counts. Versions say it differently.
@@ -117,18 +116,7 @@ def _configuration(pems: tuple[bytes, bytes, bytes | None]) -> grpc.ServerCertif
 
 
 def _pem(what: str, source: Pem) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    try:
-        with Path(source).open("rb") as file:
-            content = file.read(MAX_PEM + 1)
-    except OSError as error:
-        raise InvalidArgumentError(f"cannot read {what} {source}: {error.strerror}") from error
-    except ValueError as error:
-        raise InvalidArgumentError(f"cannot read {what}: its path has a NUL, or is no text") from error
-    if len(content) > MAX_PEM:
-        raise InvalidArgumentError(f"{what} {source} has more than {MAX_PEM} bytes")
-    return content
+    return source if isinstance(source, bytes) else read_file(what, source)
 
 
 def advice(said: str, tls: ClientTLS | None) -> str:

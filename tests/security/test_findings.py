@@ -28,6 +28,7 @@ from datasync.errors import (
     StoreError,
     UnknownOutcome,
 )
+from datasync.files import MAX_FILE
 from datasync.grpcsync import Client as GrpcClient
 from datasync.grpcsync.peer import taken_of
 from datasync.keyval import connect
@@ -35,7 +36,7 @@ from datasync.keyval.api import Condition, PutOp
 from datasync.keyval.etcd import EtcdConfig, EtcdStore, read_options
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.channel import Endpoint
-from datasync.keyval.etcd.config import MAX_FILE, read_duration
+from datasync.keyval.etcd.config import read_duration
 from datasync.keyval.sqlite import SQLiteStore
 from datasync.restsync import Client
 from datasync.restsync.link import Place, read_url

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from datasync.errors import InvalidArgumentError, MissingExtraError, UnsupportedError
+from datasync.files import read_file
 
 #: Endpoint when none is configured and the environment names none.
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
 #: Environment variables with a comma-separated list of endpoints; the first that is set counts.
 ENDPOINT_VARIABLES = ("ETCD_ENDPOINTS", "ETCDV3_ENDPOINTS")
-#: Bytes that a configuration file may have.
-MAX_FILE = 1024 * 1024
 #: Seconds of the longest time that can be told to grpc.
 MAX_SECONDS = 1_000_000_000.0
 #: The largest whole number of an option.
@@ -161,7 +160,7 @@ def load_file(path: str) -> dict[str, Any]:
         import yaml
     except ImportError as error:  # pragma: no cover - the extra brings it
         raise MissingExtraError("etcd", "PyYAML") from error
-    text = read_file("etcd configuration", path)
+    text = read_file("the etcd configuration", path)
     try:
         # JSON is YAML as far as a configuration goes.
         content = yaml.safe_load(text.decode())
@@ -173,24 +172,6 @@ def load_file(path: str) -> dict[str, Any]:
         pass
     # Outside the except block: the parser's message quotes the file, and it may hold the password.
     raise InvalidArgumentError(f"the etcd configuration {path} is not a JSON or YAML mapping")
-
-
-def read_file(what: str, path: str) -> bytes:
-    """The content of the file *path*, which is small: what is larger was named by mistake, and is not read.
-
-    Raises:
-      InvalidArgumentError: It cannot be read, or has more than ``MAX_FILE`` bytes.
-    """
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_FILE + 1)
-    except OSError as error:
-        raise InvalidArgumentError(f"cannot read the {what} {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InvalidArgumentError(f"cannot read the {what}: its path has a NUL, or is no text") from error
-    if len(content) > MAX_FILE:
-        raise InvalidArgumentError(f"the {what} {path} has more than {MAX_FILE} bytes")
-    return content
 
 
 def read_duration(name: str, value: object) -> float:

@@ -8,7 +8,8 @@ import ssl
 import grpc
 
 from datasync.errors import InvalidArgumentError
-from datasync.keyval.etcd.config import EtcdConfig, read_file
+from datasync.files import read_file
+from datasync.keyval.etcd.config import EtcdConfig
 
 #: Part of the reason that a handshake gives, and what helps; the first that fits counts.
 _ADVICE = (
@@ -95,7 +96,7 @@ def _context(config: EtcdConfig) -> ssl.SSLContext:
 
 
 def _read(name: str, path: str) -> bytes | None:
-    return read_file(name, path) if path else None
+    return read_file(f"the {name}", path) if path else None
 
 
 def _advice(reason: str) -> str:
