@@ -35,7 +35,7 @@ from datasync.keyval.memory import MemoryStore
 from datasync.syncbase.change import ChangeResp
 from datasync.syncbase.msg.convert import CONTENT_JSON, CONTENT_PROTO
 from datasync.syncbase.registry import Registry
-from tests.faults.history import Op1, Silence, Truth
+from tests.faults.history import Op1, Silence, Truth, TruthCommit, apply
 from tests.faults.sources import Misfortune, Ops, Source, random_ops
 from tests.proxy import TcpProxy, free_port
 
@@ -582,23 +582,10 @@ class GrpcSource(Source):
 
     def _observe(self, revision: int, changes: Sequence[ChangeResp] | None) -> None:
         """Called with the registry's lock held, in the order of the facts."""
-        if changes is None:
-            state = held(self._adapter.registry)
-            gone = [Op1(key, None) for key in self._mirror if key not in state]
-            put = [Op1(key, value) for key, value in state.items() if self._mirror.get(key) != value]
-            ops = [*gone, *put]
-            self.applied.append(Applied(revision, (), state))
-        else:
-            ops = [Op1(one.key, None if one.value is None else one.get_value(BytesValue()).value) for one in changes]
-            if not ops:
-                return
-            self.applied.append(Applied(revision, tuple(ops), None))
-        for key, value in ops:
-            if value is None:
-                self._mirror.pop(key, None)
-            else:
-                self._mirror[key] = value
-        self.truth.record(revision, ops)
+        applied, ops = observed(self._adapter.registry, self._mirror, revision, changes)
+        if ops or applied.state is not None:
+            self.applied.append(applied)
+            self.truth.record(revision, ops)
 
     # Misfortunes.
 
@@ -756,6 +743,22 @@ def sender_options(target: str, source: str, chance: random.Random) -> dict[str,
 def held(registry: Registry) -> dict[str, bytes]:
     """The state that *registry* knows."""
     return {pair.get_key(): pair.get_value(BytesValue()).value for pair in registry.items()}
+
+
+def observed(
+    registry: Registry, mirror: dict[str, bytes], revision: int, changes: Sequence[ChangeResp] | None
+) -> tuple[Applied, list[Op1]]:
+    """What an observer of *registry* was told, and the operations that it comes to; *mirror* is brought up to date."""
+    if changes is None:
+        state = held(registry)
+        ops = [Op1(key, None) for key in mirror if key not in state]
+        ops += [Op1(key, value) for key, value in state.items() if mirror.get(key) != value]
+        applied = Applied(revision, (), state)
+    else:
+        ops = [Op1(one.key, None if one.value is None else one.get_value(BytesValue()).value) for one in changes]
+        applied = Applied(revision, tuple(ops), None)
+    apply(mirror, TruthCommit(revision, tuple(ops)))
+    return applied, ops
 
 
 def _apart(right: Mapping[str, bytes], found: Mapping[str, bytes]) -> str:

@@ -8,15 +8,23 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from google.protobuf.wrappers_pb2 import BytesValue
 
 from datasync.grpcsync import Limits, serve
 from datasync.syncbase.change import ChangeResp
 from tests.conftest import wait_until
 from tests.faults.checkers import check_all
 from tests.faults.consumers import MANNERS, Consumer, Membership
-from tests.faults.grpc_source import MESSAGE_SIZE, Applied, GrpcTransport, Sender, check_sender, held, sender_options
-from tests.faults.history import Op1, Truth
+from tests.faults.grpc_source import (
+    MESSAGE_SIZE,
+    Applied,
+    GrpcTransport,
+    Sender,
+    check_sender,
+    held,
+    observed,
+    sender_options,
+)
+from tests.faults.history import Truth
 from tests.faults.sources import random_ops
 from tests.proxy import free_port
 
@@ -55,20 +63,8 @@ class Life:
         return troubles
 
     def _observe(self, revision: int, changes: Sequence[ChangeResp] | None) -> None:
-        if changes is None:
-            state = held(self.registry)
-            ops = [Op1(key, None) for key in self._mirror if key not in state]
-            ops += [Op1(key, value) for key, value in state.items() if self._mirror.get(key) != value]
-            self.applied.append(Applied(revision, (), state))
-            self._mirror = dict(state)
-        else:
-            ops = [Op1(one.key, None if one.value is None else one.get_value(BytesValue()).value) for one in changes]
-            self.applied.append(Applied(revision, tuple(ops), None))
-            for key, value in ops:
-                if value is None:
-                    self._mirror.pop(key, None)
-                else:
-                    self._mirror[key] = value
+        applied, ops = observed(self.registry, self._mirror, revision, changes)
+        self.applied.append(applied)
         self.truth.record(revision, ops)
 
 
