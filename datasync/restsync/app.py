@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from werkzeug.http import parse_etags
-from werkzeug.wrappers import Request
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.errors import ConflictError, DatasyncError, InvalidArgumentError
@@ -151,9 +150,9 @@ class Application:
         self._streams = 0
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        request = Request(environ)
+        method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
         try:
-            response = self._route(request)
+            response = self._route(environ, path)
         except Problem as problem:
             response = problem.response()
         except DatasyncError as error:
@@ -161,11 +160,11 @@ class Application:
         except Exception as error:  # a bug: its text may quote a value, so only its place is told
             place = traceback.extract_tb(error.__traceback__)[-1]
             name = type(error).__name__
-            log.error("%s %r: %s in %s:%s", request.method, request.path, name, place.filename, place.lineno)
+            log.error("%s %r: %s in %s:%s", method, path, name, place.filename, place.lineno)
             response = problem_of(error).response()
         response.headers.setdefault("Cache-Control", "no-cache")
         response.headers["X-Content-Type-Options"] = "nosniff"
-        log.debug("%s %r: %d", request.method, request.path, response.status)
+        log.debug("%s %r: %d", method, path, response.status)
         return response(environ, start_response)
 
     @property
@@ -190,74 +189,73 @@ class Application:
 
     # Which path means what.
 
-    def _route(self, request: Request) -> Reply:
-        path = request.environ.get("PATH_INFO", "")
+    def _route(self, environ: WSGIEnvironment, path: str) -> Reply:
         if path in ("", "/") and self._page:
-            return self._serve_page(request, path)
+            return self._serve_page(environ, path)
         if path == "/openapi.json":
-            return _only(request, GET=lambda: _json_text(json.dumps(document(request.script_root or "/"))))
-        self._tokens.check(request)
+            return _only(environ, GET=lambda: _json_text(json.dumps(document(_mounted_at(environ) or "/"))))
+        self._tokens.check(environ)
         self._adapter.guard.check()
         if self._adapter.closed and path != "/status":  # what it still holds is nobody's state any more
             raise Problem("closed", "the adapter is closed", headers={"Retry-After": "2"})
         if path == "/keys":
             return _only(
-                request,
-                GET=lambda: self._list(request),
-                PUT=lambda: self._resync(request),
-                PATCH=lambda: self._transaction(request),
+                environ,
+                GET=lambda: self._list(environ),
+                PUT=lambda: self._resync(environ),
+                PATCH=lambda: self._transaction(environ),
             )
         if path.startswith("/keys/"):
-            return self._one_key(request, path.removeprefix("/keys/"))
+            return self._one_key(environ, path.removeprefix("/keys/"))
         if path == "/events":
-            return _only(request, GET=lambda: self._events(request))
+            return _only(environ, GET=lambda: self._events(environ))
         if path == "/status" and self._page:
-            return _only(request, GET=lambda: self._status(request))
+            return _only(environ, GET=lambda: self._status(environ))
         raise Problem("not-found", "look at /openapi.json for what is here")
 
-    def _one_key(self, request: Request, path: str) -> Reply:
+    def _one_key(self, environ: WSGIEnvironment, path: str) -> Reply:
         # The method first: 405 is true whatever the key.
         return _only(
-            request,
-            GET=lambda: self._get(request, key_of_path(path)),
-            PUT=lambda: self._put(request, key_of_path(path)),
-            DELETE=lambda: self._delete(request, key_of_path(path)),
+            environ,
+            GET=lambda: self._get(environ, key_of_path(path)),
+            PUT=lambda: self._put(environ, key_of_path(path)),
+            DELETE=lambda: self._delete(environ, key_of_path(path)),
         )
 
     # One key.
 
-    def _get(self, request: Request, key: str) -> Reply:
-        read_query(request)
+    def _get(self, environ: WSGIEnvironment, key: str) -> Reply:
+        read_query(environ)
         pair = self._adapter.registry.get(key)
         if pair is None:
             raise Problem("no-such-key", f"there is no {key!r}")
         content, content_type = content_of(pair)
-        return self._tagged(request, pair.revision, Reply(content, 200, content_type))
+        return self._tagged(environ, pair.revision, Reply(content, 200, content_type))
 
-    def _put(self, request: Request, key: str) -> Reply:
-        read_query(request)
-        body = read_value(request, key, self._max_body)
+    def _put(self, environ: WSGIEnvironment, key: str) -> Reply:
+        read_query(environ)
+        body = read_value(environ, key, self._max_body)
         created = self._adapter.registry.get(key) is None
-        outcome = self._commit(request, key, body)
+        outcome = self._commit(environ, key, body)
         response = _json_text(_written(key, outcome), 201 if created else 200)
         response.tag(event_id(self._adapter, outcome.revision))
         return response
 
-    def _delete(self, request: Request, key: str) -> Reply:
-        read_query(request)
-        if self._adapter.registry.get(key) is None and not request.headers.get("If-Match"):
+    def _delete(self, environ: WSGIEnvironment, key: str) -> Reply:
+        read_query(environ)
+        if self._adapter.registry.get(key) is None and not environ.get("HTTP_IF_MATCH"):
             raise Problem("no-such-key", f"there is no {key!r}")
-        outcome = self._commit(request, key, ChangeBytes(key, op=Op.DELETE))
+        outcome = self._commit(environ, key, ChangeBytes(key, op=Op.DELETE))
         if key in outcome.ignored:
             raise Problem("no-such-key", f"there is no {key!r}")
         return _json_text(_written(key, outcome))
 
-    def _commit(self, request: Request, key: str, change: ChangeBytes) -> Outcome:
+    def _commit(self, environ: WSGIEnvironment, key: str, change: ChangeBytes) -> Outcome:
         registry = self._adapter.registry
 
         def submit() -> PropagationFuture:
             for _ in range(ATTEMPTS):
-                expected = self._expected(request, key)
+                expected = self._expected(environ, key)
                 try:
                     return registry.submit_changes(
                         {key: change}, timeout=self._done_timeout, expected=expected, only_watched=True
@@ -268,9 +266,9 @@ class Application:
 
         return self._answered(change.get_change_type().value, key, submit)
 
-    def _expected(self, request: Request, key: str) -> Mapping[str, int] | None:
+    def _expected(self, environ: WSGIEnvironment, key: str) -> Mapping[str, int] | None:
         """The revision that *key* must still have when the change is applied; None where no condition is made."""
-        match, none_match = request.headers.get("If-Match"), request.headers.get("If-None-Match")
+        match, none_match = environ.get("HTTP_IF_MATCH"), environ.get("HTTP_IF_NONE_MATCH")
         if match is None and none_match is None:
             return None
         pair = self._adapter.registry.get(key)
@@ -284,8 +282,8 @@ class Application:
 
     # All keys.
 
-    def _list(self, request: Request) -> Reply:
-        arguments = read_query(request, "prefix", "after", "limit", "values")
+    def _list(self, environ: WSGIEnvironment) -> Reply:
+        arguments = read_query(environ, "prefix", "after", "limit", "values")
         prefix, after = text_of(arguments, "prefix"), text_of(arguments, "after")
         limit = number_of(arguments, "limit", PAGE_SIZE[0], 1, PAGE_SIZE[1])
         values = truth_of(arguments, "values", True)
@@ -294,12 +292,12 @@ class Application:
         items = ",".join(item_of(pair.key, pair.revision, pair.value, values=values) for pair in page[:limit])
         following = json.dumps(page[limit - 1].key) if len(page) > limit else "null"
         text = f'{{"revision":{revision},"items":[{items}],"next":{following}}}'
-        return self._tagged(request, revision, _json_text(text))
+        return self._tagged(environ, revision, _json_text(text))
 
-    def _transaction(self, request: Request) -> Reply:
-        read_query(request)
-        _unconditional(request)
-        changes = read_changes(request, self._max_resync)
+    def _transaction(self, environ: WSGIEnvironment) -> Reply:
+        read_query(environ)
+        _unconditional(environ)
+        changes = read_changes(environ, self._max_resync)
         registry = self._adapter.registry
         outcome = self._answered(
             "Transaction",
@@ -308,23 +306,23 @@ class Application:
         )
         return _json_text(json.dumps({"revision": outcome.revision, "ignored": list(outcome.ignored)}))
 
-    def _resync(self, request: Request) -> Reply:
-        read_query(request)
-        _unconditional(request)
-        values = read_resync(request, self._max_resync)
+    def _resync(self, environ: WSGIEnvironment) -> Reply:
+        read_query(environ)
+        _unconditional(environ)
+        values = read_resync(environ, self._max_resync)
         registry = self._adapter.registry
         outcome = self._answered(
             "Resync", f"{len(values)} key(s)", lambda: registry.submit_resync(values, timeout=self._resync_timeout)
         )
         return _json_text(json.dumps({"revision": outcome.revision, "keys": len(values)}))
 
-    def _events(self, request: Request) -> Reply:
-        arguments = read_query(request, "prefix", "follow", "heartbeat", several="prefix")
+    def _events(self, environ: WSGIEnvironment) -> Reply:
+        arguments = read_query(environ, "prefix", "follow", "heartbeat", several="prefix")
         prefixes = tuple(arguments.get("prefix", [""]))
         for prefix in prefixes:
             check_text(prefix, "a prefix")
         heartbeat = seconds_of(arguments, "heartbeat", self._heartbeat, *HEARTBEAT_RANGE)
-        last_id = request.headers.get("Last-Event-ID", "")
+        last_id = environ.get("HTTP_LAST_EVENT_ID", "")
         wanted = Wanted(prefixes, last_id, truth_of(arguments, "follow", True), heartbeat)
         with self._lock:
             full = self._streams >= self._max_streams
@@ -333,7 +331,7 @@ class Application:
             detail = f"there are {self._max_streams} event streams already"
             raise Problem("overloaded", detail, headers={"Retry-After": "5"})
         # Our own server knows when a peer has gone; elsewhere the next heartbeat finds out.
-        gone: Callable[[], bool] = request.environ.get("datasync.peer_gone", bool)
+        gone: Callable[[], bool] = environ.get("datasync.peer_gone", bool)
         stream = stream_events(self._adapter, wanted, lambda: self.ended() or gone())
         # The second is for nginx, which would else collect events.
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -345,15 +343,15 @@ class Application:
 
     # For people.
 
-    def _serve_page(self, request: Request, path: str) -> Reply:
+    def _serve_page(self, environ: WSGIEnvironment, path: str) -> Reply:
         if not path:  # the page's own links need the slash
-            location = quote(request.script_root) + "/"
-            return _only(request, GET=lambda: Reply(b"", 308, "text/plain", {"Location": location}))
+            location = quote(_mounted_at(environ)) + "/"
+            return _only(environ, GET=lambda: Reply(b"", 308, "text/plain", {"Location": location}))
         headers = {"Content-Security-Policy": PAGE_POLICY, "Referrer-Policy": "no-referrer"}
-        return _only(request, GET=lambda: Reply(PAGE, 200, "text/html; charset=utf-8", headers))
+        return _only(environ, GET=lambda: Reply(PAGE, 200, "text/html; charset=utf-8", headers))
 
-    def _status(self, request: Request) -> Reply:
-        arguments = read_query(request, "prefix", "limit")
+    def _status(self, environ: WSGIEnvironment) -> Reply:
+        arguments = read_query(environ, "prefix", "limit")
         shown = overview(
             self._adapter,
             self._sources,
@@ -385,29 +383,35 @@ class Application:
             seconds = time.monotonic() - began
             self._adapter.journal.remember(Answer(time.time(), op, key, revision, status, detail, seconds))
 
-    def _tagged(self, request: Request, revision: int, response: Reply) -> Reply:
+    def _tagged(self, environ: WSGIEnvironment, revision: int, response: Reply) -> Reply:
         """*response* with its entity tag, or 304 where the client has it already."""
         tag = event_id(self._adapter, revision)
-        known = request.headers.get("If-None-Match")
+        known = environ.get("HTTP_IF_NONE_MATCH")
         if known is not None and parse_etags(known).contains_weak(tag):
             response = Reply(status=304)
         response.tag(tag)
         return response
 
 
-def _only(request: Request, **handlers: Callable[[], Reply]) -> Reply:
+def _only(environ: WSGIEnvironment, **handlers: Callable[[], Reply]) -> Reply:
     """Call the handler of the request's method; HEAD is GET without the body."""
-    method = "GET" if request.method == "HEAD" else request.method
-    handler = handlers.get(method)
+    method = environ["REQUEST_METHOD"].upper()
+    handler = handlers.get("GET" if method == "HEAD" else method)
     if handler is None:
         allowed = ", ".join(["HEAD", *handlers] if "GET" in handlers else handlers)
-        detail = f"{request.method} cannot be done here, {allowed} can"
+        detail = f"{method} cannot be done here, {allowed} can"
         raise Problem("method-not-allowed", detail, headers={"Allow": allowed})
     return handler()
 
 
-def _unconditional(request: Request) -> None:
-    if request.headers.get("If-Match") or request.headers.get("If-None-Match"):
+def _mounted_at(environ: WSGIEnvironment) -> str:
+    """The path under which another application has this one; empty where it stands alone."""
+    path: str = environ.get("SCRIPT_NAME", "")
+    return path.encode("latin-1").decode(errors="replace").rstrip("/")
+
+
+def _unconditional(environ: WSGIEnvironment) -> None:
+    if environ.get("HTTP_IF_MATCH") or environ.get("HTTP_IF_NONE_MATCH"):
         raise Problem("bad-request", "conditions are for single keys")
 
 

@@ -14,9 +14,10 @@ import binascii
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from werkzeug.wrappers import Request
+from werkzeug.http import parse_options_header
+from werkzeug.wsgi import get_content_length
 
 from datasync.errors import InvalidArgumentError
 from datasync.events import Op
@@ -24,6 +25,9 @@ from datasync.restsync.keys import check_path_key
 from datasync.restsync.problems import Problem
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto
 from datasync.syncbase.change import ChangeBytes, ChangeResp, KeyVal, KeyValBytes, StoredKeyVal
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 CONTENT_JSON = "application/json"
 CONTENT_PROTO = "application/x-protobuf"
@@ -55,48 +59,49 @@ class Body(ChangeBytes):
         self.content_type = content_type
 
 
-def read_value(request: Request, key: str, limit: int) -> Body:
-    """The put that *request* asks for.
+def read_value(environ: WSGIEnvironment, key: str, limit: int) -> Body:
+    """The put that a request asks for.
 
     Raises:
       Problem: The content type is not understood, the body is too large, or is no JSON.
     """
-    content_type = content_type_of(request)
-    data = read_bytes(request, limit)
+    content_type = content_type_of(environ)
+    data = read_bytes(environ, limit)
     if content_type == CONTENT_JSON:
         parse_json(data)
     return Body(key, data, content_type)
 
 
-def content_type_of(request: Request, *, only_json: bool = False) -> str:
+def content_type_of(environ: WSGIEnvironment, *, only_json: bool = False) -> str:
     """The content type without its parameters, known to be understood."""
-    content_type: str = request.environ.get("CONTENT_TYPE", "")
-    plain = content_type in SERIALIZERS  # nothing about it is to be parsed
-    if not plain:
-        content_type = request.mimetype
+    content_type: str = environ.get("CONTENT_TYPE", "")
+    parameters: Mapping[str, str] = {}
+    if content_type not in SERIALIZERS:  # else nothing about it is to be parsed
+        content_type, parameters = parse_options_header(content_type)
+        content_type = content_type.lower()
     wanted = CONTENT_JSON if only_json else ACCEPTED
     if content_type not in SERIALIZERS or (only_json and content_type != CONTENT_JSON):
         named = repr(content_type) if content_type else "no content type"
         raise Problem("unsupported-type", f"{named}: use one of {wanted}", headers={"Accept": wanted})
-    charset = "utf-8" if plain else request.mimetype_params.get("charset", "utf-8").lower()
+    charset = parameters.get("charset", "utf-8").lower()
     if content_type == CONTENT_JSON and charset not in ("utf-8", "utf8", "us-ascii"):
         raise Problem("unsupported-type", "JSON is UTF-8", headers={"Accept": wanted})
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+    if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         raise Problem("unsupported-type", "the body must not be compressed", headers={"Accept-Encoding": "identity"})
     return content_type
 
 
-def read_bytes(request: Request, limit: int) -> bytes:
+def read_bytes(environ: WSGIEnvironment, limit: int) -> bytes:
     """The whole body, never more than *limit* bytes of it.
 
     By hand, because a body without a length that is too large must be refused, and not be cut where the limit is.
     """
-    length = request.content_length
-    if length is None and not request.environ.get("wsgi.input_terminated"):
-        if "Transfer-Encoding" in request.headers:  # this server does not tell where such a body ends
+    length = get_content_length(environ)
+    if length is None and not environ.get("wsgi.input_terminated"):
+        if "HTTP_TRANSFER_ENCODING" in environ:  # this server does not tell where such a body ends
             raise Problem("length-required", "send the header Content-Length")
         return b""
-    stream = request.environ["wsgi.input"]
+    stream = environ["wsgi.input"]
     pieces: list[bytes] = []
     size = 0
     while size <= limit and (length is None or (length <= limit and size < length)):
@@ -138,10 +143,10 @@ def parse_json(data: bytes, depth: int = MAX_DEPTH, *, unique: bool = False) -> 
     raise problem
 
 
-def read_resync(request: Request, limit: int) -> dict[str, Body]:
-    """The full state in *request*: ``{"items": [{"key": …, "value": …}, …]}``."""
-    content_type_of(request, only_json=True)
-    document = parse_json(read_bytes(request, limit), MAX_DEPTH + ENVELOPE, unique=True)
+def read_resync(environ: WSGIEnvironment, limit: int) -> dict[str, Body]:
+    """The full state in a request: ``{"items": [{"key": …, "value": …}, …]}``."""
+    content_type_of(environ, only_json=True)
+    document = parse_json(read_bytes(environ, limit), MAX_DEPTH + ENVELOPE, unique=True)
     items = document.get("items") if isinstance(document, dict) else None
     if not isinstance(items, list) or document.keys() != {"items"}:
         raise Problem("bad-request", 'a full state is {"items": [...]}')
@@ -154,10 +159,10 @@ def read_resync(request: Request, limit: int) -> dict[str, Body]:
     return values
 
 
-def read_changes(request: Request, limit: int) -> dict[str, ChangeBytes]:
-    """The transaction in *request*: ``{"changes": [{"op": "Put", "key": …, "value": …}, {"op": "Delete", …}]}``."""
-    content_type_of(request, only_json=True)
-    document = parse_json(read_bytes(request, limit), MAX_DEPTH + ENVELOPE, unique=True)
+def read_changes(environ: WSGIEnvironment, limit: int) -> dict[str, ChangeBytes]:
+    """The transaction in a request: ``{"changes": [{"op": "Put", "key": …, "value": …}, {"op": "Delete", …}]}``."""
+    content_type_of(environ, only_json=True)
+    document = parse_json(read_bytes(environ, limit), MAX_DEPTH + ENVELOPE, unique=True)
     items = document.get("changes") if isinstance(document, dict) else None
     if not isinstance(items, list) or document.keys() != {"changes"}:
         raise Problem("bad-request", 'a transaction is {"changes": [...]}')

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from urllib.parse import unquote_to_bytes
-
-from werkzeug.wrappers import Request
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, unquote_to_bytes
 
 from datasync.restsync.keys import check_text
 from datasync.restsync.problems import Problem
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
-def read_query(request: Request, *known: str, several: str = "") -> Mapping[str, list[str]]:
+
+def read_query(environ: WSGIEnvironment, *known: str, several: str = "") -> Mapping[str, list[str]]:
     """The query, in which every name is known, and stands once unless it is *several*."""
-    if not request.query_string:
+    text = environ.get("QUERY_STRING", "")
+    if not text:
         return {}
+    query = text.encode("latin-1")  # WSGI: each byte is one character
     try:
-        unquote_to_bytes(request.query_string).decode()
+        unquote_to_bytes(query).decode()
     except UnicodeDecodeError:
         raise Problem("bad-request", "the query is not UTF-8") from None
-    arguments: dict[str, list[str]] = request.args.to_dict(flat=False)
+    arguments = parse_qs(query.decode(), keep_blank_values=True)
     for name, texts in arguments.items():
         if name not in known:
             raise Problem("bad-request", f"unknown parameter {name[:40]!r}")
