@@ -45,6 +45,9 @@ def in_ci() -> bool:
     return bool(os.environ.get("CI"))
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in `pytest &`; what tests start would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if in_ci() else "dev"))
 
 
