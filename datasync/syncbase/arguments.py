@@ -18,7 +18,7 @@ from datasync.syncbase.change import Change, ChangeBytes, Payload, check_revisio
 
 def payloads(values: Mapping[str, KeyVal | ChangeValue]) -> tuple[list[tuple[str, Payload | None]], int]:
     """What is kept of *values*, in order, None for a delete; and the highest of their revisions."""
-    if not isinstance(values, Mapping):
+    if not isinstance(values, (dict, Mapping)):  # dict first: it is nearly always one, and an ABC takes its time
         raise InvalidArgumentError(f"changes must be a mapping from key to change, not {type(values).__name__}")
     ops: list[tuple[str, Payload | None]] = []
     highest = 0

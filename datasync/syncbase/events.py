@@ -53,7 +53,7 @@ class _QueuedEvent:
 class QueuedChange(_QueuedEvent):
     """A ``ChangeEvent``: one transaction, or several whole ones in order."""
 
-    __slots__ = ("_changes", "pendings")
+    __slots__ = ("pendings",)
 
     def __init__(
         self, subscription: Subscription, context: contextvars.Context, put_at: float, pendings: list[Pending]
@@ -65,17 +65,15 @@ class QueuedChange(_QueuedEvent):
         self.given_up = False
         #: The transactions in it, to be put back when the queue is full.
         self.pendings = pendings
-        if len(pendings) == 1:
-            self._changes = pendings[0].changes
-        else:
-            self._changes = [change for pending in pendings for change in pending.changes]
 
     def get_changes(self) -> Sequence[ChangeResp]:
         """The changes, each key once, in the order of the source."""
-        return self._changes
+        if len(self.pendings) == 1:
+            return self.pendings[0].changes
+        return [change for pending in self.pendings for change in pending.changes]
 
     def __repr__(self) -> str:
-        return f"<ChangeEvent for {self._subscription.name!r}: {len(self._changes)} change(s)>"
+        return f"<ChangeEvent for {self._subscription.name!r}: {len(self.get_changes())} change(s)>"
 
 
 class QueuedResync(_QueuedEvent):

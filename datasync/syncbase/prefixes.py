@@ -6,7 +6,7 @@ Source: contract C5.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 ValueT = TypeVar("ValueT")
@@ -56,6 +56,14 @@ class PrefixTable(Generic[ValueT]):
             if head in values and len(head) == length:  # a slice may be shorter
                 found.append(values[head])
         return found
+
+    def matching_all(self, keys: Sequence[str]) -> list[ValueT] | None:
+        """As ``matching``, for all of *keys* at once; None where they may differ."""
+        if len(keys) < 2 or not self._ascending:
+            return self.matching(keys[0]) if keys else []
+        # What the first and the last in order begin with, all between begin with: two tell for a thousand.
+        first, last, most = min(keys), max(keys), self._ascending[-1]
+        return self.matching(first) if first[:most] == last[:most] else None
 
     def longest(self, key: str) -> str | None:
         """The longest prefix of *key*."""

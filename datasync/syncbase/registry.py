@@ -30,9 +30,9 @@ from datasync.syncbase.done import Outcome, PropagationFuture
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.revisions import Entry, PrevRevisions
-from datasync.syncbase.shared import ResyncWish, Shared
+from datasync.syncbase.shared import Pending, ResyncWish, Shared
 from datasync.syncbase.status import TransportState, TransportStatus
-from datasync.syncbase.subscription import MAX_BATCH, Subscription
+from datasync.syncbase.subscription import MAX_BATCH, Subscription, pump_all
 from datasync.threads import ForkGuard
 
 log = logging.getLogger(__name__)
@@ -227,12 +227,12 @@ class Registry:
                 self._check_watched_locked(changes)
             applied, ignored = self._state.apply(ops, revision)
             self._observe_locked(self._state.revision, applied)
-            deliveries, unwatched = self._route_locked(applied)
+            deliveries, unwatched = self._route_locked(applied, future, context)
             outcome = Outcome(self._state.revision, tuple(ignored), tuple(unwatched))
             looks = {subscription.name: subscription.tick for subscription in deliveries}
             future.expect(outcome, looks, self._shared.complete)
-            for subscription, wanted in deliveries.items():
-                subscription.accept_locked(wanted, future, context)
+            for subscription, pending in deliveries.items():
+                subscription.accept_locked(pending)
         self._deliver(deliveries, future)
         return future
 
@@ -307,8 +307,8 @@ class Registry:
                     return
                 applied, _ = self._state.apply(commit.ops, commit.revision)
                 self._observe_locked(self._state.revision, applied)
-                for subscription, wanted in self._route_locked(applied)[0].items():
-                    subscription.accept_locked(wanted, None, None)
+                for subscription, pending in self._route_locked(applied)[0].items():
+                    subscription.accept_locked(pending)
                     touched[subscription] = None
             fed += len(commit.ops)
             if fed >= MAX_BATCH:  # an idle subscriber must not overflow because the reader came with a large batch
@@ -510,8 +510,18 @@ class Registry:
             table.set(prefix, None)
         return any(table.longest(key) is not None for key in self._state.freeze())
 
-    def _route_locked(self, changes: Sequence[ChangeResp]) -> tuple[dict[Subscription, list[ChangeResp]], list[str]]:
+    def _route_locked(
+        self,
+        changes: Sequence[ChangeResp],
+        waiter: PropagationFuture | None = None,
+        context: contextvars.Context | None = None,
+    ) -> tuple[dict[Subscription, Pending], list[str]]:
         """Who gets which changes, and the keys that nobody wants."""
+        keys = [change.key for change in changes]
+        groups = self._index.matching_all(keys)
+        if groups is not None:  # the whole transaction goes to the same: as one object, however many they are
+            everything = Pending(changes, waiter, context or self._shared.context)
+            return {one: everything for group in groups for one in group}, [] if groups else keys
         deliveries: dict[Subscription, list[ChangeResp]] = {}
         unwatched: list[str] = []
         matching = self._index.matching
@@ -529,7 +539,8 @@ class Registry:
                 theirs = [deliveries.setdefault(subscription, []) for subscription in members]
             for wanted in theirs:
                 wanted.append(change)
-        return deliveries, unwatched
+        context = context or self._shared.context
+        return {one: Pending(wanted, waiter, context) for one, wanted in deliveries.items()}, unwatched
 
     def _replace_locked(
         self,
@@ -567,11 +578,13 @@ class Registry:
         if future is not None and not subscriptions:
             future.finish()  # nobody is to be asked
         interrupted: BaseException | None = None
-        for subscription in subscriptions:
+        waiting = iter(subscriptions)
+        more = True
+        while more:
             try:
-                subscription.pump()
+                pump_all(self._shared, waiting)
+                more = False
             except BaseException as error:  # ^C in the put to one of them: the others get theirs all the same
                 interrupted = error
-        self._shared.complete()
         if interrupted is not None:
             raise interrupted

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from datasync.events import Op
 from datasync.serializer import Serializer
@@ -79,7 +79,9 @@ class PrevRevisions:
         """Forget every key; the revision stays."""
         self.replace({}, self._revision)
 
-    def apply(self, ops: Iterable[tuple[str, Payload | None]], revision: int = 0) -> tuple[list[ChangeResp], list[str]]:
+    def apply(
+        self, ops: Iterable[tuple[str, Payload | None]], revision: int = 0
+    ) -> tuple[tuple[ChangeResp, ...], list[str]]:
         """Apply one transaction: (key, value) pairs, None for a delete, a key once.
 
         Returns:
@@ -106,7 +108,7 @@ class PrevRevisions:
             if changes:
                 self._revision = revision
                 self._frozen = None
-        return changes, ignored
+        return tuple(changes), ignored
 
     def replace(self, entries: dict[str, Entry], revision: int) -> Mapping[str, Entry]:
         """Make *entries* the state, at *revision* (which may go back: the source did). Returns the state before."""
@@ -134,7 +136,7 @@ class PrevRevisions:
         """*entry* as subscribers see it."""
         return StoredKeyVal(key, entry[0], entry[1], self.serializer)
 
-    def _before(self, changes: list[ChangeResp]) -> StoredKeyVal | None:
+    def _before(self, changes: Sequence[ChangeResp]) -> StoredKeyVal | None:
         if not changes or changes[0].previous is None:
             return None
         return self.view(changes[0].key, changes[0].previous)

@@ -9,7 +9,7 @@ import contextvars
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from datasync.events import ResyncReason
@@ -60,11 +60,14 @@ class Shared:
 
 @dataclass(slots=True)
 class Pending:
-    """A transaction that waits to be delivered, and the caller that waits for its answer."""
+    """A transaction that waits to be delivered, and the caller that waits for its answer.
 
-    changes: list[ChangeResp]
+    It never changes: all subscriptions that get the same share it.
+    """
+
+    changes: Sequence[ChangeResp]
     waiter: PropagationFuture | None
-    context: contextvars.Context | None
+    context: contextvars.Context
 
 
 @dataclass(slots=True)

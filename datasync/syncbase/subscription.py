@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
@@ -22,7 +22,7 @@ from datasync.backoff import Backoff
 from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout
 from datasync.events import ResyncReason
 from datasync.syncbase.alarms import Alarm
-from datasync.syncbase.change import ChangeResp, StoredKeyVal
+from datasync.syncbase.change import StoredKeyVal
 from datasync.syncbase.done import PropagationFuture, check_answer
 from datasync.syncbase.events import QueuedChange, QueuedResync, _QueuedEvent
 from datasync.syncbase.losses import Losses
@@ -101,19 +101,17 @@ class Subscription:
 
     # What the registry tells it, under the lock; each is followed by pump() without it.
 
-    def accept_locked(
-        self, changes: list[ChangeResp], waiter: PropagationFuture | None, context: contextvars.Context | None
-    ) -> None:
+    def accept_locked(self, pending: Pending) -> None:
         """Take a transaction. While a RESYNC is due it becomes part of that, and so does its caller."""
         if self._wish is not None:
-            self._losses.not_offered(changes)
-            if waiter is not None:
-                self._wish.waiters.append(waiter)
+            self._losses.not_offered(pending.changes)
+            if pending.waiter is not None:
+                self._wish.waiters.append(pending.waiter)
                 if len(self._wish.waiters) > MAX_PENDING:
                     self._overflow_locked(f"{len(self._wish.waiters)} callers are waiting")
             return
-        self._outbox.append(Pending(changes, waiter, context))
-        self._pending += len(changes)
+        self._outbox.append(pending)
+        self._pending += len(pending.changes)
         if self._pending > MAX_PENDING and len(self._outbox) > 1:
             self._overflow_locked(f"{self._pending} changes are waiting")
 
@@ -201,7 +199,7 @@ class Subscription:
         if not (retry and self._still_full()):
             with self._shared.lock:
                 event = self._begin_locked(retry)
-        self._put_all(event, retry)
+        _put_all(self._shared, event, retry)
 
     def settle(self, event: _QueuedEvent, error: BaseException | None, *, given_up: bool = False) -> bool:
         """Take the answer to *event* and go on; True when it was the first one."""
@@ -217,7 +215,7 @@ class Subscription:
         if full:
             self.pump(retry=True)  # whoever answers has made room
         else:
-            self._put_all(following, True)
+            _put_all(self._shared, following, True)
         return first
 
     def _settle_locked(self, event: _QueuedEvent, error: BaseException | None, given_up: bool = False) -> bool:
@@ -265,62 +263,26 @@ class Subscription:
             self.settle(event, DoneTimeout(message, (self.name,)), given_up=True)
         self.pump(retry=True)
 
-    def _begin_locked(self, retry: bool = False) -> _QueuedEvent | None:
-        """The event that this thread is to put now; None also while another one is putting, which then looks again."""
-        if self._putting is not None or (self._full_since is not None and not retry):
-            return None
-        event = self._take_locked()
-        if event is not None:
-            self._putting = (threading.get_ident(),)
-        return event
-
-    def _put_all(self, event: _QueuedEvent | None, retry: bool) -> None:
-        """Put *event* and all that may follow it, then do what was left for later: no code of a user runs between."""
-        interrupted: BaseException | None = None
-        while event is not None:
-            event, failure = self._put(event, retry)
-            interrupted = interrupted or failure
-        self._shared.complete()
-        if interrupted is not None:
-            raise interrupted
-
-    def _put(self, event: _QueuedEvent, retry: bool) -> tuple[_QueuedEvent | None, BaseException | None]:
-        """Put *event*; the one that is to follow, None when there is none or the queue was full, and what is to be
-        raised in the end: ^C in the main thread's put is not the queue's.
-        """
-        target = self._change_queue if isinstance(event, QueuedChange) else self._resync_queue
-        failure: BaseException | None = None
-        full = False
-        try:
-            if target is not None:
-                target.put_nowait(event)
-        except queue.Full:
-            full = True
-        except BaseException as error:  # the user's own queue, or one that was shut down; or ^C in the caller's thread
-            failure = error
-        following: _QueuedEvent | None = None
-        with self._shared.lock:
-            self._putting = None
-            if self._put_awaited:
-                self._put_over.notify_all()
-            if full:
-                self._take_back_locked(event)
-            else:
-                self._full_since = None
-                self._full_backoff.reset()
-                self._tell_locked(event, failure)
-                if target is None or failure is not None:  # nobody is interested: it counts as done
-                    self._settle_locked(event, failure)
-                following = self._begin_locked(retry)
-        raised = failure is not None and not isinstance(failure, Exception) and in_main_thread()
-        return following, failure if raised else None
-
-    def _tell_locked(self, event: _QueuedEvent, failure: BaseException | None) -> None:
+    def _after_put_locked(
+        self, event: _QueuedEvent, wanted: bool, failure: BaseException | None, retry: bool
+    ) -> _QueuedEvent | None:
+        """The event that is to follow *event*; None when there is none, or its queue was full."""
+        self._putting = None
+        if self._put_awaited:
+            self._put_over.notify_all()
         if failure is not None:
+            if isinstance(failure, queue.Full):
+                self._take_back_locked(event)
+                return None
+            # Of the user's own queue, or one that was shut down.
             message = f"{self._shared.source}: {event!r} could not be put: {type(failure).__name__}"
             self._shared.later.append(lambda: log.warning("%s", message))
         elif log.isEnabledFor(logging.DEBUG):
             self._shared.later.append(lambda: log.debug("%s: %r", self._shared.source, event))
+        self._full_since = None
+        if failure is not None or not wanted:  # nobody is interested: it counts as done
+            self._settle_locked(event, failure)
+        return self._begin_locked(retry)
 
     def _still_full(self) -> bool:
         """Spare the making of an event that would find no room; it is asked without the lock and may be wrong."""
@@ -339,25 +301,30 @@ class Subscription:
 
     # Decisions, under the lock.
 
-    def _take_locked(self) -> _QueuedEvent | None:
-        """The event that may go now. Two queues have no common order, so a RESYNC goes alone."""
-        if self._closed:
+    def _begin_locked(self, retry: bool = False) -> _QueuedEvent | None:
+        """The event that this thread is to put now; None also while another one is putting, which then looks again.
+
+        Two queues have no common order, so a RESYNC goes alone.
+        """
+        if self._closed or self._putting is not None or (self._full_since is not None and not retry):
             return None
-        now = time.monotonic()
         event: _QueuedEvent
         if self._wish is not None:
             if self._in_flight or self._wish.held or not self._shared.ready:
                 return None
+            now = time.monotonic()
             if self._wish.not_before > now:
                 self._alarm_locked(self._wish.not_before)
                 return None
             event = self._make_resync_locked(self._wish, now)
         elif self._outbox and not self._barrier and len(self._in_flight) < self._limit:
+            now = time.monotonic()
             event = self._make_change_locked(now)
         else:
             return None
         self._in_flight[event] = None
         self._alarm_locked(now + ABANDON_TIMEOUT)
+        self._putting = (threading.get_ident(),)
         return event
 
     def _make_resync_locked(self, wish: ResyncWish, now: float) -> QueuedResync:
@@ -396,7 +363,7 @@ class Subscription:
                 size += len(names)
                 merged.append(self._outbox.popleft())
         self._pending -= size
-        return QueuedChange(self, first.context or self._shared.context, now, merged)
+        return QueuedChange(self, first.context, now, merged)
 
     def _take_back_locked(self, event: _QueuedEvent) -> None:
         """The queue was full: let *event* wait as if it had never been taken."""
@@ -417,6 +384,7 @@ class Subscription:
         if self._outbox or self._wish is not None:
             if self._full_since is None:
                 self._full_since = time.monotonic()
+                self._full_backoff.reset()
             self._look_again_locked()
 
     def _unmake_resync_locked(self, event: QueuedResync) -> None:
@@ -474,10 +442,11 @@ class Subscription:
         waiting = list(self._outbox)
         self._clear_outbox_locked()
         for pending in waiting:
-            pending.changes = [change for change in pending.changes if change.key in self]
-            if pending.changes:
-                self._outbox.append(pending)
-                self._pending += len(pending.changes)
+            wanted = [change for change in pending.changes if change.key in self]
+            if wanted:
+                # Another object: the one that was here may wait in other subscriptions, too.
+                self._outbox.append(Pending(wanted, pending.waiter, pending.context))
+                self._pending += len(wanted)
             elif pending.waiter is not None:
                 self._answer_locked((pending.waiter,), None)
 
@@ -512,6 +481,44 @@ class Subscription:
         if self._alarm is not None:
             self._shared.alarms.cancel(self._alarm)
             self._alarm = None
+
+
+def pump_all(shared: Shared, subscriptions: Iterator[Subscription]) -> None:
+    """``pump`` what is left of *subscriptions*, in turn, with one look under the lock between two puts."""
+    with shared.lock:
+        event = _next_locked(subscriptions)
+    _put_all(shared, event, False, subscriptions)
+
+
+def _next_locked(subscriptions: Iterable[Subscription]) -> _QueuedEvent | None:
+    for subscription in subscriptions:
+        event = subscription._begin_locked()
+        if event is not None:
+            return event
+    return None
+
+
+def _put_all(shared: Shared, event: _QueuedEvent | None, retry: bool, others: Iterable[Subscription] = ()) -> None:
+    """Put *event* and all that may follow it, then what *others* have, and then do what was left for later: no code of
+    a user runs between. ^C in the main thread's put is not the queue's: it is raised in the end.
+    """
+    interrupted: BaseException | None = None
+    while event is not None:
+        subscription = event._subscription
+        target = subscription._change_queue if isinstance(event, QueuedChange) else subscription._resync_queue
+        failure: BaseException | None = None
+        try:
+            if target is not None:
+                target.put_nowait(event)
+        except BaseException as error:
+            failure = error
+            if not isinstance(error, Exception) and in_main_thread():
+                interrupted = interrupted or error
+        with shared.lock:
+            event = subscription._after_put_locked(event, target is not None, failure, retry) or _next_locked(others)
+    shared.complete()
+    if interrupted is not None:
+        raise interrupted
 
 
 def _weightier(reason: ResyncReason, later: ResyncReason) -> ResyncReason:

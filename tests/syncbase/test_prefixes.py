@@ -31,6 +31,29 @@ def test_c5_a_table_finds_the_prefixes_that_a_list_would(steps: list[tuple[bool,
     assert all(table.get(prefix) is not None and prefix in table for prefix in expected)
 
 
+@given(st.sets(keys, max_size=4), st.lists(keys, max_size=4, unique=True))
+def test_c5_many_keys_are_looked_up_at_once_only_where_all_have_the_same_prefixes(
+    prefixes: set[str], several: list[str]
+) -> None:
+    # given some prefixes
+    table: PrefixTable[str] = PrefixTable()
+    for prefix in prefixes:
+        table.set(prefix, prefix)
+    # when several keys are looked up at once
+    found = table.matching_all(several)
+    # then each of them has what was found; there is nothing to be found for no keys, and always something for one
+    if found is not None:
+        assert all(table.matching(key) == found for key in several)
+    assert found == [] if not several else found is not None or len(several) > 1
+
+
+def test_c5_one_look_tells_of_all_keys_under_one_prefix() -> None:
+    table: PrefixTable[int] = PrefixTable()
+    table.set("key/", 1)
+    assert table.matching_all([f"key/{number}" for number in (3, 1, 2)]) == [1]
+    assert table.matching_all(["key/3", "other", "key/1"]) is None
+
+
 def test_c5_the_empty_prefix_matches_every_key() -> None:
     table: PrefixTable[int] = PrefixTable()
     table.set("", 1)

@@ -564,6 +564,22 @@ def test_c11_what_waits_is_not_put_after_unregister_and_its_caller_counts_it_as_
     assert queue.empty()
 
 
+def test_c11_what_waits_for_one_subscriber_stays_whole_when_another_unregisters(registry: Registry) -> None:
+    # given two busy subscribers, for whom the same transaction waits
+    leaving, registration = subscribe(registry, "leaving", "a/")
+    staying, _ = subscribe(registry, "staying", "a/")
+    registry.submit_changes(changes({"a/0": "0"}))
+    future = registry.submit_changes(changes({"a/1": "1", "a/2": "2"}))
+    # when one of them wants it no more
+    registration.unregister("a/")
+    # then the other gets all of it
+    answer(leaving)
+    answer(staying)
+    assert told(answer(staying)) == [("a/1", "1", None), ("a/2", "2", None)]
+    assert leaving.empty()
+    future.result()
+
+
 def test_c11_an_overlapping_prefix_keeps_what_it_wants(registry: Registry) -> None:
     queue, registration = subscribe(registry, "agent", "a/", "a/b/")
     registry.submit_changes(changes({"x": "", "a/0": "0"}))

@@ -606,6 +606,20 @@ def test_c15_an_interrupt_inside_a_put_reaches_the_caller_and_leaves_nothing_stu
     in_time(registration.close, "close")
 
 
+def test_c15_an_interrupt_inside_one_put_keeps_nothing_from_the_other_subscribers(registry: Registry) -> None:
+    # given three subscriptions; ^C arrives in the put to the second one
+    def interrupt(_: Any) -> None:
+        raise KeyboardInterrupt("^C")
+
+    queues = [Deliberate(lambda _: None), Deliberate(interrupt), Deliberate(lambda _: None)]
+    for number, queue in enumerate(queues):
+        registry.watch(f"agent-{number}", queue, queue, "")
+    # when a change is submitted / then the caller is interrupted, and the others have their event
+    with pytest.raises(KeyboardInterrupt):
+        registry.submit_changes(changes({"k": "1"}))
+    assert [told(queues[number].get_nowait()) for number in (0, 2)] == [[("k", "1", None)]] * 2
+
+
 def test_c15_close_and_unregister_from_inside_a_put(registry: Registry) -> None:
     # given queues that unregister, close their subscription, and close the registry
     made: dict[str, Registration] = {}
