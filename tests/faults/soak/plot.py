@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 
+from tests.drawing import GROUND, INK, RED, dress
 from tests.faults.soak.verdict import MIB, WARM_UP, slope
 from tests.faults.soak.world import Record
 
@@ -13,8 +14,6 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 
-#: Readable on white and on black: the picture has a ground of its own.
-GROUND, INK, FAINT = "#f7f7f4", "#22303c", "#c9ced3"
 COLOURS = {"etcd": "#2f6db5", "sqlite": "#2e8b57", "grpc": "#c2571a", "rest": "#8a4fa3", "agent": "#555555"}
 
 
@@ -42,7 +41,7 @@ def draw(record: Record, file: str) -> None:
     ways.set_ylabel("in step after s")
     ways.set_xlabel("minutes")
     for axis in axes:
-        _style(axis)
+        dress(axis)
         for fault in record.faults:
             begin, end = fault.began / 60, max(fault.healed, fault.began + 1) / 60
             axis.axvspan(begin, end, color=COLOURS[fault.source], alpha=0.16, linewidth=0)
@@ -72,26 +71,15 @@ def _fit(axis: Any, times: list[float], values: list[float]) -> None:
     middle_x = sum(x for x, _ in points) / len(points)
     middle_y = sum(y for _, y in points) / len(points)
     ends = (points[0][0], points[-1][0])
-    axis.plot(ends, [middle_y + rise * (x - middle_x) for x in ends], color="#c0392b", linewidth=1.4, linestyle="--")
+    axis.plot(ends, [middle_y + rise * (x - middle_x) for x in ends], color=RED, linewidth=1.4, linestyle="--")
     axis.annotate(
         f"{rise * 10:+.2f} MiB in 10 minutes",
         (ends[0], middle_y),
         (0, 9),
         textcoords="offset points",
-        color="#c0392b",
+        color=RED,
         fontsize=8,
     )
-
-
-def _style(axis: Any) -> None:
-    axis.set_facecolor(GROUND)
-    axis.tick_params(colors=INK, labelsize=8)
-    axis.yaxis.label.set_color(INK)
-    axis.xaxis.label.set_color(INK)
-    axis.yaxis.label.set_fontsize(9)
-    axis.grid(True, color=FAINT, linewidth=0.5)
-    for spine in axis.spines.values():
-        spine.set_color(FAINT)
 
 
 def _seen(record: Record) -> list[str]:
