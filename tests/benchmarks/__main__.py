@@ -1,7 +1,9 @@
 """``python -m tests.benchmarks [NAMES] [--json FILE] [--repeats N] [--scale X]``: prints a table of ratios.
 
 Without names all run. A bench whose server is not on this machine is listed as skipped. The exit code says whether
-every bench could be run, not whether the targets were met: figures are for reading.
+every bench could be run, not whether the targets were met nor what became of a peer: figures are for reading.
+
+``--plot FOLDER`` draws growth curves instead: what one change, delivery or key costs as there are more and more.
 """
 
 from __future__ import annotations
@@ -11,18 +13,24 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
-from tests.benchmarks import etcd, grpc, idle, latency, local, memory, rest, sqlite, start
+from tests.benchmarks import etcd, growth, grpc, idle, latency, local, memory, rest, sqlite, start
 from tests.benchmarks.harness import Bench, Result, measure
 
 MODULES = (local, memory, start, sqlite, grpc, rest, etcd, latency, idle)
 BENCHES: dict[str, Bench] = {bench.name: bench for module in MODULES for bench in module.BENCHES}
 
-COLUMNS = ("bench", "ours", "floor", "unit", "ratio", "target", "")
+CURVES: dict[str, growth.Curve] = {curve.name: curve for curve in growth.CURVES}
+
+COLUMNS = ("bench", "ours", "floor", "peer", "unit", "ratio", "target", "")
+
+T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,26 +39,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for bench in BENCHES.values():
             print(f"{bench.name:14} beside {bench.floor}")
         return 0
-    unknown = [name for name in options.names if name not in BENCHES]
+    known: dict[str, Any] = CURVES if options.plot else BENCHES
+    unknown = [name for name in options.names if name not in known]
     if unknown:
-        print(f"there is no bench {', '.join(unknown)}; known: {', '.join(BENCHES)}", file=sys.stderr)
+        what = "curve" if options.plot else "bench"
+        print(f"there is no {what} {', '.join(unknown)}; known: {', '.join(known)}", file=sys.stderr)
         return 2
-    results: list[Result] = []
-    failed = False
-    for name in options.names or BENCHES:
+    return (_plot if options.plot else _measure)(options, options.names or list(known))
+
+
+def _measure(options: argparse.Namespace, names: Sequence[str]) -> int:
+    results, failed = _each(names, lambda name: measure(BENCHES[name], scale=options.scale, repeats=options.repeats))
+    flat = [result for of_bench in results for result in of_bench]
+    print(table(flat))
+    _write(options.json, "results", flat)
+    return int(failed)
+
+
+def _plot(options: argparse.Namespace, names: Sequence[str]) -> int:
+    from tests.benchmarks.plot import draw  # inside: it needs matplotlib
+
+    folder = Path(options.plot)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def run(name: str) -> growth.Grown:
+        grown = growth.grow(CURVES[name], scale=options.scale, repeats=options.repeats)
+        print(f"{growth.table(grown)}\n", flush=True)
+        draw(grown, folder / f"growth-{name}.png")
+        return grown
+
+    print(f"{_machine()}\n")
+    grown, failed = _each(names, run)
+    _write(options.json, "growth", grown)
+    return int(failed)
+
+
+def _each(names: Iterable[str], run: Callable[[str], T]) -> tuple[list[T], bool]:
+    """What those gave that could be run, and whether one broke."""
+    results, failed = [], False
+    for name in names:
         print(f"running {name} …", file=sys.stderr, flush=True)
         try:
-            results += measure(BENCHES[name], scale=options.scale, repeats=options.repeats)
+            results.append(run(name))
         except pytest.skip.Exception as error:
             print(f"  skipped: {error}", file=sys.stderr)
         except Exception as error:
             failed = True
             print(f"  failed: {error!r}", file=sys.stderr)
-    print(table(results))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"machine": _machine(), "results": [asdict(result) for result in results]}, file, indent=1)
-    return int(failed)
+    return results, failed
+
+
+def _write(file: str | None, what: str, results: Iterable[Any]) -> None:
+    if file:
+        text = json.dumps({"machine": _machine(), what: [asdict(result) for result in results]}, indent=1)
+        Path(file).write_text(text)
 
 
 def table(results: Sequence[Result]) -> str:
@@ -64,6 +106,7 @@ def table(results: Sequence[Result]) -> str:
                 row.name,
                 f"{_number(result.ours)} ±{result.ours_spread:.0f} %",
                 f"{_number(result.floor)} ±{result.floor_spread:.0f} %",
+                _peer(result),
                 row.unit,
                 f"{result.ratio:.2f}",
                 row.wanted,
@@ -75,7 +118,20 @@ def table(results: Sequence[Result]) -> str:
     text.insert(1, "  ".join("-" * width for width in widths))
     notes = [f"{result.bench}: {note}" for result in results for note in result.notes]
     floors = dict.fromkeys(f"{result.bench}: the floor is {result.floor_is}" for result in results)
-    return "\n".join([_machine(), "", *text, "", *floors, *dict.fromkeys(notes)])
+    peers = dict.fromkeys(_about_the_peer(result) for result in results if result.peer_is)
+    return "\n".join([_machine(), "", *text, "", *floors, *peers, *dict.fromkeys(notes)])
+
+
+def _peer(result: Result) -> str:
+    if result.peer_fails:
+        return "fails"
+    return "" if result.peer is None else f"{_number(result.peer)} ±{result.peer_spread:.0f} %"
+
+
+def _about_the_peer(result: Result) -> str:
+    return f"{result.bench}: the peer is {result.peer_is}" + (
+        f"; it fails: {result.peer_fails}" if result.peer_fails else ""
+    )
 
 
 def _number(value: float) -> str:
@@ -88,10 +144,18 @@ def _machine() -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHES))
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHES)}; of curves: {', '.join(CURVES)}"
+    )
+    parser.add_argument("--plot", metavar="FOLDER", help="growth curves, PNG, into that folder; needs matplotlib")
     parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
     parser.add_argument("--repeats", type=int, metavar="N", help="runs that count, instead of each bench's own number")
-    parser.add_argument("--scale", type=float, default=1.0, help="of all sizes; figures of other scales say little")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="of all sizes, of curves the greatest; figures of other scales say little",
+    )
     parser.add_argument("--list", action="store_true", help="name the benches and end")
     return parser
 

@@ -17,14 +17,15 @@ PAGE = 10_000
 #: Puts that are on their way while the server is filled.
 WINDOW = 400
 
-_OPTIONS = [("grpc.max_receive_message_length", -1)]
+#: A history comes in messages of any size.
+OPTIONS = [("grpc.max_receive_message_length", -1)]
 
 
 class BareEtcd:
     """A channel, and the calls as they come out of it. A context manager that closes it."""
 
     def __init__(self, endpoint: str) -> None:
-        self._channel = grpc.insecure_channel(endpoint, _OPTIONS)
+        self._channel = grpc.insecure_channel(endpoint, OPTIONS)
         self._range = self._unary("Range", pb.RangeRequest, pb.RangeResponse)
         self._txn = self._unary("Txn", pb.TxnRequest, pb.TxnResponse)
         self._watch = self._channel.stream_stream(

@@ -15,11 +15,12 @@ import pytest
 from datasync.keyval.schemes import connect
 from tests.benchmarks.bare_etcd import BareEtcd
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
+from tests.benchmarks.peers import ETCD3, Etcd3
 from tests.benchmarks.replay import Consumer, From
 from tests.running import environment
 from tests.servers import EtcdServer, find_etcd
 
-EVENTS = 50_000
+EVENTS = 100_000
 KEYS = 100_000
 VALUE_SIZE = 200
 PREFIX = "/bench/"
@@ -45,7 +46,12 @@ def replay(name: str, per_commit: int) -> Callable[[float], AbstractContextManag
     def prepare(scale: float) -> Iterator[Sides]:
         events = int(EVENTS * scale) // per_commit * per_commit
         notes: list[str] = []
-        with server() as running, BareEtcd(running.endpoint) as bare, connect(running.url) as store:
+        with (
+            server() as running,
+            BareEtcd(running.endpoint) as bare,
+            connect(running.url) as store,
+            Etcd3(running.endpoint) as other,
+        ):
             before = bare.revision()
             bare.fill(((f"{PREFIX}key/{number:06}".encode(), VALUE) for number in range(events)), per_commit)
             last = bare.revision()
@@ -65,7 +71,13 @@ def replay(name: str, per_commit: int) -> Callable[[float], AbstractContextManag
                     bare.watched(PREFIX, before, events)
                 return watch.figures
 
-            yield Sides(ours, floor, notes)
+            def peer() -> Figures:
+                with Stopwatch(name, events) as watch:
+                    with other.watch(PREFIX, before, events, lambda key, value: None) as watching:
+                        watching.wait()
+                return watch.figures
+
+            yield Sides(ours, floor, notes, peer)
 
     return prepare
 
@@ -115,15 +127,14 @@ def snapshot(scale: float, keys: int = KEYS) -> Iterator[Sides]:
 
 
 @contextmanager
-def snapshot_memory(scale: float) -> Iterator[Sides]:
-    count = int(KEYS * scale)
+def snapshot_memory(scale: float, keys: int = KEYS) -> Iterator[Sides]:
+    count = int(keys * scale)
+    row = f"etcd-snapshot-peak-{keys}"
     with filled(count) as (running, _):
         size = sum(len(_key(number)) + VALUE_SIZE for number in range(count)) / 1e6
         peak = _peak("floor", running) / 1e6
         notes = [f"the bare listing, kept in a dict, has its peak at {peak:.0f} MB: {peak / size:.2f} of the floor"]
-        yield Sides(
-            lambda: {"etcd-snapshot-peak": _peak("ours", running) / 1e6}, lambda: {"etcd-snapshot-peak": size}, notes
-        )
+        yield Sides(lambda: {row: _peak("ours", running) / 1e6}, lambda: {row: size}, notes)
 
 
 @contextmanager
@@ -149,22 +160,24 @@ BENCHES = [
         "a bare grpcio watch loop that parses the same events; one event a revision, of which the server hands a"
         " watcher that is behind about 1,000 each 0.1 s",
         [
-            Row("etcd-replay-50000", "events/s", 0.8, higher_is_better=True),
-            Row("etcd-replay-50000-cpu", "µs of core per event"),
+            Row("etcd-replay-100000", "events/s", 0.8, higher_is_better=True),
+            Row("etcd-replay-100000-cpu", "µs of core per event"),
         ],
-        replay("etcd-replay-50000", 1),
+        replay("etcd-replay-100000", 1),
         repeats=3,
+        peer=ETCD3,
     ),
     Bench(
         "etcd-commits",
         "the same with 100 events a revision: here the client is the limit. It does not ask for fragments, which cost"
         " the server the square of the events in each",
         [
-            Row("etcd-commits-50000", "events/s", 0.8, higher_is_better=True),
-            Row("etcd-commits-50000-cpu", "µs of core per event"),
+            Row("etcd-commits-100000", "events/s", 0.8, higher_is_better=True),
+            Row("etcd-commits-100000-cpu", "µs of core per event"),
         ],
-        replay("etcd-commits-50000", 100),
+        replay("etcd-commits-100000", 100),
         repeats=3,
+        peer=ETCD3,
     ),
     Bench(
         "etcd-snapshot",
@@ -182,8 +195,15 @@ BENCHES = [
     Bench(
         "etcd-memory",
         "the bytes of keys and values alone",
-        [Row("etcd-snapshot-peak", "MB", 2.0)],
+        [Row("etcd-snapshot-peak-100000", "MB", 2.0)],
         snapshot_memory,
         repeats=3,
+    ),
+    Bench(
+        "etcd-memory-million",
+        "the same with ten times as many keys",
+        [Row("etcd-snapshot-peak-1000000", "MB", 2.0)],
+        lambda scale: snapshot_memory(scale, 10 * KEYS),
+        repeats=1,
     ),
 ]

@@ -1,4 +1,4 @@
-"""How a figure is taken: warm-up, then ours, floor, ours, floor, …; medians, and how far the runs were apart.
+"""How a figure is taken: warm-up, then ours, floor, peer, ours, floor, peer, …; medians, and how far runs were apart.
 
 The ratio is the median of the pairs' ratios: what slows the machine down for a moment slows both of a pair.
 """
@@ -47,13 +47,19 @@ class Row:
         return f"{sign} {self.target:g}" + (f" + {self.extra:g} {self.unit}" if self.extra else "")
 
 
+class PeerFailed(Exception):
+    """Raised by a peer's side that did not do the work; the text says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """What is compared. *notes* is filled while the runs go on, and printed under the row."""
+    """What is compared. *notes* is filled while the runs go on, and printed under the row. A *peer* that raises is
+    listed as failing."""
 
     ours: Side
     floor: Side
     notes: list[str] = field(default_factory=list)
+    peer: Side | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,7 @@ class Bench:
       rows: The figures that both sides return.
       prepare: Makes both sides for a scale (1.0: as the rows say); leaving the context cleans up.
       repeats: Runs that count.
+      peer: What the peer is, in words; empty where there is none.
     """
 
     name: str
@@ -73,11 +80,15 @@ class Bench:
     rows: Sequence[Row]
     prepare: Callable[[float], AbstractContextManager[Sides]]
     repeats: int = 7
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A measured row: medians, the spread of each side (half of the middle half, per cent of the median)."""
+    """A measured row: medians, the spread of each side (half of the middle half, per cent of the median).
+
+    *ratio* is ours / floor, *peer_ratio* ours / peer; *peer* is None where there is none or where it fails.
+    """
 
     bench: str
     row: Row
@@ -89,38 +100,75 @@ class Result:
     floor_spread: float
     runs: int
     notes: tuple[str, ...] = ()
+    peer_is: str = ""
+    peer: float | None = None
+    peer_ratio: float | None = None
+    peer_spread: float = 0.0
+    peer_fails: str = ""
 
 
 def measure(bench: Bench, *, scale: float = 1.0, repeats: int | None = None) -> list[Result]:
     """Run *bench* and sum it up."""
-    count = repeats or bench.repeats
-    ours: list[Figures] = []
-    floor: list[Figures] = []
+    taken = Taken()
     with bench.prepare(scale) as sides:
-        for number in range(WARM_UP + count):
-            for side, figures in ((sides.ours, ours), (sides.floor, floor)):
-                gc.collect()
-                figure = side()
-                if number >= WARM_UP:
-                    figures.append(figure)
-    return [_summed_up(bench, row, sides, ours, floor) for row in bench.rows]
+        for number in range(WARM_UP + (repeats or bench.repeats)):
+            taken.run(sides, counts=number >= WARM_UP)
+        return [_summed_up(bench, row, taken, sides.notes) for row in bench.rows]
 
 
-def _summed_up(bench: Bench, row: Row, sides: Sides, ours: list[Figures], floor: list[Figures]) -> Result:
-    mine = [figures[row.name] for figures in ours]
-    theirs = [figures[row.name] for figures in floor]
+class Taken:
+    """The runs of a bench so far."""
+
+    def __init__(self) -> None:
+        self.ours: list[Figures] = []
+        self.floor: list[Figures] = []
+        self.peer: list[Figures] = []
+        #: Why there are no figures of the peer.
+        self.peer_fails = ""
+
+    def run(self, sides: Sides, *, counts: bool) -> None:
+        """One run of each side."""
+        for side, figures in ((sides.ours, self.ours), (sides.floor, self.floor)):
+            self._run(side, figures, counts)
+        if sides.peer is None or self.peer_fails:
+            return
+        try:
+            self._run(sides.peer, self.peer, counts)
+        except Exception as error:  # whatever it is, it is the peer's: ours and the floor go on
+            self.peer.clear()
+            self.peer_fails = str(error) if isinstance(error, PeerFailed) else f"{type(error).__name__}: {error}"
+
+    @staticmethod
+    def _run(side: Side, figures: list[Figures], counts: bool) -> None:
+        gc.collect()
+        figure = side()
+        if counts:
+            figures.append(figure)
+
+
+def _summed_up(bench: Bench, row: Row, taken: Taken, notes: Sequence[str]) -> Result:
+    ours, floor, peer = ([run[row.name] for run in runs] for runs in (taken.ours, taken.floor, taken.peer))
     return Result(
         bench=bench.name,
         row=row,
         floor_is=bench.floor,
-        ours=statistics.median(mine),
-        floor=statistics.median(theirs),
-        ratio=statistics.median(one / other for one, other in zip(mine, theirs, strict=True)),
-        ours_spread=spread(mine),
-        floor_spread=spread(theirs),
-        runs=len(mine),
-        notes=tuple(dict.fromkeys(sides.notes)),
+        ours=statistics.median(ours),
+        floor=statistics.median(floor),
+        ratio=_ratio(ours, floor),
+        ours_spread=spread(ours),
+        floor_spread=spread(floor),
+        runs=len(ours),
+        notes=tuple(dict.fromkeys(notes)),
+        peer_is=bench.peer,
+        peer=statistics.median(peer) if peer else None,
+        peer_ratio=_ratio(ours, peer) if peer else None,
+        peer_spread=spread(peer),
+        peer_fails=taken.peer_fails,
     )
+
+
+def _ratio(ours: Sequence[float], others: Sequence[float]) -> float:
+    return statistics.median(one / other for one, other in zip(ours, others, strict=True))
 
 
 def spread(figures: Sequence[float]) -> float:

@@ -1,6 +1,6 @@
-"""What an agent costs that has nothing to do: etcd, gRPC and REST open at once, in a process of its own.
+"""What an agent costs that has nothing to do: etcd, gRPC and REST open at once, or SQLite alone, in its own process.
 
-``python -m tests.benchmarks.idle ENDPOINT SECONDS`` prints per cent of a core, and the names of its threads.
+``python -m tests.benchmarks.idle all|store URL SECONDS`` prints per cent of a core, and the names of its threads.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from tests.benchmarks.harness import Bench, Figures, Row, Sides
 from tests.running import environment
 
 SECONDS = 20.0
+#: Per cent of a core.
+ALLOWED = 0.2
 
 
 @contextmanager
@@ -41,40 +43,56 @@ def somewhere() -> Iterator[str]:
 
 @contextmanager
 def agent(scale: float) -> Iterator[Sides]:
-    seconds = max(1.0, SECONDS * scale)
-    notes: list[str] = []
     with somewhere() as url:
+        yield _sides("idle-agent", "all", url, scale)
 
-        def side(kind: str) -> Figures:
-            command = [sys.executable, "-m", "tests.benchmarks.idle", kind, url, str(seconds)]
-            done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=True)
-            percent, threads = done.stdout.splitlines()
-            if kind == "ours":
-                notes.append(f"threads: {threads}")
-            return {"idle-agent": float(percent)}
 
-        yield Sides(lambda: side("ours"), lambda: {"idle-agent": 0.2}, notes)
+@contextmanager
+def sqlite(scale: float) -> Iterator[Sides]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield _sides("sqlite-idle", "store", f"sqlite:///{Path(folder) / 'bench.db'}", scale)
+
+
+def _sides(row: str, kind: str, url: str, scale: float) -> Sides:
+    notes: list[str] = []
+
+    def ours() -> Figures:
+        command = [sys.executable, "-m", "tests.benchmarks.idle", kind, url, str(max(1.0, SECONDS * scale))]
+        done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=True)
+        percent, threads = done.stdout.splitlines()
+        notes.append(f"threads: {threads}")
+        return {row: float(percent)}
+
+    return Sides(ours, lambda: {row: ALLOWED}, notes)
 
 
 def main(kind: str, url: str, seconds: float) -> None:
     events: queue.Queue[Any] = queue.Queue()
     with ExitStack() as stack:
         plugin = stack.enter_context(Plugin(kv=stack.enter_context(connect(url)), prefix="bench/"))
-        grpc_server = stack.enter_context(grpcsync.serve("127.0.0.1:0"))
-        rest_adapter = stack.enter_context(restsync.Adapter())
-        rest_server = stack.enter_context(restsync.serve("127.0.0.1:0", rest_adapter))
-        sender = stack.enter_context(grpcsync.Client(grpc_server.address))
-        client = stack.enter_context(restsync.Client(rest_server.url))
-        for number, watcher in enumerate((plugin, grpc_server.adapter, rest_adapter, client)):
-            watcher.watch(f"bench-{number}", events, events, "")
+        plugin.watch("bench", events, events, "")
+        if kind == "all":
+            _servers_and_clients(stack, events)
         plugin.after_init()
-        sender.wait_ready(30)
-        for _ in range(2):  # the first RESYNCs of the store and of the REST client
+        for _ in range(2 if kind == "all" else 1):  # the first RESYNCs of the store and of the REST client
             events.get(timeout=30).done()
         before = time.process_time()
         time.sleep(seconds)
         print(100 * (time.process_time() - before) / seconds)
         print(", ".join(sorted(thread.name for thread in threading.enumerate())))
+
+
+def _servers_and_clients(stack: ExitStack, events: queue.Queue[Any]) -> None:
+    """gRPC and REST, both ends of each, watched."""
+    grpc_server = stack.enter_context(grpcsync.serve("127.0.0.1:0"))
+    rest_adapter = stack.enter_context(restsync.Adapter())
+    rest_server = stack.enter_context(restsync.serve("127.0.0.1:0", rest_adapter))
+    sender = stack.enter_context(grpcsync.Client(grpc_server.address))
+    client = stack.enter_context(restsync.Client(rest_server.url))
+    grpc_server.adapter.watch("bench-grpc", events, events, "")
+    rest_adapter.watch("bench-rest", events, events, "")
+    client.watch("bench-client", events, events, "")
+    sender.wait_ready(30)
 
 
 BENCHES = [
@@ -83,6 +101,13 @@ BENCHES = [
         "what is allowed: 0.2 % of a core",
         [Row("idle-agent", "% of a core", 1.0)],
         agent,
+        repeats=3,
+    ),
+    Bench(
+        "sqlite-idle",
+        "what is allowed: 0.2 % of a core",
+        [Row("sqlite-idle", "% of a core", 1.0)],
+        sqlite,
         repeats=3,
     ),
 ]

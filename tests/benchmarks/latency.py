@@ -25,6 +25,7 @@ from datasync.keyval.sqlite.store import POLL_INTERVAL, SQLiteStore
 from tests.benchmarks.bare_etcd import BareEtcd, BareWatch
 from tests.benchmarks.etcd import PREFIX, VALUE, server
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
+from tests.benchmarks.peers import ETCD3, Etcd3
 from tests.benchmarks.replay import PATIENCE, Consumer
 from tests.proxy import TcpProxy
 from tests.running import environment
@@ -95,7 +96,12 @@ def sqlite_latency(scale: float) -> Iterator[Sides]:
 @contextmanager
 def etcd_latency(scale: float) -> Iterator[Sides]:
     commits = max(20, int(5 * COMMITS * scale))
-    with server() as running, BareEtcd(running.endpoint) as bare, connect(running.url) as store:
+    with (
+        server() as running,
+        BareEtcd(running.endpoint) as bare,
+        connect(running.url) as store,
+        Etcd3(running.endpoint) as other,
+    ):
 
         def ours() -> Figures:
             return through_the_library(store, running.url, commits, 0.01).figures("etcd-put")
@@ -114,7 +120,14 @@ def etcd_latency(scale: float) -> Iterator[Sides]:
                     assert over.wait(PATIENCE)
             return delays.figures("etcd-put")
 
-        yield Sides(ours, floor)
+        def peer() -> Figures:
+            delays = Delays()
+            with other.watch(PREFIX, bare.revision(), commits, lambda key, value: delays.note(value)) as watching:
+                with start_writer(running.url, commits, 0.01):
+                    watching.wait()
+            return delays.figures("etcd-put")
+
+        yield Sides(ours, floor, peer=peer)
 
 
 @contextmanager
@@ -156,7 +169,17 @@ def etcd_resume(scale: float) -> Iterator[Sides]:
                 assert over.wait(PATIENCE)
                 return {"etcd-resume-10000": time.perf_counter() - started}
 
-        yield Sides(ours, floor)
+        def peer() -> Figures:
+            with Etcd3(proxy.address) as other:
+                with other.watch(PREFIX, bare.revision(), missed, lambda key, value: None) as watching:
+                    proxy.refuse()
+                    fill()
+                    proxy.heal()
+                    healed = time.perf_counter()
+                    watching.wait()
+                    return {"etcd-resume-10000": time.perf_counter() - healed}
+
+        yield Sides(ours, floor, peer=peer)
 
 
 BENCHES = [
@@ -173,6 +196,7 @@ BENCHES = [
         [Row("etcd-put-p50", "ms", 1.0, extra=0.2), Row("etcd-put-p99", "ms", 1.5)],
         etcd_latency,
         repeats=5,
+        peer=ETCD3,
     ),
     Bench(
         "etcd-resume",
@@ -180,5 +204,6 @@ BENCHES = [
         [Row("etcd-resume-10000", "s", 1.2, extra=0.2)],
         etcd_resume,
         repeats=5,
+        peer=ETCD3,
     ),
 ]

@@ -147,9 +147,8 @@ def transaction(scale: float) -> Iterator[Sides]:
 
 
 @contextmanager
-def prefixes(scale: float) -> Iterator[Sides]:
-    many = max(20, int(100_000 * scale))
-    many_side, close_many = _with_prefixes(many, scale)
+def prefixes(scale: float, count: int = 100_000) -> Iterator[Sides]:
+    many_side, close_many = _with_prefixes(max(10, int(count * scale)), scale)
     few_side, close_few = _with_prefixes(10, scale)
     yield Sides(many_side, few_side)
     close_many()
@@ -179,8 +178,9 @@ def _with_prefixes(count: int, scale: float) -> tuple[Callable[[], Figures], Cal
 
 
 @contextmanager
-def fan_out(scale: float) -> Iterator[Sides]:
-    subscriptions, rounds = max(10, int(1_000 * scale)), 20
+def fan_out(scale: float, count: int = 1_000) -> Iterator[Sides]:
+    subscriptions = max(1, int(count * scale))
+    rounds = max(20, 2_000 // subscriptions)
     registry = Registry("bench")
     queues: list[queue.Queue[Any]] = [queue.Queue() for _ in range(subscriptions)]
     for number, one in enumerate(queues):

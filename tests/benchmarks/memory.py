@@ -55,8 +55,8 @@ def beyond(side: str, count: int) -> float:
 
 
 @contextmanager
-def bytes_per_key(scale: float) -> Iterator[Sides]:
-    count = max(1_000, int(KEYS * scale))
+def bytes_per_key(scale: float, keys: int = KEYS) -> Iterator[Sides]:
+    count = max(1_000, int(keys * scale))
 
     def side(name: str) -> Figures:
         command = [sys.executable, "-m", "tests.benchmarks.memory", name, str(count)]

@@ -1,0 +1,138 @@
+"""Growth: what one change, delivery or key costs, as there are ten times as many, and ten times again.
+
+A point is a bench at its own size: ours and floor in turn, medians of the runs after a warm-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from tests.benchmarks import etcd, local, memory
+from tests.benchmarks.harness import Bench, Row, Sides, measure
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What grows, and what is looked at meanwhile.
+
+    Args:
+      name: For the command line and the file.
+      of: What there is more and more of.
+      unit: Of the figures; the hope is that they stay as they are.
+      floor: What the floor does, in words.
+      sizes: From few to many.
+      at: Both sides at a size.
+      row: The figure that they return; ``{size}`` stands for the size.
+      repeats: Runs that count.
+      scaled: The figure in *unit*, from the one that the sides return and the size.
+    """
+
+    name: str
+    of: str
+    unit: str
+    floor: str
+    sizes: Sequence[int]
+    at: Callable[[int], AbstractContextManager[Sides]]
+    row: str
+    repeats: int
+    scaled: Callable[[float, int], float] = lambda figure, size: figure
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Medians at a size, and the spread of each side as in ``harness.Result``."""
+
+    size: int
+    ours: float
+    floor: float
+    ratio: float
+    ours_spread: float
+    floor_spread: float
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A curve that was measured."""
+
+    name: str
+    of: str
+    unit: str
+    floor: str
+    points: Sequence[Point]
+
+
+def grow(curve: Curve, *, scale: float = 1.0, repeats: int | None = None) -> Grown:
+    """Measure *curve* up to *scale* of its greatest size; its smallest is always there."""
+    sizes = [size for size in curve.sizes if size <= scale * curve.sizes[-1]] or curve.sizes[:1]
+    points = [_point(curve, size, repeats or curve.repeats) for size in sizes]
+    return Grown(curve.name, curve.of, curve.unit, curve.floor, points)
+
+
+def _point(curve: Curve, size: int, repeats: int) -> Point:
+    row = Row(curve.row.format(size=size), curve.unit)
+    bench = Bench(curve.name, curve.floor, [row], lambda scale: curve.at(size), repeats)
+    (result,) = measure(bench)
+    ours, floor = curve.scaled(result.ours, size), curve.scaled(result.floor, size)
+    return Point(size, ours, floor, result.ratio, result.ours_spread, result.floor_spread)
+
+
+def table(grown: Grown) -> str:
+    """The points as text."""
+    width = max(14, len(grown.of))
+    lines = [
+        f"{grown.name}: {grown.unit}; the floor is {grown.floor}",
+        f"{grown.of:>{width}}  {'ours':>14}  {'floor':>14}  ratio",
+    ]
+    for point in grown.points:
+        ours, floor = f"{point.ours:.3g} ±{point.ours_spread:.0f} %", f"{point.floor:.3g} ±{point.floor_spread:.0f} %"
+        lines.append(f"{point.size:{width},}  {ours:>14}  {floor:>14}  {point.ratio:5.2f}")
+    return "\n".join(lines)
+
+
+KEYS = (1_000, 10_000, 100_000, 1_000_000)
+
+CURVES = [
+    Curve(
+        "prefixes",
+        "registered prefixes",
+        "µs per change",
+        "the same with 10 prefixes",
+        (10, 100, 1_000, 10_000, 100_000),
+        lambda size: local.prefixes(1.0, size),
+        "prefixes-100000",
+        repeats=11,
+    ),
+    Curve(
+        "subscriptions",
+        "subscriptions of one key",
+        "µs per delivery",
+        "queue.Queue.put",
+        (1, 10, 100, 1_000, 10_000),
+        lambda size: local.fan_out(1.0, size),
+        "fan-out-1000",
+        repeats=7,
+    ),
+    Curve(
+        "keys",
+        "keys in etcd",
+        "µs per key of the snapshot",
+        "bare paged Range into a dict",
+        KEYS,
+        lambda size: etcd.snapshot(1.0, size),
+        "etcd-snapshot-{size}",
+        repeats=3,
+        scaled=lambda seconds, size: 1e6 * seconds / size,
+    ),
+    Curve(
+        "memory",
+        "keys in the registry",
+        "bytes per key, without key and value",
+        "a dict of key to (revision, bytes)",
+        KEYS,
+        lambda size: memory.bytes_per_key(1.0, size),
+        "registry-bytes-per-key",
+        repeats=3,
+    ),
+]
