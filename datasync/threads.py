@@ -5,9 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import os
-import socket
 import threading
-import weakref
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
@@ -21,31 +19,11 @@ log = logging.getLogger(__name__)
 CLOSE_TIMEOUT = 2.0
 
 _generation = 0
-# Touched by whoever opens a socket, and by a child that has one thread.
-_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
     global _generation
     _generation += 1
-    for one in list(_sockets):
-        # Nothing of TLS, which would begin to talk: the connection is the parent's. And not close(), which waits for
-        # files that were made of the socket.
-        descriptor = socket.socket.detach(one)
-        if descriptor >= 0:
-            try:
-                os.close(descriptor)
-            except OSError:
-                pass
-    _sockets.clear()
-
-
-def close_in_children(one: socket.socket) -> None:
-    """Let forked children close their copy of *one*.
-
-    Else a port stays taken and a connection open until the last child has ended, whatever its owner does.
-    """
-    _sockets.add(one)
 
 
 if hasattr(os, "register_at_fork"):

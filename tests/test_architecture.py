@@ -23,6 +23,7 @@ FLOORS = {
     "datasync.grpcio": 0,
     "datasync.options": 0,
     "datasync.serializer": 0,
+    "datasync.sockets": 0,
     "datasync.threads": 0,
     "datasync.aggregator": 1,
     "datasync.syncbase": 1,

@@ -18,7 +18,8 @@ from urllib.parse import unquote_to_bytes
 
 from datasync.errors import InvalidArgumentError
 from datasync.restsync.wire import MAX_DRAIN, BadRequest, BodyReader, Gone, Head, Responder, Wire, refusal
-from datasync.threads import Worker, close_in_children
+from datasync.sockets import close_in_children
+from datasync.threads import Worker
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment

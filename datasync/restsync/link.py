@@ -17,7 +17,7 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 
 from datasync.errors import ClosedError, InvalidArgumentError, StoreConnectionError
-from datasync.threads import close_in_children
+from datasync.sockets import close_in_children
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from datasync.errors import InvalidArgumentError, StoreConnectionError
 from datasync.restsync.adapter import Adapter
 from datasync.restsync.app import Application, wsgi_app
 from datasync.restsync.connection import Connection, Limits
-from datasync.threads import CLOSE_TIMEOUT, ForkGuard, Worker, close_in_children
+from datasync.sockets import close_in_children
+from datasync.threads import CLOSE_TIMEOUT, ForkGuard, Worker
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
