@@ -66,10 +66,9 @@ class Tally:
         self._keys = 0
         self._sum = 0
 
-    def add(self, kvs: Iterable[pb.KeyValue]) -> None:
-        hashes = [hash((kv.key, kv.mod_revision)) for kv in kvs]
-        self._keys += len(hashes)
-        self._sum += sum(hashes)
+    def add(self, keys: Sequence[bytes], revisions: Iterable[int]) -> None:
+        self._keys += len(keys)
+        self._sum += sum(map(hash, zip(keys, revisions, strict=True)))
 
     def total(self, revision: int) -> _Listing:
         return _Listing(revision, self._keys, self._sum)
@@ -194,7 +193,7 @@ class _Check:
                 pb.RangeRequest(key=key, range_end=end, revision=self._after, limit=PAGE, keys_only=True),
                 timeout=self._client.config.page_timeout,
             )
-            tally.add(page.kvs)
+            tally.add([kv.key for kv in page.kvs], [kv.mod_revision for kv in page.kvs])
             more = page.more
             key = page.kvs[-1].key + b"\0" if more else key
         if tally.total(listing.revision) != listing:

@@ -20,7 +20,7 @@ from datasync.keyval.etcd.keys import ALL, prefix_range
 
 #: Keys in the first page, when nothing is known of the size of the values.
 FIRST_PAGE = 128
-#: Bytes that a page should come to; its number of keys follows from the page before.
+#: Bytes of keys and values that a page should come to; its number of keys follows from the page before.
 PAGE_BYTES = 4 << 20
 
 _new_pair = partial(tuple.__new__, KeyValue)
@@ -45,19 +45,20 @@ class EtcdScan(Scan):
         tally = Tally()
         while True:
             kvs = page.kvs
-            tally.add(kvs)
-            raw = [kv.key for kv in kvs]
+            raw, values, revisions = [kv.key for kv in kvs], [kv.value for kv in kvs], [kv.mod_revision for kv in kvs]
+            tally.add(raw, revisions)
             if raw != sorted(raw):  # what is in order already is sorted at once
                 raise self._strange()
             keys = [key.decode("utf-8", "surrogateescape") for key in raw]
             # As KeyValue(...) does, but without a Python call for each pair: a listing may have a million.
-            yield from map(_new_pair, zip(keys, [kv.value for kv in kvs], [kv.mod_revision for kv in kvs], strict=True))
+            yield from map(_new_pair, zip(keys, values, revisions, strict=True))
             if not page.more:
                 if not self._keys_only:
                     self._history.listed(self._prefix, tally.total(self.revision))
                 return
-            limit = max(1, min(self._page_size, PAGE_BYTES * len(kvs) // page.ByteSize()))
-            page = self._page(kvs[-1].key + b"\0", limit, self.revision)
+            size = sum(map(len, raw)) + sum(map(len, values))  # page.ByteSize() would encode all of it once more
+            limit = max(1, min(self._page_size, PAGE_BYTES * len(kvs) // size))
+            page = self._page(raw[-1] + b"\0", limit, self.revision)
             self._witness(page, first=False)
 
     def _witness(self, page: pb.RangeResponse, *, first: bool) -> None:

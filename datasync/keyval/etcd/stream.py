@@ -35,8 +35,8 @@ WATCH_ID = 1
 NO_WATCH = -1
 #: Signs of life that are asked for within one idle limit of silence.
 PROBES = 3
-#: Bytes of an event, on the average, from which on fragments cost the server little and spare us much.
-LARGE_EVENT = 4096
+#: Bytes of a value, on the average, from which on fragments cost the server little and spare us much.
+LARGE_VALUE = 4096
 #: Oldest releases, by minor version, whose requested progress reports wait for the events before them.
 EXACT_SINCE = {(3, 4): 31, (3, 5): 13}
 
@@ -155,19 +155,23 @@ class EtcdStream(Stream):
                 if not response.canceled:
                     yield self._aside(response, requests, exact_member, joined=not commits)
             elif events := response.events:
-                if response.ByteSize() > LARGE_EVENT * len(events):
-                    self._in_fragments.add(self._prefix)
+                size = 0  # response.ByteSize() would encode all of it once more
                 for event in events:
                     kv = event.kv
-                    if not kv.key.startswith(prefix):
+                    key, modified = kv.key, kv.mod_revision  # once: each look makes an object
+                    if not key.startswith(prefix):
                         raise StoreConnectionError(f"{self._what()}: an event of another key; is this an etcd?")
-                    if kv.mod_revision != revision or not revision:
-                        if kv.mod_revision <= revision:
+                    if modified != revision or not revision:
+                        if modified <= revision:
                             raise StoreConnectionError(f"{self._what()}: revisions that do not grow; is this an etcd?")
-                        revision = kv.mod_revision
+                        revision = modified
                         ops = []
                         commits.append(Commit(revision, ops))
-                    ops.append((kv.key.decode("utf-8", "surrogateescape"), None if event.type else kv.value))
+                    value = kv.value
+                    size += len(value)
+                    ops.append((key.decode("utf-8", "surrogateescape"), None if event.type else value))
+                if size > LARGE_VALUE * len(events):
+                    self._in_fragments.add(self._prefix)
                 # A fragment may end within a revision: that one waits for the rest, whole ones do not.
                 whole, commits = (commits[:-1], commits[-1:]) if response.fragment else (commits, [])
                 if not commits:
