@@ -13,7 +13,7 @@ from typing import Any
 from datasync.errors import InvalidArgumentError, SubscriptionError
 from datasync.events import ChangeValue, KeyVal, Op
 from datasync.serializer import check_key
-from datasync.syncbase.change import Change, ChangeBytes, Payload, check_revision
+from datasync.syncbase.change import DELETE, PUT, Change, ChangeBytes, Payload, check_revision
 
 
 def payloads(values: Mapping[str, KeyVal | ChangeValue]) -> tuple[list[tuple[str, Payload | None]], int]:
@@ -25,7 +25,7 @@ def payloads(values: Mapping[str, KeyVal | ChangeValue]) -> tuple[list[tuple[str
     for key, value in values.items():
         kind = type(value)
         if (kind is Change or kind is ChangeBytes) and type(key) is str:  # they were checked when they were made
-            own, revision, deletes = value._key, value._revision, value._op is Op.DELETE  # type: ignore[union-attr]
+            own, revision, deletes = value._key, value._revision, value._op is DELETE  # type: ignore[union-attr]
         else:
             own, revision, deletes = _read(key, value)
         if own != key:
@@ -40,12 +40,12 @@ def _read(key: str, value: KeyVal | ChangeValue) -> tuple[str, int, bool]:
     """The key and revision of *value*, and whether it is a delete; it may be of anybody's making."""
     check_key(key)
     get_change_type: Callable[[], Op] | None = getattr(value, "get_change_type", None)
-    op = Op.PUT if get_change_type is None else get_change_type()
-    if (op is not Op.PUT and op is not Op.DELETE) or not callable(getattr(value, "get_value", None)):
+    op = PUT if get_change_type is None else get_change_type()
+    if (op is not PUT and op is not DELETE) or not callable(getattr(value, "get_value", None)):
         raise InvalidArgumentError(f"the value of {key!r} is no change: {type(value).__name__}")
     revision = value.get_revision()
     check_revision(key, revision)
-    return value.get_key(), revision, op is Op.DELETE
+    return value.get_key(), revision, op is DELETE
 
 
 def captured(ctx: contextvars.Context | None) -> contextvars.Context:

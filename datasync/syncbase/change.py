@@ -23,6 +23,9 @@ DEFAULT_SERIALIZER: Serializer = SerializerJSON()
 
 Payload = bytes | LazyValue
 
+#: The members themselves: up to Python 3.11 a look at ``Op.PUT`` takes as long as a function call.
+PUT, DELETE = Op.PUT, Op.DELETE
+
 
 class KeyVal:
     """A key with a message, which is copied: changing it later changes nothing here. Source: Go ``NewKeyVal``."""
@@ -114,7 +117,7 @@ class Change(KeyVal):
 
     def __init__(self, key: str, value: Message | None = None, revision: int = 0, op: Op = Op.PUT) -> None:
         _check_op(key, op, value is None)
-        super().__init__(key, None if op is Op.DELETE else value, revision)
+        super().__init__(key, None if op is DELETE else value, revision)
         self._op = op
 
     def get_change_type(self) -> Op:
@@ -135,7 +138,7 @@ class ChangeBytes(KeyValBytes):
         serializer: Serializer | None = None,
     ) -> None:
         _check_op(key, op, data is None)
-        super().__init__(key, None if op is Op.DELETE else data, revision, serializer)
+        super().__init__(key, None if op is DELETE else data, revision, serializer)
         self._op = op
 
     def get_change_type(self) -> Op:
@@ -240,9 +243,9 @@ def check_revision(key: str, revision: object) -> None:
 
 
 def _check_op(key: str, op: Op, empty: bool) -> None:
-    if op is not Op.PUT and op is not Op.DELETE:
+    if op is not PUT and op is not DELETE:
         raise InvalidArgumentError(f"the change of {key!r} must be Op.PUT or Op.DELETE")
-    if op is Op.PUT and empty:
+    if op is PUT and empty:
         raise InvalidArgumentError(f"a put of {key!r} needs a value; to delete it use Op.DELETE")
 
 

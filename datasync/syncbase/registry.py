@@ -226,9 +226,10 @@ class Registry:
             if only_watched:
                 self._check_watched_locked(changes)
             applied, ignored = self._state.apply(ops, revision)
-            self._observe_locked(self._state.revision, applied)
+            at = self._state.revision
+            self._observe_locked(at, applied)
             deliveries, unwatched = self._route_locked(applied, future, context)
-            outcome = Outcome(self._state.revision, tuple(ignored), tuple(unwatched))
+            outcome = Outcome(at, tuple(ignored), tuple(unwatched))
             looks = {subscription.name: subscription.tick for subscription in deliveries}
             future.expect(outcome, looks, self._shared.complete)
             for subscription, pending in deliveries.items():

@@ -9,9 +9,8 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 
-from datasync.events import Op
 from datasync.serializer import Serializer
-from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, Payload, StoredKeyVal, new_change_resp
+from datasync.syncbase.change import DEFAULT_SERIALIZER, DELETE, PUT, ChangeResp, Payload, StoredKeyVal, new_change_resp
 
 #: What is kept per key: the revision at which it was set, and the value.
 Entry = tuple[int, Payload]
@@ -90,7 +89,7 @@ class PrevRevisions:
         """
         changes: list[ChangeResp] = []
         ignored: list[str] = []
-        serializer, put, delete = self.serializer, Op.PUT, Op.DELETE
+        serializer = self.serializer
         with self._lock:
             entries = self._entries
             if revision <= self._revision:
@@ -99,10 +98,10 @@ class PrevRevisions:
                 previous = entries.get(key)
                 if value is not None:
                     entries[key] = (revision, value)
-                    changes.append(new_change_resp((key, put, revision, value, previous, serializer)))
+                    changes.append(new_change_resp((key, PUT, revision, value, previous, serializer)))
                 elif previous is not None:
                     del entries[key]
-                    changes.append(new_change_resp((key, delete, revision, None, previous, serializer)))
+                    changes.append(new_change_resp((key, DELETE, revision, None, previous, serializer)))
                 else:
                     ignored.append(key)
             if changes:

@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
@@ -87,7 +87,7 @@ class Subscription:
         self._failure_backoff = Backoff(*FAILURE_BACKOFF, spread=(1.0, 1.5))
         self._alarm: Alarm | None = None
 
-        self._counts: Counter[str] = Counter()
+        self._ok = self._failed = self._late = 0
         self._resyncs: Counter[ResyncReason] = Counter()
         self._last_error: BaseException | None = None
 
@@ -184,9 +184,9 @@ class Subscription:
             prefixes=tuple(self.prefixes),
             pending=self._pending,
             in_flight=len(self._in_flight),
-            ok=self._counts["ok"],
-            failed=self._counts["failed"],
-            late=self._counts["late"],
+            ok=self._ok,
+            failed=self._failed,
+            late=self._late,
             resyncs=dict(+self._resyncs),
             last_error=self._last_error,
         )
@@ -223,23 +223,24 @@ class Subscription:
         if event not in self._in_flight:
             if event.given_up:  # its one late answer; a second answer to another event is no news
                 event.given_up = False
-                self._counts["late"] += 1
+                self._late += 1
                 # What replaced it may have been handled before it: two queues have no common order.
                 if not self._closed:
                     self._start_over_locked(ResyncReason.UNANSWERED)
             return False
         event.given_up = given_up
         if late and not given_up:
-            self._counts["late"] += 1
+            self._late += 1
         del self._in_flight[event]
-        self._counts["failed" if error is not None else "ok"] += 1
         self._last_error = error
         self._answer_locked(_waiters(event), error)
         if isinstance(event, QueuedResync):
             self._barrier = False
         if error is None:
+            self._ok += 1
             self._failure_backoff.reset()
         else:
+            self._failed += 1
             self._failed_locked(event, ResyncReason.UNANSWERED if given_up else ResyncReason.FAILED)
         return True
 
@@ -526,8 +527,9 @@ def _weightier(reason: ResyncReason, later: ResyncReason) -> ResyncReason:
     return later if later in _SOURCE_REASONS and reason is not ResyncReason.REWOUND else reason
 
 
-def _waiters(event: _QueuedEvent) -> list[PropagationFuture]:
+def _waiters(event: _QueuedEvent) -> Sequence[PropagationFuture]:
     if isinstance(event, QueuedResync):
         return event.wish.waiters
     assert isinstance(event, QueuedChange)
-    return [pending.waiter for pending in event.pendings if pending.waiter is not None]
+    waiter = event.pendings[0].waiter  # a caller's transaction goes alone: merged ones have no callers
+    return () if waiter is None else (waiter,)
