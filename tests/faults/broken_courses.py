@@ -11,7 +11,7 @@ from tests.faults.history import Closing, Course, Footprint, Fork, Log, Op1, Sam
 from tests.faults.honest import Honest
 
 #: Changes that are written, one each second, and what they weigh with their keys.
-CHANGES, WEIGHT = 200, 1 << 20
+CHANGES, WEIGHT = 200, 3 << 20
 #: Pauses of clients that try to come back, in seconds: the first and the longest.
 PAUSES = (0.1, 30.0)
 CLIENTS = 500

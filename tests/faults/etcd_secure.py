@@ -27,6 +27,8 @@ TOKEN = 1
 class EtcdSecureSource(EtcdSource):
     """The watched store's user may read the prefix and nothing else. A copy goes back to the same users."""
 
+    _greeting = 3000  # the handshake, with two certificates, and the answer to the password
+
     def __init__(self, chance: random.Random) -> None:
         self._authority = trustme.CA()
         super().__init__(chance)

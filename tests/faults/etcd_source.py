@@ -45,6 +45,8 @@ class EtcdFaults(Source):
     prefix = "/h/"
     pace = 0.06
     transactions = 80
+    #: Bytes that a server says before it answers anything.
+    _greeting = 0
 
     def __init__(self, chance: random.Random) -> None:
         super().__init__(chance)
@@ -246,7 +248,7 @@ class EtcdFaults(Source):
         self._list_again()
         self._mend()
         for _ in range(self.chance.randint(1, 3)):
-            self._each(lambda proxy: proxy.reset_after(self.chance.randint(300, 4000)))
+            self._each(lambda proxy: proxy.reset_after(self._greeting + self.chance.randint(300, 4000)))
             self.faults.healed.wait(self.chance.uniform(0.05, 0.3))
         self._mend()
 
