@@ -12,8 +12,8 @@ import grpc
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.keys import prefix_range
 
-#: Keys in a page of a listing: what the driver comes to with values of 200 bytes. For each page the server counts all keys
-#: that are left, so that a floor with smaller pages would not be one.
+#: Keys in a page of a listing: what the driver comes to with values of 200 bytes. For each page the server counts all
+#: keys that are left, so that a floor with smaller pages would not be one.
 PAGE = 17_500
 #: Puts that are on their way while the server is filled.
 WINDOW = 400
