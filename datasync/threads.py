@@ -75,9 +75,9 @@ class GuardedFuture(concurrent.futures.Future[T]):
     Source: contract C9, C15.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, guard: ForkGuard) -> None:
         super().__init__()
-        self._guard = ForkGuard(what)
+        self._guard = guard
 
     def result(self, timeout: float | None = None) -> T:
         self._guard.check()

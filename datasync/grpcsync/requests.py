@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.message import Message
 
 from datasync.errors import DatasyncError
-from datasync.threads import GuardedFuture
+from datasync.threads import ForkGuard, GuardedFuture
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Request(Generic[MessageT]):
         self.deadline = deadline
         #: Monotonic time since which its answer is the next to come.
         self.since = 0.0
-        self.future: GuardedFuture[Any] = GuardedFuture(f"the answer to {what}")
+        self.future: GuardedFuture[Any] = GuardedFuture(ForkGuard(f"the answer to {what}"))
         self.future.set_running_or_notify_cancel()  # what may be on its way cannot be called back
 
     def sent(self) -> None:

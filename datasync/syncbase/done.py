@@ -20,7 +20,7 @@ from datasync.errors import (
     InvalidArgumentError,
     PropagationError,
 )
-from datasync.threads import GuardedFuture
+from datasync.threads import ForkGuard, GuardedFuture
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +108,8 @@ class PropagationFuture(GuardedFuture[Outcome]):
     _outcome: Outcome
     _complete: Callable[[], None] | None = None
 
-    def __init__(self, subject: Callable[[], str], default_timeout: float) -> None:
-        super().__init__("the answer of the subscribers")
+    def __init__(self, subject: Callable[[], str], default_timeout: float, guard: ForkGuard) -> None:
+        super().__init__(guard)
         if default_timeout is not None and not isinstance(default_timeout, (int, float)):
             raise InvalidArgumentError(f"timeout must be a number of seconds, not {type(default_timeout).__name__}")
         self.default_timeout = default_timeout

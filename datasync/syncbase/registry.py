@@ -153,7 +153,7 @@ class Registry:
     ) -> PropagationFuture:
         """Send a RESYNC with the state as it is known to one subscription. Raises ``SubscriptionError``."""
         self._guard.check()
-        future = PropagationFuture(lambda: f"{self.name}: resync of {resync_name!r}", timeout)
+        future = PropagationFuture(lambda: f"{self.name}: resync of {resync_name!r}", timeout, self._guard)
         with self._lock:
             self._check_open()
             subscription = self._subscriptions.get(resync_name)
@@ -218,7 +218,9 @@ class Registry:
         ops, revision = payloads(changes)
         context = captured(ctx)
         size, first = len(ops), ops[0][0] if ops else ""
-        future = PropagationFuture(lambda: f"{self.name}: transaction of {size} change(s) from {first!r} on", timeout)
+        future = PropagationFuture(
+            lambda: f"{self.name}: transaction of {size} change(s) from {first!r} on", timeout, self._guard
+        )
         with self._lock:
             self._check_open()
             if expected is not None:
@@ -272,7 +274,7 @@ class Registry:
         pairs, wanted = payloads(values)
         context = captured(ctx)
         size = len(pairs)
-        future = PropagationFuture(lambda: f"{self.name}: resync of {size} key(s)", timeout)
+        future = PropagationFuture(lambda: f"{self.name}: resync of {size} key(s)", timeout, self._guard)
         with self._lock:
             self._check_open()
             revision = max(wanted, self._state.revision + 1)

@@ -16,6 +16,7 @@ from datasync.errors import (
     PropagationError,
 )
 from datasync.syncbase.done import DoneCallback, DoneFuture, Outcome, PropagationFuture, aggregate_done
+from datasync.threads import ForkGuard
 
 REFUSED = ValueError("refused")
 
@@ -166,7 +167,7 @@ def test_a_cancelled_future_is_a_failure() -> None:
 
 
 def answered(*answers: tuple[str, BaseException | None], extra: str = "") -> PropagationFuture:
-    future = PropagationFuture(lambda: "the transaction", 0.01)
+    future = PropagationFuture(lambda: "the transaction", 0.01, ForkGuard("the registry"))
     names = [name for name, _ in answers] + ([extra] if extra else [])
     future.expect(Outcome(7), {name: lambda: None for name in names})
     for name, error in answers:
