@@ -11,6 +11,7 @@ import grpc
 
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.keys import prefix_range
+from tests.benchmarks.limits import State
 
 #: Keys in a page of a listing: what the driver comes to with values of 200 bytes. For each page the server counts all
 #: keys that are left, so that a floor with smaller pages would not be one.
@@ -80,12 +81,16 @@ class BareEtcd:
 
         return call, stop
 
-    def watched(self, prefix: str, after: int, wanted: int) -> None:
-        """Watch, and read *wanted* events as they come."""
+    def watched(self, prefix: str, after: int, wanted: int, state: State | None = None) -> None:
+        """Watch, and read *wanted* events as they come, into *state* where there is one."""
         responses, stop = self.watch(prefix, after)
         counted = 0
         for response in responses:
-            counted += len([(event.kv.key.decode(), event.kv.value) for event in response.events])
+            if state is None:
+                counted += len([(event.kv.key.decode(), event.kv.value) for event in response.events])
+            else:
+                kvs = [event.kv for event in response.events]
+                counted += len(state.take((kv.key.decode(), kv.mod_revision, kv.value) for kv in kvs))
             if counted >= wanted:
                 break
         stop()

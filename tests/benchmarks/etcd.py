@@ -15,6 +15,7 @@ import pytest
 from datasync.keyval.schemes import connect
 from tests.benchmarks.bare_etcd import BareEtcd
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
+from tests.benchmarks.limits import State, reached
 from tests.benchmarks.peers import ETCD3, Etcd3
 from tests.benchmarks.replay import Consumer, From
 from tests.running import environment
@@ -66,9 +67,9 @@ def replay(name: str, per_commit: int) -> Callable[[float], AbstractContextManag
                     notes.append("the consumer was outrun: a RESYNC (overflow) stands for a part of the events")
                 return watch.figures
 
-            def floor() -> Figures:
+            def floor(state: State | None = None) -> Figures:
                 with Stopwatch(name, events) as watch:
-                    bare.watched(PREFIX, before, events)
+                    bare.watched(PREFIX, before, events, state)
                 return watch.figures
 
             def peer() -> Figures:
@@ -78,6 +79,9 @@ def replay(name: str, per_commit: int) -> Callable[[float], AbstractContextManag
                 return watch.figures
 
             yield Sides(ours, floor, notes, peer)
+            # By time of a core: over the clock the server has a say as well.
+            cpu = f"{name}-cpu"
+            notes.append(reached(State.parts, lambda: 1 / floor(State())[cpu], lambda: 1 / floor()[cpu]))
 
     return prepare
 

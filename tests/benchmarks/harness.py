@@ -113,7 +113,7 @@ def measure(bench: Bench, *, scale: float = 1.0, repeats: int | None = None) -> 
     with bench.prepare(scale) as sides:
         for number in range(WARM_UP + (repeats or bench.repeats)):
             taken.run(sides, counts=number >= WARM_UP)
-        return [_summed_up(bench, row, taken, sides.notes) for row in bench.rows]
+    return [_summed_up(bench, row, taken, sides.notes) for row in bench.rows]
 
 
 class Taken:

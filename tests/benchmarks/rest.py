@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +15,7 @@ from datasync.restsync import Adapter, serve
 from datasync.restsync.connection import Limits
 from datasync.restsync.server import Server
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
+from tests.benchmarks.limits import reached
 from tests.benchmarks.local import answering
 from tests.benchmarks.rest_peer import CLIENTS
 
@@ -29,19 +32,46 @@ def bare(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     return [b'{"key": "k", "revision": 1}']
 
 
+class Least:
+    """The least that does what a put promises: JSON that is read, and the answer of a subscriber in his own thread."""
+
+    parts = "JSON that is read, a queue to the subscriber's thread and his answer"
+
+    def __init__(self) -> None:
+        self.asked: queue.Queue[Future[None] | None] = queue.Queue()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        json.loads(environ["wsgi.input"].read())
+        answer: Future[None] = Future()
+        self.asked.put_nowait(answer)
+        answer.result(10)
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [b'{"key": "k", "revision": 1}']
+
+
+def bare_server(application: Any) -> Server:
+    server = Server(("127.0.0.1", 0), application, None, Limits(100, 10, 10, 10, 60))
+    server.start()
+    return server
+
+
 @contextmanager
 def puts(scale: float) -> Iterator[Sides]:
     count = max(CLIENTS, int(8_000 * scale))
     events: queue.Queue[Any] = queue.Queue()
     with Adapter() as adapter, serve("127.0.0.1:0", adapter) as server:
-        floor_server = Server(("127.0.0.1", 0), bare, None, Limits(100, 10, 10, 10, 60))
-        floor_server.start()
         adapter.watch("bench", events, events, "k", in_flight=CLIENTS)
-        with floor_server, answering(events.get, lambda event: event.done(), events.put):
-            yield Sides(
-                lambda: {"rest-puts-16": count / peer("puts", server.port, count)},
-                lambda: {"rest-puts-16": count / peer("puts", floor_server.port, count)},
-            )
+
+        def rate(of: Server) -> float:
+            return count / peer("puts", of.port, count)
+
+        notes: list[str] = []
+        least = Least()
+        with bare_server(bare) as floor, answering(events.get, lambda event: event.done(), events.put):
+            yield Sides(lambda: {"rest-puts-16": rate(server)}, lambda: {"rest-puts-16": rate(floor)}, notes)
+            with bare_server(least) as other:
+                with answering(least.asked.get, lambda answer: answer.set_result(None), least.asked.put):
+                    notes.append(reached(Least.parts, lambda: rate(other), lambda: rate(floor)))
 
 
 @contextmanager

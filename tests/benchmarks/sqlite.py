@@ -13,6 +13,7 @@ from pathlib import Path
 
 from datasync.keyval.sqlite.store import POLL_INTERVAL, SQLiteStore
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
+from tests.benchmarks.limits import State, reached
 from tests.benchmarks.replay import Consumer, From
 from tests.running import environment
 
@@ -42,8 +43,8 @@ def start_writer(path: Path, changes: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", _WRITE, str(path), str(changes)], env=environment())
 
 
-def poll(connection: sqlite3.Connection, after: int, wanted: int) -> tuple[float, float]:
-    """The bare loop: when the first and the last of *wanted* rows came."""
+def poll(connection: sqlite3.Connection, after: int, wanted: int, state: State | None = None) -> tuple[float, float]:
+    """The bare loop: when the first and the last of *wanted* rows came. They go into *state* where there is one."""
     counted, first = 0, 0.0
     while counted < wanted:
         rows = connection.execute(_READ, (after,)).fetchall()
@@ -54,7 +55,10 @@ def poll(connection: sqlite3.Connection, after: int, wanted: int) -> tuple[float
             rows = [row for row in rows if row[0] != rows[-1][0]]
         first = first or time.perf_counter()
         after = rows[-1][0]
-        counted += len([(key.decode(), value) for _, key, value in rows])
+        if state is None:
+            counted += len([(key.decode(), value) for _, key, value in rows])
+        else:
+            counted += len(state.take((key.decode(), revision, value) for revision, key, value in rows))
     return first, time.perf_counter()
 
 
@@ -79,12 +83,13 @@ def replay(scale: float) -> Iterator[Sides]:
                     notes.append("the consumer was outrun: a RESYNC (overflow) stands for a part of the changes")
                 return {"sqlite-replay-50000": changes / (ended - started)}
 
-            def floor() -> Figures:
+            def rate(state: State | None = None) -> float:
                 started = time.perf_counter()
-                _, ended = poll(connection, before, changes)
-                return {"sqlite-replay-50000": changes / (ended - started)}
+                _, ended = poll(connection, before, changes, state)
+                return changes / (ended - started)
 
-            yield Sides(ours, floor, notes)
+            yield Sides(ours, lambda: {"sqlite-replay-50000": rate()}, notes)
+            notes.append(reached(State.parts, lambda: rate(State()), rate))
 
 
 @contextmanager
