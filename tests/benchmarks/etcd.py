@@ -205,7 +205,7 @@ BENCHES = [
     ),
     Bench(
         "etcd-memory-million",
-        "the same with ten times as many keys",
+        "the bytes of keys and values alone",
         [Row("etcd-snapshot-peak-1000000", "MB", 2.0)],
         lambda scale: snapshot_memory(scale, 10 * KEYS),
         repeats=1,
