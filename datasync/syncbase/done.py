@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from datasync.errors import (
     ClosedError,
@@ -93,6 +93,14 @@ class DoneCallback:
         return True
 
 
+class Asked(Protocol):
+    """A subscription whose answer is waited for."""
+
+    def tick(self) -> None:
+        """Look at what it has waiting."""
+        ...
+
+
 class PropagationFuture(GuardedFuture[Outcome]):
     """The answer of all subscriptions to one transaction or resync; it cannot be cancelled.
 
@@ -116,8 +124,7 @@ class PropagationFuture(GuardedFuture[Outcome]):
         self._subject = subject  # written only for an error
         self._made = time.monotonic()
         # Guarded by the lock of the registry that made the future, as is collect(); read without it by silent().
-        # Name to a look at what that subscription has waiting.
-        self._silent: dict[str, Callable[[], None]] = {}
+        self._silent: dict[str, Asked] = {}
         self._failed: dict[str, BaseException] = {}
 
     def cancel(self) -> bool:
@@ -153,16 +160,14 @@ class PropagationFuture(GuardedFuture[Outcome]):
                 return super().exception()
             raise self._too_late(timeout) from None
 
-    def expect(
-        self, outcome: Outcome, looks: dict[str, Callable[[], None]], complete: Callable[[], None] | None = None
-    ) -> None:
-        """Say who answers (the future's own from now on), what success is, and what completes futures.
+    def expect(self, outcome: Outcome, asked: dict[str, Asked], complete: Callable[[], None] | None = None) -> None:
+        """Say who answers (the dict is the future's own from now on), what success is, and what completes futures.
 
         Called once, under the registry's lock.
         """
         self._outcome = outcome
         self._complete = complete
-        self._silent = looks
+        self._silent = asked
 
     def collect(self, name: str, error: BaseException | None) -> bool:
         """Take the answer of *name*; True when it was the last one. Called under the registry's lock."""
@@ -184,8 +189,8 @@ class PropagationFuture(GuardedFuture[Outcome]):
 
     def _answered_after_all(self) -> bool:
         """Look once more: a queue that was full all the time is a ``DeliveryTimeout``, which is due at this moment."""
-        for look in self._silent.copy().values():
-            look()
+        for one in self._silent.copy().values():
+            one.tick()
         if self._complete is not None:
             self._complete()  # it may be answered, and wait behind the slow callback of another one
         return self.done()

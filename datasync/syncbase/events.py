@@ -53,23 +53,29 @@ class _QueuedEvent:
 class QueuedChange(_QueuedEvent):
     """A ``ChangeEvent``: one transaction, or several whole ones in order."""
 
-    __slots__ = ("pendings",)
+    __slots__ = ("_following", "first")
 
     def __init__(
-        self, subscription: Subscription, context: contextvars.Context, put_at: float, pendings: list[Pending]
+        self, subscription: Subscription, put_at: float, first: Pending, following: Sequence[Pending] = ()
     ) -> None:
         # What super().__init__() does, without the call: most events are of this kind.
         self._subscription = subscription
-        self._context = context
+        self._context = first.context
         self.put_at = put_at
         self.given_up = False
-        #: The transactions in it, to be put back when the queue is full.
-        self.pendings = pendings
+        #: The first transaction in it; mostly the only one.
+        self.first = first
+        self._following = following
+
+    @property
+    def pendings(self) -> tuple[Pending, ...]:
+        """The transactions in it, to be put back when the queue is full."""
+        return (self.first, *self._following)
 
     def get_changes(self) -> Sequence[ChangeResp]:
         """The changes, each key once, in the order of the source."""
-        if len(self.pendings) == 1:
-            return self.pendings[0].changes
+        if not self._following:
+            return self.first.changes
         return [change for pending in self.pendings for change in pending.changes]
 
     def __repr__(self) -> str:

@@ -159,7 +159,7 @@ class Registry:
             subscription = self._subscriptions.get(resync_name)
             if subscription is None:
                 raise SubscriptionError(f"{self.name}: there is no subscription {resync_name!r}")
-            future.expect(Outcome(self._state.revision), {resync_name: subscription.tick}, self._shared.complete)
+            future.expect(Outcome(self._state.revision), {resync_name: subscription}, self._shared.complete)
             subscription.want_resync_locked(ResyncReason.REQUESTED, future, captured(ctx))
         subscription.pump()
         return future
@@ -232,8 +232,7 @@ class Registry:
             self._observe_locked(at, applied)
             deliveries, unwatched = self._route_locked(applied, future, context)
             outcome = Outcome(at, tuple(ignored), tuple(unwatched))
-            looks = {subscription.name: subscription.tick for subscription in deliveries}
-            future.expect(outcome, looks, self._shared.complete)
+            future.expect(outcome, {one.name: one for one in deliveries}, self._shared.complete)
             for subscription, pending in deliveries.items():
                 subscription.accept_locked(pending)
         self._deliver(deliveries, future)
@@ -279,8 +278,7 @@ class Registry:
             self._check_open()
             revision = max(wanted, self._state.revision + 1)
             entries: dict[str, Entry] = {key: (revision, value) for key, value in pairs if value is not None}
-            looks = {name: one.tick for name, one in self._subscriptions.items()}
-            future.expect(Outcome(revision), looks, self._shared.complete)
+            future.expect(Outcome(revision), dict(self._subscriptions), self._shared.complete)
             self._replace_locked(entries, revision, reason, future, context)
             subscriptions = list(self._subscriptions.values())
         self._deliver(subscriptions, future)

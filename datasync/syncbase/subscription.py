@@ -349,22 +349,28 @@ class Subscription:
         return event
 
     def _make_change_locked(self, now: float) -> QueuedChange:
-        """The next transaction. Those of a store are merged while no key comes twice; a caller's goes alone."""
+        """The next transaction. Those of a store are merged; a caller's goes alone."""
         first = self._outbox.popleft()
-        merged = [first]
-        size = len(first.changes)
+        self._pending -= len(first.changes)
         if first.waiter is None and self._outbox:
-            keys = {change.key for change in first.changes}
-            while self._outbox and size + len(self._outbox[0].changes) <= MAX_BATCH:
-                following = self._outbox[0]
-                names = [change.key for change in following.changes]
-                if following.waiter is not None or not keys.isdisjoint(names):
-                    break
-                keys.update(names)
-                size += len(names)
-                merged.append(self._outbox.popleft())
-        self._pending -= size
-        return QueuedChange(self, first.context, now, merged)
+            return QueuedChange(self, now, first, self._following_locked(first))
+        return QueuedChange(self, now, first)
+
+    def _following_locked(self, first: Pending) -> list[Pending]:
+        """The transactions that go in one event with *first*: as long as no key comes twice, and no caller waits."""
+        merged: list[Pending] = []
+        size = len(first.changes)
+        keys = {change.key for change in first.changes}
+        while self._outbox and size + len(self._outbox[0].changes) <= MAX_BATCH:
+            following = self._outbox[0]
+            names = [change.key for change in following.changes]
+            if following.waiter is not None or not keys.isdisjoint(names):
+                break
+            keys.update(names)
+            size += len(names)
+            self._pending -= len(names)
+            merged.append(self._outbox.popleft())
+        return merged
 
     def _take_back_locked(self, event: _QueuedEvent) -> None:
         """The queue was full: let *event* wait as if it had never been taken."""
@@ -531,5 +537,5 @@ def _waiters(event: _QueuedEvent) -> Sequence[PropagationFuture]:
     if isinstance(event, QueuedResync):
         return event.wish.waiters
     assert isinstance(event, QueuedChange)
-    waiter = event.pendings[0].waiter  # a caller's transaction goes alone: merged ones have no callers
+    waiter = event.first.waiter  # a caller's transaction goes alone: merged ones have no callers
     return () if waiter is None else (waiter,)

@@ -166,10 +166,17 @@ def test_a_cancelled_future_is_a_failure() -> None:
 # -- a caller's future
 
 
+class Asked:
+    """A subscription in which nothing waits."""
+
+    def tick(self) -> None:
+        pass
+
+
 def answered(*answers: tuple[str, BaseException | None], extra: str = "") -> PropagationFuture:
     future = PropagationFuture(lambda: "the transaction", 0.01, ForkGuard("the registry"))
     names = [name for name, _ in answers] + ([extra] if extra else [])
-    future.expect(Outcome(7), {name: lambda: None for name in names})
+    future.expect(Outcome(7), {name: Asked() for name in names})
     for name, error in answers:
         if future.collect(name, error):
             future.finish()
