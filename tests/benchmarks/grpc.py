@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -52,6 +53,17 @@ class Echo:
         for _ in range(in_flight - 1):
             next(replies)
         requests.put(None)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A stream over which nothing is said, and a thread that waits for its replies."""
+        requests: queue.Queue[DataChangeRequest | None] = queue.Queue()
+        replies = self._call(iter(requests.get, None))
+        thread = threading.Thread(target=lambda: list(replies))
+        thread.start()
+        yield
+        requests.put(None)
+        thread.join()
 
     def close(self) -> None:
         self._channel.close()

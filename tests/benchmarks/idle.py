@@ -1,6 +1,6 @@
 """What an agent costs that has nothing to do: etcd, gRPC and REST open at once, or SQLite alone, in its own process.
 
-``python -m tests.benchmarks.idle all|store URL SECONDS`` prints per cent of a core, and the names of its threads.
+``python -m tests.benchmarks.idle all|store|grpcio URL SECONDS`` prints per cent of a core, and its threads' names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import pytest
 from datasync import grpcsync, restsync
 from datasync.keyval.schemes import connect
 from datasync.kvdbsync.plugin import Plugin
+from tests.benchmarks.bare_etcd import BareEtcd, BareWatch
 from tests.benchmarks.etcd import server
+from tests.benchmarks.grpc import Echo
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
 from tests.running import environment
 
@@ -44,7 +46,11 @@ def somewhere() -> Iterator[str]:
 @contextmanager
 def agent(scale: float) -> Iterator[Sides]:
     with somewhere() as url:
-        yield _sides("idle-agent", "all", url, scale)
+        sides = _sides("idle-agent", "all", url, scale)
+        yield sides
+        if url.startswith("etcd:"):
+            percent, _ = _measured("grpcio", url, scale)
+            sides.notes.append(f"the limit: a bare grpcio watch, server and stream take {percent:.2g} % of a core")
 
 
 @contextmanager
@@ -57,29 +63,50 @@ def _sides(row: str, kind: str, url: str, scale: float) -> Sides:
     notes: list[str] = []
 
     def ours() -> Figures:
-        command = [sys.executable, "-m", "tests.benchmarks.idle", kind, url, str(max(1.0, SECONDS * scale))]
-        done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=True)
-        percent, threads = done.stdout.splitlines()
+        percent, threads = _measured(kind, url, scale)
         notes.append(f"threads: {threads}")
-        return {row: float(percent)}
+        return {row: percent}
 
     return Sides(ours, lambda: {row: ALLOWED}, notes)
 
 
+def _measured(kind: str, url: str, scale: float) -> tuple[float, str]:
+    command = [sys.executable, "-m", "tests.benchmarks.idle", kind, url, str(max(1.0, SECONDS * scale))]
+    done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=True)
+    percent, threads = done.stdout.splitlines()
+    return float(percent), threads
+
+
 def main(kind: str, url: str, seconds: float) -> None:
-    events: queue.Queue[Any] = queue.Queue()
     with ExitStack() as stack:
-        plugin = stack.enter_context(Plugin(kv=stack.enter_context(connect(url)), prefix="bench/"))
-        plugin.watch("bench", events, events, "")
-        if kind == "all":
-            _servers_and_clients(stack, events)
-        plugin.after_init()
-        for _ in range(2 if kind == "all" else 1):  # the first RESYNCs of the store and of the REST client
-            events.get(timeout=30).done()
+        if kind == "grpcio":
+            _bare_grpcio(stack, url)
+        else:
+            _agent(stack, kind, url)
         before = time.process_time()
         time.sleep(seconds)
         print(100 * (time.process_time() - before) / seconds)
         print(", ".join(sorted(thread.name for thread in threading.enumerate())))
+
+
+def _agent(stack: ExitStack, kind: str, url: str) -> None:
+    events: queue.Queue[Any] = queue.Queue()
+    plugin = stack.enter_context(Plugin(kv=stack.enter_context(connect(url)), prefix="bench/"))
+    plugin.watch("bench", events, events, "")
+    if kind == "all":
+        _servers_and_clients(stack, events)
+    plugin.after_init()
+    for _ in range(2 if kind == "all" else 1):  # the first RESYNCs of the store and of the REST client
+        events.get(timeout=30).done()
+
+
+def _bare_grpcio(stack: ExitStack, url: str) -> None:
+    """What the agent has of grpcio, with nothing around it."""
+    etcd = stack.enter_context(BareEtcd(url.removeprefix("etcd://")))
+    stack.enter_context(BareWatch(etcd, "bench/", etcd.revision(), lambda key, value: None))
+    echo = Echo()
+    stack.callback(echo.close)
+    stack.enter_context(echo.waiting())
 
 
 def _servers_and_clients(stack: ExitStack, events: queue.Queue[Any]) -> None:
