@@ -146,7 +146,7 @@ def _list(sources: Sequence[str] | None) -> None:
 
 
 def _tell(result: Result) -> None:
-    _say(str(result) if result.good else f"{result}\n{result.why}")
+    _say(str(result) if result.good and result.counts else f"{result}\n{result.why}")
 
 
 def _say(text: str) -> None:

@@ -67,6 +67,7 @@ class Result:
 
     @property
     def good(self) -> bool:
+        """Nothing is wrong. That may be because nothing could be: see ``counts``."""
         return not self.violations and not self.troubles and not self.lost
 
     @property
@@ -86,8 +87,9 @@ class Result:
 
     @property
     def why(self) -> str:
-        """The first thing that is wrong, and how to run it again."""
-        reasons = [*self.violations, *self.troubles] or ["not converged"]
+        """The first thing that is wrong, or why nothing could be, and how to run it again."""
+        reasons = [*self.violations, *self.troubles] or [f"it proves nothing: {one}" for one in self.lacks]
+        reasons = reasons or ["not converged"]
         more = [f"and {len(reasons) - 1} more"] if len(reasons) > 1 else []
         return "\n".join([reasons[0], *more, f"again: {self.cell.command}"])
 

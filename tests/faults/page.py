@@ -56,9 +56,11 @@ def matrix_section(results: Sequence[Result]) -> str:
         for fault in dict.fromkeys(one.cell.fault for one in results if one.cell.source == name):
             these = [one for one in results if (one.cell.source, one.cell.fault) == (name, fault)]
             by_fault.append((name, f"`{fault}`", *_row("", these)[1:]))
+    empty = [result.cell.name for result in results if not result.counts]
     return "\n\n".join(
         [
             _markdown(heads, by_source),
+            *([f"Not counted, because they prove nothing: {', '.join(empty)}."] if empty else []),
             CHECKED,
             _markdown(
                 ("", "says", "checked"),

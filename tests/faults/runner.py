@@ -306,8 +306,6 @@ class _Run:
         result.felt = [recovery.seconds for recovery in judgement.recovered]
         if not workload.leaves:  # of a cell that is left nothing is asked but that it can be left
             result.lacks = judgement.lacks
-        if not workload.hurried:  # a history of chance may well have nobody who watches
-            result.troubles += result.lacks
         for put in (put for log in logs for put in log.puts()):
             result.events += 1
             if isinstance(put, PutResync):

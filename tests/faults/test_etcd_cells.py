@@ -47,6 +47,7 @@ SECURE = ("token-expired-while-cut", "permission-revoked", "certificate-rotated"
 def test_i1_to_i16_a_fault_of_etcd_under_a_steady_load(source: str, fault: str) -> None:
     result = run_cell(Cell(source, fault, "steady", 1, 5.0))
     assert result.good, result.why
+    assert result.counts, result.why
 
 
 @pytest.mark.parametrize("source", ["etcd3", "etcd-secure"])

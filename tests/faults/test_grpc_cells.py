@@ -37,6 +37,7 @@ def test_c2_to_c13_a_history_of_a_sender_that_dies_hangs_and_is_cut_off(seed: in
 def test_i1_to_i16_every_fault_between_a_sender_and_its_agent(fault: str) -> None:
     result = run_cell(Cell("grpc", fault, "steady", 1, 4.0))
     assert result.good, result.why
+    assert result.counts, result.why
 
 
 def _log() -> SenderLog:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +38,7 @@ def test_the_figures_stand_between_the_marks_and_nothing_else_is_touched(tmp_pat
         result("etcd", "kill9", 1000, 0.25),
         result("etcd", "reset", 500, None, "I3"),
         result("rest", "cut", 7, 1.5),
+        replace(result("rest", "drop", 0, 1.5), lacks=["no watcher was given any event"]),
     ]
     matrix.write_text(json.dumps({"cells": [one.as_json() for one in cells]}))
     soak.write_text(json.dumps(asdict(a_record())))
@@ -51,6 +52,8 @@ def test_the_figures_stand_between_the_marks_and_nothing_else_is_touched(tmp_pat
     assert "| etcd | `reset` | 1 | 500 | 1,000 | 2 |" in text
     assert f"| I1 | {INVARIANTS['I1']} | 1,507 |" in text
     assert "I2" not in text  # nothing was checked
+    # and what proves nothing is named and not counted
+    assert "prove nothing: rest drop steady seed 1." in text
     assert "violations  0 (limit 0)" in text
     assert "old" not in text
     for line in ("# A page", "before", "between", "after"):
