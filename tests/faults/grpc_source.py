@@ -557,7 +557,8 @@ class GrpcSource(Source):
         if self._mirror != self.sender.log.wanted:
             troubles.append(f"the agent holds what nobody wants: {_apart(self.sender.log.wanted, self._mirror)}")
         if self._other_was_there:
-            there = held(self._adapter.registries[OTHER])
+            registry = self._adapter.registries.get(OTHER)  # none when the transport was left before it came through
+            there = {} if registry is None else held(registry)
             if there != self.other.log.wanted:
                 troubles.append(f"of the other sender: {_apart(self.other.log.wanted, there)}")
         assert not troubles, f"{len(troubles)} things, first: " + "; ".join(troubles[:5])

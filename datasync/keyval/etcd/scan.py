@@ -17,6 +17,7 @@ from datasync.keyval.etcd.channel import RANGE
 from datasync.keyval.etcd.client import Client
 from datasync.keyval.etcd.history import History, Tally
 from datasync.keyval.etcd.keys import ALL, prefix_range
+from datasync.keyval.etcd.stream import LARGE_VALUE
 
 #: Keys in the first page, when nothing is known of the size of the values.
 FIRST_PAGE = 128
@@ -27,12 +28,25 @@ _new_pair = partial(tuple.__new__, KeyValue)
 
 
 class EtcdScan(Scan):
-    """The pairs under a prefix at one revision; ``CompactedError`` when that is gone before the last page is read."""
+    """The pairs under a prefix at one revision; ``CompactedError`` when that is gone before the last page is read.
 
-    def __init__(self, client: Client, history: History, prefix: str, *, keys_only: bool, page_size: int) -> None:
+    Where values are large, *in_fragments* has the prefix after that: see ``EtcdStream``.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        history: History,
+        prefix: str,
+        in_fragments: set[str],
+        *,
+        keys_only: bool,
+        page_size: int,
+    ) -> None:
         self._client = client
         self._history = history
         self._prefix = prefix
+        self._in_fragments = in_fragments
         self._keys_only = keys_only
         self._page_size = page_size
         self._first = self._page(prefix_range(prefix)[0], min(FIRST_PAGE, page_size), 0)
@@ -49,6 +63,9 @@ class EtcdScan(Scan):
             tally.add(raw, revisions)
             if raw != sorted(raw):  # what is in order already is sorted at once
                 raise self._strange()
+            size = sum(map(len, values))  # page.ByteSize() would encode all of it once more
+            if size > LARGE_VALUE * len(values):
+                self._in_fragments.add(self._prefix)
             keys = [key.decode("utf-8", "surrogateescape") for key in raw]
             # As KeyValue(...) does, but without a Python call for each pair: a listing may have a million.
             yield from map(_new_pair, zip(keys, values, revisions, strict=True))
@@ -56,7 +73,7 @@ class EtcdScan(Scan):
                 if not self._keys_only:
                     self._history.listed(self._prefix, tally.total(self.revision))
                 return
-            size = sum(map(len, raw)) + sum(map(len, values))  # page.ByteSize() would encode all of it once more
+            size += sum(map(len, raw))
             limit = max(1, min(self._page_size, PAGE_BYTES * len(kvs) // size))
             page = self._page(raw[-1] + b"\0", limit, self.revision)
             self._witness(page, first=False)

@@ -146,7 +146,9 @@ class EtcdStore(Store):
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> EtcdScan:
         page_size = self.config.page_size
-        return EtcdScan(self._client, self._history, prefix, keys_only=keys_only, page_size=page_size)
+        return EtcdScan(
+            self._client, self._history, prefix, self._in_fragments, keys_only=keys_only, page_size=page_size
+        )
 
     def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
         self._client.check_usable()

@@ -46,9 +46,10 @@ class EtcdStream(Stream):
 
     Responses are asked for whole: the server measures a response anew after each event that it adds to a fragment, so
     that a fragment of many small events takes it minutes, while it may hold at most 1,000 revisions anyway. Of large
-    values those are a gigabyte; so once events turned out to be large, the next call asks for fragments. A whole one
-    can also be too large for the idle limit on a slow line; so a call that was cut for its silence before its first
-    event is tried the other way next time. *in_fragments* are the prefixes of that store whose turn it is.
+    values those are a gigabyte; so once a listing or events turned out to be large, the next call asks for fragments: a
+    line that breaks again and again may never carry a whole one. A whole one can also be too large for the idle limit
+    on a slow line; so a call that was cut for its silence before its first event is tried the other way next time.
+    *in_fragments* are the prefixes of that store whose turn it is.
     """
 
     def __init__(

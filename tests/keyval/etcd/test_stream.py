@@ -100,9 +100,10 @@ def test_a_call_cut_before_its_first_event_is_tried_the_other_way_next_time(open
         assert [request.create_request.fragment for request in fake.requests] == [False, True, False]
 
 
+@pytest.mark.parametrize("seen_by", ["a stream", "a listing"])
 @pytest.mark.parametrize(("size", "fragments"), [(100, False), (10_000, True)])
 def test_i12_a_backlog_of_large_values_comes_in_fragments_and_one_of_small_values_whole(
-    open_store: OpenStore, size: int, fragments: bool
+    open_store: OpenStore, size: int, fragments: bool, seen_by: str
 ) -> None:
     pair = pb.KeyValue(key=b"p/a", value=bytes(size), mod_revision=50)
 
@@ -110,16 +111,20 @@ def test_i12_a_backlog_of_large_values_comes_in_fragments_and_one_of_small_value
         def _range(self, request: pb.RangeRequest, context: Any) -> pb.RangeResponse:
             return pb.RangeResponse(header=header(100), kvs=[pair])
 
-    # given a stream that has seen what the values are like
+    # given a stream or a listing that has seen what the values are like
     put = pb.WatchResponse(header=header(50), watch_id=1, events=[pb.Event(kv=pair)])
     with Holds([created(100), put]) as fake:
         store = open_store(fake.endpoint)
-        for _ in range(2):
+        expected = [False, fragments]
+        if seen_by == "a listing":
+            assert list(store.scan("p/"))
+            expected = [fragments]
+        for _ in expected:
             for batch in (stream := store.stream("p/", START)):
                 if batch is not None and batch.commits:
                     stream.cancel()
         # then the next one asks for what suits them
-        assert [request.create_request.fragment for request in fake.requests] == [False, fragments]
+        assert [request.create_request.fragment for request in fake.requests] == expected
 
 
 def test_d39_the_events_of_a_revision_are_one_commit_in_order(open_store: OpenStore) -> None:
