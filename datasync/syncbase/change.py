@@ -208,7 +208,9 @@ class ChangeResp(NamedTuple):
         return f"<ChangeResp {self.op.value} {self.key!r} revision {self.revision}>"
 
 
-#: Makes a ``ChangeResp`` of a tuple of its fields: a third of the time that a call of the class takes.
+# Made of a tuple of their fields, in a third of the time that a call of the class takes.
+new_stored_key_val: Callable[[tuple[str, int, Payload, Serializer]], StoredKeyVal]
+new_stored_key_val = partial(tuple.__new__, StoredKeyVal)
 new_change_resp: Callable[[tuple[str, Op, int, Payload | None, tuple[int, Payload] | None, Serializer]], ChangeResp]
 new_change_resp = partial(tuple.__new__, ChangeResp)
 

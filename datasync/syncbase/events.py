@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from datasync.context import with_source
 from datasync.events import KeyVal, ResyncReason
 from datasync.serializer import Serializer
-from datasync.syncbase.change import ChangeResp, StoredKeyVal
+from datasync.syncbase.change import ChangeResp, StoredKeyVal, new_stored_key_val
 from datasync.syncbase.kv_iterator import KVIterator
 from datasync.syncbase.losses import Losses
 from datasync.syncbase.prefixes import PrefixTable
@@ -134,8 +134,9 @@ class QueuedResync(_QueuedEvent):
         return list(self.removed.values())
 
     def _view(self, keys: list[str]) -> Iterator[StoredKeyVal]:
+        state, serializer = self._state, self._serializer
         for key in keys:
-            yield StoredKeyVal(key, *self._state[key], self._serializer)
+            yield new_stored_key_val((key, *state[key], serializer))
 
     def __repr__(self) -> str:
         return f"<ResyncEvent for {self._subscription.name!r}: {self.reason.value}, revision {self.revision}>"
