@@ -425,8 +425,9 @@ class Subscription:
         """A RESYNC after a pause, where no caller is there to be told."""
         if self._shared.sourced:
             self.want_resync_locked(reason)
-            if self._wish is not None and not self._wish.not_before:
-                self._wish.not_before = time.monotonic() + self._failure_backoff.next()
+            now = time.monotonic()
+            if self._wish is not None and self._wish.not_before <= now:  # else several have failed together
+                self._wish.not_before = now + self._failure_backoff.next()
 
     def _overflow_locked(self, cause: str) -> None:
         """Give up what waits: it turns into one RESYNC, and the callers are told."""

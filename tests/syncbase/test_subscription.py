@@ -490,6 +490,31 @@ def test_c10_the_pause_after_a_failure_grows_with_jitter_up_to_a_limit_and_reset
     take(queue).done()
 
 
+def test_c10_a_pause_that_was_over_before_the_failure_is_not_the_pause_after_it(
+    mirror: Registry, constant: Patch
+) -> None:
+    # given an event that was given up, and the RESYNC in its place
+    constant("ABANDON_TIMEOUT", 0.05)
+    queue: Queue[Any] = Queue()
+    ready(mirror, queue)
+    subscription = mirror.subscriptions["agent"]
+    commits(mirror, (2, {"k": "v"}))
+    given_up = take(queue)
+    wait_until(lambda: subscription._wish is not None, "the event is given up")
+    constant("ABANDON_TIMEOUT", 60.0)
+    assert subscription._wish is not None
+    subscription._wish.not_before = 0.0
+    subscription.pump()
+    replacement = take(queue)
+    # when the late answer asks for one more, whose pause ends while the first is still out, and that is refused
+    assert given_up.done() is False
+    subscription._wish.not_before = time.monotonic()
+    replacement.done(ValueError("no"))
+    # then a pause follows the failure
+    assert queue.empty()
+    assert subscription._wish.not_before - time.monotonic() > 1.0
+
+
 def test_c10_during_the_pause_nothing_is_put_and_a_resync_asked_for_in_person_ends_it(mirror: Registry) -> None:
     # given a refusal, with the real pause of a second and more
     queue: Queue[Any] = Queue()
