@@ -56,9 +56,11 @@ class Delays:
     def __init__(self) -> None:
         self.all: list[float] = []
 
-    def note(self, value: bytes | str) -> None:
+    def note(self, value: bytes | str, moment: float | None = None) -> None:
+        """*moment* is when the consumer had it, now if not said: what it makes of the value is its own time."""
+        moment = moment or time.monotonic()
         sent = float(value.strip(b'"') if isinstance(value, bytes) else value)
-        self.all.append(1e3 * (time.monotonic() - sent))
+        self.all.append(1e3 * (moment - sent))
 
     def figures(self, name: str) -> Figures:
         return {f"{name}-p50": statistics.median(self.all), f"{name}-p99": statistics.quantiles(self.all, n=100)[98]}
@@ -72,9 +74,10 @@ def through_the_library(store: Store, url: str, commits: int, pause: float) -> D
     with start_writer(url, commits, pause):
         while len(delays.all) < commits:
             event = consumer.take()
+            moment = time.monotonic()
             assert not isinstance(event, ResyncEvent), "the consumer was outrun"
             for change in event.get_changes():
-                delays.note(change.get_value(value).value)
+                delays.note(change.get_value(value).value, moment)
             event.done()
     consumer.close()
     return delays
