@@ -62,7 +62,8 @@ class Hub:
 
     def wait(self, count: int, timeout: float) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._count != count, timeout)
+            if self._count == count:
+                self._changed.wait(timeout)
 
 
 #: Held while a connection is opened, and from before a fork until after it: no connection begins in between.

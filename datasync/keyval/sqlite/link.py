@@ -53,7 +53,7 @@ class Link:
     def use(self, doing: str = "use") -> Iterator[sqlite3.Connection]:
         """The connection, for the time of the block; whatever goes wrong inside leaves no transaction open."""
         if self._lost:
-            raise ForkedError(f"{self._database.path} was in use in the parent when this process was forked")
+            raise self._forked()
         with self._lock:
             connection = self._ready()
             try:
@@ -63,6 +63,22 @@ class Link:
                 if connection.in_transaction:
                     connection.rollback()
                 raise
+
+    def version(self) -> tuple[int, int]:
+        """(connections opened, data_version): another one after each commit of somebody else.
+
+        Asked ten times a second by each idle stream: no more is done than must be.
+        """
+        if self._lost:
+            raise self._forked()
+        with self._lock:
+            connection = self._ready()
+            try:
+                (version,) = connection.execute("PRAGMA data_version").fetchone()
+            except sqlite3.Error:
+                with self._database.mapped("read"):
+                    raise
+            return self.opened, version
 
     def close(self) -> None:
         """Close the connection for good; may be called twice."""
@@ -90,6 +106,9 @@ class Link:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def _forked(self) -> ForkedError:
+        return ForkedError(f"{self._database.path} was in use in the parent when this process was forked")
 
     def let_go(self) -> bool:
         """Before a fork: close, and keep the lock until ``take_up``; False when it is busy for too long."""

@@ -96,12 +96,12 @@ class SQLiteStream(Stream):
             raise ClosedError(f"the store of {self._database.path} was closed")
         if self._due is not None and self._due <= time.monotonic():
             self._expire(self._due)
+        seen = self._link.version()
+        self._refuse_another_file()
+        if seen == self._seen:
+            return None, False
         with self._link.use("read") as connection:
             self._refuse_another_file()
-            (version,) = connection.execute("PRAGMA data_version").fetchone()
-            seen = (self._link.opened, version)
-            if seen == self._seen:
-                return None, False
             connection.execute("BEGIN")  # bounds and commits of one moment
             oldest, current, self._due = ledger.bounds(connection)
             self._check_position(oldest, current)
