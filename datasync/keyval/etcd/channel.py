@@ -94,6 +94,11 @@ class Scope:
         if late:
             call.cancel()
 
+    def detach(self) -> None:
+        """Let go of a call that is over."""
+        with self._lock:
+            self._call = None
+
     def cancel(self) -> None:
         """Cancel what runs, and everything that is tried afterwards."""
         with self._lock:
@@ -131,10 +136,13 @@ class Endpoint:
             scope.attach(future)
             try:
                 result: ResponseT = future.result()
+                return result
             except grpc.FutureCancelledError:
-                raise future from None  # a cancelled call is an RpcError itself, with code and details
-            return result
+                pass
+            raise future  # a cancelled call is an RpcError itself, with code and details
         finally:
+            if scope is not None:
+                scope.detach()
             self._ended()
 
     def stream(

@@ -16,7 +16,7 @@ from datasync.errors import ClosedError, InvalidArgumentError, StoreError, Unkno
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.channel import AUTHENTICATE, Endpoint, Method, RequestT, ResponseT, Scope
 from datasync.keyval.etcd.config import EtcdConfig
-from datasync.keyval.etcd.errors import Fault, find_fault, translate
+from datasync.keyval.etcd.errors import Fault, find_fault, forget_traceback, translate
 from datasync.keyval.etcd.tls import explain
 from datasync.threads import ForkGuard
 
@@ -150,11 +150,13 @@ class Client:
         return scope
 
     def end_scope(self, scope: Scope) -> None:
+        scope.detach()
         with self._lock:
             self._scopes.discard(scope)
 
     def note(self, error: grpc.RpcError, endpoint: Endpoint) -> Fault:
         """What *error* means; when another endpoint may do better, it is that one's turn from now on."""
+        forget_traceback(error)
         code, text = error.code(), error.details() or ""
         fault = find_fault(code, text)
         if fault.elsewhere:

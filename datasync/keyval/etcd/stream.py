@@ -23,7 +23,7 @@ from datasync.keyval.api import Batch, Commit, Stream
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.channel import RANGE, STATUS, WATCH
 from datasync.keyval.etcd.client import Client
-from datasync.keyval.etcd.errors import find_fault
+from datasync.keyval.etcd.errors import find_fault, forget_traceback
 from datasync.keyval.etcd.history import History
 from datasync.keyval.etcd.keys import encode_key, prefix_range
 
@@ -104,6 +104,7 @@ class EtcdStream(Stream):
             if not self._over():
                 raise StoreConnectionError(f"{self._what()}: {endpoint.address} ended the watch")
         except grpc.RpcError as error:
+            forget_traceback(error)
             if self._over():
                 return
             self._client.note(error, endpoint)
@@ -288,6 +289,9 @@ class _Requests:
     def end(self) -> None:
         with self._condition:
             self._ended = True
+            # The call knows us, and we it: left to the collector, it may meet its lock at the end of the interpreter
+            # in the hands of a thread of grpc's that is no more.
+            self._call = None
             self._condition.notify_all()
 
     def __iter__(self) -> _Requests:
