@@ -1,6 +1,7 @@
 """What gRPC has to be told before it is imported, and before anything of it is made.
 
-Imported before ``grpc`` itself by the packages that stand on it; imports nothing of it.
+Imported before ``grpc`` itself by the packages that stand on it; imports nothing of it. Here too: what those who make
+calls have to do with its errors.
 
 Source: contract C15.
 """
@@ -30,3 +31,12 @@ def check_grpc() -> None:
             "gevent has patched this process, where gRPC would block for ever:"
             " call grpc.experimental.gevent.init_gevent() after monkey.patch_all()"
         )
+
+
+def forget_traceback(error: BaseException) -> None:
+    """Let *error*, a ``grpc.RpcError`` that is the call itself, be freed as soon as nobody has it.
+
+    Its traceback leads to frames that have the call. What the collector finds at the end of the interpreter waits there
+    for a lock, which a thread of grpc's may have taken with it.
+    """
+    error.__traceback__ = error.__context__ = None

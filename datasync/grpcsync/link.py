@@ -30,8 +30,9 @@ from datasync.errors import (
     UnknownOutcome,
     UnsupportedError,
 )
+from datasync.grpcio import forget_traceback
 from datasync.grpcsync.outbox import AnyRequest, Outbox, Outgoing, Session
-from datasync.grpcsync.peer import Peer, taken_of
+from datasync.grpcsync.peer import Outcome, Peer
 from datasync.grpcsync.requests import Request
 from datasync.grpcsync.results import resync_error
 from datasync.grpcsync.status import ClientStatus
@@ -156,10 +157,9 @@ class Link:
 
     def _begin(self) -> None:
         """Reach the peer."""
-        call = self._peer.open(CONNECT_TIMEOUT)
-        self._wait_for(call)
-        if call.code() is not grpc.StatusCode.OK:
-            raise self._peer.error_of(call)
+        outcome = self._finish(self._peer.open(CONNECT_TIMEOUT))
+        if outcome.reply is None:
+            raise outcome.error
 
     def _tell_state(self) -> None:
         """Tell the full state, where there is one."""
@@ -183,8 +183,8 @@ class Link:
         between breaks the stream, and never gets a change without the state that it belongs to.
         """
         outbox = self._outbox
-        call = self._peer.changes(Outgoing(outbox, session))
-        reader = Worker(f"grpcsync-replies-{self._peer.target}", lambda _: self._read(session, call))
+        session.stream = self._peer.changes(Outgoing(outbox, session))
+        reader = Worker(f"grpcsync-replies-{self._peer.target}", lambda _: self._read(session))
         try:
             reader.start()
             self._tell_state()
@@ -200,10 +200,12 @@ class Link:
             with outbox.lock:
                 self._session = None
                 outbox.end_locked(session)
-            call.cancel()
+            session.stream.cancel()
             reader.close()
-            session.failure = session.failure or self._peer.error_of(call)
-            outbox.sort_out(session, taken_of(call), session.failure)
+            outcome = self._peer.outcome_of(session.stream)
+            session.stream = None
+            session.failure = session.failure or outcome.error
+            outbox.sort_out(session, outcome.taken, session.failure)
 
     def _watch_over(self, session: Session) -> Request[DataResyncRequests] | None:
         """Keep an eye on the clocks until a resync is due, or the stream is over (None)."""
@@ -243,29 +245,28 @@ class Link:
 
     def _exchange(self, state: DataResyncRequests, what: str, *, under_way: int = 0) -> None:
         """Send a full state and wait for the answer. Raises what the peer says, or ``UnknownOutcome``."""
-        call = self._peer.resync(state, self._answer_timeout)
-        self._wait_for(call, under_way)
-        if call.code() is grpc.StatusCode.OK:
+        outcome = self._finish(self._peer.resync(state, self._answer_timeout), under_way)
+        if outcome.reply is not None:
             with self._outbox.lock:
                 self._outbox.heard = time.monotonic()
-            error = resync_error(call.result(), self._peer.target)
+            error = resync_error(outcome.reply, self._peer.target)
             if error is None or isinstance(error, TAKEN):
                 self._backoff.reset()
             if error is not None:
                 raise error
             return
-        reason = self._peer.error_of(call)
-        if taken_of(call) == 0:
-            raise _NotTaken(reason)
-        if isinstance(reason, StoreConnectionError):
-            raise UnknownOutcome(f"{what} was sent and not answered: {reason}")
-        raise reason
+        if outcome.taken == 0:
+            raise _NotTaken(outcome.error)
+        if isinstance(outcome.error, StoreConnectionError):
+            raise UnknownOutcome(f"{what} was sent and not answered: {outcome.error}")
+        raise outcome.error
 
-    def _wait_for(self, call: Any, under_way: int = 0) -> None:
-        """Wait until *call* is over; the first *under_way* requests are in it."""
+    def _finish(self, call: Any, under_way: int = 0) -> Outcome:
+        """Wait until *call* is over, and tell what it came to; the first *under_way* requests are in it."""
         call.add_done_callback(lambda _: self._wake())
         self._wait(call.done, under_way)
         call.cancel()  # without effect on one that is done
+        return self._peer.outcome_of(call)
 
     def _after(self, session: Session) -> None:
         """Note why there is no session, and wait before the next one."""
@@ -312,14 +313,14 @@ class Link:
 
     # The thread that reads replies.
 
-    def _read(self, session: Session, call: Any) -> None:
+    def _read(self, session: Session) -> None:
         self._inside.yes = True
         try:
-            for reply in call:
+            for reply in session.stream:
                 if not self._outbox.match(session, reply):
                     break
-        except grpc.RpcError:
-            pass  # the keeper asks the call for its reasons
+        except grpc.RpcError as error:
+            forget_traceback(error)  # the keeper asks the call for its reasons
         finally:
             with self._outbox.lock:
                 self._outbox.end_locked(session)

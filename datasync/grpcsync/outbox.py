@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from datasync.errors import ClosedError, DatasyncError, StoreConnectionError, UnknownOutcome
 from datasync.grpcsync.requests import Request
@@ -21,9 +22,11 @@ AnyRequest = Request[DataChangeRequest] | Request[DataResyncRequests]
 
 
 class Session:
-    """One stream. All fields are guarded by the outbox's lock."""
+    """One stream. All fields but the first are guarded by the outbox's lock."""
 
     def __init__(self) -> None:
+        #: The call, while it lasts.
+        self.stream: Any = None
         self.over = False
         #: Changes may be sent.
         self.open = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.message import Message
@@ -52,6 +52,14 @@ _ERRORS: dict[grpc.StatusCode, type[DatasyncError]] = {
 
 #: A reply may be so many times as large as the largest request.
 REPLY_FACTOR = 8
+
+
+class Outcome(NamedTuple):
+    """What a call came to. This may be kept and raised; the call may not, see ``forget_traceback``."""
+
+    reply: Any  #: None when it failed, and of a stream.
+    error: DatasyncError  #: What its status means, with the text that came with it.
+    taken: int | None  #: How many requests were taken; None when the peer does not say.
 
 
 class Peer:
@@ -126,12 +134,17 @@ class Peer:
         """Open a stream of changes; the call, which iterates over the replies."""
         return self._changes(requests, metadata=self._metadata())
 
-    def error_of(self, call: Any) -> DatasyncError:
-        """What the status of a call that failed means, with the text that came with it."""
+    def outcome_of(self, call: Any) -> Outcome:
+        """What *call*, which is over, came to."""
         code = call.code()
         kind = _ERRORS.get(code, StoreError)
         said = call.details() or "no reason given"
-        return kind(f"{self.target}: {said[:MAX_TEXT]} ({code.name}){advice(said, self._tls)}")
+        taken = value_of(call.trailing_metadata() or (), TAKEN_KEY)
+        return Outcome(
+            call.result() if code is grpc.StatusCode.OK else None,
+            kind(f"{self.target}: {said[:MAX_TEXT]} ({code.name}){advice(said, self._tls)}"),
+            int(taken) if taken.isdecimal() and len(taken) < 20 else None,
+        )
 
     def close(self) -> None:
         """End the channel and every call on it."""
@@ -145,12 +158,6 @@ class Peer:
             *(() if not self._source else ((SOURCE_KEY, self._source),)),
             (SESSION_KEY, f"{self._name}/{self._sessions}"),
         )
-
-
-def taken_of(call: Any) -> int | None:
-    """How many requests of a call that is over were taken; None when the peer does not say."""
-    said = value_of(call.trailing_metadata() or (), TAKEN_KEY)
-    return int(said) if said.isdecimal() and len(said) < 20 else None
 
 
 def _serialize(message: Message) -> bytes:

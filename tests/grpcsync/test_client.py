@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from queue import Queue
 from typing import Any
 
@@ -32,6 +32,7 @@ from datasync.grpcsync.link import Link
 from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
 from datasync.syncbase.msg import CONTENT_PROTO
 from datasync.syncbase.status import TransportState
+from tests.calls import all_calls_freed
 from tests.conftest import CANARY, take, wait_until
 from tests.grpcsync.support import Subscriber
 from tests.proxy import TcpProxy, free_port
@@ -565,3 +566,49 @@ def test_callers_that_wait_for_room_are_freed_by_close() -> None:
     client.close()
     assert isinstance(take(caught), (ClosedError, StoreConnectionError))
     thread.join(5)
+
+
+def leave_after_an_answer(server: Server) -> None:
+    with Client(server.address, state=lambda: {"k/b": text("1")}) as client:
+        client.put("k/a", text("2"))
+
+
+def leave_at_once(server: Server) -> None:
+    Client(server.address).close()
+
+
+def leave_where_the_state_raises(server: Server) -> None:
+    def broken() -> Mapping[str, Message]:
+        raise RuntimeError
+
+    with Client(server.address, state=broken) as client:
+        wait_until(lambda: client.status().last_error, "the state was asked for")
+
+
+def leave_a_server_that_is_closed(server: Server) -> None:
+    with Client(server.address) as client:
+        client.wait_ready(10)
+        server.close()
+        wait_until(lambda: client.status().last_error, "the session is over")
+
+
+def leave_what_was_never_there(server: Server) -> None:
+    with Client(f"127.0.0.1:{free_port()}") as client:
+        wait_until(lambda: client.status().last_error, "it was tried once")
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        leave_after_an_answer,
+        leave_at_once,
+        leave_where_the_state_raises,
+        leave_a_server_that_is_closed,
+        leave_what_was_never_there,
+    ],
+)
+def test_c15_no_call_is_left_to_the_collector_whichever_way_a_client_ends(
+    server: Server, subscriber: Subscriber, leave: Callable[[Server], None]
+) -> None:
+    with all_calls_freed():
+        leave(server)

@@ -130,15 +130,6 @@ def translate(error: grpc.RpcError, what: str, endpoint: str, *, write: bool = F
     return fault.error(f"{message}; {advice}" if advice else message)
 
 
-def forget_traceback(error: grpc.RpcError) -> None:
-    """Let *error*, which is the call itself, be freed as soon as nobody has it.
-
-    Its traceback leads to frames that have the call. What the collector finds at the end of the interpreter waits there
-    for a lock, which a thread of grpc's may have taken with it (C15).
-    """
-    error.__traceback__ = error.__context__ = None
-
-
 def _short(code: grpc.StatusCode | None, text: str) -> str:
     # grpc's "last error" is the part that says something; the rest repeats it.
     _, _, last = text.rpartition("last error: ")

@@ -19,11 +19,12 @@ from typing import Any
 import grpc
 
 from datasync.errors import ClosedError, CompactedError, StoreConnectionError, StoreError
+from datasync.grpcio import forget_traceback
 from datasync.keyval.api import Batch, Commit, Stream
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.channel import RANGE, STATUS, WATCH
 from datasync.keyval.etcd.client import Client
-from datasync.keyval.etcd.errors import find_fault, forget_traceback
+from datasync.keyval.etcd.errors import find_fault
 from datasync.keyval.etcd.history import History
 from datasync.keyval.etcd.keys import encode_key, prefix_range
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import threading
 from queue import Queue
 from typing import Any
 
-import grpc
 import pytest
 
 from datasync.errors import ClosedError, CompactedError, ForkedError, InvalidArgumentError
 from datasync.keyval.api import DeleteOp, PutOp
 from datasync.kvdbsync.plugin import Plugin
 from datasync.threads import Worker
+from tests.calls import all_calls_freed
 from tests.conftest import take, wait_until
 from tests.keyval.etcd.conftest import OpenStore
 from tests.servers import EtcdServer
@@ -255,21 +254,11 @@ def test_c15_many_threads_share_a_store(calm34: EtcdServer, open_store: OpenStor
 def test_c15_no_call_is_left_to_the_collector_which_may_come_to_it_at_the_end_of_the_interpreter(
     calm: EtcdServer, open_store: OpenStore
 ) -> None:
-    # given a reader that is stopped while it calls / when it has ended, and the collector has not run
-    before = _calls()
-    gc.disable()
-    try:
+    # given a reader that is stopped while it calls / when it has ended / then its calls are gone
+    with all_calls_freed():
         events: Queue[Any] = Queue()
         plugin = Plugin(kv=open_store(calm.endpoint), prefix="p/")
         plugin.watch("agent", events, events, "")
         plugin.after_init()
         take(events).done()
         plugin.close()
-        # then its calls are gone, or it would wait there for a lock that a thread of grpc's has taken with it
-        wait_until(lambda: _calls() <= before, "all calls are freed")
-    finally:
-        gc.enable()
-
-
-def _calls() -> int:
-    return sum(isinstance(one, grpc.Call) for one in gc.get_objects())
