@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from itertools import islice
 
 from datasync.backoff import AFTER_BREAK, Backoff
 from datasync.errors import ClosedError, CompactedError, DatasyncError, ForkedError
@@ -92,10 +93,12 @@ class StoreReader:
         scan = self._store.scan(self._prefix)
         cut = len(self._prefix)
         entries: dict[str, tuple[int, bytes]] = {}
-        for key, value, revision in scan:
-            entries[key[cut:]] = (revision, value)
-            if len(entries) % LOOK_UP_EVERY == 0 and self._worker.stopping.is_set():
+        pairs = iter(scan)
+        while some := list(islice(pairs, LOOK_UP_EVERY)):
+            if self._worker.stopping.is_set():
                 return
+            for key, value, revision in some:
+                entries[key[cut:]] = (revision, value)
         log.info(
             "%s: listed %d key(s) at revision %d in %.2f s",
             self._store.name,

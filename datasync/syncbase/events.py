@@ -121,12 +121,7 @@ class QueuedResync(_QueuedEvent):
         Each call gives iterators of their own.
         """
         if self._grouped is None:
-            grouped: dict[str, list[str]] = {prefix: [] for prefix in self._prefixes}
-            for key in self._state:
-                prefix = self._prefixes.longest(key)
-                if prefix is not None:
-                    grouped[prefix].append(key)
-            self._grouped = grouped
+            self._grouped = self._prefixes.grouped(self._state)
         return {prefix: KVIterator(self._view(keys)) for prefix, keys in self._grouped.items()}
 
     def get_removed(self) -> Sequence[KeyVal]:
@@ -136,7 +131,8 @@ class QueuedResync(_QueuedEvent):
     def _view(self, keys: list[str]) -> Iterator[StoredKeyVal]:
         state, serializer = self._state, self._serializer
         for key in keys:
-            yield new_stored_key_val((key, *state[key], serializer))
+            revision, value = state[key]
+            yield new_stored_key_val((key, revision, value, serializer))
 
     def __repr__(self) -> str:
         return f"<ResyncEvent for {self._subscription.name!r}: {self.reason.value}, revision {self.revision}>"

@@ -6,7 +6,7 @@ Source: contract C5.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Generic, TypeVar
 
 ValueT = TypeVar("ValueT")
@@ -59,11 +59,9 @@ class PrefixTable(Generic[ValueT]):
 
     def matching_all(self, keys: Sequence[str]) -> list[ValueT] | None:
         """As ``matching``, for all of *keys* at once; None where they may differ."""
-        if len(keys) < 2 or not self._ascending:
-            return self.matching(keys[0]) if keys else []
-        # What the first and the last in order begin with, all between begin with: two tell for a thousand.
-        first, last, most = min(keys), max(keys), self._ascending[-1]
-        return self.matching(first) if first[:most] == last[:most] else None
+        if not keys:
+            return []
+        return self.matching(keys[0]) if self._alike(keys) else None
 
     def longest(self, key: str) -> str | None:
         """The longest prefix of *key*."""
@@ -72,6 +70,20 @@ class PrefixTable(Generic[ValueT]):
                 return key[:length]
         return None
 
+    def grouped(self, keys: Collection[str]) -> dict[str, list[str]]:
+        """Every prefix, and those of *keys* that have no longer one."""
+        groups: dict[str, list[str]] = {prefix: [] for prefix in self._values}
+        if keys and self._alike(keys):
+            longest = self.longest(next(iter(keys)))
+            if longest is not None:
+                groups[longest] = list(keys)
+            return groups
+        for key in keys:
+            longest = self.longest(key)
+            if longest is not None:
+                groups[longest].append(key)
+        return groups
+
     def copy(self) -> PrefixTable[ValueT]:
         """A table of its own with the same content."""
         twin: PrefixTable[ValueT] = PrefixTable()
@@ -79,6 +91,14 @@ class PrefixTable(Generic[ValueT]):
         twin._lengths = self._lengths.copy()
         twin._ascending = self._ascending
         return twin
+
+    def _alike(self, keys: Collection[str]) -> bool:
+        """True when all *keys* surely have the same prefixes; there is at least one."""
+        if len(keys) == 1 or not self._ascending:
+            return True
+        # What the first and the last in order begin with, all between begin with: two tell for a thousand.
+        most = self._ascending[-1]
+        return most == 0 or min(keys)[:most] == max(keys)[:most]
 
     def _count(self, length: int, step: int) -> None:
         count = self._lengths.get(length, 0) + step

@@ -558,9 +558,7 @@ class Registry:
         self._shared.ready = True
         for subscription in self._subscriptions.values():
             subscription.want_resync_locked(reason, waiter, context)
-            subscription.replaced_locked(
-                [kv for kv in gone if kv.key in subscription], [key for key in created if key in subscription]
-            )
+            subscription.replaced_locked(gone, created)
 
     def _heard_locked(self) -> None:
         self._last_word = time.monotonic()

@@ -137,9 +137,10 @@ class Subscription:
         if waiter is not None:
             wish.waiters.append(waiter)
 
-    def replaced_locked(self, gone: list[StoredKeyVal], created: list[str]) -> None:
+    def replaced_locked(self, gone: Iterable[StoredKeyVal], created: Iterable[str]) -> None:
         """Note what a new full state took away and brought; ``want_resync_locked`` comes before it."""
-        self._losses.replaced(gone, created)
+        if self._losses.started:  # else it was offered nothing that it could lose
+            self._losses.replaced([kv for kv in gone if kv.key in self], [key for key in created if key in self])
 
     def drop_prefix_locked(self, prefix: str) -> None:
         """Forget *prefix* and every waiting change that no other prefix wants; callers count those as done."""
@@ -265,7 +266,7 @@ class Subscription:
         self.pump(retry=True)
 
     def _after_put_locked(
-        self, event: _QueuedEvent, wanted: bool, failure: BaseException | None, retry: bool
+        self, event: _QueuedEvent, wanted: bool, failure: BaseException | None, retry: bool, verbose: bool
     ) -> _QueuedEvent | None:
         """The event that is to follow *event*; None when there is none, or its queue was full."""
         self._putting = None
@@ -278,7 +279,7 @@ class Subscription:
             # Of the user's own queue, or one that was shut down.
             message = f"{self._shared.source}: {event!r} could not be put: {type(failure).__name__}"
             self._shared.later.append(lambda: log.warning("%s", message))
-        elif log.isEnabledFor(logging.DEBUG):
+        elif verbose:
             self._shared.later.append(lambda: log.debug("%s: %r", self._shared.source, event))
         self._full_since = None
         if failure is not None or not wanted:  # nobody is interested: it counts as done
@@ -511,6 +512,7 @@ def _put_all(shared: Shared, event: _QueuedEvent | None, retry: bool, others: It
     a user runs between. ^C in the main thread's put is not the queue's: it is raised in the end.
     """
     interrupted: BaseException | None = None
+    verbose = log.isEnabledFor(logging.DEBUG)
     while event is not None:
         subscription = event._subscription
         target = subscription._change_queue if isinstance(event, QueuedChange) else subscription._resync_queue
@@ -523,7 +525,8 @@ def _put_all(shared: Shared, event: _QueuedEvent | None, retry: bool, others: It
             if not isinstance(error, Exception) and in_main_thread():
                 interrupted = interrupted or error
         with shared.lock:
-            event = subscription._after_put_locked(event, target is not None, failure, retry) or _next_locked(others)
+            event = subscription._after_put_locked(event, target is not None, failure, retry, verbose)
+            event = event or _next_locked(others)
     shared.complete()
     if interrupted is not None:
         raise interrupted

@@ -54,6 +54,18 @@ def test_c5_one_look_tells_of_all_keys_under_one_prefix() -> None:
     assert table.matching_all(["key/3", "other", "key/1"]) is None
 
 
+@given(st.sets(keys, max_size=4), st.lists(keys, max_size=4, unique=True))
+def test_c5_keys_are_grouped_under_the_longest_prefix_of_each(prefixes: set[str], several: list[str]) -> None:
+    table: PrefixTable[None] = PrefixTable()
+    for prefix in prefixes:
+        table.set(prefix, None)
+    expected: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
+    for key in several:
+        if (longest := table.longest(key)) is not None:
+            expected[longest].append(key)
+    assert table.grouped(several) == expected
+
+
 def test_c5_the_empty_prefix_matches_every_key() -> None:
     table: PrefixTable[int] = PrefixTable()
     table.set("", 1)

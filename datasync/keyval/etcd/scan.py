@@ -5,7 +5,7 @@ Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``ListValues``; D50, D
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import grpc
@@ -51,15 +51,15 @@ class EtcdScan(Scan):
         self._page_size = page_size
         self._first = self._page(prefix_range(prefix)[0], min(FIRST_PAGE, page_size), 0)
         self.revision = self._first.header.revision
-        self._witness(self._first, first=True)
 
     def __iter__(self) -> Iterator[KeyValue]:
         page = self._first
         limit = min(FIRST_PAGE, self._page_size)
         tally = Tally()
         while True:
-            kvs = page.kvs
+            kvs = list(page.kvs)  # once: each look makes an object
             raw, values, revisions = [kv.key for kv in kvs], [kv.value for kv in kvs], [kv.mod_revision for kv in kvs]
+            self._witness(page.header, kvs, revisions, first=page is self._first)
             tally.add(raw, revisions)
             if raw != sorted(raw):  # what is in order already is sorted at once
                 raise self._strange()
@@ -76,14 +76,14 @@ class EtcdScan(Scan):
             size += sum(map(len, raw))
             limit = max(1, min(self._page_size, PAGE_BYTES * len(kvs) // size))
             page = self._page(raw[-1] + b"\0", limit, self.revision)
-            self._witness(page, first=False)
 
-    def _witness(self, page: pb.RangeResponse, *, first: bool) -> None:
+    def _witness(
+        self, header: pb.ResponseHeader, kvs: Sequence[pb.KeyValue], revisions: Sequence[int], *, first: bool
+    ) -> None:
         if self._keys_only:
             return  # without values there is nothing that a later look could be compared with
-        revisions = [kv.mod_revision for kv in page.kvs]
-        newest = page.kvs[revisions.index(max(revisions))] if revisions else None
-        self._history.scanned(self._prefix, page.header, newest, first=first)
+        newest = kvs[revisions.index(max(revisions))] if revisions else None
+        self._history.scanned(self._prefix, header, newest, first=first)
 
     def _page(self, key: bytes, limit: int, revision: int) -> pb.RangeResponse:
         end = prefix_range(self._prefix)[1]
