@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from datasync.grpcio import forget_traceback
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.config import EtcdConfig
 from datasync.keyval.etcd.tls import make_credentials
@@ -108,6 +109,29 @@ class Scope:
             call.cancel()
 
 
+class Ahead(Generic[ResponseT]):
+    """A call that was begun before its answer is wanted: a guess, so that it may fail without a word. Threads: one."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def take(self) -> ResponseT | None:
+        """Wait for the answer; None where there is none. Once."""
+        call, self._call = self._call, None
+        try:
+            answer: ResponseT = call.result()
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+            forget_traceback(error)
+            return None
+        return answer
+
+    def cancel(self) -> None:
+        """It is not wanted any more."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+
 class Endpoint:
     """One member's address, and the channel to it while there is one."""
 
@@ -152,14 +176,18 @@ class Endpoint:
         metadata: tuple[tuple[str, str], ...],
     ) -> Any:
         callee = self._callee(method, "stream_stream")
-        try:
-            call = callee(requests, metadata=metadata)
-        except BaseException:
-            self._ended()
-            raise
-        if not call.add_callback(self._ended):
-            self._ended()  # it is over already
-        return call
+        return self._counted(lambda: callee(requests, metadata=metadata))
+
+    def begin(
+        self,
+        method: Method[RequestT, ResponseT],
+        request: RequestT,
+        timeout: float,
+        metadata: tuple[tuple[str, str], ...],
+    ) -> Any:
+        """As ``unary``, without waiting: the call, which is a future."""
+        callee: Any = self._callee(method, "unary_unary")
+        return self._counted(lambda: callee.future(request, timeout=timeout, metadata=metadata))
 
     def reset(self) -> None:
         """Close the channel; the next call makes a new one."""
@@ -191,6 +219,17 @@ class Endpoint:
                 )
             self._busy += 1
         return callee
+
+    def _counted(self, start: Callable[[], Any]) -> Any:
+        """The call that *start* makes; ``_ended`` follows when it is over."""
+        try:
+            call = start()
+        except BaseException:
+            self._ended()
+            raise
+        if not call.add_callback(self._ended):
+            self._ended()  # it is over already
+        return call
 
     def _ended(self) -> None:
         with self._lock:

@@ -15,7 +15,7 @@ import grpc
 from datasync.errors import ClosedError, InvalidArgumentError, StoreError, UnknownOutcome
 from datasync.grpcio import forget_traceback
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.channel import AUTHENTICATE, Endpoint, Method, RequestT, ResponseT, Scope
+from datasync.keyval.etcd.channel import AUTHENTICATE, Ahead, Endpoint, Method, RequestT, ResponseT, Scope
 from datasync.keyval.etcd.config import EtcdConfig
 from datasync.keyval.etcd.errors import Fault, find_fault, translate
 from datasync.keyval.etcd.tls import explain
@@ -121,6 +121,14 @@ class Client:
                 untried -= 1
                 if self._closed or untried < -2:
                     raise ClosedError("this etcd store is closed") from error
+
+    def ahead(self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float) -> Ahead[ResponseT] | None:
+        """Begin what ``call`` does, before the answer is wanted; where there is none then, ``call`` tells why."""
+        endpoint = self._endpoints[self._current]
+        try:
+            return Ahead(endpoint.begin(method, request, timeout, _metadata(self._token)))
+        except ValueError:  # closed meanwhile, or files for TLS that cannot be read
+            return None
 
     def open(
         self, method: Method[RequestT, ResponseT], requests: Iterator[RequestT], scope: Scope

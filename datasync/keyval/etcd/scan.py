@@ -13,7 +13,7 @@ import grpc
 from datasync.errors import StoreConnectionError, StoreError
 from datasync.keyval.api import KeyValue, Scan
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.channel import RANGE
+from datasync.keyval.etcd.channel import RANGE, Ahead
 from datasync.keyval.etcd.client import Client
 from datasync.keyval.etcd.history import History, Tally
 from datasync.keyval.etcd.keys import ALL, prefix_range
@@ -49,33 +49,43 @@ class EtcdScan(Scan):
         self._in_fragments = in_fragments
         self._keys_only = keys_only
         self._page_size = page_size
-        self._first = self._page(prefix_range(prefix)[0], min(FIRST_PAGE, page_size), 0)
+        self._first = self._page(self._request(prefix_range(prefix)[0], min(FIRST_PAGE, page_size), 0))
         self.revision = self._first.header.revision
 
     def __iter__(self) -> Iterator[KeyValue]:
         page = self._first
-        limit = min(FIRST_PAGE, self._page_size)
         tally = Tally()
-        while True:
-            kvs = list(page.kvs)  # once: each look makes an object
-            raw, values, revisions = [kv.key for kv in kvs], [kv.value for kv in kvs], [kv.mod_revision for kv in kvs]
-            self._witness(page.header, kvs, revisions, first=page is self._first)
-            tally.add(raw, revisions)
-            if raw != sorted(raw):  # what is in order already is sorted at once
-                raise self._strange()
-            size = sum(map(len, values))  # page.ByteSize() would encode all of it once more
-            if size > LARGE_VALUE * len(values):
-                self._in_fragments.add(self._prefix)
-            keys = [key.decode("utf-8", "surrogateescape") for key in raw]
-            # As KeyValue(...) does, but without a Python call for each pair: a listing may have a million.
-            yield from map(_new_pair, zip(keys, values, revisions, strict=True))
-            if not page.more:
-                if not self._keys_only:
-                    self._history.listed(self._prefix, tally.total(self.revision))
-                return
-            size += sum(map(len, raw))
-            limit = max(1, min(self._page_size, PAGE_BYTES * len(kvs) // size))
-            page = self._page(raw[-1] + b"\0", limit, self.revision)
+        ahead: Ahead[pb.RangeResponse] | None = None
+        try:
+            while True:
+                kvs = list(page.kvs)  # once: each look makes an object
+                raw, values = [kv.key for kv in kvs], [kv.value for kv in kvs]
+                size = sum(map(len, values))  # page.ByteSize() would encode all of it once more
+                if page.more:
+                    limit = max(1, min(self._page_size, PAGE_BYTES * len(kvs) // (size + sum(map(len, raw)))))
+                    request = self._request(raw[-1] + b"\0", limit, self.revision)
+                    # The server works on the next page while this one is read.
+                    ahead = self._client.ahead(RANGE, request, self._client.config.page_timeout)
+                if size > LARGE_VALUE * len(values):
+                    self._in_fragments.add(self._prefix)
+                revisions = [kv.mod_revision for kv in kvs]
+                self._witness(page.header, kvs, revisions, first=page is self._first)
+                tally.add(raw, revisions)
+                if raw != sorted(raw):  # what is in order already is sorted at once
+                    raise self._strange()
+                keys = [key.decode("utf-8", "surrogateescape") for key in raw]
+                more = page.more
+                del page, kvs, raw  # before the next one comes
+                # As KeyValue(...) does, but without a Python call for each pair: a listing may have a million.
+                yield from map(_new_pair, zip(keys, values, revisions, strict=True))
+                if not more:
+                    if not self._keys_only:
+                        self._history.listed(self._prefix, tally.total(self.revision))
+                    return
+                page = self._page(request, ahead)
+        finally:
+            if ahead is not None and not self._client.forked:
+                ahead.cancel()
 
     def _witness(
         self, header: pb.ResponseHeader, kvs: Sequence[pb.KeyValue], revisions: Sequence[int], *, first: bool
@@ -85,19 +95,23 @@ class EtcdScan(Scan):
         newest = kvs[revisions.index(max(revisions))] if revisions else None
         self._history.scanned(self._prefix, header, newest, first=first)
 
-    def _page(self, key: bytes, limit: int, revision: int) -> pb.RangeResponse:
+    def _request(self, key: bytes, limit: int, revision: int) -> pb.RangeRequest:
         end = prefix_range(self._prefix)[1]
-        request = pb.RangeRequest(key=key, range_end=end, limit=limit, revision=revision, keys_only=self._keys_only)
+        return pb.RangeRequest(key=key, range_end=end, limit=limit, revision=revision, keys_only=self._keys_only)
+
+    def _page(self, request: pb.RangeRequest, ahead: Ahead[pb.RangeResponse] | None = None) -> pb.RangeResponse:
+        """The answer to *request*, which may have been asked for *ahead*."""
+        self._client.check_usable()
         patience = self._client.config.page_timeout
-        while True:
+        page = None if ahead is None else ahead.take()
+        while page is None:
             try:
                 page = self._client.call(RANGE, request, f"listing {self._prefix!r}", timeout=patience)
-                break
             except StoreError as error:
                 if request.limit == 1 or not _is_too_large(error):
                     raise
                 request.limit = max(1, request.limit // 8)  # values grow larger from some key on
-        kvs = page.kvs
+        kvs, key, end = page.kvs, request.key, request.range_end
         # A page that is not behind the last one, or is empty and not the last, would be asked for for ever.
         if (not kvs and page.more) or (kvs and not (key <= kvs[0].key and (end == ALL or kvs[-1].key < end))):
             raise self._strange()

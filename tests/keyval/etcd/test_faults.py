@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from datasync.errors import (
+    ClosedError,
     CompactedError,
     StoreConnectionError,
     UnknownOutcome,
 )
 from datasync.keyval.api import Batch, Commit, DeleteOp, PutOp, RewoundError
 from datasync.keyval.etcd import EtcdStore
+from tests.calls import all_calls_freed
 from tests.conftest import take, wait_until
 from tests.keyval.etcd.conftest import OpenStore
 from tests.proxy import TcpProxy, free_port
@@ -165,6 +167,44 @@ def test_d50_a_page_that_cannot_be_read_raises(server: EtcdServer, open_store: O
     server.kill()
     with pytest.raises(StoreConnectionError, match="'p/'"):
         list(pages)
+
+
+def test_c17_a_page_that_was_asked_for_ahead_and_did_not_come_is_asked_for_again(
+    calm: EtcdServer, open_store: OpenStore
+) -> None:
+    writer = open_store(calm.endpoint)
+    for number in range(30):
+        put(writer, f"p/{number:02}")
+    with TcpProxy(("127.0.0.1", calm.port)) as proxy:
+        # given a scan whose second page is asked for over a line that carries nothing any more
+        pages = iter(open_store(proxy.address, page_size=10).scan("p/"))
+        with all_calls_freed():
+            proxy.freeze()
+            found = [next(pages)]
+            # when the line breaks, and comes back
+            proxy.reset()
+            proxy.thaw()
+            # then the list is whole, and the call that failed is not left to the collector
+            found += pages
+        assert [pair.key for pair in found] == [f"p/{number:02}" for number in range(30)]
+
+
+@pytest.mark.parametrize("end", ["read on", "left"])
+def test_c15_a_page_that_was_asked_for_ahead_is_not_left_to_the_collector(
+    calm: EtcdServer, open_store: OpenStore, end: str
+) -> None:
+    writer = open_store(calm.endpoint)
+    for number in range(30):
+        put(writer, f"p/{number:02}")
+    store = open_store(calm.endpoint, page_size=10)
+    with all_calls_freed():
+        pages = iter(store.scan("p/"))
+        next(pages)
+        if end == "read on":
+            store.close()
+            with pytest.raises(ClosedError):
+                list(pages)
+        del pages
 
 
 def test_d59_an_emptied_store_is_found(server: EtcdServer, open_store: OpenStore) -> None:
