@@ -7,13 +7,16 @@ on where a request ends. What is here reads one head, gives the body to read, an
 from __future__ import annotations
 
 import re
+import select
 import socket
+import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from io import RawIOBase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 #: Bytes of a request line with all headers.
 MAX_HEAD = 16 * 1024
@@ -21,7 +24,12 @@ MAX_HEAD = 16 * 1024
 MAX_HEADERS = 100
 #: Bytes of a body that nobody wanted, which are read so that the connection can go on.
 MAX_DRAIN = 64 * 1024
+#: Bytes of one read or write; more than a record of TLS has.
 CHUNK = 64 * 1024
+#: Milliseconds, as far as a poll can count.
+MAX_WAIT = 2**31 - 1
+
+T = TypeVar("T")
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TARGET = re.compile(rb"[\x21-\x7e]+")
@@ -65,6 +73,10 @@ class Wire:
         self._read_timeout = read_timeout
         self._write_timeout = write_timeout
         self._buffer = bytearray()
+        # Waiting is ours: with a timeout of the socket's own, each read and write would be three calls of the system,
+        # and after each of them the thread has to get the interpreter's lock again.
+        connection.setblocking(False)
+        self._poll = select.poll()
 
     def read_head(self, idle: float) -> Head | None:
         """The next request; None when the peer ended the connection in between, or sent nothing for *idle* seconds.
@@ -113,21 +125,21 @@ class Wire:
     def write(self, data: bytes) -> None:
         """Send all of *data*; ``Gone`` when the peer takes nothing for the write timeout."""
         try:
-            self._connection.settimeout(self._write_timeout)
             # In pieces: the time is for each, so that who reads slowly is not taken for one who does not read.
             view = memoryview(data)
             for begin in range(0, len(view), CHUNK):
-                self._connection.sendall(view[begin : begin + CHUNK])
+                piece = view[begin : begin + CHUNK]
+                deadline = time.monotonic() + self._write_timeout
+                while piece:
+                    piece = piece[self._attempt(partial(self._connection.send, piece), select.POLLOUT, deadline) :]
         except (OSError, ValueError) as error:
             raise Gone("the peer takes no more") from error
 
     def _receive(self, deadline: float, *, slow: int = 0) -> bool:
-        remaining = deadline - time.monotonic()
         try:
-            if remaining <= 0:
-                raise TimeoutError
-            self._connection.settimeout(remaining)
-            data = self._connection.recv(CHUNK)
+            # A record of TLS is smaller than a chunk: nothing that a poll does not see is left from the read before.
+            self._wait(select.POLLIN, deadline)
+            data = self._attempt(partial(self._connection.recv, CHUNK), select.POLLIN, deadline)
         except TimeoutError:
             if slow:
                 raise BadRequest(slow, "the request took too long") from None
@@ -136,6 +148,25 @@ class Wire:
             raise Gone("the connection broke") from error
         self._buffer += data
         return bool(data)
+
+    def _attempt(self, act: Callable[[], T], way: int, deadline: float) -> T:
+        """Call *act* until it need not wait; ``TimeoutError`` when that is so at *deadline*."""
+        while True:
+            try:
+                return act()
+            except BlockingIOError:
+                wanted = way
+            except ssl.SSLWantReadError:
+                wanted = select.POLLIN
+            except ssl.SSLWantWriteError:
+                wanted = select.POLLOUT
+            self._wait(wanted, deadline)
+
+    def _wait(self, way: int, deadline: float) -> None:
+        remaining = deadline - time.monotonic()
+        self._poll.register(self._connection, way)
+        if remaining <= 0 or not self._poll.poll(min(1000 * remaining, MAX_WAIT)):
+            raise TimeoutError
 
 
 class BodyReader(RawIOBase):

@@ -477,6 +477,25 @@ def test_tls_is_spoken_while_50_handshakes_are_stalled(
         peer.close()
 
 
+def test_over_tls_large_bodies_pass_and_requests_that_came_in_one_record_are_all_answered(
+    secured: Server, authority: trustme.CA, subscriber: Subscriber
+) -> None:
+    # a body of many records, each way
+    http = Http(secured.url, ssl_context=trusting(authority))
+    body = os.urandom(4 * 1024 * 1024)
+    assert http("PUT", "/keys/net/a", body, PROTO).status == 201
+    assert http("GET", "/keys/net/a").data == body
+    http.close()
+    # what TLS has decrypted ahead, where the socket itself has nothing more to read
+    with raw(secured, b"") as plain, trusting(authority).wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+        request = (
+            b"PUT /keys/net/b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 16000\r\n\r\n"
+        )
+        last = GET + b"Connection: close\r\n\r\n"
+        connection.sendall(request + b'"' + b"x" * 15_998 + b'"' + last)
+        assert everything(connection).count(b"HTTP/1.1 20") == 2
+
+
 def test_c15_peers_that_are_gone_before_their_handshake_leave_no_socket_behind(secured: Server) -> None:
     # given peers that connect and reset at once / when the server has seen all of them
     for _ in range(100):

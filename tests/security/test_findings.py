@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import grpc
 import pytest
 import urllib3
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -30,7 +31,7 @@ from datasync.errors import (
 )
 from datasync.files import MAX_FILE
 from datasync.grpcsync import Client as GrpcClient
-from datasync.grpcsync.peer import taken_of
+from datasync.grpcsync.peer import Peer
 from datasync.keyval import connect
 from datasync.keyval.api import Condition, PutOp
 from datasync.keyval.etcd import EtcdConfig, EtcdStore, read_options
@@ -364,8 +365,10 @@ def etcd() -> Any:
     ids=["empty and not the last", "the same for ever", "another prefix", "not in order", "one of another prefix"],
 )
 def test_a_listing_that_is_not_what_was_asked_for_ends_in_an_error(etcd: EtcdStore, page: pb.RangeResponse) -> None:
-    with mock.patch.object(Endpoint, "unary", return_value=page), pytest.raises(StoreConnectionError, match="an etcd"):
-        list(etcd.scan("k/"))
+    begun = mock.Mock(**{"result.return_value": page})
+    with mock.patch.multiple(Endpoint, unary=mock.Mock(return_value=page), begin=mock.Mock(return_value=begun)):
+        with pytest.raises(StoreConnectionError, match="an etcd"):
+            list(etcd.scan("k/"))
 
 
 def test_a_pair_of_another_key_is_not_taken_for_the_one_that_was_asked_for(etcd: EtcdStore) -> None:
@@ -401,8 +404,11 @@ def test_c3_events_that_cannot_be_are_an_error_and_not_dropped(etcd: EtcdStore, 
 
 def test_a_peer_that_has_taken_more_digits_than_python_reads_says_nothing() -> None:
     call = mock.Mock()
+    call.code.return_value = grpc.StatusCode.UNAVAILABLE
+    call.details.return_value = ""
     call.trailing_metadata.return_value = (("datasync-taken", "9" * 5000),)
-    assert taken_of(call) is None
+    peer = Peer("x", tls=None, token=None, source="", max_message_size=1, keepalive=1, keepalive_timeout=1)
+    assert peer.outcome_of(call).taken is None
 
 
 def test_c16_the_error_of_a_token_that_could_not_be_made_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -113,6 +113,16 @@ class _Call:
         pass
 
 
+class _Begun:
+    """A call whose answer is asked for later."""
+
+    def __init__(self, answer: Callable[[], Message]) -> None:
+        self.result = answer
+
+    def cancel(self) -> None:
+        pass
+
+
 def _use(store: EtcdStore, supply: Supply) -> None:
     """Everything that a store does, and what must be true of what it returns."""
     stream = store.stream("k/", 9)
@@ -166,11 +176,14 @@ class EtcdAnswers(Target):
             with lock:
                 return _answer(method, supply)
 
+        def begin(endpoint: Endpoint, method: Any, *rest: Any) -> _Begun:
+            return _Begun(lambda: unary(endpoint, method))
+
         def stream(endpoint: Endpoint, method: Any, *rest: Any) -> _Call:
             return _Call(_answers(supply))
 
         pause = mock.patch("datasync.keyval.etcd.client.RETRY_PAUSE", 0.0)
-        with mock.patch.multiple(Endpoint, unary=unary, stream=stream), pause:
+        with mock.patch.multiple(Endpoint, unary=unary, begin=begin, stream=stream), pause:
             with EtcdStore(self._config) as store:
                 _use(store, supply)
 
