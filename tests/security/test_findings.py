@@ -371,6 +371,20 @@ def test_a_listing_that_is_not_what_was_asked_for_ends_in_an_error(etcd: EtcdSto
             list(etcd.scan("k/"))
 
 
+def test_a_listing_that_is_compared_and_is_not_what_was_asked_for_ends_in_an_error(etcd: EtcdStore) -> None:
+    # given a prefix that was listed, and has had no change since
+    page = pb.RangeResponse(header=HEADER, kvs=[_pair(b"k/a", 7)])
+
+    def unary(endpoint: Any, method: Any, request: pb.RangeRequest, *rest: Any) -> Message:
+        return pb.RangeResponse(header=HEADER, more=True) if request.keys_only else page
+
+    with mock.patch.object(Endpoint, "unary", unary):
+        assert len(list(etcd.scan("k/"))) == 1
+        # when it is listed once more, and there is no end to it
+        with pytest.raises(StoreConnectionError, match="an etcd"):
+            list(etcd.stream("k/", HEADER.revision))
+
+
 def test_a_pair_of_another_key_is_not_taken_for_the_one_that_was_asked_for(etcd: EtcdStore) -> None:
     page = pb.RangeResponse(header=HEADER, kvs=[_pair(b"k/b", 7)])
     with mock.patch.object(Endpoint, "unary", return_value=page), pytest.raises(StoreConnectionError, match="an etcd"):

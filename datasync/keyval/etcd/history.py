@@ -21,7 +21,7 @@ from datasync.keyval.api import RewoundError
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.channel import RANGE, Scope
 from datasync.keyval.etcd.client import Client
-from datasync.keyval.etcd.keys import prefix_range
+from datasync.keyval.etcd.keys import check_page, prefix_range
 
 #: Prefixes whose past is remembered; of more, the ones unused for longest are forgotten.
 MAX_PREFIXES = 128
@@ -189,10 +189,9 @@ class _Check:
         key, end = prefix_range(self._prefix)
         more = True
         while more:
-            page = self._range(
-                pb.RangeRequest(key=key, range_end=end, revision=self._after, limit=PAGE, keys_only=True),
-                timeout=self._client.config.page_timeout,
-            )
+            request = pb.RangeRequest(key=key, range_end=end, revision=self._after, limit=PAGE, keys_only=True)
+            page = self._range(request, timeout=self._client.config.page_timeout)
+            check_page(request, page, self._what)
             tally.add([kv.key for kv in page.kvs], [kv.mod_revision for kv in page.kvs])
             more = page.more
             key = page.kvs[-1].key + b"\0" if more else key

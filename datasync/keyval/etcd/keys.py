@@ -1,8 +1,9 @@
-"""Keys between text and etcd's bytes, and the ranges that prefixes are."""
+"""Keys between text and etcd's bytes, the ranges that prefixes are, and the pages of a range."""
 
 from __future__ import annotations
 
-from datasync.errors import InvalidArgumentError
+from datasync.errors import InvalidArgumentError, StoreConnectionError
+from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 
 #: The first of all keys; as the end of a range it means "no end".
 ALL = b"\0"
@@ -30,3 +31,15 @@ def prefix_range(prefix: str) -> tuple[bytes, bytes]:
     # The end is the prefix with its last byte one up; a byte 255 has no next one, so it goes.
     stem = first.rstrip(b"\xff")
     return first, stem[:-1] + bytes([stem[-1] + 1]) if stem else ALL
+
+
+def check_page(request: pb.RangeRequest, page: pb.RangeResponse, what: str) -> None:
+    """Raise where the next page would be asked for for ever: *page* is empty and not the last, or not in the range."""
+    kvs, key, end = page.kvs, request.key, request.range_end
+    if (not kvs and page.more) or (kvs and not (key <= kvs[0].key and (end == ALL or kvs[-1].key < end))):
+        raise strange(what)
+
+
+def strange(what: str) -> StoreConnectionError:
+    """The error for an answer that no etcd gives."""
+    return StoreConnectionError(f"{what}: the answer is not to what was asked; is this an etcd?")

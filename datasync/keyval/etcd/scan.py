@@ -10,13 +10,13 @@ from functools import partial
 
 import grpc
 
-from datasync.errors import StoreConnectionError, StoreError
+from datasync.errors import StoreError
 from datasync.keyval.api import KeyValue, Scan
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.channel import RANGE, Ahead
 from datasync.keyval.etcd.client import Client
 from datasync.keyval.etcd.history import History, Tally
-from datasync.keyval.etcd.keys import ALL, prefix_range
+from datasync.keyval.etcd.keys import check_page, prefix_range, strange
 from datasync.keyval.etcd.stream import LARGE_VALUE
 
 #: Keys in the first page, when nothing is known of the size of the values.
@@ -46,6 +46,7 @@ class EtcdScan(Scan):
         self._client = client
         self._history = history
         self._prefix = prefix
+        self._what = f"listing {prefix!r}"
         self._in_fragments = in_fragments
         self._keys_only = keys_only
         self._page_size = page_size
@@ -72,7 +73,7 @@ class EtcdScan(Scan):
                 self._witness(page.header, kvs, revisions, first=page is self._first)
                 tally.add(raw, revisions)
                 if raw != sorted(raw):  # what is in order already is sorted at once
-                    raise self._strange()
+                    raise strange(self._what)
                 keys = [key.decode("utf-8", "surrogateescape") for key in raw]
                 more = page.more
                 del page, kvs, raw  # before the next one comes
@@ -106,19 +107,13 @@ class EtcdScan(Scan):
         page = None if ahead is None else ahead.take()
         while page is None:
             try:
-                page = self._client.call(RANGE, request, f"listing {self._prefix!r}", timeout=patience)
+                page = self._client.call(RANGE, request, self._what, timeout=patience)
             except StoreError as error:
                 if request.limit == 1 or not _is_too_large(error):
                     raise
                 request.limit = max(1, request.limit // 8)  # values grow larger from some key on
-        kvs, key, end = page.kvs, request.key, request.range_end
-        # A page that is not behind the last one, or is empty and not the last, would be asked for for ever.
-        if (not kvs and page.more) or (kvs and not (key <= kvs[0].key and (end == ALL or kvs[-1].key < end))):
-            raise self._strange()
+        check_page(request, page, self._what)
         return page
-
-    def _strange(self) -> StoreConnectionError:
-        return StoreConnectionError(f"listing {self._prefix!r}: the answer is not to what was asked; is this an etcd?")
 
 
 def _is_too_large(error: StoreError) -> bool:
