@@ -63,8 +63,9 @@ def explain(config: EtcdConfig, address: str) -> str:
     except ssl.SSLCertVerificationError as error:
         return f"the server's certificate is not accepted ({error.verify_message}){_advice(error.verify_message)}"
     except ssl.SSLError as error:
-        reason = _reason(error)
-        return f"the TLS handshake fails ({reason}){_advice(reason)}" if config.secure else ""
+        return _failure(_reason(error)) if config.secure else ""
+    except ConnectionResetError:  # one without TLS ends it so, or in order: which comes first is chance
+        return _failure("connection reset") if config.secure else ""
     except OSError:
         return ""
 
@@ -97,6 +98,10 @@ def _context(config: EtcdConfig) -> ssl.SSLContext:
 
 def _read(name: str, path: str) -> bytes | None:
     return read_file(f"the {name}", path) if path else None
+
+
+def _failure(reason: str) -> str:
+    return f"the TLS handshake fails ({reason}){_advice(reason)}"
 
 
 def _advice(reason: str) -> str:

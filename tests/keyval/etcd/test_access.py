@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -15,7 +17,10 @@ from cryptography.hazmat.primitives import serialization
 
 from datasync.errors import InvalidArgumentError, PermissionDenied, StoreConnectionError
 from datasync.keyval.api import Batch, PutOp
+from datasync.keyval.etcd.config import EtcdConfig
 from datasync.keyval.etcd.errors import find_fault
+from datasync.keyval.etcd.tls import explain
+from datasync.threads import Worker
 from tests.conftest import CANARY, take
 from tests.keyval.etcd.conftest import OpenStore
 from tests.running import Running, run
@@ -119,6 +124,23 @@ def test_c16_a_client_with_tls_is_told_that_the_server_has_none(
 ) -> None:
     with pytest.raises(StoreConnectionError, match=r"TLS handshake fails \(.*\): does the server speak TLS\?"):
         open_store(server34.endpoint, ca_file=str(ours.ca), dial_timeout=0.5).check()
+
+
+def test_c16_a_server_that_resets_a_handshake_is_asked_about_like_one_that_ends_it(ours: Pems) -> None:
+    # given something that speaks no TLS, and closes before it has read everything
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def reset() -> None:
+            peer, _ = listener.accept()
+            peer.recv(1)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+
+        worker = Worker("test-reset", lambda _: reset())
+        worker.start()
+        told = explain(EtcdConfig(ca_file=str(ours.ca)), f"127.0.0.1:{listener.getsockname()[1]}")
+        assert worker.close()
+    assert told == "the TLS handshake fails (connection reset): does the server speak TLS?"
 
 
 def test_mutual_tls_works_with_a_certificate_and_says_what_is_missing_without(
