@@ -67,7 +67,7 @@ class Link:
     def version(self) -> tuple[int, int]:
         """(connections opened, data_version): another one after each commit of somebody else.
 
-        Asked ten times a second by each idle stream: no more is done than must be.
+        Asked several times a second by each idle stream: no more is done than must be.
         """
         if self._lost:
             raise self._forked()

@@ -39,7 +39,7 @@ from datasync.threads import ForkGuard, Worker
 log = logging.getLogger(__name__)
 
 #: Seconds between two looks at the file for commits of other processes.
-POLL_INTERVAL = 0.1
+POLL_INTERVAL = 0.15
 #: Seconds to wait for another process's transaction.
 LOCK_TIMEOUT = 5.0
 #: Seconds that keys with ``with_client_lifetime_ttl()`` outlive a process that was killed.
