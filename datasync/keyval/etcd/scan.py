@@ -23,6 +23,8 @@ from datasync.keyval.etcd.stream import LARGE_VALUE
 FIRST_PAGE = 128
 #: Bytes of keys and values that a page should come to; its number of keys follows from the page before.
 PAGE_BYTES = 4 << 20
+#: Pairs of a page that are looked at for their size before the next one is asked for; all of the first.
+SAMPLE = FIRST_PAGE
 
 _new_pair = partial(tuple.__new__, KeyValue)
 
@@ -56,20 +58,20 @@ class EtcdScan(Scan):
     def __iter__(self) -> Iterator[KeyValue]:
         page = self._first
         tally = Tally()
+        mean = 0  # bytes of a pair on the page before
         ahead: Ahead[pb.RangeResponse] | None = None
         try:
             while True:
+                if page.more:  # before anything else: the server works on the next page while this one is read
+                    request = self._following(page, mean)
+                    ahead = self._client.ahead(RANGE, request, self._client.config.page_timeout)
                 kvs = list(page.kvs)  # once: each look makes an object
                 raw, values = [kv.key for kv in kvs], [kv.value for kv in kvs]
+                revisions = [kv.mod_revision for kv in kvs]
                 size = sum(map(len, values))  # page.ByteSize() would encode all of it once more
-                if page.more:
-                    limit = max(1, min(self._page_size, PAGE_BYTES * len(kvs) // (size + sum(map(len, raw)))))
-                    request = self._request(raw[-1] + b"\0", limit, self.revision)
-                    # The server works on the next page while this one is read.
-                    ahead = self._client.ahead(RANGE, request, self._client.config.page_timeout)
                 if size > LARGE_VALUE * len(values):
                     self._in_fragments.add(self._prefix)
-                revisions = [kv.mod_revision for kv in kvs]
+                mean = (size + sum(map(len, raw))) // max(1, len(kvs))
                 self._witness(page.header, kvs, revisions, first=page is self._first)
                 tally.add(raw, revisions)
                 if raw != sorted(raw):  # what is in order already is sorted at once
@@ -95,6 +97,13 @@ class EtcdScan(Scan):
             return  # without values there is nothing that a later look could be compared with
         newest = kvs[revisions.index(max(revisions))] if revisions else None
         self._history.scanned(self._prefix, header, newest, first=first)
+
+    def _following(self, page: pb.RangeResponse, mean: int) -> pb.RangeRequest:
+        """What asks for the page after *page*; *mean* is how large a pair was on the page before."""
+        # Large pairs may lie together, which some of this page show, or be few, which only all of a page do.
+        sample = page.kvs[:: max(1, len(page.kvs) // SAMPLE)]
+        mean = max(1, mean, sum(len(kv.key) + len(kv.value) for kv in sample) // len(sample))
+        return self._request(page.kvs[-1].key + b"\0", max(1, min(self._page_size, PAGE_BYTES // mean)), self.revision)
 
     def _request(self, key: bytes, limit: int, revision: int) -> pb.RangeRequest:
         end = prefix_range(self._prefix)[1]

@@ -11,6 +11,7 @@ import pytest
 
 from datasync.errors import ClosedError, CompactedError, ForkedError, InvalidArgumentError
 from datasync.keyval.api import DeleteOp, PutOp
+from datasync.keyval.etcd.scan import PAGE_BYTES, EtcdScan
 from datasync.kvdbsync.plugin import Plugin
 from datasync.threads import Worker
 from tests.calls import all_calls_freed
@@ -60,6 +61,31 @@ def test_pages_of_large_values_are_small(calm34: EtcdServer, open_store: OpenSto
         store.commit([PutOp(f"p/{number:03}", b"x" * (MIB // 2))])
     sizes = [len(pair.value) for pair in store.scan("p/")]
     assert sizes == [MIB // 2] * 150
+
+
+def test_pages_become_small_where_large_values_begin(
+    calm34: EtcdServer, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given large values behind small ones, and how large the pages of a scan are
+    store = open_store(calm34.endpoint, page_size=300)
+    for start in range(0, 1200, 100):
+        store.commit([PutOp(f"p/a/{number:04}", b"x") for number in range(start, start + 100)])
+    for number in range(700):
+        store.commit([PutOp(f"p/b/{number:04}", b"x" * 50_000)])
+    sizes = []
+    original = EtcdScan._page
+
+    def page(*args: Any) -> Any:
+        answer = original(*args)
+        sizes.append(answer.ByteSize())
+        return answer
+
+    monkeypatch.setattr(EtcdScan, "_page", page)
+    # when it is listed
+    assert len(list(store.scan("p/"))) == 1900
+    # then those that come where small ones still count are larger than wanted, and none is as large as 300 of them
+    assert 2 * PAGE_BYTES < max(sizes) < 3 * PAGE_BYTES
+    assert sum(size > 1.5 * PAGE_BYTES for size in sizes) == 2
 
 
 def test_a_value_of_the_server_s_limit_is_kept_and_one_above_is_refused(
