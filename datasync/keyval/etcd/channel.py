@@ -14,7 +14,6 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from datasync.grpcio import forget_traceback
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.config import EtcdConfig
 from datasync.keyval.etcd.tls import make_credentials
@@ -109,20 +108,17 @@ class Scope:
             call.cancel()
 
 
-class Ahead(Generic[ResponseT]):
-    """A call that was begun before its answer is wanted: a guess, so that it may fail without a word. Threads: one."""
+class Begun(Generic[ResponseT]):
+    """A call to *endpoint* that was begun before its answer is wanted. Threads: one."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, endpoint: Endpoint, call: Any) -> None:
+        self.endpoint = endpoint
         self._call = call
 
-    def take(self) -> ResponseT | None:
-        """Wait for the answer; None where there is none. Once."""
+    def answer(self) -> ResponseT:
+        """Wait for it, once; raises as ``Endpoint.unary``."""
         call, self._call = self._call, None
-        try:
-            answer: ResponseT = call.result()
-        except (grpc.RpcError, grpc.FutureCancelledError) as error:
-            forget_traceback(error)
-            return None
+        answer: ResponseT = _answer_of(call)
         return answer
 
     def cancel(self) -> None:
@@ -158,12 +154,8 @@ class Endpoint:
                 return answer
             future = callee.future(request, timeout=timeout, metadata=metadata)
             scope.attach(future)
-            try:
-                result: ResponseT = future.result()
-                return result
-            except grpc.FutureCancelledError:
-                pass
-            raise future  # a cancelled call is an RpcError itself, with code and details
+            answer = _answer_of(future)
+            return answer
         finally:
             if scope is not None:
                 scope.detach()
@@ -184,10 +176,10 @@ class Endpoint:
         request: RequestT,
         timeout: float,
         metadata: tuple[tuple[str, str], ...],
-    ) -> Any:
-        """As ``unary``, without waiting: the call, which is a future."""
+    ) -> Begun[ResponseT]:
+        """As ``unary``, without waiting."""
         callee: Any = self._callee(method, "unary_unary")
-        return self._counted(lambda: callee.future(request, timeout=timeout, metadata=metadata))
+        return Begun(self, self._counted(lambda: callee.future(request, timeout=timeout, metadata=metadata)))
 
     def reset(self) -> None:
         """Close the channel; the next call makes a new one."""
@@ -234,6 +226,14 @@ class Endpoint:
     def _ended(self) -> None:
         with self._lock:
             self._busy -= 1
+
+
+def _answer_of(call: Any) -> Any:
+    try:
+        return call.result()
+    except grpc.FutureCancelledError:
+        pass
+    raise call  # a cancelled call is an RpcError itself, with code and details
 
 
 def _serialize(message: Message) -> bytes:

@@ -15,7 +15,7 @@ import grpc
 from datasync.errors import ClosedError, InvalidArgumentError, StoreError, UnknownOutcome
 from datasync.grpcio import forget_traceback
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.channel import AUTHENTICATE, Ahead, Endpoint, Method, RequestT, ResponseT, Scope
+from datasync.keyval.etcd.channel import AUTHENTICATE, Begun, Endpoint, Method, RequestT, ResponseT, Scope
 from datasync.keyval.etcd.config import EtcdConfig
 from datasync.keyval.etcd.errors import Fault, find_fault, translate
 from datasync.keyval.etcd.tls import explain
@@ -66,8 +66,11 @@ class Client:
         write: bool = False,
         timeout: float | None = None,
         scope: Scope | None = None,
+        begun: Begun[ResponseT] | None = None,
     ) -> ResponseT:
         """Call *method* and return its answer; *what* says in errors what was being done.
+
+        Where it was *begun* already, that is the first attempt.
 
         Every call that surely did nothing is tried again, at the next endpoint and for ``dial_timeout`` altogether; a
         read that broke is too; a write that may have been applied never is. One with a *scope* is tried once at each.
@@ -82,9 +85,12 @@ class Client:
         renewed = False
         missed: set[Endpoint] = set()
         while True:
-            endpoint = self._endpoints[self._current]
+            endpoint = self._endpoints[self._current] if begun is None else begun.endpoint
             token = self._token
             try:
+                if begun is not None:
+                    first, begun = begun, None
+                    return first.answer()
                 if self.config.username and not token:
                     token = self._authenticate(endpoint, timeout)
                 return endpoint.unary(method, request, timeout, _metadata(token), scope)
@@ -122,11 +128,12 @@ class Client:
                 if self._closed or untried < -2:
                     raise ClosedError("this etcd store is closed") from error
 
-    def ahead(self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float) -> Ahead[ResponseT] | None:
-        """Begin what ``call`` does, before the answer is wanted; where there is none then, ``call`` tells why."""
-        endpoint = self._endpoints[self._current]
+    def begin(self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float) -> Begun[ResponseT] | None:
+        """Begin what ``call`` is to go on with; None where nothing can be begun, and ``call`` will tell why."""
+        if self._closed or self._guard.forked:
+            return None
         try:
-            return Ahead(endpoint.begin(method, request, timeout, _metadata(self._token)))
+            return self._endpoints[self._current].begin(method, request, timeout, _metadata(self._token))
         except ValueError:  # closed meanwhile, or files for TLS that cannot be read
             return None
 

@@ -13,7 +13,7 @@ import grpc
 from datasync.errors import StoreError
 from datasync.keyval.api import KeyValue, Scan
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.channel import RANGE, Ahead
+from datasync.keyval.etcd.channel import RANGE, Begun
 from datasync.keyval.etcd.client import Client
 from datasync.keyval.etcd.history import History, Tally
 from datasync.keyval.etcd.keys import check_page, prefix_range, strange
@@ -54,17 +54,19 @@ class EtcdScan(Scan):
         self._page_size = page_size
         self._first = self._page(self._request(prefix_range(prefix)[0], min(FIRST_PAGE, page_size), 0))
         self.revision = self._first.header.revision
+        kvs = self._first.kvs
+        self._witness(self._first.header, kvs, [kv.mod_revision for kv in kvs], first=True)
 
     def __iter__(self) -> Iterator[KeyValue]:
         page = self._first
         tally = Tally()
         mean = 0  # bytes of a pair on the page before
-        ahead: Ahead[pb.RangeResponse] | None = None
+        ahead: Begun[pb.RangeResponse] | None = None
         try:
             while True:
                 if page.more:  # before anything else: the server works on the next page while this one is read
                     request = self._following(page, mean)
-                    ahead = self._client.ahead(RANGE, request, self._client.config.page_timeout)
+                    ahead = self._client.begin(RANGE, request, self._client.config.page_timeout)
                 kvs = list(page.kvs)  # once: each look makes an object
                 raw, values = [kv.key for kv in kvs], [kv.value for kv in kvs]
                 revisions = [kv.mod_revision for kv in kvs]
@@ -72,7 +74,8 @@ class EtcdScan(Scan):
                 if size > LARGE_VALUE * len(values):
                     self._in_fragments.add(self._prefix)
                 mean = (size + sum(map(len, raw))) // max(1, len(kvs))
-                self._witness(page.header, kvs, revisions, first=page is self._first)
+                if page is not self._first:
+                    self._witness(page.header, kvs, revisions, first=False)
                 tally.add(raw, revisions)
                 if raw != sorted(raw):  # what is in order already is sorted at once
                     raise strange(self._what)
@@ -109,18 +112,17 @@ class EtcdScan(Scan):
         end = prefix_range(self._prefix)[1]
         return pb.RangeRequest(key=key, range_end=end, limit=limit, revision=revision, keys_only=self._keys_only)
 
-    def _page(self, request: pb.RangeRequest, ahead: Ahead[pb.RangeResponse] | None = None) -> pb.RangeResponse:
-        """The answer to *request*, which may have been asked for *ahead*."""
-        self._client.check_usable()
+    def _page(self, request: pb.RangeRequest, begun: Begun[pb.RangeResponse] | None = None) -> pb.RangeResponse:
         patience = self._client.config.page_timeout
-        page = None if ahead is None else ahead.take()
-        while page is None:
+        while True:
             try:
-                page = self._client.call(RANGE, request, self._what, timeout=patience)
+                page = self._client.call(RANGE, request, self._what, timeout=patience, begun=begun)
+                break
             except StoreError as error:
                 if request.limit == 1 or not _is_too_large(error):
                     raise
                 request.limit = max(1, request.limit // 8)  # values grow larger from some key on
+                begun = None
         check_page(request, page, self._what)
         return page
 

@@ -16,6 +16,7 @@ from datasync.errors import (
 )
 from datasync.keyval.api import Batch, Commit, DeleteOp, PutOp, RewoundError
 from datasync.keyval.etcd import EtcdStore
+from datasync.keyval.etcd.channel import Endpoint
 from tests.calls import all_calls_freed
 from tests.conftest import take, wait_until
 from tests.keyval.etcd.conftest import OpenStore
@@ -187,6 +188,56 @@ def test_c17_a_page_that_was_asked_for_ahead_and_did_not_come_is_asked_for_again
             # then the list is whole, and the call that failed is not left to the collector
             found += pages
         assert [pair.key for pair in found] == [f"p/{number:02}" for number in range(30)]
+
+
+def test_c17_a_page_that_was_asked_for_ahead_and_is_not_answered_in_time_is_not_waited_for_twice(
+    calm: EtcdServer, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = open_store(calm.endpoint)
+    for number in range(30):
+        put(writer, f"p/{number:02}")
+    with TcpProxy(("127.0.0.1", calm.port)) as proxy:
+        # given a scan whose second page is asked for over a line that carries nothing any more
+        store = open_store(proxy.address, page_size=10, operation_timeout=0.3, idle_limit=0.3)
+        pages = iter(store.scan("p/"))
+        proxy.freeze()
+        next(pages)
+        # when it does not come in time / then it is not asked for a second time
+        monkeypatch.setattr(Endpoint, "unary", lambda *args: pytest.fail("asked again"))
+        with pytest.raises(StoreConnectionError, match="'p/'"):
+            list(pages)
+
+
+def test_c3_a_scan_that_is_read_late_does_not_take_the_place_of_what_was_streamed_since(
+    calm: EtcdServer, open_store: OpenStore
+) -> None:
+    # given a scan that was read, a stream that has told a delete since, and the scan read once more
+    store = open_store(calm.endpoint)
+    for key in ("p/a", "p/b", "p/c", "other"):
+        put(store, key)
+    scan = store.scan("p/")
+    assert len(list(scan)) == 3
+    deleted = store.commit([DeleteOp("p/a")]).revision
+    with following(store, "p/", scan.revision) as follower:
+        follower.until(deleted)
+    assert len(list(scan)) == 3
+    # when the prefix is followed again from there / then the store is not taken for another one
+    last = put(store, "p/d")
+    with following(store, "p/", deleted) as follower:
+        follower.until(last)
+
+
+def test_c15_a_scan_that_is_read_after_the_end_of_its_store_begins_nothing(
+    calm: EtcdServer, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(calm.endpoint, page_size=10)
+    for number in range(30):
+        put(store, f"p/{number:02}")
+    pages = iter(store.scan("p/"))
+    store.close()
+    monkeypatch.setattr(Endpoint, "begin", lambda *args: pytest.fail("a call was begun"))
+    with pytest.raises(ClosedError):
+        list(pages)
 
 
 @pytest.mark.parametrize("end", ["read on", "left"])

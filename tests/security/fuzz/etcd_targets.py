@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from datasync.keyval.api import Batch, Condition, DeleteOp, KeyValue, PutOp
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.channel import Endpoint
+from datasync.keyval.etcd.channel import Begun, Endpoint
 from datasync.keyval.etcd.config import EtcdConfig
 from datasync.keyval.etcd.store import EtcdStore
 from tests.security.fuzz.supply import Supply
@@ -113,7 +113,7 @@ class _Call:
         pass
 
 
-class _Begun:
+class _Later:
     """A call whose answer is asked for later."""
 
     def __init__(self, answer: Callable[[], Message]) -> None:
@@ -176,8 +176,8 @@ class EtcdAnswers(Target):
             with lock:
                 return _answer(method, supply)
 
-        def begin(endpoint: Endpoint, method: Any, *rest: Any) -> _Begun:
-            return _Begun(lambda: unary(endpoint, method))
+        def begin(endpoint: Endpoint, method: Any, *rest: Any) -> Begun[Any]:
+            return Begun(endpoint, _Later(lambda: unary(endpoint, method)))
 
         def stream(endpoint: Endpoint, method: Any, *rest: Any) -> _Call:
             return _Call(_answers(supply))
