@@ -53,6 +53,7 @@ def explain(config: EtcdConfig, address: str) -> str:
     try:
         with socket.create_connection((host, int(port)), config.dial_timeout) as raw:
             raw.settimeout(config.dial_timeout)
+            raw.getpeername()  # one that has gone already: wrap_socket() would raise as well, and close nothing
             with context.wrap_socket(raw, server_hostname=host) as secured:
                 if not config.secure:
                     return "the server speaks TLS: set ca-file"

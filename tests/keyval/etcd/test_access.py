@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import select
 import socket
 import ssl
 import struct
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -141,6 +144,27 @@ def test_c16_a_server_that_resets_a_handshake_is_asked_about_like_one_that_ends_
         told = explain(EtcdConfig(ca_file=str(ours.ca)), f"127.0.0.1:{listener.getsockname()[1]}")
         assert worker.close()
     assert told == "the TLS handshake fails (connection reset): does the server speak TLS?"
+
+
+def test_c15_a_server_that_is_gone_before_it_is_asked_about_leaves_no_socket_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given a connection that is reset before the handshake begins
+    connect = socket.create_connection
+
+    def connected(*args: Any) -> socket.socket:
+        one = connect(*args)
+        peer, _ = listener.accept()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        select.select([one], [], [], 5)
+        return one
+
+    monkeypatch.setattr(socket, "create_connection", connected)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert explain(EtcdConfig(), f"127.0.0.1:{listener.getsockname()[1]}") == ""
+    # then none is left unclosed: that would be a warning, which is an error here
+    gc.collect()
 
 
 def test_mutual_tls_works_with_a_certificate_and_says_what_is_missing_without(
