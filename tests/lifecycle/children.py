@@ -194,13 +194,16 @@ def ports(everything: Everything, folder: str) -> list[str]:
         peer.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
         peer.recv(65536)
         reading, writing = os.pipe()
+        told, telling = os.pipe()
         child = os.fork()
         if not child:
             peer.detach()  # a descriptor of the test's own, and not to be shut down
             os.close(writing)
+            os.write(telling, b".")
             os.read(reading, 1)
             os._exit(0)
         try:
+            os.read(told, 1)  # what a child does not keep it closes when it begins, which may be a while after the fork
             line.close()
             peer.settimeout(PATIENCE)
             while peer.recv(65536):
@@ -211,7 +214,8 @@ def ports(everything: Everything, folder: str) -> list[str]:
         except TimeoutError:
             return ["a child holds a connection of its parent's server"]
         finally:
-            os.close(writing)
+            for descriptor in (reading, writing, told, telling):
+                os.close(descriptor)
             os.waitpid(child, 0)
     return ["a child holds the port of its parent's server"]
 
