@@ -31,6 +31,14 @@ def put(store: EtcdStore, key: str, value: str = "") -> int:
     return store.commit([PutOp(key, value.encode())]).revision
 
 
+def fill(store: EtcdStore) -> list[str]:
+    """Put the keys of three pages of ten, each at its own revision; the keys in order."""
+    keys = [f"p/{number:02}" for number in range(30)]
+    for key in keys:
+        put(store, key)
+    return keys
+
+
 def resumed(store: EtcdStore, prefix: str, after: int, revision: int) -> list[Commit]:
     """The commits after *after* up to *revision*, over as many streams as it takes."""
     commits: list[Commit] = []
@@ -147,10 +155,9 @@ def test_d57_a_page_of_a_compacted_revision_is_an_error_not_a_short_list(
 ) -> None:
     # given a scan that has read its first page
     store = open_store(calm.endpoint, page_size=10)
-    for number in range(30):
-        put(store, f"p/{number:02}")
+    keys = fill(store)
     pages = iter(store.scan("p/"))
-    assert [next(pages).key for _ in range(10)] == [f"p/{number:02}" for number in range(10)]
+    assert [next(pages).key for _ in range(10)] == keys[:10]
     # when its revision is compacted before the second
     put(store, "p/00", "new")
     store.compact()
@@ -161,8 +168,7 @@ def test_d57_a_page_of_a_compacted_revision_is_an_error_not_a_short_list(
 
 def test_d50_a_page_that_cannot_be_read_raises(server: EtcdServer, open_store: OpenStore) -> None:
     store = open_store(server.endpoint, page_size=10, dial_timeout=0.3)
-    for number in range(30):
-        put(store, f"p/{number:02}")
+    fill(store)
     pages = iter(store.scan("p/"))
     next(pages)
     server.kill()
@@ -173,9 +179,7 @@ def test_d50_a_page_that_cannot_be_read_raises(server: EtcdServer, open_store: O
 def test_c17_a_page_that_was_asked_for_ahead_and_did_not_come_is_asked_for_again(
     calm: EtcdServer, open_store: OpenStore
 ) -> None:
-    writer = open_store(calm.endpoint)
-    for number in range(30):
-        put(writer, f"p/{number:02}")
+    keys = fill(open_store(calm.endpoint))
     with TcpProxy(("127.0.0.1", calm.port)) as proxy:
         # given a scan whose second page is asked for over a line that carries nothing any more
         pages = iter(open_store(proxy.address, page_size=10).scan("p/"))
@@ -187,15 +191,13 @@ def test_c17_a_page_that_was_asked_for_ahead_and_did_not_come_is_asked_for_again
             proxy.thaw()
             # then the list is whole, and the call that failed is not left to the collector
             found += pages
-        assert [pair.key for pair in found] == [f"p/{number:02}" for number in range(30)]
+        assert [pair.key for pair in found] == keys
 
 
 def test_c17_a_page_that_was_asked_for_ahead_and_is_not_answered_in_time_is_not_waited_for_twice(
     calm: EtcdServer, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer = open_store(calm.endpoint)
-    for number in range(30):
-        put(writer, f"p/{number:02}")
+    fill(open_store(calm.endpoint))
     with TcpProxy(("127.0.0.1", calm.port)) as proxy:
         # given a scan whose second page is asked for over a line that carries nothing any more
         store = open_store(proxy.address, page_size=10, operation_timeout=0.3, idle_limit=0.3)
@@ -231,8 +233,7 @@ def test_c15_a_scan_that_is_read_after_the_end_of_its_store_begins_nothing(
     calm: EtcdServer, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(calm.endpoint, page_size=10)
-    for number in range(30):
-        put(store, f"p/{number:02}")
+    fill(store)
     pages = iter(store.scan("p/"))
     store.close()
     monkeypatch.setattr(Endpoint, "begin", lambda *args: pytest.fail("a call was begun"))
@@ -244,9 +245,7 @@ def test_c15_a_scan_that_is_read_after_the_end_of_its_store_begins_nothing(
 def test_c15_a_page_that_was_asked_for_ahead_is_not_left_to_the_collector(
     calm: EtcdServer, open_store: OpenStore, end: str
 ) -> None:
-    writer = open_store(calm.endpoint)
-    for number in range(30):
-        put(writer, f"p/{number:02}")
+    fill(open_store(calm.endpoint))
     store = open_store(calm.endpoint, page_size=10)
     with all_calls_freed():
         pages = iter(store.scan("p/"))
