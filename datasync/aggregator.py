@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from queue import Queue
-from types import TracebackType
 from typing import Any, TypeVar, cast, overload
 
 from google.protobuf.message import Message
@@ -19,6 +18,7 @@ from google.protobuf.message import Message
 from datasync.api import KeyProtoValDeleter, KeyProtoValWriter, KeyValProtoWatcher, WatchRegistration
 from datasync.errors import AggregateError, InvalidArgumentError, UnsupportedError
 from datasync.options import DelOption, PutOption
+from datasync.runtime.closing import Closable
 from datasync.serializer import check_key, check_message
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ class KVProtoWatchers(_Members[KeyValProtoWatcher]):
         return AggregatedRegistration(made)
 
 
-class AggregatedRegistration:
+class AggregatedRegistration(Closable):
     """The registrations of one subscription with several watchers; with none, a null object.
 
     Threads: any. It has no lock of its own: registering and unregistering *one* prefix from two threads at the same
@@ -133,14 +133,6 @@ class AggregatedRegistration:
     def close(self) -> None:
         """Close every member; ``AggregateError`` with what failed, after all were reached. May be called twice."""
         _reach_all(self._registrations, lambda registration: registration.close())
-
-    def __enter__(self) -> AggregatedRegistration:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"AggregatedRegistration({len(self._registrations)} members)"

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.programs import system
+from tests.support.programs import system
 
 #: Program, and the package that brings it.
 WANTED = {"etcd": "etcd-server", "etcdctl": "etcd-client", "chromium": "chromium", "chromedriver": "chromium-driver"}

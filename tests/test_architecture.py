@@ -15,16 +15,13 @@ PACKAGE = ROOT / "datasync"
 #: below, or from its own package. The drivers, each a floor 2 package of its own, know nothing of one another.
 FLOORS = {
     "datasync.api": 0,
-    "datasync.backoff": 0,
+    "datasync.commits": 0,
     "datasync.context": 0,
     "datasync.errors": 0,
     "datasync.events": 0,
-    "datasync.files": 0,
-    "datasync.grpcio": 0,
     "datasync.options": 0,
+    "datasync.runtime": 0,
     "datasync.serializer": 0,
-    "datasync.sockets": 0,
-    "datasync.threads": 0,
     "datasync.aggregator": 1,
     "datasync.syncbase": 1,
     "datasync.resync": 1,
@@ -46,12 +43,6 @@ FLOORS = {
     "datasync.examples": 4,
     "datasync.cli": 5,  # the demo runs the agent of the examples
     "datasync.__main__": 6,
-}
-
-#: The only imports back, inside functions: a store hands out its brokers and watchers, which stand on it.
-DEFERRED = {
-    ("datasync.keyval.api", "datasync.keyval.broker"),
-    ("datasync.keyval.api", "datasync.keyval.watcher"),
 }
 
 #: Packages whose module may be imported at the top of a file: the rest belongs to an extra, and to its driver only.
@@ -125,7 +116,7 @@ def edges(modules: dict[str, Module]) -> Iterator[tuple[Module, Module]]:
     for module in modules.values():
         targets = {target(base, name, modules) for base, name in imports(module)}
         for name in sorted(targets & modules.keys() - {module.name}):
-            if not module.is_package and (module.name, name) not in DEFERRED:
+            if not module.is_package:
                 yield module, modules[name]
 
 
@@ -231,7 +222,7 @@ def test_threads_are_started_in_one_module_only() -> None:
         "ThreadPoolExecutor",
         "_thread.start_new_thread",
     )
-    assert [place.partition(":")[0] for place in starters] == ["datasync.threads"]
+    assert [place.partition(":")[0] for place in starters] == ["datasync.runtime.threads"]
 
 
 def test_nothing_sleeps() -> None:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.conftest import wait_until
-from tests.proxy import TcpProxy
+from tests.support.proxy import TcpProxy
 
 
 @pytest.mark.parametrize("way", ["up", "down"])

@@ -14,7 +14,7 @@ import click
 from datasync.errors import InvalidArgumentError, StoreError
 from datasync.events import Op
 from datasync.keyval.api import Store
-from datasync.keyval.schemes import connect, parse_url
+from datasync.keyval.urls import connect, parse_url
 from datasync.keyval.watcher import WatchResp
 from datasync.options import with_prefix
 

@@ -29,7 +29,7 @@ from datasync.examples.agent import STATUS
 from datasync.examples.dataplane import INTERFACES, ROUTES
 from datasync.examples.netconf_pb2 import AgentStatus, Interface, Route
 from datasync.keyval.kvproto import ProtoTxn, ProtoWrapper
-from datasync.keyval.schemes import connect
+from datasync.keyval.urls import connect
 from datasync.kvdbsync.plugin import Plugin
 from datasync.kvdbsync.servicelabel import agent_prefix
 

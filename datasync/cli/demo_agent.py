@@ -11,7 +11,7 @@ from datasync.cli.console import make_console
 from datasync.cli.story import Story
 from datasync.examples.agent import block_signals, follow
 from datasync.examples.dataplane import Dataplane
-from datasync.threads import Worker
+from datasync.runtime.threads import Worker
 
 
 def run(url: str, dataplane: Path) -> None:

@@ -38,7 +38,7 @@ from datasync.examples.netconf_pb2 import AgentStatus
 from datasync.keyval import connect
 from datasync.kvdbsync import Plugin
 from datasync.kvdbsync.servicelabel import agent_prefix
-from datasync.threads import Worker
+from datasync.runtime.threads import Worker
 
 #: What the keys of agents' own reports start with.
 STATUS = "status/"

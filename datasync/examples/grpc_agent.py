@@ -15,7 +15,7 @@ import sys
 from datasync import DatasyncError
 from datasync.examples.agent import ENDING, NetworkAgent, block_signals
 from datasync.grpcsync import serve
-from datasync.threads import Worker
+from datasync.runtime.threads import Worker
 
 
 def follow(address: str) -> None:

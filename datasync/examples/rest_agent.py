@@ -27,7 +27,7 @@ import sys
 from datasync import DatasyncError
 from datasync.examples.agent import ENDING, NetworkAgent, block_signals
 from datasync.restsync import Adapter, serve
-from datasync.threads import Worker
+from datasync.runtime.threads import Worker
 
 
 def main(arguments: list[str]) -> int:

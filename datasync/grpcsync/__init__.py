@@ -6,18 +6,18 @@ Needs the extra ``grpc``: ``pip install 'datasync[grpc]'``.
 """
 
 from datasync.errors import MissingExtraError
-from datasync.grpcio import check_grpc as _check_grpc  # noqa: F401 - before grpc itself
+from datasync.runtime.grpcio import check_grpc as _check_grpc  # noqa: F401 - before grpc itself
 
 try:
     import grpc as _grpc  # noqa: F401
 except ImportError as error:  # pragma: no cover - the extra brings it
     raise MissingExtraError("grpc", "grpcio") from error
 
-from datasync.grpcsync.adapter import Adapter
-from datasync.grpcsync.client import Client
+from datasync.grpcsync.client.client import Client
+from datasync.grpcsync.error_codes import Result
 from datasync.grpcsync.limits import Limits
-from datasync.grpcsync.results import Result
-from datasync.grpcsync.server import Server, serve
+from datasync.grpcsync.server.adapter import Adapter
+from datasync.grpcsync.server.server import Server, serve
 from datasync.grpcsync.status import AdapterStatus, ClientStatus
 from datasync.grpcsync.tls import ClientTLS, ServerTLS
 

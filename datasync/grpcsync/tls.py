@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 
 from datasync.errors import InvalidArgumentError
-from datasync.files import read_file
+from datasync.runtime.files import read_file
 
 log = logging.getLogger(__name__)
 

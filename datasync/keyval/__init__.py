@@ -1,24 +1,22 @@
 """Key-value stores: ``connect(url)``, brokers that read and write, and what a driver implements."""
 
-from datasync.keyval.api import (
+from datasync.commits import Batch, Commit
+from datasync.keyval.api import Store
+from datasync.keyval.broker import BytesBroker, BytesTxn, GetResult
+from datasync.keyval.driver import Scan, Stream
+from datasync.keyval.kvproto import ProtoBroker, ProtoGetResult, ProtoTxn, ProtoWrapper, StoredKeyVal
+from datasync.keyval.types import (
     ROOT,
-    Batch,
     Capability,
-    Commit,
     CommitResult,
     Condition,
     DeleteOp,
     KeyValue,
     PutOp,
     RewoundError,
-    Scan,
-    Store,
-    Stream,
     WriteOp,
 )
-from datasync.keyval.broker import BytesBroker, BytesTxn, GetResult
-from datasync.keyval.kvproto import ProtoBroker, ProtoGetResult, ProtoTxn, ProtoWrapper, StoredKeyVal
-from datasync.keyval.schemes import Driver, StoreURL, connect, parse_url
+from datasync.keyval.urls import Driver, StoreURL, connect, parse_url
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto
 
 __all__ = [

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from datasync.errors import InvalidArgumentError, UnsupportedError
-from datasync.keyval.api import Capability, CommitResult, Condition, DeleteOp, KeyValue, PutOp, Scan, Store, WriteOp
+from datasync.keyval.driver import Scan, StoreDriver
+from datasync.keyval.types import Capability, CommitResult, Condition, DeleteOp, KeyValue, PutOp, WriteOp
 from datasync.options import DelOption, PutOption, read_del_options, read_put_options
 from datasync.serializer import check_key
 
@@ -38,7 +39,7 @@ class BytesBroker:
     Source: Go ``BytesBroker`` and ``BytesBrokerWithAtomic``; D70, D71.
     """
 
-    def __init__(self, store: Store, prefix: str = "") -> None:
+    def __init__(self, store: StoreDriver, prefix: str = "") -> None:
         _check_prefix(prefix)
         self._store = store
         self._prefix = prefix

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from google.protobuf.message import Message
 
 from datasync.events import MessageT
-from datasync.keyval.api import CommitResult, Store
 from datasync.keyval.broker import BytesBroker, BytesTxn
+from datasync.keyval.driver import StoreDriver
+from datasync.keyval.types import CommitResult
+from datasync.keyval.watcher import Watcher
 from datasync.options import DelOption, PutOption
 from datasync.serializer import Serializer, SerializerJSON, check_serializer
-
-if TYPE_CHECKING:
-    from datasync.keyval.watcher import Watcher
 
 
 class ProtoGetResult(NamedTuple):
@@ -64,7 +63,7 @@ class ProtoWrapper:
     Source: Go ``kvproto.ProtoWrapper``.
     """
 
-    def __init__(self, store: Store, serializer: Serializer | None = None) -> None:
+    def __init__(self, store: StoreDriver, serializer: Serializer | None = None) -> None:
         check_serializer(serializer)
         self._store = store
         self._serializer: Serializer = SerializerJSON() if serializer is None else serializer
@@ -75,8 +74,6 @@ class ProtoWrapper:
 
     def new_watcher(self, prefix: str = "") -> Watcher:
         """A watcher for the keys that start with *prefix*."""
-        from datasync.keyval.watcher import Watcher  # brings the reader and its thread class: only when asked
-
         return Watcher(self._store, prefix, self._serializer)
 
 

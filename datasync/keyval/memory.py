@@ -14,24 +14,14 @@ from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from typing import ClassVar, NamedTuple
 
+from datasync.commits import Batch, Commit
 from datasync.errors import ClosedError, CompactedError, DatasyncError, InvalidArgumentError
-from datasync.keyval.api import (
-    Batch,
-    Capability,
-    Commit,
-    CommitResult,
-    Condition,
-    KeyValue,
-    PutOp,
-    RewoundError,
-    Scan,
-    Store,
-    Stream,
-    WriteOp,
-)
-from datasync.keyval.embedded import check_setting, net_effect
-from datasync.keyval.schemes import StoreURL
-from datasync.threads import ForkGuard
+from datasync.keyval.api import Store
+from datasync.keyval.driver import Scan, Stream
+from datasync.keyval.effects import check_setting, net_effect
+from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, RewoundError, WriteOp
+from datasync.keyval.urls import StoreURL
+from datasync.runtime.threads import ForkGuard
 
 #: Commits that are kept for streams that start late.
 HISTORY = 10_000

@@ -13,11 +13,13 @@ import threading
 import time
 from itertools import islice
 
-from datasync.backoff import AFTER_BREAK, Backoff
+from datasync.commits import Batch, Commit, ReaderSink
 from datasync.errors import ClosedError, CompactedError, DatasyncError, ForkedError
 from datasync.events import ResyncReason
-from datasync.keyval.api import Batch, Capability, Commit, ReaderSink, RewoundError, Store, Stream
-from datasync.threads import Worker
+from datasync.keyval.driver import StoreDriver, Stream
+from datasync.keyval.types import Capability, RewoundError
+from datasync.runtime.backoff import AFTER_BREAK, Backoff
+from datasync.runtime.threads import Worker
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class StoreReader:
     Threads: ``start`` and ``close`` from any; the sink is called from the reader's own thread only.
     """
 
-    def __init__(self, store: Store, prefix: str, sink: ReaderSink) -> None:
+    def __init__(self, store: StoreDriver, prefix: str, sink: ReaderSink) -> None:
         self._store = store
         self._prefix = prefix
         self._sink = sink

@@ -10,15 +10,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import NamedTuple
 
 from google.protobuf.message import Message
 
+from datasync.commits import Batch
 from datasync.errors import ClosedError, ForkedError, InvalidArgumentError, NotReadyError
 from datasync.events import MessageT, Op, ResyncReason
-from datasync.keyval.api import ROOT, Batch, Store
+from datasync.keyval.driver import StoreDriver
 from datasync.keyval.reader import StoreReader
+from datasync.keyval.types import ROOT
+from datasync.runtime.closing import Closable
 from datasync.serializer import Serializer, SerializerJSON
 
 log = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ class Watcher:
     Source: contract section 4 (``new_watcher``).
     """
 
-    def __init__(self, store: Store, prefix: str = ROOT, serializer: Serializer | None = None) -> None:
+    def __init__(self, store: StoreDriver, prefix: str = ROOT, serializer: Serializer | None = None) -> None:
         self._store = store
         self._prefix = prefix
         self._serializer = serializer or SerializerJSON()
@@ -103,12 +105,12 @@ class Watcher:
         return watch
 
 
-class Watch:
+class Watch(Closable):
     """A running watch. Threads: any; a context manager that closes it."""
 
     def __init__(
         self,
-        store: Store,
+        store: StoreDriver,
         prefix: str,
         wanted: tuple[str, ...],
         callback: Callable[[WatchResp], object],
@@ -144,14 +146,6 @@ class Watch:
         """End it; may be called twice and from the callback, which is not called after that."""
         self._closed = True
         self._reader.close()
-
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # The reader's sink.
 

@@ -15,18 +15,20 @@ from typing import Any
 from google.protobuf.message import Message
 
 from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, StoreConnectionError
-from datasync.keyval.api import ROOT, Store
+from datasync.keyval.api import Store
 from datasync.keyval.kvproto import ProtoWrapper
 from datasync.keyval.reader import StoreReader
+from datasync.keyval.types import ROOT
 from datasync.options import DelOption, PutOption
 from datasync.resync.api import Registration as ResyncRegistration
 from datasync.resync.api import StatusEvent
 from datasync.resync.orchestrator import Plugin as Orchestrator
+from datasync.runtime.closing import Closable
+from datasync.runtime.threads import ForkGuard
 from datasync.serializer import Serializer, SerializerJSON, check_serializer
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
-from datasync.threads import ForkGuard
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +214,7 @@ class Plugin:
         future.add_done_callback(lambda answered: event.ack(answered.exception()))
 
 
-class OrchestratedRegistration:
+class OrchestratedRegistration(Closable):
     """A registration that also has its place in an orchestrator's order. Threads: any."""
 
     def __init__(
@@ -235,14 +237,6 @@ class OrchestratedRegistration:
         self._registration.close()
         self._place.close()
         self._forget(self._place)
-
-    def __enter__(self) -> OrchestratedRegistration:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _source_name(kv: Store, prefix: str) -> str:

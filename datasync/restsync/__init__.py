@@ -9,12 +9,12 @@ except ImportError as _error:
     raise MissingExtraError("rest", "werkzeug or urllib3") from _error
 
 # This process as the server
-from datasync.restsync.adapter import Adapter
-from datasync.restsync.app import Application, wsgi_app
+from datasync.restsync.app.adapter import Adapter
+from datasync.restsync.app.application import Application, wsgi_app
 
 # This process as the client
-from datasync.restsync.client import Client
-from datasync.restsync.server import Server, serve
+from datasync.restsync.client.client import Client
+from datasync.restsync.httpd.server import Server, serve
 from datasync.restsync.values import Listing, RestKeyVal
 
 __all__ = [

@@ -21,7 +21,7 @@ from datasync.errors import (
     PropagationError,
     SubscriptionError,
 )
-from datasync.restsync.reply import Reply
+from datasync.restsync.response import Reply
 
 PROBLEM_TYPE = "application/problem+json"
 URN = "urn:datasync:"

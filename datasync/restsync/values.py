@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
-from datasync.restsync.bodies import SERIALIZERS
+from datasync.restsync.encoding import SERIALIZERS
 from datasync.syncbase.change import KeyValBytes
 
 

@@ -9,13 +9,13 @@ import logging
 import math
 import threading
 import time
-from types import TracebackType
 
 from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError
 from datasync.resync.api import Registration, ResyncReport, ResyncResult
 from datasync.resync.registration import Handler, QueueRegistration
+from datasync.runtime.closing import Closable
+from datasync.runtime.threads import ForkGuard
 from datasync.serializer import check_key
-from datasync.threads import ForkGuard
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ RESYNC_ACCEPT_TIMEOUT = 1.0
 RESYNC_ACK_TIMEOUT = 10.0
 
 
-class Plugin:
+class Plugin(Closable):
     """Asks every registration, in order, to start over from the full state. Starts no thread.
 
     Args:
@@ -115,14 +115,6 @@ class Plugin:
             self._lock.notify_all()
         for registration in registrations:
             registration.close()
-
-    def __enter__(self) -> Plugin:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _ask(self, registration: QueueRegistration) -> ResyncResult | None:
         result = registration.ask(

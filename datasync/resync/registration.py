@@ -14,7 +14,7 @@ from typing import Any
 
 from datasync.errors import ClosedError, InvalidArgumentError
 from datasync.resync.api import ResyncOutcome, ResyncResult, ResyncStatus, StatusEvent
-from datasync.threads import ForkGuard
+from datasync.runtime.threads import ForkGuard
 
 Handler = Callable[[StatusEvent], object]
 

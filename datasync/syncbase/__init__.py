@@ -6,11 +6,11 @@ from datasync.syncbase.adapter import Adapter
 from datasync.syncbase.change import Change, ChangeBytes, ChangeResp, KeyVal, KeyValBytes
 
 # Answers
-from datasync.syncbase.done import DoneCallback, DoneFuture, Outcome, PropagationFuture, aggregate_done
+from datasync.syncbase.futures import DoneCallback, DoneFuture, Outcome, PropagationFuture, aggregate_done
 from datasync.syncbase.kv_iterator import KVIterator
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT, Registry
-from datasync.syncbase.revisions import PrevRevisions
+from datasync.syncbase.state import PrevRevisions
 from datasync.syncbase.status import SubscriptionState, SubscriptionStatus, TransportState, TransportStatus
 from datasync.syncbase.subscription import ABANDON_TIMEOUT, MAX_BATCH, MAX_PENDING
 

@@ -13,11 +13,11 @@ from datasync.context import with_source
 from datasync.events import KeyVal, ResyncReason
 from datasync.serializer import Serializer
 from datasync.syncbase.change import ChangeResp, StoredKeyVal, new_stored_key_val
+from datasync.syncbase.core import Pending, ResyncWish
 from datasync.syncbase.kv_iterator import KVIterator
-from datasync.syncbase.losses import Losses
+from datasync.syncbase.missed_deletes import Losses
 from datasync.syncbase.prefixes import PrefixTable
-from datasync.syncbase.revisions import Entry
-from datasync.syncbase.shared import Pending, ResyncWish
+from datasync.syncbase.state import Entry
 
 if TYPE_CHECKING:
     from datasync.syncbase.subscription import Subscription

@@ -5,15 +5,16 @@ Source: cn-infra ``datasync/syncbase/watcher.go``, ``WatchDataReg``; contract C1
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import TYPE_CHECKING
+
+from datasync.runtime.closing import Closable
 
 if TYPE_CHECKING:
     from datasync.syncbase.registry import Registry
     from datasync.syncbase.subscription import Subscription
 
 
-class Registration:
+class Registration(Closable):
     """A running subscription of a :class:`Registry`: its ``WatchRegistration``. Threads: any."""
 
     def __init__(self, registry: Registry, subscription: Subscription) -> None:
@@ -36,11 +37,3 @@ class Registration:
     def close(self) -> None:
         """End the subscription; may be called twice."""
         self._registry._close_subscription(self._subscription)
-
-    def __enter__(self) -> Registration:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -1,7 +1,7 @@
 """The hub of one source: its last known state, and the road from a change to every subscriber and back.
 
 A transport feeds it (``feed_*`` from a reader's thread, ``submit_*`` from callers), the state machine in
-:mod:`~datasync.syncbase.revisions` works out previous values and revisions once, and each
+:mod:`~datasync.syncbase.state` works out previous values and revisions once, and each
 :class:`~datasync.syncbase.subscription.Subscription` that wants a key gets one de-duplicated transaction.
 
 Source: cn-infra ``datasync/syncbase/watcher.go``; contract C1-C11, C18.
@@ -16,24 +16,25 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from queue import Queue
-from types import TracebackType
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
+from datasync.commits import Batch
 from datasync.errors import ClosedError, ConflictError, NotReadyError, SubscriptionError
 from datasync.events import ChangeValue, KeyVal, ResyncReason
+from datasync.runtime.closing import Closable
+from datasync.runtime.threads import ForkGuard
+from datasync.runtime.timers import Alarms
 from datasync.serializer import Serializer
-from datasync.syncbase.alarms import Alarms
-from datasync.syncbase.arguments import captured, check_prefix, check_watch, payloads
 from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, StoredKeyVal
-from datasync.syncbase.done import Outcome, PropagationFuture
+from datasync.syncbase.core import Pending, ResyncWish, Shared
+from datasync.syncbase.futures import Outcome, PropagationFuture
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.registration import Registration
-from datasync.syncbase.revisions import Entry, PrevRevisions
-from datasync.syncbase.shared import Pending, ResyncWish, Shared
+from datasync.syncbase.state import Entry, PrevRevisions
 from datasync.syncbase.status import TransportState, TransportStatus
 from datasync.syncbase.subscription import MAX_BATCH, Subscription, pump_all
-from datasync.threads import ForkGuard
+from datasync.syncbase.validation import captured, check_prefix, check_watch, payloads
 
 log = logging.getLogger(__name__)
 
@@ -41,31 +42,11 @@ log = logging.getLogger(__name__)
 RESYNC_DONE_TIMEOUT = 5.0
 
 
-class Commit(Protocol):
-    """A transaction out of a store's history: ``datasync.keyval.api.Commit`` is one."""
-
-    @property
-    def revision(self) -> int: ...
-
-    @property
-    def ops(self) -> Sequence[tuple[str, bytes | None]]: ...
-
-
-class Batch(Protocol):
-    """Transactions in order, and the revision up to which they are all: ``datasync.keyval.api.Batch`` is one."""
-
-    @property
-    def revision(self) -> int: ...
-
-    @property
-    def commits(self) -> Sequence[Commit]: ...
-
-
 #: Takes note of a transaction: its revision and changes, None for a full state that replaced all there was.
 Observer = Callable[[int, "Sequence[ChangeResp] | None"], object]
 
 
-class Registry:
+class Registry(Closable):
     """A watcher that is fed by its owner.
 
     Args:
@@ -419,14 +400,6 @@ class Registry:
         self._settled.set()
         self._shared.complete()
         self._shared.alarms.close()
-
-    def __enter__(self) -> Registry:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # What registrations do to their own subscription.
 

@@ -18,18 +18,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
-from datasync.backoff import Backoff
 from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout
 from datasync.events import ResyncReason
-from datasync.syncbase.alarms import Alarm
+from datasync.runtime.backoff import Backoff
+from datasync.runtime.threads import CLOSE_TIMEOUT, in_main_thread
+from datasync.runtime.timers import Alarm
 from datasync.syncbase.change import StoredKeyVal
-from datasync.syncbase.done import PropagationFuture, check_answer
+from datasync.syncbase.core import Pending, ResyncWish, Shared
 from datasync.syncbase.events import QueuedChange, QueuedResync, _QueuedEvent
-from datasync.syncbase.losses import Losses
+from datasync.syncbase.futures import PropagationFuture, check_answer
+from datasync.syncbase.missed_deletes import Losses
 from datasync.syncbase.prefixes import PrefixTable
-from datasync.syncbase.shared import Pending, ResyncWish, Shared
 from datasync.syncbase.status import SubscriptionState, SubscriptionStatus
-from datasync.threads import CLOSE_TIMEOUT, in_main_thread
 
 log = logging.getLogger(__name__)
 

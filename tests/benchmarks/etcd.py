@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from datasync.keyval.schemes import connect
+from datasync.keyval.urls import connect
 from tests.benchmarks.bare_etcd import BareEtcd
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
 from tests.benchmarks.limits import State, reached
 from tests.benchmarks.local import Slotted
 from tests.benchmarks.peers import ETCD3, Etcd3
 from tests.benchmarks.replay import Consumer, From
-from tests.running import environment
-from tests.servers import EtcdServer, find_etcd
+from tests.support.running import environment
+from tests.support.servers import EtcdServer, find_etcd
 
 EVENTS = 100_000
 KEYS = 100_000

@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from datasync.keyval.schemes import connect
+from datasync.keyval.urls import connect
 from tests.benchmarks.bare_etcd import BareEtcd
 from tests.benchmarks.replay import Consumer
 

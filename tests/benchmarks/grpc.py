@@ -14,9 +14,9 @@ from typing import Any
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
-from datasync.grpcsync.client import Client
-from datasync.grpcsync.executor import ThreadPerCall
-from datasync.grpcsync.server import serve
+from datasync.grpcsync.client.client import Client
+from datasync.grpcsync.server.executor import ThreadPerCall
+from datasync.grpcsync.server.server import serve
 from datasync.syncbase.msg.convert import put_request
 from datasync.syncbase.msg.datamsg_pb2 import DataChangeReply, DataChangeRequest
 from tests.benchmarks.harness import Bench, Figures, Row, Sides

@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 
 from datasync import grpcsync, restsync
-from datasync.keyval.schemes import connect
+from datasync.keyval.urls import connect
 from datasync.kvdbsync.plugin import Plugin
 from tests.benchmarks.bare_etcd import BareEtcd, BareWatch
 from tests.benchmarks.etcd import server
 from tests.benchmarks.grpc import Echo
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
-from tests.running import environment
+from tests.support.running import environment
 
 SECONDS = 20.0
 #: Per cent of a core.

@@ -18,20 +18,20 @@ from pathlib import Path
 
 from google.protobuf.wrappers_pb2 import StringValue
 
-from datasync.backoff import AFTER_BREAK
 from datasync.events import ResyncEvent
 from datasync.keyval.api import Store
 from datasync.keyval.etcd import EtcdConfig, EtcdStore
-from datasync.keyval.schemes import connect
 from datasync.keyval.sqlite.store import POLL_INTERVAL, SQLiteStore
+from datasync.keyval.urls import connect
+from datasync.runtime.backoff import AFTER_BREAK
 from tests.benchmarks.bare_etcd import BareEtcd, BareWatch
 from tests.benchmarks.etcd import PREFIX, VALUE, server
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
 from tests.benchmarks.limits import PAIRS
 from tests.benchmarks.peers import ETCD3, Etcd3
 from tests.benchmarks.replay import PATIENCE, Consumer
-from tests.proxy import TcpProxy
-from tests.running import environment
+from tests.support.proxy import TcpProxy
+from tests.support.running import environment
 
 COMMITS = 200
 MISSED = 10_000
@@ -39,7 +39,7 @@ MISSED = 10_000
 # Irregular, so that it never falls into step with a poll.
 _WRITE = """
 import random, sys, time
-from datasync.keyval.schemes import connect
+from datasync.keyval.urls import connect
 with connect(sys.argv[1]) as store:
     broker = store.new_broker("/bench/")
     for number in range(int(sys.argv[2])):

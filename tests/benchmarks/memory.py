@@ -17,7 +17,7 @@ from typing import Any
 from datasync.events import ResyncReason
 from datasync.syncbase.registry import Registry
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
-from tests.running import environment
+from tests.support.running import environment
 
 KEYS = 1_000_000
 VALUE_SIZE = 200

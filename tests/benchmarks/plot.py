@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 
 from tests.benchmarks.growth import Grown
-from tests.drawing import GROUND, INK, dress
+from tests.support.drawing import GROUND, INK, dress
 
 matplotlib.use("Agg")
 

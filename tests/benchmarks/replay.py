@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from datasync.events import ResyncEvent
-from datasync.keyval.api import CommitResult, Condition, KeyValue, Scan, Store, Stream, WriteOp
+from datasync.keyval.api import Store
+from datasync.keyval.driver import Scan, Stream
+from datasync.keyval.types import CommitResult, Condition, KeyValue, WriteOp
 from datasync.kvdbsync.plugin import Plugin
 from datasync.syncbase.events import QueuedResync
 

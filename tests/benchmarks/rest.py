@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from datasync.restsync import Adapter, serve
-from datasync.restsync.connection import Limits
-from datasync.restsync.server import Server
+from datasync.restsync.httpd.connection import Limits
+from datasync.restsync.httpd.server import Server
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
 from tests.benchmarks.limits import reached
 from tests.benchmarks.local import answering

@@ -15,7 +15,7 @@ from datasync.keyval.sqlite.store import POLL_INTERVAL, SQLiteStore
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
 from tests.benchmarks.limits import State, reached
 from tests.benchmarks.replay import Consumer, From
-from tests.running import environment
+from tests.support.running import environment
 
 CHANGES = 50_000
 PER_COMMIT = 10

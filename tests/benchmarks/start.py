@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datasync.keyval.sqlite.store import SQLiteStore
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
-from tests.running import environment
+from tests.support.running import environment
 
 KEYS = 100
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import Running, environment, run
+from tests.support.running import Running, environment, run
 
 
 def datasync(*arguments: str, stdin: bytes = b"", extra: dict[str, str] | None = None) -> tuple[int, str, str]:

@@ -18,7 +18,7 @@ from datasync.cli.story import Story
 from datasync.examples.agent import Difference, Report
 from datasync.examples.netconf_pb2 import Interface
 from tests.conftest import wait_until
-from tests.running import Running, run
+from tests.support.running import Running, run
 
 DEMO = ("-m", "datasync", "demo")
 

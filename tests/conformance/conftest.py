@@ -10,7 +10,7 @@ import pytest
 
 from datasync.keyval import DeleteOp, Store, connect
 from tests.conformance.transports import transport  # noqa: F401 - a fixture
-from tests.servers import etcd34, etcd35  # noqa: F401 - fixtures
+from tests.support.servers import etcd34, etcd35  # noqa: F401 - fixtures
 
 NewStore = Callable[..., Store]
 

@@ -13,7 +13,7 @@ from datasync.grpcsync import Client, Limits, serve
 from datasync.syncbase.status import TransportStatus
 from tests.conformance.transports import Trait, Transport
 from tests.conftest import wait_until
-from tests.registries import Texts, text
+from tests.support.registries import Texts, text
 
 
 class OverGrpc(Transport):

@@ -12,11 +12,11 @@ from datasync.errors import SubscriptionError
 from datasync.kvdbsync.local import ProtoTxn
 from datasync.restsync import Adapter, Client, serve
 from datasync.syncbase.change import ChangeBytes
-from datasync.syncbase.done import Outcome
+from datasync.syncbase.futures import Outcome
 from datasync.syncbase.status import TransportStatus
 from tests.conformance.transports import Trait, Transport
 from tests.conftest import wait_until
-from tests.registries import Texts, changes, text
+from tests.support.registries import Texts, changes, text
 
 
 class RestServer(Transport):

@@ -22,10 +22,10 @@ from datasync.keyval import (
     Store,
 )
 from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
-from datasync.threads import Worker
+from datasync.runtime.threads import Worker
 from tests.conformance.conftest import NewStore
 from tests.conftest import take, wait_until
-from tests.stores import END, Following, fold, following, state
+from tests.support.stores import END, Following, fold, following, state
 
 needs = pytest.mark.needs
 

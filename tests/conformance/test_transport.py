@@ -16,7 +16,7 @@ from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
 from datasync.syncbase.status import TransportState
 from tests.conformance.transports import Stored, Trait
 from tests.conftest import take, wait_until
-from tests.registries import as_json, is_resync, plain, state, text, told
+from tests.support.registries import as_json, is_resync, plain, state, text, told
 
 pytestmark = pytest.mark.needs(Trait.WRITES)
 

@@ -17,7 +17,7 @@ from datasync.events import ChangeEvent, ResyncEvent, ResyncReason
 from datasync.syncbase.status import SubscriptionState
 from tests.conformance.transports import Trait, Transport
 from tests.conftest import take, wait_until
-from tests.registries import is_resync, plain, removed, state, told, values
+from tests.support.registries import is_resync, plain, removed, state, told, values
 
 needs = pytest.mark.needs
 

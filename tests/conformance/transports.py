@@ -19,10 +19,10 @@ from datasync.keyval import DeleteOp, PutOp, Store, WriteOp, connect
 from datasync.kvdbsync.local import ProtoTxn
 from datasync.kvdbsync.plugin import Plugin
 from datasync.syncbase.change import ChangeBytes
-from datasync.syncbase.done import PropagationFuture
+from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
-from tests.registries import Texts, as_json, text
+from tests.support.registries import Texts, as_json, text
 
 ETCD = ("etcd34", "etcd35")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from datasync.examples import etcd_agent
-from tests.running import Running
-from tests.servers import EtcdServer, find_etcd
+from tests.support.running import Running
+from tests.support.servers import EtcdServer, find_etcd
 
 AGENT = "/vnf-agent/vpp1/"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.proxy import free_port
-from tests.running import Running, run
+from tests.support.proxy import free_port
+from tests.support.running import Running, run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "datasync" / "examples"
 #: Examples that are not run by themselves.

@@ -13,7 +13,7 @@ import pytest
 
 from datasync.examples import rest_agent
 from tests.conftest import absent
-from tests.running import Running, run
+from tests.support.running import Running, run
 
 
 @pytest.fixture

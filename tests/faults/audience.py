@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from datasync.syncbase.done import PropagationFuture
+from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState
 from tests.faults import measure

@@ -12,8 +12,8 @@ import grpc
 from datasync.syncbase.status import TransportState
 from tests.faults.etcd_source import IDLE_LIMIT, MAX_OPS, EtcdFaults
 from tests.faults.sources import Misfortune, random_ops
-from tests.proxy import TcpProxy
-from tests.servers import EtcdCluster, EtcdServer, etcdctl
+from tests.support.proxy import TcpProxy
+from tests.support.servers import EtcdCluster, EtcdServer, etcdctl
 
 #: Milliseconds between two heartbeats of the leader, and without one until another is elected. Five elections without
 #: a leader are a watch's end.

@@ -14,7 +14,7 @@ from datasync.keyval.etcd import EtcdConfig
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from tests.faults.etcd_source import IDLE_LIMIT, EtcdSource
 from tests.faults.sources import Misfortune
-from tests.servers import EtcdServer, etcdctl
+from tests.support.servers import EtcdServer, etcdctl
 
 #: Who reads, and who writes.
 READER, PASSWORD, ROOT = "agent", "agents-password", "root"

@@ -20,9 +20,9 @@ from tests.conftest import absent
 from tests.faults.etcd_writer import SureWriter, read_account
 from tests.faults.history import Silence, TruthCommit
 from tests.faults.sources import KEYS, Misfortune, Ops, Source, random_ops
-from tests.programs import etcd_servers
-from tests.proxy import TcpProxy
-from tests.servers import EtcdServer, version_of
+from tests.support.programs import etcd_servers
+from tests.support.proxy import TcpProxy
+from tests.support.servers import EtcdServer, version_of
 
 #: Seconds of silence that the watched store puts up with, and what noticing may take beyond that.
 IDLE_LIMIT, GRACE = 1.0, 1.0

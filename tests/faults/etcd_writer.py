@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import grpc
 
 from datasync.errors import CompactedError, InvalidArgumentError, StoreError
-from datasync.keyval.api import Condition, PutOp
 from datasync.keyval.etcd import EtcdStore
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
+from datasync.keyval.types import Condition, PutOp
 from tests.faults.history import Op1, Truth, TruthCommit, brief
 from tests.faults.scripted import as_op
 

@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.wrappers_pb2 import StringValue
 
 from datasync.events import Op, ResyncEvent
-from datasync.threads import Worker
+from datasync.runtime.threads import Worker
 from tests.faults.peer import Answer, answer_questions
 
 
@@ -60,7 +60,7 @@ def _watcher(url: str) -> Any:
         from datasync.restsync import Client
 
         return Client(url, idle_limit=1.0)
-    from datasync.keyval.schemes import connect
+    from datasync.keyval.urls import connect
     from datasync.kvdbsync.plugin import Plugin
 
     return Plugin(connect(url))

@@ -22,7 +22,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 
 from datasync.errors import ClosedError, DatasyncError, StoreConnectionError
 from datasync.grpcsync import Client
-from datasync.grpcsync import link as grpc_link
+from datasync.grpcsync.client import session as grpc_link
 from datasync.syncbase.status import TransportState
 
 #: Seconds between two looks at the state of the connection.

@@ -25,11 +25,11 @@ import grpc
 from google.protobuf.wrappers_pb2 import BytesValue
 
 from datasync.context import current_source
-from datasync.grpcsync.adapter import Adapter, _Handlers
-from datasync.grpcsync.executor import ThreadPerCall
 from datasync.grpcsync.limits import Limits
-from datasync.grpcsync.server import _options
-from datasync.grpcsync.sources import SourcesRegistration
+from datasync.grpcsync.server.adapter import Adapter, _Handlers
+from datasync.grpcsync.server.executor import ThreadPerCall
+from datasync.grpcsync.server.server import _options
+from datasync.grpcsync.server.sources import SourcesRegistration
 from datasync.grpcsync.status import AdapterStatus
 from datasync.keyval.memory import MemoryStore
 from datasync.syncbase.change import ChangeResp
@@ -37,7 +37,7 @@ from datasync.syncbase.msg.convert import CONTENT_JSON, CONTENT_PROTO
 from datasync.syncbase.registry import Registry
 from tests.faults.history import Op1, Silence, Truth, TruthCommit, apply
 from tests.faults.sources import Misfortune, Ops, Source, random_ops
-from tests.proxy import TcpProxy, free_port
+from tests.support.proxy import TcpProxy, free_port
 
 #: Seconds of silence after which either side asks for a sign of life, and that it may take.
 KEEPALIVE, KEEPALIVE_TIMEOUT = 1.0, 0.5

@@ -15,7 +15,7 @@ from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout, Propagati
 from datasync.events import Op
 from datasync.keyval.memory import MemoryStore
 from datasync.syncbase.change import Change, KeyVal
-from datasync.syncbase.done import PropagationFuture
+from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus

@@ -17,10 +17,10 @@ from typing import Any
 from google.protobuf.wrappers_pb2 import BytesValue
 
 from datasync.restsync import Adapter, serve
-from datasync.restsync import adapter as adapter_module
-from datasync.restsync.journal import Journal
+from datasync.restsync.app.application import adapter as adapter_module
+from datasync.restsync.app.replay_buffer import Journal
+from datasync.runtime.threads import Worker
 from datasync.syncbase.change import ChangeResp
-from datasync.threads import Worker
 from tests.faults.history import brief
 from tests.faults.peer import Answer, answer_questions
 

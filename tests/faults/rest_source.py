@@ -29,7 +29,7 @@ from datasync.errors import (
 from datasync.events import ChangeValue, Op, ResyncReason
 from datasync.keyval.memory import MemoryStore
 from datasync.restsync import Client
-from datasync.restsync import reader as rest_reader
+from datasync.restsync.client import event_source as rest_reader
 from datasync.serializer import SerializerProto
 from datasync.syncbase.change import Change, ChangeBytes
 from datasync.syncbase.registration import Registration
@@ -38,7 +38,7 @@ from datasync.syncbase.status import TransportState, TransportStatus
 from tests.faults.history import Op1, Silence, TruthCommit, brief
 from tests.faults.peer import Peer
 from tests.faults.sources import Misfortune, Ops, Source, random_ops
-from tests.proxy import TcpProxy, free_port
+from tests.support.proxy import TcpProxy, free_port
 
 #: In front of every key that is watched; the marker is not.
 PREFIX = "service/"

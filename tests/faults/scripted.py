@@ -11,23 +11,12 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
+from datasync.commits import Batch, Commit
 from datasync.errors import CompactedError, PermissionDenied, StoreConnectionError, StoreError, UnknownOutcome
-from datasync.keyval.api import (
-    Batch,
-    Capability,
-    Commit,
-    CommitResult,
-    Condition,
-    DeleteOp,
-    KeyValue,
-    PutOp,
-    RewoundError,
-    Scan,
-    Store,
-    Stream,
-    WriteOp,
-)
-from datasync.keyval.embedded import net_effect
+from datasync.keyval.api import Store
+from datasync.keyval.driver import Scan, Stream
+from datasync.keyval.effects import net_effect
+from datasync.keyval.types import Capability, CommitResult, Condition, DeleteOp, KeyValue, PutOp, RewoundError, WriteOp
 from tests.faults.history import Op1, Truth, TruthCommit, apply
 
 #: Seconds after which an idle stream of the scripted store yields None.

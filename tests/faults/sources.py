@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from datasync.keyval.api import ROOT, Store
+from datasync.keyval.api import Store
 from datasync.keyval.memory import MemoryStore
+from datasync.keyval.types import ROOT
 from datasync.kvdbsync.plugin import Plugin
 from datasync.resync.orchestrator import Plugin as Orchestrator
 from tests.faults.history import Course, Op1, Truth, TruthCommit

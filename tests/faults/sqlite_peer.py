@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from datasync.errors import DatasyncError
-from datasync.keyval.sqlite import ledger
+from datasync.keyval.sqlite import tables
 from datasync.keyval.sqlite.store import SQLiteStore
 from tests.faults.peer import Answer, answer_questions, interrupt
 from tests.faults.scripted import write
@@ -79,7 +79,7 @@ class Writer:
         def trim() -> None:
             with self._store._writing.use("write") as connection:
                 connection.execute("BEGIN IMMEDIATE")
-                ledger.trim(connection, age=age, size=size)
+                tables.trim(connection, age=age, size=size)
                 connection.execute("COMMIT")
 
         return self._tried(trim)

@@ -211,7 +211,7 @@ class Crowd:
         return bool(client.status().state is TransportState.READY)
 
     def _etcd(self, target: str) -> Any:
-        from datasync.keyval.schemes import connect
+        from datasync.keyval.urls import connect
         from datasync.kvdbsync.plugin import Plugin
 
         store = connect(f"etcd://{target}")

@@ -13,8 +13,8 @@ import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
 
 from datasync.events import Op, ResyncEvent
-from datasync.keyval.api import PutOp
 from datasync.keyval.etcd import EtcdConfig, EtcdStore
+from datasync.keyval.types import PutOp
 from datasync.kvdbsync.plugin import Plugin
 from tests.conftest import absent, take, wait_until
 from tests.faults.cells import Cell
@@ -23,9 +23,9 @@ from tests.faults.etcd_writer import SureWriter, read_account
 from tests.faults.history import Truth, TruthCommit
 from tests.faults.recorder import RawSerializer
 from tests.faults.runner import run_cell
-from tests.programs import etcd_servers
-from tests.proxy import TcpProxy
-from tests.servers import EtcdCluster, EtcdServer
+from tests.support.programs import etcd_servers
+from tests.support.proxy import TcpProxy
+from tests.support.servers import EtcdCluster, EtcdServer
 
 pytestmark = pytest.mark.etcd
 

@@ -16,17 +16,17 @@ from typing import Any, TypeVar
 import pytest
 
 from datasync.events import ChangeEvent, ResyncEvent, ResyncReason
-from datasync.keyval.api import DeleteOp, PutOp
 from datasync.keyval.etcd import EtcdConfig, EtcdStore
+from datasync.keyval.types import DeleteOp, PutOp
 from datasync.kvdbsync.plugin import Plugin
 from datasync.syncbase.status import TransportState
 from tests.benchmarks.bare_etcd import BareEtcd
 from tests.conftest import wait_until
 from tests.faults.etcd_source import WATCHERS
 from tests.faults.recorder import RawSerializer
-from tests.programs import etcd_servers
-from tests.proxy import TcpProxy
-from tests.servers import EtcdServer
+from tests.support.programs import etcd_servers
+from tests.support.proxy import TcpProxy
+from tests.support.servers import EtcdServer
 
 pytestmark = pytest.mark.etcd
 

@@ -9,16 +9,18 @@ from typing import Any, ClassVar
 import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
 
-from datasync.backoff import Backoff
+from datasync.commits import Batch, Commit
 from datasync.errors import CompactedError, StoreConnectionError
 from datasync.events import Op, ResyncReason
 from datasync.keyval import reader as reader_module
-from datasync.keyval.api import Batch, Capability, Commit, KeyValue, RewoundError, Scan
+from datasync.keyval.driver import Scan
 from datasync.keyval.memory import MemoryStore
 from datasync.keyval.reader import StoreReader
+from datasync.keyval.types import Capability, KeyValue, RewoundError
+from datasync.runtime.backoff import Backoff
 from datasync.syncbase import subscription as subscription_module
 from datasync.syncbase.change import Change
-from datasync.syncbase.done import PropagationFuture
+from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.registry import Registry
 from tests.conftest import take, wait_until
 from tests.faults.history import Truth

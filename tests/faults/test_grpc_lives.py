@@ -26,7 +26,7 @@ from tests.faults.grpc_source import (
 )
 from tests.faults.history import Truth
 from tests.faults.sources import random_ops
-from tests.proxy import free_port
+from tests.support.proxy import free_port
 
 
 class Life:

@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 import pytest
 
 from datasync.grpcsync import Client as GrpcClient
-from datasync.grpcsync import link as grpc_link
 from datasync.grpcsync import serve as serve_grpc
+from datasync.grpcsync.client import session as grpc_link
 from datasync.restsync import Adapter as RestAdapter
 from datasync.restsync import Client as RestClient
-from datasync.restsync import reader as rest_reader
 from datasync.restsync import serve as serve_rest
 from datasync.restsync import wsgi_app
+from datasync.restsync.client import event_source as rest_reader
 from datasync.syncbase.status import TransportState
 from tests.conftest import wait_until
-from tests.proxy import TcpProxy
-from tests.registries import changes
+from tests.support.proxy import TcpProxy
+from tests.support.registries import changes
 
 #: Objects of the library that one connection more may be under way at the moment of a count.
 SLACK = 40

@@ -15,7 +15,7 @@ from datasync.restsync import Adapter, Client, Server, serve
 from datasync.syncbase.change import Change
 from tests.conftest import wait_until
 from tests.faults.peer import Peer
-from tests.proxy import free_port
+from tests.support.proxy import free_port
 
 
 @pytest.fixture

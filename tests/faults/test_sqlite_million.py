@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import pytest
 
 from datasync.events import ChangeEvent, Op, ResyncEvent, ResyncReason
-from datasync.keyval.api import DeleteOp, PutOp, Store
+from datasync.keyval.api import Store
 from datasync.keyval.sqlite.store import SQLiteStore
+from datasync.keyval.types import DeleteOp, PutOp
 from datasync.kvdbsync.plugin import Plugin
 from tests.faults.recorder import RawSerializer
 

@@ -130,7 +130,7 @@ def test_c17_a_writer_that_is_killed_before_its_commit_leaves_nothing_of_it(stor
 FULL = """
 import os, sys
 from datasync.errors import StoreError
-from datasync.keyval.api import PutOp
+from datasync.keyval.types import PutOp
 from datasync.keyval.sqlite.store import SQLiteStore
 
 folder = sys.argv[1]

@@ -1,7 +1,7 @@
 """I13: what a crowd does to a server that comes back.
 
-What holds, by simulation (``tests/test_backoff.py``) and here with real clients, for pauses with full jitter from 0.1 s
-to 30 s, of which the first one after a break is from a span of 1 s:
+What holds, by simulation (``tests/runtime/test_backoff.py``) and here with real clients, for pauses with full jitter
+from 0.1 s to 30 s, of which the first one after a break is from a span of 1 s:
 
 - In the first seconds nobody can be held to a tenth: who is to be back within 2 s after a short break must try at least
   once in 2 s. The worst second of a break is its first, with 1.8 attempts per client (it was 3.9 when the pauses began
@@ -27,20 +27,21 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from datasync.backoff import Backoff
-from datasync.grpcsync import Client, link
+from datasync.grpcsync import Client
 from datasync.grpcsync import serve as serve_grpc
-from datasync.grpcsync.peer import Peer
+from datasync.grpcsync.client import session
+from datasync.grpcsync.client.channel import Peer
 from datasync.keyval import reader
 from datasync.keyval.etcd.client import Client as EtcdClient
 from datasync.restsync import Adapter as RestAdapter
 from datasync.restsync import serve as serve_rest
 from datasync.restsync import wsgi_app
+from datasync.runtime.backoff import Backoff
 from tests.conftest import wait_until
 from tests.faults import measure
 from tests.faults.peer import Peer as Program
 from tests.faults.storm import Crowd, Gate
-from tests.servers import EtcdServer, find_etcd
+from tests.support.servers import EtcdServer, find_etcd
 
 #: Seconds after which a session counts as one that was there; before that its end is one more failed attempt.
 SETTLED = 1.2
@@ -89,7 +90,7 @@ KINDS = ["grpc", "rest", pytest.param("etcd", marks=pytest.mark.etcd)]
 
 def test_i13_while_a_client_pauses_nothing_of_it_knocks(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a client that pauses for long enough that grpc, left alone with a channel, would try again
-    monkeypatch.setattr(link, "Backoff", lambda *_, **__: Backoff(1.6, 1.6, spread=(1.0, 1.0)))
+    monkeypatch.setattr(session, "Backoff", lambda *_, **__: Backoff(1.6, 1.6, spread=(1.0, 1.0)))
     opened: list[float] = []
     connect = Peer.open
 

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from datasync.grpcsync.service import DATA_CHANGES, DATA_RESYNCS, PING
+from datasync.grpcsync.protocol import DATA_CHANGES, DATA_RESYNCS, PING
 from datasync.syncbase.msg import (
     DataChangeReply,
     DataChangeRequest,
@@ -20,7 +20,7 @@ from datasync.syncbase.msg import (
     PingReply,
     PingRequest,
 )
-from tests.registries import is_resync, state, told
+from tests.support.registries import is_resync, state, told
 
 
 class Subscriber:

@@ -28,15 +28,15 @@ from datasync.errors import (
     UnsupportedError,
 )
 from datasync.grpcsync import Client, Limits, Server, serve
-from datasync.grpcsync.link import Link
+from datasync.grpcsync.client.session import Link
 from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
 from datasync.syncbase.msg import CONTENT_PROTO
 from datasync.syncbase.status import TransportState
-from tests.calls import all_calls_freed
 from tests.conftest import CANARY, take, wait_until
 from tests.grpcsync.support import Subscriber
-from tests.proxy import TcpProxy, free_port
-from tests.registries import removed, stored, text
+from tests.support.calls import all_calls_freed
+from tests.support.proxy import TcpProxy, free_port
+from tests.support.registries import removed, stored, text
 
 
 class Journal:

@@ -18,9 +18,9 @@ from datasync.syncbase import msg
 from datasync.syncbase.msg import DataResyncRequests
 from tests.conftest import take, wait_until
 from tests.grpcsync.support import Feed, Subscriber, Wire
-from tests.proxy import TcpProxy, free_port
-from tests.registries import is_resync, stored, text
-from tests.running import Running
+from tests.support.proxy import TcpProxy, free_port
+from tests.support.registries import is_resync, stored, text
+from tests.support.running import Running
 
 #: A client that streams for ever: target, then a line for each hundred answers.
 SENDER = """

@@ -17,17 +17,17 @@ from datasync.errors import ClosedError, InvalidArgumentError, SubscriptionError
 from datasync.events import Op
 from datasync.grpcsync import Adapter, Limits, Result, Server, serve
 from datasync.grpcsync.datasync_health_pb2 import HealthCheckRequest, HealthCheckResponse
-from datasync.grpcsync.executor import ThreadPerCall
-from datasync.grpcsync.health import CHECK, WATCH
-from datasync.grpcsync.service import SERVICE, SOURCE_KEY, TAKEN_KEY
-from datasync.grpcsync.sources import SourcesRegistration
+from datasync.grpcsync.protocol import SERVICE, SOURCE_KEY, TAKEN_KEY
+from datasync.grpcsync.server.executor import ThreadPerCall
+from datasync.grpcsync.server.health import CHECK, WATCH
+from datasync.grpcsync.server.sources import SourcesRegistration
 from datasync.syncbase import msg
 from datasync.syncbase.msg import CONTENT_PROTO, DataChangeRequest, DataResyncRequests, Seq
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState
 from tests.conftest import CANARY, take, wait_until
 from tests.grpcsync.support import Feed, Subscriber, Wire
-from tests.registries import removed, state, stored, text, told, values
+from tests.support.registries import removed, state, stored, text, told, values
 
 
 def put(key: str, value: str = "v") -> DataChangeRequest:
@@ -563,7 +563,7 @@ def test_the_health_service_says_when_it_serves_and_when_no_longer(server: Serve
 
 
 def test_watchers_of_health_are_bounded(server: Server, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasync.grpcsync.health.MAX_WATCHERS", 2)
+    monkeypatch.setattr("datasync.grpcsync.server.health.MAX_WATCHERS", 2)
     watch = wire.method("unary_stream", WATCH, HealthCheckResponse)
     watching = [watch(HealthCheckRequest()) for _ in range(2)]
     for one in watching:

@@ -11,15 +11,15 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from datasync.grpcsync import Client, Limits, Server, serve
-from datasync.grpcsync import sessions as sessions_module
-from datasync.grpcsync.service import DATA_RESYNCS
-from datasync.grpcsync.sessions import Sessions
+from datasync.grpcsync.protocol import DATA_RESYNCS
+from datasync.grpcsync.server import fencing as sessions_module
+from datasync.grpcsync.server.fencing import Sessions
 from datasync.syncbase.msg import DataResyncReplies, DataResyncRequests
 from datasync.syncbase.msg.convert import CONTENT_JSON, resync_requests
 from datasync.syncbase.msg.datamsg_pb2 import Seq
 from tests.conftest import take, wait_until
-from tests.proxy import TcpProxy
-from tests.registries import is_resync, plain, text
+from tests.support.proxy import TcpProxy
+from tests.support.registries import is_resync, plain, text
 
 
 def test_c3_what_a_dead_line_still_holds_is_not_applied_after_the_full_state_that_settled_it() -> None:

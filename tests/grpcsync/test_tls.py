@@ -15,8 +15,8 @@ from datasync.errors import InvalidArgumentError, NotReadyError, StoreConnection
 from datasync.grpcsync import Client, ClientTLS, Server, ServerTLS, serve
 from tests.conftest import CANARY, wait_until
 from tests.grpcsync.support import Subscriber, Wire
-from tests.proxy import TcpProxy
-from tests.registries import text
+from tests.support.proxy import TcpProxy
+from tests.support.registries import text
 
 
 @pytest.fixture(scope="module")

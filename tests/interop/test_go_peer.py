@@ -24,9 +24,9 @@ from datasync.syncbase.msg import CONTENT_PROTO
 from tests.conftest import CANARY, take
 from tests.grpcsync.support import Subscriber
 from tests.interop.golang import go_peer
-from tests.proxy import free_port
-from tests.registries import removed, stored, text
-from tests.running import Running
+from tests.support.proxy import free_port
+from tests.support.registries import removed, stored, text
+from tests.support.running import Running
 
 # The first build compiles grpc-go.
 pytestmark = pytest.mark.timeout(600)

@@ -11,7 +11,7 @@ from datasync.errors import InvalidArgumentError, StoreConnectionError, UnknownO
 from datasync.keyval import Capability, CommitResult, Condition, KeyValue, Scan, WriteOp
 from datasync.keyval.memory import MemoryStore
 from datasync.options import with_client_lifetime_ttl, with_ttl
-from tests.stores import state
+from tests.support.stores import state
 
 
 class PlainStore(MemoryStore):

@@ -14,7 +14,7 @@ from datasync.events import KeyVal
 from datasync.keyval import ProtoWrapper, SerializerJSON, SerializerProto
 from datasync.keyval.memory import MemoryStore
 from datasync.options import with_prefix, with_ttl
-from tests.stores import state
+from tests.support.stores import state
 
 
 @pytest.fixture

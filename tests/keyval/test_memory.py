@@ -10,7 +10,7 @@ import pytest
 from datasync.errors import CompactedError, InvalidArgumentError, StoreConnectionError
 from datasync.keyval import PutOp, RewoundError, connect
 from datasync.keyval.memory import MemoryStore
-from tests.stores import all_after, following, state
+from tests.support.stores import all_after, following, state
 
 
 def test_stores_of_one_name_share_their_data_while_one_is_open() -> None:

@@ -28,12 +28,12 @@ from datasync.errors import (
     UnknownOutcome,
 )
 from datasync.keyval import Batch, DeleteOp, PutOp, RewoundError
-from datasync.keyval.sqlite import SQLiteStore, database, ledger
-from datasync.keyval.sqlite.ledger import PAGE, TRIM_EVERY
+from datasync.keyval.sqlite import SQLiteStore, database, tables
+from datasync.keyval.sqlite.tables import PAGE, TRIM_EVERY
 from datasync.options import with_client_lifetime_ttl, with_ttl
-from datasync.threads import Worker
+from datasync.runtime.threads import Worker
 from tests.conftest import wait_until
-from tests.stores import all_after, fold, following, state
+from tests.support.stores import all_after, fold, following, state
 
 ROOT = Path(__file__).parents[2]
 
@@ -479,7 +479,7 @@ def test_c13_a_stream_that_cannot_delete_what_has_expired_goes_on_and_does_it_la
         holder.execute("BEGIN IMMEDIATE")
         wait_until(lambda: "what has expired is not deleted yet" in caplog.text, "its time is over")
         # when that one commits after a while, in the way that stores do
-        ledger.write(holder, {"held": PutOp("held", b"1")}, current=revision)
+        tables.write(holder, {"held": PutOp("held", b"1")}, current=revision)
         holder.execute("COMMIT")
         holder.close()
         # then the stream was not broken: it tells of that commit, and of the expiry

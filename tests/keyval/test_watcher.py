@@ -25,7 +25,7 @@ from datasync.keyval.memory import MemoryStore
 from datasync.keyval.watcher import Watch, Watcher
 from datasync.serializer import SerializerProto
 from tests.conftest import take, wait_until
-from tests.registries import plain, text
+from tests.support.registries import plain, text
 
 
 @pytest.fixture

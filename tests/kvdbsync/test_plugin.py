@@ -27,7 +27,7 @@ from datasync.errors import (
 )
 from datasync.events import ResyncReason
 from datasync.keyval import DeleteOp, PutOp
-from datasync.keyval.api import Scan
+from datasync.keyval.driver import Scan
 from datasync.keyval.memory import MemoryStore
 from datasync.kvdbsync.plugin import Plugin
 from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
@@ -36,7 +36,7 @@ from datasync.resync.orchestrator import Plugin as Orchestrator
 from datasync.serializer import SerializerProto
 from datasync.syncbase.status import SubscriptionState, TransportState
 from tests.conftest import take, wait_until
-from tests.registries import as_json, is_resync, removed, state, text, told, values
+from tests.support.registries import as_json, is_resync, removed, state, text, told, values
 
 AWAY = StoreConnectionError("nobody at the door")
 

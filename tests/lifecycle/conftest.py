@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import absent, in_ci
-from tests.programs import etcd_servers
-from tests.running import run
-from tests.servers import EtcdServer
+from tests.support.programs import etcd_servers
+from tests.support.running import run
+from tests.support.servers import EtcdServer
 
 #: Runs a program of this folder with a new folder for its files; its last line, read as JSON.
 Program = Callable[..., Any]

@@ -23,7 +23,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 from datasync.errors import ForkedError
 from datasync.events import ResyncEvent
 from datasync.keyval import connect
-from datasync.keyval.api import PutOp, Store
+from datasync.keyval.api import Store
+from datasync.keyval.types import PutOp
 from datasync.kvdbsync import Plugin
 from datasync.kvdbsync.local import ProtoTxn
 from datasync.options import with_client_lifetime_ttl

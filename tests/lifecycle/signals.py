@@ -26,7 +26,7 @@ from datasync.keyval.sqlite.store import SQLiteStore
 from datasync.kvdbsync import Plugin
 from datasync.resync.orchestrator import Plugin as Orchestrator
 from datasync.syncbase.change import Change
-from datasync.syncbase.done import DoneFuture
+from datasync.syncbase.futures import DoneFuture
 from datasync.syncbase.registry import Registry
 from tests.lifecycle.everything import Everything, GrpcLine, LocalLine, RestLine, StoreLine, limit_life, text
 

@@ -21,7 +21,8 @@ import pytest
 
 from datasync import grpcsync, restsync
 from datasync.keyval import connect, reader
-from datasync.keyval.api import PutOp, Store
+from datasync.keyval.api import Store
+from datasync.keyval.types import PutOp
 from datasync.kvdbsync import Plugin
 from datasync.syncbase.change import Change
 from datasync.syncbase.registry import Registry
@@ -30,8 +31,8 @@ from tests.faults.course_checkers import check_footprint
 from tests.faults.history import Course, Footprint, Truth
 from tests.faults.scripted import Faults, FaultyStore
 from tests.lifecycle.everything import Consumer, text
-from tests.proxy import TcpProxy
-from tests.servers import EtcdServer
+from tests.support.proxy import TcpProxy
+from tests.support.servers import EtcdServer
 
 SUBSCRIPTIONS = 10_000
 #: Subscriptions before the first look: caches fill, lazy things are made.

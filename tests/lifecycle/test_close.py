@@ -20,15 +20,15 @@ from datasync import grpcsync, restsync
 from datasync.errors import ClosedError, DatasyncError
 from datasync.keyval import connect
 from datasync.kvdbsync import Plugin
+from datasync.runtime.threads import CLOSE_TIMEOUT
 from datasync.syncbase.change import Change
 from datasync.syncbase.registry import Registry
-from datasync.threads import CLOSE_TIMEOUT
 from tests.conftest import take
 from tests.faults.course_checkers import check_closings
 from tests.faults.history import Closing, Course, Truth
 from tests.lifecycle.everything import PATIENCE, text
-from tests.proxy import TcpProxy
-from tests.servers import EtcdServer
+from tests.support.proxy import TcpProxy
+from tests.support.servers import EtcdServer
 
 #: Seconds on top of what is promised: the machine may be busy with other things.
 MARGIN = 1.0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.lifecycle.exits import HOW, OVERTIME
-from tests.running import Running
+from tests.support.running import Running
 
 #: Seconds that the end may take.
 LIMIT = 2.0

@@ -13,8 +13,8 @@ import pytest
 from tests.faults.course_checkers import check_forks
 from tests.faults.history import Course, Fork, Truth
 from tests.lifecycle.conftest import Program
-from tests.proxy import free_port
-from tests.running import Running
+from tests.support.proxy import free_port
+from tests.support.running import Running
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 

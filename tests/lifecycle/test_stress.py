@@ -18,7 +18,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from datasync.errors import ClosedError, DatasyncError, SubscriptionError
 from datasync.events import Op
 from datasync.keyval import connect
-from datasync.keyval.api import DeleteOp, PutOp
+from datasync.keyval.types import DeleteOp, PutOp
 from datasync.kvdbsync import Plugin
 from datasync.syncbase.change import Change
 from datasync.syncbase.registry import Registry

@@ -37,7 +37,7 @@ from datasync.syncbase import subscription as subscription_module
 from datasync.syncbase.change import KeyVal
 from datasync.syncbase.registry import Registration, Registry
 from tests.conftest import wait_until
-from tests.registries import changes, commits, is_resync, removed, snapshot, state, stored, text, told, values
+from tests.support.registries import changes, commits, is_resync, removed, snapshot, state, stored, text, told, values
 
 NAMES = ("one", "two", "three")
 PREFIXES = ("", "a", "a/", "a/b", "b/", "nothing/")

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from datasync.keyval import Condition, DeleteOp, PutOp, Store, WriteOp, connect
 from datasync.options import with_prefix
-from tests.stores import all_after, fold, state
+from tests.support.stores import all_after, fold, state
 
 #: Few and alike, so that operations meet: prefixes of one another, beyond the BMP, and what patterns would trip over.
 KEYS = ["a", "a/", "a/b", "a/B", "a%", "ab", "a_", "b", "é", "\U0001f600", "a\0", "\uffff"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from datasync.errors import DatasyncError, InvalidArgumentError
 from datasync.keyval import StoreURL, connect, parse_url
-from datasync.keyval.schemes import DRIVERS, PLANNED
+from datasync.keyval.urls import DRIVERS, PLANNED
 from datasync.options import (
     WithClientLifetimeTTLOpt,
     WithPrefixOpt,

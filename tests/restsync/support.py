@@ -14,7 +14,7 @@ import urllib3
 
 from datasync.events import ResyncEvent
 from datasync.restsync import Server
-from datasync.threads import Worker
+from datasync.runtime.threads import Worker
 
 JSON = {"Content-Type": "application/json"}
 PROTO = {"Content-Type": "application/x-protobuf"}

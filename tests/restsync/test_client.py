@@ -34,14 +34,14 @@ from datasync.errors import (
 )
 from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
 from datasync.restsync import Adapter, Client, Server, serve
-from datasync.restsync.link import StreamLink, read_url
+from datasync.restsync.client.connection import StreamLink, read_url
 from datasync.serializer import SerializerProto
 from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.status import TransportState
 from tests.conftest import CANARY, take, wait_until
-from tests.proxy import free_port
-from tests.registries import is_resync, plain, removed, state, text, told
 from tests.restsync.support import Http, Subscriber
+from tests.support.proxy import free_port
+from tests.support.registries import is_resync, plain, removed, state, text, told
 
 
 def test_it_is_a_writer_a_deleter_and_a_watcher(client: Client) -> None:

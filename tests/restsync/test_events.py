@@ -11,15 +11,15 @@ import pytest
 
 from datasync.errors import StoreError
 from datasync.restsync import Adapter
-from datasync.restsync import reader as reading
-from datasync.restsync.events import Wanted, stream_events
-from datasync.restsync.journal import Journal
-from datasync.restsync.reader import EventParser
+from datasync.restsync.app.event_stream import Wanted, stream_events
+from datasync.restsync.app.replay_buffer import Journal
+from datasync.restsync.client import event_source as reading
+from datasync.restsync.client.event_source import EventParser
+from datasync.runtime.threads import Worker
 from datasync.syncbase.change import Change, ChangeResp
-from datasync.threads import Worker
 from tests.conftest import CANARY, take, wait_until
-from tests.registries import changes, text
 from tests.restsync.support import events_of
+from tests.support.registries import changes, text
 
 
 class Stream:

@@ -16,10 +16,10 @@ from datasync.errors import DatasyncError, StoreConnectionError, UnknownOutcome
 from datasync.restsync import Adapter, Client, Server, serve
 from datasync.syncbase.status import TransportState
 from tests.conftest import take, wait_until
-from tests.proxy import TcpProxy, free_port
-from tests.registries import changes, is_resync, state, text, told
 from tests.restsync.support import Subscriber, events_of, raw
-from tests.running import Running
+from tests.support.proxy import TcpProxy, free_port
+from tests.support.registries import changes, is_resync, state, text, told
+from tests.support.running import Running
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ import pytest
 from datasync.keyval import connect
 from datasync.kvdbsync.plugin import Plugin
 from datasync.restsync import Adapter, Server, serve
-from datasync.restsync.page import PAGE, PAGE_POLICY
+from datasync.restsync.app.dashboard import PAGE, PAGE_POLICY
 from tests.conftest import CANARY, absent, wait_until
-from tests.programs import system
 from tests.restsync.support import Http, Subscriber
+from tests.support.programs import system
 
 browser = pytest.mark.browser
 

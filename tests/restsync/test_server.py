@@ -22,9 +22,9 @@ import trustme
 
 from datasync.errors import InvalidArgumentError, StoreConnectionError
 from datasync.restsync import Adapter, Client, Server, serve, wsgi_app
-from datasync.restsync.connection import Limits
-from datasync.restsync.wire import Wire
-from datasync.threads import Worker
+from datasync.restsync.httpd.connection import Limits
+from datasync.restsync.httpd.http11 import Wire
+from datasync.runtime.threads import Worker
 from tests.conftest import wait_until
 from tests.restsync.support import JSON, PROTO, Http, Subscriber, everything, raw
 

@@ -12,10 +12,10 @@ import pytest
 
 import datasync
 from datasync.errors import DatasyncError, PermissionDenied, StoreError
-from datasync.keyval.api import PutOp
 from datasync.keyval.sqlite import SQLiteStore
+from datasync.keyval.types import PutOp
 from tests.conftest import CANARY
-from tests.running import run
+from tests.support.running import run
 
 
 def mode(path: Path | str) -> int:

@@ -29,19 +29,19 @@ from datasync.errors import (
     StoreError,
     UnknownOutcome,
 )
-from datasync.files import MAX_FILE
 from datasync.grpcsync import Client as GrpcClient
-from datasync.grpcsync.peer import Peer
+from datasync.grpcsync.client.channel import Peer
 from datasync.keyval import connect
-from datasync.keyval.api import Condition, PutOp
 from datasync.keyval.etcd import EtcdConfig, EtcdStore, read_options
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.channel import Endpoint
 from datasync.keyval.etcd.config import read_duration
+from datasync.keyval.etcd.endpoint import Endpoint
 from datasync.keyval.sqlite import SQLiteStore
+from datasync.keyval.types import Condition, PutOp
 from datasync.restsync import Client
-from datasync.restsync.link import Place, read_url
-from datasync.restsync.reader import Event, EventParser, StreamReader
+from datasync.restsync.client.connection import Place, read_url
+from datasync.restsync.client.event_source import Event, EventParser, StreamReader
+from datasync.runtime.files import MAX_FILE
 from datasync.serializer import SerializerJSON
 from datasync.syncbase.msg.convert import read_change
 from datasync.syncbase.msg.datamsg_pb2 import DataChangeRequest

@@ -20,19 +20,20 @@ from datasync.errors import DatasyncError, InvalidArgumentError, StoreError, Unk
 from datasync.grpcsync import Client as GrpcClient
 from datasync.grpcsync import Limits
 from datasync.grpcsync import serve as serve_grpc
-from datasync.keyval.api import PutOp
-from datasync.keyval.etcd import EtcdConfig, EtcdStore, channel, read_options
+from datasync.keyval.etcd import EtcdConfig, EtcdStore, endpoint, read_options
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.sqlite import SQLiteStore
-from datasync.restsync import Adapter, Client, reader, serve
-from datasync.restsync.bodies import parse_json
+from datasync.keyval.types import PutOp
+from datasync.restsync import Adapter, Client, serve
+from datasync.restsync.client import event_source
+from datasync.restsync.encoding import parse_json
 from datasync.restsync.problems import Problem
 from datasync.serializer import SerializerJSON
 from datasync.syncbase.msg.datamsg_pb2 import PUT, DataChangeRequest, PingReply
 from tests.conftest import wait_until
-from tests.registries import text
 from tests.restsync.support import everything, raw
 from tests.security.fuzz.etcd_targets import HEADER, _Anything
+from tests.support.registries import text
 
 MIB = 1024 * 1024
 
@@ -145,8 +146,8 @@ def test_an_answer_is_not_unpacked() -> None:
 
 
 def test_an_event_without_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MAX_EVENT", MIB)
-    parser = reader.EventParser()
+    monkeypatch.setattr(event_source, "MAX_EVENT", MIB)
+    parser = event_source.EventParser()
     with at_most(8 * MIB), pytest.raises(StoreError, match="more than"):
         for piece in endless():
             assert list(parser.feed(b"data: " + piece)) == []
@@ -210,7 +211,7 @@ def test_a_reply_beyond_the_limit_or_compressed_is_an_error_of_the_client(compre
 def test_an_answer_of_etcd_beyond_the_limit_or_compressed_is_an_error(
     monkeypatch: pytest.MonkeyPatch, compression: grpc.Compression
 ) -> None:
-    monkeypatch.setattr(channel, "MAX_MESSAGE", 64 * 1024)
+    monkeypatch.setattr(endpoint, "MAX_MESSAGE", 64 * 1024)
     size = MIB if compression is grpc.Compression.NoCompression else 4 * MIB
     page = pb.RangeResponse(header=HEADER, kvs=[pb.KeyValue(key=b"a", value=b"x" * size, mod_revision=5)])
     with saying(lambda _: page.SerializeToString(), compression=compression) as address:

@@ -24,18 +24,18 @@ from datasync.errors import DatasyncError
 from datasync.grpcsync import Client as GrpcClient
 from datasync.grpcsync import serve as serve_grpc
 from datasync.keyval import SerializerJSON, SerializerProto, connect
-from datasync.keyval.api import Condition, PutOp
 from datasync.keyval.etcd import EtcdConfig, EtcdStore
 from datasync.keyval.kvproto import ProtoWrapper
+from datasync.keyval.types import Condition, PutOp
 from datasync.kvdbsync import Plugin
 from datasync.kvdbsync.local import BytesTxn, ProtoTxn
 from datasync.restsync import Adapter, Client, serve
 from datasync.resync import Plugin as ResyncPlugin
 from datasync.syncbase import Change, ChangeBytes, KeyVal, KeyValBytes, Registry
 from tests.conftest import CANARY, take, wait_until
-from tests.registries import text
 from tests.restsync.support import Http
-from tests.running import run
+from tests.support.registries import text
+from tests.support.running import run
 
 VALUE = f'"{CANARY}"'.encode()
 HIDDEN = (CANARY, VALUE.hex())
@@ -223,7 +223,7 @@ def test_c16_no_error_tells_the_value_or_secret_that_it_is_about(tmp_path: Path,
 
 
 def test_c16_neither_problem_documents_nor_the_page_tell_values_or_tokens(world: list[Any]) -> None:
-    server = next(one for one in world if type(one).__module__ == "datasync.restsync.server")
+    server = next(one for one in world if type(one).__module__ == "datasync.restsync.httpd.server")
     http = Http(server.url)
     own = {"Authorization": f"Bearer {CANARY}", "Content-Type": "application/json"}
     asked = [
@@ -248,7 +248,7 @@ def test_c16_neither_problem_documents_nor_the_page_tell_values_or_tokens(world:
 
 
 def test_c16_no_status_of_a_grpc_call_tells_values_or_tokens(world: list[Any]) -> None:
-    server = next(one for one in world if type(one).__module__ == "datasync.grpcsync.server")
+    server = next(one for one in world if type(one).__module__ == "datasync.grpcsync.server.server")
     with grpc.insecure_channel(server.address) as channel:
         for token, raw in (("wrong", b""), (CANARY, VALUE), (CANARY, b"\x12\x05\x12\x63" + VALUE)):
             call = channel.unary_unary("/msg.DataMsgService/dataResyncs")

@@ -15,7 +15,7 @@ from datasync.options import DelOption, PutOption, with_prefix, with_ttl
 from datasync.syncbase.adapter import Adapter
 from datasync.syncbase.registry import Registry
 from tests.conftest import take
-from tests.registries import changes, text, told
+from tests.support.registries import changes, text, told
 
 
 class Publisher:

@@ -15,7 +15,7 @@ from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.events import Op
 from datasync.serializer import SerializerJSON, SerializerProto
 from datasync.syncbase.change import Change, ChangeBytes, ChangeResp, KeyVal, KeyValBytes, StoredKeyVal
-from tests.registries import plain, text
+from tests.support.registries import plain, text
 
 CANARY = "canary-3f9a"
 JSON = SerializerJSON()

@@ -11,7 +11,7 @@ from datasync.errors import ConflictError, SubscriptionError
 from datasync.syncbase.change import ChangeBytes, ChangeResp, KeyVal
 from datasync.syncbase.registry import Registry
 from tests.conftest import take
-from tests.registries import changes, commits, snapshot, stored, text
+from tests.support.registries import changes, commits, snapshot, stored, text
 
 
 def test_a_condition_on_a_revision_holds_for_the_whole_transaction_or_nothing_is_applied(registry: Registry) -> None:

@@ -10,7 +10,7 @@ from datasync.errors import StoreError
 from datasync.events import KeyValIterator
 from datasync.syncbase.change import KeyVal
 from datasync.syncbase.kv_iterator import KVIterator
-from tests.registries import text
+from tests.support.registries import text
 
 
 def pairs(*keys: str) -> list[KeyVal]:

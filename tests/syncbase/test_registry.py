@@ -13,6 +13,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from datasync.api import KeyValProtoWatcher, WatchRegistration
+from datasync.commits import Batch, Commit
 from datasync.context import current_source
 from datasync.errors import (
     ClosedError,
@@ -25,14 +26,25 @@ from datasync.errors import (
     SubscriptionError,
 )
 from datasync.events import ChangeEvent, Op, ResyncEvent, ResyncReason
-from datasync.keyval.api import Batch, Commit
 from datasync.serializer import SerializerJSON, SerializerProto
 from datasync.syncbase.change import Change, ChangeBytes, KeyVal
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState, TransportState
 from tests.conftest import take, wait_until
-from tests.registries import changes, commits, is_resync, plain, removed, snapshot, state, stored, text, told, values
+from tests.support.registries import (
+    changes,
+    commits,
+    is_resync,
+    plain,
+    removed,
+    snapshot,
+    state,
+    stored,
+    text,
+    told,
+    values,
+)
 
 
 def subscribe(registry: Registry, name: str, *prefixes: str, in_flight: int = 1) -> tuple[Queue[Any], Registration]:

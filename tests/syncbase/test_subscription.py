@@ -25,7 +25,7 @@ from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState
 from tests.conftest import take, wait_until
-from tests.registries import changes, commits, is_resync, removed, snapshot, state, stored, told
+from tests.support.registries import changes, commits, is_resync, removed, snapshot, state, stored, told
 
 Patch = Callable[[str, object], None]
 
@@ -937,7 +937,7 @@ from queue import Queue
 warnings.simplefilter("ignore", DeprecationWarning)
 from datasync.errors import ForkedError
 from datasync.syncbase.registry import Registry
-from tests.registries import changes, told
+from tests.support.registries import changes, told
 
 registry = Registry()
 queue = Queue()

@@ -4,7 +4,7 @@ Needs the extra ``etcd``: ``pip install 'datasync[etcd]'``.
 """
 
 from datasync.errors import MissingExtraError
-from datasync.grpcio import check_grpc as _check_grpc  # noqa: F401 - before grpc itself
+from datasync.runtime.grpcio import check_grpc as _check_grpc  # noqa: F401 - before grpc itself
 
 try:
     import grpc as _grpc  # noqa: F401

@@ -13,13 +13,13 @@ from weakref import WeakSet
 import grpc
 
 from datasync.errors import ClosedError, InvalidArgumentError, StoreError, UnknownOutcome
-from datasync.grpcio import forget_traceback
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.channel import AUTHENTICATE, Begun, Endpoint, Method, RequestT, ResponseT, Scope
 from datasync.keyval.etcd.config import EtcdConfig
+from datasync.keyval.etcd.endpoint import AUTHENTICATE, Begun, Endpoint, Method, RequestT, ResponseT, Scope
 from datasync.keyval.etcd.errors import Fault, find_fault, translate
 from datasync.keyval.etcd.tls import explain
-from datasync.threads import ForkGuard
+from datasync.runtime.grpcio import forget_traceback
+from datasync.runtime.threads import ForkGuard
 
 log = logging.getLogger(__name__)
 

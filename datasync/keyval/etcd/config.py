@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from datasync.errors import InvalidArgumentError, MissingExtraError, UnsupportedError
-from datasync.files import read_file
+from datasync.runtime.files import read_file
 
 #: Endpoint when none is configured and the environment names none.
 DEFAULT_ENDPOINT = "127.0.0.1:2379"

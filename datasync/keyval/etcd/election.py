@@ -13,12 +13,12 @@ from types import TracebackType
 
 from datasync.errors import ClosedError, DatasyncError, NotReadyError, StoreError
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.channel import LEASE_REVOKE, RANGE, TXN
 from datasync.keyval.etcd.client import Client
+from datasync.keyval.etcd.endpoint import LEASE_REVOKE, RANGE, TXN
 from datasync.keyval.etcd.errors import LeaseNotFound
 from datasync.keyval.etcd.keys import encode_key, prefix_range
 from datasync.keyval.etcd.lease import BEATS, attempt_put, grant, keep_alive, revoke
-from datasync.threads import Worker
+from datasync.runtime.threads import Worker
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from datasync.errors import (
     StoreError,
     UnknownOutcome,
 )
-from datasync.keyval.api import RewoundError
+from datasync.keyval.types import RewoundError
 
 #: Characters of a server's own text that an error quotes.
 MAX_TEXT = 500

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError
-from datasync.keyval.api import DeleteOp, PutOp, WriteOp
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.channel import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, TXN, Scope
 from datasync.keyval.etcd.client import Client
+from datasync.keyval.etcd.endpoint import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, TXN, Scope
 from datasync.keyval.etcd.keys import encode_key
-from datasync.threads import Worker
+from datasync.keyval.types import DeleteOp, PutOp, WriteOp
+from datasync.runtime.threads import Worker
 
 log = logging.getLogger(__name__)
 

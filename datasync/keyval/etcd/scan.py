@@ -11,13 +11,14 @@ from functools import partial
 import grpc
 
 from datasync.errors import StoreError
-from datasync.keyval.api import KeyValue, Scan
+from datasync.keyval.driver import Scan
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.channel import RANGE, Begun
 from datasync.keyval.etcd.client import Client
-from datasync.keyval.etcd.history import History, Tally
+from datasync.keyval.etcd.continuity import History, Tally
+from datasync.keyval.etcd.endpoint import RANGE, Begun
 from datasync.keyval.etcd.keys import check_page, prefix_range, strange
 from datasync.keyval.etcd.stream import LARGE_VALUE
+from datasync.keyval.types import KeyValue
 
 #: Keys in the first page, when nothing is known of the size of the values.
 FIRST_PAGE = 128

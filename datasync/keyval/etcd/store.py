@@ -19,32 +19,23 @@ from datasync.errors import (
     StoreConnectionError,
     UnknownOutcome,
 )
-from datasync.grpcio import check_grpc
-from datasync.keyval.api import (
-    Capability,
-    CommitResult,
-    Condition,
-    DeleteOp,
-    KeyValue,
-    PutOp,
-    RewoundError,
-    Store,
-    WriteOp,
-)
+from datasync.keyval.api import Store
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.channel import COMPACT, RANGE, TXN
 from datasync.keyval.etcd.client import Client
 from datasync.keyval.etcd.config import EtcdConfig, read_options
+from datasync.keyval.etcd.continuity import History
 from datasync.keyval.etcd.election import Leadership
+from datasync.keyval.etcd.endpoint import COMPACT, RANGE, TXN
 from datasync.keyval.etcd.errors import LeaseNotFound
-from datasync.keyval.etcd.history import History
 from datasync.keyval.etcd.keys import ALL, encode_key, prefix_range
 from datasync.keyval.etcd.lease import ClientLease, PutLeases, attempt_put
 from datasync.keyval.etcd.scan import EtcdScan
 from datasync.keyval.etcd.stream import EtcdStream
-from datasync.keyval.schemes import StoreURL
+from datasync.keyval.types import Capability, CommitResult, Condition, DeleteOp, KeyValue, PutOp, RewoundError, WriteOp
+from datasync.keyval.urls import StoreURL
+from datasync.runtime.grpcio import check_grpc
+from datasync.runtime.threads import Worker
 from datasync.serializer import check_key
-from datasync.threads import Worker
 
 log = logging.getLogger(__name__)
 

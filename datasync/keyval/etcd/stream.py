@@ -18,15 +18,16 @@ from typing import Any
 
 import grpc
 
+from datasync.commits import Batch, Commit
 from datasync.errors import ClosedError, CompactedError, StoreConnectionError, StoreError
-from datasync.grpcio import forget_traceback
-from datasync.keyval.api import Batch, Commit, Stream
+from datasync.keyval.driver import Stream
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.channel import RANGE, STATUS, WATCH
 from datasync.keyval.etcd.client import Client
+from datasync.keyval.etcd.continuity import History
+from datasync.keyval.etcd.endpoint import RANGE, STATUS, WATCH
 from datasync.keyval.etcd.errors import find_fault
-from datasync.keyval.etcd.history import History
 from datasync.keyval.etcd.keys import encode_key, prefix_range
+from datasync.runtime.grpcio import forget_traceback
 
 log = logging.getLogger(__name__)
 

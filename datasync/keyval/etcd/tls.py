@@ -8,8 +8,8 @@ import ssl
 import grpc
 
 from datasync.errors import InvalidArgumentError
-from datasync.files import read_file
 from datasync.keyval.etcd.config import EtcdConfig
+from datasync.runtime.files import read_file
 
 #: Part of the reason that a handshake gives, and what helps; the first that fits counts.
 _ADVICE = (

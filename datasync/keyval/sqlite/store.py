@@ -16,25 +16,17 @@ from functools import partial
 from typing import Any, ClassVar
 
 from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, StoreConnectionError, UnknownOutcome
-from datasync.keyval.api import (
-    Capability,
-    CommitResult,
-    Condition,
-    KeyValue,
-    PutOp,
-    Scan,
-    Store,
-    Stream,
-    WriteOp,
-)
-from datasync.keyval.embedded import check_setting, net_effect
-from datasync.keyval.schemes import StoreURL
-from datasync.keyval.sqlite import ledger
+from datasync.keyval.api import Store
+from datasync.keyval.driver import Scan, Stream
+from datasync.keyval.effects import check_setting, net_effect
+from datasync.keyval.sqlite import tables
+from datasync.keyval.sqlite.connection import Link
 from datasync.keyval.sqlite.database import Database
-from datasync.keyval.sqlite.leases import Lease
-from datasync.keyval.sqlite.link import Link
+from datasync.keyval.sqlite.lease import Lease
 from datasync.keyval.sqlite.stream import SQLiteStream
-from datasync.threads import ForkGuard, Worker
+from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, WriteOp
+from datasync.keyval.urls import StoreURL
+from datasync.runtime.threads import ForkGuard, Worker
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +105,7 @@ class SQLiteStore(Store):
         self._streams: weakref.WeakSet[SQLiteStream] = weakref.WeakSet()
         # Which file (its generation) was listed last, and the first revision that was read from it.
         self._read_from = (0, 0)
-        self._marks = ledger.Marks()
+        self._marks = tables.Marks()
 
     @classmethod
     def from_url(cls, url: StoreURL, **options: Any) -> SQLiteStore:
@@ -129,7 +121,7 @@ class SQLiteStore(Store):
     def check(self) -> None:
         self._ready()
         with self._reading.use("read") as connection:
-            ledger.bounds(connection)
+            tables.bounds(connection)
 
     def read(self, key: str) -> KeyValue | None:
         self._ready()
@@ -138,14 +130,14 @@ class SQLiteStore(Store):
             row = connection.execute(
                 "SELECT value, revision FROM kv WHERE key = ? AND (deadline IS NULL OR deadline > ?)"
                 " AND (lease IS NULL OR lease IN (SELECT id FROM lease WHERE deadline > ?))",
-                (ledger.encode(key), now, now),
+                (tables.encode(key), now, now),
             ).fetchone()
-            return None if row is None else ledger.pairs([(ledger.encode(key), *row)])[0]
+            return None if row is None else tables.pairs([(tables.encode(key), *row)])[0]
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
         self._ready()
         with self._reading.use("read") as connection:
-            due = ledger.bounds(connection).due
+            due = tables.bounds(connection).due
         self.reap(due)
         scan = _SQLiteScan(self._database, prefix, keys_only)
         self._marks.note(scan.revision, scan.mark)
@@ -159,14 +151,14 @@ class SQLiteStore(Store):
         leased = any(isinstance(op, PutOp) and op.client_lifetime for op in ops)
         with self._writing.use("write") as connection:
             before = self._begin(connection)
-            current = ledger.reap(connection, before.current) if _past(before.due) else before.current
+            current = tables.reap(connection, before.current) if _past(before.due) else before.current
             if not all(_holds(connection, condition) for condition in conditions):
                 self._end(connection, before.current, current)
                 return CommitResult(False, current, 0)
             if leased:
                 current = self._lease.ensure(connection, current)
-            effect = net_effect(ops, partial(ledger.key_exists, connection), partial(ledger.keys_under, connection))
-            revision = ledger.write(connection, effect, current=current, lease=self._lease.id)
+            effect = net_effect(ops, partial(tables.key_exists, connection), partial(tables.keys_under, connection))
+            revision = tables.write(connection, effect, current=current, lease=self._lease.id)
             self._end(connection, before.current, revision)
             self._lease.note(effect, revision)
         if leased:
@@ -215,7 +207,7 @@ class SQLiteStore(Store):
         self._ready()
         with self._writing.use("write") as connection:
             current = self._begin(connection).current
-            ledger.forget(connection, current if revision is None else min(revision, current))
+            tables.forget(connection, current if revision is None else min(revision, current))
             connection.execute("COMMIT")
         self._database.hub.wake()
 
@@ -225,20 +217,20 @@ class SQLiteStore(Store):
             return
         with self._writing.use("write") as connection:
             current = self._begin(connection).current
-            self._end(connection, current, ledger.reap(connection, current))
+            self._end(connection, current, tables.reap(connection, current))
 
     def _ready(self) -> None:
         self._guard.check()
         if self._closed:
             raise ClosedError(f"{self.name} is closed")
 
-    def _begin(self, connection: sqlite3.Connection) -> ledger.Bounds:
+    def _begin(self, connection: sqlite3.Connection) -> tables.Bounds:
         self._database.begin(connection)
-        return ledger.bounds(connection)
+        return tables.bounds(connection)
 
     def _end(self, connection: sqlite3.Connection, before: int, after: int) -> None:
-        if after // ledger.TRIM_EVERY > before // ledger.TRIM_EVERY:
-            ledger.trim(connection, age=self._age, size=self._bytes)
+        if after // tables.TRIM_EVERY > before // tables.TRIM_EVERY:
+            tables.trim(connection, age=self._age, size=self._bytes)
         try:
             connection.execute("COMMIT")
         except sqlite3.OperationalError as error:
@@ -260,7 +252,7 @@ class SQLiteStore(Store):
             try:
                 with self._writing.use("write") as connection:
                     before = self._begin(connection)
-                    current = ledger.reap(connection, before.current) if _past(before.due) else before.current
+                    current = tables.reap(connection, before.current) if _past(before.due) else before.current
                     self._end(connection, before.current, self._lease.renew(connection, current))
             except DatasyncError as error:
                 log.warning("%s: the client lifetime lease was not renewed: %s", self.name, error)
@@ -290,15 +282,15 @@ class _SQLiteScan(Scan):
 
         self._link = Link(database, before_fork)
         self._columns = "key, x'', revision" if keys_only else "key, value, revision"
-        self._range = ledger.key_range(prefix)
+        self._range = tables.key_range(prefix)
         self._path = database.path
         # A scan that is dropped without being read to its end must not hold the write-ahead log back.
         self._closer = weakref.finalize(self, self._link.close)
         try:
             with self._link.use("read") as connection:
                 connection.execute("BEGIN")
-                self.revision = ledger.bounds(connection).current
-                self.mark = ledger.mark(connection, self.revision)
+                self.revision = tables.bounds(connection).current
+                self.mark = tables.mark(connection, self.revision)
                 self.generation = database.generation
                 self._cursor = connection.execute(
                     f"SELECT {self._columns} FROM kv WHERE key >= ? AND key < ? ORDER BY key", self._range
@@ -320,11 +312,11 @@ class _SQLiteScan(Scan):
     def _next_pairs(self) -> tuple[list[KeyValue], bool]:
         with self._link.use("read"):
             if self._rest is not None:
-                return ledger.pairs(self._rest), True
+                return tables.pairs(self._rest), True
             if self._cursor is None or self._link.opened > 1:
                 raise StoreConnectionError(f"{self._path} was replaced while it was listed")
             rows = self._cursor.fetchmany(_PAGE)
-            return ledger.pairs(rows), len(rows) < _PAGE
+            return tables.pairs(rows), len(rows) < _PAGE
 
     def _read_ahead(self) -> None:
         if self._cursor is not None:
@@ -332,7 +324,7 @@ class _SQLiteScan(Scan):
 
 
 def _holds(connection: sqlite3.Connection, condition: Condition) -> bool:
-    row = connection.execute("SELECT value FROM kv WHERE key = ?", (ledger.encode(condition.key),)).fetchone()
+    row = connection.execute("SELECT value FROM kv WHERE key = ?", (tables.encode(condition.key),)).fetchone()
     return (None if row is None else row[0]) == condition.value
 
 

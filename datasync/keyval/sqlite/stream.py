@@ -6,12 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
+from datasync.commits import Batch
 from datasync.errors import ClosedError, CompactedError, DatasyncError, StoreError
-from datasync.keyval.api import Batch, RewoundError, Stream
-from datasync.keyval.sqlite import ledger
+from datasync.keyval.driver import Stream
+from datasync.keyval.sqlite import tables
+from datasync.keyval.sqlite.connection import Link
 from datasync.keyval.sqlite.database import Database
-from datasync.keyval.sqlite.link import Link
-from datasync.threads import ForkGuard
+from datasync.keyval.types import RewoundError
+from datasync.runtime.threads import ForkGuard
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class SQLiteStream(Stream):
         after: int,
         *,
         generation: int,
-        marks: ledger.Marks,
+        marks: tables.Marks,
         poll_interval: float,
         reap: Callable[[float | None], None],
     ) -> None:
@@ -103,11 +105,11 @@ class SQLiteStream(Stream):
         with self._link.use("read") as connection:
             self._refuse_another_file()
             connection.execute("BEGIN")  # bounds and commits of one moment
-            oldest, current, self._due = ledger.bounds(connection)
+            oldest, current, self._due = tables.bounds(connection)
             self._check_position(oldest, current)
-            self._check_mark(ledger.mark(connection, self._position))
-            batch, more = ledger.commits(connection, self._prefix, self._position, current)
-            self._mark = ledger.mark(connection, batch.revision)  # where the caller will be next
+            self._check_mark(tables.mark(connection, self._position))
+            batch, more = tables.commits(connection, self._prefix, self._position, current)
+            self._mark = tables.mark(connection, batch.revision)  # where the caller will be next
             connection.execute("COMMIT")
             if not more:
                 self._seen = seen

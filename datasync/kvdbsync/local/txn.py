@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 from datasync.errors import InvalidArgumentError
 from datasync.events import ChangeValue
-from datasync.threads import ForkGuard
+from datasync.runtime.threads import ForkGuard
 
 ResultT = TypeVar("ResultT")
 ResultT_co = TypeVar("ResultT_co", covariant=True)

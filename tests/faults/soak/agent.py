@@ -193,7 +193,7 @@ def footprint() -> dict[str, int]:
 
 def _hurry() -> None:
     """The library's longest pauses are shorter than the product's, or they would be all that is measured."""
-    from datasync.restsync import reader as rest_reader
+    from datasync.restsync.client import event_source as rest_reader
 
     reader.RETRY_BACKOFF = (0.1, 1.0)
     rest_reader.BACKOFF = (0.1, 1.0)

@@ -27,7 +27,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from datasync.errors import DatasyncError, DeliveryTimeout, DoneTimeout, NotReadyError, PropagationError
 from datasync.events import Op
 from datasync.keyval import connect
-from datasync.keyval.api import Condition, DeleteOp, PutOp
+from datasync.keyval.types import Condition, DeleteOp, PutOp
 from datasync.serializer import SerializerJSON
 from tests.faults.soak.views import number_of, text_of
 
@@ -132,9 +132,10 @@ class SenderPeer(Peer):
     largest = 1
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from datasync.grpcsync import Client, link
+        from datasync.grpcsync import Client
+        from datasync.grpcsync.client import session
 
-        link.RECONNECT_BACKOFF = (0.1, 1.0)
+        session.RECONNECT_BACKOFF = (0.1, 1.0)
         super().__init__(options)
         self.number, self._applied = _seeded(self.number)
         self._last = ""

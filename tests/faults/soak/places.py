@@ -21,10 +21,10 @@ from queue import Empty, Queue
 from typing import Any
 
 from tests.conftest import absent
-from tests.programs import etcd_servers
-from tests.proxy import TcpProxy
-from tests.running import environment
-from tests.servers import EtcdServer
+from tests.support.programs import etcd_servers
+from tests.support.proxy import TcpProxy
+from tests.support.running import environment
+from tests.support.servers import EtcdServer
 
 #: Seconds that a process may take to answer a command.
 PATIENCE = 90.0

@@ -6,9 +6,9 @@ from typing import Any
 
 import matplotlib
 
-from tests.drawing import GROUND, INK, RED, dress
 from tests.faults.soak.verdict import MIB, WARM_UP, slope
 from tests.faults.soak.world import Record
+from tests.support.drawing import GROUND, INK, RED, dress
 
 matplotlib.use("Agg")
 

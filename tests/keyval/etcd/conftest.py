@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from datasync.keyval.etcd import EtcdConfig, EtcdStore
-from tests.proxy import TcpProxy
-from tests.servers import EtcdServer, etcd34, etcd35, find_etcd  # noqa: F401 - fixtures
+from tests.support.proxy import TcpProxy
+from tests.support.servers import EtcdServer, etcd34, etcd35, find_etcd  # noqa: F401 - fixtures
 
 OpenStore = Callable[..., EtcdStore]
 

@@ -18,17 +18,18 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
+from datasync.commits import Batch
 from datasync.errors import InvalidArgumentError, PermissionDenied, StoreConnectionError
-from datasync.keyval.api import Batch, PutOp
 from datasync.keyval.etcd.config import EtcdConfig
 from datasync.keyval.etcd.errors import find_fault
 from datasync.keyval.etcd.tls import explain
-from datasync.threads import Worker
+from datasync.keyval.types import PutOp
+from datasync.runtime.threads import Worker
 from tests.conftest import CANARY, take
 from tests.keyval.etcd.conftest import OpenStore
-from tests.running import Running, run
-from tests.servers import EtcdServer, find_etcd
-from tests.stores import following, state
+from tests.support.running import Running, run
+from tests.support.servers import EtcdServer, find_etcd
+from tests.support.stores import following, state
 
 pytestmark = pytest.mark.etcd
 

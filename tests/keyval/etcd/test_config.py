@@ -10,7 +10,7 @@ import pytest
 from datasync.errors import InvalidArgumentError, UnsupportedError
 from datasync.keyval.etcd import EtcdConfig, EtcdStore, read_options
 from datasync.keyval.etcd.config import read_address, read_duration
-from datasync.keyval.schemes import connect
+from datasync.keyval.urls import connect
 
 
 @pytest.mark.parametrize(

@@ -8,21 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from datasync.commits import Batch, Commit
 from datasync.errors import (
     ClosedError,
     CompactedError,
     StoreConnectionError,
     UnknownOutcome,
 )
-from datasync.keyval.api import Batch, Commit, DeleteOp, PutOp, RewoundError
 from datasync.keyval.etcd import EtcdStore
-from datasync.keyval.etcd.channel import Endpoint
-from tests.calls import all_calls_freed
+from datasync.keyval.etcd.endpoint import Endpoint
+from datasync.keyval.types import DeleteOp, PutOp, RewoundError
 from tests.conftest import take, wait_until
 from tests.keyval.etcd.conftest import OpenStore
-from tests.proxy import TcpProxy, free_port
-from tests.servers import EtcdCluster, EtcdServer, find_etcd
-from tests.stores import END, Following, following, state
+from tests.support.calls import all_calls_freed
+from tests.support.proxy import TcpProxy, free_port
+from tests.support.servers import EtcdCluster, EtcdServer, find_etcd
+from tests.support.stores import END, Following, following, state
 
 pytestmark = pytest.mark.etcd
 

@@ -9,15 +9,15 @@ import time
 import pytest
 
 from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, StoreConnectionError
-from datasync.keyval.api import Condition, DeleteOp, PutOp
 from datasync.keyval.etcd import EtcdStore, Leadership
 from datasync.keyval.etcd.client import Client
 from datasync.keyval.etcd.lease import ClientLease
+from datasync.keyval.types import Condition, DeleteOp, PutOp
 from tests.conftest import wait_until
 from tests.keyval.etcd.conftest import OpenStore, leases
-from tests.proxy import TcpProxy
-from tests.servers import EtcdServer
-from tests.stores import state
+from tests.support.proxy import TcpProxy
+from tests.support.servers import EtcdServer
+from tests.support.stores import state
 
 pytestmark = pytest.mark.etcd
 

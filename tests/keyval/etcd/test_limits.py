@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from datasync.errors import ClosedError, CompactedError, ForkedError, InvalidArgumentError
-from datasync.keyval.api import DeleteOp, PutOp
 from datasync.keyval.etcd.scan import PAGE_BYTES, EtcdScan
+from datasync.keyval.types import DeleteOp, PutOp
 from datasync.kvdbsync.plugin import Plugin
-from datasync.threads import Worker
-from tests.calls import all_calls_freed
+from datasync.runtime.threads import Worker
 from tests.conftest import take, wait_until
 from tests.keyval.etcd.conftest import OpenStore
-from tests.servers import EtcdServer
-from tests.stores import following, state
+from tests.support.calls import all_calls_freed
+from tests.support.servers import EtcdServer
+from tests.support.stores import following, state
 
 pytestmark = pytest.mark.etcd
 

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from datasync.commits import Batch
 from datasync.events import ResyncReason
-from datasync.keyval.api import Batch, DeleteOp, PutOp
 from datasync.keyval.etcd import EtcdStore
 from datasync.keyval.reader import StoreReader
+from datasync.keyval.types import DeleteOp, PutOp
 from tests.conftest import wait_until
 from tests.keyval.etcd.conftest import OpenStore
-from tests.proxy import TcpProxy
-from tests.servers import EtcdServer
+from tests.support.proxy import TcpProxy
+from tests.support.servers import EtcdServer
 
 pytestmark = pytest.mark.etcd
 

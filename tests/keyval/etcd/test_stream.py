@@ -8,9 +8,10 @@ from typing import Any
 import grpc
 import pytest
 
+from datasync.commits import Batch
 from datasync.errors import CompactedError, DatasyncError, PermissionDenied, StoreConnectionError, StoreError
-from datasync.keyval.api import Batch, RewoundError
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
+from datasync.keyval.types import RewoundError
 from tests.conftest import wait_until
 from tests.keyval.etcd.conftest import OpenStore
 from tests.keyval.etcd.fake import FakeEtcd, created, events, header, progress

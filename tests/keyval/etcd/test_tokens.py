@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from datasync.errors import StoreConnectionError
-from datasync.keyval.api import PutOp
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
+from datasync.keyval.types import PutOp
 from tests.conftest import wait_until
 from tests.keyval.etcd.conftest import OpenStore
 from tests.keyval.etcd.fake import FakeEtcd
-from tests.servers import EtcdServer, find_etcd
+from tests.support.servers import EtcdServer, find_etcd
 
 #: Of the user, here only.
 PASSWORD = "password-of-the-agent"

@@ -12,11 +12,12 @@ import grpc
 from google.protobuf.message import DecodeError as WireError
 from google.protobuf.message import Message
 
-from datasync.keyval.api import Batch, Condition, DeleteOp, KeyValue, PutOp
+from datasync.commits import Batch
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.channel import Begun, Endpoint
 from datasync.keyval.etcd.config import EtcdConfig
+from datasync.keyval.etcd.endpoint import Begun, Endpoint
 from datasync.keyval.etcd.store import EtcdStore
+from datasync.keyval.types import Condition, DeleteOp, KeyValue, PutOp
 from tests.security.fuzz.supply import Supply
 from tests.security.fuzz.target import SECRET, Finding, Target, only, refuse_secrets
 

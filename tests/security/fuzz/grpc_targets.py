@@ -13,9 +13,9 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from datasync.errors import DatasyncError
 from datasync.grpcsync import Client, Limits, serve
-from datasync.grpcsync.content import checked_change, checked_resync, parse
-from datasync.grpcsync.results import change_error, mark_change, mark_resync, resync_error
-from datasync.grpcsync.service import DATA_CHANGES, DATA_RESYNCS, PING, SERVICE, SOURCE_KEY, TAKEN_KEY, bearer
+from datasync.grpcsync.error_codes import change_error, mark_change, mark_resync, resync_error
+from datasync.grpcsync.protocol import DATA_CHANGES, DATA_RESYNCS, PING, SERVICE, SOURCE_KEY, TAKEN_KEY, authorization
+from datasync.grpcsync.server.validation import checked_change, checked_resync, parse
 from datasync.syncbase.msg.convert import change_reply, resync_replies
 from datasync.syncbase.msg.datamsg_pb2 import (
     DEL,
@@ -146,7 +146,7 @@ class GrpcServer(Target):
 
     def run(self, data: bytes) -> None:
         supply = Supply(data)
-        metadata = [bearer(f"{SECRET}-token")]
+        metadata = [authorization(f"{SECRET}-token")]
         if supply.chance(4):
             name = "".join(chr(0x20 + byte % 0x5F) for byte in supply.take(6))
             metadata.append((SOURCE_KEY, name.strip() or "x"))

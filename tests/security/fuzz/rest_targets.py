@@ -17,11 +17,11 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from datasync.errors import DatasyncError
 from datasync.restsync import Adapter, Client, wsgi_app
-from datasync.restsync.connection import Connection, Limits
-from datasync.restsync.reader import EventParser, StreamReader
+from datasync.restsync.client.event_source import EventParser, StreamReader
+from datasync.restsync.httpd.connection import Connection, Limits
+from datasync.runtime.threads import Worker
 from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.registry import Registry
-from datasync.threads import Worker
 from tests.security.fuzz.supply import Supply
 from tests.security.fuzz.target import SECRET, Finding, Target, only, refuse_secrets
 

@@ -8,8 +8,9 @@ import tempfile
 from pathlib import Path
 
 from datasync.errors import StoreError
-from datasync.keyval.api import DeleteOp, PutOp, Stream
+from datasync.keyval.driver import Stream
 from datasync.keyval.sqlite.store import SQLiteStore
+from datasync.keyval.types import DeleteOp, PutOp
 from tests.security.fuzz.supply import Supply
 from tests.security.fuzz.target import SECRET, Target, only
 

@@ -14,12 +14,12 @@ from datasync.cli import commands
 from datasync.cli.main import main
 from datasync.errors import StoreError
 from datasync.keyval.api import Store
-from datasync.keyval.etcd.channel import _make_channel
 from datasync.keyval.etcd.config import EtcdConfig, read_options
+from datasync.keyval.etcd.endpoint import _make_channel
 from datasync.keyval.etcd.store import EtcdStore
-from datasync.keyval.schemes import _known_options, _load, _merge, connect, parse_url
-from datasync.restsync.link import read_url
-from datasync.restsync.server import _split
+from datasync.keyval.urls import _known_options, _load, _merge, connect, parse_url
+from datasync.restsync.client.connection import read_url
+from datasync.restsync.httpd.server import _split
 from tests.security.fuzz.supply import Supply
 from tests.security.fuzz.target import SECRET, Finding, Target, only, refuse_secrets
 

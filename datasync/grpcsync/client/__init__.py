@@ -1,0 +1,1 @@
+"""The client: changes and resyncs sent to a server, pipelined and acknowledged."""

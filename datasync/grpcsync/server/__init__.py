@@ -1,0 +1,1 @@
+"""The server: requests of senders become changes of a registry per source."""

@@ -1,0 +1,76 @@
+"""A thread for each call: a pool starves once streams fill it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from datasync.runtime.threads import CLOSE_TIMEOUT, Worker
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class ThreadPerCall(concurrent.futures.Executor):
+    """Starts a thread for everything that is submitted; ``maximum_concurrent_rpcs`` of the server bounds them.
+
+    Threads: any.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the two below
+        self._workers: set[Worker] = set()
+        #: Calls for which no thread could be had: whoever is done with his own takes them over.
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._numbers = itertools.count(1)
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
+        """Run *fn* in a thread of its own; where none can be had, in that of a call that has ended.
+
+        Raises nothing: grpc would never take a call again.
+        """
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def call() -> None:
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        future.set_running_or_notify_cancel()
+        worker = Worker(f"grpcsync-call-{next(self._numbers)}", lambda worker: self._run(worker, call))
+        with self._lock:
+            self._workers.add(worker)
+        try:
+            worker.start()
+        except RuntimeError as error:
+            log.error("a call has to wait for the end of another: %s", error)
+            with self._lock:
+                self._workers.discard(worker)
+                self._waiting.append(call)
+        return future
+
+    def _run(self, worker: Worker, call: Callable[[], None] | None) -> None:
+        while call is not None:
+            call()
+            with self._lock:
+                call = self._waiting.popleft() if self._waiting else None
+                if call is None:
+                    self._workers.discard(worker)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Wait for what runs, up to ``CLOSE_TIMEOUT`` altogether; the server that it belongs to has stopped by now."""
+        with self._lock:
+            workers = list(self._workers)
+        deadline = time.monotonic() + CLOSE_TIMEOUT
+        for worker in workers if wait else ():
+            worker.close(max(0.0, deadline - time.monotonic()))

@@ -1,0 +1,273 @@
+"""One registry per source, seen as one watcher: each source delivers its own stream, and its RESYNCs are about its own
+keys only. Whose event it is, is in its context.
+
+Source: contract C11, C12; section 5.
+"""
+
+from __future__ import annotations
+
+import threading
+from queue import Queue
+from typing import Any
+
+from datasync.errors import AggregateError, ClosedError, InvalidArgumentError, SubscriptionError
+from datasync.grpcsync.protocol import check_source
+from datasync.runtime.closing import Closable
+from datasync.runtime.threads import ForkGuard
+from datasync.serializer import Serializer
+from datasync.syncbase.futures import PropagationFuture
+from datasync.syncbase.registration import Registration
+from datasync.syncbase.registry import Registry
+
+
+class TooManySources(InvalidArgumentError):
+    """A peer named a source that is one more than allowed."""
+
+
+class Source:
+    """A registry, and whether the subscriptions of today are all in it."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        #: Set when every subscription watches it: nothing is fed before, or it would pass them by.
+        self.attached = threading.Event()
+
+
+class Sources:
+    """Registries by name, made when a peer first speaks for one, and the subscriptions that watch them all.
+
+    Threads: any.
+    """
+
+    def __init__(self, default: str, serializer: Serializer | None, most: int) -> None:
+        self.default = check_source(default)
+        self._serializer = serializer
+        self._most = most
+        self._guard = ForkGuard(f"the sources of {default!r}")
+        # Guards the three below. Registries are watched and closed outside it: both reach users' queues.
+        self._lock = threading.Lock()
+        self._sources: dict[str, Source] = {}
+        self._subscriptions: dict[str, SourcesRegistration] = {}
+        self._closed = False
+        self.find(default)
+
+    def find(self, name: str) -> Registry:
+        """The registry of the source *name*, made if there was none.
+
+        Raises:
+          InvalidArgumentError: *name* cannot be one.
+          TooManySources: There are as many as allowed.
+          ClosedError.
+        """
+        with self._lock:
+            self._check_open()
+            source = self._sources.get(name)
+            if source is None:
+                check_source(name)
+                if len(self._sources) >= self._most:
+                    raise TooManySources(f"there are {self._most} sources already: {name!r} is one too many")
+                made = self._sources[name] = Source(Registry(name, serializer=self._serializer))
+                subscriptions = list(self._subscriptions.values())
+        if source is not None:
+            source.attached.wait()
+            return source.registry
+        try:
+            for subscription in subscriptions:
+                subscription.attach(made.registry)
+        finally:
+            made.attached.set()
+        return made.registry
+
+    def all(self) -> dict[str, Registry]:
+        """The registries by name, as they are now, the default one first."""
+        self._guard.check()
+        with self._lock:
+            return {name: source.registry for name, source in self._sources.items()}
+
+    def watch(
+        self,
+        resync_name: str,
+        change_queue: Queue[Any] | None,
+        resync_queue: Queue[Any] | None,
+        key_prefixes: tuple[str, ...],
+        in_flight: int,
+    ) -> SourcesRegistration:
+        """Watch every source of now and later, or none.
+
+        Raises:
+          SubscriptionError, InvalidArgumentError, ClosedError, ForkedError.
+        """
+        self._guard.check()
+        subscription = SourcesRegistration(self, resync_name, change_queue, resync_queue, key_prefixes, in_flight)
+        with self._lock:
+            self._check_open()
+            if resync_name in self._subscriptions:
+                raise SubscriptionError(f"{self.default}: the subscription {resync_name!r} is already there")
+            self._subscriptions[resync_name] = subscription
+            sources = list(self._sources.values())
+        try:
+            for source in sources:
+                subscription.attach(source.registry)
+        except BaseException:
+            subscription.close()
+            raise
+        return subscription
+
+    def take(self, name: str) -> Registry:
+        """Take the source *name* out: whoever speaks for it next begins anew. ``dismiss`` has to follow.
+
+        Raises:
+          InvalidArgumentError: There is none of that name, or it is the default one.
+          ClosedError, ForkedError.
+        """
+        self._guard.check()
+        with self._lock:
+            self._check_open()
+            if name == self.default or name not in self._sources:
+                raise InvalidArgumentError(f"there is no source {name!r} that can be forgotten")
+            return self._sources.pop(name).registry
+
+    def dismiss(self, registry: Registry) -> PropagationFuture:
+        """Tell the subscribers that the keys of *registry* are gone, and close it when they have answered."""
+        told = registry.submit_resync({})
+        with self._lock:
+            subscriptions = list(self._subscriptions.values())
+        for subscription in subscriptions:
+            subscription.detach(registry)
+        told.add_done_callback(lambda _: registry.close())
+        return told
+
+    def leave(self, subscription: SourcesRegistration) -> None:
+        """Take *subscription* out, unless its name belongs to another by now."""
+        with self._lock:
+            if self._subscriptions.get(subscription.resync_name) is subscription:
+                del self._subscriptions[subscription.resync_name]
+
+    def close(self) -> None:
+        """Close every registry; whoever waits gets ``ClosedError``. May be called twice."""
+        if self._guard.forked:
+            return
+        with self._lock:
+            self._closed = True
+            sources = list(self._sources.values())
+        for source in sources:
+            source.registry.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the adapter {self.default!r} is closed")
+
+
+class SourcesRegistration(Closable):
+    """A subscription to every source: its ``WatchRegistration``. Threads: any."""
+
+    def __init__(
+        self,
+        sources: Sources,
+        resync_name: str,
+        change_queue: Queue[Any] | None,
+        resync_queue: Queue[Any] | None,
+        prefixes: tuple[str, ...],
+        in_flight: int,
+    ) -> None:
+        self.resync_name = resync_name
+        self._sources = sources
+        self._guard = ForkGuard(f"the subscription {resync_name!r}")
+        self._queues = (change_queue, resync_queue)
+        self._in_flight = in_flight
+        self._lock = threading.Lock()  # guards the three below
+        self._prefixes = list(prefixes)
+        self._members: list[tuple[Registry, Registration]] = []
+        self._closed = False
+
+    def attach(self, registry: Registry) -> None:
+        """Watch *registry* too. Raises what its ``watch`` does."""
+        with self._lock:
+            if self._closed:
+                return
+            watched = tuple(self._prefixes)
+        try:
+            member = registry.watch(self.resync_name, *self._queues, *watched, in_flight=self._in_flight)
+        except ClosedError:
+            return  # the adapter is being closed
+        # A prefix may come or go meanwhile. The registration joins the others only once it is in step with them, so
+        # that register() and unregister() reach it or leave it to this loop, never both.
+        while not self._join(registry, member, watched):
+            with self._lock:
+                wanted = tuple(self._prefixes)
+            for prefix in set(watched) - set(wanted):
+                member.unregister(prefix)
+            for prefix in set(wanted) - set(watched):
+                member.register(self.resync_name, prefix)
+            watched = wanted
+
+    def register(self, resync_name: str, key_prefix: str) -> None:
+        """Add *key_prefix* in every source, or in none; RESYNCs with it follow.
+
+        Raises:
+          SubscriptionError, InvalidArgumentError, ClosedError.
+        """
+        self._guard.check()
+        if resync_name != self.resync_name:
+            raise SubscriptionError(f"this registration is {self.resync_name!r}, not {resync_name!r}")
+        with self._lock:
+            if self._closed:
+                raise ClosedError(f"the subscription {resync_name!r} is closed")
+            if key_prefix in self._prefixes:
+                raise SubscriptionError(f"{resync_name!r} watches the prefix {key_prefix!r} already")
+            if not isinstance(key_prefix, str):
+                raise InvalidArgumentError(f"a key prefix must be a string, not {type(key_prefix).__name__}")
+            self._prefixes.append(key_prefix)
+            members = list(self._members)
+        try:
+            for registry, member in members:
+                try:
+                    member.register(resync_name, key_prefix)
+                except ClosedError:
+                    self.detach(registry)  # a source that was forgotten this moment
+        except BaseException:
+            self.unregister(key_prefix)
+            raise
+
+    def unregister(self, key_prefix: str) -> None:
+        """Remove *key_prefix* from every source; one that is not there is ignored."""
+        self._guard.check()
+        with self._lock:
+            if key_prefix in self._prefixes:
+                self._prefixes.remove(key_prefix)
+            members = list(self._members)
+        for _, member in members:
+            member.unregister(key_prefix)
+
+    def detach(self, registry: Registry) -> None:
+        """Leave *registry* alone from now on; it ends its subscription itself."""
+        with self._lock:
+            self._members = [(one, member) for one, member in self._members if one is not registry]
+
+    def close(self) -> None:
+        """End the subscription in every source, then raise ``AggregateError`` if any failed. May be called twice."""
+        if self._guard.forked:
+            return
+        with self._lock:
+            self._closed = True
+            members, self._members = self._members, []
+        self._sources.leave(self)
+        errors: list[BaseException] = []
+        for _, member in members:
+            try:
+                member.close()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise AggregateError(errors) from errors[0]
+
+    def _join(self, registry: Registry, member: Registration, watched: tuple[str, ...]) -> bool:
+        """Take *member* in when it watches what is wanted; True when there is nothing more to do with it."""
+        with self._lock:
+            closed = self._closed
+            in_step = set(watched) == set(self._prefixes)
+            if in_step and not closed:
+                self._members.append((registry, member))
+        if closed:
+            member.close()
+        return in_step or closed

@@ -1,0 +1,210 @@
+"""Is this still the store that we read from? Finds a cluster that was emptied or restored from an older copy.
+
+A revision below the last one that was read gives a rewound store away, but only until it has been written to again. So
+each scan and stream of a prefix leaves witnesses: the newest pair that it saw, and a delete that was newer. Before a
+stream goes on, they are looked up at their own revisions; where something else stands there, history is another one.
+
+What was deleted before a scan leaves nothing to see: then it takes all keys of the scan, and their revisions, to tell.
+They are listed once more, without values, when nothing has come since and the newest pair is older than the scan.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from datasync.errors import CompactedError
+from datasync.keyval.etcd import datasync_etcd_pb2 as pb
+from datasync.keyval.etcd.client import Client
+from datasync.keyval.etcd.endpoint import RANGE, Scope
+from datasync.keyval.etcd.keys import check_page, prefix_range
+from datasync.keyval.types import RewoundError
+
+#: Prefixes whose past is remembered; of more, the ones unused for longest are forgotten.
+MAX_PREFIXES = 128
+#: Keys in one page when a listing is compared. The server counts all that follow for each page, so few are better.
+PAGE = 30_000
+
+
+class _Pair(NamedTuple):
+    key: bytes
+    revision: int
+    #: What a pair of the same key and revision has in common with it only in the same history.
+    print: tuple[int, int, int]
+
+
+class _Listing(NamedTuple):
+    """All keys of a scan and their revisions; the sum does not depend on where pages end."""
+
+    revision: int
+    keys: int
+    sum: int
+
+
+@dataclass
+class _Past:
+    """What is remembered of one prefix."""
+
+    cluster: int
+    term: int
+    newest: _Pair | None = None
+    #: The last thing that was streamed, if that was a delete.
+    gone: tuple[bytes, int] | None = None
+    #: Until something is streamed.
+    listing: _Listing | None = None
+    #: The revision of the last event that was streamed.
+    streamed: int = 0
+
+
+class Tally:
+    """Counts the keys of a scan, page by page. Threads: one."""
+
+    def __init__(self) -> None:
+        self._keys = 0
+        self._sum = 0
+
+    def add(self, keys: Sequence[bytes], revisions: Iterable[int]) -> None:
+        self._keys += len(keys)
+        self._sum += sum(map(hash, zip(keys, revisions, strict=True)))
+
+    def total(self, revision: int) -> _Listing:
+        return _Listing(revision, self._keys, self._sum)
+
+
+class History:
+    """What the scans and streams of one store remember of its past, by prefix. Threads: any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _known and what is in it
+        self._known: OrderedDict[str, _Past] = OrderedDict()
+
+    def scanned(self, prefix: str, header: pb.ResponseHeader, newest: pb.KeyValue | None, *, first: bool) -> None:
+        """A page of a scan was read, with *newest* in it.
+
+        The *first* page starts a new memory, so that a rewind that was found is over with it.
+        """
+        with self._lock:
+            past = self._past(prefix, header, new=first)
+            if newest is not None and (past.newest is None or newest.mod_revision > past.newest.revision):
+                past.newest = _pair(newest)
+
+    def listed(self, prefix: str, listing: _Listing) -> None:
+        """A scan was read to its end."""
+        with self._lock:
+            past = self._known.get(prefix)
+            if past is not None and past.streamed <= listing.revision:
+                past.listing = listing
+
+    def streamed(self, prefix: str, header: pb.ResponseHeader, events: Sequence[pb.Event]) -> None:
+        """A response with *events* was read."""
+        last = events[-1]
+        newest = next((event.kv for event in reversed(events) if not event.type), None)
+        with self._lock:
+            past = self._past(prefix, header)
+            past.listing = None
+            past.streamed = last.kv.mod_revision
+            past.gone = (last.kv.key, last.kv.mod_revision) if last.type else None
+            if newest is not None:
+                past.newest = _pair(newest)
+                past.cluster, past.term = header.cluster_id, header.raft_term
+
+    def verify(self, client: Client, prefix: str, after: int, scope: Scope) -> None:
+        """Ask the cluster, not just one member of it, whether it still has the past up to *after*.
+
+        Raises:
+          RewoundError: It does not.
+          CompactedError: It cannot be told any more.
+        """
+        with self._lock:
+            known = self._known.get(prefix)
+            past = None if known is None else replace(known)
+        check = _Check(client, prefix, after, scope)
+        header = check.newest(past.newest) if past is not None and past.newest is not None else check.header()
+        if header.revision < after:
+            raise check.rewound(f"revision {header.revision} is below {after}")
+        if past is None:
+            return
+        if header.raft_term < past.term:
+            raise check.rewound(f"term {header.raft_term} is below {past.term}")
+        if header.cluster_id != past.cluster:
+            raise check.rewound("it is another cluster")
+        witnessed = 0 if past.newest is None else past.newest.revision
+        if past.gone is not None and witnessed < past.gone[1] <= after:
+            check.gone(*past.gone)
+        if past.listing is not None and witnessed < past.listing.revision <= after:
+            check.listing(past.listing)
+
+    def _past(self, prefix: str, header: pb.ResponseHeader, *, new: bool = False) -> _Past:
+        past = None if new else self._known.get(prefix)
+        if past is None:
+            past = self._known[prefix] = _Past(header.cluster_id, header.raft_term)
+        self._known.move_to_end(prefix)
+        if len(self._known) > MAX_PREFIXES:
+            self._known.popitem(last=False)
+        return past
+
+
+class _Check:
+    """The questions of one ``verify``; each raises when the answer is another one than before."""
+
+    def __init__(self, client: Client, prefix: str, after: int, scope: Scope) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._after = after
+        self._scope = scope
+        self._what = f"following {prefix!r} after {after}"
+
+    def rewound(self, why: str) -> RewoundError:
+        what = f"following {self._prefix!r}: the store was emptied or restored from an older copy"
+        return RewoundError(f"{what} ({why})")
+
+    def header(self) -> pb.ResponseHeader:
+        return self._range(pb.RangeRequest(key=prefix_range(self._prefix)[0])).header
+
+    def newest(self, pair: _Pair) -> pb.ResponseHeader:
+        # Compacted: too long ago to be asked about. But a pair that still stood as it was seen when we stopped reading,
+        # or stands so now (0), proves as much.
+        for revision in (pair.revision, self._after, 0):
+            try:
+                answer = self._range(pb.RangeRequest(key=pair.key, revision=revision))
+            except CompactedError:
+                continue
+            if [_print(kv) for kv in answer.kvs] == [pair.print]:
+                return answer.header
+            if revision == pair.revision:
+                raise self.rewound("another value stands where one was read")
+            break
+        raise CompactedError(f"{self._what}: what was read last is compacted")
+
+    def gone(self, key: bytes, revision: int) -> None:
+        before, since = (self._range(pb.RangeRequest(key=key, revision=at)).kvs for at in (revision - 1, revision))
+        if since or not before:
+            raise self.rewound("what was deleted is there")
+
+    def listing(self, listing: _Listing) -> None:
+        tally = Tally()
+        key, end = prefix_range(self._prefix)
+        more = True
+        while more:
+            request = pb.RangeRequest(key=key, range_end=end, revision=self._after, limit=PAGE, keys_only=True)
+            page = self._range(request, timeout=self._client.config.page_timeout)
+            check_page(request, page, self._what)
+            tally.add([kv.key for kv in page.kvs], [kv.mod_revision for kv in page.kvs])
+            more = page.more
+            key = page.kvs[-1].key + b"\0" if more else key
+        if tally.total(listing.revision) != listing:
+            raise self.rewound("other keys stand where some were listed")
+
+    def _range(self, request: pb.RangeRequest, timeout: float | None = None) -> pb.RangeResponse:
+        return self._client.call(RANGE, request, self._what, scope=self._scope, timeout=timeout)
+
+
+def _pair(kv: pb.KeyValue) -> _Pair:
+    return _Pair(kv.key, kv.mod_revision, _print(kv))
+
+
+def _print(kv: pb.KeyValue) -> tuple[int, int, int]:
+    return kv.create_revision, kv.mod_revision, hash(kv.value)

@@ -1,0 +1,206 @@
+"""The tables: what a commit writes, what a stream reads, what has expired, and what history may be forgotten.
+
+Functions on a connection; their callers hold its link and, for those that write, a transaction. Keys are stored as
+UTF-8 bytes: their order is that of the code points, and a prefix is a range, whatever characters it has.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from types import NoneType
+from typing import NamedTuple
+
+from datasync.commits import Batch, Commit
+from datasync.errors import InvalidArgumentError
+from datasync.keyval.types import KeyValue, PutOp
+
+#: Operations that are read from the log at once; a larger commit is still read whole.
+PAGE = 1000
+#: The log is trimmed each time the revision is a multiple of this.
+TRIM_EVERY = 64
+
+#: Revisions of which a store remembers what they looked like: enough for all who may be between two streams.
+MARKS = 256
+
+_ROW_BYTES = 32  # what a row of the log costs beside its key and value, roughly
+
+
+class Bounds(NamedTuple):
+    """The store's *current* revision; history after *oldest* is there; something expires at *due*."""
+
+    oldest: int
+    current: int
+    due: float | None
+
+
+def bounds(connection: sqlite3.Connection) -> Bounds:
+    """The first and last revision, and the next deadline."""
+    oldest, current, key_due, lease_due = connection.execute(
+        "SELECT (SELECT min(revision) FROM history), (SELECT max(revision) FROM history),"
+        " (SELECT min(deadline) FROM kv WHERE deadline IS NOT NULL), (SELECT min(deadline) FROM lease)"
+    ).fetchone()
+    due = min((at for at in (key_due, lease_due) if at is not None), default=None)
+    if type(oldest) is not int or type(current) is not int or not (due is None or isinstance(due, (int, float))):
+        raise TypeError  # none of it is ours: the file is damaged
+    return Bounds(oldest, current, due)
+
+
+def mark(connection: sqlite3.Connection, revision: int) -> float | None:
+    """What tells the commit that made *revision* from any other of that number; None when it is forgotten."""
+    row = connection.execute("SELECT at FROM history WHERE revision = ?", (revision,)).fetchone()
+    return None if row is None else float(row[0])
+
+
+class Marks:
+    """The marks of the revisions that were read last: a file whose content was exchanged may have others there.
+
+    Threads: any.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the dictionary
+        self._marks: dict[int, float] = {}
+
+    def note(self, revision: int, found: float | None) -> None:
+        """*revision* was read, and had this mark."""
+        with self._lock:
+            self._marks.pop(revision, None)
+            if found is not None:
+                self._marks[revision] = found
+            if len(self._marks) > MARKS:
+                del self._marks[next(iter(self._marks))]
+
+    def of(self, revision: int) -> float | None:
+        """The mark that *revision* had; None when that is not known."""
+        with self._lock:
+            return self._marks.get(revision)
+
+
+def encode(key: str) -> bytes:
+    """The bytes of *key*. Raises ``InvalidArgumentError`` for half of a surrogate pair, which has none."""
+    try:
+        return key.encode()
+    except UnicodeEncodeError:
+        pass
+    raise InvalidArgumentError(f"the key {key[:40]!r} has half of a surrogate pair")
+
+
+def pairs(rows: Iterable[tuple[bytes, bytes, int]]) -> list[KeyValue]:
+    """*rows* of keys, values and revisions; what is of another kind raises, as damage does."""
+    found = [KeyValue(key.decode(), value, revision) for key, value, revision in rows]
+    if not all(type(value) is bytes and type(revision) is int for _, value, revision in found):
+        raise TypeError  # as in bounds
+    return found
+
+
+def key_range(prefix: str) -> tuple[bytes, bytes]:
+    """From the prefix itself up to, and without, what follows everything that starts with it."""
+    low = encode(prefix)
+    # No byte of UTF-8 is 0xff: the last byte can always grow by one.
+    return low, low[:-1] + bytes((low[-1] + 1,)) if low else b"\xff"
+
+
+def keys_under(connection: sqlite3.Connection, prefix: str) -> Iterator[str]:
+    """The stored keys that start with *prefix*, in order."""
+    rows = connection.execute("SELECT key FROM kv WHERE key >= ? AND key < ? ORDER BY key", key_range(prefix))
+    return (key.decode() for (key,) in rows.fetchall())
+
+
+def key_exists(connection: sqlite3.Connection, key: str) -> bool:
+    return connection.execute("SELECT 1 FROM kv WHERE key = ?", (encode(key),)).fetchone() is not None
+
+
+def write(
+    connection: sqlite3.Connection,
+    effect: Mapping[str, PutOp | None],
+    *,
+    current: int,
+    lease: int | None = None,
+    expiry: bool = False,
+) -> int:
+    """Write *effect* as the commit after *current*, into the tables and the log; the new revision, or *current*."""
+    if not effect:
+        return current
+    revision, now = current + 1, time.monotonic()
+    puts: list[tuple[bytes, bytes, int, float | None, float | None, int | None]] = []
+    deletes: list[tuple[bytes]] = []
+    logged: list[tuple[int, int, bytes, bytes | None]] = []
+    for place, (text, op) in enumerate(effect.items()):
+        key = encode(text)
+        if op is None:
+            deletes.append((key,))
+            logged.append((revision, place, key, None))
+        else:
+            deadline = None if op.ttl is None else now + op.ttl
+            puts.append((key, op.value, revision, op.ttl, deadline, lease if op.client_lifetime else None))
+            logged.append((revision, place, key, op.value))
+    connection.executemany("DELETE FROM kv WHERE key = ?", deletes)
+    connection.executemany("INSERT OR REPLACE INTO kv VALUES (?, ?, ?, ?, ?, ?)", puts)
+    connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?)", logged)
+    size = sum(len(key) + len(value or b"") + _ROW_BYTES for _, _, key, value in logged)
+    connection.execute(
+        "INSERT INTO history SELECT ?, bytes + ?, ?, ? FROM history WHERE revision = ?",
+        (revision, size, now, expiry, current),
+    )
+    return revision
+
+
+def reap(connection: sqlite3.Connection, current: int) -> int:
+    """Delete what is past its time as a commit of its own, so that streams see it; the revision after it."""
+    now = time.monotonic()
+    expired = connection.execute(
+        "SELECT key FROM kv WHERE deadline <= ? UNION"
+        " SELECT key FROM kv WHERE lease IN (SELECT id FROM lease WHERE deadline <= ?) ORDER BY key",
+        (now, now),
+    ).fetchall()
+    current = write(connection, {key.decode(): None for (key,) in expired}, current=current, expiry=True)
+    connection.execute("DELETE FROM lease WHERE deadline <= ?", (now,))
+    return current
+
+
+def commits(connection: sqlite3.Connection, prefix: str, after: int, current: int) -> tuple[Batch, bool]:
+    """Whole commits under *prefix* after the revision *after*, and whether there are more up to *current*."""
+    query = "SELECT revision, key, value FROM log WHERE revision > ? AND revision <= ? AND key >= ? AND key < ?"
+    query += " ORDER BY revision, place LIMIT ?"
+    where = key_range(prefix)
+    rows = connection.execute(query, (after, current, *where, PAGE + 1)).fetchall()
+    more = len(rows) > PAGE
+    if more:
+        # The last commit may be cut: leave it to the next page, unless it is the only one and larger than a page.
+        last = rows[-1][0]
+        if rows[0][0] == last:
+            rows = connection.execute(query, (last - 1, last, *where, -1)).fetchall()
+        else:
+            rows = [row for row in rows if row[0] != last]
+        current = rows[-1][0]
+    if not all(type(revision) is int and type(value) in (bytes, NoneType) for revision, _, value in rows):
+        raise TypeError  # as in bounds
+    found = tuple(
+        Commit(revision, tuple((key.decode(), value) for _, key, value in group))
+        for revision, group in groupby(rows, key=lambda row: row[0])
+    )
+    return Batch(current, found), more
+
+
+def trim(connection: sqlite3.Connection, *, age: float, size: int) -> None:
+    """Forget the oldest commits that are older than *age* seconds or beyond *size* bytes of log."""
+    (total,) = connection.execute("SELECT bytes FROM history ORDER BY revision DESC LIMIT 1").fetchone()
+    horizon, cut = time.monotonic() - age, 0
+    for revision, upto, at in connection.execute("SELECT revision, bytes, at FROM history ORDER BY revision"):
+        if at >= horizon and total - upto <= size:
+            break
+        cut = revision
+    forget(connection, cut)
+
+
+def forget(connection: sqlite3.Connection, revision: int) -> None:
+    """Drop the log up to *revision*; its row of the history stays, as the place after which streams can begin."""
+    connection.execute("DELETE FROM log WHERE revision <= ?", (revision,))
+    connection.execute(
+        "DELETE FROM history WHERE revision < min(?, (SELECT max(revision) FROM history))",
+        (revision,),
+    )

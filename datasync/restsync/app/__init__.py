@@ -1,0 +1,1 @@
+"""The WSGI application: requests in, responses and an event stream out."""

@@ -1,0 +1,121 @@
+"""The page for people, and what it shows.
+
+The page itself holds no data: it asks for ``/status`` with the token that its reader types in. It loads nothing from
+anywhere, and its policy lets the browser run the script in it and no other.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import heapq
+import re
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from datasync.errors import DatasyncError
+from datasync.restsync.app.adapter import Adapter
+from datasync.restsync.app.replay_buffer import Answer
+from datasync.restsync.encoding import CONTENT_JSON, content_of
+from datasync.restsync.problems import error_text
+from datasync.syncbase.change import StoredKeyVal
+from datasync.syncbase.registry import Registry
+from datasync.syncbase.status import SubscriptionStatus, TransportStatus
+
+#: Bytes of a value that the page shows.
+VALUE_SHOWN = 400
+
+PAGE = Path(__file__).with_name("dashboard.html").read_text(encoding="utf-8")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A transport of this process that the page can show; its ``registry``, if it has one, too."""
+
+    def status(self) -> TransportStatus: ...
+
+
+def _policy(page: str) -> str:
+    """Only what is in the page, known by its digest."""
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
+    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
+    assert script is not None
+    assert style is not None
+    return (
+        f"default-src 'none'; script-src {_digest(script[1])}; style-src {_digest(style[1])}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+PAGE_POLICY = _policy(PAGE)
+
+
+def overview(adapter: Adapter, sources: tuple[Source, ...], *, values: bool, prefix: str, limit: int) -> dict[str, Any]:
+    """Everything that the page shows, as JSON."""
+    shown = [_source(one, values=values, prefix=prefix, limit=limit) for one in (adapter, *sources)]
+    return {"values": values, "sources": shown, "events": [_answer(answer) for answer in adapter.journal.answers()]}
+
+
+def _source(source: Source, *, values: bool, prefix: str, limit: int) -> dict[str, Any]:
+    status = source.status()
+    registry = getattr(source, "registry", None)
+    keys: dict[str, Any] = {"total": 0, "items": []}
+    if isinstance(registry, Registry):
+        pairs = [pair for pair in registry.snapshot()[1] if prefix in pair.key]
+        first = heapq.nsmallest(limit, pairs, key=lambda pair: pair.key)
+        keys = {"total": len(pairs), "items": [_pair(pair, values) for pair in first]}
+    return {
+        "name": status.name,
+        "state": status.state.value,
+        "revision": status.revision,
+        "silence": None if status.silence is None else round(status.silence, 1),
+        "reconnects": status.reconnects,
+        "resyncs": {reason.value: count for reason, count in status.resyncs.items()},
+        "last_error": error_text(status.last_error),
+        "subscriptions": [_subscription(name, one) for name, one in status.subscriptions.items()],
+        "keys": keys,
+    }
+
+
+def _subscription(name: str, status: SubscriptionStatus) -> dict[str, Any]:
+    return {
+        "name": name,
+        "state": status.state.value,
+        "prefixes": list(status.prefixes),
+        "pending": status.pending,
+        "in_flight": status.in_flight,
+        "ok": status.ok,
+        "failed": status.failed,
+        "late": status.late,
+        "resyncs": sum(status.resyncs.values()),
+        "last_error": error_text(status.last_error),
+    }
+
+
+def _pair(pair: StoredKeyVal, values: bool) -> dict[str, Any]:
+    try:
+        content, content_type = content_of(pair)
+    except DatasyncError:
+        content, content_type = b"", "an object of this process"
+    shown: dict[str, Any] = {
+        "key": pair.key,
+        "revision": pair.revision,
+        "content_type": content_type,
+        "size": len(content),
+    }
+    if values:
+        readable = content_type == CONTENT_JSON
+        text = content[:VALUE_SHOWN].decode("utf-8", "replace") if readable else content[: VALUE_SHOWN // 4].hex(" ")
+        shown["value"] = text + ("…" if len(content) > (VALUE_SHOWN if readable else VALUE_SHOWN // 4) else "")
+    return shown
+
+
+def _answer(answer: Answer) -> dict[str, Any]:
+    shown = answer._asdict()
+    shown["at"] = round(answer.at, 3)
+    shown["seconds"] = round(answer.seconds, 4)
+    return shown

@@ -1,0 +1,1 @@
+"""A small threaded HTTP server for any WSGI application."""

@@ -1,0 +1,1 @@
+"""What runs, waits and ends: threads, timers, backoff, sockets, files, tokens."""

@@ -1,0 +1,190 @@
+"""The one class that starts threads, and the guard of handles after a fork (C15)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from datasync.errors import ForkedError
+from datasync.runtime.threads import ForkGuard, Worker
+from tests.conftest import wait_until
+
+
+def until_stopped(worker: Worker) -> None:
+    worker.stopping.wait()
+
+
+def test_a_worker_is_a_named_daemon_that_ends_when_it_is_told() -> None:
+    # given a running worker
+    worker = Worker("package-what-subject", until_stopped)
+    assert not worker.alive
+    worker.start()
+    (thread,) = [one for one in threading.enumerate() if one.name == "datasync-package-what-subject"]
+    assert thread.daemon
+    assert worker.alive
+    # when it is closed, twice / then it has ended
+    assert worker.close() is True
+    assert not worker.alive
+    assert worker.close() is True
+
+
+def test_close_before_start_lets_the_thread_end_at_once() -> None:
+    worker = Worker("test", until_stopped)
+    assert worker.close() is True
+    worker.start()
+    assert worker.close() is True
+
+
+def test_close_wakes_a_target_that_waits_elsewhere() -> None:
+    # given a target that waits for something of its own
+    wake = threading.Event()
+    worker = Worker("test", lambda worker: wake.wait() and None, wake=wake.set)
+    worker.start()
+    # when it is closed / then it is woken after the flag was set
+    assert worker.close() is True
+    assert worker.stopping.is_set()
+
+
+def test_signal_does_not_wait() -> None:
+    # given two workers, one of which can only end after the other was told to
+    told = threading.Event()
+    first = Worker("first", lambda worker: told.wait(10) and None)
+
+    def tell(worker: Worker) -> None:
+        worker.stopping.wait(10)
+        told.set()
+
+    second = Worker("second", tell)
+    first.start()
+    second.start()
+    # when both are signalled and then closed / then nothing waits in vain
+    first.signal()
+    second.signal()
+    assert first.close() is True
+    assert second.close() is True
+
+
+def test_a_worker_may_close_itself() -> None:
+    closed: list[bool] = []
+    worker = Worker("test", lambda worker: closed.append(worker.close()))
+    worker.start()
+    wait_until(lambda: not worker.alive, "it ended")
+    assert closed == [True]
+
+
+def test_a_thread_that_does_not_end_is_left_behind_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    # given a target that does not look
+    let_go = threading.Event()
+    worker = Worker("stubborn", lambda worker: let_go.wait(10) and None)
+    worker.start()
+    # when it is closed / then that takes no longer than was asked for, and is logged
+    assert worker.close(0.02) is False
+    assert "datasync-stubborn did not end" in caplog.text
+    let_go.set()
+    assert worker.close() is True
+
+
+def test_what_a_target_raises_is_logged_and_ends_the_thread(caplog: pytest.LogCaptureFixture) -> None:
+    def poisoned(worker: Worker) -> None:
+        raise RuntimeError("poisoned")
+
+    worker = Worker("test", poisoned)
+    worker.start()
+    wait_until(lambda: not worker.alive, "it ended")
+    assert "datasync-test ended with an error" in caplog.text
+
+
+def test_a_guard_is_silent_in_its_own_process() -> None:
+    guard = ForkGuard("the thing")
+    guard.check()
+    assert guard.forked is False
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_c15_i17_after_a_fork_the_parents_things_are_refused_and_the_childs_own_work() -> None:
+    # given a guard and a running worker
+    guard = ForkGuard("the thing")
+    worker = Worker("test", until_stopped)
+    worker.start()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            # when a child looks / then the parent's are refused by name, and close is silent and quick
+            with pytest.raises(ForkedError, match="the thing"):
+                guard.check()
+            assert guard.forked
+            assert not worker.alive
+            assert worker.close() is True
+            worker.signal()
+            # and its own work, as do those of its own child
+            ForkGuard("the child's").check()
+            own = Worker("own", until_stopped)
+            own.start()
+            assert own.close() is True
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    # and the parent's goes on
+    assert worker.alive
+    assert not worker.stopping.is_set()
+    assert worker.close() is True
+
+
+def test_c15_importing_starts_no_thread() -> None:
+    script = (
+        "import threading, datasync, datasync.syncbase, datasync.kvdbsync, datasync.resync, datasync.keyval\n"
+        "assert threading.active_count() == 1, threading.enumerate()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_c15_a_worker_that_found_no_thread_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a process that can have no more threads
+    worker = Worker("package-what-subject", until_stopped)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            worker.start()
+    # then there is nothing to wait for
+    assert not worker.alive
+    assert worker.close() is True
+
+
+def refuse(_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_c15_a_worker_can_be_closed_while_another_thread_is_about_to_start_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a worker whose thread is made, and not started yet
+    worker = Worker("test", lambda worker: worker.stopping.wait(10))
+    entered, gate = threading.Event(), threading.Event()
+    start = threading.Thread.start
+
+    def hesitate(thread: threading.Thread) -> None:
+        if thread.name == worker.name:
+            entered.set()
+            gate.wait(5)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", hesitate)
+    starter = threading.Thread(target=worker.start)
+    starter.start()
+    assert entered.wait(5)
+    # when it is closed / then that waits for the thread, and for its end
+    closed: list[bool] = []
+    closer = threading.Thread(target=lambda: closed.append(worker.close()))
+    closer.start()
+    closer.join(0.1)
+    gate.set()
+    closer.join(5)
+    starter.join(5)
+    assert closed == [True]
+    assert not worker.alive

@@ -1,0 +1,1 @@
+"""What several test packages share: servers, proxies, stores, child processes."""
