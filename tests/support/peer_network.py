@@ -1,8 +1,9 @@
 """The network between the members of an etcd cluster, as a process of its own, so that one of them can be cut off.
 
 ``python -m tests.support.peer_network 15001:15002 ...``: listens on the first port of each pair, forwards to the
-second, the port on which one member hears its peers. Each line on its standard input is a command: ``cut 0`` ends everything to and
-from the member of the first pair and lets nothing through, ``heal`` lets everything through. It answers ``ok``.
+second, the port on which one member hears its peers. Each line on its standard input is a command: ``cut 0`` ends
+everything to and from the member of the first pair and lets nothing through, ``heal`` lets everything through. It
+answers ``ok``.
 
 Who calls is read from the first request on a connection: etcd's peers name themselves, and whom they want.
 """
