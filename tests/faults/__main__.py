@@ -18,11 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.cells import NONE, RANDOM, SECONDS, Cell, Result, fits, product
-from tests.faults.matrix import HANGS, run_many, table
+from tests.faults.cell import NONE, RANDOM, SECONDS, Cell, Result, fits, product
+from tests.faults.matrix import HANGS, run_many
+from tests.faults.report.table import table
 from tests.faults.runner import run_cell
-from tests.faults.sources import SOURCES, make_source
-from tests.faults.workloads import WORKLOADS
+from tests.faults.sources.source import SOURCES, make_source
+from tests.faults.workloads.workload import WORKLOADS
 
 
 @dataclass(frozen=True)

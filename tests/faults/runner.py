@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from google.protobuf.wrappers_pb2 import BytesValue
 
-from tests.faults import measure
-from tests.faults.audience import Audience
-from tests.faults.cells import NONE, RANDOM, SECONDS, Cell, Result, fits
-from tests.faults.checkers import judge
+from tests.faults.cell import NONE, RANDOM, SECONDS, Cell, Result, fits
+from tests.faults.checkers.judge import judge
 from tests.faults.history import LONG, PutResync, Strike, TruthCommit, brief
-from tests.faults.sources import Misfortune, Ops, Source, make_source, random_puts
-from tests.faults.times import Times, shortened
-from tests.faults.workloads import WORKLOADS, Pace
+from tests.faults.sources.source import Misfortune, Ops, Source, make_source, random_puts
+from tests.faults.workloads import measurements as measure
+from tests.faults.workloads.audience import Audience
+from tests.faults.workloads.times import Times, shortened
+from tests.faults.workloads.workload import WORKLOADS, Pace
 
 #: Seconds within which a cell is to converge, by I8, and after which it is given up.
 CONVERGENCE, PATIENCE = 2.0, 15.0

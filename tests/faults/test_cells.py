@@ -19,12 +19,14 @@ import pytest
 
 from tests.faults import __main__ as command
 from tests.faults import matrix
-from tests.faults.cells import NONE, RANDOM, Cell, Result, fits, product
+from tests.faults.cell import NONE, RANDOM, Cell, Result, fits, product
 from tests.faults.history import Op1
-from tests.faults.matrix import Apart, run_many, table
+from tests.faults.matrix import Apart, run_many
+from tests.faults.report.table import table
 from tests.faults.runner import run_cell
-from tests.faults.sources import MemorySource, Ops, ScriptedSource
-from tests.faults.workloads import WORKLOADS, Workload
+from tests.faults.sources.memory import MemorySource, ScriptedSource
+from tests.faults.sources.source import Ops
+from tests.faults.workloads.workload import WORKLOADS, Workload
 
 #: Seconds of a cell of the selection.
 SECONDS = 1.0
@@ -115,7 +117,7 @@ class Broken(MemorySource):
 def test_a_cell_in_which_something_is_missed_is_not_good_and_tells_how_to_run_it_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tests.faults.sources.MemorySource", Forgetful)
+    monkeypatch.setattr("tests.faults.sources.memory.MemorySource", Forgetful)
     monkeypatch.setattr("tests.faults.runner.PATIENCE", 0.5)
     asked = ["--source", "memory", "--fault", "cut", "--workload", "steady", "--seed", "3", "--seconds", "0.5"]
     # when it is run / then the exit status, the first violation with its context, and the command say so
@@ -141,7 +143,7 @@ def test_a_cell_whose_fault_is_unknown_is_refused() -> None:
 def test_a_cell_in_which_nothing_was_proven_does_not_count_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a workload that nobody watches / when it is run / then nothing is wrong with it, and nothing is counted
     monkeypatch.setitem(WORKLOADS, "steady", Workload("steady", "nobody watches", watchers=()))
-    monkeypatch.setattr("tests.faults.audience.Audience._join", lambda *arguments: None)
+    monkeypatch.setattr("tests.faults.workloads.audience.Audience._join", lambda *arguments: None)
     result = run_cell(Cell("memory", "cut", "steady", 1, 0.5))
     assert result.good
     assert not result.counts

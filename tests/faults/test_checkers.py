@@ -7,9 +7,20 @@ from collections.abc import Callable
 import pytest
 
 from datasync.events import Op, ResyncReason
-from tests.faults.broken import BUGS, Bug, honest, honest_without_a_prefix, refuses_for_ever, small_truth
-from tests.faults.broken_courses import FLAWS, Flaw, Scene, good_scene
-from tests.faults.checkers import CHECKERS, COURSE_CHECKERS, check_all, judge
+from tests.faults.checkers.broken_clients import (
+    BUGS,
+    Bug,
+    honest,
+    honest_without_a_prefix,
+    refuses_for_ever,
+    small_truth,
+)
+from tests.faults.checkers.broken_courses import FLAWS, Flaw, Scene, good_scene
+from tests.faults.checkers.honest_client import ABANDON
+from tests.faults.checkers.judge import CHECKERS, COURSE_CHECKERS, check_all, judge
+from tests.faults.checkers.reading import Reading, Violation
+from tests.faults.checkers.source_record import check_record
+from tests.faults.checkers.speed import long_log, long_truth
 from tests.faults.history import (
     Answered,
     Answering,
@@ -25,10 +36,6 @@ from tests.faults.history import (
     TruthCommit,
     Watched,
 )
-from tests.faults.honest import ABANDON
-from tests.faults.reading import Reading, Violation
-from tests.faults.record import check_record
-from tests.faults.speed import long_log, long_truth
 
 
 def check(invariant: str, truth: Truth, log: Log) -> Violation | None:

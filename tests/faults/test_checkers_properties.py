@@ -17,10 +17,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from datasync.events import Op, ResyncReason
-from tests.faults.checkers import check_all
+from tests.faults.checkers.honest_client import Honest
+from tests.faults.checkers.judge import check_all
+from tests.faults.checkers.reading import longest, shown, under
 from tests.faults.history import Answered, Answering, Asked, Gone, Log, Op1, PutChange, PutResync, Truth
-from tests.faults.honest import Honest
-from tests.faults.reading import longest, shown, under
 
 KEYS = ["a", "a/1", "a/2", "a/b/1", "a/b/2", "b", "b/1", "ba"]
 PREFIXES = ["", "a", "a/", "a/b/", "b", "b/", "nothing/"]

@@ -17,12 +17,12 @@ from datasync.keyval.etcd import EtcdConfig, EtcdStore
 from datasync.keyval.types import PutOp
 from datasync.kvdbsync.plugin import Plugin
 from tests.conftest import absent, take, wait_until
-from tests.faults.cells import Cell
-from tests.faults.etcd_source import WATCHERS
-from tests.faults.etcd_writer import SureWriter, read_account
+from tests.faults.cell import Cell
 from tests.faults.history import Truth, TruthCommit
 from tests.faults.recorder import RawSerializer
 from tests.faults.runner import run_cell
+from tests.faults.sources.etcd import WATCHERS
+from tests.faults.sources.etcd_writer import SureWriter, read_account
 from tests.support.programs import etcd_servers
 from tests.support.proxy import TcpProxy
 from tests.support.servers import EtcdCluster, EtcdServer

@@ -22,8 +22,8 @@ from datasync.kvdbsync.plugin import Plugin
 from datasync.syncbase.status import TransportState
 from tests.benchmarks.bare_etcd import BareEtcd
 from tests.conftest import wait_until
-from tests.faults.etcd_source import WATCHERS
 from tests.faults.recorder import RawSerializer
+from tests.faults.sources.etcd import WATCHERS
 from tests.support.programs import etcd_servers
 from tests.support.proxy import TcpProxy
 from tests.support.servers import EtcdServer

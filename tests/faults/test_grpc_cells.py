@@ -6,10 +6,11 @@ import random
 
 import pytest
 
-from tests.faults.cells import Cell
-from tests.faults.grpc_source import Applied, Ended, GrpcSource, SenderLog, Sent, Told, check_sender
+from tests.faults.cell import Cell
+from tests.faults.checkers.sender_log import Applied, Ended, SenderLog, Sent, Told, check_sender
 from tests.faults.history import Op1
 from tests.faults.runner import run_cell
+from tests.faults.sources.grpc import GrpcSource
 
 FAULTS = (
     "sender-kill9", "sender-sigstop", "sender-closed", "server-restart", "drop", "reset", "reset-mid-message",

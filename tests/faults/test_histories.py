@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.__main__ import main
-from tests.faults.cells import RANDOM, Cell
+from tests.faults.cell import RANDOM, Cell
 from tests.faults.runner import run_cell
 
 

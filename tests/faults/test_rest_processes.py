@@ -14,7 +14,7 @@ from datasync.events import Op
 from datasync.restsync import Adapter, Client, Server, serve
 from datasync.syncbase.change import Change
 from tests.conftest import wait_until
-from tests.faults.peer import Peer
+from tests.support.child_process import Peer
 from tests.support.proxy import free_port
 
 
@@ -32,7 +32,7 @@ def server(adapter: Adapter) -> Iterator[Server]:
 
 @pytest.fixture
 def follower(server: Server) -> Iterator[Peer]:
-    peer = Peer("tests.faults.follower_peer", server.url)
+    peer = Peer("tests.faults.sources.follower", server.url)
     peer.start()
     yield peer
     peer.stop()
@@ -43,7 +43,7 @@ class Remote:
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
-        self.peer = Peer("tests.faults.rest_peer", "--port", str(self.port), "--log", str(folder / "log"))
+        self.peer = Peer("tests.faults.sources.rest_server", "--port", str(self.port), "--log", str(folder / "log"))
         self.log = folder / "log"
         self.peer.start()
 

@@ -15,7 +15,7 @@ from datasync.keyval.kvproto import ProtoWrapper
 from datasync.keyval.sqlite.store import SQLiteStore
 from datasync.serializer import SerializerJSON
 from tests.conftest import wait_until
-from tests.faults.peer import Peer, PeerGone
+from tests.support.child_process import Peer, PeerGone
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +34,7 @@ def store(path: Path) -> Iterator[SQLiteStore]:
 
 @pytest.fixture
 def follower(store: SQLiteStore, path: Path) -> Iterator[Peer]:
-    peer = Peer("tests.faults.follower_peer", f"sqlite://{path}")
+    peer = Peer("tests.faults.sources.follower", f"sqlite://{path}")
     peer.start()
     yield peer
     peer.stop()
@@ -42,7 +42,7 @@ def follower(store: SQLiteStore, path: Path) -> Iterator[Peer]:
 
 @pytest.fixture
 def writer(store: SQLiteStore, path: Path) -> Iterator[Peer]:
-    peer = Peer("tests.faults.sqlite_peer", str(path))
+    peer = Peer("tests.faults.sources.sqlite_writer", str(path))
     peer.start()
     yield peer
     peer.stop()

@@ -27,9 +27,9 @@ from datasync.kvdbsync import Plugin
 from datasync.syncbase.change import Change
 from datasync.syncbase.registry import Registry
 from tests.conftest import take, wait_until
-from tests.faults.course_checkers import check_footprint
+from tests.faults.checkers.course import check_footprint
 from tests.faults.history import Course, Footprint, Truth
-from tests.faults.scripted import Faults, FaultyStore
+from tests.faults.sources.scripted_store import Faults, FaultyStore
 from tests.lifecycle.everything import Consumer, text
 from tests.support.proxy import TcpProxy
 from tests.support.servers import EtcdServer

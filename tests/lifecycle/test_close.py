@@ -24,7 +24,7 @@ from datasync.runtime.threads import CLOSE_TIMEOUT
 from datasync.syncbase.change import Change
 from datasync.syncbase.registry import Registry
 from tests.conftest import take
-from tests.faults.course_checkers import check_closings
+from tests.faults.checkers.course import check_closings
 from tests.faults.history import Closing, Course, Truth
 from tests.lifecycle.everything import PATIENCE, text
 from tests.support.proxy import TcpProxy

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.course_checkers import check_forks
+from tests.faults.checkers.course import check_forks
 from tests.faults.history import Course, Fork, Truth
 from tests.lifecycle.conftest import Program
 from tests.support.proxy import free_port

@@ -24,11 +24,11 @@ from datasync.syncbase.change import Change
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState
 from tests.conftest import wait_until
-from tests.faults.checkers import check_all
-from tests.faults.consumers import MANNERS, Consumer, Membership
+from tests.faults.checkers.judge import check_all
 from tests.faults.history import Op1, Truth
 from tests.faults.recorder import RawSerializer
-from tests.faults.sources import PREFIXES, random_ops
+from tests.faults.sources.source import PREFIXES, random_ops
+from tests.faults.workloads.consumers import MANNERS, Consumer, Membership
 
 #: Seconds between two switches of threads: the shortest that there are.
 SWITCH_INTERVAL = 1e-6

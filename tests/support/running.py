@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -77,7 +75,7 @@ class Running:
             while "".join(self._lines).count(text) < times:
                 remaining = deadline - time.monotonic()
                 if self._ended or remaining <= 0:
-                    pytest.fail(f"{text!r} was not printed within {timeout:g} s, but:\n{''.join(self._lines)}")
+                    raise AssertionError(f"{text!r} was not printed within {timeout:g} s, but:\n{''.join(self._lines)}")
                 self._told.wait(remaining)
 
     def send(self, number: signal.Signals) -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from google.protobuf.wrappers_pb2 import StringValue
 
 from datasync.events import ChangeEvent, Op, ResyncEvent, ResyncReason
-from tests.faults.checkers import longest
+from tests.faults.checkers.reading import longest
 
 
 class Told(NamedTuple):

@@ -1,0 +1,132 @@
+"""A client that does all as it should, written from the contract and not from the library: what a checker must pass.
+
+It decides nothing: whoever drives it says which events it is given, and it writes the log that must come of that.
+"""
+
+from __future__ import annotations
+
+from datasync.events import Op, ResyncReason
+from tests.faults.checkers.reading import longest, under
+from tests.faults.history import (
+    Answered,
+    Answering,
+    Asked,
+    Entry,
+    Gone,
+    Log,
+    PutChange,
+    PutResync,
+    Seen,
+    Truth,
+    Watched,
+)
+
+#: Seconds from one entry of a log to the next.
+STEP = 0.1
+#: Seconds after which an unanswered event is given up.
+ABANDON = 60.0
+
+
+class Honest:
+    """The log of one watcher in the epoch *epoch* of *truth*, a number that its driver may alter."""
+
+    def __init__(
+        self, truth: Truth, prefixes: tuple[str, ...], *, in_flight: int = 1, epoch: int = -1, name: str = "client"
+    ) -> None:
+        self.truth = truth
+        self.epoch = epoch
+        self.prefixes = prefixes
+        self.log = Log(name, ABANDON)
+        self.clock = 0.0
+        self._named = prefixes  # those of the last RESYNC that are still registered
+        self._number = -1
+        self._offered: dict[str, tuple[bytes, int]] = {}
+        self._add(Watched(self._now(), prefixes, in_flight))
+
+    def resync(self, reason: ResyncReason, revision: int, *, refuse: bool = False) -> int:
+        """The full state at *revision* is put and answered; gives the number of the event."""
+        state = self.truth.epochs[self.epoch].fold(revision)
+        values: dict[str, dict[str, bytes]] = {prefix: {} for prefix in self.prefixes}
+        for key, value in under(state, self.prefixes).items():
+            prefix = longest(key, self.prefixes)
+            assert prefix is not None
+            values[prefix][key] = value
+        gone = {
+            key: Gone(key, value, at)
+            for key, (value, at) in self._offered.items()
+            if key not in state and longest(key, self.prefixes) is not None
+        }
+        kept = {key: self._offered[key] for key in gone} if refuse else {}
+        self._offered = kept | {key: (value, revision) for pairs in values.values() for key, value in pairs.items()}
+        self._named = self.prefixes
+        number = self._next()
+        self._add(PutResync(self._now(), number, reason, revision, values, list(gone.values())))
+        self._answer(number, refuse)
+        return number
+
+    def change(self, *revisions: int, refuse: bool = False) -> int | None:
+        """The commits of *revisions* are put as one event and answered; None when nothing of them is wanted."""
+        number = self.put(*revisions, refuse=refuse)
+        if number is not None:
+            self._answer(number, refuse)
+        return number
+
+    def put(self, *revisions: int, refuse: bool = False) -> int | None:
+        """As ``change``, and the answer follows by ``answer``; *refuse* tells already what it will be."""
+        epoch = self.truth.epochs[self.epoch]
+        changes = []
+        for revision in revisions:
+            place = epoch.at(revision)
+            assert place is not None
+            for (key, value), previous in zip(epoch.commits[place].ops, epoch.previous[place], strict=True):
+                if key.startswith(self._named):
+                    changes.append(self._seen(key, value, previous, revision, refuse))
+        if not changes:
+            return None
+        number = self._next()
+        self._add(PutChange(self._now(), number, changes))
+        return number
+
+    def answer(self, *numbers: int) -> None:
+        """These events are accepted, in this order."""
+        for number in numbers:
+            self._answer(number, False)
+
+    def register(self, prefix: str) -> None:
+        self._add(Asked(self._now(), "register", prefix, False))
+        self.prefixes = (*self.prefixes, prefix)
+        self._add(Asked(self._now(), "register", prefix, True))
+
+    def unregister(self, prefix: str) -> None:
+        self._add(Asked(self._now(), "unregister", prefix, False))
+        self.prefixes = tuple(one for one in self.prefixes if one != prefix)
+        self._named = tuple(one for one in self._named if one != prefix)
+        self._offered = {key: pair for key, pair in self._offered.items() if key.startswith(self._named)}
+        self._add(Asked(self._now(), "unregister", prefix, True))
+
+    def close(self) -> None:
+        self._add(Asked(self._now(), "close", "", False))
+        self._add(Asked(self._now(), "close", "", True))
+
+    def _seen(self, key: str, value: bytes | None, previous: bytes | None, revision: int, refuse: bool) -> Seen:
+        if value is not None:
+            self._offered[key] = (value, revision)
+        elif not refuse:
+            self._offered.pop(key, None)
+        return Seen(key, Op.DELETE if value is None else Op.PUT, revision, value, previous)
+
+    def _answer(self, number: int, refuse: bool) -> None:
+        self._add(Answering(self._now(), number, refuse))
+        self._add(Answered(self._now(), number, True))
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    def _add(self, entry: Entry) -> None:
+        self.log.entries.append(entry)
+        self.log.end = self.clock
+
+    def _now(self) -> float:
+        self.clock += STEP
+        return self.clock

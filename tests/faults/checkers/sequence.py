@@ -1,0 +1,160 @@
+"""I3: between two RESYNCs exactly the operations of the source, in its order (C3), for logs of any length.
+
+A watcher may be in one of several epochs of the truth, because two of them share their beginning: where it may be is
+followed from event to event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from datasync.events import Op, ResyncReason
+from tests.faults.checkers.reading import Reading, Step, Violation, shown, under, wanted
+from tests.faults.history import PutChange, PutResync, Seen, Truth
+
+Filters = tuple[tuple[str, ...], ...]
+
+#: After these the watcher may be in a later epoch. A source that went back, grew past what was seen and forgot how
+#: cannot be told from one that only forgot; and what a queue did not take comes again as failed.
+_LEAPS = (ResyncReason.REWOUND, ResyncReason.COMPACTED, ResyncReason.FAILED)
+
+
+class Place(NamedTuple):
+    """The epochs that a watcher may be in, and the revision up to which it was told."""
+
+    epochs: frozenset[int]
+    revision: int
+
+    def reachable(self, truth: Truth) -> frozenset[int]:
+        """The epochs that share the watcher's past: a rewind to a later revision cannot be noticed."""
+        epochs = truth.epochs
+        if len(epochs) == 1:
+            return self.epochs
+        found = set()
+        for epoch in self.epochs:
+            found.add(epoch)
+            while epoch + 1 < len(epochs) and epochs[epoch + 1].base >= self.revision:
+                epoch += 1
+                found.add(epoch)
+        return frozenset(found)
+
+
+def check_changes(truth: Truth, reading: Reading) -> Violation | None:
+    """I3: between RESYNCs exactly the truth's operations, in its order; in the end nothing is missing (C3)."""
+    place: Place | None = None
+    for step in reading.steps:
+        if isinstance(step.entry, (PutChange, PutResync)):
+            place, why = follow(truth, reading, place, step)
+            if place is None:
+                return reading.violation("I3", step.at, why)
+    if not reading.log.complete or reading.closed:
+        return None
+    return _at_the_end(truth, reading, place, reading.steps[-1].scope.filters if reading.steps else ((),))
+
+
+def follow(truth: Truth, reading: Reading, place: Place | None, step: Step) -> tuple[Place | None, str]:
+    """Where the watcher is after the event of *step*; None and the reason when it cannot have got there."""
+    entry = step.entry
+    if isinstance(entry, PutResync):
+        after = _after_resync(truth, place, entry)
+        return (after, "") if after.epochs else (None, f"revision {entry.revision} does not follow what came before")
+    assert isinstance(entry, PutChange)
+    if not entry.changes:
+        return None, "an event without changes"
+    if any((change.op is Op.DELETE) is not (change.value is None) for change in entry.changes):
+        return None, "a delete has a value, or a put has none"
+    if place is None and reading.log.sourced:
+        return None, "a CHANGE before the first RESYNC"
+    if place is None:
+        place = _without_resync(truth, entry.changes[0].revision, step.scope.filters)
+        if not place.epochs:
+            return None, "there was something before it, and no RESYNC brought that"
+    return _after_change(truth, place, entry.changes, step.scope.filters)
+
+
+def _at_the_end(truth: Truth, reading: Reading, place: Place | None, filters: Filters) -> Violation | None:
+    if place is None:
+        if reading.log.sourced:
+            return reading.violation("I3", reading.last, "the first RESYNC never came")
+        missing = list(under(truth.state, filters[-1]))
+        if missing:  # a registry that held any of this sent a RESYNC, one that did not sent it as it came
+            return reading.violation("I3", reading.last, f"never delivered: {missing[:3]}")
+        return None
+    newest = len(truth.epochs) - 1
+    if newest not in place.reachable(truth):
+        return reading.violation("I3", reading.last, "the last rewind of the source was never told")
+    for commit in truth.epochs[newest].after(place.revision):
+        if missed := wanted(commit, filters[-1]):
+            return reading.violation("I3", reading.last, f"never delivered: revision {commit.revision}, {missed[:3]}")
+    return None
+
+
+def fitting_epochs(truth: Truth, entry: PutResync) -> Iterator[int]:
+    """The epochs whose state at the revision of *entry* is what it shows."""
+    pairs = shown(entry)
+    fits = False
+    for number, epoch in enumerate(truth.epochs):
+        if number == 0 or entry.revision > epoch.base:  # else it is the same as in the life before
+            fits = under(epoch.fold(entry.revision), entry.values) == pairs
+        if fits:
+            yield number
+
+
+def _without_resync(truth: Truth, revision: int, filters: Filters) -> Place:
+    """Where a watcher is that is told *revision* first, and no RESYNC: nothing was there when it came."""
+    empty = [
+        number
+        for number, epoch in enumerate(truth.epochs)
+        if any(not under(epoch.fold(revision - 1), names) for names in filters)
+    ]
+    return Place(frozenset(empty), revision - 1)
+
+
+def _after_resync(truth: Truth, before: Place | None, entry: PutResync) -> Place:
+    right = set(fitting_epochs(truth, entry))
+    if not right:
+        right = set(range(len(truth.epochs)))  # that is I2's business
+    if before is not None and entry.reason in _LEAPS:
+        # Whoever tells an earlier revision tells of a later life; in the same one it would be an old copy.
+        earliest = min(before.epochs) + (entry.revision < before.revision)
+        right = {number for number in right if number >= earliest}
+    elif before is not None:
+        right &= before.reachable(truth)
+    return Place(frozenset(right), entry.revision)
+
+
+def _after_change(truth: Truth, place: Place, changes: Sequence[Seen], filters: Filters) -> tuple[Place | None, str]:
+    groups = [(revision, list(group)) for revision, group in groupby(changes, key=lambda change: change.revision)]
+    fitting, why = [], ""
+    for number in place.reachable(truth):
+        mismatch = _mismatch(truth, number, place.revision, groups, filters)
+        if mismatch:
+            why = mismatch
+        else:
+            fitting.append(number)
+    if not fitting:
+        return None, why
+    return Place(frozenset(fitting), groups[-1][0]), ""
+
+
+def _mismatch(
+    truth: Truth, number: int, revision: int, groups: Sequence[tuple[int, list[Seen]]], filters: Filters
+) -> str:
+    """Why the truth's commits of epoch *number* after *revision* do not come to *groups*; empty when they do."""
+    epoch = truth.epochs[number]
+    commits = epoch.commits
+    position, count = epoch.position(revision), len(commits)
+    for target, group in groups:
+        while position < count and commits[position].revision < target:
+            if all(wanted(commits[position], names) for names in filters):
+                return f"revision {commits[position].revision} was left out before {target}"
+            position += 1
+        if position == count or commits[position].revision != target:
+            return f"the source has no revision {target} after {revision}"
+        told = [(change.key, change.value if change.op is Op.PUT else None) for change in group]
+        if all(told != wanted(commits[position], names) for names in filters):
+            return f"revision {target}: told {told}, true {wanted(commits[position], filters[0])}"
+        position += 1
+    return ""

@@ -1,0 +1,185 @@
+"""Three etcds as the source of cells, each behind a proxy of its own: members die, freeze, lag, lose the leader."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+
+from datasync.syncbase.status import TransportState
+from tests.faults.sources.etcd import IDLE_LIMIT, MAX_OPS, EtcdFaults
+from tests.faults.sources.source import Misfortune, random_ops
+from tests.support.proxy import TcpProxy
+from tests.support.servers import EtcdCluster, EtcdServer, etcdctl
+
+#: Milliseconds between two heartbeats of the leader, and without one until another is elected. Five elections without
+#: a leader are a watch's end.
+HEARTBEAT, ELECTION = 50, 500
+#: Seconds that a cluster without a quorum may take until the status says so.
+NO_LEADER = 10.0
+
+
+class EtcdClusterSource(EtcdFaults):
+    """The watched store knows all three proxies, the writer all three members."""
+
+    def __init__(self, chance: random.Random) -> None:
+        super().__init__(chance)
+        flags = ("--heartbeat-interval", str(HEARTBEAT), "--election-timeout", str(ELECTION))
+        self._cluster = EtcdCluster(
+            self._program, Path(self._folder.name), "--max-txn-ops", str(MAX_OPS), *flags, network=True
+        ).start()
+        self._servers = self._cluster.members
+        self._proxies = [TcpProxy(("127.0.0.1", server.port)) for server in self._servers]
+        self._open()
+
+    def misfortunes(self) -> dict[str, Misfortune]:
+        connected, leader, follower = self._connected, self._cluster.leader, self._follower
+        return {
+            **super().misfortunes(),
+            "leader-kill9": lambda: self._kill(leader),
+            "follower-kill9": lambda: self._kill(follower),
+            "connected-kill9": lambda: self._kill(connected),
+            "leader-sigstop": lambda: self._freeze(leader),
+            "connected-sigstop": lambda: self._freeze(connected),
+            "connected-cut": self._part_with_connected,
+            "quorum-lost": self._lose_quorum,
+            "quorum-frozen": self._freeze_quorum,
+            "leader-partitioned": lambda: self._partition(leader),
+            "connected-partitioned": lambda: self._partition(connected),
+            "leader-moved": self._move_leader,
+            "lagging-member": self._meet_lagging,
+            "rolling-restart": self._roll,
+            "all-kill9": self._kill_all,
+        }
+
+    def heal(self) -> None:
+        self._cluster.heal()
+        for server in self._servers:
+            if server.running:
+                server.thaw()
+        self._cluster.start()
+        self._cluster.leader()
+        super().heal()
+
+    def close(self) -> None:
+        super().close()
+        self._cluster.stop()
+
+    def _channel(self) -> grpc.Channel:
+        return grpc.insecure_channel(self._servers[0].endpoint, [("grpc.max_receive_message_length", -1)])
+
+    # Who.
+
+    def _connected(self) -> EtcdServer:
+        """The member that the watched store is connected to."""
+        counted = [proxy.connections for proxy in self._proxies]
+        return self._servers[counted.index(max(counted))]
+
+    def _follower(self) -> EtcdServer:
+        leader = self._cluster.leader()
+        return self.chance.choice([server for server in self._servers if server is not leader])
+
+    def _others(self, member: EtcdServer) -> list[EtcdServer]:
+        return [server for server in self._servers if server is not member]
+
+    # What.
+
+    def _kill(self, who: Callable[[], EtcdServer]) -> None:
+        member = who()
+        member.kill()
+        self.faults.healed.wait(self.chance.uniform(0, 2.0))
+        member.start()
+
+    def _freeze(self, who: Callable[[], EtcdServer]) -> None:
+        """Longer than the idle limit, or than an election takes, or less."""
+        member = who()
+        member.freeze()
+        self.faults.healed.wait(self.chance.uniform(0.1, 2.5 * IDLE_LIMIT))
+        member.thaw()
+
+    def _partition(self, who: Callable[[], EtcdServer]) -> None:
+        """It does not hear the others any more, nor they it; its clients still do, and the others go on without it."""
+        self._cluster.cut(who())
+        self.faults.healed.wait(self.chance.uniform(0.2, 6 * ELECTION / 1000))
+        self._cluster.heal()
+
+    def _part_with_connected(self) -> None:
+        """Its proxy alone misbehaves: there are two others."""
+        proxy = self._proxies[self._servers.index(self._connected())]
+        self.chance.choice((proxy.refuse, proxy.black_hole, proxy.freeze))()
+        self.faults.healed.wait(self.chance.uniform(0.1, 2.5 * IDLE_LIMIT))
+        proxy.heal()
+
+    def _lose_quorum(self) -> None:
+        """Both others die; our member has no leader, says so, and the status with it (I14, C18)."""
+        others = self._others(self._connected())
+        for member in others:
+            member.kill()
+        self._expect_down()
+        for member in others:
+            member.start(wait=False)
+        for member in others:
+            member.wait_up()
+
+    def _freeze_quorum(self) -> None:
+        others = self._others(self._connected())
+        for member in others:
+            member.freeze()
+        self._expect_down()
+        for member in others:
+            member.thaw()
+
+    def _expect_down(self) -> None:
+        """Wait until the status says that the source is away, or for a shorter time."""
+        if self.chance.random() < 0.3:
+            self.faults.healed.wait(self.chance.uniform(0, 2.0))
+            return
+        until = time.monotonic() + NO_LEADER
+        while self._plugin.status().state is TransportState.READY and not self.faults.healed.is_set():
+            assert time.monotonic() < until, "without a quorum the source still counts as ready"
+            self.faults.healed.wait(0.02)
+
+    def _move_leader(self) -> None:
+        leader = self._cluster.leader()
+        target = self.chance.choice(self._others(leader))
+        for line in etcdctl(leader.endpoint, "member", "list").splitlines():
+            fields = [field.strip() for field in line.split(",")]
+            if f"http://{target.endpoint}" in fields:
+                leader.ctl("move-leader", fields[0], check=False)  # another election may have come before
+
+    def _meet_lagging(self) -> None:
+        """A follower sleeps while much is written, wakes, and is the only one who can be reached: it must not tell of
+        the past (C2, I4)."""
+        member = self._follower()
+        mine = self._servers.index(member)
+        member.freeze()
+        self.faults.healed.wait(self.chance.uniform(0, 0.5))
+        for _ in range(self.chance.randint(1, 30)):
+            self.write(random_ops(self.chance))
+        for place, proxy in enumerate(self._proxies):
+            if place != mine:
+                proxy.refuse()
+        if self.chance.random() < 0.5:  # and it is asked for a list
+            with self.lock:
+                self._writer.foreign()
+                self._writer.compact()
+        member.thaw()
+        self.faults.healed.wait(self.chance.uniform(0.1, 1.5))
+        self._mend()
+
+    def _roll(self) -> None:
+        """All members are restarted, one after another."""
+        for member in self.chance.sample(self._servers, len(self._servers)):
+            self.chance.choice((member.stop, member.kill))()
+            member.start()
+            if self.faults.healed.wait(self.chance.uniform(0, 0.5)):
+                return
+
+    def _kill_all(self) -> None:
+        for member in self._servers:
+            member.kill()
+        self.faults.healed.wait(self.chance.uniform(0, 0.5))
+        self._cluster.start()

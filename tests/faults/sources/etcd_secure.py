@@ -1,0 +1,134 @@
+"""An etcd with passwords and TLS, as the source of cells: tokens run out, permissions go, certificates change."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import trustme
+
+from datasync.keyval.etcd import EtcdConfig
+from datasync.keyval.etcd import datasync_etcd_pb2 as pb
+from tests.faults.sources.etcd import IDLE_LIMIT, EtcdSource
+from tests.faults.sources.source import Misfortune
+from tests.support.servers import EtcdServer, etcdctl
+
+#: Who reads, and who writes.
+READER, PASSWORD, ROOT = "agent", "agents-password", "root"
+#: What the command line client waits for an answer.
+PATIENCE = "15s"
+#: Seconds that a token lives when it is not used.
+TOKEN = 1
+
+
+class EtcdSecureSource(EtcdSource):
+    """The watched store's user may read the prefix and nothing else. A copy goes back to the same users."""
+
+    _greeting = 3000  # the handshake, with two certificates, and the answer to the password
+
+    def __init__(self, chance: random.Random) -> None:
+        self._authority = trustme.CA()
+        super().__init__(chance)
+
+    def _make_server(self) -> EtcdServer:
+        folder = Path(self._folder.name)
+        self._ca = folder / "authority.pem"
+        self._certificate = (folder / "server.pem", folder / "server.key")
+        self._authority.cert_pem.write_to_path(str(self._ca))
+        self._issue()
+        # As much work for a password as must be, or that is what a cell on a busy machine waits for.
+        flags = (*self._flags(), "--auth-token-ttl", str(TOKEN), "--bcrypt-cost", "4")
+        server = EtcdServer(self._program, folder / "etcd", *flags, certificates=self._certificate).start()
+        self._server = server
+        self._allow()
+        return server
+
+    def misfortunes(self) -> dict[str, Misfortune]:
+        known = super().misfortunes()
+        kept = ("reset", "reset-mid-message", "reset-mid-page", "cut", "black-hole", "rate", "compacted-while-cut")
+        return {
+            **{name: known[name] for name in (*kept, "kill9", "sigstop", "restored", "restored-and-grown")},
+            "token-expired": lambda: self.faults.healed.wait(TOKEN + self.chance.uniform(0.5, 1.0)),
+            "token-expired-while-cut": lambda: self.cut_off(lambda: self.faults.healed.wait(TOKEN + 0.5)),
+            "permission-revoked": self._revoke,
+            "permission-revoked-while-cut": lambda: self.cut_off(self._revoke),
+            "users-changed": self._change_users,
+            "certificate-rotated": self._rotate,
+            "certificate-rotated-while-up": self._issue,
+        }
+
+    def heal(self) -> None:
+        super().heal()
+        self._grant()
+
+    def _patient(self) -> EtcdConfig:
+        return replace(super()._patient(), username=ROOT, password=ROOT, ca_file=str(self._ca))
+
+    def _hasty(self) -> EtcdConfig:
+        return replace(super()._hasty(), username=READER, password=PASSWORD, ca_file=str(self._ca))
+
+    def _channel(self) -> grpc.Channel:
+        credentials = grpc.ssl_channel_credentials(self._ca.read_bytes())
+        return grpc.secure_channel(self._server.endpoint, credentials, [("grpc.max_receive_message_length", -1)])
+
+    def _metadata(self, channel: grpc.Channel) -> Sequence[tuple[str, str]]:
+        authenticate = channel.unary_unary(
+            "/etcdserverpb.Auth/Authenticate",
+            pb.AuthenticateRequest.SerializeToString,
+            pb.AuthenticateResponse.FromString,
+        )
+        answer = authenticate(pb.AuthenticateRequest(name=ROOT, password=ROOT), timeout=10)
+        return (("token", answer.token),)
+
+    def _ctl(self, *command: str, check: bool = True) -> None:
+        said = ("--cacert", str(self._ca), "--user", f"{ROOT}:{ROOT}", "--command-timeout", PATIENCE, *command)
+        etcdctl(f"https://{self._server.endpoint}", *said, check=check)
+
+    def _issue(self) -> None:
+        """A new certificate of the same authority; the server reads it at the next handshake."""
+        leaf = self._authority.issue_cert("127.0.0.1", "localhost")
+        chain, key = self._certificate
+        # Not in place: the server may read just now.
+        for path, pems in ((chain, leaf.cert_chain_pems), (key, [leaf.private_key_pem])):
+            fresh = path.with_suffix(".new")
+            fresh.write_bytes(b"".join(pem.bytes() for pem in pems))
+            fresh.replace(path)
+
+    def _allow(self) -> None:
+        for command in (
+            ("user", "add", f"{ROOT}:{ROOT}"),
+            ("role", "add", ROOT),
+            ("user", "grant-role", ROOT, ROOT),
+            ("user", "add", f"{READER}:{PASSWORD}"),
+            ("role", "add", READER),
+            ("role", "grant-permission", READER, "read", self.prefix, "--prefix"),
+            ("user", "grant-role", READER, READER),
+            ("auth", "enable"),
+        ):
+            etcdctl(f"https://{self._server.endpoint}", "--cacert", str(self._ca), *command, check="add" not in command)
+
+    def _grant(self) -> None:
+        self._ctl("role", "grant-permission", READER, "read", self.prefix, "--prefix")
+
+    def _revoke(self) -> None:
+        """The permission goes, for long enough that it is noticed or not, and comes again."""
+        self._ctl("role", "revoke-permission", READER, self.prefix, "--prefix", check=False)
+        self.faults.healed.wait(self.chance.uniform(0, 2 * IDLE_LIMIT))
+        self._grant()
+
+    def _change_users(self) -> None:
+        """Any change of users makes every token older than the users."""
+        name = f"other-{self.chance.randrange(1 << 30)}"
+        self._ctl("user", "add", f"{name}:{name}", check=False)
+        self.faults.healed.wait(self.chance.uniform(0, 0.3))
+        self._ctl("user", "delete", name, check=False)
+
+    def _rotate(self) -> None:
+        """The server is restarted with another certificate of the same authority."""
+        self._server.kill()
+        self._issue()
+        self.faults.healed.wait(self.chance.uniform(0, 0.3))
+        self._server.start()
