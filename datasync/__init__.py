@@ -1,10 +1,13 @@
-"""datasync keeps a threaded program in step with a key-value store.
+"""Keep a threaded program in sync with a key-value store.
 
-What is exported here is floor 0, the words in which every transport speaks, and the aggregates over many transports.
-The rest is imported from its package: ``datasync.keyval``, ``datasync.kvdbsync``, ``datasync.syncbase``, ...
+This package exports the interfaces that all transports share, the aggregates over several transports, and the two names
+that a first program needs: ``connect`` and ``Plugin``. Everything else is imported from its own package:
+``datasync.keyval``, ``datasync.kvdbsync``, ``datasync.syncbase``, ``datasync.resync``, ``datasync.grpcsync`` and
+``datasync.restsync``.
 """
 
 import logging
+from typing import TYPE_CHECKING
 
 from datasync.aggregator import AggregatedRegistration, KVProtoWatchers, KVProtoWriters
 from datasync.api import (
@@ -65,7 +68,29 @@ from datasync.options import (
     with_ttl,
 )
 
+if TYPE_CHECKING:
+    from datasync.keyval.urls import connect
+    from datasync.kvdbsync.plugin import Plugin
+else:  # loaded on first use, because ``import datasync`` must stay light
+
+    def __getattr__(name):
+        if name == "connect":
+            from datasync.keyval.urls import connect as value
+        elif name == "Plugin":
+            from datasync.kvdbsync.plugin import Plugin as value
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__})
+
+
 __all__ = [
+    # A first program
+    "connect",
+    "Plugin",
     # What a subscriber receives
     "ChangeEvent",
     "ResyncEvent",
@@ -75,7 +100,7 @@ __all__ = [
     "KeyVal",
     "KeyValIterator",
     "Op",
-    # The parts these are made of
+    # The parts of an event
     "CallbackResult",
     "LazyValue",
     "WithChangeType",
@@ -88,7 +113,7 @@ __all__ = [
     "KeyProtoValWriter",
     "KeyProtoValDeleter",
     "WatchRegistration",
-    # Many transports seen as one
+    # Several transports as one
     "KVProtoWatchers",
     "KVProtoWriters",
     "AggregatedRegistration",

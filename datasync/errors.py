@@ -47,7 +47,7 @@ class MissingExtraError(DatasyncError, ImportError):
     """A client library is not installed; the message names the extra that brings it."""
 
     def __init__(self, extra: str, library: str) -> None:
-        super().__init__(f"{library} is not installed: pip install 'datasync[{extra}]'")
+        super().__init__(f"{library} is not installed: pip install 'datasync-kv[{extra}]'")
         self.extra = extra
         self.library = library
 

@@ -84,7 +84,7 @@ def test_a_done_timeout_names_the_silent() -> None:
 
 def test_a_missing_extra_says_how_to_get_it() -> None:
     error = MissingExtraError("etcd", "grpcio")
-    assert "pip install 'datasync[etcd]'" in str(error)
+    assert "pip install 'datasync-kv[etcd]'" in str(error)
     assert error.extra == "etcd"
 
 

@@ -71,3 +71,24 @@ def test_every_exported_name_is_there() -> None:
 
     assert [name for name in datasync.__all__ if not hasattr(datasync, name)] == []
     assert len(set(datasync.__all__)) == len(datasync.__all__)
+
+
+def test_the_root_loads_connect_and_plugin_on_first_use() -> None:
+    # given the root package alone / then neither the stores nor the transport over them are loaded
+    program = """
+import sys, datasync
+heavy = {"datasync.keyval.urls", "datasync.kvdbsync.plugin"}
+assert not heavy & set(sys.modules)
+assert {"connect", "Plugin"} <= set(dir(datasync))
+assert not heavy & set(sys.modules)
+from datasync import Plugin, connect
+import datasync.keyval, datasync.kvdbsync
+assert connect is datasync.keyval.connect and Plugin is datasync.kvdbsync.Plugin
+assert vars(datasync)["connect"] is connect
+try:
+    datasync.conect
+except AttributeError as error:
+    print(error)
+"""
+    # when they are asked for / then they are the ones of their packages, and a misspelt name is an error as usual
+    assert python(program) == "module 'datasync' has no attribute 'conect'"

@@ -144,7 +144,7 @@ def _print_version() -> None:
     from importlib.metadata import version as installed
 
     try:
-        click.echo(installed("datasync"))
+        click.echo(installed("datasync-kv"))
     except PackageNotFoundError:
         click.echo("unknown: datasync runs from its sources and is not installed")
 

@@ -2,7 +2,7 @@
 
 The wire is cn-infra's ``msg.DataMsgService``.
 
-Needs the extra ``grpc``: ``pip install 'datasync[grpc]'``.
+Needs the extra ``grpc``: ``pip install 'datasync-kv[grpc]'``.
 """
 
 from datasync.errors import MissingExtraError

@@ -129,7 +129,7 @@ def test_a_missing_library_names_the_extra(library: str, tmp_path: Path) -> None
     done = run("-m", "datasync", "demo", extra={"PYTHONPATH": f"{tmp_path}:{environment()['PYTHONPATH']}"})
     # then one line says what to install
     assert done.returncode == 2
-    assert done.stderr == f"datasync: {library} is not installed: pip install 'datasync[cli]'\n"
+    assert done.stderr == f"datasync: {library} is not installed: pip install 'datasync-kv[cli]'\n"
 
 
 def test_the_library_itself_needs_neither() -> None:

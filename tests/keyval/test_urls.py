@@ -73,7 +73,7 @@ def test_c16_a_missing_client_library_names_its_extra(monkeypatch: pytest.Monkey
     # given a driver whose library is not installed
     monkeypatch.setitem(urls.DRIVERS, "odd", Driver("tests.keyval.odd_driver:OddStore", "odd"))
     monkeypatch.setitem(sys.modules, "tests.keyval.odd_driver", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'datasync\[odd\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'datasync-kv\[odd\]'"):
         connect("odd://")
 
 

@@ -1,6 +1,6 @@
 """etcd v3 as a store: ``datasync.keyval.connect("etcd://host:2379")``, or ``EtcdStore`` and ``EtcdConfig`` by hand.
 
-Needs the extra ``etcd``: ``pip install 'datasync[etcd]'``.
+Needs the extra ``etcd``: ``pip install 'datasync-kv[etcd]'``.
 """
 
 from datasync.errors import MissingExtraError
