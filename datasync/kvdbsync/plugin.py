@@ -20,8 +20,7 @@ from datasync.keyval.kvproto import ProtoWrapper
 from datasync.keyval.reader import StoreReader
 from datasync.keyval.types import ROOT
 from datasync.options import DelOption, PutOption
-from datasync.resync.api import Registration as ResyncRegistration
-from datasync.resync.api import StatusEvent
+from datasync.resync.api import ResyncRegistration, StatusEvent
 from datasync.resync.orchestrator import Plugin as Orchestrator
 from datasync.runtime.closing import Closable
 from datasync.runtime.threads import ForkGuard

@@ -282,7 +282,7 @@ class Registry(Closable):
             self._health.heard()
             self._replace_locked(cast("dict[str, StateEntry]", entries), revision, reason, None, None)
             subscriptions = list(self._router.subscriptions.values())
-        self._health.settle()
+        self._health.release()
         log.info("%s: read %s at revision %d (%s)", self.name, counted(len(entries), "key"), revision, reason.value)
         deliver(self._core, subscriptions)
 
@@ -389,7 +389,7 @@ class Registry(Closable):
             self._health.closed = True
             for subscription in list(self._router.subscriptions.values()):
                 self._router.close_locked(subscription)
-        self._health.settle()
+        self._health.release()
         self._core.run_deferred()
         self._core.timers.close()
 

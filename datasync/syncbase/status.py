@@ -74,7 +74,7 @@ class TransportStatus:
 
 
 class SourceHealth:
-    """The condition of a registry's source. Threads: the registry's lock, except for ``settle`` and ``wait``.
+    """The condition of a registry's source. Threads: the registry's lock, except for ``release`` and ``wait``.
 
     Args:
       ready: True when there is no source to wait for.
@@ -91,9 +91,9 @@ class SourceHealth:
         #: RESYNCs of subscriptions that were closed, by reason.
         self.resyncs: Counter[ResyncReason] = Counter()
         self._now = now
-        self._settled = threading.Event()
+        self._released = threading.Event()
         if ready:
-            self._settled.set()
+            self._released.set()
         self._last_heard: float | None = None
         self._lost = False
         self._reconnects = 0
@@ -119,13 +119,13 @@ class SourceHealth:
         self._lost = True
         self.last_error = error
 
-    def settle(self) -> None:
+    def release(self) -> None:
         """Release every ``wait``: the source was read, or the registry was closed."""
-        self._settled.set()
+        self._released.set()
 
     def wait(self, timeout: float) -> None:
-        """Wait for ``settle``, up to *timeout* seconds."""
-        self._settled.wait(timeout)
+        """Wait for ``release``, up to *timeout* seconds."""
+        self._released.wait(timeout)
 
     def status(self, name: str, revision: int, subscriptions: Mapping[str, SubscriptionStatus]) -> TransportStatus:
         """Return the status of the transport *name* with its *subscriptions*."""
