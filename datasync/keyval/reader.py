@@ -20,17 +20,14 @@ from datasync.keyval.driver import StoreDriver, Stream
 from datasync.keyval.types import Capability, RewoundError
 from datasync.runtime.backoff import AFTER_BREAK, Backoff
 from datasync.runtime.threads import Worker
+from datasync.runtime.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 log = logging.getLogger(__name__)
 
-#: Seconds before the next attempt after a break: the first pause, and the longest, with full jitter.
-RETRY_BACKOFF = (0.1, 30.0)
 #: Errors in a row that a store answered with (what was asked for is gone) after which only the first pause is taken.
 PROMPT = 2
 #: Seconds that a stream without a commit must last to count as a success.
 GOOD_STREAM = 1.0
-#: Seconds after its first word in which a resumed stream must have repeated the last commit that was seen.
-ANCHOR_PATIENCE = 1.0
 #: Pairs between two looks at the stop flag while listing.
 LOOK_UP_EVERY = 1000
 
@@ -44,14 +41,16 @@ class StoreReader:
     Threads: ``start`` and ``close`` from any; the sink is called from the reader's own thread only.
     """
 
-    def __init__(self, store: StoreDriver, prefix: str, sink: ReaderSink) -> None:
+    def __init__(self, store: StoreDriver, prefix: str, sink: ReaderSink, *, timeouts: Timeouts | None = None) -> None:
         self._store = store
         self._prefix = prefix
         self._sink = sink
         self._has_history = Capability.HISTORY in store.capabilities
         self._worker = Worker(f"keyval-reader-{store.name}", self._run, wake=self._cancel_stream)
-        self._backoff = Backoff(*RETRY_BACKOFF, after_break=AFTER_BREAK)
-        self._prompt = Backoff(RETRY_BACKOFF[0], RETRY_BACKOFF[0])
+        self._timeouts = timeouts or DEFAULT_TIMEOUTS
+        first, most = self._timeouts.retry_backoff
+        self._backoff = Backoff(first, most, after_break=AFTER_BREAK)
+        self._prompt = Backoff(first, first)
         self._due: ResyncReason | None = ResyncReason.INITIAL  # why a listing is due; None: resume
         self._revision = 0
         self._anchor: Commit | None = None
@@ -124,7 +123,7 @@ class StoreReader:
                 if self._worker.stopping.is_set():
                     return
                 spoken = spoken or time.monotonic()
-                if expected is not None and time.monotonic() - spoken > ANCHOR_PATIENCE:
+                if expected is not None and time.monotonic() - spoken > self._timeouts.anchor_patience:
                     self._look_for(expected, batch)
                 if batch is None:
                     continue

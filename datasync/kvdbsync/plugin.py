@@ -20,11 +20,11 @@ from datasync.keyval.kvproto import ProtoWrapper
 from datasync.keyval.reader import StoreReader
 from datasync.keyval.types import ROOT
 from datasync.options import DelOption, PutOption
-from datasync.resync.api import Registration as ResyncRegistration
-from datasync.resync.api import StatusEvent
+from datasync.resync.api import ResyncRegistration, StatusEvent
 from datasync.resync.orchestrator import Plugin as Orchestrator
 from datasync.runtime.closing import Closable
 from datasync.runtime.threads import ForkGuard
+from datasync.runtime.timeouts import Timeouts
 from datasync.serializer import Serializer, SerializerJSON, check_serializer
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
@@ -48,6 +48,7 @@ class Plugin:
       name: What the source is called, in ``datasync.current_source`` and in the log; unless told the store's name, with
         ``#`` and *prefix* where there is one. Two plugins on one store are told apart by it.
       allow_delayed_start: Start although the store cannot be reached, and begin when it can.
+      timeouts: Durations of the reader and the registry that differ from the defaults.
 
     Threads: any.
     Source: Go ``kvdbsync.Plugin``.
@@ -62,6 +63,7 @@ class Plugin:
         *,
         name: str | None = None,
         allow_delayed_start: bool = False,
+        timeouts: Timeouts | None = None,
     ) -> None:
         if not isinstance(kv, Store):
             raise InvalidArgumentError(f"kv must be a store from keyval.connect(), not {type(kv).__name__}")
@@ -74,10 +76,13 @@ class Plugin:
         self._kv = kv
         self._prefix = prefix
         self._resync = resync
+        self._timeouts = timeouts
         self._allow_delayed_start = allow_delayed_start
         self._guard = ForkGuard(f"the plugin of {kv.name}")
         #: The mirror: ``registry.get(key)`` and ``registry.items(prefix)`` read it without the network.
-        self.registry = Registry(name or _source_name(kv, prefix), serializer=serializer, sourced=True)
+        self.registry = Registry(
+            name or _source_name(kv, prefix), serializer=serializer, sourced=True, timeouts=timeouts
+        )
         self._broker = ProtoWrapper(kv, serializer).new_broker(prefix)
         self._lock = threading.Lock()  # guards the three below: one thread starts it, and not after close
         self._places: set[ResyncRegistration] = set()
@@ -107,7 +112,7 @@ class Plugin:
             if self._closed:
                 raise ClosedError(f"the plugin of {self._kv.name} is closed")
             if self._reader is None:
-                reader = StoreReader(self._kv, self._prefix, self.registry)
+                reader = StoreReader(self._kv, self._prefix, self.registry, timeouts=self._timeouts)
                 reader.start()
                 self._reader = reader
 

@@ -24,7 +24,7 @@ from datasync.events import Op
 from datasync.restsync.keys import check_path_key
 from datasync.restsync.problems import Problem
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto
-from datasync.syncbase.change import ChangeBytes, ChangeResp, KeyVal, KeyValBytes, StoredKeyVal
+from datasync.syncbase.change import ChangeBytes, ChangeResp, KeyVal, KeyValBytes, StateKeyVal
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -218,7 +218,7 @@ def value_of_item(item: Mapping[str, Any], content_type: str) -> bytes:
         raise ValueError("no base64") from error
 
 
-def content_of(pair: StoredKeyVal) -> tuple[bytes, str]:
+def content_of(pair: StateKeyVal) -> tuple[bytes, str]:
     """The bytes under a key, and their content type.
 
     Raises:
@@ -235,7 +235,7 @@ def content_of_payload(key: str, value: object) -> tuple[bytes, str]:
         return value.data or b"", CONTENT_PROTO if isinstance(value.serializer, SerializerProto) else CONTENT_JSON
     if isinstance(value, bytes):
         return value, CONTENT_JSON
-    if isinstance(value, (ChangeResp, StoredKeyVal)):  # out of an event of another source
+    if isinstance(value, (ChangeResp, StateKeyVal)):  # out of an event of another source
         if isinstance(value.value, bytes):
             return value.value, CONTENT_PROTO if isinstance(value.serializer, SerializerProto) else CONTENT_JSON
         return content_of_payload(key, value.value)

@@ -1,6 +1,13 @@
-"""Asks everybody, in the order of registration, to start over from the full state."""
+"""Makes all registrations start over from the full state, in their order."""
 
-from datasync.resync.api import Registration, ResyncOutcome, ResyncReport, ResyncResult, ResyncStatus, StatusEvent
+from datasync.resync.api import (
+    ResyncOutcome,
+    ResyncRegistration,
+    ResyncReport,
+    ResyncResult,
+    ResyncStatus,
+    StatusEvent,
+)
 from datasync.resync.orchestrator import RESYNC_ACCEPT_TIMEOUT, RESYNC_ACK_TIMEOUT, Plugin
 
 __all__ = [
@@ -8,11 +15,11 @@ __all__ = [
     "Plugin",
     "RESYNC_ACCEPT_TIMEOUT",
     "RESYNC_ACK_TIMEOUT",
-    # What takes part gets
-    "Registration",
+    # For the registrations
+    "ResyncRegistration",
     "StatusEvent",
     "ResyncStatus",
-    # What the one who asks gets
+    # For the caller of do_resync()
     "ResyncReport",
     "ResyncResult",
     "ResyncOutcome",

@@ -1,4 +1,4 @@
-"""What a resync looks like to those who take part in it, and to the one who asks for it.
+"""The interfaces and results of a resync: for its registrations, and for the caller that starts it.
 
 Source: cn-infra ``datasync/resync/plugin_api_resync.go``; contract C14.
 """
@@ -12,16 +12,16 @@ from typing import Any, Protocol
 
 
 class ResyncStatus(str, Enum):
-    """What a :class:`StatusEvent` says."""
+    """The content of a :class:`StatusEvent`."""
 
     #: Start over from the full state, then ``ack``.
     STARTED = "Started"
-    #: The registration is closed; no event follows and nobody waits for an ``ack``.
+    #: The registration is closed; no event follows and no ``ack`` is expected.
     STOPPED = "Stopped"
 
 
 class StatusEvent(Protocol):
-    """Tells a registration what to do."""
+    """An instruction to a registration."""
 
     @property
     def resync_name(self) -> str:
@@ -30,29 +30,29 @@ class StatusEvent(Protocol):
 
     @property
     def status(self) -> ResyncStatus:
-        """Whether a resync started, or the registration has ended."""
+        """``STARTED`` for a resync, ``STOPPED`` after the registration was closed."""
         ...
 
     def ack(self, error: BaseException | None = None) -> bool:
-        """Answer: None when the full state was applied. Never blocks. Threads: any.
+        """Acknowledge the event: None when the full state was applied. Never blocks. Threads: any.
 
         Returns:
-          True for the call that counted; False for a second one, or when nobody waits any more.
+          True for the call that counted; False for a second one, or when the acknowledgement is no longer expected.
         """
         ...
 
 
-class Registration(Protocol):
+class ResyncRegistration(Protocol):
     """A place in the order of resyncs."""
 
     @property
     def resync_name(self) -> str:
-        """The name it was registered with; others may have the same."""
+        """The name given to ``register``; several registrations may have the same."""
         ...
 
     @property
     def status_queue(self) -> Queue[Any]:
-        """Receives the :class:`StatusEvent` objects; taking one out of it accepts it. Unused with a handler."""
+        """Receives the :class:`StatusEvent` objects; taking one from it accepts it. Unused with a handler."""
         ...
 
     def close(self) -> None:
@@ -61,21 +61,21 @@ class Registration(Protocol):
 
 
 class ResyncOutcome(str, Enum):
-    """How one registration's part of a resync ended."""
+    """The end of one registration's part of a resync."""
 
     #: It acknowledged.
     APPLIED = "applied"
-    #: It answered with an error, its handler raised, or it was closed meanwhile.
+    #: It acknowledged with an error, its handler raised, or it was closed meanwhile.
     FAILED = "failed"
-    #: It accepted the event and did not answer in time. A late answer changes nothing.
+    #: It accepted the event and did not acknowledge it in time. A late acknowledgement changes nothing.
     TIMED_OUT = "timed out"
-    #: It did not take the event in time; the event was taken back.
+    #: It did not accept the event in time; the event was withdrawn.
     NOT_ACCEPTED = "not accepted"
 
 
 @dataclass(frozen=True, slots=True)
 class ResyncResult:
-    """One registration's part of a resync. *error* is there when it failed."""
+    """One registration's part of a resync. *error* is set when it failed."""
 
     resync_name: str
     outcome: ResyncOutcome
@@ -85,7 +85,7 @@ class ResyncResult:
 
 @dataclass(frozen=True, slots=True)
 class ResyncReport:
-    """What became of a resync, registration by registration, in their order."""
+    """The result of a resync, one entry per registration, in their order."""
 
     results: tuple[ResyncResult, ...] = ()
 
@@ -101,4 +101,4 @@ class ResyncReport:
 
     def __str__(self) -> str:
         lines = (f"{result.resync_name}: {result.outcome.value} ({result.seconds:.1f} s)" for result in self.results)
-        return ", ".join(lines) or "nobody is registered"
+        return ", ".join(lines) or "no registrations"

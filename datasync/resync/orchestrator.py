@@ -1,4 +1,4 @@
-"""The orchestrator: goes through the registrations, one resync at a time, and reports.
+"""The orchestrator: runs one resync at a time over the registrations, and reports the results.
 
 Source: cn-infra ``datasync/resync/plugin_impl_resync.go``; contract C14.
 """
@@ -11,28 +11,29 @@ import threading
 import time
 
 from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError
-from datasync.resync.api import Registration, ResyncReport, ResyncResult
+from datasync.resync.api import ResyncRegistration, ResyncReport, ResyncResult
 from datasync.resync.registration import Handler, QueueRegistration
 from datasync.runtime.closing import Closable
 from datasync.runtime.threads import ForkGuard
+from datasync.runtime.wording import counted
 from datasync.serializer import check_key
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a registration has to take the event from its queue; read at each resync.
+#: Seconds within which a registration must take the event from its queue; read at each resync.
 RESYNC_ACCEPT_TIMEOUT = 1.0
-#: Seconds that it has to answer after that; read at each resync.
+#: Seconds within which it must acknowledge the event after that; read at each resync.
 RESYNC_ACK_TIMEOUT = 10.0
 
 
 class Plugin(Closable):
-    """Asks every registration, in order, to start over from the full state. Starts no thread.
+    """Makes every registration start over from the full state, in order. Starts no thread.
 
     Args:
       accept_timeout: Seconds instead of ``RESYNC_ACCEPT_TIMEOUT``.
       ack_timeout: Seconds instead of ``RESYNC_ACK_TIMEOUT``.
 
-    Threads: any; resyncs asked for at the same time run one after the other.
+    Threads: any; concurrent resyncs run one after the other.
     Source: Go ``resync.Plugin``; contract C14.
     """
 
@@ -49,21 +50,21 @@ class Plugin(Closable):
 
     @property
     def runs(self) -> int:
-        """How many resyncs were begun."""
+        """The number of resyncs that were started."""
         with self._lock:
             return self._runs
 
     @property
     def late_acks(self) -> int:
-        """How many answers came too late to count."""
+        """The number of acknowledgements that came too late to count."""
         with self._lock:
             return self._late
 
-    def register(self, resync_name: str, handler: Handler | None = None) -> Registration:
-        """Take a place at the end of the order. Several registrations may share a name.
+    def register(self, resync_name: str, handler: Handler | None = None) -> ResyncRegistration:
+        """Register at the end of the order. Several registrations may share a name.
 
         Args:
-          resync_name: Stands in the report.
+          resync_name: Name of the registration in the report.
           handler: Called with the ``StatusEvent`` by the thread that runs ``do_resync``, instead of a queue. It must
             not block; it may ``ack`` later, from any thread.
 
@@ -75,19 +76,19 @@ class Plugin(Closable):
         registration = QueueRegistration(resync_name, handler, self._forget, self._count_late)
         with self._lock:
             if self._closed:
-                raise ClosedError(f"{resync_name} cannot register: the resync orchestrator is closed")
+                raise ClosedError(f"{resync_name!r} cannot be registered: the resync orchestrator is closed")
             self._registrations.append(registration)
         return registration
 
     def do_resync(self) -> ResyncReport:
-        """Have every registration start over, one after the other, and tell how each ended.
+        """Make every registration start over, one after the other, and report how each ended.
 
-        Those that join while it runs wait for the next one. A registration that fails or is silent does not keep
-        the others from their turn.
+        A registration that joins during a resync takes part in the next one. One that fails or does not respond does
+        not stop the others.
 
         Raises:
-          ClosedError: The orchestrator is closed, or was closed while this waited.
-          DatasyncError: Called from a handler of the resync that is running.
+          ClosedError: The orchestrator is closed, or was closed during the call.
+          DatasyncError: The caller is a handler of the resync that is running.
         """
         self._guard.check()
         started = time.monotonic()
@@ -102,11 +103,17 @@ class Plugin(Closable):
             self._end_turn()
         report = ResyncReport(tuple(results))
         level = logging.INFO if report.ok else logging.WARNING
-        log.log(level, "resync of %d in %.1f s: %s", len(results), time.monotonic() - started, report)
+        log.log(
+            level,
+            "resync of %s in %.1f s: %s",
+            counted(len(results), "registration"),
+            time.monotonic() - started,
+            report,
+        )
         return report
 
     def close(self) -> None:
-        """Close every registration and end the resync that is running. May be called twice."""
+        """Close every registration and end a running resync. May be called twice."""
         if self._guard.forked:
             return
         with self._lock:
@@ -127,10 +134,10 @@ class Plugin(Closable):
         return result
 
     def _take_turn(self) -> list[QueueRegistration]:
-        """Wait until nobody else runs. A flag and not a lock, so that close() can end the wait."""
+        """Wait for the end of a resync in another thread. A flag, not a lock, so that close() can end the wait."""
         with self._lock:
             if self._runner == threading.get_ident():
-                raise DatasyncError("do_resync() was called from a handler of the resync that is running")
+                raise DatasyncError("do_resync() was called by a handler of the resync that is running")
             while self._runner is not None and not self._closed:
                 self._lock.wait()
             if self._closed:
@@ -142,7 +149,7 @@ class Plugin(Closable):
     def _end_turn(self) -> None:
         with self._lock:
             self._runner = None
-            self._lock.notify_all()  # one that was woken may be gone, by ^C
+            self._lock.notify_all()  # all: ^C may have ended the wait of the one that notify() would pick
 
     def _forget(self, registration: QueueRegistration) -> None:
         with self._lock:

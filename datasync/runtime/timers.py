@@ -1,8 +1,7 @@
-"""The one delivery worker of a registry: it comes back to what had to wait.
+"""Callbacks at monotonic times, from one worker thread that starts with the first timer.
 
-Everything that can be put at once is put by the thread that feeds the registry or answers an event. A full queue, a
-backoff and an unanswered event need somebody to look again later; that is the whole business of this thread. It is
-started by the first alarm and sleeps until the next one is due.
+A registry puts an event at once, in the thread that feeds it or acknowledges an event. Only a full queue, a backoff and
+an unacknowledged event need a later attempt, and that attempt is all this thread does.
 
 Source: contract C1, C8, C9, C10.
 """
@@ -13,81 +12,86 @@ import heapq
 import itertools
 import logging
 import threading
-import time
 from collections.abc import Callable
 
+from datasync.runtime.clock import SYSTEM_CLOCK, Clock
 from datasync.runtime.threads import Worker
 
 log = logging.getLogger(__name__)
 
 
-class Alarm:
-    """A time and what to call then; ``ring`` is None when it was called or taken back."""
+class Timer:
+    """A time and its callback; ``callback`` is None once it was called or cancelled."""
 
-    __slots__ = ("_order", "at", "ring")
+    __slots__ = ("_order", "at", "callback")
 
-    def __init__(self, at: float, order: int, ring: Callable[[], None]) -> None:
+    def __init__(self, at: float, order: int, callback: Callable[[], None]) -> None:
         self.at = at
-        self.ring: Callable[[], None] | None = ring
+        self.callback: Callable[[], None] | None = callback
         self._order = order
 
-    def __lt__(self, other: Alarm) -> bool:
+    def __lt__(self, other: Timer) -> bool:
         return (self.at, self._order) < (other.at, other._order)
 
 
-class Alarms:
-    """Calls back at monotonic times, from one worker thread.
+class Timers:
+    """The timers of *subject*, which the thread is named after.
 
-    Threads: any. ``set`` may be called under the caller's lock, which the callbacks take.
+    Threads: any. ``set`` may be called under a lock that the callbacks take.
     """
 
-    def __init__(self, subject: str) -> None:
+    def __init__(self, subject: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self._subject = subject
+        self._clock = clock
         self._lock = threading.Lock()  # guards all below
-        self._heap: list[Alarm] = []
+        self._heap: list[Timer] = []
         self._cancelled = 0  # of those in the heap
         self._order = itertools.count()
         self._worker: Worker | None = None
         self._closed = False
         self._wake = threading.Event()
 
-    def set(self, at: float, ring: Callable[[], None]) -> Alarm:
-        """Call *ring* at *at*, unless the alarm is cancelled before."""
-        alarm = Alarm(at, next(self._order), ring)
+    def __len__(self) -> int:
+        """Return the number of timers that are kept, which may include a few cancelled ones."""
+        return len(self._heap)
+
+    def set(self, at: float, callback: Callable[[], None]) -> Timer:
+        """Call *callback* at the time *at* unless the timer is cancelled first."""
+        timer = Timer(at, next(self._order), callback)
         with self._lock:
             if self._closed:
-                return alarm
-            heapq.heappush(self._heap, alarm)
-            first = self._heap[0] is alarm
+                return timer
+            heapq.heappush(self._heap, timer)
+            first = self._heap[0] is timer
             if self._worker is None:
                 self._start_locked()
         if first:
             self._wake.set()
-        return alarm
+        return timer
 
     def _start_locked(self) -> None:
         worker = Worker(f"syncbase-delivery-{self._subject}", self._run, wake=self._wake.set)
         try:
             worker.start()
-        except RuntimeError:  # no thread to be had, as at the interpreter's end: what need not wait goes on
-            return  # the next alarm tries again
+        except RuntimeError:  # the interpreter starts no more threads, as at its end: what need not wait goes on
+            return  # the next timer tries again
         self._worker = worker
 
-    def cancel(self, alarm: Alarm) -> None:
-        """Take *alarm* back and let go of its callback; one that has rung is ignored."""
+    def cancel(self, timer: Timer) -> None:
+        """Cancel *timer* and release its callback; without effect once it was called."""
         with self._lock:
-            if alarm.ring is None:
+            if timer.callback is None:
                 return
-            alarm.ring = None
+            timer.callback = None
             self._cancelled += 1
-            # Now and then all of them at once: a heap gives nothing back from its middle.
+            # A heap cannot drop an item from its middle: rebuild it when more than half of it is cancelled.
             if self._cancelled > len(self._heap) // 2:
-                self._heap = [one for one in self._heap if one.ring is not None]
+                self._heap = [one for one in self._heap if one.callback is not None]
                 heapq.heapify(self._heap)
                 self._cancelled = 0
 
     def close(self) -> None:
-        """Forget all alarms and end the worker; may be called twice and from an alarm."""
+        """Drop all timers and end the worker. May be called twice, and from a callback."""
         with self._lock:
             self._closed = True
             self._heap.clear()
@@ -98,27 +102,28 @@ class Alarms:
 
     def _run(self, worker: Worker) -> None:
         while True:
-            self._wake.clear()  # before the look at the flag: close() sets the flag and then wakes
+            self._wake.clear()  # before the flag is read: close() sets the flag and then wakes
             if worker.stopping.is_set():
                 return
-            delay, due = self._due()
-            for ring in due:
+            following, due = self._due()
+            for callback in due:
                 try:
-                    ring()
+                    callback()
                 except Exception:
-                    log.exception("an alarm of %s failed", self._subject)
+                    log.exception("a timer of %s failed", self._subject)
             if not due:
-                self._wake.wait(delay)
+                self._clock.wait(self._wake, following)
 
     def _due(self) -> tuple[float | None, list[Callable[[], None]]]:
-        now = time.monotonic()
+        """Return the time of the next timer, and the callbacks that are due."""
+        now = self._clock.monotonic()
         due = []
         with self._lock:
             while self._heap and self._heap[0].at <= now:
-                alarm = heapq.heappop(self._heap)
-                ring, alarm.ring = alarm.ring, None
-                if ring is None:
+                timer = heapq.heappop(self._heap)
+                callback, timer.callback = timer.callback, None
+                if callback is None:
                     self._cancelled -= 1
                 else:
-                    due.append(ring)
-            return (self._heap[0].at - now if self._heap else None), due
+                    due.append(callback)
+            return (self._heap[0].at if self._heap else None), due

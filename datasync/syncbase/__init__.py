@@ -1,8 +1,12 @@
 """The core that every transport is built on: one registry per source, one stream per subscriber."""
 
-# Changes and values
+from datasync.runtime.timeouts import ABANDON_TIMEOUT, Timeouts
+
 # The hub
 from datasync.syncbase.adapter import Adapter
+from datasync.syncbase.backlog import MAX_BATCH, MAX_PENDING
+
+# Changes and values
 from datasync.syncbase.change import Change, ChangeBytes, ChangeResp, KeyVal, KeyValBytes
 
 # Answers
@@ -12,7 +16,6 @@ from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT, Registry
 from datasync.syncbase.state import PrevRevisions
 from datasync.syncbase.status import SubscriptionState, SubscriptionStatus, TransportState, TransportStatus
-from datasync.syncbase.subscription import ABANDON_TIMEOUT, MAX_BATCH, MAX_PENDING
 
 __all__ = [
     # Changes and values
@@ -33,6 +36,7 @@ __all__ = [
     "Registry",
     "SubscriptionState",
     "SubscriptionStatus",
+    "Timeouts",
     "TransportState",
     "TransportStatus",
     # Answers

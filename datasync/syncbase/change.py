@@ -145,7 +145,7 @@ class ChangeBytes(KeyValBytes):
         return self._op
 
 
-class StoredKeyVal(NamedTuple):
+class StateKeyVal(NamedTuple):
     """A pair as the registry knows it: the immutable item of a RESYNC and of the registry's cache.
 
     ``value`` is the original object where the change was made in this process, so that what a caller attached to it
@@ -209,8 +209,8 @@ class ChangeResp(NamedTuple):
 
 
 # Made of a tuple of their fields, in a third of the time that a call of the class takes.
-new_stored_key_val: Callable[[tuple[str, int, Payload, Serializer]], StoredKeyVal]
-new_stored_key_val = partial(tuple.__new__, StoredKeyVal)
+new_state_key_val: Callable[[tuple[str, int, Payload, Serializer]], StateKeyVal]
+new_state_key_val = partial(tuple.__new__, StateKeyVal)
 new_change_resp: Callable[[tuple[str, Op, int, Payload | None, tuple[int, Payload] | None, Serializer]], ChangeResp]
 new_change_resp = partial(tuple.__new__, ChangeResp)
 

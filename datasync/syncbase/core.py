@@ -1,4 +1,4 @@
-"""What the parts of a registry hold in common, and the two kinds of things that wait in a subscription.
+"""The parts that a registry shares with its subscriptions, and the two kinds of things that wait in a subscription.
 
 Source: contract C1, C4, C9.
 """
@@ -12,57 +12,67 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from datasync.errors import ClosedError
 from datasync.events import ResyncReason
 from datasync.runtime.threads import ForkGuard, in_main_thread
-from datasync.runtime.timers import Alarms
+from datasync.runtime.timeouts import Timeouts
+from datasync.runtime.timers import Timers
 from datasync.syncbase.change import ChangeResp
 from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.state import PrevRevisions
+from datasync.syncbase.status import SourceHealth
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Shared:
-    """What a registry and its subscriptions have in common."""
+class RegistryCore:
+    """The state that a registry and its subscriptions share."""
 
     #: Name of the source: ``datasync.current_source`` inside an event's context.
     source: str
-    #: The source's state: previous values, revisions.
-    revisions: PrevRevisions
-    #: True when failed events are followed by a RESYNC, because no caller waits for their answer.
+    #: The last known state: previous values, revisions.
+    state: PrevRevisions
+    #: True when a failed event is followed by a RESYNC, because no caller waits for its acknowledgement.
     sourced: bool
-    #: False until the source was read for the first time.
-    ready: bool
+    health: SourceHealth
     guard: ForkGuard
-    alarms: Alarms
+    timers: Timers
+    timeouts: Timeouts
+    #: The clock's ``monotonic``, looked up once.
+    now: Callable[[], float]
     #: The context of changes that no caller made.
-    context: contextvars.Context
-    #: The registry's one lock: guards the state, the prefixes, and every field of every subscription.
+    context: contextvars.Context = field(default_factory=contextvars.Context)
+    #: The one lock of the registry: guards the state, the prefixes, and every field of every subscription.
     lock: threading.Lock = field(default_factory=threading.Lock)
-    #: What was decided under the lock and runs users' code: the completion of futures, lines for the log.
-    later: deque[Callable[[], None]] = field(default_factory=deque)
+    #: Decided under the lock, to be run without it because user code runs inside: completions of futures, log lines.
+    deferred: deque[Callable[[], None]] = field(default_factory=deque)
 
-    def complete(self) -> None:
-        """Do what was left for later. Called without the lock: users' callbacks and log handlers run in here."""
-        while self.later:
+    def check_open(self) -> None:
+        """Raise ``ClosedError`` after ``close``. Called under the lock."""
+        if self.health.closed:
+            raise ClosedError(f"the registry {self.source!r} is closed")
+
+    def run_deferred(self) -> None:
+        """Run what was deferred. Called without the lock: users' callbacks and log handlers run in here."""
+        while self.deferred:
             try:
-                act = self.later.popleft()
+                act = self.deferred.popleft()
             except IndexError:  # another thread took the last one
                 return
             try:
                 act()
-            except BaseException:  # an Exception of a callback is logged by the future; this is sys.exit() or ^C
+            except BaseException:  # the future logs an Exception of a callback; this is sys.exit() or ^C
                 if in_main_thread():
                     raise
                 log.exception("%s: a callback tried to end a thread that is not its own", self.source)
 
 
 @dataclass(slots=True)
-class Pending:
-    """A transaction that waits to be delivered, and the caller that waits for its answer.
+class PendingTransaction:
+    """A transaction that waits for delivery, and the caller that waits for its acknowledgement.
 
-    It never changes: all subscriptions that get the same share it.
+    Immutable: all subscriptions that receive the same changes share one object.
     """
 
     changes: Sequence[ChangeResp]
@@ -71,8 +81,8 @@ class Pending:
 
 
 @dataclass(slots=True)
-class ResyncWish:
-    """A RESYNC that is due. ``held`` until the orchestrator asks, ``not_before`` a monotonic time."""
+class PendingResync:
+    """A RESYNC that is due. ``held`` until the orchestrator asks for it; ``not_before`` is a monotonic time."""
 
     reason: ResyncReason
     held: bool = False

@@ -1,113 +1,164 @@
 """The events on a subscriber's queue.
 
-Source: cn-infra ``datasync/syncbase/events.go``; contract section 2, C7 and C9.
+Source: cn-infra ``datasync/syncbase/events.go``; contract C7, C9.
 """
 
 from __future__ import annotations
 
 import contextvars
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from queue import Queue
+from typing import Any, Protocol
 
 from datasync.context import with_source
 from datasync.events import KeyVal, ResyncReason
+from datasync.runtime.wording import counted
 from datasync.serializer import Serializer
-from datasync.syncbase.change import ChangeResp, StoredKeyVal, new_stored_key_val
-from datasync.syncbase.core import Pending, ResyncWish
+from datasync.syncbase.change import ChangeResp, StateKeyVal, new_state_key_val
+from datasync.syncbase.core import PendingResync, PendingTransaction
+from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.kv_iterator import KVIterator
-from datasync.syncbase.missed_deletes import Losses
+from datasync.syncbase.missed_deletes import MissedDeletes
 from datasync.syncbase.prefixes import PrefixTable
-from datasync.syncbase.state import Entry
-
-if TYPE_CHECKING:
-    from datasync.syncbase.subscription import Subscription
+from datasync.syncbase.state import StateEntry
 
 
-class _QueuedEvent:
-    """What the two kinds have in common. Threads: any."""
+class EventOwner(Protocol):
+    """The subscription of an event, as the event and its delivery see it."""
 
-    __slots__ = ("_context", "_subscription", "given_up", "put_at")
+    name: str
+    change_queue: Queue[Any] | None
+    resync_queue: Queue[Any] | None
 
-    def __init__(self, subscription: Subscription, context: contextvars.Context, put_at: float) -> None:
-        self._subscription = subscription
+    @property
+    def source(self) -> str:
+        """Name of the source."""
+        ...
+
+    def settle(self, event: QueuedEvent, error: BaseException | None) -> bool:
+        """Take the acknowledgement of *event* and go on; True when it was the first one."""
+        ...
+
+    def begin_locked(self, retry: bool = False) -> QueuedEvent | None:
+        """Return the event that the calling thread is to put now, None when there is none."""
+        ...
+
+    def after_put_locked(
+        self, event: QueuedEvent, wanted: bool, failure: BaseException | None, retry: bool
+    ) -> QueuedEvent | None:
+        """Take the result of the put of *event*; return the event to put next, None when there is none."""
+        ...
+
+
+class QueuedEvent:
+    """The part that both kinds of event have in common. Threads: any."""
+
+    __slots__ = ("_context", "abandoned", "owner", "put_at")
+
+    def __init__(self, owner: EventOwner, context: contextvars.Context, put_at: float) -> None:
+        self.owner = owner
         self._context = context
         #: Monotonic time of the put.
         self.put_at = put_at
-        #: True while its late answer would be counted.
-        self.given_up = False
+        #: True while a late acknowledgement would be counted.
+        self.abandoned = False
+
+    @property
+    def waiters(self) -> Sequence[PropagationFuture]:
+        """The callers that wait for the acknowledgement."""
+        raise NotImplementedError
 
     def done(self, error: BaseException | None = None) -> bool:
-        """Answer the event: None for success. True for the call that settled it, False for a later one.
+        """Acknowledge the event: None for success. True for the call that settled it, False for a later one.
 
         Raises:
           InvalidArgumentError: *error* is neither None nor an exception; the event stays open.
           ForkedError: In a child process.
         """
-        return self._subscription.settle(self, error)
+        return self.owner.settle(self, error)
 
     def get_context(self) -> contextvars.Context:
-        """A copy of the context in which it was made, with ``datasync.current_source`` set."""
-        return with_source(self._context, self._subscription.source)
+        """Return a copy of the context in which the event was made, with ``datasync.current_source`` set."""
+        return with_source(self._context, self.owner.source)
 
 
-class QueuedChange(_QueuedEvent):
+class QueuedChange(QueuedEvent):
     """A ``ChangeEvent``: one transaction, or several whole ones in order."""
 
     __slots__ = ("_following", "first")
 
     def __init__(
-        self, subscription: Subscription, put_at: float, first: Pending, following: Sequence[Pending] = ()
+        self,
+        owner: EventOwner,
+        put_at: float,
+        first: PendingTransaction,
+        following: Sequence[PendingTransaction] = (),
     ) -> None:
-        # What super().__init__() does, without the call: most events are of this kind.
-        self._subscription = subscription
+        # The body of super().__init__() without the call: most events are of this kind.
+        self.owner = owner
         self._context = first.context
         self.put_at = put_at
-        self.given_up = False
-        #: The first transaction in it; mostly the only one.
+        self.abandoned = False
+        #: The first transaction, and mostly the only one.
         self.first = first
         self._following = following
 
     @property
-    def pendings(self) -> tuple[Pending, ...]:
-        """The transactions in it, to be put back when the queue is full."""
+    def waiters(self) -> Sequence[PropagationFuture]:
+        waiter = self.first.waiter  # a caller's transaction goes alone: merged ones have no callers
+        return () if waiter is None else (waiter,)
+
+    @property
+    def transactions(self) -> tuple[PendingTransaction, ...]:
+        """The transactions, to be put back when the queue is full."""
         return (self.first, *self._following)
 
     def get_changes(self) -> Sequence[ChangeResp]:
-        """The changes, each key once, in the order of the source."""
+        """Return the changes, each key once, in the order of the source."""
         if not self._following:
             return self.first.changes
-        return [change for pending in self.pendings for change in pending.changes]
+        return [change for transaction in self.transactions for change in transaction.changes]
 
     def __repr__(self) -> str:
-        return f"<ChangeEvent for {self._subscription.name!r}: {len(self.get_changes())} change(s)>"
+        return f"<ChangeEvent for {self.owner.name!r}: {counted(len(self.get_changes()), 'change')}>"
 
 
-class QueuedResync(_QueuedEvent):
-    """A ``ResyncEvent``: the full state at one revision. Nothing is sorted into prefixes before somebody asks."""
+class QueuedResync(QueuedEvent):
+    """A ``ResyncEvent``: the full state at one revision. It is grouped by prefix at the first ``get_values``."""
 
-    __slots__ = ("_grouped", "_prefixes", "_serializer", "_state", "losses", "reason", "removed", "revision", "wish")
+    __slots__ = (
+        "_grouped",
+        "_prefixes",
+        "_serializer",
+        "_state",
+        "missed",
+        "pending",
+        "reason",
+        "removed",
+        "revision",
+    )
 
     def __init__(
         self,
-        subscription: Subscription,
+        owner: EventOwner,
         context: contextvars.Context,
         put_at: float,
         *,
-        wish: ResyncWish,
+        pending: PendingResync,
         revision: int,
-        state: Mapping[str, Entry],
+        state: Mapping[str, StateEntry],
         prefixes: PrefixTable[None],
-        removed: dict[str, StoredKeyVal],
+        removed: dict[str, StateKeyVal],
         serializer: Serializer,
-        losses: Losses,
+        missed: MissedDeletes,
     ) -> None:
-        super().__init__(subscription, context, put_at)
-        self.reason: ResyncReason = wish.reason
+        super().__init__(owner, context, put_at)
+        self.reason: ResyncReason = pending.reason
         self.revision = revision
-        #: What it fulfils, to be wished again when the queue is full.
-        self.wish = wish
-        #: What the subscription had noted before it, for the same case.
-        self.losses = losses
+        #: The pending RESYNC that this event fulfils; it becomes pending again when the queue is full.
+        self.pending = pending
+        #: The missed deletes that the subscription had noted, for the same case.
+        self.missed = missed
         #: Keys that are gone, with their last known values.
         self.removed = removed
         self._state = state
@@ -115,24 +166,28 @@ class QueuedResync(_QueuedEvent):
         self._serializer = serializer
         self._grouped: dict[str, list[str]] | None = None
 
-    def get_values(self) -> Mapping[str, KVIterator]:
-        """Prefix to its pairs, readable for ever: every registered prefix, each key under the longest that matches.
+    @property
+    def waiters(self) -> Sequence[PropagationFuture]:
+        return self.pending.waiters
 
-        Each call gives iterators of their own.
+    def get_values(self) -> Mapping[str, KVIterator]:
+        """Return every registered prefix with its pairs, each key under the longest prefix that matches.
+
+        Each call returns new iterators, which stay readable after ``done``.
         """
         if self._grouped is None:
             self._grouped = self._prefixes.grouped(self._state)
         return {prefix: KVIterator(self._view(keys)) for prefix, keys in self._grouped.items()}
 
     def get_removed(self) -> Sequence[KeyVal]:
-        """Keys that this subscription was offered before and that are gone, with their last known values."""
+        """Return the keys that this subscription was offered before and that are gone, with their last known values."""
         return list(self.removed.values())
 
-    def _view(self, keys: list[str]) -> Iterator[StoredKeyVal]:
+    def _view(self, keys: list[str]) -> Iterator[StateKeyVal]:
         state, serializer = self._state, self._serializer
         for key in keys:
             revision, value = state[key]
-            yield new_stored_key_val((key, revision, value, serializer))
+            yield new_state_key_val((key, revision, value, serializer))
 
     def __repr__(self) -> str:
-        return f"<ResyncEvent for {self._subscription.name!r}: {self.reason.value}, revision {self.revision}>"
+        return f"<ResyncEvent for {self.owner.name!r}: {self.reason.value}, revision {self.revision}>"

@@ -54,7 +54,7 @@ class DoneFuture:
             if self._settled:
                 return False
             self._settled = True
-        settle(self.future, None, error)  # without the lock: the future's callbacks may come back here
+        complete(self.future, error)  # without the lock: the future's callbacks may come back here
         return True
 
     def result(self, timeout: float | None = None) -> None:
@@ -233,7 +233,7 @@ def aggregate_done(futures: Mapping[str, concurrent.futures.Future[None]]) -> co
             if missing:
                 return
         ordered = {name: failed[name] for name in names if name in failed}
-        settle(combined, None, PropagationError(ordered) if ordered else None)
+        complete(combined, PropagationError(ordered) if ordered else None)
 
     for name, future in futures.items():
         future.add_done_callback(lambda future, name=name: answered(name, future))  # type: ignore[misc]
@@ -242,10 +242,10 @@ def aggregate_done(futures: Mapping[str, concurrent.futures.Future[None]]) -> co
     return combined
 
 
-def settle(future: concurrent.futures.Future[None], result: None, error: BaseException | None) -> None:
-    """Complete *future* with *error* if there is one, else with *result*."""
+def complete(future: concurrent.futures.Future[None], error: BaseException | None) -> None:
+    """Complete *future* with *error*, or with None."""
     if error is None:
-        future.set_result(result)
+        future.set_result(None)
     else:
         future.set_exception(error)
 

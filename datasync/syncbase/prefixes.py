@@ -6,7 +6,7 @@ Source: contract C5.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 ValueT = TypeVar("ValueT")
@@ -21,6 +21,14 @@ class PrefixTable(Generic[ValueT]):
         self._values: dict[str, ValueT] = {}
         self._lengths: dict[int, int] = {}  # length to the number of prefixes that have it
         self._ascending: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(prefixes: Iterable[str]) -> PrefixTable[None]:
+        """Return a table of *prefixes* without values."""
+        table: PrefixTable[None] = PrefixTable()
+        for prefix in prefixes:
+            table.set(prefix, None)
+        return table
 
     def __contains__(self, prefix: str) -> bool:
         return prefix in self._values

@@ -1,39 +1,65 @@
-"""What a subscriber holds: its handle on one subscription of a registry.
+"""The subscriber's handle on one subscription of a registry.
 
 Source: cn-infra ``datasync/syncbase/watcher.go``, ``WatchDataReg``; contract C11.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from datasync.errors import ClosedError, SubscriptionError
+from datasync.events import ResyncReason
 from datasync.runtime.closing import Closable
-
-if TYPE_CHECKING:
-    from datasync.syncbase.registry import Registry
-    from datasync.syncbase.subscription import Subscription
+from datasync.syncbase.core import RegistryCore
+from datasync.syncbase.delivery import deliver
+from datasync.syncbase.routing import Router
+from datasync.syncbase.subscription import Subscription
+from datasync.syncbase.validation import check_prefix
 
 
 class Registration(Closable):
-    """A running subscription of a :class:`Registry`: its ``WatchRegistration``. Threads: any."""
+    """A running subscription of a ``Registry``: its ``WatchRegistration``. Threads: any."""
 
-    def __init__(self, registry: Registry, subscription: Subscription) -> None:
-        self._registry = registry
+    def __init__(self, core: RegistryCore, router: Router, subscription: Subscription) -> None:
+        self._core = core
+        self._router = router
         self._subscription = subscription
 
     @property
     def resync_name(self) -> str:
-        """The name that it was made with."""
+        """The name given to ``watch``."""
         return self._subscription.name
 
     def register(self, resync_name: str, key_prefix: str) -> None:
-        """Add *key_prefix*; a RESYNC with it follows. Raises ``SubscriptionError``, ``ClosedError``."""
-        self._registry._register(self._subscription, resync_name, key_prefix)
+        """Add *key_prefix*; a RESYNC that includes it follows.
+
+        Raises:
+          SubscriptionError: *resync_name* is not this subscription's, or it already watches *key_prefix*.
+          InvalidArgumentError: *key_prefix* is not a string.
+          ClosedError, ForkedError.
+        """
+        core, subscription, name = self._core, self._subscription, self._subscription.name
+        core.guard.check()
+        check_prefix(key_prefix)
+        with core.lock:
+            core.check_open()
+            if self._router.subscriptions.get(name) is not subscription:
+                raise ClosedError(f"{core.source}: the subscription {name!r} is closed")
+            if resync_name != name:
+                raise SubscriptionError(f"{core.source}: this registration is for {name!r}, not {resync_name!r}")
+            self._router.add_prefix_locked(subscription, key_prefix)
+            subscription.want_resync_locked(ResyncReason.PREFIX)
+        deliver(core, (subscription,))
 
     def unregister(self, key_prefix: str) -> None:
-        """Remove *key_prefix*; one that is not there is ignored."""
-        self._registry._unregister(self._subscription, key_prefix)
+        """Remove *key_prefix*; without effect for an unknown one. No event with its keys is put afterwards."""
+        self._core.guard.check()
+        with self._core.lock:
+            self._router.remove_prefix_locked(self._subscription, key_prefix)
+        self._core.run_deferred()
 
     def close(self) -> None:
-        """End the subscription; may be called twice."""
-        self._registry._close_subscription(self._subscription)
+        """End the subscription; no event is put afterwards. May be called twice."""
+        if self._core.guard.forked:
+            return
+        with self._core.lock:
+            self._router.close_locked(self._subscription)
+        self._core.run_deferred()

@@ -10,13 +10,13 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 
 from datasync.serializer import Serializer
-from datasync.syncbase.change import DEFAULT_SERIALIZER, DELETE, PUT, ChangeResp, Payload, StoredKeyVal, new_change_resp
+from datasync.syncbase.change import DEFAULT_SERIALIZER, DELETE, PUT, ChangeResp, Payload, StateKeyVal, new_change_resp
 
 #: What is kept per key: the revision at which it was set, and the value.
-Entry = tuple[int, Payload]
+StateEntry = tuple[int, Payload]
 
 
-class FrozenState(dict[str, Entry]):
+class FrozenState(dict[str, StateEntry]):
     """A copy of the state that nobody changes; a class of its own because a plain dict cannot be referenced weakly."""
 
     __slots__ = ("__weakref__",)
@@ -38,7 +38,7 @@ class PrevRevisions:
         self.serializer = serializer
         # Guards the three below: a transaction is seen whole or not at all.
         self._lock = threading.Lock()
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, StateEntry] = {}
         self._revision = 0
         # The copy that freeze() gave out last, for as long as somebody holds it.
         self._frozen: weakref.ref[FrozenState] | None = None
@@ -51,21 +51,21 @@ class PrevRevisions:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: str) -> StoredKeyVal | None:
+    def get(self, key: str) -> StateKeyVal | None:
         """The pair of *key*, None when there is none."""
         entry = self._entries.get(key)
         return None if entry is None else self.view(key, entry)
 
-    def put(self, key: str, value: Payload) -> tuple[StoredKeyVal | None, int]:
+    def put(self, key: str, value: Payload) -> tuple[StateKeyVal | None, int]:
         """Set *key* at the next revision; returns the pair before and that revision."""
         return self.put_with_revision(key, value, 0)
 
-    def put_with_revision(self, key: str, value: Payload, revision: int) -> tuple[StoredKeyVal | None, int]:
+    def put_with_revision(self, key: str, value: Payload, revision: int) -> tuple[StateKeyVal | None, int]:
         """Set *key* at *revision*, or at the next one where *revision* would not go forward."""
         changes, _ = self.apply(((key, value),), revision)
         return self._before(changes), self._revision
 
-    def delete(self, key: str) -> StoredKeyVal | None:
+    def delete(self, key: str) -> StateKeyVal | None:
         """Forget *key*; returns the pair that was there. Source: Go ``Del``."""
         changes, _ = self.apply(((key, None),), 0)
         return self._before(changes)
@@ -109,7 +109,7 @@ class PrevRevisions:
                 self._frozen = None
         return tuple(changes), ignored
 
-    def replace(self, entries: dict[str, Entry], revision: int) -> Mapping[str, Entry]:
+    def replace(self, entries: dict[str, StateEntry], revision: int) -> Mapping[str, StateEntry]:
         """Make *entries* the state, at *revision* (which may go back: the source did). Returns the state before."""
         with self._lock:
             before, self._entries = self._entries, entries
@@ -131,11 +131,11 @@ class PrevRevisions:
                 self._frozen = weakref.ref(frozen)
             return frozen
 
-    def view(self, key: str, entry: Entry) -> StoredKeyVal:
+    def view(self, key: str, entry: StateEntry) -> StateKeyVal:
         """*entry* as subscribers see it."""
-        return StoredKeyVal(key, entry[0], entry[1], self.serializer)
+        return StateKeyVal(key, entry[0], entry[1], self.serializer)
 
-    def _before(self, changes: Sequence[ChangeResp]) -> StoredKeyVal | None:
+    def _before(self, changes: Sequence[ChangeResp]) -> StateKeyVal | None:
         if not changes or changes[0].previous is None:
             return None
         return self.view(changes[0].key, changes[0].previous)

@@ -1,11 +1,13 @@
-"""How a transport and its subscriptions are doing.
+"""The condition of a transport's source and of its subscriptions.
 
 Source: contract C18.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -13,11 +15,11 @@ from datasync.events import ResyncReason
 
 
 class TransportState(str, Enum):
-    """Of a transport."""
+    """The state of a transport."""
 
-    #: Its source was not read yet.
+    #: The source was not read yet.
     WAITING = "waiting"
-    #: In step with its source.
+    #: In sync with the source.
     READY = "ready"
     #: The source cannot be reached; the last known good state is served meanwhile.
     DOWN = "down"
@@ -25,24 +27,24 @@ class TransportState(str, Enum):
 
 
 class SubscriptionState(str, Enum):
-    """Of a subscription."""
+    """The state of a subscription."""
 
-    #: Nothing waits and nothing failed.
+    #: No change is pending and the last event was applied.
     SYNCED = "synced"
-    #: Events wait, or a RESYNC is due.
+    #: Changes are pending, or a RESYNC is due.
     LAGGING = "lagging"
-    #: It refused or did not answer its last event.
+    #: The subscriber rejected its last event or did not acknowledge it.
     FAILING = "failing"
-    #: Its first RESYNC is not out yet.
+    #: The first RESYNC was not put yet.
     WAITING = "waiting"
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionStatus:
-    """One subscription: ``pending`` changes, events ``in_flight``, answers ``ok``, ``failed`` and ``late``.
+    """One subscription: ``pending`` changes, events ``in_flight``, acknowledgements ``ok``, ``failed`` and ``late``.
 
-    ``late`` counts answers that came after ``DEFAULT_NOTIF_TIMEOUT``; they are counted as ok or failed too, unless
-    the event had been given up by then.
+    ``late`` counts acknowledgements after more than ``DEFAULT_NOTIF_TIMEOUT``. They also count as ok or failed, unless
+    the event was abandoned before.
     """
 
     state: SubscriptionState
@@ -58,8 +60,8 @@ class SubscriptionStatus:
 
 @dataclass(frozen=True, slots=True)
 class TransportStatus:
-    """One transport. ``silence`` is seconds since the last good word from the source, None before the first one;
-    ``resyncs`` counts RESYNCs of all subscriptions by reason."""
+    """One transport. ``silence`` is the seconds since the source was last read, None before the first time;
+    ``resyncs`` counts the RESYNCs of all subscriptions by reason."""
 
     name: str
     state: TransportState
@@ -69,3 +71,74 @@ class TransportStatus:
     reconnects: int
     resyncs: Mapping[ResyncReason, int]
     subscriptions: Mapping[str, SubscriptionStatus]
+
+
+class SourceHealth:
+    """The condition of a registry's source. Threads: the registry's lock, except for ``release`` and ``wait``.
+
+    Args:
+      ready: True when there is no source to wait for.
+      now: The monotonic clock.
+    """
+
+    def __init__(self, *, ready: bool, now: Callable[[], float]) -> None:
+        #: False until the source was read for the first time.
+        self.ready = ready
+        #: True after the registry was closed.
+        self.closed = False
+        #: The last failure of the source, also after it was reached again.
+        self.last_error: BaseException | None = None
+        #: RESYNCs of subscriptions that were closed, by reason.
+        self.resyncs: Counter[ResyncReason] = Counter()
+        self._now = now
+        self._released = threading.Event()
+        if ready:
+            self._released.set()
+        self._last_heard: float | None = None
+        self._lost = False
+        self._reconnects = 0
+
+    @property
+    def state(self) -> TransportState:
+        """The state of the transport."""
+        if self.closed:
+            return TransportState.CLOSED
+        if not self.ready:
+            return TransportState.WAITING
+        return TransportState.DOWN if self._lost else TransportState.READY
+
+    def heard(self) -> None:
+        """Note that the source was read just now."""
+        self._last_heard = self._now()
+        if self._lost:
+            self._lost = False
+            self._reconnects += 1
+
+    def lost(self, error: BaseException) -> None:
+        """Note that the source cannot be read because of *error*."""
+        self._lost = True
+        self.last_error = error
+
+    def release(self) -> None:
+        """Release every ``wait``: the source was read, or the registry was closed."""
+        self._released.set()
+
+    def wait(self, timeout: float) -> None:
+        """Wait for ``release``, up to *timeout* seconds."""
+        self._released.wait(timeout)
+
+    def status(self, name: str, revision: int, subscriptions: Mapping[str, SubscriptionStatus]) -> TransportStatus:
+        """Return the status of the transport *name* with its *subscriptions*."""
+        resyncs = self.resyncs.copy()
+        for one in subscriptions.values():
+            resyncs.update(one.resyncs)
+        return TransportStatus(
+            name=name,
+            state=self.state,
+            last_error=self.last_error,
+            revision=revision,
+            silence=None if self._last_heard is None else self._now() - self._last_heard,
+            reconnects=self._reconnects,
+            resyncs=dict(+resyncs),
+            subscriptions=subscriptions,
+        )

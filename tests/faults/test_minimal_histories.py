@@ -18,13 +18,16 @@ from datasync.keyval.memory import MemoryStore
 from datasync.keyval.reader import StoreReader
 from datasync.keyval.types import Capability, KeyValue, RewoundError
 from datasync.runtime.backoff import Backoff
-from datasync.syncbase import subscription as subscription_module
+from datasync.runtime.timeouts import ABANDON_TIMEOUT, FAILURE_BACKOFF, Timeouts
 from datasync.syncbase.change import Change
 from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.registry import Registry
 from tests.conftest import take, wait_until
 from tests.faults.history import Truth
 from tests.faults.sources.scripted_store import ScriptedStore, write
+from tests.support.clock import ManualClock
+
+HURRIED = Timeouts(retry_backoff=(0.001, 0.01), anchor_patience=0.1, failure_backoff=(0.001, 0.01))
 
 Entries = dict[str, tuple[int, bytes]]
 
@@ -94,9 +97,7 @@ class _Pages(Scan):
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "RETRY_BACKOFF", (0.001, 0.01))
-    monkeypatch.setattr(reader_module, "ANCHOR_PATIENCE", 0.1)
-    monkeypatch.setattr(subscription_module, "FAILURE_BACKOFF", (0.001, 0.01))
+    monkeypatch.setattr(reader_module, "DEFAULT_TIMEOUTS", HURRIED)
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ class Noted(Backoff):
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(reader_module, "Backoff", Noted)
-    monkeypatch.setattr(reader_module, "RETRY_BACKOFF", (0.1, 30.0))
+    monkeypatch.setattr(reader_module, "DEFAULT_TIMEOUTS", Timeouts(anchor_patience=0.1))
     monkeypatch.setattr(Noted, "taken", [])
     return Noted.taken
 
@@ -238,7 +239,7 @@ def test_c13_without_history_a_stream_that_ends_without_a_word_is_followed_by_a_
 
 def test_c13_a_rewind_is_not_renamed_by_what_follows_before_it_is_delivered() -> None:
     # given a subscriber that is still busy when the source goes back
-    with Registry("store", sourced=True) as mirror:
+    with Registry("store", sourced=True, timeouts=HURRIED) as mirror:
         mirror.feed_snapshot(9, {"k": (9, b"{}")}, ResyncReason.INITIAL)
         queue: Queue[Any] = Queue()
         mirror.watch("w", queue, queue, "")
@@ -255,7 +256,7 @@ def test_c13_a_rewind_is_not_renamed_by_what_follows_before_it_is_delivered() ->
 
 def test_c13_a_rewind_that_was_refused_is_told_again_as_a_rewind() -> None:
     # given a subscriber that refuses the RESYNC after a rewind, or whose queue was broken when it came
-    with Registry("store", sourced=True) as mirror:
+    with Registry("store", sourced=True, timeouts=HURRIED) as mirror:
         mirror.feed_snapshot(9, {}, ResyncReason.INITIAL)
         queue: Queue[Any] = Queue()
         mirror.watch("w", queue, queue, "")
@@ -268,12 +269,10 @@ def test_c13_a_rewind_that_was_refused_is_told_again_as_a_rewind() -> None:
         event.done()
 
 
-def test_c10_a_late_answer_to_a_given_up_event_is_followed_by_another_resync(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_c10_a_late_answer_to_a_given_up_event_is_followed_by_another_resync() -> None:
     # given a consumer with two queues that left a CHANGE lying until it was given up
-    monkeypatch.setattr(subscription_module, "ABANDON_TIMEOUT", 0.05)
-    with Registry("store", sourced=True) as mirror:
+    clock = ManualClock()
+    with Registry("store", sourced=True, clock=clock) as mirror:
         mirror.feed_snapshot(1, {}, ResyncReason.INITIAL)
         changes: Queue[Any] = Queue()
         resyncs: Queue[Any] = Queue()
@@ -281,12 +280,15 @@ def test_c10_a_late_answer_to_a_given_up_event_is_followed_by_another_resync(
         take(resyncs).done()
         mirror.feed_changes(_batch(2, "k", b"old"))
         stale = take(changes)
+        clock.advance(ABANDON_TIMEOUT)
+        wait_until(lambda: mirror.status().subscriptions["w"].failed, "the CHANGE is abandoned")
+        clock.advance(FAILURE_BACKOFF[1])
         replaced = take(resyncs)
         assert replaced.reason is ResyncReason.UNANSWERED
-        monkeypatch.setattr(subscription_module, "ABANDON_TIMEOUT", 60.0)
         replaced.done()
         # when it handles the RESYNC first and the CHANGE after it, which leaves a view of the past
         assert stale.done() is False
+        clock.advance(FAILURE_BACKOFF[1])
         # then it gets the state once more, and only once
         again = take(resyncs)
         assert again.reason is ResyncReason.UNANSWERED

@@ -23,6 +23,7 @@ from datasync.events import Op, ProtoWatchResp
 from datasync.keyval import DeleteOp, PutOp
 from datasync.keyval.memory import MemoryStore
 from datasync.keyval.watcher import Watch, Watcher
+from datasync.runtime.timeouts import Timeouts
 from datasync.serializer import SerializerProto
 from tests.conftest import take, wait_until
 from tests.support.registries import plain, text
@@ -134,7 +135,7 @@ def test_d33_after_a_break_the_changes_go_on_where_they_were(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a watch whose connection breaks
-    monkeypatch.setattr("datasync.keyval.reader.RETRY_BACKOFF", (0.001, 0.002))
+    monkeypatch.setattr("datasync.keyval.reader.DEFAULT_TIMEOUTS", Timeouts(retry_backoff=(0.001, 0.002)))
     other = MemoryStore("shared with another client")
     mine = MemoryStore("shared with another client")
     seen: Queue[Any] = Queue()

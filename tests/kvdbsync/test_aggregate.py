@@ -113,7 +113,7 @@ def test_c12_a_name_that_one_store_has_already_leaves_the_other_without_it(store
         plugins = [stack.enter_context(Plugin(kv=store, resync=orchestrator)) for store in stores]
         plugins[1].watch("agent", events, events, "a/")
         # when the aggregate wants it
-        with pytest.raises(SubscriptionError, match="'agent' is already there"):
+        with pytest.raises(SubscriptionError, match="'agent' already exists"):
             KVProtoWatchers(plugins).watch("agent", events, events, "a/")
         # then the first store does not have it, nor a place in the orchestrator's order
         assert plugins[0].status().subscriptions == {}

@@ -33,6 +33,7 @@ from datasync.kvdbsync.plugin import Plugin
 from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
 from datasync.resync.api import ResyncOutcome
 from datasync.resync.orchestrator import Plugin as Orchestrator
+from datasync.runtime.timeouts import Timeouts
 from datasync.serializer import SerializerProto
 from datasync.syncbase.status import SubscriptionState, TransportState
 from tests.conftest import take, wait_until
@@ -41,10 +42,8 @@ from tests.support.registries import as_json, is_resync, removed, state, text, t
 AWAY = StoreConnectionError("nobody at the door")
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasync.keyval.reader.RETRY_BACKOFF", (0.001, 0.005))
-    monkeypatch.setattr("datasync.syncbase.subscription.FAILURE_BACKOFF", (0.001, 0.01))
+#: For plugins whose reader or subscribers retry.
+IMPATIENT = Timeouts(retry_backoff=(0.001, 0.005), failure_backoff=(0.001, 0.01))
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ def other(store: MemoryStore) -> Iterator[MemoryStore]:
 @pytest.fixture
 def plugin(store: MemoryStore) -> Iterator[Plugin]:
     """Not started yet."""
-    made = Plugin(store, "/agent/")
+    made = Plugin(store, "/agent/", timeouts=IMPATIENT)
     yield made
     made.close()
 
@@ -171,7 +170,7 @@ def test_a_delayed_start_is_refused_unless_it_is_allowed(plugin: Plugin, store: 
 
 
 def plugin_at_once(store: MemoryStore) -> Plugin:
-    return Plugin(store, "/agent/")
+    return Plugin(store, "/agent/", timeouts=IMPATIENT)
 
 
 def test_a_delayed_start_that_is_allowed_begins_when_the_store_is_there(store: MemoryStore, other: MemoryStore) -> None:
@@ -179,7 +178,7 @@ def test_a_delayed_start_that_is_allowed_begins_when_the_store_is_there(store: M
     put(other, a_1="1")
     store.fail_with(AWAY)
     queue: Queue[Any] = Queue()
-    with Plugin(store, "/agent/", allow_delayed_start=True) as plugin:
+    with Plugin(store, "/agent/", allow_delayed_start=True, timeouts=IMPATIENT) as plugin:
         plugin.watch("agent", queue, queue, "a/")
         with pytest.raises(NotReadyError, match="nobody at the door") as caught:
             plugin.wait_ready(0.05)
@@ -200,7 +199,7 @@ def test_c13_a_delayed_start_is_only_about_reaching_the_store(store: MemoryStore
     # given a store that refuses
     store.fail_with(PermissionDenied("not for you"))
     # when a plugin that may wait is started / then that is an error all the same
-    plugin = Plugin(store, allow_delayed_start=True)
+    plugin = Plugin(store, allow_delayed_start=True, timeouts=IMPATIENT)
     with pytest.raises(PermissionDenied, match="not for you"):
         plugin.after_init()
     plugin.close()
@@ -236,7 +235,7 @@ def test_d30_a_change_during_the_first_listing_is_not_lost(other: MemoryStore) -
     put(other, a_1="listed")
     queue: Queue[Any] = Queue()
     with Slow(shared(other)) as slow:
-        plugin = Plugin(slow, "/agent/")
+        plugin = Plugin(slow, "/agent/", timeouts=IMPATIENT)
         plugin.watch("agent", queue, queue, "a/")
         # when it is followed
         with plugin:
@@ -466,7 +465,7 @@ def test_c2_c14_with_an_orchestrator_the_first_resync_waits_for_it(
 ) -> None:
     # given subscriptions of a plugin with an orchestrator, made before and after the start
     put(other, a="1")
-    with Plugin(store, "/agent/", orchestrator) as plugin:
+    with Plugin(store, "/agent/", orchestrator, timeouts=IMPATIENT) as plugin:
         queue: Queue[Any] = Queue()
         registration = plugin.watch("agent", queue, queue, "")
         assert isinstance(registration, WatchRegistration)
@@ -497,7 +496,7 @@ def test_c2_a_subscription_that_comes_after_the_first_do_resync_does_not_wait_fo
 ) -> None:
     # given an orchestrator that has done its resync, as an agent has it do once after all is set up
     put(other, a="1")
-    with Plugin(store, "/agent/", orchestrator) as plugin:
+    with Plugin(store, "/agent/", orchestrator, timeouts=IMPATIENT) as plugin:
         plugin.wait_ready(5)
         assert orchestrator.do_resync().ok
         # when a subscription is made / then it is not left waiting for ever
@@ -509,7 +508,7 @@ def test_c2_a_subscription_that_comes_after_the_first_do_resync_does_not_wait_fo
 
 
 def test_c14_d29_a_refused_resync_is_in_the_report(store: MemoryStore, orchestrator: Orchestrator) -> None:
-    with Plugin(store, "/agent/", orchestrator) as plugin:
+    with Plugin(store, "/agent/", orchestrator, timeouts=IMPATIENT) as plugin:
         queue: Queue[Any] = Queue()
         plugin.watch("agent", queue, queue, "")
         plugin.wait_ready(5)
@@ -533,7 +532,11 @@ def test_c12_d26_two_plugins_share_an_orchestrator_and_a_name_and_each_speaks_fo
     second = MemoryStore("second")
     second.commit([PutOp("/agent/b", b'"of the second"')])
     queue: Queue[Any] = Queue()
-    with second, Plugin(store, "/agent/", orchestrator) as one, Plugin(second, "/agent/", orchestrator) as two:
+    with (
+        second,
+        Plugin(store, "/agent/", orchestrator, timeouts=IMPATIENT) as one,
+        Plugin(second, "/agent/", orchestrator, timeouts=IMPATIENT) as two,
+    ):
         one.wait_ready(5)
         two.wait_ready(5)
         registration = KVProtoWatchers(one, two).watch("agent", queue, queue, "")
@@ -566,7 +569,7 @@ def test_c14_closing_a_registration_or_the_plugin_leaves_the_order(
     store: MemoryStore, orchestrator: Orchestrator
 ) -> None:
     # given three subscriptions
-    plugin = Plugin(store, "/agent/", orchestrator)
+    plugin = Plugin(store, "/agent/", orchestrator, timeouts=IMPATIENT)
     plugin.after_init()
     plugin.wait_ready(5)
     registrations = [plugin.watch(name, None, Queue(1), "") for name in ("one", "two", "three")]
@@ -584,7 +587,7 @@ def test_c14_closing_a_registration_or_the_plugin_leaves_the_order(
 
 
 def test_a_name_that_is_taken_takes_no_place_in_the_order(store: MemoryStore, orchestrator: Orchestrator) -> None:
-    with Plugin(store, "/agent/", orchestrator) as plugin:
+    with Plugin(store, "/agent/", orchestrator, timeouts=IMPATIENT) as plugin:
         plugin.watch("agent", None, Queue(), "")
         with pytest.raises(SubscriptionError):
             plugin.watch("agent", None, Queue(), "")
@@ -602,7 +605,7 @@ def test_c14_a_resync_before_the_store_could_be_read_is_not_applied(store: Memor
     queue: Queue[Any] = Queue()
     with (
         Orchestrator(ack_timeout=0.05) as orchestrator,
-        Plugin(store, "/agent/", orchestrator, allow_delayed_start=True) as plugin,
+        Plugin(store, "/agent/", orchestrator, allow_delayed_start=True, timeouts=IMPATIENT) as plugin,
     ):
         plugin.watch("agent", queue, queue, "")
         # when a resync is asked for / then the report says that it was not applied
@@ -692,7 +695,7 @@ def test_c15_close_while_it_is_connecting() -> None:
 
     queue: Queue[Any] = Queue()
     with Slow() as store:
-        plugin = Plugin(store)
+        plugin = Plugin(store, timeouts=IMPATIENT)
         plugin.watch("agent", queue, queue, "")
         plugin.after_init()
         assert listing.wait(5)
@@ -791,7 +794,7 @@ def test_c15_a_start_that_found_no_thread_may_be_tried_again(monkeypatch: pytest
         raise RuntimeError("can't start new thread")
 
     with MemoryStore() as store:
-        plugin = Plugin(kv=store)
+        plugin = Plugin(kv=store, timeouts=IMPATIENT)
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
             with pytest.raises(RuntimeError):

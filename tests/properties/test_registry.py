@@ -9,6 +9,7 @@ truth under the consumer's prefixes.
 from __future__ import annotations
 
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from queue import Empty, Queue
 from typing import Any, ClassVar
@@ -33,6 +34,8 @@ from datasync.errors import (
     SubscriptionError,
 )
 from datasync.events import Op, ResyncReason
+from datasync.runtime.timeouts import Timeouts
+from datasync.syncbase import backlog as backlog_module
 from datasync.syncbase import subscription as subscription_module
 from datasync.syncbase.change import KeyVal
 from datasync.syncbase.registry import Registration, Registry
@@ -45,6 +48,7 @@ KEYS = ("a/1", "a/2", "a/b1", "b/1", "c")
 
 MAX_PENDING = 12
 MAX_BATCH = 5
+HURRIED = Timeouts(delivery=0.02, failure_backoff=(0.0005, 0.001), full_queue_backoff=(0.0005, 0.001))
 
 names = st.sampled_from(NAMES)
 prefixes = st.sampled_from(PREFIXES)
@@ -111,16 +115,10 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        constants = {
-            "MAX_PENDING": MAX_PENDING,
-            "MAX_BATCH": MAX_BATCH,
-            "FAILURE_BACKOFF": (0.0005, 0.001),
-            "FULL_QUEUE_BACKOFF": (0.0005, 0.001),
-            "DEFAULT_NOTIF_TIMEOUT": 0.02,
-        }
-        self.patches = mock.patch.multiple(subscription_module, **constants)
-        self.patches.start()
-        self.registry = Registry("model", sourced=self.sourced)
+        self.patches = ExitStack()
+        self.patches.enter_context(mock.patch.object(subscription_module, "MAX_PENDING", MAX_PENDING))
+        self.patches.enter_context(mock.patch.object(backlog_module, "MAX_BATCH", MAX_BATCH))
+        self.registry = Registry("model", sourced=self.sourced, timeouts=HURRIED)
         self.truth: dict[str, str] = {}
         #: Every value that a key ever had, to judge previous and last known values by.
         self.history: dict[int, dict[str, str]] = {0: {}}
@@ -340,7 +338,7 @@ class RegistryMachine(RuleBasedStateMachine):
             self._settle()
         finally:
             self.registry.close()
-            self.patches.stop()
+            self.patches.close()
 
     def _settle(self) -> None:
         """Answer everything; then all views are the truth, and every caller has an answer."""
@@ -359,7 +357,7 @@ class RegistryMachine(RuleBasedStateMachine):
                 not one.queue.qsize()
                 and not status[name].in_flight
                 and not status[name].pending
-                and self.registry.subscriptions[name]._wish is None
+                and self.registry.subscriptions[name]._resync is None
                 for name, one in self.consumers.items()
             )
 

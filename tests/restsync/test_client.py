@@ -164,7 +164,7 @@ def test_c9_silence_is_a_done_timeout_that_names_the_silent(client: Client, subs
 
 
 def test_a_key_that_nobody_watches_is_a_subscription_error(client: Client) -> None:
-    with pytest.raises(SubscriptionError, match="nobody watches"):
+    with pytest.raises(SubscriptionError, match="no subscription watches"):
         client.put("net/a", text("x"))
 
 

@@ -147,7 +147,7 @@ def test_the_page_shows_what_the_process_knows_as_it_changes(
     # and nobody watches / then that is among the last requests as well
     http.put("other", 1)
     http.close()
-    page.wait("nobody watches 'other'", place="#events")
+    page.wait("no subscription watches 'other'", place="#events")
     assert page.complaints() == []
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from datasync import resync
 from datasync.errors import ClosedError, DatasyncError, ForkedError, InvalidArgumentError
-from datasync.resync import Plugin, Registration, ResyncOutcome, ResyncStatus, StatusEvent
+from datasync.resync import Plugin, ResyncOutcome, ResyncRegistration, ResyncStatus, StatusEvent
 from tests.conftest import take, wait_until
 
 #: Long enough for a busy machine where the test expects an answer, and short where it expects none.
@@ -39,7 +39,7 @@ def outcomes(report: resync.ResyncReport) -> list[tuple[str, ResyncOutcome]]:
     return [(result.resync_name, result.outcome) for result in report.results]
 
 
-def answer(registration: Registration, error: BaseException | None = None) -> bool:
+def answer(registration: ResyncRegistration, error: BaseException | None = None) -> bool:
     event = take(registration.status_queue)
     assert (event.status, event.resync_name) == (ResyncStatus.STARTED, registration.resync_name)
     return bool(event.ack(error))
@@ -131,7 +131,7 @@ def test_c14_a_handler_may_answer_later_from_another_thread(plugin: Plugin, pool
 
 def test_c14_without_registrations_a_resync_is_fine(plugin: Plugin) -> None:
     assert plugin.do_resync().ok
-    assert str(plugin.do_resync()) == "nobody is registered"
+    assert str(plugin.do_resync()) == "no registrations"
 
 
 def test_d26_two_registrations_may_share_a_name(plugin: Plugin, pool: ThreadPoolExecutor) -> None:

@@ -14,7 +14,7 @@ from datasync import events
 from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.events import Op
 from datasync.serializer import SerializerJSON, SerializerProto
-from datasync.syncbase.change import Change, ChangeBytes, ChangeResp, KeyVal, KeyValBytes, StoredKeyVal
+from datasync.syncbase.change import Change, ChangeBytes, ChangeResp, KeyVal, KeyValBytes, StateKeyVal
 from tests.support.registries import plain, text
 
 CANARY = "canary-3f9a"
@@ -29,7 +29,7 @@ def values(key: str = "k", data: str = CANARY) -> list[Any]:
         KeyValBytes(key, raw, 3),
         Change(key, text(data), 3),
         ChangeBytes(key, raw, 3),
-        StoredKeyVal(key, 3, raw, JSON),
+        StateKeyVal(key, 3, raw, JSON),
         ChangeResp(key, Op.PUT, 3, raw, None, JSON),
     ]
 
@@ -164,7 +164,7 @@ def test_the_original_object_can_be_read_back() -> None:
         labels = ("from", "here")
 
     change = Labelled("k", text("v"))
-    stored = StoredKeyVal("k", 1, change, JSON)
+    stored = StateKeyVal("k", 1, change, JSON)
     assert stored.value is change
     assert plain(stored.get_value(StringValue())) == "v"
 

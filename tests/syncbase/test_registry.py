@@ -26,6 +26,7 @@ from datasync.errors import (
     SubscriptionError,
 )
 from datasync.events import ChangeEvent, Op, ResyncEvent, ResyncReason
+from datasync.runtime.timeouts import Timeouts
 from datasync.serializer import SerializerJSON, SerializerProto
 from datasync.syncbase.change import Change, ChangeBytes, KeyVal
 from datasync.syncbase.registration import Registration
@@ -45,6 +46,9 @@ from tests.support.registries import (
     told,
     values,
 )
+
+#: A RESYNC follows a failed event at once.
+hasty = pytest.mark.parametrize("timeouts", [Timeouts(failure_backoff=(0.001, 0.002))], ids=["hasty"])
 
 
 def subscribe(registry: Registry, name: str, *prefixes: str, in_flight: int = 1) -> tuple[Queue[Any], Registration]:
@@ -165,7 +169,7 @@ def test_c4_store_transactions_that_wait_are_merged_whole_and_in_order(
     mirror: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a busy subscriber, and events of four changes at most
-    monkeypatch.setattr("datasync.syncbase.subscription.MAX_BATCH", 4)
+    monkeypatch.setattr("datasync.syncbase.backlog.MAX_BATCH", 4)
     queue, _ = subscribe(mirror, "agent", "")
     snapshot(mirror, 1, {})
     busy = take(queue)
@@ -349,9 +353,9 @@ def test_c7_deletes_that_were_never_delivered_are_listed(mirror: Registry) -> No
     assert removed(event) == {"a/1": "1", "a/2": "2", "a/3": "changed", "a/4": "4"}
 
 
-def test_c7_the_delete_in_a_refused_event_is_listed(mirror: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+@hasty
+def test_c7_the_delete_in_a_refused_event_is_listed(mirror: Registry) -> None:
     # given a subscriber that refuses a delete
-    monkeypatch.setattr("datasync.syncbase.subscription.FAILURE_BACKOFF", (0.001, 0.002))
     queue, _ = subscribe(mirror, "agent", "")
     snapshot(mirror, 1, {"k": "v"})
     answer(queue)
@@ -950,9 +954,9 @@ def test_c18_status_tells_the_state_of_the_source(mirror: Registry) -> None:
     assert mirror.status().state is TransportState.CLOSED
 
 
-def test_c18_status_counts_answers_and_resyncs_by_reason(mirror: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+@hasty
+def test_c18_status_counts_answers_and_resyncs_by_reason(mirror: Registry) -> None:
     # given a subscriber that takes two at once
-    monkeypatch.setattr("datasync.syncbase.subscription.FAILURE_BACKOFF", (0.001, 0.002))
     queue, registration = subscribe(mirror, "agent", "a/", "b/", in_flight=2)
     snapshot(mirror, 1, {})
 

@@ -8,40 +8,38 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections import UserString
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from queue import Full, Queue
 from typing import Any
 
 import pytest
 
+from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout, InvalidArgumentError, PropagationError
 from datasync.events import ResyncReason
+from datasync.runtime.timeouts import ABANDON_TIMEOUT, FAILURE_BACKOFF, Timeouts
+from datasync.syncbase import delivery
 from datasync.syncbase import subscription as module
 from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState
 from tests.conftest import take, wait_until
+from tests.support.clock import ManualClock
 from tests.support.registries import changes, commits, is_resync, removed, snapshot, state, stored, told
 
-Patch = Callable[[str, object], None]
+#: Hundredths of a second instead of seconds, on the system's clock.
+IMPATIENT = Timeouts(delivery=0.05, full_queue_backoff=(0.001, 0.005), failure_backoff=(0.001, 0.01))
+impatient = pytest.mark.parametrize("timeouts", [IMPATIENT], ids=["impatient"])
 
 
 @pytest.fixture
-def constant(monkeypatch: pytest.MonkeyPatch) -> Patch:
-    """Sets a constant of the module for the length of a test."""
-    return lambda name, value: monkeypatch.setattr(module, name, value)
-
-
-@pytest.fixture
-def impatient(constant: Patch) -> None:
-    """What takes seconds takes hundredths."""
-    constant("DEFAULT_NOTIF_TIMEOUT", 0.05)
-    constant("FULL_QUEUE_BACKOFF", (0.001, 0.005))
-    constant("FAILURE_BACKOFF", (0.001, 0.01))
+def few_pending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten changes may be pending."""
+    monkeypatch.setattr(module, "MAX_PENDING", 10)
 
 
 @pytest.fixture
@@ -78,7 +76,7 @@ class Deliberate(Queue[Any]):
 # -- C8: overflow
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 def test_c8_a_queue_that_stays_full_gets_one_resync_when_there_is_room(
     mirror: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -102,7 +100,7 @@ def test_c8_a_queue_that_stays_full_gets_one_resync_when_there_is_room(
     assert "'agent'" in caplog.text
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 def test_c8_callers_whose_change_did_not_fit_get_a_delivery_timeout(registry: Registry) -> None:
     # given a queue that is full, with a change that could not be put and one behind it
     queue: Queue[Any] = Queue(1)
@@ -120,10 +118,9 @@ def test_c8_callers_whose_change_did_not_fit_get_a_delivery_timeout(registry: Re
     event.done()
 
 
-@pytest.mark.usefixtures("impatient")
-def test_c8_a_change_that_finds_room_in_time_is_delivered_as_it_was(registry: Registry, constant: Patch) -> None:
+@pytest.mark.parametrize("timeouts", [replace(IMPATIENT, delivery=30.0)], ids=["patient"])
+def test_c8_a_change_that_finds_room_in_time_is_delivered_as_it_was(registry: Registry) -> None:
     # given a full queue, and time
-    constant("DEFAULT_NOTIF_TIMEOUT", 30.0)
     queue: Queue[Any] = Queue(1)
     registry.watch("agent", queue, queue, "")
     queue.put("in the way")
@@ -136,9 +133,9 @@ def test_c8_a_change_that_finds_room_in_time_is_delivered_as_it_was(registry: Re
     future.result()
 
 
-def test_c8_more_changes_than_may_wait_turn_into_a_resync(registry: Registry, constant: Patch) -> None:
+@pytest.mark.usefixtures("few_pending")
+def test_c8_more_changes_than_may_wait_turn_into_a_resync(registry: Registry) -> None:
     # given a busy subscriber, for which ten changes may wait
-    constant("MAX_PENDING", 10)
     queue: Queue[Any] = Queue()
     registry.watch("agent", queue, queue, "")
     busy = registry.submit_changes(changes({"busy": "1"}))
@@ -160,8 +157,8 @@ def test_c8_more_changes_than_may_wait_turn_into_a_resync(registry: Registry, co
     event.done()
 
 
-def test_c8_one_transaction_larger_than_the_limit_is_delivered_whole(registry: Registry, constant: Patch) -> None:
-    constant("MAX_PENDING", 10)
+@pytest.mark.usefixtures("few_pending")
+def test_c8_one_transaction_larger_than_the_limit_is_delivered_whole(registry: Registry) -> None:
     queue: Queue[Any] = Queue()
     registry.watch("agent", queue, queue, "")
     future = registry.submit_changes(changes({f"k{number}": "v" for number in range(50)}))
@@ -171,11 +168,11 @@ def test_c8_one_transaction_larger_than_the_limit_is_delivered_whole(registry: R
     future.result()
 
 
+@pytest.mark.usefixtures("few_pending")
 def test_c8_a_large_batch_does_not_overflow_a_subscriber_that_keeps_up(
-    mirror: Registry, constant: Patch, monkeypatch: pytest.MonkeyPatch
+    mirror: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a subscriber that answers at once, and small limits
-    constant("MAX_PENDING", 10)
     monkeypatch.setattr("datasync.syncbase.registry.MAX_BATCH", 5)
     queue = Deliberate(lambda event: event.done())
     mirror.watch("agent", queue, queue, "")
@@ -189,9 +186,9 @@ def test_c8_a_large_batch_does_not_overflow_a_subscriber_that_keeps_up(
     assert sum(len(event.get_changes()) for event in events) == 100
 
 
-def test_c8_callers_that_wait_for_a_resync_are_bounded_as_well(registry: Registry, constant: Patch) -> None:
+@pytest.mark.usefixtures("few_pending")
+def test_c8_callers_that_wait_for_a_resync_are_bounded_as_well(registry: Registry) -> None:
     # given a stuck consumer, and a RESYNC that is due behind what it does not answer
-    constant("MAX_PENDING", 10)
     queue: Queue[Any] = Queue()
     registry.watch("agent", queue, queue, "")
     registry.submit_changes(changes({"busy": "1"}))
@@ -207,9 +204,11 @@ def test_c8_callers_that_wait_for_a_resync_are_bounded_as_well(registry: Registr
     futures[-1].result(0)
 
 
-def test_c8_memory_of_a_stuck_subscriber_does_not_grow_with_changes(mirror: Registry, constant: Patch) -> None:
+def test_c8_memory_of_a_stuck_subscriber_does_not_grow_with_changes(
+    mirror: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # given a subscriber that never answers (I12)
-    constant("MAX_PENDING", 100)
+    monkeypatch.setattr(module, "MAX_PENDING", 100)
     queue: Queue[Any] = Queue()
     ready(mirror, queue)
     commits(mirror, (2, {"k": "v"}))
@@ -220,8 +219,8 @@ def test_c8_memory_of_a_stuck_subscriber_does_not_grow_with_changes(mirror: Regi
     # then no more is kept than the limit, and than there are keys
     stuck = mirror.subscriptions["agent"]
     assert stuck.status_locked().pending <= 100
-    assert len(stuck._outbox) <= 100
-    assert len(stuck._losses) <= 100
+    assert len(stuck._backlog) <= 100
+    assert len(stuck._missed) <= 100
     assert queue.qsize() == 1
     take(queue).done()
     take(queue).done()
@@ -242,7 +241,7 @@ def test_c8_d08_a_stuck_subscriber_delays_nobody_else(mirror: Registry) -> None:
     assert stuck.qsize() == 1
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 def test_c8_a_full_queue_whose_waiting_change_was_unregistered_is_not_forgotten(registry: Registry) -> None:
     # given a change that waits for room
     queue: Queue[Any] = Queue(1)
@@ -261,7 +260,7 @@ def test_c8_a_full_queue_whose_waiting_change_was_unregistered_is_not_forgotten(
     future.result()
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 def test_c8_the_first_resync_waits_for_room_and_stays_the_first(mirror: Registry) -> None:
     # given a full queue
     queue: Queue[Any] = Queue(1)
@@ -283,7 +282,7 @@ def test_c8_the_first_resync_waits_for_room_and_stays_the_first(mirror: Registry
     assert queue.empty()
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 def test_c8_a_later_resync_that_found_no_room_keeps_what_is_to_be_told(mirror: Registry) -> None:
     # given a subscriber that knows two keys, and a full queue
     queue: Queue[Any] = Queue(1)
@@ -304,11 +303,9 @@ def test_c8_a_later_resync_that_found_no_room_keeps_what_is_to_be_told(mirror: R
 
 
 def test_c8_a_closed_subscription_with_a_full_queue_is_looked_at_no_more(
-    registry: Registry, caplog: pytest.LogCaptureFixture, constant: Patch
+    registry: Registry, caplog: pytest.LogCaptureFixture, clock: ManualClock
 ) -> None:
     # given a change that waits for room
-    constant("DEFAULT_NOTIF_TIMEOUT", 0.01)
-    constant("FULL_QUEUE_BACKOFF", (0.001, 0.002))
     queue: Queue[Any] = Queue(1)
     registration = registry.watch("agent", queue, queue, "")
     queue.put("in the way")
@@ -316,13 +313,14 @@ def test_c8_a_closed_subscription_with_a_full_queue_is_looked_at_no_more(
     # when it is closed
     registration.close()
     assert isinstance(future.exception(0), (ClosedError, DeliveryTimeout))
-    # then no alarm is left for it, nor does it get a RESYNC
+    # then no timer is left for it, nor does it get a RESYNC
     caplog.clear()
-    rung = threading.Event()
-    registry._shared.alarms.set(time.monotonic() + 0.05, rung.set)
-    assert rung.wait(5)
+    called = threading.Event()
+    registry._core.timers.set(clock.monotonic() + 60.0, called.set)
+    clock.advance(60.0)
+    assert called.wait(5)
     assert "RESYNC" not in caplog.text
-    assert registry._shared.alarms._heap == []
+    assert len(registry._core.timers) == 0
 
 
 def test_c15_twenty_thousand_transactions_without_a_queue_do_not_recurse(registry: Registry) -> None:
@@ -331,8 +329,7 @@ def test_c15_twenty_thousand_transactions_without_a_queue_do_not_recurse(registr
     registry.watch("agent", None, queue, "")
     registry.submit_resync({})
     busy = take(queue)
-    module_limit = module.MAX_PENDING
-    assert module_limit == 10_000
+    assert module.MAX_PENDING == 10_000
     # when as many transactions wait as may, and the RESYNC is answered, twice over
     for _ in range(2):
         futures = [registry.submit_changes(changes({"k": "v"})) for _ in range(10_000)]
@@ -350,16 +347,16 @@ def test_c15_twenty_thousand_transactions_without_a_queue_do_not_recurse(registr
 
 
 def test_c9_an_event_that_is_never_answered_is_given_up_and_its_caller_told(
-    registry: Registry, constant: Patch, caplog: pytest.LogCaptureFixture
+    registry: Registry, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     # given a consumer that never answers
-    constant("ABANDON_TIMEOUT", 0.05)
     queue: Queue[Any] = Queue()
     registry.watch("sleepy", queue, queue, "")
     future = registry.submit_changes(changes({"k": "1"}), timeout=30)
     following = registry.submit_changes(changes({"k": "2"}), timeout=30)
     event = take(queue)
     # when the time is over
+    clock.advance(ABANDON_TIMEOUT)
     with pytest.raises(DoneTimeout, match="sleepy") as caught:
         future.result()
     # then the caller knows who, the log says what was not called, and the next event goes out
@@ -367,6 +364,7 @@ def test_c9_an_event_that_is_never_answered_is_given_up_and_its_caller_told(
     assert "done was not called" in caplog.text
     assert "'sleepy'" in caplog.text
     assert told(take(queue)) == [("k", "2", "1")]
+    clock.advance(ABANDON_TIMEOUT)
     with pytest.raises(DoneTimeout):
         following.result()
     # and the late answer changes nothing but a count
@@ -376,60 +374,66 @@ def test_c9_an_event_that_is_never_answered_is_given_up_and_its_caller_told(
     assert (status.late, status.failed, status.ok, status.state) == (1, 2, 0, SubscriptionState.FAILING)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_c10_an_unanswered_event_of_a_store_leads_to_a_resync(mirror: Registry, constant: Patch) -> None:
+def let_abandon(registry: Registry, clock: ManualClock) -> None:
+    """Let the event in flight be abandoned, and let the backoff after that pass."""
+    failed = registry.status().subscriptions["agent"].failed
+    clock.advance(ABANDON_TIMEOUT)
+    wait_until(lambda: registry.status().subscriptions["agent"].failed > failed, "the event is abandoned")
+    clock.advance(FAILURE_BACKOFF[1])
+
+
+def test_c10_an_unanswered_event_of_a_store_leads_to_a_resync(mirror: Registry, clock: ManualClock) -> None:
     # given a consumer that does not answer a delete
-    constant("ABANDON_TIMEOUT", 0.3)
     queue: Queue[Any] = Queue()
-    mirror.watch("sleepy", queue, queue, "")
+    mirror.watch("agent", queue, queue, "")
     snapshot(mirror, 1, {"k": "v"})
     take(queue).done()
     commits(mirror, (2, {"k": None}))
     take(queue)
-    # when it is given up / then a RESYNC says so, and has the delete in it
+    # when it is abandoned / then a RESYNC says so, and has the delete in it
+    let_abandon(mirror, clock)
     event = take(queue)
     assert (event.reason, removed(event)) == (ResyncReason.UNANSWERED, {"k": "v"})
     # and when that is not answered either, there is another one, of the state as it is then
     commits(mirror, (3, {"j": "w"}))
+    let_abandon(mirror, clock)
     again = take(queue)
     assert (again.reason, removed(again), state(again)) == (ResyncReason.UNANSWERED, {"k": "v"}, {"j": "w"})
     assert again.done() is True
     assert event.done() is False
 
 
-@pytest.mark.usefixtures("impatient")
-def test_c10_an_answer_to_an_event_that_was_given_up_leads_to_one_more_resync(
-    mirror: Registry, constant: Patch
+def test_c10_an_answer_to_an_event_that_was_abandoned_leads_to_one_more_resync(
+    mirror: Registry, clock: ManualClock
 ) -> None:
-    # given an event that was given up, and the RESYNC in its place, which was handled before it
-    constant("ABANDON_TIMEOUT", 0.3)
+    # given an event that was abandoned, and the RESYNC in its place, which was handled before it
     queue: Queue[Any] = Queue()
     ready(mirror, queue)
     commits(mirror, (2, {"k": "v"}))
-    given_up = take(queue)
-    replacement = take(queue)
-    constant("ABANDON_TIMEOUT", 60.0)  # in time: the replacement is not given up as well
-    replacement.done()
+    abandoned = take(queue)
+    let_abandon(mirror, clock)
+    take(queue).done()
     # when the consumer ends with the old one after all / then what it has done may be undone by the state as it is
-    assert given_up.done() is False
+    assert abandoned.done() is False
+    clock.advance(FAILURE_BACKOFF[1])
     event = take(queue)
     assert (event.reason, state(event)) == (ResyncReason.UNANSWERED, {"k": "v"})
     event.done()
     # and that is the end of it
-    assert given_up.done() is False
+    assert abandoned.done() is False
     commits(mirror, (3, {"k": "w"}))
     event = take(queue)
     assert told(event) == [("k", "w", "v")]
     event.done()
 
 
-def test_c9_answers_that_come_late_count_and_are_counted(registry: Registry, constant: Patch) -> None:
-    # given a time of nothing
-    constant("DEFAULT_NOTIF_TIMEOUT", 0.0)
+def test_c9_answers_that_come_late_count_and_are_counted(registry: Registry, clock: ManualClock) -> None:
+    # given an event that was not answered in time
     queue: Queue[Any] = Queue()
     registry.watch("slow", queue, queue, "")
     future = registry.submit_changes(changes({"k": "v"}), timeout=5)
     event = take(queue)
+    clock.advance(DEFAULT_NOTIF_TIMEOUT + 0.1)
     assert registry.status().subscriptions["slow"].state is SubscriptionState.LAGGING
     # when it answers later than that, twice
     assert event.done() is True
@@ -440,7 +444,7 @@ def test_c9_answers_that_come_late_count_and_are_counted(registry: Registry, con
     assert (status.ok, status.late, status.state) == (1, 1, SubscriptionState.SYNCED)
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 def test_c10_a_refused_event_of_a_store_leads_to_a_resync_of_that_subscription_only(mirror: Registry) -> None:
     # given two subscribers
     good: Queue[Any] = Queue()
@@ -461,8 +465,10 @@ def test_c10_a_refused_event_of_a_store_leads_to_a_resync_of_that_subscription_o
     assert mirror.status().subscriptions["good"].resyncs == {ResyncReason.INITIAL: 1}
 
 
-def test_c10_the_pause_after_a_failure_grows_with_jitter_up_to_a_limit_and_resets(mirror: Registry) -> None:
-    # given a subscriber, and its pauses, read where they are kept and cut short
+def test_c10_the_pause_after_a_failure_grows_with_jitter_up_to_a_limit_and_resets(
+    mirror: Registry, clock: ManualClock
+) -> None:
+    # given a subscriber, and its pauses, read where they are kept
     queue: Queue[Any] = Queue()
     ready(mirror, queue)
     subscription = mirror.subscriptions["agent"]
@@ -470,10 +476,9 @@ def test_c10_the_pause_after_a_failure_grows_with_jitter_up_to_a_limit_and_reset
     def refuse() -> float:
         take(queue).done(ValueError("no"))
         assert queue.empty()
-        assert subscription._wish is not None
-        pause = subscription._wish.not_before - time.monotonic()
-        subscription._wish.not_before = 0.0
-        subscription.pump()
+        assert subscription._resync is not None
+        pause = subscription._resync.not_before - clock.monotonic()
+        clock.advance(pause + 0.001)
         return pause
 
     commits(mirror, (2, {"k": "v"}))
@@ -491,28 +496,24 @@ def test_c10_the_pause_after_a_failure_grows_with_jitter_up_to_a_limit_and_reset
 
 
 def test_c10_a_pause_that_was_over_before_the_failure_is_not_the_pause_after_it(
-    mirror: Registry, constant: Patch
+    mirror: Registry, clock: ManualClock
 ) -> None:
-    # given an event that was given up, and the RESYNC in its place
-    constant("ABANDON_TIMEOUT", 0.05)
+    # given an event that was abandoned, and the RESYNC in its place
     queue: Queue[Any] = Queue()
     ready(mirror, queue)
     subscription = mirror.subscriptions["agent"]
     commits(mirror, (2, {"k": "v"}))
-    given_up = take(queue)
-    wait_until(lambda: subscription._wish is not None, "the event is given up")
-    constant("ABANDON_TIMEOUT", 60.0)
-    assert subscription._wish is not None
-    subscription._wish.not_before = 0.0
-    subscription.pump()
+    abandoned = take(queue)
+    let_abandon(mirror, clock)
     replacement = take(queue)
     # when the late answer asks for one more, whose pause ends while the first is still out, and that is refused
-    assert given_up.done() is False
-    subscription._wish.not_before = time.monotonic()
+    assert abandoned.done() is False
+    assert subscription._resync is not None
+    clock.advance(subscription._resync.not_before - clock.monotonic() + 0.001)
     replacement.done(ValueError("no"))
     # then a pause follows the failure
     assert queue.empty()
-    assert subscription._wish.not_before - time.monotonic() > 1.0
+    assert subscription._resync.not_before - clock.monotonic() > 1.0
 
 
 def test_c10_during_the_pause_nothing_is_put_and_a_resync_asked_for_in_person_ends_it(mirror: Registry) -> None:
@@ -591,7 +592,7 @@ def test_c15_a_queue_that_raises_is_a_refusal(registry: Registry, mirror: Regist
     assert mirror.status().subscriptions["broken"].failed == 1
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 def test_c15_a_queue_that_cannot_say_whether_it_is_full_does_not_stop_the_worker(registry: Registry) -> None:
     # given a queue that raises in full(), and is full
     class Confused(Queue[Any]):
@@ -673,7 +674,7 @@ def test_c15_two_queues_that_close_each_others_subscription_do_not_wait_for_each
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given two queues that meet inside their puts and then close the registry
-    monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(delivery, "CLOSE_TIMEOUT", 0.05)
     both = threading.Barrier(2)
 
     def meet_and_close(_: Any) -> None:
@@ -779,24 +780,22 @@ def test_c15_a_callback_that_raises_hurts_nobody(registry: Registry, caplog: pyt
     assert "poisoned" in caplog.text
 
 
-def test_c15_close_from_an_alarm(registry: Registry, constant: Patch) -> None:
-    # given a caller's callback that closes, run by the delivery worker when it gives the event up
-    constant("ABANDON_TIMEOUT", 0.02)
+def test_c15_close_from_a_timer(registry: Registry, clock: ManualClock) -> None:
+    # given a caller's callback that closes, run by the delivery worker when it abandons the event
     queue: Queue[Any] = Queue()
     registry.watch("agent", queue, queue, "")
-    closed = threading.Event()
+    closed: Queue[threading.Thread] = Queue()
 
     def close(_: Any) -> None:
-        assert threading.current_thread().name.startswith("datasync-syncbase-delivery")
         registry.close()
-        closed.set()
+        closed.put(threading.current_thread())
 
     registry.submit_changes(changes({"k": "v"})).add_done_callback(close)
-    # when the event is given up / then the worker closes its own registry and ends
-    assert closed.wait(5)
-    worker = registry._shared.alarms._worker
-    assert worker is not None
-    wait_until(lambda: not worker.alive, "the worker has ended")
+    # when the event is abandoned / then the worker closes its own registry and ends
+    clock.advance(ABANDON_TIMEOUT)
+    worker = take(closed)
+    assert worker.name.startswith("datasync-syncbase-delivery")
+    wait_until(lambda: not worker.is_alive(), "the worker has ended")
 
 
 def test_c15_close_from_eight_threads_at_once(registry: Registry) -> None:
@@ -847,8 +846,8 @@ def test_c15_ten_thousand_subscriptions_leave_nothing_behind(mirror: Registry) -
         assert threading.active_count() == threads
         assert len(gc.get_objects()) - objects < 200
         assert list(mirror.subscriptions) == ["other"]
-        assert len(mirror._index) == 1
-        assert len(mirror._shared.alarms._heap) < 10
+        assert len(mirror._router) == 1
+        assert len(mirror._core.timers) < 10
     finally:
         logging.getLogger("datasync").setLevel(logging.NOTSET)
 
@@ -937,6 +936,7 @@ from queue import Queue
 warnings.simplefilter("ignore", DeprecationWarning)
 from datasync.errors import ForkedError
 from datasync.syncbase.registry import Registry
+from tests.support.clock import ManualClock
 from tests.support.registries import changes, told
 
 registry = Registry()
@@ -945,10 +945,10 @@ registration = registry.watch("agent", queue, queue, "")
 future = registry.submit_changes(changes({"k": "1"}))
 event = queue.get(timeout=5)
 
-# the fork happens while another thread holds the registry's lock, and the alarms'
+# the fork happens while another thread holds the registry's lock, and the timers'
 held, let_go = threading.Event(), threading.Event()
 def hold():
-    with registry._lock, registry._shared.alarms._lock:
+    with registry._lock, registry._core.timers._lock:
         held.set()
         let_go.wait(20)
 holder = threading.Thread(target=hold)
@@ -1008,23 +1008,22 @@ def test_c15_i17_after_a_fork_the_childs_handles_are_refused_and_nothing_hangs()
 
 
 def test_c16_no_value_is_in_the_logs_of_failures(
-    mirror: Registry, caplog: pytest.LogCaptureFixture, constant: Patch
+    mirror: Registry, caplog: pytest.LogCaptureFixture, clock: ManualClock
 ) -> None:
     # given a canary as value, and every kind of trouble
-    constant("ABANDON_TIMEOUT", 0.02)
-    constant("FAILURE_BACKOFF", (0.001, 0.002))
-    constant("DEFAULT_NOTIF_TIMEOUT", 0.02)
-    constant("FULL_QUEUE_BACKOFF", (0.001, 0.002))
     caplog.set_level("DEBUG", logger="datasync")
     queue: Queue[Any] = Queue(1)
     mirror.watch("agent", queue, queue, "")
     snapshot(mirror, 1, {"k": "canary-77"})
     # when it is refused, not answered, and finds no room
     take(queue).done(ValueError("canary-77 in the consumer's own words"))
-    wait_until(lambda: "was given up" in caplog.text, "an event is given up")
-    constant("ABANDON_TIMEOUT", 60.0)
+    clock.advance(FAILURE_BACKOFF[1])
+    wait_until(lambda: not queue.empty(), "the RESYNC after the failure comes")
+    clock.advance(ABANDON_TIMEOUT)
+    wait_until(lambda: "was abandoned" in caplog.text, "an event is abandoned")
 
     def caught_up() -> bool:
+        clock.advance(1.0)
         while not queue.empty():
             take(queue).done()
         return mirror.status().subscriptions["agent"].state is SubscriptionState.SYNCED
@@ -1032,12 +1031,14 @@ def test_c16_no_value_is_in_the_logs_of_failures(
     wait_until(caught_up, "everything is answered")
     queue.put("in the way")
     commits(mirror, (2, {"k": "canary-77"}))
+    clock.advance(DEFAULT_NOTIF_TIMEOUT)
     wait_until(lambda: "gets a RESYNC" in caplog.text, "the overflow is logged")
     # then the log tells of all that and shows no value
-    assert "was refused with ValueError" in caplog.text
-    assert "was given up" in caplog.text
+    assert "was rejected with ValueError" in caplog.text
+    assert "was abandoned" in caplog.text
     assert "canary-77" not in caplog.text
     take(queue)
+    clock.advance(1.0)
     take(queue).done()
 
 
@@ -1078,7 +1079,8 @@ def test_a_queue_that_is_full_once_raises_full_like_any_other(registry: Registry
     future.result()
 
 
-def test_c15_a_callback_or_queue_that_exits_ends_no_worker(registry: Registry, impatient: None) -> None:
+@impatient
+def test_c15_a_callback_or_queue_that_exits_ends_no_worker(registry: Registry) -> None:
     # given a queue without room, and a callback of its caller that would end the thread it runs in
     queue: Queue[Any] = Queue(1)
     queue.put("something else")
@@ -1112,7 +1114,8 @@ def test_c15_a_callback_or_queue_that_exits_ends_no_worker(registry: Registry, i
         refused.result()
 
 
-def test_c8_c11_a_log_handler_may_ask_the_registry(registry: Registry, impatient: None) -> None:
+@impatient
+def test_c8_c11_a_log_handler_may_ask_the_registry(registry: Registry) -> None:
     # given a handler that looks at the registry with each line; in another thread, so that it cannot hang this one
     class Curious(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -1206,16 +1209,19 @@ def test_c9_a_log_filter_that_raises_leaves_no_event_behind(registry: Registry, 
     def broken(record: logging.LogRecord) -> bool:
         raise RuntimeError("a filter that is broken")
 
-    before = module.log.level
-    module.log.setLevel(level)
-    module.log.addFilter(broken)
+    loggers = (module.log, delivery.log)
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+        logger.addFilter(broken)
     try:
         # when the first is refused
         with pytest.raises(RuntimeError):
             event.done(ValueError("no"))
     finally:
-        module.log.removeFilter(broken)
-        module.log.setLevel(before)
+        for logger, level_before in zip(loggers, before, strict=True):
+            logger.removeFilter(broken)
+            logger.setLevel(level_before)
     # then the others come all the same
     for future in futures[1:]:
         take(queue).done()

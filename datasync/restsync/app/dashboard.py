@@ -18,7 +18,7 @@ from datasync.restsync.app.adapter import Adapter
 from datasync.restsync.app.replay_buffer import Answer
 from datasync.restsync.encoding import CONTENT_JSON, content_of
 from datasync.restsync.problems import error_text
-from datasync.syncbase.change import StoredKeyVal
+from datasync.syncbase.change import StateKeyVal
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionStatus, TransportStatus
 
@@ -96,7 +96,7 @@ def _subscription(name: str, status: SubscriptionStatus) -> dict[str, Any]:
     }
 
 
-def _pair(pair: StoredKeyVal, values: bool) -> dict[str, Any]:
+def _pair(pair: StateKeyVal, values: bool) -> dict[str, Any]:
     try:
         content, content_type = content_of(pair)
     except DatasyncError:

@@ -21,7 +21,8 @@ from typing import Any
 
 from datasync.keyval import connect, reader
 from datasync.kvdbsync import Plugin
-from datasync.syncbase import subscription
+from datasync.runtime.timeouts import Timeouts
+from datasync.syncbase import registry
 from tests.faults.soak.peer import PREFIX, log_into
 from tests.faults.soak.subscribers import Source, Violations, say
 
@@ -195,9 +196,8 @@ def _hurry() -> None:
     """The library's longest pauses are shorter than the product's, or they would be all that is measured."""
     from datasync.restsync.client import event_source as rest_reader
 
-    reader.RETRY_BACKOFF = (0.1, 1.0)
+    reader.DEFAULT_TIMEOUTS = registry.DEFAULT_TIMEOUTS = Timeouts(retry_backoff=(0.1, 1.0), failure_backoff=(0.1, 1.0))
     rest_reader.BACKOFF = (0.1, 1.0)
-    subscription.FAILURE_BACKOFF = (0.1, 1.0)
 
 
 def main() -> int:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from datasync.keyval import memory, reader
 from datasync.keyval.sqlite import stream as sqlite_stream
-from datasync.syncbase import registry, subscription
+from datasync.runtime.timeouts import Timeouts
+from datasync.syncbase import backlog, registry, subscription
 from tests.faults.workloads.workload import Workload
 
 #: Seconds after which an event is given up in a hurried workload: short against a stuck consumer, or long.
 HURRIED_ABANDON = (0.04, 0.25)
 #: The same in the others, where somebody does not answer, and where everybody does.
 ABANDON, PATIENT_ABANDON = 0.5, 10.0
+#: The library's own, but for pauses that would be measured instead of it.
+NATURAL = Timeouts(retry_backoff=(0.1, 1.0), failure_backoff=(0.05, 0.5))
 
 
 class Times(NamedTuple):
@@ -37,37 +41,36 @@ def shortened(workload: Workload, chance: random.Random, *, sourced: bool) -> It
         abandon = PATIENT_ABANDON  # a caller is told of what was given up, and nothing follows
     else:
         abandon = chance.choice(HURRIED_ABANDON) if workload.hurried else ABANDON
-    wanted = _hurried(chance) if workload.hurried else _natural()
-    wanted.append((subscription, "ABANDON_TIMEOUT", abandon))
+    timeouts = replace(_hurried_timeouts(chance) if workload.hurried else NATURAL, abandon=abandon)
+    wanted = _hurried(chance) if workload.hurried else []
+    wanted += [(module, "DEFAULT_TIMEOUTS", timeouts) for module in (reader, registry)]
     before = [(module, name, getattr(module, name)) for module, name, _ in wanted]
     try:
         for module, name, value in wanted:
             setattr(module, name, value)
-        yield Times(abandon, subscription.FAILURE_BACKOFF, subscription.MAX_PENDING)
+        yield Times(abandon, timeouts.failure_backoff, subscription.MAX_PENDING)
     finally:
         for module, name, value in before:
             setattr(module, name, value)
 
 
-def _natural() -> list[tuple[Any, str, Any]]:
-    return [
-        (reader, "RETRY_BACKOFF", (0.1, 1.0)),
-        (subscription, "FAILURE_BACKOFF", (0.05, 0.5)),
-    ]
+def _hurried_timeouts(chance: random.Random) -> Timeouts:
+    return Timeouts(
+        delivery=chance.choice((0.02, 0.1)),
+        failure_backoff=(0.002, 0.03),
+        full_queue_backoff=(0.001, 0.01),
+        retry_backoff=(0.001, 0.02),
+        anchor_patience=0.3,
+    )
 
 
 def _hurried(chance: random.Random) -> list[tuple[Any, str, Any]]:
     batch = chance.choice((1, 5, 1000))
     return [
-        (reader, "RETRY_BACKOFF", (0.001, 0.02)),
         (reader, "GOOD_STREAM", 0.01),
-        (reader, "ANCHOR_PATIENCE", 0.3),
         (memory, "IDLE", 0.02),
         (sqlite_stream, "IDLE", 0.02),
-        (subscription, "FAILURE_BACKOFF", (0.002, 0.03)),
-        (subscription, "FULL_QUEUE_BACKOFF", (0.001, 0.01)),
-        (subscription, "DEFAULT_NOTIF_TIMEOUT", chance.choice((0.02, 0.1))),
         (subscription, "MAX_PENDING", chance.choice((10, 60, 10_000))),
-        (subscription, "MAX_BATCH", batch),
+        (backlog, "MAX_BATCH", batch),
         (registry, "MAX_BATCH", batch),
     ]

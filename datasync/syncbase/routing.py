@@ -1,0 +1,112 @@
+"""The subscriptions of a registry: by name, and by the prefixes that lead from a key to them.
+
+Source: contract C4, C5, C11.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from collections.abc import Iterable, Sequence
+
+from datasync.errors import SubscriptionError
+from datasync.syncbase.change import ChangeResp
+from datasync.syncbase.core import PendingTransaction, RegistryCore
+from datasync.syncbase.futures import PropagationFuture
+from datasync.syncbase.prefixes import PrefixTable
+from datasync.syncbase.subscription import Subscription
+
+log = logging.getLogger(__name__)
+
+
+class Router:
+    """Finds the subscriptions of a key. Threads: the registry's lock."""
+
+    __slots__ = ("_by_prefix", "_core", "subscriptions")
+
+    def __init__(self, core: RegistryCore) -> None:
+        self._core = core
+        #: The subscriptions by resync name.
+        self.subscriptions: dict[str, Subscription] = {}
+        self._by_prefix: PrefixTable[tuple[Subscription, ...]] = PrefixTable()
+
+    def __len__(self) -> int:
+        """Return the number of prefixes that any subscription watches."""
+        return len(self._by_prefix)
+
+    def add_locked(self, subscription: Subscription) -> None:
+        """Add *subscription* with its prefixes."""
+        self.subscriptions[subscription.name] = subscription
+        for prefix in subscription.prefixes:
+            self._index_locked(subscription, prefix)
+
+    def add_prefix_locked(self, subscription: Subscription, prefix: str) -> None:
+        """Route the keys with *prefix* to *subscription* as well. Raises ``SubscriptionError`` if it has the prefix."""
+        if prefix in subscription.prefixes:
+            raise SubscriptionError(f"{self._core.source}: {subscription.name!r} already watches the prefix {prefix!r}")
+        subscription.prefixes.set(prefix, None)
+        self._index_locked(subscription, prefix)
+
+    def remove_prefix_locked(self, subscription: Subscription, prefix: str) -> None:
+        """Stop routing the keys with *prefix* to *subscription*; without effect for an unknown prefix."""
+        if prefix in subscription.prefixes:
+            self._unindex_locked(subscription, prefix)
+            subscription.drop_prefix_locked(prefix)
+
+    def close_locked(self, subscription: Subscription) -> None:
+        """Remove *subscription* and end its stream; may be called twice."""
+        if self.subscriptions.get(subscription.name) is subscription:
+            del self.subscriptions[subscription.name]
+            self._core.health.resyncs.update(subscription.status_locked().resyncs)
+            for prefix in subscription.prefixes:
+                self._unindex_locked(subscription, prefix)
+            self._core.deferred.append(lambda: log.info("%s: %r is closed", self._core.source, subscription.name))
+        subscription.close_locked()
+
+    def check_watched_locked(self, keys: Iterable[str]) -> None:
+        """Raise ``SubscriptionError`` for a key that no subscription watches."""
+        for key in keys:
+            if not self._by_prefix.matching(key):
+                raise SubscriptionError(f"{self._core.source}: no subscription watches {key!r}")
+
+    def route_locked(
+        self,
+        changes: Sequence[ChangeResp],
+        waiter: PropagationFuture | None = None,
+        context: contextvars.Context | None = None,
+    ) -> tuple[dict[Subscription, PendingTransaction], list[str]]:
+        """Return the transaction for each subscription, and the keys that no subscription watches."""
+        keys = [change.key for change in changes]
+        groups = self._by_prefix.matching_all(keys)
+        if groups is not None:  # the whole transaction goes to the same ones: as one object, however many they are
+            everything = PendingTransaction(changes, waiter, context or self._core.context)
+            return {one: everything for group in groups for one in group}, [] if groups else keys
+        deliveries: dict[Subscription, list[ChangeResp]] = {}
+        unwatched: list[str] = []
+        matching = self._by_prefix.matching
+        members: tuple[Subscription, ...] | None = None
+        theirs: list[list[ChangeResp]] = []  # the lists of *members*, the same for most changes in a row
+        for change in changes:
+            found = matching(change.key)
+            if not found:
+                unwatched.append(change.key)
+                continue
+            if len(found) > 1:  # overlapping prefixes: a subscription gets a key once
+                found = [tuple(dict.fromkeys(member for group in found for member in group))]
+            if found[0] is not members:
+                members = found[0]
+                theirs = [deliveries.setdefault(subscription, []) for subscription in members]
+            for wanted in theirs:
+                wanted.append(change)
+        context = context or self._core.context
+        return {one: PendingTransaction(wanted, waiter, context) for one, wanted in deliveries.items()}, unwatched
+
+    def _index_locked(self, subscription: Subscription, prefix: str) -> None:
+        self._by_prefix.set(prefix, (*(self._by_prefix.get(prefix) or ()), subscription))
+
+    def _unindex_locked(self, subscription: Subscription, prefix: str) -> None:
+        rest = tuple(other for other in self._by_prefix.get(prefix) or () if other is not subscription)
+        if rest:
+            self._by_prefix.set(prefix, rest)
+        else:
+            self._by_prefix.remove(prefix)
