@@ -28,7 +28,7 @@ class ProtoGetResult(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class StoredKeyVal:
+class ProtoKeyVal:
     """A pair as a list returns it: the value is decoded when it is asked for. Implements ``datasync.KeyVal``.
 
     It knows no previous value: in Go it was that of the previous *item* (D51).
@@ -119,10 +119,10 @@ class ProtoBroker:
             message.Clear()
         return ProtoGetResult(found, revision)
 
-    def list_values(self, prefix: str = "") -> Iterator[StoredKeyVal]:
+    def list_values(self, prefix: str = "") -> Iterator[ProtoKeyVal]:
         """The pairs whose key starts with *prefix*, in key order, each decoded when it is asked for."""
         pairs = self._broker.list_values(prefix)
-        return (StoredKeyVal(key, data, revision, self._serializer) for key, data, revision in pairs)
+        return (ProtoKeyVal(key, data, revision, self._serializer) for key, data, revision in pairs)
 
     def list_keys(self, prefix: str = "") -> Iterator[str]:
         """The keys that start with *prefix*, in order."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl, unquote
 
 from datasync.errors import DatasyncError, InvalidArgumentError, MissingExtraError, UnsupportedError
@@ -33,29 +33,35 @@ class StoreURL:
     query: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-class Driver(NamedTuple):
-    """Where the class of a scheme is (``module:Class``), and the extra that brings its client library."""
+class DriverEntry(NamedTuple):
+    """The location of a scheme's driver class (``module:Class``), and the extra that installs its client library."""
 
     target: str
     extra: str = ""
 
 
 class DriverClass(Protocol):
-    """What a driver's class must have beside being a ``Store``.
+    """The part of a driver class that ``connect`` uses.
 
-    The known options are the keyword-only parameters of ``from_url``, else those of the constructor.
+    The first of these that is not empty names the known options: the keyword-only parameters of ``from_url``, the
+    mapping ``url_options`` (name to annotation) if the class has one, and the keyword-only parameters of the
+    constructor.
     """
 
     def from_url(self, url: StoreURL, **options: object) -> Store:
-        """Open the store that *url* names; the options of the URL's query are in *options* already."""
+        """Open the store that *url* names. *options* includes those of the URL's query."""
+        ...
+
+    def __call__(self, *arguments: Any, **options: Any) -> Store:
+        """Construct the store."""
         ...
 
 
 #: Scheme to driver.
-DRIVERS: dict[str, Driver] = {
-    "memory": Driver("datasync.keyval.memory:MemoryStore"),
-    "sqlite": Driver("datasync.keyval.sqlite.store:SQLiteStore"),
-    "etcd": Driver("datasync.keyval.etcd.store:EtcdStore", "etcd"),
+DRIVERS: dict[str, DriverEntry] = {
+    "memory": DriverEntry("datasync.keyval.memory:MemoryStore"),
+    "sqlite": DriverEntry("datasync.keyval.sqlite.store:SQLiteStore"),
+    "etcd": DriverEntry("datasync.keyval.etcd.store:EtcdStore", "etcd"),
 }
 #: Schemes of the contract whose drivers are not written yet.
 PLANNED = ("file", "redis", "rediss", "redis+sentinel", "redis+cluster", "consul")
@@ -83,8 +89,8 @@ def connect(url: str, **options: object) -> Store:
     .. versionadded:: 1.0
     """
     parsed = parse_url(url)
-    opener = _load(parsed.scheme).from_url
-    return opener(parsed, **_merge(parsed, options, _known_options(opener)))
+    driver = _load(parsed.scheme)
+    return driver.from_url(parsed, **_merge(parsed, options, _known_options(driver)))
 
 
 def parse_url(url: str) -> StoreURL:
@@ -164,18 +170,15 @@ def _load(scheme: str) -> DriverClass:
     return found
 
 
-def _known_options(opener: Callable[..., Store]) -> dict[str, str]:
-    """Option name to the text of its annotation, ``from_url`` first, then the constructor behind it."""
-    callables: list[Callable[..., object]] = [opener]
-    owner = getattr(opener, "__self__", None)
-    if owner is not None:
-        callables.append(owner.__init__)
-    for target in callables:
-        parameters = inspect.signature(target).parameters.values()
-        keywords = {p.name: str(p.annotation) for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-        if keywords:
-            return keywords
-    return {}
+def _known_options(driver: DriverClass) -> Mapping[str, str]:
+    """The options that *driver* accepts: name to the text of the annotation."""
+    declared: Mapping[str, str] = getattr(driver, "url_options", {})
+    return _keywords(driver.from_url) or declared or _keywords(driver)
+
+
+def _keywords(function: Callable[..., object]) -> dict[str, str]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: str(p.annotation) for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def _merge(url: StoreURL, options: Mapping[str, object], known: Mapping[str, str]) -> dict[str, object]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from datasync.errors import InvalidArgumentError, MissingExtraError, UnsupportedError
-from datasync.keyval import Driver, StoreURL, connect, parse_url, urls
+from datasync.keyval import DriverEntry, StoreURL, connect, parse_url, urls
 from datasync.keyval.memory import MemoryStore
 from datasync.keyval.sqlite import SQLiteStore
 
@@ -71,7 +71,7 @@ def test_c16_a_driver_that_is_not_written_yet_is_said_to_be_missing(scheme: str)
 
 def test_c16_a_missing_client_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a driver whose library is not installed
-    monkeypatch.setitem(urls.DRIVERS, "odd", Driver("tests.keyval.odd_driver:OddStore", "odd"))
+    monkeypatch.setitem(urls.DRIVERS, "odd", DriverEntry("tests.keyval.odd_driver:OddStore", "odd"))
     monkeypatch.setitem(sys.modules, "tests.keyval.odd_driver", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'datasync\[odd\]'"):
         connect("odd://")
