@@ -1,10 +1,9 @@
-"""What the two embedded drivers share: the meaning of a transaction."""
+"""The net effect of a transaction, for drivers that keep the data themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from datasync.errors import InvalidArgumentError
 from datasync.keyval.types import PutOp, WriteOp
 
 
@@ -35,11 +34,3 @@ def net_effect(
         for key in stored:
             effect[key] = None
     return effect
-
-
-def check_setting(name: str, value: float, *, zero: bool = False) -> None:
-    """Raise ``InvalidArgumentError`` unless the option *name* is a number above 0 (or 0, with *zero*)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidArgumentError(f"the option {name} must be a number, not {type(value).__name__}")
-    if not (value > 0 or (zero and value == 0)):
-        raise InvalidArgumentError(f"the option {name} must be {'0 or more' if zero else 'more than 0'}")

@@ -5,20 +5,19 @@ Source: contract section 4.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from typing import ClassVar, NamedTuple
 
 from datasync.commits import Batch, Commit
-from datasync.errors import ClosedError, CompactedError, DatasyncError, InvalidArgumentError
+from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError
 from datasync.keyval.api import Store
 from datasync.keyval.driver import Scan, Stream
-from datasync.keyval.effects import check_setting, net_effect
+from datasync.keyval.effects import net_effect
+from datasync.keyval.embedded import SharedByKey, check_position, check_setting
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, RewoundError, WriteOp
 from datasync.keyval.urls import StoreURL
 from datasync.runtime.threads import ForkGuard
@@ -92,20 +91,7 @@ class _Space:
         return sorted(key for key in self.entries if key.startswith(prefix))
 
 
-# Name to data, while a store is open on it. Guarded by the lock below.
-_spaces: weakref.WeakValueDictionary[str, _Space] = weakref.WeakValueDictionary()
-_spaces_lock = threading.Lock()
-
-
-def _forget_spaces() -> None:
-    """In a forked child: the parent's data may be locked by threads that do not exist here."""
-    global _spaces_lock
-    _spaces_lock = threading.Lock()
-    _spaces.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_spaces)
+_spaces: SharedByKey[str, _Space] = SharedByKey(_Space)
 
 
 class MemoryStore(Store):
@@ -128,11 +114,7 @@ class MemoryStore(Store):
         self._history = history
         self._closed = False
         self._failure: DatasyncError | None = None
-        if name:
-            with _spaces_lock:
-                self._space = _spaces.setdefault(name, _Space())
-        else:
-            self._space = _Space()
+        self._space = _spaces.get(name) if name else _Space()
         # As the last listing found it; guarded by the space's lock.
         self._losses = self._space.losses
 
@@ -301,13 +283,9 @@ class _MemoryStream(Stream):
         return not self._cancelled and space.revision == self._position
 
     def _next(self, space: _Space) -> Batch:
-        if space.revision < self._position:
-            raise RewoundError(f"{self._store.name} is at revision {space.revision}, below {self._position}")
         if space.losses != self._losses:
             raise RewoundError(f"{self._store.name} was emptied since it was listed")
-        if self._position < space.oldest > 1:
-            message = f"{self._store.name} has no history after revision {self._position}, only after {space.oldest}"
-            raise CompactedError(message, space.oldest)
+        check_position(self._store.name, self._position, space.oldest, space.revision)
         commits = []
         for commit in reversed(space.commits):  # from the end: a stream is rarely far behind
             if commit.revision <= self._position:

@@ -28,7 +28,7 @@ from datasync.errors import (
     UnknownOutcome,
 )
 from datasync.keyval import Batch, DeleteOp, PutOp, RewoundError
-from datasync.keyval.sqlite import SQLiteStore, database, tables
+from datasync.keyval.sqlite import SQLiteStore, schema, tables
 from datasync.keyval.sqlite.tables import PAGE, TRIM_EVERY
 from datasync.options import with_client_lifetime_ttl, with_ttl
 from datasync.runtime.threads import Worker
@@ -659,7 +659,7 @@ def test_after_a_restart_of_the_machine_leases_have_ended_and_ttls_begin_anew(
             connection.execute("UPDATE kv SET deadline = deadline + 1e9 WHERE ttl IS NOT NULL")
             connection.execute("UPDATE lease SET deadline = deadline + 1e9")
     # when the machine has started again
-    monkeypatch.setattr(database, "boot_id", lambda: "another run")
+    monkeypatch.setattr(schema, "boot_id", lambda: "another run")
     with SQLiteStore(path) as store:
         # then the client's key is gone, and the other has its full time again
         assert state(store) == {"ttl": b""}

@@ -21,7 +21,7 @@ from datasync.keyval.sqlite.database import Database, opening
 FORK_PATIENCE = 1.0
 
 
-class Link:
+class SharedConnection:
     """One connection to *database*, opened when it is needed, used by one thread at a time.
 
     One *for_writing* takes its lock by ``Database.begin``. *before_fork* is called, with the connection to itself, when
@@ -47,7 +47,7 @@ class Link:
         #: How many connections there were: what is known of an earlier one (``data_version``) means nothing now.
         self.opened = 0
         with opening:
-            _links.add(self)
+            _connections.add(self)
 
     @contextmanager
     def use(self, doing: str = "use") -> Iterator[sqlite3.Connection]:
@@ -110,8 +110,8 @@ class Link:
     def _forked(self) -> ForkedError:
         return ForkedError(f"{self._database.path} was in use in the parent when this process was forked")
 
-    def let_go(self) -> bool:
-        """Before a fork: close, and keep the lock until ``take_up``; False when it is busy for too long."""
+    def close_for_fork(self) -> bool:
+        """Before a fork: close, and keep the lock until ``resume``; False when it is busy for too long."""
         if not self._lock.acquire(timeout=FORK_PATIENCE):
             return False
         if self._connection is not None:
@@ -120,19 +120,19 @@ class Link:
             self._drop()
         return True
 
-    def inherit(self) -> None:
+    def mark_inherited(self) -> None:
         """In the child, of a link that was not let go: its file cannot be used safely in this process."""
         self._lost = True
         self._database.forsake()
 
-    def take_up(self) -> None:
+    def resume(self) -> None:
         """After a fork: let others go on."""
         self._lock.release()
 
 
-_links: weakref.WeakSet[Link] = weakref.WeakSet()
-_held: list[Link] = []
-_busy: list[Link] = []
+_connections: weakref.WeakSet[SharedConnection] = weakref.WeakSet()
+_held: list[SharedConnection] = []
+_busy: list[SharedConnection] = []
 
 
 def _before_fork() -> None:
@@ -140,24 +140,24 @@ def _before_fork() -> None:
         # Threads take their link's lock first, then this one; so it is let go while we wait for a link, and links
         # that were made meanwhile are waited for in another round.
         opening.acquire()
-        links = [link for link in list(_links) if link not in _held and link not in _busy]
-        if not links:
+        waiting = [one for one in list(_connections) if one not in _held and one not in _busy]
+        if not waiting:
             return
         opening.release()
-        for link in links:
-            (_held if link.let_go() else _busy).append(link)
+        for connection in waiting:
+            (_held if connection.close_for_fork() else _busy).append(connection)
 
 
 def _after_in_parent() -> None:
     opening.release()
     _busy.clear()
     while _held:
-        _held.pop().take_up()
+        _held.pop().resume()
 
 
 def _after_in_child() -> None:
-    for link in _busy:
-        link.inherit()
+    for connection in _busy:
+        connection.mark_inherited()
     _after_in_parent()
 
 

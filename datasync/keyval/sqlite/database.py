@@ -12,59 +12,20 @@ import sqlite3
 import stat
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from datasync.errors import DatasyncError, ForkedError, PermissionDenied, StoreConnectionError, StoreError
+from datasync.keyval.embedded import SharedByKey
+from datasync.keyval.sqlite import schema
+from datasync.keyval.sqlite.commit_signal import CommitSignal
 
 log = logging.getLogger(__name__)
-
-#: "dsKV": where SQLite keeps the number that tells whose file it is.
-APPLICATION_ID = 0x64734B56
-#: Layout of the tables below.
-FORMAT = 1
 
 #: Parts of SQLite's texts about a file whose content or tables are not what we made.
 _DAMAGES = ("not a database", "malformed", "no such", "has no column", "columns but", "column named", "cannot modify")
 _MAGIC = b"SQLite format 3\0"
-_SCHEMA = """
-CREATE TABLE kv (key BLOB PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL,
-                 ttl REAL, deadline REAL, lease INTEGER) WITHOUT ROWID;
-CREATE INDEX kv_deadline ON kv (deadline) WHERE deadline IS NOT NULL;
-CREATE INDEX kv_lease ON kv (lease) WHERE lease IS NOT NULL;
-CREATE TABLE lease (id INTEGER PRIMARY KEY, deadline REAL NOT NULL);
-CREATE TABLE log (revision INTEGER, place INTEGER, key BLOB NOT NULL, value BLOB,
-                  PRIMARY KEY (revision, place)) WITHOUT ROWID;
--- One row a commit. bytes: of the log up to here. expiry: 1 when nobody asked for it but the clock.
-CREATE TABLE history (revision INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, at REAL NOT NULL, expiry INTEGER NOT NULL);
-CREATE TABLE boot (id TEXT NOT NULL);
-"""
-
-
-class Hub:
-    """Wakes the streams of this process on one file, whichever store object commits to it."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._count = 0
-
-    @property
-    def count(self) -> int:
-        """Take it before looking at the file: a commit after that makes ``wait`` return at once."""
-        return self._count
-
-    def wake(self) -> None:
-        with self._changed:
-            self._count += 1
-            self._changed.notify_all()
-
-    def wait(self, count: int, timeout: float) -> None:
-        with self._changed:
-            if self._count == count:
-                self._changed.wait(timeout)
-
 
 #: Held while a connection is opened, and from before a fork until after it: no connection begins in between.
 opening = threading.Lock()
@@ -72,23 +33,11 @@ opening = threading.Lock()
 # Milliseconds of one step of waiting for the lock of another writer.
 _STEP = 100
 
-# (device, inode) to hub, while a store has the file open. Guarded by the lock.
-_hubs: weakref.WeakValueDictionary[tuple[int, int], Hub] = weakref.WeakValueDictionary()
-_hubs_lock = threading.Lock()
+# By device and inode of the file.
+_commit_signals: SharedByKey[tuple[int, int], CommitSignal] = SharedByKey(CommitSignal)
 
 # Files of which this process inherited an open connection through a fork.
 _forsaken: set[tuple[int, int]] = set()
-
-
-def _forget_hubs() -> None:
-    """In a forked child: the parent's hubs may be locked by threads that do not exist here."""
-    global _hubs_lock
-    _hubs_lock = threading.Lock()
-    _hubs.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_hubs)
 
 
 class Database:
@@ -133,7 +82,7 @@ class Database:
             connection = self._raw()
             try:
                 (application,) = connection.execute("PRAGMA application_id").fetchone()
-                if application != APPLICATION_ID:
+                if application != schema.APPLICATION_ID:
                     raise StoreConnectionError(f"{self.path} is just being made or replaced by another process")
             except BaseException:
                 connection.close()
@@ -176,8 +125,7 @@ class Database:
 
     def _identify(self) -> None:
         self._identity = self._stat()
-        with _hubs_lock:
-            self.hub = _hubs.setdefault(self._identity, Hub())
+        self.commit_signal = _commit_signals.get(self._identity)
 
     def _stat(self) -> tuple[int, int]:
         try:
@@ -208,9 +156,9 @@ class Database:
             connection = self._raw()
             try:
                 if not header:
-                    self._lay_out(connection)
+                    schema.create_tables(connection)
                 self._to_wal(connection)
-                self._after_boot(connection)
+                schema.restart_clock(connection)
             finally:
                 connection.close()
 
@@ -241,12 +189,12 @@ class Database:
             raise StoreConnectionError(f"{self.path} is empty: another process is just making it, or emptied it")
         if not header.startswith(_MAGIC) or len(header) < 100:
             raise StoreError(f"{self.path} is not an SQLite database; it was left alone: name another file")
-        if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
+        if int.from_bytes(header[68:72], "big") != schema.APPLICATION_ID:
             raise StoreError(f"{self.path} belongs to another application; it was left alone: name another file")
         version = int.from_bytes(header[60:64], "big")
-        if version != FORMAT:
+        if version != schema.FORMAT:
             raise StoreError(
-                f"{self.path} has format {version}, this version of datasync reads format {FORMAT};"
+                f"{self.path} has format {version}, this version of datasync reads format {schema.FORMAT};"
                 " it was left alone: use the version that wrote it"
             )
 
@@ -264,18 +212,6 @@ class Database:
             raise
         return connection
 
-    def _lay_out(self, connection: sqlite3.Connection) -> None:
-        connection.execute("BEGIN EXCLUSIVE")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:  # else another process was faster
-            for statement in _SCHEMA.split(";"):
-                connection.execute(statement)
-            connection.execute("INSERT INTO history VALUES (1, 0, ?, 0)", (time.monotonic(),))
-            connection.execute("INSERT INTO boot VALUES (?)", (boot_id(),))
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {FORMAT}")
-        connection.execute("COMMIT")
-
     def _to_wal(self, connection: sqlite3.Connection) -> None:
         # The switch needs the file for itself and does not wait for its lock like other statements do.
         deadline = time.monotonic() + self._lock_timeout
@@ -290,18 +226,6 @@ class Database:
             if mode != "wal":
                 raise StoreError(f"{self.path} cannot use a write-ahead log: a network file system? use a local disk")
             return
-
-    def _after_boot(self, connection: sqlite3.Connection) -> None:
-        """The monotonic clock starts anew with the machine: leases ended with it, TTLs begin again in full."""
-        if connection.execute("SELECT id FROM boot").fetchone() == (boot_id(),):
-            return
-        now = time.monotonic()
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("UPDATE boot SET id = ?", (boot_id(),))
-        connection.execute("UPDATE lease SET deadline = ?", (now,))
-        connection.execute("UPDATE kv SET deadline = ? + ttl WHERE ttl IS NOT NULL", (now,))
-        connection.execute("UPDATE history SET at = ?", (now,))
-        connection.execute("COMMIT")
 
     def _os_error(self, error: OSError) -> DatasyncError:
         if isinstance(error, PermissionError):
@@ -327,11 +251,3 @@ class Database:
 
     def _damaged(self) -> StoreError:
         return StoreError(f"{self.path} is damaged: put a copy in its place, or remove it to begin anew")
-
-
-def boot_id() -> str:
-    """Which run of the machine the monotonic clock belongs to; empty where the system does not tell."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""

@@ -14,7 +14,7 @@ from datasync.keyval.types import PutOp
 log = logging.getLogger(__name__)
 
 
-class Lease:
+class StoreLease:
     """What one store object owns for as long as it is open.
 
     Threads: its methods are called with the store's writing link held, inside a transaction of it.
@@ -59,7 +59,7 @@ class Lease:
         self.note(again, current)
         return current
 
-    def give_up(self, connection: sqlite3.Connection, current: int) -> int:
+    def end(self, connection: sqlite3.Connection, current: int) -> int:
         """Delete what hangs on the lease, and the lease."""
         held = connection.execute("SELECT key FROM kv WHERE lease = ? ORDER BY key", (self.id,)).fetchall()
         connection.execute("DELETE FROM lease WHERE id = ?", (self.id,))

@@ -11,18 +11,21 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, StoreConnectionError, UnknownOutcome
+from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, UnknownOutcome
 from datasync.keyval.api import Store
 from datasync.keyval.driver import Scan, Stream
-from datasync.keyval.effects import check_setting, net_effect
+from datasync.keyval.effects import net_effect
+from datasync.keyval.embedded import check_setting
 from datasync.keyval.sqlite import tables
-from datasync.keyval.sqlite.connection import Link
+from datasync.keyval.sqlite.commit_times import CommitTimes
+from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
-from datasync.keyval.sqlite.lease import Lease
+from datasync.keyval.sqlite.lease import StoreLease
+from datasync.keyval.sqlite.scan import SQLiteScan
 from datasync.keyval.sqlite.stream import SQLiteStream
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, WriteOp
 from datasync.keyval.urls import StoreURL
@@ -41,7 +44,6 @@ HISTORY_AGE = 3600.0
 #: Bytes of log that are kept.
 HISTORY_BYTES = 64 * 1024 * 1024
 
-_PAGE = 500  # pairs a scan takes at once
 _SYNCHRONOUS = ("off", "normal", "full")
 
 
@@ -96,8 +98,11 @@ class SQLiteStore(Store):
         self._age, self._bytes = history_age, history_bytes
         self._database = Database(self._path, lock_timeout=lock_timeout, synchronous=synchronous)
         # Two connections: in a write-ahead log readers never wait, unless they share the connection of a writer.
-        self._reading, self._writing = Link(self._database), Link(self._database, for_writing=True)
-        self._lease = Lease(session_ttl)
+        self._reading, self._writing = (
+            SharedConnection(self._database),
+            SharedConnection(self._database, for_writing=True),
+        )
+        self._lease = StoreLease(session_ttl)
         self._renewer: Worker | None = None
         #: Guards the members below.
         self._lock = threading.Lock()
@@ -105,7 +110,7 @@ class SQLiteStore(Store):
         self._streams: weakref.WeakSet[SQLiteStream] = weakref.WeakSet()
         # Which file (its generation) was listed last, and the first revision that was read from it.
         self._read_from = (0, 0)
-        self._marks = tables.Marks()
+        self._commit_times = CommitTimes()
 
     @classmethod
     def from_url(cls, url: StoreURL, **options: Any) -> SQLiteStore:
@@ -139,8 +144,8 @@ class SQLiteStore(Store):
         with self._reading.use("read") as connection:
             due = tables.bounds(connection).due
         self.reap(due)
-        scan = _SQLiteScan(self._database, prefix, keys_only)
-        self._marks.note(scan.revision, scan.mark)
+        scan = SQLiteScan(self._database, prefix, keys_only)
+        self._commit_times.note(scan.revision, scan.commit_time)
         with self._lock:
             if self._read_from[0] != scan.generation:
                 self._read_from = (scan.generation, scan.revision)
@@ -178,7 +183,7 @@ class SQLiteStore(Store):
                 prefix,
                 after,
                 generation=generation,
-                marks=self._marks,
+                commit_times=self._commit_times,
                 poll_interval=self._poll_interval,
                 reap=self.reap,
             )
@@ -198,7 +203,7 @@ class SQLiteStore(Store):
         if renewer is not None:
             renewer.close()
         if self._lease.id:
-            self._give_up_lease()
+            self._end_lease()
         self._writing.close()
         self._reading.close()
 
@@ -209,7 +214,7 @@ class SQLiteStore(Store):
             current = self._begin(connection).current
             tables.forget(connection, current if revision is None else min(revision, current))
             connection.execute("COMMIT")
-        self._database.hub.wake()
+        self._database.commit_signal.wake()
 
     def reap(self, due: float | None) -> None:
         """Delete what has expired, if *due* has come; several processes may try, the first one does it."""
@@ -238,7 +243,7 @@ class SQLiteStore(Store):
                 raise UnknownOutcome(f"the disk of {self._path} failed: the commit may or may not be there") from error
             raise
         if after > before:
-            self._database.hub.wake()
+            self._database.commit_signal.wake()
 
     def _keep_alive(self) -> None:
         with self._lock:
@@ -257,70 +262,13 @@ class SQLiteStore(Store):
             except DatasyncError as error:
                 log.warning("%s: the client lifetime lease was not renewed: %s", self.name, error)
 
-    def _give_up_lease(self) -> None:
+    def _end_lease(self) -> None:
         try:
             with self._writing.use("write") as connection:
                 current = self._begin(connection).current
-                self._end(connection, current, self._lease.give_up(connection, current))
+                self._end(connection, current, self._lease.end(connection, current))
         except DatasyncError as error:
             log.warning("%s: client lifetime keys stay until their lease ends: %s", self.name, error)
-
-
-class _SQLiteScan(Scan):
-    """A read transaction on a connection of its own: other commits go on, this one does not see them."""
-
-    def __init__(self, database: Database, prefix: str, keys_only: bool) -> None:
-        # What a fork made us read ahead: it closes the connection.
-        self._rest: list[tuple[bytes, bytes, int]] | None = None
-        self._cursor: sqlite3.Cursor | None = None
-        read_ahead = weakref.WeakMethod(self._read_ahead)  # weak: a dropped scan must not stay alive through its link
-
-        def before_fork() -> None:
-            method = read_ahead()
-            if method is not None:
-                method()
-
-        self._link = Link(database, before_fork)
-        self._columns = "key, x'', revision" if keys_only else "key, value, revision"
-        self._range = tables.key_range(prefix)
-        self._path = database.path
-        # A scan that is dropped without being read to its end must not hold the write-ahead log back.
-        self._closer = weakref.finalize(self, self._link.close)
-        try:
-            with self._link.use("read") as connection:
-                connection.execute("BEGIN")
-                self.revision = tables.bounds(connection).current
-                self.mark = tables.mark(connection, self.revision)
-                self.generation = database.generation
-                self._cursor = connection.execute(
-                    f"SELECT {self._columns} FROM kv WHERE key >= ? AND key < ? ORDER BY key", self._range
-                )
-        except BaseException:
-            self._closer()
-            raise
-
-    def __iter__(self) -> Iterator[KeyValue]:
-        try:
-            while True:
-                pairs, last = self._next_pairs()
-                yield from pairs
-                if last:
-                    return
-        finally:
-            self._closer()
-
-    def _next_pairs(self) -> tuple[list[KeyValue], bool]:
-        with self._link.use("read"):
-            if self._rest is not None:
-                return tables.pairs(self._rest), True
-            if self._cursor is None or self._link.opened > 1:
-                raise StoreConnectionError(f"{self._path} was replaced while it was listed")
-            rows = self._cursor.fetchmany(_PAGE)
-            return tables.pairs(rows), len(rows) < _PAGE
-
-    def _read_ahead(self) -> None:
-        if self._cursor is not None:
-            self._rest = self._cursor.fetchall()
 
 
 def _holds(connection: sqlite3.Connection, condition: Condition) -> bool:

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 
 from datasync.commits import Batch
-from datasync.errors import ClosedError, CompactedError, DatasyncError, StoreError
+from datasync.errors import ClosedError, DatasyncError, StoreError
 from datasync.keyval.driver import Stream
+from datasync.keyval.embedded import check_position
 from datasync.keyval.sqlite import tables
-from datasync.keyval.sqlite.connection import Link
+from datasync.keyval.sqlite.commit_times import CommitTimes
+from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
 from datasync.keyval.types import RewoundError
 from datasync.runtime.threads import ForkGuard
@@ -36,18 +38,18 @@ class SQLiteStream(Stream):
         after: int,
         *,
         generation: int,
-        marks: tables.Marks,
+        commit_times: CommitTimes,
         poll_interval: float,
         reap: Callable[[float | None], None],
     ) -> None:
         self._database = database
-        self._link = Link(database)
+        self._connection = SharedConnection(database)
         self._guard = ForkGuard(f"a stream of {database.path}")
         self._generation = generation
         self._prefix = prefix
         self._position = after
-        self._marks = marks
-        self._mark = marks.of(after)
+        self._commit_times = commit_times
+        self._commit_time = commit_times.of(after)
         self._poll_interval = poll_interval
         self._reap = reap
         self._cancelled = self._abandoned = False
@@ -59,19 +61,19 @@ class SQLiteStream(Stream):
         if self._guard.forked:
             return
         self._cancelled = True
-        self._database.hub.wake()
+        self._database.commit_signal.wake()
 
     def abandon(self) -> None:
         """End with ``ClosedError``: the store was closed under the stream."""
         self._abandoned = True
-        self._link.close()
-        self._database.hub.wake()
+        self._connection.close()
+        self._database.commit_signal.wake()
 
     def __iter__(self) -> Iterator[Batch | None]:
         try:
             first, spoke = True, time.monotonic()
             while not self._cancelled:
-                wakes = self._database.hub.count
+                wakes = self._database.commit_signal.count
                 batch, more = self._look()
                 now = time.monotonic()
                 if first or (batch is not None and batch.revision > self._position):
@@ -82,14 +84,14 @@ class SQLiteStream(Stream):
                     spoke = now
                     yield None
                 if not more:
-                    self._database.hub.wait(wakes, self._patience())
+                    self._database.commit_signal.wait(wakes, self._patience())
         except DatasyncError:
             if not self._cancelled:  # else it is the end that was asked for
                 raise
         finally:
             if not self._guard.forked:  # its lock may be held by a thread that is not here
-                self._marks.note(self._position, self._mark)
-            self._link.close()
+                self._commit_times.note(self._position, self._commit_time)
+            self._connection.close()
 
     def _look(self) -> tuple[Batch | None, bool]:
         """What is new, and whether there is more to read at once; None when nobody committed."""
@@ -98,18 +100,18 @@ class SQLiteStream(Stream):
             raise ClosedError(f"the store of {self._database.path} was closed")
         if self._due is not None and self._due <= time.monotonic():
             self._expire(self._due)
-        seen = self._link.version()
+        seen = self._connection.version()
         self._refuse_another_file()
         if seen == self._seen:
             return None, False
-        with self._link.use("read") as connection:
+        with self._connection.use("read") as connection:
             self._refuse_another_file()
             connection.execute("BEGIN")  # bounds and commits of one moment
             oldest, current, self._due = tables.bounds(connection)
-            self._check_position(oldest, current)
-            self._check_mark(tables.mark(connection, self._position))
+            check_position(self._database.path, self._position, oldest, current)
+            self._check_commit_time(tables.commit_time(connection, self._position))
             batch, more = tables.commits(connection, self._prefix, self._position, current)
-            self._mark = tables.mark(connection, batch.revision)  # where the caller will be next
+            self._commit_time = tables.commit_time(connection, batch.revision)  # where the caller will be next
             connection.execute("COMMIT")
             if not more:
                 self._seen = seen
@@ -123,16 +125,9 @@ class SQLiteStream(Stream):
             log.warning("%s: what has expired is not deleted yet: %s", self._database.path, error)
             self._due = time.monotonic() + EXPIRY_PAUSE
 
-    def _check_position(self, oldest: int, current: int) -> None:
-        if current < self._position:
-            raise RewoundError(f"{self._database.path} is at revision {current}, below {self._position}")
-        if self._position < oldest > 1:
-            message = f"{self._database.path} has no history after revision {self._position}, only after {oldest}"
-            raise CompactedError(message, oldest)
-
-    def _check_mark(self, found: float | None) -> None:
+    def _check_commit_time(self, found: float | None) -> None:
         """The same file may have another content: an older copy was written over it, and has grown since."""
-        if self._mark is not None and found != self._mark:
+        if self._commit_time is not None and found != self._commit_time:
             raise RewoundError(f"{self._database.path} has another past: revision {self._position} is not what it was")
 
     def _refuse_another_file(self) -> None:

@@ -7,7 +7,6 @@ UTF-8 bytes: their order is that of the code points, and a prefix is a range, wh
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
@@ -22,9 +21,6 @@ from datasync.keyval.types import KeyValue, PutOp
 PAGE = 1000
 #: The log is trimmed each time the revision is a multiple of this.
 TRIM_EVERY = 64
-
-#: Revisions of which a store remembers what they looked like: enough for all who may be between two streams.
-MARKS = 256
 
 _ROW_BYTES = 32  # what a row of the log costs beside its key and value, roughly
 
@@ -49,35 +45,10 @@ def bounds(connection: sqlite3.Connection) -> Bounds:
     return Bounds(oldest, current, due)
 
 
-def mark(connection: sqlite3.Connection, revision: int) -> float | None:
+def commit_time(connection: sqlite3.Connection, revision: int) -> float | None:
     """What tells the commit that made *revision* from any other of that number; None when it is forgotten."""
     row = connection.execute("SELECT at FROM history WHERE revision = ?", (revision,)).fetchone()
     return None if row is None else float(row[0])
-
-
-class Marks:
-    """The marks of the revisions that were read last: a file whose content was exchanged may have others there.
-
-    Threads: any.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the dictionary
-        self._marks: dict[int, float] = {}
-
-    def note(self, revision: int, found: float | None) -> None:
-        """*revision* was read, and had this mark."""
-        with self._lock:
-            self._marks.pop(revision, None)
-            if found is not None:
-                self._marks[revision] = found
-            if len(self._marks) > MARKS:
-                del self._marks[next(iter(self._marks))]
-
-    def of(self, revision: int) -> float | None:
-        """The mark that *revision* had; None when that is not known."""
-        with self._lock:
-            return self._marks.get(revision)
 
 
 def encode(key: str) -> bytes:
