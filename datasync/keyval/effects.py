@@ -10,13 +10,14 @@ from datasync.keyval.types import PutOp, WriteOp
 def net_effect(
     ops: Sequence[WriteOp], exists: Callable[[str], bool], under: Callable[[str], Iterable[str]]
 ) -> dict[str, PutOp | None]:
-    """What *ops* come to, one after another: key to its put, or to None for a delete, in the order of the last touch.
+    """Return the combined effect of *ops*: each changed key with its put, or with None for a delete.
 
-    A key stands once, and a delete of what was not there leaves nothing: this is what goes into the history.
+    Keys are in the order of their last operation. A delete of a missing key has no effect and is not recorded in the
+    history.
 
     Args:
-      exists: Whether the store holds a key.
-      under: The keys that the store holds under a prefix, in order.
+      exists: Returns True if the store holds the key.
+      under: Returns the stored keys under a prefix, in order.
     """
     effect: dict[str, PutOp | None] = {}
     for op in ops:

@@ -1,4 +1,4 @@
-"""Helpers of the drivers that keep the data in this process or in a file."""
+"""Helpers of the drivers that keep their data in this process or in a file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ValueT = TypeVar("ValueT")
 
 
 class SharedByKey(Generic[KeyT, ValueT]):
-    """One object per key, shared by all callers in this process while any of them holds it.
+    """One object per key, shared by its users in this process for as long as one of them holds it.
 
-    A forked child starts without objects: the parent's may be locked by threads that do not exist in the child.
+    A forked child starts without objects: a thread that does not exist in the child may hold their locks.
 
     Threads: any.
     """
@@ -30,7 +30,7 @@ class SharedByKey(Generic[KeyT, ValueT]):
             os.register_at_fork(after_in_child=self._forget)
 
     def get(self, key: KeyT) -> ValueT:
-        """Return the object of *key*, created when nobody holds one."""
+        """Return the object of *key*; create it if no user holds one."""
         with self._lock:
             return self._objects.setdefault(key, self._create())
 
@@ -40,14 +40,14 @@ class SharedByKey(Generic[KeyT, ValueT]):
 
 
 def check_position(name: str, position: int, oldest: int, current: int) -> None:
-    """Raise when the store *name* cannot continue a stream after the revision *position*.
+    """Raise if the store *name* cannot continue a stream after the revision *position*.
 
     Args:
-      oldest: The revision after which the store still has its history.
+      oldest: The revision after which the history is complete.
       current: The store's current revision.
 
     Raises:
-      RewoundError: The store is behind *position*.
+      RewoundError: *current* is below *position*.
       CompactedError: The history after *position* is incomplete.
     """
     if current < position:

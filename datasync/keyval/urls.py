@@ -1,8 +1,8 @@
-"""URLs of stores: ``connect("etcd://host:2379")`` finds the driver, checks the options and opens it.
+"""Store URLs: ``connect("etcd://host:2379")`` finds the driver, validates the options and opens the store.
 
-A new store is one line in ``DRIVERS``. Nothing is imported before its scheme is asked for.
+A new store needs one line in ``DRIVERS``. A driver is imported when its scheme is first used.
 
-Source: contract section 4, C16.
+Source: contract C16.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from datasync.keyval.api import Store
 
 @dataclass(frozen=True, slots=True)
 class StoreURL:
-    """The parts of a store's URL, percent-decoded. Its repr has none where a password stands, or does by a slip."""
+    """The percent-decoded parts of a store URL. The repr omits every part that may hold a password, even misplaced."""
 
     scheme: str
-    #: (host, port or None), in order; IPv6 addresses without their brackets.
+    #: (host, port or None), in order; IPv6 addresses without brackets.
     hosts: tuple[tuple[str, int | None], ...] = ()
     user: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
@@ -63,7 +63,7 @@ DRIVERS: dict[str, DriverEntry] = {
     "sqlite": DriverEntry("datasync.keyval.sqlite.store:SQLiteStore"),
     "etcd": DriverEntry("datasync.keyval.etcd.store:EtcdStore", "etcd"),
 }
-#: Schemes of the contract whose drivers are not written yet.
+#: Schemes of planned drivers.
 PLANNED = ("file", "redis", "rediss", "redis+sentinel", "redis+cluster", "consul")
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?", re.DOTALL)
@@ -77,14 +77,14 @@ def connect(url: str, **options: object) -> Store:
     """Open the store at *url*: ``memory://name``, ``sqlite:///absolute/path``, ``etcd://host:port,host:port``.
 
     Args:
-      url: ``scheme://user:password@host:port,…/path?option=value``; special characters percent-encoded.
-      options: The driver's options; the same may stand in the URL's query, but not in both.
+      url: ``scheme://user:password@host:port,…/path?option=value`` with special characters percent-encoded.
+      options: Options of the driver. Each may be in the URL's query or here, not in both.
 
     Raises:
-      InvalidArgumentError: A malformed URL, an unknown scheme, an unknown or unreadable option.
-      UnsupportedError: A scheme that this version has no driver for yet.
+      InvalidArgumentError: The URL is malformed, the scheme or an option is unknown, or an option is invalid.
+      UnsupportedError: This version has no driver for the scheme yet.
       MissingExtraError: The driver's client library is not installed.
-      StoreError: The store refuses, or cannot be opened.
+      StoreError: The store cannot be opened.
 
     .. versionadded:: 1.0
     """
@@ -94,14 +94,14 @@ def connect(url: str, **options: object) -> Store:
 
 
 def parse_url(url: str) -> StoreURL:
-    """The parts of *url*. Raises ``InvalidArgumentError``, which never quotes the URL: it may hold a password."""
+    """Return the parts of *url*. Raises ``InvalidArgumentError`` without quoting *url*, which may hold a password."""
     if not isinstance(url, str):
         raise InvalidArgumentError(f"a store URL must be a string, not {type(url).__name__}")
     match = _URL.fullmatch(url)
     if match is None:
         if "#" in url:
             raise InvalidArgumentError("a store URL has no fragment: write # as %23")
-        raise InvalidArgumentError("a store URL begins with a scheme, as in sqlite:///var/lib/agent.db")
+        raise InvalidArgumentError("a store URL starts with a scheme, as in sqlite:///var/lib/agent.db")
     scheme = match[1].lower()
     userinfo, at, hostlist = (match[2] or "").rpartition("@")
     user, colon, password = userinfo.partition(":")
@@ -118,7 +118,7 @@ def parse_url(url: str) -> StoreURL:
 def _host(scheme: str, text: str) -> tuple[str, int | None]:
     match = _HOST.fullmatch(text)
     if match is None:
-        raise InvalidArgumentError(f"a host of the {scheme}: URL is malformed; hosts are written host:port,[::1]:port")
+        raise InvalidArgumentError(f"a host of the {scheme}: URL is malformed: write host:port,[::1]:port")
     port = int(match[3]) if match[3] else None
     if port is not None and not 0 < port < 65536:
         raise InvalidArgumentError(f"a port of the {scheme}: URL is not between 1 and 65535")
@@ -127,7 +127,7 @@ def _host(scheme: str, text: str) -> tuple[str, int | None]:
 
 def _decoded(scheme: str, part: str, text: str) -> str:
     try:
-        text.encode()  # half a surrogate pair could not be given to any store
+        text.encode()  # half a surrogate pair cannot be stored
         if _BAD_ESCAPE.search(text) is None:
             return unquote(text, errors="strict")
     except UnicodeError:
@@ -144,7 +144,7 @@ def _query(scheme: str, text: str) -> dict[str, str]:
             raise ValueError("a stray percent sign")
         pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, errors="strict")
     except ValueError:
-        message = f"the options of the {scheme}: URL are malformed; write name=value&name=value"
+        message = f"the options of the {scheme}: URL are malformed: write name=value&name=value"
         raise InvalidArgumentError(message) from None
     query = dict(pairs)
     if len(query) < len(pairs):
@@ -171,7 +171,7 @@ def _load(scheme: str) -> DriverClass:
 
 
 def _known_options(driver: DriverClass) -> Mapping[str, str]:
-    """The options that *driver* accepts: name to the text of the annotation."""
+    """Return the options that *driver* accepts: name to the text of the annotation."""
     declared: Mapping[str, str] = getattr(driver, "url_options", {})
     return _keywords(driver.from_url) or declared or _keywords(driver)
 
@@ -185,7 +185,7 @@ def _merge(url: StoreURL, options: Mapping[str, object], known: Mapping[str, str
     for name in (*url.query, *options):
         if name not in known:
             listing = ", ".join(sorted(known)) or "none"
-            # A password with a question mark in it ends up here: what is no name is not shown.
+            # A password with a question mark ends up in the query, so only a plausible name is shown.
             hidden = not _NAME.fullmatch(name) or any("@" in text for text in url.query.values())
             shown = "such an option" if hidden else f"option {name!r}{_did_you_mean(name, tuple(known))}"
             raise InvalidArgumentError(f"{url.scheme}:// has no {shown}; known: {listing}")
@@ -196,7 +196,7 @@ def _merge(url: StoreURL, options: Mapping[str, object], known: Mapping[str, str
 
 
 def _converted(scheme: str, name: str, text: str, annotation: str) -> object:
-    """The query's *text* as the type that the option is annotated with; what is not a plain type stays text."""
+    """Convert the *text* of an option to its annotated type, if that is float, int or bool; otherwise keep the text."""
     kind = annotation.removesuffix(" | None")
     try:
         if kind == "float":
@@ -207,7 +207,7 @@ def _converted(scheme: str, name: str, text: str, annotation: str) -> object:
             return _TRUTH[text.lower()]
     except (ValueError, KeyError):
         wanted = {"float": "a number", "int": "a whole number", "bool": "true or false"}[kind]
-        # Without the text itself, and without the cause that quotes it: it may stand in the wrong place.
+        # The message and its cause must not quote the text: it may be a misplaced password.
         raise InvalidArgumentError(f"the option {name} of {scheme}:// must be {wanted}") from None
     return text
 

@@ -1,4 +1,4 @@
-"""The wake-up of the streams of this process when one of its stores commits."""
+"""The signal that wakes the streams of this process when one of its stores commits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 
 
 class CommitSignal:
-    """Wakes the streams of this process on one file, whichever store object commits to it."""
+    """Wakes the streams of this process on one file, for the commits of every store object. Threads: any."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -14,7 +14,7 @@ class CommitSignal:
 
     @property
     def count(self) -> int:
-        """Take it before looking at the file: a commit after that makes ``wait`` return at once."""
+        """The number of signals. Read it before the file: ``wait`` returns at once if a commit follows."""
         return self._count
 
     def wake(self) -> None:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import threading
 
-#: Revisions of which a store remembers what they looked like: enough for all who may be between two streams.
+#: Revisions whose commit times a store remembers: enough for all readers that are between two streams.
 MAX_REVISIONS = 256
 
 
 class CommitTimes:
-    """The marks of the revisions that were read last: a file whose content was exchanged may have others there.
+    """The commit times of recently read revisions. If another file was copied over this one, they differ.
 
     Threads: any.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the dictionary
+        self._lock = threading.Lock()  # guards _times
         self._times: dict[int, float] = {}
 
     def note(self, revision: int, found: float | None) -> None:
-        """*revision* was read, and had this mark."""
+        """Remember the commit time that was read for *revision*."""
         with self._lock:
             self._times.pop(revision, None)
             if found is not None:
@@ -28,6 +28,6 @@ class CommitTimes:
                 del self._times[next(iter(self._times))]
 
     def of(self, revision: int) -> float | None:
-        """The mark that *revision* had; None when that is not known."""
+        """Return the remembered commit time of *revision*, or None."""
         with self._lock:
             return self._times.get(revision)

@@ -1,4 +1,4 @@
-"""A listing of the file: one read transaction, read page by page."""
+"""The scan of a prefix: one read transaction, read page by page."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PAGE = 500
 
 
 class SQLiteScan(Scan):
-    """A read transaction on a connection of its own: other commits go on, this one does not see them."""
+    """A read transaction on its own connection, so that it does not see later commits and does not block them."""
 
     def __init__(self, database: Database, prefix: str, keys_only: bool) -> None:
-        # What a fork made us read ahead: it closes the connection.
+        # The rest of the pairs if a fork, which closes the connection, made us read ahead.
         self._rest: list[tuple[bytes, bytes, int]] | None = None
         self._cursor: sqlite3.Cursor | None = None
-        read_ahead = weakref.WeakMethod(self._read_ahead)  # weak: a dropped scan must not stay alive through its link
+        read_ahead = weakref.WeakMethod(self._read_ahead)  # weak: the connection must not keep an unused scan alive
 
         def before_fork() -> None:
             method = read_ahead()
@@ -35,7 +35,7 @@ class SQLiteScan(Scan):
         self._columns = "key, x'', revision" if keys_only else "key, value, revision"
         self._range = tables.key_range(prefix)
         self._path = database.path
-        # A scan that is dropped without being read to its end must not hold the write-ahead log back.
+        # An abandoned scan must not keep SQLite from resetting the write-ahead log.
         self._closer = weakref.finalize(self, self._connection.close)
         try:
             with self._connection.use("read") as connection:
@@ -65,7 +65,7 @@ class SQLiteScan(Scan):
             if self._rest is not None:
                 return tables.pairs(self._rest), True
             if self._cursor is None or self._connection.opened > 1:
-                raise StoreConnectionError(f"{self._path} was replaced while it was listed")
+                raise StoreConnectionError(f"{self._path} was replaced while it was listed: list again")
             rows = self._cursor.fetchmany(PAGE)
             return tables.pairs(rows), len(rows) < PAGE
 

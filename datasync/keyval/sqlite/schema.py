@@ -1,4 +1,4 @@
-"""The tables of the file: their layout, their creation, and their adjustment after the machine has restarted."""
+"""The schema of the file: its creation, and its adjustment after a restart of the machine."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import sqlite3
 import time
 from pathlib import Path
 
-#: "dsKV": where SQLite keeps the number that tells whose file it is.
+#: "dsKV", in the header field that identifies the application of an SQLite file.
 APPLICATION_ID = 0x64734B56
-#: Layout of the tables below.
+#: Version of the schema.
 FORMAT = 1
-
 
 _SCHEMA = """
 CREATE TABLE kv (key BLOB PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL,
@@ -20,16 +19,17 @@ CREATE INDEX kv_lease ON kv (lease) WHERE lease IS NOT NULL;
 CREATE TABLE lease (id INTEGER PRIMARY KEY, deadline REAL NOT NULL);
 CREATE TABLE log (revision INTEGER, place INTEGER, key BLOB NOT NULL, value BLOB,
                   PRIMARY KEY (revision, place)) WITHOUT ROWID;
--- One row a commit. bytes: of the log up to here. expiry: 1 when nobody asked for it but the clock.
+-- One row per commit. bytes: size of the log up to here. expiry: 1 for a commit of expired keys.
 CREATE TABLE history (revision INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, at REAL NOT NULL, expiry INTEGER NOT NULL);
 CREATE TABLE boot (id TEXT NOT NULL);
 """
 
 
 def create_tables(connection: sqlite3.Connection) -> None:
+    """Create the tables and set the header fields, unless another process has done so."""
     connection.execute("BEGIN EXCLUSIVE")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == 0:  # else another process was faster
+    if version == 0:  # otherwise another process was faster
         for statement in _SCHEMA.split(";"):
             connection.execute(statement)
         connection.execute("INSERT INTO history VALUES (1, 0, ?, 0)", (time.monotonic(),))
@@ -40,7 +40,7 @@ def create_tables(connection: sqlite3.Connection) -> None:
 
 
 def restart_clock(connection: sqlite3.Connection) -> None:
-    """The monotonic clock starts anew with the machine: leases ended with it, TTLs begin again in full."""
+    """After a restart of the machine, which resets the monotonic clock, expire all leases and restart all TTLs."""
     if connection.execute("SELECT id FROM boot").fetchone() == (boot_id(),):
         return
     now = time.monotonic()
@@ -53,7 +53,7 @@ def restart_clock(connection: sqlite3.Connection) -> None:
 
 
 def boot_id() -> str:
-    """Which run of the machine the monotonic clock belongs to; empty where the system does not tell."""
+    """Return the id of the boot since which the monotonic clock counts, or "" if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
