@@ -4,7 +4,7 @@ from datasync.commits import Batch, Commit
 from datasync.keyval.api import Store
 from datasync.keyval.broker import BytesBroker, BytesTxn, GetResult
 from datasync.keyval.driver import Scan, Stream
-from datasync.keyval.kvproto import ProtoBroker, ProtoGetResult, ProtoTxn, ProtoWrapper, StoredKeyVal
+from datasync.keyval.kvproto import ProtoBroker, ProtoGetResult, ProtoKeyVal, ProtoTxn, ProtoWrapper
 from datasync.keyval.types import (
     ROOT,
     Capability,
@@ -16,7 +16,7 @@ from datasync.keyval.types import (
     RewoundError,
     WriteOp,
 )
-from datasync.keyval.urls import Driver, StoreURL, connect, parse_url
+from datasync.keyval.urls import DriverEntry, StoreURL, connect, parse_url
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto
 
 __all__ = [
@@ -33,12 +33,12 @@ __all__ = [
     # The same with messages
     "ProtoBroker",
     "ProtoGetResult",
+    "ProtoKeyVal",
     "ProtoTxn",
     "ProtoWrapper",
     "Serializer",
     "SerializerJSON",
     "SerializerProto",
-    "StoredKeyVal",
     # Write a driver
     "Batch",
     "Capability",
@@ -46,7 +46,7 @@ __all__ = [
     "CommitResult",
     "Condition",
     "DeleteOp",
-    "Driver",
+    "DriverEntry",
     "PutOp",
     "RewoundError",
     "Scan",

@@ -1,6 +1,6 @@
-"""A key-value store: a driver together with its brokers and watchers.
+"""The store that applications use: a driver with brokers and watchers.
 
-Source: cn-infra ``db/keyval``; contract section 4.
+Source: cn-infra ``db/keyval``.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from datasync.keyval.watcher import Watcher
 
 
 class Store(StoreDriver):
-    """A key-value store: what every driver inherits and what ``connect`` returns. Threads: any."""
+    """A key-value store: the base class of every driver and the type that ``connect`` returns. Threads: any."""
 
     def new_broker(self, prefix: str = ROOT) -> BytesBroker:
-        """A broker for the keys that start with *prefix*."""
+        """Return a broker for the keys that start with *prefix*."""
         return BytesBroker(self, prefix)
 
     def new_watcher(self, prefix: str = ROOT) -> Watcher:
-        """A watcher for the keys that start with *prefix*."""
+        """Return a watcher for the keys that start with *prefix*."""
         return Watcher(self, prefix)

@@ -1,9 +1,9 @@
-"""The broker: what an application writes and reads a store with, below a prefix, in bytes.
+"""Brokers: reading and writing the keys of a store below a prefix, in bytes.
 
-Everything that can be refused is refused here, before the driver is asked: keys, values, options, and what the store
-cannot do. A driver therefore sees only operations that it understands.
+A broker validates keys, values, options and the capabilities of the store before it calls the driver, so a driver sees
+only operations that it supports.
 
-Source: cn-infra ``db/keyval/bytes_broker_api.go``; contract section 4, C16, C17.
+Source: cn-infra ``db/keyval/bytes_broker_api.go``; contract C16, C17.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from datasync.serializer import check_key
 
 
 class GetResult(NamedTuple):
-    """The answer of ``get_value``. *data* is empty and *revision* 0 when nothing was found."""
+    """The result of ``get_value``. *data* is empty and *revision* is 0 when the key was not found."""
 
     data: bytes
     found: bool
@@ -32,11 +32,10 @@ class GetResult(NamedTuple):
 class BytesBroker:
     """Reads and writes the keys of *store* that start with *prefix*.
 
-    The prefix is put in front of each key as it is, without a separator, in transactions too; keys come back without
-    it.
+    The broker prepends the prefix to each key, without a separator, and removes it from the keys that it returns.
 
     Threads: any.
-    Source: Go ``BytesBroker`` and ``BytesBrokerWithAtomic``; D70, D71.
+    Source: Go ``BytesBroker`` and ``BytesBrokerWithAtomic``.
     """
 
     def __init__(self, store: StoreDriver, prefix: str = "") -> None:
@@ -46,71 +45,72 @@ class BytesBroker:
 
     @property
     def prefix(self) -> str:
-        """What stands before each key in the store."""
+        """The prefix of every key in the store."""
         return self._prefix
 
     def put(self, key: str, data: bytes, *opts: PutOption) -> None:
-        """Write *data* under *key*; empty data is a value.
+        """Write *data* under *key*. Empty data is a value.
 
         Raises:
-          InvalidArgumentError: A bad key, data that is not bytes (None deletes nothing), an unknown option.
-          UnsupportedError: The store cannot honour an option.
-          UnknownOutcome: Sent, and no answer came; it is not repeated by itself.
+          InvalidArgumentError: The key is invalid, the data is not bytes (None does not delete), or an option is
+            unknown.
+          UnsupportedError: The store does not support an option.
+          UnknownOutcome: The request was sent and no response arrived. It is not repeated automatically.
         """
         self._store.commit((self.put_op(key, data, opts),))
 
     def delete(self, key: str, *opts: DelOption) -> bool:
-        """Delete *key*, or with ``with_prefix()`` all keys that start with it; True when there was something."""
+        """Delete *key*, or with ``with_prefix()`` every key that starts with it. Return True if any key existed."""
         prefix = read_del_options(opts)
         return self._store.commit((DeleteOp(self.absolute(key), prefix),)).deleted > 0
 
     def get_value(self, key: str) -> GetResult:
-        """The value of *key*; a missing key is no error."""
+        """Return the value of *key*. A missing key is not an error."""
         pair = self._store.read(self.absolute(key))
         return GetResult(b"", False, 0) if pair is None else GetResult(pair.value, True, pair.revision)
 
     def list_values(self, prefix: str = "") -> Iterator[KeyValue]:
-        """The pairs whose key starts with *prefix*, in key order, read page by page.
+        """Return the pairs whose key starts with *prefix*, in key order, read page by page.
 
-        Iterating raises what a page raises: a list never ends early in silence (D50).
+        Iterating raises when a page cannot be read; a list never ends early without an error.
         """
         cut = len(self._prefix)
         return (KeyValue(pair.key[cut:], pair.value, pair.revision) for pair in self._scan(prefix, keys_only=False))
 
     def list_keys(self, prefix: str = "") -> Iterator[str]:
-        """The keys that start with *prefix*, in order, relative to the broker's own prefix."""
+        """Return the keys that start with *prefix*, in order, relative to the broker's own prefix."""
         cut = len(self._prefix)
         return (pair.key[cut:] for pair in self._scan(prefix, keys_only=True))
 
     def new_txn(self) -> BytesTxn:
-        """A transaction below the same prefix."""
+        """Return a transaction with the same prefix."""
         return BytesTxn(self)
 
     def put_if_not_exists(self, key: str, data: bytes, *opts: PutOption) -> bool:
-        """Write *data* unless *key* exists; True when it was written."""
+        """Write *data* unless *key* exists. Return True if it was written."""
         op = self.put_op(key, data, opts)
         return self._commit_if(op, None, "put_if_not_exists()")
 
     def compare_and_swap(self, key: str, old: bytes, new: bytes, *opts: PutOption) -> bool:
-        """Replace *old* by *new*; False, and nothing is written, when the value is another or there is none."""
+        """Replace *old* with *new*. Return False, without a write, if *key* has another value or does not exist."""
         op = self.put_op(key, new, opts)
         _check_data(key, old)
         return self._commit_if(op, old, "compare_and_swap()")
 
     def compare_and_delete(self, key: str, old: bytes) -> bool:
-        """Delete *key* if its value is *old*; True when it was deleted."""
+        """Delete *key* if its value is *old*. Return True if it was deleted."""
         op = DeleteOp(self.absolute(key))
         _check_data(key, old)
         return self._commit_if(op, old, "compare_and_delete()")
 
     def commit(self, ops: tuple[WriteOp, ...]) -> CommitResult:
-        """Commit absolute operations: what a transaction of this broker ends in."""
+        """Commit the absolute operations of a transaction."""
         if len(ops) > 1:
             self._require(Capability.TXN, "transactions of several keys")
         return self._store.commit(ops) if ops else CommitResult(True, 0, 0)
 
     def put_op(self, key: str, data: bytes, opts: tuple[PutOption, ...]) -> PutOp:
-        """The operation behind a ``put``, checked and with its absolute key."""
+        """Return the operation of a ``put``, validated, with its absolute key."""
         absolute = self.absolute(key)
         _check_data(key, data)
         settings = read_put_options(opts)
@@ -121,7 +121,7 @@ class BytesBroker:
         return PutOp(absolute, data, settings.ttl, settings.client_lifetime)
 
     def absolute(self, key: str) -> str:
-        """*key* as the store knows it."""
+        """Return *key* as the store knows it."""
         check_key(key)
         _check_text(key, "a key")
         return self._prefix + key
@@ -142,8 +142,8 @@ class BytesBroker:
 class BytesTxn:
     """Operations that are written together, all or none.
 
-    The last operation on a key wins and takes its place at the end; the others keep their order. After a successful
-    ``commit`` the transaction is empty and can be used again; after a failed one it still holds its operations.
+    A later operation on the same key replaces the earlier one and moves to the end; the others keep their order. A
+    successful ``commit`` empties the transaction for further use; after a failed one it still holds its operations.
 
     Threads: one at a time.
     Source: Go ``BytesTxn``.
@@ -154,21 +154,23 @@ class BytesTxn:
         self._ops: dict[str, WriteOp] = {}
 
     def put(self, key: str, data: bytes, *opts: PutOption) -> BytesTxn:
-        """Add a put; what is wrong with it is raised here, not at commit."""
+        """Add a put. An invalid argument raises here, not in ``commit``."""
         return self._add(self._broker.put_op(key, data, opts))
 
     def delete(self, key: str) -> BytesTxn:
-        """Add the deletion of one key; a missing key is no error."""
+        """Add the deletion of one key. A missing key is not an error."""
         return self._add(DeleteOp(self._broker.absolute(key)))
 
     def commit(self) -> CommitResult:
-        """Write all operations; without any, nothing is asked of the store and the revision is 0."""
+        """Write all operations. An empty transaction does not call the store and returns revision 0."""
         result = self._broker.commit(tuple(self._ops.values()))
         self._ops.clear()
         return result
 
     def _add(self, op: WriteOp) -> BytesTxn:
-        self._ops.pop(op.key, None)  # dict order is commit order: the winner goes to the end
+        self._ops.pop(
+            op.key, None
+        )  # a dict keeps the place of a key that is set again; the last operation moves to the end
         self._ops[op.key] = op
         return self
 
@@ -189,5 +191,5 @@ def _check_text(text: str, what: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        # Half a surrogate pair: what os.fsdecode() makes of bytes that are no UTF-8. No store could give it back.
+        # Half a surrogate pair, as os.fsdecode() returns it for bytes that are not UTF-8, cannot be stored.
         raise InvalidArgumentError(f"{what} must be valid Unicode, {text!r} is not") from None

@@ -1,9 +1,9 @@
-"""What a driver implements: five verbs over absolute text keys and bytes.
+"""The interface that a driver implements: five operations on absolute text keys and bytes.
 
-Prefixes, options, messages and named conditions belong to the brokers (:mod:`datasync.keyval.broker`); following a
-store belongs to the reader (:mod:`datasync.keyval.reader`).
+The brokers (:mod:`datasync.keyval.broker`) add prefixes, options and named conditions, the reader
+(:mod:`datasync.keyval.reader`) follows a store.
 
-Source: cn-infra ``db/keyval``; contract section 4.
+Source: cn-infra ``db/keyval``.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from datasync.runtime.closing import Closable
 class Scan(ABC):
     """Pairs in key order, read page by page. Iterating raises when a page cannot be read; it never ends early.
 
-    ``revision`` is the store's when the scan began, known before the first pair (0 where the store has none): with
-    ``CONSISTENT_LIST`` every pair is read at it, else ``stream`` from it repeats what the pages may have missed.
+    ``revision`` is the store's revision at the start of the scan, 0 for a store without revisions. It is known before
+    the first pair. With ``CONSISTENT_LIST`` every pair is read at that revision; without it, a ``stream`` from there
+    repeats every change that the pages may have missed.
     """
 
     revision: int
@@ -31,13 +32,14 @@ class Scan(ABC):
 
 
 class Stream(ABC):
-    """The live history of a prefix. One thread iterates; any thread may ``cancel``.
+    """The live history of a prefix. One thread iterates; any thread may call ``cancel``.
 
-    Iterating yields :class:`Batch` objects, and None or a bookmark at least once per second or so that nothing
-    happens where the driver polls. It ends without an error only after ``cancel``, and raises ``CompactedError``,
-    ``StoreConnectionError``, ``PermissionDenied`` or another ``StoreError`` when it cannot go on. A store that finds
-    its own revision below the wanted one raises :class:`RewoundError`. So does one that was emptied or restored and has
-    grown past it again, if *after* comes from a listing: then the reader has no commit yet that it could compare.
+    Iterating yields :class:`Batch` objects. A driver that polls also yields None, or a batch without commits, about
+    once per second while nothing changes. The iteration ends without an error only after ``cancel``. It raises
+    ``CompactedError``, ``StoreConnectionError``, ``PermissionDenied`` or another ``StoreError`` when it cannot
+    continue, and :class:`RewoundError` when the store's revision is below *after*. If *after* is the revision of a
+    scan, the stream also detects a store that was emptied or restored and has passed that revision since: at this
+    point the reader has no commit yet with which it could detect that itself.
     """
 
     @abstractmethod
@@ -45,52 +47,54 @@ class Stream(ABC):
 
     @abstractmethod
     def cancel(self) -> None:
-        """End the iteration soon, from any thread, also before it began; may be called twice."""
+        """End the iteration soon. May be called from any thread, before the iteration began, and twice."""
 
 
 class StoreDriver(Closable):
-    """A key-value store, as a driver implements it. Threads: every method may be called from any thread.
+    """A key-value store as a driver implements it.
 
-    A driver raises nothing but :class:`~datasync.errors.DatasyncError`. It keeps nothing of the caller's.
+    A driver raises only :class:`~datasync.errors.DatasyncError`. It keeps no reference to objects of the caller.
+
+    Threads: any.
     """
 
-    #: What the driver can do.
+    #: The features of the driver.
     capabilities: ClassVar[frozenset[Capability]]
-    #: Seconds without a word on a stream after which the connection counts as broken; the driver watches it.
+    #: Seconds without data on a stream after which the driver treats its connection as broken.
     idle_limit: float = 10.0
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Where it is, for messages and thread names: a URL without user, password or options."""
+        """The location, for messages and thread names: a URL without user, password or options."""
 
     @abstractmethod
     def check(self) -> None:
-        """Ask the store for a sign of life, within its own timeout; raises what is wrong."""
+        """Verify that the store responds, within the driver's own timeout. Raises what is wrong."""
 
     @abstractmethod
     def read(self, key: str) -> KeyValue | None:
-        """The pair of *key*, None when there is none (an empty value is a value)."""
+        """Return the pair of *key*, or None when *key* does not exist. An empty value is a value."""
 
     @abstractmethod
     def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
-        """All pairs whose key starts with *prefix*."""
+        """Return all pairs whose key starts with *prefix*."""
 
     @abstractmethod
     def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
-        """Write *ops* as one transaction if all *conditions* hold. A key stands in *ops* once.
+        """Write *ops* as one transaction if all *conditions* hold. Each key occurs in *ops* once.
 
         Raises:
-          UnknownOutcome: Sent, and no answer came.
+          UnknownOutcome: The request was sent and no response arrived; the operations may have been applied.
         """
 
     @abstractmethod
     def stream(self, prefix: str, after: int) -> Stream:
-        """The commits under *prefix* with a revision above *after*, then the live ones.
+        """Return the commits under *prefix* with a revision above *after*, followed by the live ones.
 
-        The first batch or bookmark comes without waiting for a change, so that a reader knows that it is connected.
+        The first batch arrives without waiting for a change: it tells the reader that it is connected.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Release everything and give up the client-lifetime keys; may be called twice. Then ``ClosedError``."""
+        """Release everything and delete the client-lifetime keys. May be called twice. Later calls: ``ClosedError``."""

@@ -1,23 +1,23 @@
-"""What the two embedded drivers share: the meaning of a transaction."""
+"""The net effect of a transaction, for drivers that keep the data themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from datasync.errors import InvalidArgumentError
 from datasync.keyval.types import PutOp, WriteOp
 
 
 def net_effect(
     ops: Sequence[WriteOp], exists: Callable[[str], bool], under: Callable[[str], Iterable[str]]
 ) -> dict[str, PutOp | None]:
-    """What *ops* come to, one after another: key to its put, or to None for a delete, in the order of the last touch.
+    """Return the combined effect of *ops*: each changed key with its put, or with None for a delete.
 
-    A key stands once, and a delete of what was not there leaves nothing: this is what goes into the history.
+    Keys are in the order of their last operation. A delete of a missing key has no effect and is not recorded in the
+    history.
 
     Args:
-      exists: Whether the store holds a key.
-      under: The keys that the store holds under a prefix, in order.
+      exists: Returns True if the store holds the key.
+      under: Returns the stored keys under a prefix, in order.
     """
     effect: dict[str, PutOp | None] = {}
     for op in ops:
@@ -35,11 +35,3 @@ def net_effect(
         for key in stored:
             effect[key] = None
     return effect
-
-
-def check_setting(name: str, value: float, *, zero: bool = False) -> None:
-    """Raise ``InvalidArgumentError`` unless the option *name* is a number above 0 (or 0, with *zero*)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidArgumentError(f"the option {name} must be a number, not {type(value).__name__}")
-    if not (value > 0 or (zero and value == 0)):
-        raise InvalidArgumentError(f"the option {name} must be {'0 or more' if zero else 'more than 0'}")

@@ -1,6 +1,6 @@
-"""Brokers and watchers that speak protobuf messages, over any store.
+"""Brokers and watchers with protobuf messages for values, over any store.
 
-Source: cn-infra ``db/keyval/kvproto``; contract section 4.
+Source: cn-infra ``db/keyval/kvproto``.
 """
 
 from __future__ import annotations
@@ -21,18 +21,15 @@ from datasync.serializer import Serializer, SerializerJSON, check_serializer
 
 
 class ProtoGetResult(NamedTuple):
-    """The answer of ``ProtoBroker.get_value``; *revision* is 0 when nothing was found."""
+    """The result of ``ProtoBroker.get_value``. *revision* is 0 when the key was not found."""
 
     found: bool
     revision: int
 
 
 @dataclass(frozen=True, slots=True)
-class StoredKeyVal:
-    """A pair as a list returns it: the value is decoded when it is asked for. Implements ``datasync.KeyVal``.
-
-    It knows no previous value: in Go it was that of the previous *item* (D51).
-    """
+class ProtoKeyVal:
+    """A pair of a list, decoded on request. Implements ``datasync.KeyVal``; it has no previous value."""
 
     key: str
     data: bytes = field(repr=False)
@@ -40,24 +37,24 @@ class StoredKeyVal:
     serializer: Serializer = field(repr=False, compare=False)
 
     def get_key(self) -> str:
-        """The key, relative to the broker's prefix."""
+        """Return the key, relative to the broker's prefix."""
         return self.key
 
     def get_revision(self) -> int:
-        """The store's revision at which the value was put."""
+        """Return the store's revision at which the value was put."""
         return self.revision
 
     def get_value(self, message: MessageT) -> MessageT:
-        """Clear *message*, fill it and return it. Raises ``DecodeError``."""
+        """Clear *message*, fill it from the stored bytes and return it. Raises ``DecodeError``."""
         return self.serializer.unmarshal(self.data, message)
 
 
 class ProtoWrapper:
-    """A store seen through messages.
+    """Access to a store in protobuf messages.
 
     Args:
-      store: Any store; it stays its maker's to close.
-      serializer: Protojson unless told.
+      store: Any store. The wrapper does not close it.
+      serializer: Protojson by default.
 
     Threads: any.
     Source: Go ``kvproto.ProtoWrapper``.
@@ -69,11 +66,11 @@ class ProtoWrapper:
         self._serializer: Serializer = SerializerJSON() if serializer is None else serializer
 
     def new_broker(self, prefix: str = "") -> ProtoBroker:
-        """A broker for the keys that start with *prefix*."""
+        """Return a broker for the keys that start with *prefix*."""
         return ProtoBroker(BytesBroker(self._store, prefix), self._serializer)
 
     def new_watcher(self, prefix: str = "") -> Watcher:
-        """A watcher for the keys that start with *prefix*."""
+        """Return a watcher for the keys that start with *prefix*."""
         return Watcher(self._store, prefix, self._serializer)
 
 
@@ -90,27 +87,28 @@ class ProtoBroker:
 
     @property
     def prefix(self) -> str:
-        """What stands before each key in the store."""
+        """The prefix of every key in the store."""
         return self._broker.prefix
 
     def put(self, key: str, message: Message, *opts: PutOption) -> None:
         """Write *message* under *key*.
 
         Raises:
-          InvalidArgumentError: No message (None deletes nothing), a bad key, an unknown option.
-          UnsupportedError: The store cannot honour an option.
+          InvalidArgumentError: The message is missing (None does not delete), the key is invalid, or an option is
+            unknown.
+          UnsupportedError: The store does not support an option.
         """
         self._broker.put(key, self._serializer.marshal(message), *opts)
 
     def delete(self, key: str, *opts: DelOption) -> bool:
-        """Delete *key*, or with ``with_prefix()`` all keys that start with it; True when there was something."""
+        """Delete *key*, or with ``with_prefix()`` every key that starts with it. Return True if any key existed."""
         return self._broker.delete(key, *opts)
 
     def get_value(self, key: str, message: Message) -> ProtoGetResult:
-        """Fill *message* with the value of *key*; when there is none, *message* is left empty.
+        """Fill *message* with the value of *key*. If the key does not exist, *message* is left empty.
 
         Raises:
-          DecodeError: The stored bytes do not fit *message*.
+          DecodeError: The stored bytes are not a valid *message*.
         """
         data, found, revision = self._broker.get_value(key)
         if found:
@@ -119,33 +117,33 @@ class ProtoBroker:
             message.Clear()
         return ProtoGetResult(found, revision)
 
-    def list_values(self, prefix: str = "") -> Iterator[StoredKeyVal]:
-        """The pairs whose key starts with *prefix*, in key order, each decoded when it is asked for."""
+    def list_values(self, prefix: str = "") -> Iterator[ProtoKeyVal]:
+        """Return the pairs whose key starts with *prefix*, in key order, each decoded on request."""
         pairs = self._broker.list_values(prefix)
-        return (StoredKeyVal(key, data, revision, self._serializer) for key, data, revision in pairs)
+        return (ProtoKeyVal(key, data, revision, self._serializer) for key, data, revision in pairs)
 
     def list_keys(self, prefix: str = "") -> Iterator[str]:
-        """The keys that start with *prefix*, in order."""
+        """Return the keys that start with *prefix*, in order."""
         return self._broker.list_keys(prefix)
 
     def new_txn(self) -> ProtoTxn:
-        """A transaction below the same prefix."""
+        """Return a transaction with the same prefix."""
         return ProtoTxn(self._broker.new_txn(), self._serializer)
 
     def put_if_not_exists(self, key: str, message: Message, *opts: PutOption) -> bool:
-        """Write *message* unless *key* exists; True when it was written."""
+        """Write *message* unless *key* exists. Return True if it was written."""
         return self._broker.put_if_not_exists(key, self._serializer.marshal(message), *opts)
 
     def compare_and_swap(self, key: str, old: Message, new: Message, *opts: PutOption) -> bool:
-        """Replace *old* by *new* where the stored bytes are exactly those that the serializer makes of *old*.
+        """Replace *old* with *new* if the stored bytes are exactly the serialization of *old*.
 
-        Both serializers are deterministic; bytes that another program spelled differently do not match (D55).
+        Both serializers are deterministic. An equal message that another program serialized differently does not match.
         """
         marshal = self._serializer.marshal
         return self._broker.compare_and_swap(key, marshal(old), marshal(new), *opts)
 
     def compare_and_delete(self, key: str, old: Message) -> bool:
-        """Delete *key* where the stored bytes are those of *old*; True when it was deleted."""
+        """Delete *key* if the stored bytes are exactly the serialization of *old*. Return True if it was deleted."""
         return self._broker.compare_and_delete(key, self._serializer.marshal(old))
 
 
@@ -157,7 +155,7 @@ class ProtoTxn:
         self._serializer = serializer
 
     def put(self, key: str, message: Message, *opts: PutOption) -> ProtoTxn:
-        """Add a put; a message that cannot be marshalled is refused here, not at commit."""
+        """Add a put. A message that cannot be serialized raises here, not in ``commit``."""
         self._txn.put(key, self._serializer.marshal(message), *opts)
         return self
 
@@ -167,5 +165,5 @@ class ProtoTxn:
         return self
 
     def commit(self) -> CommitResult:
-        """Write all operations; the transaction is empty after it."""
+        """Write all operations and empty the transaction."""
         return self._txn.commit()

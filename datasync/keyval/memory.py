@@ -1,29 +1,25 @@
-"""A store in this process: for tests, examples, and applications that want the road without a server.
-
-Source: contract section 4.
-"""
+"""A store in this process, for tests, examples and applications without a server."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from typing import ClassVar, NamedTuple
 
 from datasync.commits import Batch, Commit
-from datasync.errors import ClosedError, CompactedError, DatasyncError, InvalidArgumentError
+from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError
 from datasync.keyval.api import Store
 from datasync.keyval.driver import Scan, Stream
-from datasync.keyval.effects import check_setting, net_effect
+from datasync.keyval.effects import net_effect
+from datasync.keyval.embedded import SharedByKey, check_position, check_setting
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, RewoundError, WriteOp
 from datasync.keyval.urls import StoreURL
 from datasync.runtime.threads import ForkGuard
 
-#: Commits that are kept for streams that start late.
+#: Commits kept for streams that resume.
 HISTORY = 10_000
 #: Seconds after which an idle stream yields None.
 IDLE = 1.0
@@ -33,24 +29,24 @@ class _Entry(NamedTuple):
     value: bytes
     revision: int
     deadline: float | None
-    owner: int | None  # id of the store object whose lifetime the key shares
+    owner: int | None  # id of the store object whose lifetime limits the key
 
     def __repr__(self) -> str:
         return f"<{len(self.value)} bytes of revision {self.revision}>"
 
 
-class _Space:
-    """The data behind one name, shared by the stores that are open on it."""
+class _SharedData:
+    """The data of one name, shared by the stores that are open on it."""
 
     def __init__(self) -> None:
-        #: Guards everything here and in the stores; notified on each commit, cancel and close.
+        #: Guards the data and the mutable fields of the stores; notified on each commit, cancel and close.
         self.changed = threading.Condition()
-        #: How often it lost everything: what tells a stream that its past is gone when the revisions have grown again.
+        #: The number of times that all data was lost: shows a rewind even if the revisions have grown again.
         self.losses = -1
         self.reset()
 
     def reset(self) -> None:
-        """Back to an empty store at revision 1, where etcd begins too."""
+        """Return to an empty store at revision 1, where etcd starts too."""
         self.losses += 1
         self.entries: dict[str, _Entry] = {}
         self.deadlines: list[tuple[float, str]] = []
@@ -78,13 +74,13 @@ class _Space:
             self.oldest = self.commits.popleft().revision
 
     def expire(self) -> None:
-        """Delete what is past its time, as one commit. Nobody waits for it: whoever looks next does it."""
+        """Delete the expired keys as one commit. No timer calls this: each access to the data does."""
         now = time.monotonic()
         gone: dict[str, PutOp | None] = {}
         while self.deadlines and self.deadlines[0][0] <= now:
             deadline, key = heappop(self.deadlines)
             entry = self.entries.get(key)
-            if entry is not None and entry.deadline == deadline:  # else put again since, with another deadline
+            if entry is not None and entry.deadline == deadline:  # otherwise the key was put again since
                 gone[key] = None
         self.record(gone, None)
 
@@ -92,31 +88,17 @@ class _Space:
         return sorted(key for key in self.entries if key.startswith(prefix))
 
 
-# Name to data, while a store is open on it. Guarded by the lock below.
-_spaces: weakref.WeakValueDictionary[str, _Space] = weakref.WeakValueDictionary()
-_spaces_lock = threading.Lock()
-
-
-def _forget_spaces() -> None:
-    """In a forked child: the parent's data may be locked by threads that do not exist here."""
-    global _spaces_lock
-    _spaces_lock = threading.Lock()
-    _spaces.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_spaces)
+_shared_data: SharedByKey[str, _SharedData] = SharedByKey(_SharedData)
 
 
 class MemoryStore(Store):
     """Key-value pairs in this process, with history, transactions, conditions, TTL and leases.
 
     Args:
-      name: Stores of one name share their data while one of them is open; without a name the data is this store's.
-      history: Commits that are kept for streams; older ones are compacted.
+      name: Stores with the same name share their data while one of them is open. Without a name, data is not shared.
+      history: Commits kept for streams; older ones are compacted.
 
     Threads: any.
-    Source: contract section 4.
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
@@ -128,19 +110,15 @@ class MemoryStore(Store):
         self._history = history
         self._closed = False
         self._failure: DatasyncError | None = None
-        if name:
-            with _spaces_lock:
-                self._space = _spaces.setdefault(name, _Space())
-        else:
-            self._space = _Space()
-        # As the last listing found it; guarded by the space's lock.
-        self._losses = self._space.losses
+        self._data = _shared_data.get(name) if name else _SharedData()
+        # The count at the last scan; guarded by the data's lock.
+        self._losses = self._data.losses
 
     @classmethod
     def from_url(cls, url: StoreURL, *, history: int = HISTORY) -> MemoryStore:
-        """``memory://`` or ``memory://name``."""
+        """Open ``memory://`` or ``memory://name``."""
         if url.user is not None or any(port is not None for _, port in url.hosts) or len(url.hosts) > 1:
-            raise InvalidArgumentError("a memory:// URL is memory:// or memory://name")
+            raise InvalidArgumentError("write memory:// or memory://name, without user, port or several hosts")
         return cls("".join(host for host, _ in url.hosts) + url.path, history=history)
 
     @property
@@ -152,27 +130,27 @@ class MemoryStore(Store):
             pass
 
     def read(self, key: str) -> KeyValue | None:
-        with self._open() as space:
-            entry = space.entries.get(key)
+        with self._open() as data:
+            entry = data.entries.get(key)
             return None if entry is None else KeyValue(key, entry.value, entry.revision)
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
-        with self._open() as space:
-            found = [(key, space.entries[key]) for key in space.under(prefix)]
-            revision = space.revision
-            self._losses = space.losses
+        with self._open() as data:
+            found = [(key, data.entries[key]) for key in data.under(prefix)]
+            revision = data.revision
+            self._losses = data.losses
         return _MemoryScan(revision, [KeyValue(k, b"" if keys_only else e.value, e.revision) for k, e in found])
 
     def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
-        with self._open() as space:
+        with self._open() as data:
             for condition in conditions:
-                entry = space.entries.get(condition.key)
+                entry = data.entries.get(condition.key)
                 if (None if entry is None else entry.value) != condition.value:
-                    return CommitResult(False, space.revision, 0)
-            effect = net_effect(ops, space.entries.__contains__, space.under)
-            space.record(effect, id(self))
-            space.forget(self._history)
-            return CommitResult(True, space.revision, sum(op is None for op in effect.values()))
+                    return CommitResult(False, data.revision, 0)
+            effect = net_effect(ops, data.entries.__contains__, data.under)
+            data.record(effect, id(self))
+            data.forget(self._history)
+            return CommitResult(True, data.revision, sum(op is None for op in effect.values()))
 
     def stream(self, prefix: str, after: int) -> Stream:
         with self._open():
@@ -181,69 +159,69 @@ class MemoryStore(Store):
     def close(self) -> None:
         if self._guard.forked:
             return
-        space = self._space
-        with space.changed:
+        data = self._data
+        with data.changed:
             if self._closed:
                 return
             self._closed = True
-            mine: dict[str, PutOp | None] = {k: None for k, e in space.entries.items() if e.owner == id(self)}
-            space.record(mine, None)
-            space.forget(self._history)
-            space.changed.notify_all()
+            mine: dict[str, PutOp | None] = {k: None for k, e in data.entries.items() if e.owner == id(self)}
+            data.record(mine, None)
+            data.forget(self._history)
+            data.changed.notify_all()
 
     def compact(self, revision: int | None = None) -> None:
-        """Forget the commits up to *revision* (the current one when None): streams behind it must list again."""
-        with self._open() as space:
-            limit = space.revision if revision is None else min(revision, space.revision)
-            while space.commits and space.commits[0].revision <= limit:
-                space.oldest = space.commits.popleft().revision
-            space.changed.notify_all()
+        """Drop the history up to *revision*, by default the current one. Streams behind it must list again."""
+        with self._open() as data:
+            limit = data.revision if revision is None else min(revision, data.revision)
+            while data.commits and data.commits[0].revision <= limit:
+                data.oldest = data.commits.popleft().revision
+            data.changed.notify_all()
 
     def rewind(self) -> None:
-        """Lose everything and begin again at revision 1, as a server does whose data was wiped. For tests."""
-        with self._open() as space:
-            space.reset()
-            space.changed.notify_all()
+        """Lose everything and start again at revision 1, like a server whose data was wiped. For tests."""
+        with self._open() as data:
+            data.reset()
+            data.changed.notify_all()
 
     def fail_with(self, error: DatasyncError | None) -> None:
-        """Raise *error* from every call and stream of this store until None is given. For tests."""
-        with self._space.changed:
+        """Raise *error* from every call and stream of this store, until called with None. For tests."""
+        with self._data.changed:
             self._failure = error
-            self._space.changed.notify_all()
+            self._data.changed.notify_all()
 
-    def _open(self) -> _Opened:
+    def _open(self) -> _OpenData:
         self._guard.check()
-        return _Opened(self)
+        return _OpenData(self)
 
-    def refuse(self) -> None:
-        """Raise what keeps the store from answering. The space's lock is held."""
+    def check_open(self) -> None:
+        """Raise the error that keeps the store from responding. The caller holds the data's lock."""
         if self._closed:
             raise ClosedError(f"{self._name} is closed")
         if self._failure is not None:
             raise self._failure
 
 
-class _Opened:
-    """Holds the lock of a store that can answer, with what has expired taken out."""
+class _OpenData:
+    """Holds the lock of an open store whose expired keys were deleted."""
 
     __slots__ = ("_store",)
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
 
-    def __enter__(self) -> _Space:
-        space = self._store._space
-        space.changed.acquire()
+    def __enter__(self) -> _SharedData:
+        data = self._store._data
+        data.changed.acquire()
         try:
-            self._store.refuse()
-            space.expire()
-            return space
+            self._store.check_open()
+            data.expire()
+            return data
         except BaseException:
-            space.changed.release()
+            data.changed.release()
             raise
 
     def __exit__(self, *_: object) -> None:
-        self._store._space.changed.release()
+        self._store._data.changed.release()
 
 
 class _MemoryScan(Scan):
@@ -266,7 +244,7 @@ class _MemoryStream(Stream):
     def cancel(self) -> None:
         if self._store._guard.forked:
             return
-        changed = self._store._space.changed
+        changed = self._store._data.changed
         with changed:
             self._cancelled = True
             changed.notify_all()
@@ -275,12 +253,12 @@ class _MemoryStream(Stream):
         first = True
         while True:
             try:
-                with self._store._open() as space:
+                with self._store._open() as data:
                     if not first:
-                        self._wait(space)
-                    batch = self._next(space)
+                        self._wait(data)
+                    batch = self._next(data)
             except DatasyncError:
-                if self._cancelled:  # cancelled and then closed: the end that was asked for
+                if self._cancelled:  # cancelled and then closed: end as requested
                     return
                 raise
             if self._cancelled:
@@ -289,30 +267,26 @@ class _MemoryStream(Stream):
             first = False
             self._position = batch.revision
 
-    def _wait(self, space: _Space) -> None:
-        """Until there is something to say, or the next deadline, or a second has passed."""
-        if self._quiet(space):
-            due = space.deadlines[0][0] - time.monotonic() if space.deadlines else IDLE
-            space.changed.wait(min(max(due, 0.0), IDLE))
-        self._store.refuse()
-        space.expire()
+    def _wait(self, data: _SharedData) -> None:
+        """Wait for a commit, the next deadline, or one second."""
+        if self._is_idle(data):
+            due = data.deadlines[0][0] - time.monotonic() if data.deadlines else IDLE
+            data.changed.wait(min(max(due, 0.0), IDLE))
+        self._store.check_open()
+        data.expire()
 
-    def _quiet(self, space: _Space) -> bool:
-        return not self._cancelled and space.revision == self._position
+    def _is_idle(self, data: _SharedData) -> bool:
+        return not self._cancelled and data.revision == self._position
 
-    def _next(self, space: _Space) -> Batch:
-        if space.revision < self._position:
-            raise RewoundError(f"{self._store.name} is at revision {space.revision}, below {self._position}")
-        if space.losses != self._losses:
+    def _next(self, data: _SharedData) -> Batch:
+        if data.losses != self._losses:
             raise RewoundError(f"{self._store.name} was emptied since it was listed")
-        if self._position < space.oldest > 1:
-            message = f"{self._store.name} has no history after revision {self._position}, only after {space.oldest}"
-            raise CompactedError(message, space.oldest)
+        check_position(self._store.name, self._position, data.oldest, data.revision)
         commits = []
-        for commit in reversed(space.commits):  # from the end: a stream is rarely far behind
+        for commit in reversed(data.commits):  # from the end: a stream is rarely far behind
             if commit.revision <= self._position:
                 break
             ops = tuple(op for op in commit.ops if op[0].startswith(self._prefix))
             if ops:
                 commits.append(Commit(commit.revision, ops))
-        return Batch(space.revision, tuple(reversed(commits)))
+        return Batch(data.revision, tuple(reversed(commits)))

@@ -1,9 +1,9 @@
-"""Following a store: list at a revision, stream after it, resume, list again only when nothing else is left.
+"""The reader of a store: lists at a revision, streams after it, resumes, and lists again only when it must.
 
-One reader, one thread, whatever the number of subscribers behind its sink. Any break is followed by a resume after the
-last revision that the sink has; so nothing is lost, and nothing comes twice.
+One reader uses one thread, for any number of subscribers behind its sink. After every disconnection it resumes after
+the last revision that the sink has, so no change is lost and none is delivered twice.
 
-Source: contract C13; the defects D30, D33, D57, D59, D69, D77 of cn-infra.
+Source: contract C13.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from datasync.runtime.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 log = logging.getLogger(__name__)
 
-#: Errors in a row that a store answered with (what was asked for is gone) after which only the first pause is taken.
+#: Successive errors of a store that responds (compacted, rewound) after which the reader uses the full backoff.
 PROMPT = 2
-#: Seconds that a stream without a commit must last to count as a success.
+#: Seconds that a stream without a commit must last to reset the backoff.
 GOOD_STREAM = 1.0
-#: Pairs between two looks at the stop flag while listing.
+#: Pairs of a listing that are read between two checks of the stop flag.
 LOOK_UP_EVERY = 1000
 
 
 class StoreReader:
-    """Feeds *sink* with the state of *store* under *prefix* and then with every commit; keys come without the prefix.
+    """Feeds *sink* with the state of *store* under *prefix* and then with every commit, keys without the prefix.
 
-    The last commit is the anchor: a resume starts with it and finds it unchanged, or the store went back in time and
-    has grown again since, which revisions alone do not tell.
+    The last commit is the anchor: a resumed stream starts with it. If the anchor is missing or different, the store
+    was set back and has grown again since, which revisions alone do not show.
 
     Threads: ``start`` and ``close`` from any; the sink is called from the reader's own thread only.
     """
@@ -51,18 +51,18 @@ class StoreReader:
         first, most = self._timeouts.retry_backoff
         self._backoff = Backoff(first, most, after_break=AFTER_BREAK)
         self._prompt = Backoff(first, first)
-        self._due: ResyncReason | None = ResyncReason.INITIAL  # why a listing is due; None: resume
+        self._due: ResyncReason | None = ResyncReason.INITIAL  # the reason of the next listing; None: resume
         self._revision = 0
         self._anchor: Commit | None = None
         self._lock = threading.Lock()  # guards _stream
         self._stream: Stream | None = None
 
     def start(self) -> None:
-        """Start the thread; once."""
+        """Start the thread. Call it once."""
         self._worker.start()
 
     def close(self) -> None:
-        """End the thread; may be called twice, before ``start``, and from the sink."""
+        """End the thread. May be called twice, before ``start``, and from the sink."""
         self._worker.close()
 
     def _run(self, worker: Worker) -> None:
@@ -73,8 +73,8 @@ class StoreReader:
                 self._follow()
                 if not self._has_history and not worker.stopping.is_set():
                     self._list_next(ResyncReason.RECONNECTED)
-                worker.stopping.wait(self._backoff.next())  # a stream that ends without a word is a break as well
-            except (ClosedError, ForkedError) as error:  # the application took the store away
+                worker.stopping.wait(self._backoff.next())  # a stream that ends without an error needs the backoff too
+            except (ClosedError, ForkedError) as error:  # the application closed the store
                 if not worker.stopping.is_set():
                     log.error("%s: the reader ends: %s", self._store.name, error)
                     self._sink.source_lost(error)
@@ -85,7 +85,7 @@ class StoreReader:
                     worker.stopping.wait(self._pause(error))
 
     def _pause(self, error: Exception) -> float:
-        """A store that answers is not away: to be listed it does not wait as if it were, unless that goes on and on."""
+        """Return the delay before the next attempt: short while a store that responds only asks for a listing."""
         answered = isinstance(error, (CompactedError, RewoundError))
         return (self._prompt if answered and self._prompt.failures < PROMPT else self._backoff).next()
 
@@ -101,19 +101,19 @@ class StoreReader:
             for key, value, revision in some:
                 entries[key[cut:]] = (revision, value)
         log.info(
-            "%s: listed %d key(s) at revision %d in %.2f s",
+            "%s: listed %d keys at revision %d in %.2f s",
             self._store.name,
             len(entries),
             scan.revision,
             time.monotonic() - started,
         )
         if scan.revision < self._revision and self._has_history:
-            reason = ResyncReason.REWOUND  # whatever made us list, the store has gone back meanwhile
+            reason = ResyncReason.REWOUND  # the listing itself shows that the store was set back, whatever caused it
         self._revision, self._anchor, self._due = scan.revision, None, None
         self._sink.feed_snapshot(scan.revision, entries, reason)
 
     def _follow(self) -> None:
-        """Stream until it breaks or is cancelled."""
+        """Stream until the stream fails or is cancelled."""
         expected = self._anchor if self._has_history else None
         stream = self._open(self._revision if expected is None else expected.revision - 1)
         spoken: float | None = None
@@ -138,7 +138,7 @@ class StoreReader:
                         self._succeeded()
         finally:
             if heard and spoken is not None and time.monotonic() - spoken > GOOD_STREAM:
-                self._succeeded()  # nothing was written, and it was a good stream
+                self._succeeded()  # a healthy stream during which nothing was written
             self._cancel_stream()
 
     def _succeeded(self) -> None:
@@ -149,7 +149,7 @@ class StoreReader:
         stream = self._store.stream(self._prefix, after)
         with self._lock:
             self._stream = stream
-        if self._worker.stopping.is_set():  # close() came between, and found no stream to cancel
+        if self._worker.stopping.is_set():  # close() ran before the assignment and found no stream to cancel
             stream.cancel()
         return stream
 
@@ -160,12 +160,12 @@ class StoreReader:
             stream.cancel()
 
     def _look_for(self, expected: Commit, batch: Batch | None) -> None:
-        """A store that lost just that commit has nothing to say, and would be waited for until the next one."""
+        """Raise if the anchor is overdue. A store that lost only that commit would be silent until the next one."""
         if batch is None or batch.revision < expected.revision:
             raise self._missed(expected, {})
 
     def _after_anchor(self, expected: Commit, batch: Batch) -> list[Commit]:
-        """The commits that follow the anchor."""
+        """Return the commits that follow the anchor."""
         commits = list(batch.commits)
         here = bool(commits) and commits[0].revision == expected.revision
         found = dict(commits[0].ops) if here else {}
@@ -174,16 +174,16 @@ class StoreReader:
         return commits[1:]
 
     def _missed(self, expected: Commit, found: dict[str, bytes | None]) -> CompactedError | RewoundError:
-        """Why *found* stands where *expected* was read."""
-        # A history that is compacted up to this very commit has lost its deletes (etcd before 3.4.34 and 3.5.16).
+        """Return the error for *found* in place of the anchor *expected*."""
+        # etcd before 3.4.34 and 3.5.16 loses the deletes of the revision up to which its history is compacted.
         if found == {key: value for key, value in expected.ops if value is not None}:
             return CompactedError(f"{self._store.name}: the deletes of revision {expected.revision} are compacted")
-        return RewoundError(f"{self._store.name}: revision {expected.revision} is not what it was")
+        return RewoundError(f"{self._store.name}: revision {expected.revision} has changed since it was read")
 
     def _feed(self, batch: Batch) -> None:
         if batch.commits:
             if self._has_history and batch.commits[0].revision <= self._revision:
-                raise RewoundError(f"{self._store.name}: revision {batch.commits[0].revision} came again")
+                raise RewoundError(f"{self._store.name}: revision {batch.commits[0].revision} was delivered twice")
             self._anchor = batch.commits[-1]
         self._revision = max(self._revision, batch.revision)
         cut = len(self._prefix)
@@ -193,23 +193,23 @@ class StoreReader:
         self._sink.feed_changes(batch)
 
     def _recover(self, error: Exception) -> None:
-        """Decide between resuming and listing again."""
+        """Choose between resuming and listing again."""
         if isinstance(error, RewoundError):
             self._list_next(ResyncReason.REWOUND)
         elif isinstance(error, CompactedError):
             if self._anchor is not None and self._anchor.revision < self._revision:
-                self._anchor = None  # perhaps only the anchor is gone, not what follows
+                self._anchor = None  # the commits after the anchor may still exist: resume without it first
             else:
                 self._list_next(ResyncReason.COMPACTED)
         elif not self._has_history:
             self._list_next(ResyncReason.RECONNECTED)
         if isinstance(error, DatasyncError):
-            log.warning("%s: %s; trying again", self._store.name, error)
+            log.warning("%s: %s; retrying", self._store.name, error)
         else:
-            log.exception("%s: the driver raised what it should not; trying again", self._store.name)
+            log.exception("%s: unexpected error of the driver; retrying", self._store.name)
         self._sink.source_lost(error)
 
     def _list_next(self, reason: ResyncReason) -> None:
-        # Until the first listing has succeeded it stays the first; and no later break undoes that the store went back.
+        # The first listing stays INITIAL until it succeeds, and REWOUND outlasts every later disconnection.
         if self._due not in (ResyncReason.INITIAL, ResyncReason.REWOUND):
             self._due = reason

@@ -1,6 +1,6 @@
-"""The values in which brokers, readers and drivers of stores talk to each other.
+"""The values that brokers, readers and drivers of stores exchange.
 
-Source: cn-infra ``db/keyval``; contract section 4.
+Source: cn-infra ``db/keyval``.
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ from typing import NamedTuple
 
 from datasync.errors import StoreError
 
-#: The prefix of a broker or watcher that sees the whole store.
+#: The prefix that selects the whole store.
 ROOT = ""
 
 
 class RewoundError(StoreError):
-    """The store's revision is below one that was already read from it: it was emptied or restored from a copy."""
+    """The store's revision is below one already read from it: the store was emptied or restored from a copy."""
 
 
 class Capability(Enum):
-    """What a driver can do; what it cannot is refused with ``UnsupportedError`` before anything is written."""
+    """A feature of a driver. A call that needs a missing one raises ``UnsupportedError`` before any write."""
 
-    #: ``stream`` can start after an earlier revision.
+    #: ``stream`` can resume after an earlier revision.
     HISTORY = "history"
-    #: Keys have revisions of the store's own.
+    #: The store itself assigns revisions to keys.
     REVISION = "revision"
-    #: ``commit`` of several operations is all or nothing.
+    #: ``commit`` applies several operations atomically.
     TXN = "txn"
-    #: The store itself tells the value before a change.
+    #: The store itself reports the value before a change.
     PREV_VALUE = "prev_value"
-    #: A value can expire.
+    #: A value can expire after a time.
     TTL = "ttl"
-    #: A value can live as long as the client.
+    #: A value can live as long as its client.
     LEASE = "lease"
-    #: ``commit`` takes conditions.
+    #: ``commit`` accepts conditions.
     CAS = "cas"
-    #: ``scan`` reads one revision, however many pages it takes.
+    #: ``scan`` reads all its pages at one revision.
     CONSISTENT_LIST = "consistent_list"
 
 
 class KeyValue(NamedTuple):
-    """A stored pair. *value* is empty in a list of keys only."""
+    """A stored pair. *value* is empty when only keys were requested."""
 
     key: str
     value: bytes
@@ -53,7 +53,7 @@ class KeyValue(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PutOp:
-    """Set *key*. *ttl* in seconds, or *client_lifetime*, or neither."""
+    """Set *key* to *value*, which can expire after *ttl* seconds or at the end of the *client_lifetime*, not both."""
 
     key: str
     value: bytes = field(repr=False)
@@ -63,7 +63,7 @@ class PutOp:
 
 @dataclass(frozen=True, slots=True)
 class DeleteOp:
-    """Delete *key*, or with *prefix* every key that starts with it."""
+    """Delete *key*, or with *prefix* every key that starts with *key*."""
 
     key: str
     prefix: bool = False
@@ -74,16 +74,16 @@ WriteOp = PutOp | DeleteOp
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Holds when *key* has exactly *value*, or with None when it does not exist."""
+    """Require that *key* has exactly *value*; None requires that *key* does not exist."""
 
     key: str
     value: bytes | None = field(repr=False)
 
 
 class CommitResult(NamedTuple):
-    """*succeeded* is False when a condition did not hold, and nothing was written then.
+    """The outcome of a commit. *succeeded* is False when a condition did not hold; then nothing was written.
 
-    *revision* is the store's after the commit (0 where it has none); *deleted* counts the keys that were deleted.
+    *revision* is the store's after the commit, 0 for a store without revisions. *deleted* counts the deleted keys.
     """
 
     succeeded: bool

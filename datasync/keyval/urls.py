@@ -1,8 +1,8 @@
-"""URLs of stores: ``connect("etcd://host:2379")`` finds the driver, checks the options and opens it.
+"""Store URLs: ``connect("etcd://host:2379")`` finds the driver, validates the options and opens the store.
 
-A new store is one line in ``DRIVERS``. Nothing is imported before its scheme is asked for.
+A new store needs one line in ``DRIVERS``. A driver is imported when its scheme is first used.
 
-Source: contract section 4, C16.
+Source: contract C16.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl, unquote
 
 from datasync.errors import DatasyncError, InvalidArgumentError, MissingExtraError, UnsupportedError
@@ -22,10 +22,10 @@ from datasync.keyval.api import Store
 
 @dataclass(frozen=True, slots=True)
 class StoreURL:
-    """The parts of a store's URL, percent-decoded. Its repr has none where a password stands, or does by a slip."""
+    """The percent-decoded parts of a store URL. The repr omits every part that may hold a password, even misplaced."""
 
     scheme: str
-    #: (host, port or None), in order; IPv6 addresses without their brackets.
+    #: (host, port or None), in order; IPv6 addresses without brackets.
     hosts: tuple[tuple[str, int | None], ...] = ()
     user: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
@@ -33,31 +33,37 @@ class StoreURL:
     query: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-class Driver(NamedTuple):
-    """Where the class of a scheme is (``module:Class``), and the extra that brings its client library."""
+class DriverEntry(NamedTuple):
+    """The location of a scheme's driver class (``module:Class``), and the extra that installs its client library."""
 
     target: str
     extra: str = ""
 
 
 class DriverClass(Protocol):
-    """What a driver's class must have beside being a ``Store``.
+    """The part of a driver class that ``connect`` uses.
 
-    The known options are the keyword-only parameters of ``from_url``, else those of the constructor.
+    The first of these that is not empty names the known options: the keyword-only parameters of ``from_url``, the
+    mapping ``url_options`` (name to annotation) if the class has one, and the keyword-only parameters of the
+    constructor.
     """
 
     def from_url(self, url: StoreURL, **options: object) -> Store:
-        """Open the store that *url* names; the options of the URL's query are in *options* already."""
+        """Open the store that *url* names. *options* includes those of the URL's query."""
+        ...
+
+    def __call__(self, *arguments: Any, **options: Any) -> Store:
+        """Construct the store."""
         ...
 
 
 #: Scheme to driver.
-DRIVERS: dict[str, Driver] = {
-    "memory": Driver("datasync.keyval.memory:MemoryStore"),
-    "sqlite": Driver("datasync.keyval.sqlite.store:SQLiteStore"),
-    "etcd": Driver("datasync.keyval.etcd.store:EtcdStore", "etcd"),
+DRIVERS: dict[str, DriverEntry] = {
+    "memory": DriverEntry("datasync.keyval.memory:MemoryStore"),
+    "sqlite": DriverEntry("datasync.keyval.sqlite.store:SQLiteStore"),
+    "etcd": DriverEntry("datasync.keyval.etcd.store:EtcdStore", "etcd"),
 }
-#: Schemes of the contract whose drivers are not written yet.
+#: Schemes of planned drivers.
 PLANNED = ("file", "redis", "rediss", "redis+sentinel", "redis+cluster", "consul")
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?", re.DOTALL)
@@ -71,31 +77,31 @@ def connect(url: str, **options: object) -> Store:
     """Open the store at *url*: ``memory://name``, ``sqlite:///absolute/path``, ``etcd://host:port,host:port``.
 
     Args:
-      url: ``scheme://user:password@host:port,…/path?option=value``; special characters percent-encoded.
-      options: The driver's options; the same may stand in the URL's query, but not in both.
+      url: ``scheme://user:password@host:port,…/path?option=value`` with special characters percent-encoded.
+      options: Options of the driver. Each may be in the URL's query or here, not in both.
 
     Raises:
-      InvalidArgumentError: A malformed URL, an unknown scheme, an unknown or unreadable option.
-      UnsupportedError: A scheme that this version has no driver for yet.
+      InvalidArgumentError: The URL is malformed, the scheme or an option is unknown, or an option is invalid.
+      UnsupportedError: This version has no driver for the scheme yet.
       MissingExtraError: The driver's client library is not installed.
-      StoreError: The store refuses, or cannot be opened.
+      StoreError: The store cannot be opened.
 
     .. versionadded:: 1.0
     """
     parsed = parse_url(url)
-    opener = _load(parsed.scheme).from_url
-    return opener(parsed, **_merge(parsed, options, _known_options(opener)))
+    driver = _load(parsed.scheme)
+    return driver.from_url(parsed, **_merge(parsed, options, _known_options(driver)))
 
 
 def parse_url(url: str) -> StoreURL:
-    """The parts of *url*. Raises ``InvalidArgumentError``, which never quotes the URL: it may hold a password."""
+    """Return the parts of *url*. Raises ``InvalidArgumentError`` without quoting *url*, which may hold a password."""
     if not isinstance(url, str):
         raise InvalidArgumentError(f"a store URL must be a string, not {type(url).__name__}")
     match = _URL.fullmatch(url)
     if match is None:
         if "#" in url:
             raise InvalidArgumentError("a store URL has no fragment: write # as %23")
-        raise InvalidArgumentError("a store URL begins with a scheme, as in sqlite:///var/lib/agent.db")
+        raise InvalidArgumentError("a store URL starts with a scheme, as in sqlite:///var/lib/agent.db")
     scheme = match[1].lower()
     userinfo, at, hostlist = (match[2] or "").rpartition("@")
     user, colon, password = userinfo.partition(":")
@@ -112,7 +118,7 @@ def parse_url(url: str) -> StoreURL:
 def _host(scheme: str, text: str) -> tuple[str, int | None]:
     match = _HOST.fullmatch(text)
     if match is None:
-        raise InvalidArgumentError(f"a host of the {scheme}: URL is malformed; hosts are written host:port,[::1]:port")
+        raise InvalidArgumentError(f"a host of the {scheme}: URL is malformed: write host:port,[::1]:port")
     port = int(match[3]) if match[3] else None
     if port is not None and not 0 < port < 65536:
         raise InvalidArgumentError(f"a port of the {scheme}: URL is not between 1 and 65535")
@@ -121,7 +127,7 @@ def _host(scheme: str, text: str) -> tuple[str, int | None]:
 
 def _decoded(scheme: str, part: str, text: str) -> str:
     try:
-        text.encode()  # half a surrogate pair could not be given to any store
+        text.encode()  # half a surrogate pair cannot be stored
         if _BAD_ESCAPE.search(text) is None:
             return unquote(text, errors="strict")
     except UnicodeError:
@@ -138,7 +144,7 @@ def _query(scheme: str, text: str) -> dict[str, str]:
             raise ValueError("a stray percent sign")
         pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, errors="strict")
     except ValueError:
-        message = f"the options of the {scheme}: URL are malformed; write name=value&name=value"
+        message = f"the options of the {scheme}: URL are malformed: write name=value&name=value"
         raise InvalidArgumentError(message) from None
     query = dict(pairs)
     if len(query) < len(pairs):
@@ -164,25 +170,22 @@ def _load(scheme: str) -> DriverClass:
     return found
 
 
-def _known_options(opener: Callable[..., Store]) -> dict[str, str]:
-    """Option name to the text of its annotation, ``from_url`` first, then the constructor behind it."""
-    callables: list[Callable[..., object]] = [opener]
-    owner = getattr(opener, "__self__", None)
-    if owner is not None:
-        callables.append(owner.__init__)
-    for target in callables:
-        parameters = inspect.signature(target).parameters.values()
-        keywords = {p.name: str(p.annotation) for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-        if keywords:
-            return keywords
-    return {}
+def _known_options(driver: DriverClass) -> Mapping[str, str]:
+    """Return the options that *driver* accepts: name to the text of the annotation."""
+    declared: Mapping[str, str] = getattr(driver, "url_options", {})
+    return _keywords(driver.from_url) or declared or _keywords(driver)
+
+
+def _keywords(function: Callable[..., object]) -> dict[str, str]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: str(p.annotation) for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def _merge(url: StoreURL, options: Mapping[str, object], known: Mapping[str, str]) -> dict[str, object]:
     for name in (*url.query, *options):
         if name not in known:
             listing = ", ".join(sorted(known)) or "none"
-            # A password with a question mark in it ends up here: what is no name is not shown.
+            # A password with a question mark ends up in the query, so only a plausible name is shown.
             hidden = not _NAME.fullmatch(name) or any("@" in text for text in url.query.values())
             shown = "such an option" if hidden else f"option {name!r}{_did_you_mean(name, tuple(known))}"
             raise InvalidArgumentError(f"{url.scheme}:// has no {shown}; known: {listing}")
@@ -193,7 +196,7 @@ def _merge(url: StoreURL, options: Mapping[str, object], known: Mapping[str, str
 
 
 def _converted(scheme: str, name: str, text: str, annotation: str) -> object:
-    """The query's *text* as the type that the option is annotated with; what is not a plain type stays text."""
+    """Convert the *text* of an option to its annotated type, if that is float, int or bool; otherwise keep the text."""
     kind = annotation.removesuffix(" | None")
     try:
         if kind == "float":
@@ -204,7 +207,7 @@ def _converted(scheme: str, name: str, text: str, annotation: str) -> object:
             return _TRUTH[text.lower()]
     except (ValueError, KeyError):
         wanted = {"float": "a number", "int": "a whole number", "bool": "true or false"}[kind]
-        # Without the text itself, and without the cause that quotes it: it may stand in the wrong place.
+        # The message and its cause must not quote the text: it may be a misplaced password.
         raise InvalidArgumentError(f"the option {name} of {scheme}:// must be {wanted}") from None
     return text
 

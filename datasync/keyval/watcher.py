@@ -1,8 +1,8 @@
-"""Watching a store without a registry: a callback for each change, in order, with the value before.
+"""Watching a store without a registry: a callback for each change, in order, with the previous value.
 
-For applications that want a key or two; ``kvdbsync.Plugin`` is the road for configuration and state.
+This suits applications that need a few keys; use ``kvdbsync.Plugin`` for configuration and state.
 
-Source: cn-infra ``db/keyval`` ``BytesWatcher``, ``ProtoWatcher``; D53 (its channels dropped events), D33.
+Source: cn-infra ``db/keyval`` ``BytesWatcher`` and ``ProtoWatcher``, whose channels dropped events.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from datasync.serializer import Serializer, SerializerJSON
 
 log = logging.getLogger(__name__)
 
-#: Seconds that ``watch`` waits for the state that later changes are compared with.
+#: Seconds that ``watch`` waits for the initial state, with which later changes are compared.
 START_TIMEOUT = 5.0
 
 
 class WatchResp(NamedTuple):
-    """One change: the bytes in ``value`` (None for a delete) and ``previous`` (None for a create), or as messages."""
+    """One change, as bytes (``value`` is None for a delete, ``previous`` for a create) or as messages."""
 
     key: str
     op: Op
@@ -49,12 +49,12 @@ class WatchResp(NamedTuple):
         return self.op
 
     def get_value(self, message: MessageT) -> MessageT:
-        """Clear *message*, fill it (a delete leaves it empty) and return it. Raises ``DecodeError``."""
+        """Clear *message*, fill it with the new value and return it; empty for a delete. Raises ``DecodeError``."""
         message.Clear()
         return message if self.value is None else self.serializer.unmarshal(self.value, message)
 
     def get_prev_value(self, message: Message | None) -> bool:
-        """Fill *message* with the value before; False when there was none. Raises ``DecodeError``."""
+        """Fill *message* with the previous value. Return False if there was none. Raises ``DecodeError``."""
         if message is not None:
             message.Clear()
             if self.previous is not None:
@@ -66,10 +66,7 @@ class WatchResp(NamedTuple):
 
 
 class Watcher:
-    """Watches *store* under *prefix*; keys come relative to it. Threads: any.
-
-    Source: contract section 4 (``new_watcher``).
-    """
+    """Watches *store* under *prefix*; keys are reported relative to the prefix. Threads: any."""
 
     def __init__(self, store: StoreDriver, prefix: str = ROOT, serializer: Serializer | None = None) -> None:
         self._store = store
@@ -81,18 +78,18 @@ class Watcher:
     ) -> Watch:
         """Call *callback* for each change from now on, from one thread.
 
-        After a break the changes are resumed; where the store cannot, what is different is told as changes. What
-        *callback* raises is logged and stops nothing.
+        After a disconnection the watch resumes. If the store cannot resume, the watch compares the new state with the
+        last known one and reports the differences as changes. An exception of *callback* is logged; the watch goes on.
 
         Args:
-          key_prefixes: Which keys; all when none is given.
-          timeout: Seconds to wait for the store's present state.
+          key_prefixes: The prefixes of the keys to watch; all keys by default.
+          timeout: Seconds to wait for the initial state.
 
         Returns:
-          The running watch; close it.
+          The running watch. Close it when it is no longer needed.
 
         Raises:
-          InvalidArgumentError: *callback* is not callable or a prefix is no string.
+          InvalidArgumentError: *callback* is not callable, or a prefix is not a string.
           NotReadyError: The store could not be read in time.
         """
         if not callable(callback):
@@ -106,7 +103,7 @@ class Watcher:
 
 
 class Watch(Closable):
-    """A running watch. Threads: any; a context manager that closes it."""
+    """A running watch. Threads: any."""
 
     def __init__(
         self,
@@ -120,18 +117,18 @@ class Watch(Closable):
         self._wanted = wanted
         self._callback = callback
         self._serializer = serializer
-        self._known: dict[str, tuple[int, bytes]] = {}  # touched by the reader's thread only
+        self._known: dict[str, tuple[int, bytes]] = {}  # used by the reader's thread only
         self._closed = False
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._reader = StoreReader(store, prefix, self)
 
     def start(self, timeout: float) -> None:
-        """Begin, and wait for the present state."""
+        """Start the reader and wait for the initial state."""
         self._reader.start()
         try:
             ready = self._ready.wait(timeout)
-        except BaseException:  # ^C, or a timeout that is none: nobody has the watch yet who could close it
+        except BaseException:  # ^C, or an invalid timeout: the caller has no watch yet that it could close
             self.close()
             raise
         if isinstance(self._error, (ClosedError, ForkedError)):
@@ -140,14 +137,14 @@ class Watch(Closable):
         if not ready:
             self.close()
             why = f": {self._error}" if self._error is not None else ""
-            raise NotReadyError(f"{self._name} was not read within {timeout:.1f} s{why}") from self._error
+            raise NotReadyError(f"{self._name} could not be read within {timeout:.1f} s{why}") from self._error
 
     def close(self) -> None:
-        """End it; may be called twice and from the callback, which is not called after that."""
+        """End the watch. May be called twice and from the callback. No callback starts after that."""
         self._closed = True
         self._reader.close()
 
-    # The reader's sink.
+    # The methods of ``ReaderSink``.
 
     def feed_snapshot(self, revision: int, entries: dict[str, tuple[int, bytes]], reason: ResyncReason) -> None:
         before, self._known = self._known, entries
@@ -173,7 +170,7 @@ class Watch(Closable):
     def source_lost(self, error: BaseException) -> None:
         self._error = error
         if isinstance(error, (ClosedError, ForkedError)):
-            self._ready.set()  # the reader ends with it: there is nothing to wait for
+            self._ready.set()  # the reader ends with this error, so no state will arrive
 
     def _tell(self, key: str, revision: int, value: bytes | None, previous: bytes | None) -> None:
         if self._closed or not key.startswith(self._wanted):
@@ -181,5 +178,5 @@ class Watch(Closable):
         op = Op.DELETE if value is None else Op.PUT
         try:
             self._callback(WatchResp(key, op, revision, value, previous, self._serializer))
-        except BaseException:  # sys.exit() too: this thread is not the callback's to end
-            log.exception("%s: the callback of a watch raised at %r", self._name, key)
+        except BaseException:  # also sys.exit(): the callback must not end the reader's thread
+            log.exception("%s: the callback of a watch raised for the change of %r", self._name, key)

@@ -81,7 +81,7 @@ def test_watch_prints_changes_with_the_value_before_until_a_signal(url: str, num
     ("wrong", "code", "told"),
     [
         (("get", "sqlit:///x.db", "k"), 2, "did you mean sqlite://?"),
-        (("get", "/var/lib/x.db", "k"), 2, "a store URL begins with a scheme"),
+        (("get", "/var/lib/x.db", "k"), 2, "a store URL starts with a scheme"),
         (("get", "sqlite:///nowhere/x.db?poll=1", "k"), 1, "there is no file /nowhere/x.db: check the path"),
         (("put", "sqlite:///nowhere/x.db", "k", "v"), 1, "the folder of /nowhere/x.db does not exist"),
         (("list", "memory://x"), 2, "a memory:// store is inside one process"),

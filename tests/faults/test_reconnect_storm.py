@@ -32,7 +32,7 @@ from datasync.grpcsync import serve as serve_grpc
 from datasync.grpcsync.client import session
 from datasync.grpcsync.client.channel import Peer
 from datasync.keyval import reader
-from datasync.keyval.etcd.client import Client as EtcdClient
+from datasync.keyval.etcd.client import EtcdClient
 from datasync.restsync import Adapter as RestAdapter
 from datasync.restsync import serve as serve_rest
 from datasync.restsync import wsgi_app

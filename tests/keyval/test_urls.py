@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from datasync.errors import InvalidArgumentError, MissingExtraError, UnsupportedError
-from datasync.keyval import Driver, StoreURL, connect, parse_url, urls
+from datasync.keyval import DriverEntry, StoreURL, connect, parse_url, urls
 from datasync.keyval.memory import MemoryStore
 from datasync.keyval.sqlite import SQLiteStore
 
@@ -24,8 +24,8 @@ def test_a_url_is_read_into_its_parts() -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("/var/lib/agent.db", "begins with a scheme, as in sqlite:///var/lib/agent.db"),
-        ("", "begins with a scheme"),
+        ("/var/lib/agent.db", "starts with a scheme, as in sqlite:///var/lib/agent.db"),
+        ("", "starts with a scheme"),
         ("etcd://h:port", "a host of the etcd: URL is malformed"),
         ("etcd://h:70000", "a port of the etcd: URL is not between 1 and 65535"),
         ("etcd://h1,,h2", "a host of the etcd: URL is malformed"),
@@ -33,7 +33,7 @@ def test_a_url_is_read_into_its_parts() -> None:
         ("sqlite:///a#b", "no fragment: write # as %23"),
         ("memory://a?history", "the options of the memory: URL are malformed"),
         ("memory://a?history=1&history=2", "has an option twice"),
-        ("memory://a:1", "a memory:// URL is memory:// or memory://name"),
+        ("memory://a:1", "write memory:// or memory://name"),
         ("sqlite://store.db", "sqlite:///absolute/path or sqlite:relative/path"),
         ("sqlite://", "sqlite:///absolute/path or sqlite:relative/path"),
         ("sqllite:///a", r"unknown store scheme sqllite:// \(did you mean sqlite://\?\); known: memory://, sqlite://"),
@@ -71,7 +71,7 @@ def test_c16_a_driver_that_is_not_written_yet_is_said_to_be_missing(scheme: str)
 
 def test_c16_a_missing_client_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a driver whose library is not installed
-    monkeypatch.setitem(urls.DRIVERS, "odd", Driver("tests.keyval.odd_driver:OddStore", "odd"))
+    monkeypatch.setitem(urls.DRIVERS, "odd", DriverEntry("tests.keyval.odd_driver:OddStore", "odd"))
     monkeypatch.setitem(sys.modules, "tests.keyval.odd_driver", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'datasync-kv\[odd\]'"):
         connect("odd://")

@@ -95,10 +95,10 @@ def test_a_file_of_somebody_else_is_permission_denied(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "bits", "told"),
     [
-        ("folder", 0o777, "may write to its folder"),
+        ("folder", 0o777, "can write to its folder"),
         ("folder", 0o1777, ""),
         ("folder", 0o755, ""),
-        ("file", 0o666, "may write to it"),
+        ("file", 0o666, "can write to it"),
         ("file", 0o644, ""),
     ],
 )

@@ -365,7 +365,7 @@ def etcd() -> Any:
     ids=["empty and not the last", "the same for ever", "another prefix", "not in order", "one of another prefix"],
 )
 def test_a_listing_that_is_not_what_was_asked_for_ends_in_an_error(etcd: EtcdStore, page: pb.RangeResponse) -> None:
-    begun = mock.Mock(**{"answer.return_value": page})
+    begun = mock.Mock(**{"result.return_value": page})
     with mock.patch.multiple(Endpoint, unary=mock.Mock(return_value=page), begin=mock.Mock(return_value=begun)):
         with pytest.raises(StoreConnectionError, match="an etcd"):
             list(etcd.scan("k/"))

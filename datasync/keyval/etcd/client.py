@@ -14,9 +14,12 @@ import grpc
 
 from datasync.errors import ClosedError, InvalidArgumentError, StoreError, UnknownOutcome
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
+from datasync.keyval.etcd.cancel_scope import CancelScope
 from datasync.keyval.etcd.config import EtcdConfig
-from datasync.keyval.etcd.endpoint import AUTHENTICATE, Begun, Endpoint, Method, RequestT, ResponseT, Scope
+from datasync.keyval.etcd.endpoint import Endpoint
 from datasync.keyval.etcd.errors import Fault, find_fault, translate
+from datasync.keyval.etcd.methods import AUTHENTICATE, Method, RequestT, ResponseT
+from datasync.keyval.etcd.pending_call import PendingCall
 from datasync.keyval.etcd.tls import explain
 from datasync.runtime.grpcio import forget_traceback
 from datasync.runtime.threads import ForkGuard
@@ -29,7 +32,7 @@ RETRY_PAUSE = 0.1
 HINT_FOR = 300.0
 
 
-class Client:
+class EtcdClient:
     """A connection to a cluster. Threads: any; no lock is held while the network is waited for.
 
     Source: contract C15, C17; the defects D60, D62 and D65 of the Go system.
@@ -42,9 +45,9 @@ class Client:
         self._lock = threading.Lock()  # guards the fields below
         self._current = 0
         self._closed = False
-        self._scopes: WeakSet[Scope] = WeakSet()  # a stream that nobody ever read takes its scope with it
+        self._scopes: WeakSet[CancelScope] = WeakSet()  # a stream that nobody ever read takes its scope with it
         self._token = ""
-        self._closing = Scope()
+        self._closing = CancelScope()
         self._hints: dict[Endpoint, tuple[float, str]] = {}
 
     @property
@@ -65,8 +68,8 @@ class Client:
         *,
         write: bool = False,
         timeout: float | None = None,
-        scope: Scope | None = None,
-        begun: Begun[ResponseT] | None = None,
+        scope: CancelScope | None = None,
+        pending: PendingCall[ResponseT] | None = None,
     ) -> ResponseT:
         """Call *method* and return its answer; *what* says in errors what was being done.
 
@@ -85,12 +88,12 @@ class Client:
         renewed = False
         missed: set[Endpoint] = set()
         while True:
-            endpoint = self._endpoints[self._current] if begun is None else begun.endpoint
+            endpoint = self._endpoints[self._current] if pending is None else pending.endpoint
             token = self._token
             try:
-                if begun is not None:
-                    first, begun = begun, None
-                    return first.answer()
+                if pending is not None:
+                    first, pending = pending, None
+                    return first.result()
                 if self.config.username and not token:
                     token = self._authenticate(endpoint, timeout)
                 return endpoint.unary(method, request, timeout, _metadata(token), scope)
@@ -119,7 +122,7 @@ class Client:
                         self._closing.wait(RETRY_PAUSE)
                     continue
                 for one in missed:
-                    one.rest()
+                    one.reset(only_idle=True)
                 raise self.error(error, endpoint, what, write=write) from error
             except InvalidArgumentError:  # a ValueError as well: the files for TLS, which are read for a new channel
                 raise
@@ -128,17 +131,20 @@ class Client:
                 if self._closed or untried < -2:
                     raise ClosedError("this etcd store is closed") from error
 
-    def begin(self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float) -> Begun[ResponseT] | None:
+    def begin(
+        self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float
+    ) -> PendingCall[ResponseT] | None:
         """Begin what ``call`` is to go on with; None where nothing can be begun, and ``call`` will tell why."""
         if self._closed or self._guard.forked:
             return None
         try:
-            return self._endpoints[self._current].begin(method, request, timeout, _metadata(self._token))
+            endpoint = self._endpoints[self._current]
+            return PendingCall(endpoint, endpoint.begin(method, request, timeout, _metadata(self._token)))
         except ValueError:  # closed meanwhile, or files for TLS that cannot be read
             return None
 
     def open(
-        self, method: Method[RequestT, ResponseT], requests: Iterator[RequestT], scope: Scope
+        self, method: Method[RequestT, ResponseT], requests: Iterator[RequestT], scope: CancelScope
     ) -> tuple[Any, Endpoint]:
         """Start a stream at the current endpoint: the call, which iterates, and the endpoint it is with.
 
@@ -155,9 +161,9 @@ class Client:
         scope.attach(call)
         return call, endpoint
 
-    def new_scope(self, *, patient: bool = True) -> Scope:
-        """A scope that ``close`` cancels; *patient* as in ``Scope``."""
-        scope = Scope(patient=patient)
+    def new_scope(self, *, patient: bool = True) -> CancelScope:
+        """A scope that ``close`` cancels; *patient* as in ``CancelScope``."""
+        scope = CancelScope(patient=patient)
         with self._lock:
             self._scopes.add(scope)
             closed = self._closed
@@ -165,7 +171,7 @@ class Client:
             scope.cancel()
         return scope
 
-    def end_scope(self, scope: Scope) -> None:
+    def end_scope(self, scope: CancelScope) -> None:
         scope.detach()
         with self._lock:
             self._scopes.discard(scope)

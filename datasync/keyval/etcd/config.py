@@ -259,3 +259,11 @@ _BY_TYPE: dict[str, Callable[[str, object], Any]] = {
     "bool": _flag,
 }
 _KINDS = {_spelled(item.name): _BY_TYPE[str(item.type)] for item in fields(EtcdConfig)}
+
+#: Options of an ``etcd://`` URL and the types that ``connect`` converts their text to. A duration stays text: its unit
+#: is read here. The endpoints are the hosts of the URL.
+URL_OPTIONS: dict[str, str] = {
+    **{item.name: "str" if item.type == "float" else str(item.type) for item in fields(EtcdConfig)},
+    "config_file": "str",
+}
+del URL_OPTIONS["endpoints"]

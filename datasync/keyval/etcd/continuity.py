@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 from datasync.errors import CompactedError
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.client import Client
-from datasync.keyval.etcd.endpoint import RANGE, Scope
+from datasync.keyval.etcd.cancel_scope import CancelScope
+from datasync.keyval.etcd.client import EtcdClient
 from datasync.keyval.etcd.keys import check_page, prefix_range
+from datasync.keyval.etcd.methods import RANGE
 from datasync.keyval.types import RewoundError
 
 #: Prefixes whose past is remembered; of more, the ones unused for longest are forgotten.
@@ -29,14 +30,14 @@ MAX_PREFIXES = 128
 PAGE = 30_000
 
 
-class _Pair(NamedTuple):
+class _Witness(NamedTuple):
     key: bytes
     revision: int
     #: What a pair of the same key and revision has in common with it only in the same history.
     print: tuple[int, int, int]
 
 
-class _Listing(NamedTuple):
+class _ListedKeys(NamedTuple):
     """All keys of a scan and their revisions; the sum does not depend on where pages end."""
 
     revision: int
@@ -45,21 +46,21 @@ class _Listing(NamedTuple):
 
 
 @dataclass
-class _Past:
+class _Evidence:
     """What is remembered of one prefix."""
 
     cluster: int
     term: int
-    newest: _Pair | None = None
+    newest: _Witness | None = None
     #: The last thing that was streamed, if that was a delete.
     gone: tuple[bytes, int] | None = None
     #: Until something is streamed.
-    listing: _Listing | None = None
+    listing: _ListedKeys | None = None
     #: The revision of the last event that was streamed.
     streamed: int = 0
 
 
-class Tally:
+class ScanDigest:
     """Counts the keys of a scan, page by page. Threads: one."""
 
     def __init__(self) -> None:
@@ -70,16 +71,16 @@ class Tally:
         self._keys += len(keys)
         self._sum += sum(map(hash, zip(keys, revisions, strict=True)))
 
-    def total(self, revision: int) -> _Listing:
-        return _Listing(revision, self._keys, self._sum)
+    def total(self, revision: int) -> _ListedKeys:
+        return _ListedKeys(revision, self._keys, self._sum)
 
 
-class History:
+class ContinuityCheck:
     """What the scans and streams of one store remember of its past, by prefix. Threads: any."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _known and what is in it
-        self._known: OrderedDict[str, _Past] = OrderedDict()
+        self._known: OrderedDict[str, _Evidence] = OrderedDict()
 
     def scanned(self, prefix: str, header: pb.ResponseHeader, newest: pb.KeyValue | None, *, first: bool) -> None:
         """A page of a scan was read, with *newest* in it.
@@ -89,9 +90,9 @@ class History:
         with self._lock:
             past = self._past(prefix, header, new=first)
             if newest is not None and (past.newest is None or newest.mod_revision > past.newest.revision):
-                past.newest = _pair(newest)
+                past.newest = _witness(newest)
 
-    def listed(self, prefix: str, listing: _Listing) -> None:
+    def listed(self, prefix: str, listing: _ListedKeys) -> None:
         """A scan was read to its end."""
         with self._lock:
             past = self._known.get(prefix)
@@ -108,10 +109,10 @@ class History:
             past.streamed = last.kv.mod_revision
             past.gone = (last.kv.key, last.kv.mod_revision) if last.type else None
             if newest is not None:
-                past.newest = _pair(newest)
+                past.newest = _witness(newest)
                 past.cluster, past.term = header.cluster_id, header.raft_term
 
-    def verify(self, client: Client, prefix: str, after: int, scope: Scope) -> None:
+    def verify(self, client: EtcdClient, prefix: str, after: int, scope: CancelScope) -> None:
         """Ask the cluster, not just one member of it, whether it still has the past up to *after*.
 
         Raises:
@@ -121,7 +122,7 @@ class History:
         with self._lock:
             known = self._known.get(prefix)
             past = None if known is None else replace(known)
-        check = _Check(client, prefix, after, scope)
+        check = _Verification(client, prefix, after, scope)
         header = check.newest(past.newest) if past is not None and past.newest is not None else check.header()
         if header.revision < after:
             raise check.rewound(f"revision {header.revision} is below {after}")
@@ -137,20 +138,20 @@ class History:
         if past.listing is not None and witnessed < past.listing.revision <= after:
             check.listing(past.listing)
 
-    def _past(self, prefix: str, header: pb.ResponseHeader, *, new: bool = False) -> _Past:
+    def _past(self, prefix: str, header: pb.ResponseHeader, *, new: bool = False) -> _Evidence:
         past = None if new else self._known.get(prefix)
         if past is None:
-            past = self._known[prefix] = _Past(header.cluster_id, header.raft_term)
+            past = self._known[prefix] = _Evidence(header.cluster_id, header.raft_term)
         self._known.move_to_end(prefix)
         if len(self._known) > MAX_PREFIXES:
             self._known.popitem(last=False)
         return past
 
 
-class _Check:
+class _Verification:
     """The questions of one ``verify``; each raises when the answer is another one than before."""
 
-    def __init__(self, client: Client, prefix: str, after: int, scope: Scope) -> None:
+    def __init__(self, client: EtcdClient, prefix: str, after: int, scope: CancelScope) -> None:
         self._client = client
         self._prefix = prefix
         self._after = after
@@ -164,7 +165,7 @@ class _Check:
     def header(self) -> pb.ResponseHeader:
         return self._range(pb.RangeRequest(key=prefix_range(self._prefix)[0])).header
 
-    def newest(self, pair: _Pair) -> pb.ResponseHeader:
+    def newest(self, pair: _Witness) -> pb.ResponseHeader:
         # Compacted: too long ago to be asked about. But a pair that still stood as it was seen when we stopped reading,
         # or stands so now (0), proves as much.
         for revision in (pair.revision, self._after, 0):
@@ -184,26 +185,26 @@ class _Check:
         if since or not before:
             raise self.rewound("what was deleted is there")
 
-    def listing(self, listing: _Listing) -> None:
-        tally = Tally()
+    def listing(self, listing: _ListedKeys) -> None:
+        digest = ScanDigest()
         key, end = prefix_range(self._prefix)
         more = True
         while more:
             request = pb.RangeRequest(key=key, range_end=end, revision=self._after, limit=PAGE, keys_only=True)
             page = self._range(request, timeout=self._client.config.page_timeout)
             check_page(request, page, self._what)
-            tally.add([kv.key for kv in page.kvs], [kv.mod_revision for kv in page.kvs])
+            digest.add([kv.key for kv in page.kvs], [kv.mod_revision for kv in page.kvs])
             more = page.more
             key = page.kvs[-1].key + b"\0" if more else key
-        if tally.total(listing.revision) != listing:
+        if digest.total(listing.revision) != listing:
             raise self.rewound("other keys stand where some were listed")
 
     def _range(self, request: pb.RangeRequest, timeout: float | None = None) -> pb.RangeResponse:
         return self._client.call(RANGE, request, self._what, scope=self._scope, timeout=timeout)
 
 
-def _pair(kv: pb.KeyValue) -> _Pair:
-    return _Pair(kv.key, kv.mod_revision, _print(kv))
+def _witness(kv: pb.KeyValue) -> _Witness:
+    return _Witness(kv.key, kv.mod_revision, _print(kv))
 
 
 def _print(kv: pb.KeyValue) -> tuple[int, int, int]:

@@ -13,11 +13,11 @@ from types import TracebackType
 
 from datasync.errors import ClosedError, DatasyncError, NotReadyError, StoreError
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.client import Client
-from datasync.keyval.etcd.endpoint import LEASE_REVOKE, RANGE, TXN
+from datasync.keyval.etcd.client import EtcdClient
 from datasync.keyval.etcd.errors import LeaseNotFound
 from datasync.keyval.etcd.keys import encode_key, prefix_range
-from datasync.keyval.etcd.lease import BEATS, attempt_put, grant, keep_alive, revoke
+from datasync.keyval.etcd.lease import BEATS, grant, keep_alive, put_operation, revoke
+from datasync.keyval.etcd.methods import LEASE_REVOKE, RANGE, TXN
 from datasync.runtime.threads import Worker
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Leadership:
     """
 
     def __init__(
-        self, client: Client, prefix: str, value: bytes, ttl: int, on_lost: Callable[[], object] | None = None
+        self, client: EtcdClient, prefix: str, value: bytes, ttl: int, on_lost: Callable[[], object] | None = None
     ) -> None:
         self._client = client
         self._what = f"the election under {prefix!r}"
@@ -118,7 +118,7 @@ class Leadership:
     def _stand(self, value: bytes) -> int:
         key = encode_key(self.key)
         absent = pb.Compare(target=pb.Compare.VERSION, key=key, version=0)
-        request = pb.TxnRequest(compare=[absent], success=[attempt_put(key, value, self._lease)])
+        request = pb.TxnRequest(compare=[absent], success=[put_operation(key, value, self._lease)])
         try:
             return self._client.call(TXN, request, f"standing in {self._what}", write=True).header.revision
         except DatasyncError:

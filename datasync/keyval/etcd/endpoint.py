@@ -9,17 +9,15 @@ from __future__ import annotations
 import ipaddress
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 
-from datasync.keyval.etcd import datasync_etcd_pb2 as pb
+from datasync.keyval.etcd.cancel_scope import CancelScope
 from datasync.keyval.etcd.config import EtcdConfig
+from datasync.keyval.etcd.methods import Method, RequestT, ResponseT
 from datasync.keyval.etcd.tls import make_credentials
-
-RequestT = TypeVar("RequestT", bound=Message)
-ResponseT = TypeVar("ResponseT", bound=Message)
 
 #: Seconds without traffic after which grpc pings the server; etcd refuses clients that ping more often than each 5 s.
 KEEPALIVE_TIME = 10
@@ -28,104 +26,6 @@ KEEPALIVE_TIME = 10
 MAX_MESSAGE = 512 * 1024 * 1024
 #: Seconds that a ping may take. Both of grpc's limits are set from it: with one alone a dead server shows after 69 s.
 KEEPALIVE_TIMEOUT = 3
-
-
-class Method(Generic[RequestT, ResponseT]):
-    """A call of etcd's: its path, and what comes back."""
-
-    __slots__ = ("path", "response")
-
-    def __init__(self, path: str, response: type[ResponseT]) -> None:
-        self.path = path
-        self.response = response
-
-
-RANGE: Method[pb.RangeRequest, pb.RangeResponse] = Method("/etcdserverpb.KV/Range", pb.RangeResponse)
-TXN: Method[pb.TxnRequest, pb.TxnResponse] = Method("/etcdserverpb.KV/Txn", pb.TxnResponse)
-COMPACT: Method[pb.CompactionRequest, pb.CompactionResponse] = Method("/etcdserverpb.KV/Compact", pb.CompactionResponse)
-WATCH: Method[pb.WatchRequest, pb.WatchResponse] = Method("/etcdserverpb.Watch/Watch", pb.WatchResponse)
-LEASE_GRANT: Method[pb.LeaseGrantRequest, pb.LeaseGrantResponse] = Method(
-    "/etcdserverpb.Lease/LeaseGrant", pb.LeaseGrantResponse
-)
-LEASE_REVOKE: Method[pb.LeaseRevokeRequest, pb.LeaseRevokeResponse] = Method(
-    "/etcdserverpb.Lease/LeaseRevoke", pb.LeaseRevokeResponse
-)
-LEASE_KEEP_ALIVE: Method[pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse] = Method(
-    "/etcdserverpb.Lease/LeaseKeepAlive", pb.LeaseKeepAliveResponse
-)
-STATUS: Method[pb.StatusRequest, pb.StatusResponse] = Method("/etcdserverpb.Maintenance/Status", pb.StatusResponse)
-AUTHENTICATE: Method[pb.AuthenticateRequest, pb.AuthenticateResponse] = Method(
-    "/etcdserverpb.Auth/Authenticate", pb.AuthenticateResponse
-)
-
-
-class Cancellable(Protocol):
-    def cancel(self) -> object: ...
-
-
-class Scope:
-    """What one user of the client has under way, so that another thread can call it off.
-
-    Args:
-      patient: False where whoever waits has pauses of his own, so that what cannot be reached is not tried again here.
-
-    Threads: any.
-    """
-
-    def __init__(self, *, patient: bool = True) -> None:
-        self.patient = patient
-        self._lock = threading.Lock()  # guards _call against a cancel between its start and its entry here
-        self._call: Cancellable | None = None
-        self._cancelled = threading.Event()
-
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled.is_set()
-
-    def wait(self, seconds: float) -> None:
-        """Wait, but not longer than until ``cancel``."""
-        self._cancelled.wait(seconds)
-
-    def attach(self, call: Cancellable) -> None:
-        """Make *call* the one that ``cancel`` cancels."""
-        with self._lock:
-            self._call = call
-            late = self._cancelled.is_set()
-        if late:
-            call.cancel()
-
-    def detach(self) -> None:
-        """Let go of a call that is over."""
-        with self._lock:
-            self._call = None
-
-    def cancel(self) -> None:
-        """Cancel what runs, and everything that is tried afterwards."""
-        with self._lock:
-            self._cancelled.set()
-            call = self._call
-        if call is not None:
-            call.cancel()
-
-
-class Begun(Generic[ResponseT]):
-    """A call to *endpoint* that was begun before its answer is wanted. Threads: one."""
-
-    def __init__(self, endpoint: Endpoint, call: Any) -> None:
-        self.endpoint = endpoint
-        self._call = call
-
-    def answer(self) -> ResponseT:
-        """Wait for it, once; raises as ``Endpoint.unary``."""
-        call, self._call = self._call, None
-        answer: ResponseT = _answer_of(call)
-        return answer
-
-    def cancel(self) -> None:
-        """It is not wanted any more."""
-        if self._call is not None:
-            self._call.cancel()
-            self._call = None
 
 
 class Endpoint:
@@ -145,7 +45,7 @@ class Endpoint:
         request: RequestT,
         timeout: float,
         metadata: tuple[tuple[str, str], ...],
-        scope: Scope | None,
+        scope: CancelScope | None,
     ) -> ResponseT:
         callee: Any = self._callee(method, "unary_unary")
         try:
@@ -154,7 +54,7 @@ class Endpoint:
                 return answer
             future = callee.future(request, timeout=timeout, metadata=metadata)
             scope.attach(future)
-            answer = _answer_of(future)
+            answer = result_of(future)
             return answer
         finally:
             if scope is not None:
@@ -176,23 +76,19 @@ class Endpoint:
         request: RequestT,
         timeout: float,
         metadata: tuple[tuple[str, str], ...],
-    ) -> Begun[ResponseT]:
-        """As ``unary``, without waiting."""
+    ) -> Any:
+        """Start the call of ``unary`` and return its future."""
         callee: Any = self._callee(method, "unary_unary")
-        return Begun(self, self._counted(lambda: callee.future(request, timeout=timeout, metadata=metadata)))
+        return self._counted(lambda: callee.future(request, timeout=timeout, metadata=metadata))
 
-    def reset(self) -> None:
-        """Close the channel; the next call makes a new one."""
-        with self._lock:
-            channel, self._channel = self._channel, None
-            self._calls = {}
-        if channel is not None:
-            channel.close()
+    def reset(self, *, only_idle: bool = False) -> None:
+        """Close the channel; the next call creates a new one.
 
-    def rest(self) -> None:
-        """Close the channel unless it is in use: one that could not connect goes on knocking, and never waits long."""
+        With *only_idle* a channel in use stays open. grpc reconnects an idle channel without end and with short
+        pauses, so an endpoint that could not be reached must not keep one.
+        """
         with self._lock:
-            if self._busy:
+            if only_idle and self._busy:
                 return
             channel, self._channel = self._channel, None
             self._calls = {}
@@ -228,7 +124,7 @@ class Endpoint:
             self._busy -= 1
 
 
-def _answer_of(call: Any) -> Any:
+def result_of(call: Any) -> Any:
     try:
         return call.result()
     except grpc.FutureCancelledError:

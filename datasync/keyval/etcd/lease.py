@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.client import Client
-from datasync.keyval.etcd.endpoint import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, TXN, Scope
+from datasync.keyval.etcd.cancel_scope import CancelScope
+from datasync.keyval.etcd.client import EtcdClient
 from datasync.keyval.etcd.keys import encode_key
+from datasync.keyval.etcd.methods import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, TXN
 from datasync.keyval.types import DeleteOp, PutOp, WriteOp
 from datasync.runtime.threads import Worker
 
@@ -29,7 +30,7 @@ REVOKE_TIMEOUT = 1.0
 MAX_TTL = 9_000_000_000
 
 
-def grant(client: Client, ttl: float, scope: Scope | None = None) -> int:
+def grant(client: EtcdClient, ttl: float, scope: CancelScope | None = None) -> int:
     """A new lease that ends *ttl* seconds, rounded up to whole ones, after it was last kept alive."""
     seconds = math.ceil(ttl)
     if seconds > MAX_TTL:
@@ -39,7 +40,7 @@ def grant(client: Client, ttl: float, scope: Scope | None = None) -> int:
     return client.call(LEASE_GRANT, request, f"asking for a lease of {seconds} s", scope=scope).ID
 
 
-def keep_alive(client: Client, lease: int, scope: Scope, timeout: float | None = None) -> bool:
+def keep_alive(client: EtcdClient, lease: int, scope: CancelScope, timeout: float | None = None) -> bool:
     """Renew *lease*; False when it is gone.
 
     etcd's call is a stream of beats, but one beat and its answer look the same on the wire as a plain call.
@@ -49,7 +50,7 @@ def keep_alive(client: Client, lease: int, scope: Scope, timeout: float | None =
     return answer.TTL > 0
 
 
-def revoke(client: Client, lease: int) -> None:
+def revoke(client: EtcdClient, lease: int) -> None:
     """End *lease* and so its keys, if the server can be reached."""
     timeout = REVOKE_TIMEOUT / len(client.config.addresses)  # each may be asked
     try:
@@ -59,7 +60,7 @@ def revoke(client: Client, lease: int) -> None:
         log.debug("a lease is left to end by itself: %s", error)
 
 
-def attempt_put(key: bytes, value: bytes, lease: int) -> pb.RequestOp:
+def put_operation(key: bytes, value: bytes, lease: int) -> pb.RequestOp:
     """The operation that puts *value* under *lease* (0: none)."""
     return pb.RequestOp(request_put=pb.PutRequest(key=key, value=value, lease=lease))
 
@@ -84,7 +85,7 @@ class ClientLease:
     Threads: any; one thread of its own once there is a lease.
     """
 
-    def __init__(self, client: Client, ttl: int, subject: str) -> None:
+    def __init__(self, client: EtcdClient, ttl: int, subject: str) -> None:
         self._client = client
         self._ttl = ttl
         self._lock = threading.Lock()  # guards _lease and _owned
@@ -179,7 +180,7 @@ class ClientLease:
 
     def _put_one_again(self, key: str, owned: _Owned, lease: int) -> None:
         name = encode_key(key)
-        put = attempt_put(name, owned.value, lease)
+        put = put_operation(name, owned.value, lease)
         still_ours = pb.TxnRequest(compare=[_compare_revision(name, owned.revision)], success=[put])
         request = pb.TxnRequest(
             compare=[pb.Compare(target=pb.Compare.VERSION, key=name, version=0)],
@@ -213,7 +214,7 @@ class PutLeases:
     Threads: one.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: EtcdClient) -> None:
         self._client = client
         self._leases: dict[int, int] = {}
 

@@ -13,10 +13,11 @@ import grpc
 from datasync.errors import StoreError
 from datasync.keyval.driver import Scan
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.client import Client
-from datasync.keyval.etcd.continuity import History, Tally
-from datasync.keyval.etcd.endpoint import RANGE, Begun
+from datasync.keyval.etcd.client import EtcdClient
+from datasync.keyval.etcd.continuity import ContinuityCheck, ScanDigest
 from datasync.keyval.etcd.keys import check_page, prefix_range, strange
+from datasync.keyval.etcd.methods import RANGE
+from datasync.keyval.etcd.pending_call import PendingCall
 from datasync.keyval.etcd.stream import LARGE_VALUE
 from datasync.keyval.types import KeyValue
 
@@ -38,8 +39,8 @@ class EtcdScan(Scan):
 
     def __init__(
         self,
-        client: Client,
-        history: History,
+        client: EtcdClient,
+        continuity: ContinuityCheck,
         prefix: str,
         in_fragments: set[str],
         *,
@@ -47,7 +48,7 @@ class EtcdScan(Scan):
         page_size: int,
     ) -> None:
         self._client = client
-        self._history = history
+        self._continuity = continuity
         self._prefix = prefix
         self._what = f"listing {prefix!r}"
         self._in_fragments = in_fragments
@@ -60,9 +61,9 @@ class EtcdScan(Scan):
 
     def __iter__(self) -> Iterator[KeyValue]:
         page = self._first
-        tally = Tally()
+        digest = ScanDigest()
         mean = 0  # bytes of a pair on the page before
-        ahead: Begun[pb.RangeResponse] | None = None
+        ahead: PendingCall[pb.RangeResponse] | None = None
         try:
             while True:
                 if page.more:  # before anything else: the server works on the next page while this one is read
@@ -77,7 +78,7 @@ class EtcdScan(Scan):
                 mean = (size + sum(map(len, raw))) // max(1, len(kvs))
                 if page is not self._first:
                     self._witness(page.header, kvs, revisions, first=False)
-                tally.add(raw, revisions)
+                digest.add(raw, revisions)
                 if raw != sorted(raw):  # what is in order already is sorted at once
                     raise strange(self._what)
                 keys = [key.decode("utf-8", "surrogateescape") for key in raw]
@@ -87,7 +88,7 @@ class EtcdScan(Scan):
                 yield from map(_new_pair, zip(keys, values, revisions, strict=True))
                 if not more:
                     if not self._keys_only:
-                        self._history.listed(self._prefix, tally.total(self.revision))
+                        self._continuity.listed(self._prefix, digest.total(self.revision))
                     return
                 page = self._page(request, ahead)
         finally:
@@ -100,7 +101,7 @@ class EtcdScan(Scan):
         if self._keys_only:
             return  # without values there is nothing that a later look could be compared with
         newest = kvs[revisions.index(max(revisions))] if revisions else None
-        self._history.scanned(self._prefix, header, newest, first=first)
+        self._continuity.scanned(self._prefix, header, newest, first=first)
 
     def _following(self, page: pb.RangeResponse, mean: int) -> pb.RangeRequest:
         """What asks for the page after *page*; *mean* is how large a pair was on the page before."""
@@ -113,17 +114,17 @@ class EtcdScan(Scan):
         end = prefix_range(self._prefix)[1]
         return pb.RangeRequest(key=key, range_end=end, limit=limit, revision=revision, keys_only=self._keys_only)
 
-    def _page(self, request: pb.RangeRequest, begun: Begun[pb.RangeResponse] | None = None) -> pb.RangeResponse:
+    def _page(self, request: pb.RangeRequest, pending: PendingCall[pb.RangeResponse] | None = None) -> pb.RangeResponse:
         patience = self._client.config.page_timeout
         while True:
             try:
-                page = self._client.call(RANGE, request, self._what, timeout=patience, begun=begun)
+                page = self._client.call(RANGE, request, self._what, timeout=patience, pending=pending)
                 break
             except StoreError as error:
                 if request.limit == 1 or not _is_too_large(error):
                     raise
                 request.limit = max(1, request.limit // 8)  # values grow larger from some key on
-                begun = None
+                pending = None
         check_page(request, page, self._what)
         return page
 

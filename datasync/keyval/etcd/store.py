@@ -6,8 +6,8 @@ Source: cn-infra ``db/keyval/etcd``; contract section 4.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import grpc
 
@@ -21,14 +21,14 @@ from datasync.errors import (
 )
 from datasync.keyval.api import Store
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.client import Client
-from datasync.keyval.etcd.config import EtcdConfig, read_options
-from datasync.keyval.etcd.continuity import History
+from datasync.keyval.etcd.client import EtcdClient
+from datasync.keyval.etcd.config import URL_OPTIONS, EtcdConfig, read_options
+from datasync.keyval.etcd.continuity import ContinuityCheck
 from datasync.keyval.etcd.election import Leadership
-from datasync.keyval.etcd.endpoint import COMPACT, RANGE, TXN
 from datasync.keyval.etcd.errors import LeaseNotFound
 from datasync.keyval.etcd.keys import ALL, encode_key, prefix_range
-from datasync.keyval.etcd.lease import ClientLease, PutLeases, attempt_put
+from datasync.keyval.etcd.lease import ClientLease, PutLeases, put_operation
+from datasync.keyval.etcd.methods import COMPACT, RANGE, TXN
 from datasync.keyval.etcd.scan import EtcdScan
 from datasync.keyval.etcd.stream import EtcdStream
 from datasync.keyval.types import Capability, CommitResult, Condition, DeleteOp, KeyValue, PutOp, RewoundError, WriteOp
@@ -55,13 +55,14 @@ class EtcdStore(Store):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
+    url_options: ClassVar[Mapping[str, str]] = URL_OPTIONS
 
     def __init__(self, config: EtcdConfig | None = None) -> None:
         check_grpc()
         self.config = read_options({}) if config is None else config
         self.idle_limit = self.config.idle_limit
-        self._client = Client(self.config)
-        self._history = History()
+        self._client = EtcdClient(self.config)
+        self._continuity = ContinuityCheck()
         self._in_fragments: set[str] = set()  # prefixes whose next stream asks for fragments
         self._lifetime = ClientLease(self._client, self.config.session_ttl, self.config.addresses[0])
         self._compactor: Worker | None = None
@@ -72,35 +73,13 @@ class EtcdStore(Store):
             self._compactor.start()
 
     @classmethod
-    def from_url(
-        cls,
-        url: StoreURL,
-        *,
-        dial_timeout: str | float | None = None,
-        operation_timeout: str | float | None = None,
-        session_ttl: int | None = None,
-        idle_limit: str | float | None = None,
-        page_size: int | None = None,
-        auto_compact: str | float | None = None,
-        reconnect_interval: str | float | None = None,
-        cert_file: str | None = None,
-        key_file: str | None = None,
-        ca_file: str | None = None,
-        username: str | None = None,
-        password: str | None = None,
-        tls: bool | None = None,
-        insecure_transport: bool | None = None,
-        insecure_skip_tls_verify: bool | None = None,
-        resync_after_reconnect: bool | None = None,
-        allow_delayed_start: bool | None = None,
-        expand_env_variables: bool | None = None,
-        config_file: str | None = None,
-    ) -> EtcdStore:
-        """The store that ``etcd://user:password@host:port,host:port?option=value`` names.
+    def from_url(cls, url: StoreURL, **options: Any) -> EtcdStore:
+        """Open the cluster that ``etcd://user:password@host:port,host:port?option=value`` names.
 
-        The options are those of :class:`~datasync.keyval.etcd.config.EtcdConfig`; ``config_file`` has the rest.
+        The options are the fields of :class:`~datasync.keyval.etcd.config.EtcdConfig` except ``endpoints``, and
+        ``config_file``, which names a file with further options.
         """
-        options = {name: value for name, value in locals().items() if name not in ("cls", "url") and value is not None}
+        options = {name: value for name, value in options.items() if value is not None}
         if url.path not in ("", "/"):
             raise InvalidArgumentError("an etcd:// URL has no path: a prefix belongs to the broker or plugin")
         for name, value in (("username", url.user), ("password", url.password)):
@@ -138,7 +117,7 @@ class EtcdStore(Store):
     def scan(self, prefix: str, *, keys_only: bool = False) -> EtcdScan:
         page_size = self.config.page_size
         return EtcdScan(
-            self._client, self._history, prefix, self._in_fragments, keys_only=keys_only, page_size=page_size
+            self._client, self._continuity, prefix, self._in_fragments, keys_only=keys_only, page_size=page_size
         )
 
     def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
@@ -172,7 +151,7 @@ class EtcdStore(Store):
 
     def stream(self, prefix: str, after: int) -> EtcdStream:
         self._client.check_usable()
-        return EtcdStream(self._client, self._history, prefix, after, self.idle_limit, self._in_fragments)
+        return EtcdStream(self._client, self._continuity, prefix, after, self.idle_limit, self._in_fragments)
 
     def revision(self) -> int:
         """The store's present revision."""
@@ -264,7 +243,7 @@ def _encode_op(op: WriteOp, leases: PutLeases, lifetime: int) -> pb.RequestOp:
         key, end = prefix_range(op.key) if op.prefix else (encode_key(op.key), b"")
         return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key, range_end=end))
     lease = lifetime if op.client_lifetime else leases.get(op.ttl) if op.ttl is not None else 0
-    return attempt_put(encode_key(op.key), bytes(op.value), lease)
+    return put_operation(encode_key(op.key), bytes(op.value), lease)
 
 
 def _listed(ops: Sequence[WriteOp]) -> str:

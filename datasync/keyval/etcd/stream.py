@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,21 +20,18 @@ from datasync.commits import Batch, Commit
 from datasync.errors import ClosedError, CompactedError, StoreConnectionError, StoreError
 from datasync.keyval.driver import Stream
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.client import Client
-from datasync.keyval.etcd.continuity import History
-from datasync.keyval.etcd.endpoint import RANGE, STATUS, WATCH
+from datasync.keyval.etcd.client import EtcdClient
+from datasync.keyval.etcd.continuity import ContinuityCheck
 from datasync.keyval.etcd.errors import find_fault
 from datasync.keyval.etcd.keys import encode_key, prefix_range
+from datasync.keyval.etcd.methods import RANGE, STATUS, WATCH
+from datasync.keyval.etcd.watch_requests import WATCH_ID, WatchRequests
 from datasync.runtime.grpcio import forget_traceback
 
 log = logging.getLogger(__name__)
 
-#: The id of our watch within its call; probes get other ones from the server.
-WATCH_ID = 1
 #: The id in answers that are about the whole call.
 NO_WATCH = -1
-#: Signs of life that are asked for within one idle limit of silence.
-PROBES = 3
 #: Bytes of a value, on the average, from which on fragments cost the server little and spare us much.
 LARGE_VALUE = 4096
 #: Oldest releases, by minor version, whose requested progress reports wait for the events before them.
@@ -56,15 +51,15 @@ class EtcdStream(Stream):
 
     def __init__(
         self,
-        client: Client,
-        history: History,
+        client: EtcdClient,
+        continuity: ContinuityCheck,
         prefix: str,
         after: int,
         idle_limit: float,
         in_fragments: set[str],
     ) -> None:
         self._client = client
-        self._history = history
+        self._continuity = continuity
         self._prefix = prefix
         self._position = after
         self._idle_limit = idle_limit
@@ -95,10 +90,10 @@ class EtcdStream(Stream):
         return self._scope.cancelled
 
     def _follow(self) -> Iterator[Batch]:
-        self._history.verify(self._client, self._prefix, self._position, self._scope)
+        self._continuity.verify(self._client, self._prefix, self._position, self._scope)
         exact_member = self._exact_member()
         start = self._position
-        requests = _Requests(self._prefix, start + 1, self._idle_limit, self._prefix in self._in_fragments)
+        requests = WatchRequests(self._prefix, start + 1, self._idle_limit, self._prefix in self._in_fragments)
         call, endpoint = self._client.open(WATCH, requests, self._scope)
         requests.guard(call)
         try:
@@ -141,7 +136,7 @@ class EtcdStream(Stream):
         exact = numbers[2] >= since if since is not None else (numbers[0], numbers[1]) > newest
         return status.header.member_id if exact else None
 
-    def _read(self, call: Any, requests: _Requests, exact_member: int | None) -> Iterator[Batch]:
+    def _read(self, call: Any, requests: WatchRequests, exact_member: int | None) -> Iterator[Batch]:
         commits: list[Commit] = []
         ops: list[tuple[str, bytes | None]] = []
         revision = 0  # of the last of them, 0 when none waits
@@ -181,7 +176,7 @@ class EtcdStream(Stream):
                 if not commits:
                     revision = 0
                 if whole:
-                    self._history.streamed(self._prefix, response.header, events)
+                    self._continuity.streamed(self._prefix, response.header, events)
                     yield self._batch(whole)
             else:
                 yield self._quiet(response, joined=not commits)
@@ -204,7 +199,9 @@ class EtcdStream(Stream):
             self._position = max(self._position, revision)
         return Batch(self._position, ())
 
-    def _aside(self, response: pb.WatchResponse, requests: _Requests, exact_member: int | None, joined: bool) -> Batch:
+    def _aside(
+        self, response: pb.WatchResponse, requests: WatchRequests, exact_member: int | None, joined: bool
+    ) -> Batch:
         """The bookmark of a response about the whole call, or about a probe."""
         if response.created:
             requests.drop(response.watch_id)
@@ -234,93 +231,3 @@ class EtcdStream(Stream):
 
     def _what(self) -> str:
         return f"following {self._prefix!r} after {self._position}"
-
-
-class _Requests:
-    """What we say in the Watch call, read by grpc in a thread of its own, which so becomes our watchdog.
-
-    While the reader listens and nothing comes, it asks for signs of life: a progress report, and a second watch that is
-    dropped at once: that is answered by every release and by members that hold progress back, and refused when our
-    permission was revoked meanwhile. With no answer within the idle limit it cancels the call.
-
-    Threads: the reader calls ``heard`` and ``listening``, grpc's thread iterates; any calls ``end``.
-    """
-
-    def __init__(self, prefix: str, start: int, idle_limit: float, fragment: bool) -> None:
-        key, range_end = prefix_range(prefix)
-        watch = pb.WatchCreateRequest(
-            key=key,
-            range_end=range_end,
-            start_revision=start,
-            progress_notify=True,
-            watch_id=WATCH_ID,
-            fragment=fragment,
-        )
-        self._idle_limit = idle_limit
-        self._probe = [
-            pb.WatchRequest(progress_request=pb.WatchProgressRequest()),
-            pb.WatchRequest(create_request=pb.WatchCreateRequest(key=key, range_end=range_end)),
-        ]
-        self._asked = 0.0
-        self._condition = threading.Condition()  # guards the three fields below
-        self._outbox = [pb.WatchRequest(create_request=watch)]
-        self._ended = False
-        self._call: Any = None
-        # Written by one thread and read by the other without the lock: a float or None, either is good enough.
-        self._listening_since: float | None = time.monotonic()
-        #: True when the call was cancelled for its silence.
-        self.idle = False
-
-    def guard(self, call: Any) -> None:
-        """*call* is the one to cancel; when it ends by itself, so do we."""
-        with self._condition:
-            self._call = call
-        if not call.add_callback(self.end):
-            self.end()
-
-    def heard(self) -> None:
-        self._listening_since = None
-
-    def listening(self) -> None:
-        self._listening_since = time.monotonic()
-
-    def drop(self, watch_id: int) -> None:
-        """End the watch *watch_id*, a probe that was answered."""
-        self._say(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=watch_id)))
-
-    def end(self) -> None:
-        with self._condition:
-            self._ended = True
-            # The call knows us, and we it: left to the collector, it may meet its lock at the end of the interpreter
-            # in the hands of a thread of grpc's that is no more.
-            self._call = None
-            self._condition.notify_all()
-
-    def __iter__(self) -> _Requests:
-        return self
-
-    def __next__(self) -> pb.WatchRequest:
-        with self._condition:
-            while not self._ended:
-                if self._outbox:
-                    return self._outbox.pop(0)
-                now = time.monotonic()
-                since = self._listening_since or now
-                if now - since >= self._idle_limit:
-                    break
-                due = max(since, self._asked) + self._idle_limit / PROBES
-                if now >= due:
-                    self._asked = now
-                    self._outbox.extend(self._probe)
-                else:
-                    self._condition.wait(min(due, since + self._idle_limit) - now)
-            call = None if self._ended else self._call
-            self.idle = call is not None
-        if call is not None:
-            call.cancel()
-        raise StopIteration
-
-    def _say(self, request: pb.WatchRequest) -> None:
-        with self._condition:
-            self._outbox.append(request)
-            self._condition.notify_all()

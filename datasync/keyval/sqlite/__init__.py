@@ -1,4 +1,4 @@
-"""The embedded default: a store in one SQLite file that several processes share."""
+"""The embedded store: one SQLite file that several processes share."""
 
 from datasync.keyval.sqlite.store import SQLiteStore
 

@@ -1,8 +1,7 @@
-"""A connection that is shared by threads, survives the file's replacement, and is not there while the process forks.
+"""A connection that threads share, that follows the file when it is replaced, and that closes before a fork.
 
-SQLite keeps its file locks per process and its bookkeeping per file: a child that inherits an open connection believes
-that it holds locks which only its parent has, and the file can lose commits through it. So each connection is closed
-before a fork and opened again when it is next used.
+SQLite keeps its file locks per process. A child that inherits an open connection assumes that it holds locks that only
+its parent has, and commits can be lost. So each connection is closed before a fork and reopened on its next use.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from contextlib import contextmanager
 from datasync.errors import ClosedError, ForkedError
 from datasync.keyval.sqlite.database import Database, opening
 
-#: Seconds that a fork waits for a connection which is in the middle of something.
+#: Seconds that a fork waits for a connection in use.
 FORK_PATIENCE = 1.0
 
 
-class Link:
-    """One connection to *database*, opened when it is needed, used by one thread at a time.
+class SharedConnection:
+    """One connection to *database*, opened on first use and used by one thread at a time.
 
-    One *for_writing* takes its lock by ``Database.begin``. *before_fork* is called, with the connection to itself, when
-    it is about to be closed for a fork.
+    A connection *for_writing* acquires SQLite's write lock with ``Database.begin``. *before_fork* is called with
+    exclusive use of the connection before it is closed for a fork.
 
     Threads: any.
     Source: contract C15.
@@ -37,21 +36,21 @@ class Link:
         self._database = database
         self._for_writing = for_writing
         self._before_fork = before_fork
-        #: Guards the connection and what is done with it; held while SQLite works.
+        #: Guards the connection and every use of it; held while SQLite works.
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._generation = -1
         self._closed = False
-        # In a child: the lock is held by a thread that is not here.
+        # True in a child whose inherited lock is held by a thread that does not exist there.
         self._lost = False
-        #: How many connections there were: what is known of an earlier one (``data_version``) means nothing now.
+        #: The number of connections opened so far: a ``data_version`` is only valid for one of them.
         self.opened = 0
         with opening:
-            _links.add(self)
+            _connections.add(self)
 
     @contextmanager
     def use(self, doing: str = "use") -> Iterator[sqlite3.Connection]:
-        """The connection, for the time of the block; whatever goes wrong inside leaves no transaction open."""
+        """Yield the connection for the time of the block. An error in the block rolls its transaction back."""
         if self._lost:
             raise self._forked()
         with self._lock:
@@ -65,9 +64,9 @@ class Link:
                 raise
 
     def version(self) -> tuple[int, int]:
-        """(connections opened, data_version): another one after each commit of somebody else.
+        """Return (connections opened, data_version), which changes with each commit of another connection.
 
-        Asked several times a second by each idle stream: no more is done than must be.
+        Every idle stream calls this several times per second, so it does without the context managers of ``use``.
         """
         if self._lost:
             raise self._forked()
@@ -81,7 +80,7 @@ class Link:
             return self.opened, version
 
     def close(self) -> None:
-        """Close the connection for good; may be called twice."""
+        """Close the connection permanently. May be called twice."""
         if self._lost:
             return
         with self._lock:
@@ -110,8 +109,8 @@ class Link:
     def _forked(self) -> ForkedError:
         return ForkedError(f"{self._database.path} was in use in the parent when this process was forked")
 
-    def let_go(self) -> bool:
-        """Before a fork: close, and keep the lock until ``take_up``; False when it is busy for too long."""
+    def close_for_fork(self) -> bool:
+        """Close before a fork and keep the lock until ``resume``. Return False if the connection stays in use."""
         if not self._lock.acquire(timeout=FORK_PATIENCE):
             return False
         if self._connection is not None:
@@ -120,44 +119,44 @@ class Link:
             self._drop()
         return True
 
-    def inherit(self) -> None:
-        """In the child, of a link that was not let go: its file cannot be used safely in this process."""
+    def mark_inherited(self) -> None:
+        """In the child, mark a connection that could not be closed: its file is unsafe in this process."""
         self._lost = True
         self._database.forsake()
 
-    def take_up(self) -> None:
-        """After a fork: let others go on."""
+    def resume(self) -> None:
+        """Release the lock after a fork."""
         self._lock.release()
 
 
-_links: weakref.WeakSet[Link] = weakref.WeakSet()
-_held: list[Link] = []
-_busy: list[Link] = []
+_connections: weakref.WeakSet[SharedConnection] = weakref.WeakSet()
+_held: list[SharedConnection] = []
+_busy: list[SharedConnection] = []
 
 
 def _before_fork() -> None:
     while True:
-        # Threads take their link's lock first, then this one; so it is let go while we wait for a link, and links
-        # that were made meanwhile are waited for in another round.
+        # A thread acquires its connection's lock first and this lock second. So this lock is released while we wait
+        # for a connection, and another round waits for the connections that were created meanwhile.
         opening.acquire()
-        links = [link for link in list(_links) if link not in _held and link not in _busy]
-        if not links:
+        waiting = [one for one in list(_connections) if one not in _held and one not in _busy]
+        if not waiting:
             return
         opening.release()
-        for link in links:
-            (_held if link.let_go() else _busy).append(link)
+        for connection in waiting:
+            (_held if connection.close_for_fork() else _busy).append(connection)
 
 
 def _after_in_parent() -> None:
     opening.release()
     _busy.clear()
     while _held:
-        _held.pop().take_up()
+        _held.pop().resume()
 
 
 def _after_in_child() -> None:
-    for link in _busy:
-        link.inherit()
+    for connection in _busy:
+        connection.mark_inherited()
     _after_in_parent()
 
 

@@ -1,7 +1,7 @@
-"""The file: made, recognised, opened, and watched for being replaced; its errors in datasync's words.
+"""The SQLite file: its creation, validation, connections, replacement, and the translation of its errors.
 
-Nothing is ever written to a file that is not a datasync store: the header is read by hand before SQLite sees it,
-because SQLite alone would already recover a foreign database's journal or lay its files beside it.
+A file that is not a datasync store is never written. Its header is read without SQLite, because SQLite would already
+recover a foreign journal and create files next to it.
 """
 
 from __future__ import annotations
@@ -12,83 +12,32 @@ import sqlite3
 import stat
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from datasync.errors import DatasyncError, ForkedError, PermissionDenied, StoreConnectionError, StoreError
+from datasync.keyval.embedded import SharedByKey
+from datasync.keyval.sqlite import schema
+from datasync.keyval.sqlite.commit_signal import CommitSignal
 
 log = logging.getLogger(__name__)
 
-#: "dsKV": where SQLite keeps the number that tells whose file it is.
-APPLICATION_ID = 0x64734B56
-#: Layout of the tables below.
-FORMAT = 1
-
-#: Parts of SQLite's texts about a file whose content or tables are not what we made.
+#: Parts of SQLite's messages about a file whose content or schema is not ours.
 _DAMAGES = ("not a database", "malformed", "no such", "has no column", "columns but", "column named", "cannot modify")
 _MAGIC = b"SQLite format 3\0"
-_SCHEMA = """
-CREATE TABLE kv (key BLOB PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL,
-                 ttl REAL, deadline REAL, lease INTEGER) WITHOUT ROWID;
-CREATE INDEX kv_deadline ON kv (deadline) WHERE deadline IS NOT NULL;
-CREATE INDEX kv_lease ON kv (lease) WHERE lease IS NOT NULL;
-CREATE TABLE lease (id INTEGER PRIMARY KEY, deadline REAL NOT NULL);
-CREATE TABLE log (revision INTEGER, place INTEGER, key BLOB NOT NULL, value BLOB,
-                  PRIMARY KEY (revision, place)) WITHOUT ROWID;
--- One row a commit. bytes: of the log up to here. expiry: 1 when nobody asked for it but the clock.
-CREATE TABLE history (revision INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, at REAL NOT NULL, expiry INTEGER NOT NULL);
-CREATE TABLE boot (id TEXT NOT NULL);
-"""
 
-
-class Hub:
-    """Wakes the streams of this process on one file, whichever store object commits to it."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._count = 0
-
-    @property
-    def count(self) -> int:
-        """Take it before looking at the file: a commit after that makes ``wait`` return at once."""
-        return self._count
-
-    def wake(self) -> None:
-        with self._changed:
-            self._count += 1
-            self._changed.notify_all()
-
-    def wait(self, count: int, timeout: float) -> None:
-        with self._changed:
-            if self._count == count:
-                self._changed.wait(timeout)
-
-
-#: Held while a connection is opened, and from before a fork until after it: no connection begins in between.
+#: Held while a connection is opened, and from before a fork until after it: no connection opens in between.
 opening = threading.Lock()
 
-# Milliseconds of one step of waiting for the lock of another writer.
+# Milliseconds of one step of waiting for the write lock.
 _STEP = 100
 
-# (device, inode) to hub, while a store has the file open. Guarded by the lock.
-_hubs: weakref.WeakValueDictionary[tuple[int, int], Hub] = weakref.WeakValueDictionary()
-_hubs_lock = threading.Lock()
+# By device and inode of the file.
+_commit_signals: SharedByKey[tuple[int, int], CommitSignal] = SharedByKey(CommitSignal)
 
-# Files of which this process inherited an open connection through a fork.
+# Device and inode of files of which this process inherited an open connection through a fork.
 _forsaken: set[tuple[int, int]] = set()
-
-
-def _forget_hubs() -> None:
-    """In a forked child: the parent's hubs may be locked by threads that do not exist here."""
-    global _hubs_lock
-    _hubs_lock = threading.Lock()
-    _hubs.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_hubs)
 
 
 class Database:
@@ -101,18 +50,18 @@ class Database:
         self.path = path
         self._lock_timeout = lock_timeout
         self._synchronous = synchronous
-        #: Guards the identity below, which changes when the file is found replaced.
+        #: Guards the identity below, which changes when the file was replaced.
         self._lock = threading.Lock()
         self._create()
         self._identify()
-        #: Times that the file was found replaced by another one.
+        #: The number of times that the file was replaced.
         self.generation = 0
 
     def verify(self) -> int:
-        """Look whether *path* still is the file that was opened; returns the generation.
+        """Check that *path* still is the opened file, and return the generation.
 
         Raises:
-          StoreConnectionError: The file is gone. It is not made anew: that would look like a store without keys.
+          StoreConnectionError: The file is gone. It is not created again: an empty store would look like deleted keys.
         """
         found = self._stat()
         if found != self._identity:
@@ -124,17 +73,17 @@ class Database:
         return self.generation
 
     def forsake(self) -> None:
-        """In a forked child that inherited a connection: SQLite would mistake the parent's locks for its own."""
+        """In a forked child, give up a file with an inherited connection, whose locks SQLite would take for its own."""
         _forsaken.add(self._identity)
 
     def connect(self) -> sqlite3.Connection:
-        """A new connection, in autocommit mode, usable from any thread."""
+        """Open a connection in autocommit mode that any thread may use."""
         with self.mapped():
             connection = self._raw()
             try:
                 (application,) = connection.execute("PRAGMA application_id").fetchone()
-                if application != APPLICATION_ID:
-                    raise StoreConnectionError(f"{self.path} is just being made or replaced by another process")
+                if application != schema.APPLICATION_ID:
+                    raise StoreConnectionError(f"{self.path} is being created or replaced by another process: retry")
             except BaseException:
                 connection.close()
                 raise
@@ -142,29 +91,30 @@ class Database:
 
     @contextmanager
     def mapped(self, doing: str = "use") -> Iterator[None]:
-        """Turn what SQLite raises inside into errors that name the path and what to do."""
+        """Translate the errors of SQLite in the block into errors that name the path and what to do."""
         try:
             yield
             return
         except sqlite3.Error as error:
-            # A value that is no text is quoted by SQLite's own error; a constraint, or what a trigger says, may be too.
+            # These errors may quote a value: undecodable text, and the messages of constraints and triggers.
             if "Could not decode" not in str(error) and not isinstance(error, sqlite3.IntegrityError):
                 raise self._explained(error, doing) from error
         except DatasyncError:
             raise
-        # What is stored is of another kind than what we wrote: only somebody else can have put it there.
+        # Stored data has another type than this driver writes: another program changed the file.
         except (TypeError, ValueError, AttributeError, OverflowError):
             pass
-        raise self._damaged() from None  # what happened in the block is still the context, and may quote a value
+        raise self._damaged() from None  # the suppressed context may quote a value
 
     def wait_in_steps(self, connection: sqlite3.Connection) -> None:
-        """Let *connection* wait for a lock by ``begin``: SQLite waits with its eyes shut, and ^C would be heard at the
-        end only, when the error of that wait is on its way already.
+        """Prepare *connection* for ``begin``, which waits for the write lock in short steps.
+
+        A single long wait inside SQLite would delay ^C until its end.
         """
         connection.execute(f"PRAGMA busy_timeout = {_STEP if self._lock_timeout else 0}")
 
     def begin(self, connection: sqlite3.Connection) -> None:
-        """Begin to write, as soon as nobody else does. *connection* has had ``wait_in_steps``."""
+        """Begin a write transaction when the lock is free. *connection* was prepared by ``wait_in_steps``."""
         deadline = time.monotonic() + self._lock_timeout
         while True:
             try:
@@ -176,25 +126,24 @@ class Database:
 
     def _identify(self) -> None:
         self._identity = self._stat()
-        with _hubs_lock:
-            self.hub = _hubs.setdefault(self._identity, Hub())
+        self.commit_signal = _commit_signals.get(self._identity)
 
     def _stat(self) -> tuple[int, int]:
         try:
             found = os.stat(self.path)
         except FileNotFoundError:
-            raise StoreConnectionError(f"{self.path} is gone: restore it, or open the store anew") from None
+            raise StoreConnectionError(f"{self.path} is gone: restore it, or open the store again") from None
         except OSError as error:
             raise self._os_error(error) from error
         return found.st_dev, found.st_ino
 
     def _create(self) -> None:
         header = self._header()
-        self._look_at_modes()
+        self._warn_if_writable()
         if header:
             self._recognise(header)
         elif header is None:
-            try:  # by hand, for the mode: SQLite gives its -wal and -shm files the same
+            try:  # not by SQLite, because of the mode, which SQLite also gives to the -wal and -shm files
                 os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             except FileExistsError:
                 pass  # another process was faster
@@ -202,30 +151,30 @@ class Database:
                 raise self._os_error(error) from error
         if self._stat() in _forsaken:
             raise ForkedError(
-                f"{self.path} was busy in the parent when this process was forked: open it in another one"
+                f"the parent was using {self.path} when this process was forked: open it in a new process"
             )
         with opening, self.mapped("open"):
             connection = self._raw()
             try:
                 if not header:
-                    self._lay_out(connection)
+                    schema.create_tables(connection)
                 self._to_wal(connection)
-                self._after_boot(connection)
+                schema.restart_clock(connection)
             finally:
                 connection.close()
 
-    def _look_at_modes(self) -> None:
-        """Say where others may write: the file itself, or a folder in which they may put another one in its place."""
+    def _warn_if_writable(self) -> None:
+        """Warn if other users can write the file, or can replace it in its folder."""
         for place, what in ((self.path, "it"), (os.path.dirname(self.path), "its folder")):
             try:
                 mode = os.stat(place).st_mode
             except OSError:
                 continue
             if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-                log.warning("%s: every user of this machine may write to %s: take that right away", self.path, what)
+                log.warning("%s: every user of this machine can write to %s: remove that permission", self.path, what)
 
     def _header(self) -> bytes | None:
-        """The first bytes of the file, None when there is none."""
+        """Return the first bytes of the file, or None if it does not exist."""
         try:
             if stat.S_ISDIR(os.stat(self.path).st_mode):
                 raise StoreError(f"{self.path} is a directory: name a file in it")
@@ -238,46 +187,34 @@ class Database:
 
     def _recognise(self, header: bytes | None) -> None:
         if not header:
-            raise StoreConnectionError(f"{self.path} is empty: another process is just making it, or emptied it")
+            raise StoreConnectionError(f"{self.path} is empty: another process is creating it, or emptied it")
         if not header.startswith(_MAGIC) or len(header) < 100:
-            raise StoreError(f"{self.path} is not an SQLite database; it was left alone: name another file")
-        if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
-            raise StoreError(f"{self.path} belongs to another application; it was left alone: name another file")
+            raise StoreError(f"{self.path} is not an SQLite database; it was not changed: name another file")
+        if int.from_bytes(header[68:72], "big") != schema.APPLICATION_ID:
+            raise StoreError(f"{self.path} belongs to another application; it was not changed: name another file")
         version = int.from_bytes(header[60:64], "big")
-        if version != FORMAT:
+        if version != schema.FORMAT:
             raise StoreError(
-                f"{self.path} has format {version}, this version of datasync reads format {FORMAT};"
-                " it was left alone: use the version that wrote it"
+                f"{self.path} has format {version}, this version of datasync reads format {schema.FORMAT};"
+                " it was not changed: use the version that created it"
             )
 
     def _raw(self) -> sqlite3.Connection:
-        uri = Path(os.path.abspath(self.path)).as_uri() + "?mode=rw"  # never makes a file
+        uri = Path(os.path.abspath(self.path)).as_uri() + "?mode=rw"  # does not create a file
         connection = sqlite3.connect(
             uri, uri=True, timeout=self._lock_timeout, isolation_level=None, check_same_thread=False
         )
         try:
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
-            # Functions in views and triggers of a file that somebody else has made are not run.
+            # Do not run functions in the views and triggers of a file that another program prepared.
             connection.execute("PRAGMA trusted_schema = OFF")
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _lay_out(self, connection: sqlite3.Connection) -> None:
-        connection.execute("BEGIN EXCLUSIVE")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:  # else another process was faster
-            for statement in _SCHEMA.split(";"):
-                connection.execute(statement)
-            connection.execute("INSERT INTO history VALUES (1, 0, ?, 0)", (time.monotonic(),))
-            connection.execute("INSERT INTO boot VALUES (?)", (boot_id(),))
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {FORMAT}")
-        connection.execute("COMMIT")
-
     def _to_wal(self, connection: sqlite3.Connection) -> None:
-        # The switch needs the file for itself and does not wait for its lock like other statements do.
+        # The switch needs the file exclusively and, unlike other statements, does not wait for the lock.
         deadline = time.monotonic() + self._lock_timeout
         while True:
             try:
@@ -288,35 +225,25 @@ class Database:
                 threading.Event().wait(0.01)
                 continue
             if mode != "wal":
-                raise StoreError(f"{self.path} cannot use a write-ahead log: a network file system? use a local disk")
+                raise StoreError(
+                    f"{self.path} cannot use a write-ahead log: use a local disk, not a network file system"
+                )
             return
-
-    def _after_boot(self, connection: sqlite3.Connection) -> None:
-        """The monotonic clock starts anew with the machine: leases ended with it, TTLs begin again in full."""
-        if connection.execute("SELECT id FROM boot").fetchone() == (boot_id(),):
-            return
-        now = time.monotonic()
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("UPDATE boot SET id = ?", (boot_id(),))
-        connection.execute("UPDATE lease SET deadline = ?", (now,))
-        connection.execute("UPDATE kv SET deadline = ? + ttl WHERE ttl IS NOT NULL", (now,))
-        connection.execute("UPDATE history SET at = ?", (now,))
-        connection.execute("COMMIT")
 
     def _os_error(self, error: OSError) -> DatasyncError:
         if isinstance(error, PermissionError):
-            return PermissionDenied(f"{self.path} is not for this user: check the mode of the file and its folder")
+            return PermissionDenied(f"this user may not open {self.path}: check the mode of the file and its folder")
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            return StoreError(f"the folder of {self.path} does not exist: make it first")
+            return StoreError(f"the folder of {self.path} does not exist: create it first")
         return StoreError(f"{self.path} cannot be opened: {error.strerror}")
 
     def _explained(self, error: sqlite3.Error, doing: str) -> DatasyncError:
         text = str(error)
         if "locked" in text or "busy" in text:
             seconds = f"{self._lock_timeout:g} s"
-            return StoreConnectionError(f"{self.path} was locked by another process for {seconds}: is one stuck?")
+            return StoreConnectionError(f"{self.path} was locked by another process for {seconds}: is that one stuck?")
         if "readonly" in text or "unable to open" in text or "authorization" in text:
-            return PermissionDenied(f"{self.path} and its folder must be writable: SQLite keeps two files beside it")
+            return PermissionDenied(f"{self.path} and its folder must be writable: SQLite keeps two more files there")
         if "full" in text:
             return StoreError(f"no room on the disk of {self.path}: nothing was written")
         if any(sign in text for sign in _DAMAGES):
@@ -326,12 +253,4 @@ class Database:
         return StoreConnectionError(f"cannot {doing} {self.path}: {text}")
 
     def _damaged(self) -> StoreError:
-        return StoreError(f"{self.path} is damaged: put a copy in its place, or remove it to begin anew")
-
-
-def boot_id() -> str:
-    """Which run of the machine the monotonic clock belongs to; empty where the system does not tell."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
+        return StoreError(f"{self.path} is damaged: put a copy in its place, or remove it to start with an empty store")

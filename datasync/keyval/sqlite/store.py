@@ -1,7 +1,4 @@
-"""The store: the five verbs on one SQLite file.
-
-Source: contract section 4.
-"""
+"""A store in one SQLite file."""
 
 from __future__ import annotations
 
@@ -11,18 +8,21 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, StoreConnectionError, UnknownOutcome
+from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, UnknownOutcome
 from datasync.keyval.api import Store
 from datasync.keyval.driver import Scan, Stream
-from datasync.keyval.effects import check_setting, net_effect
+from datasync.keyval.effects import net_effect
+from datasync.keyval.embedded import check_setting
 from datasync.keyval.sqlite import tables
-from datasync.keyval.sqlite.connection import Link
+from datasync.keyval.sqlite.commit_times import CommitTimes
+from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
-from datasync.keyval.sqlite.lease import Lease
+from datasync.keyval.sqlite.lease import StoreLease
+from datasync.keyval.sqlite.scan import SQLiteScan
 from datasync.keyval.sqlite.stream import SQLiteStream
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, WriteOp
 from datasync.keyval.urls import StoreURL
@@ -30,18 +30,17 @@ from datasync.runtime.threads import ForkGuard, Worker
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at the file for commits of other processes.
+#: Seconds between two polls for commits of other processes.
 POLL_INTERVAL = 0.15
 #: Seconds to wait for another process's transaction.
 LOCK_TIMEOUT = 5.0
-#: Seconds that keys with ``with_client_lifetime_ttl()`` outlive a process that was killed.
+#: Seconds that keys with ``with_client_lifetime_ttl()`` outlive a killed process.
 SESSION_TTL = 5.0
-#: Seconds that a commit stays in the log for streams that were away.
+#: Seconds that a commit stays in the log for streams that resume.
 HISTORY_AGE = 3600.0
-#: Bytes of log that are kept.
+#: Bytes of log to keep.
 HISTORY_BYTES = 64 * 1024 * 1024
 
-_PAGE = 500  # pairs a scan takes at once
 _SYNCHRONOUS = ("off", "normal", "full")
 
 
@@ -49,20 +48,20 @@ class SQLiteStore(Store):
     """Key-value pairs in the file *path*, shared by the processes of one machine.
 
     Args:
-      path: The file; made with mode 0600 when it is not there, in a folder that is.
-      poll_interval: Seconds after which commits of other processes are seen; those of this one are seen at once.
+      path: The file, in an existing folder. A missing file is created with mode 0600.
+      poll_interval: Seconds between polls for commits of other processes; those of this process are seen at once.
       lock_timeout: Seconds to wait for another process's transaction.
-      session_ttl: Seconds after which client-lifetime keys of a dead process expire.
-      history_age: Seconds of history that are kept.
-      history_bytes: Bytes of history that are kept.
-      synchronous: ``full``: a commit that returned survives a power cut; ``normal``: it survives the process, and the
-        file stays whole; ``off``: a power cut may damage the file.
+      session_ttl: Seconds after which the client-lifetime keys of a dead process expire.
+      history_age: Seconds of history to keep.
+      history_bytes: Bytes of history to keep.
+      synchronous: ``full``: a returned commit survives a power failure; ``normal``: it survives the end of the process,
+        and a power failure leaves the file intact; ``off``: a power failure may damage the file.
 
     Raises:
-      StoreError: The file is no store of ours, or cannot be used; it was left as it is.
+      StoreError: The file is not a datasync store, or cannot be used. It was not changed.
 
-    Threads: any. After a fork the parent's store goes on; the child opens its own.
-    Source: contract section 4, C15, C17.
+    Threads: any. After a fork the parent's store keeps working; the child opens its own.
+    Source: contract C15, C17.
 
     .. versionadded:: 1.0
     """
@@ -95,21 +94,24 @@ class SQLiteStore(Store):
         self._poll_interval = poll_interval
         self._age, self._bytes = history_age, history_bytes
         self._database = Database(self._path, lock_timeout=lock_timeout, synchronous=synchronous)
-        # Two connections: in a write-ahead log readers never wait, unless they share the connection of a writer.
-        self._reading, self._writing = Link(self._database), Link(self._database, for_writing=True)
-        self._lease = Lease(session_ttl)
+        # Two connections: with a write-ahead log readers never wait, except for a writer on the same connection.
+        self._reading, self._writing = (
+            SharedConnection(self._database),
+            SharedConnection(self._database, for_writing=True),
+        )
+        self._lease = StoreLease(session_ttl)
         self._renewer: Worker | None = None
-        #: Guards the members below.
+        #: Guards the fields below.
         self._lock = threading.Lock()
         self._closed = False
         self._streams: weakref.WeakSet[SQLiteStream] = weakref.WeakSet()
-        # Which file (its generation) was listed last, and the first revision that was read from it.
+        # The generation of the file that was last listed, and the first revision that was read from it.
         self._read_from = (0, 0)
-        self._marks = tables.Marks()
+        self._commit_times = CommitTimes()
 
     @classmethod
     def from_url(cls, url: StoreURL, **options: Any) -> SQLiteStore:
-        """``sqlite:///absolute/path``, or ``sqlite:relative/path``."""
+        """Open ``sqlite:///absolute/path`` or ``sqlite:relative/path``."""
         if url.hosts or url.user is not None or url.path in ("", "/"):
             raise InvalidArgumentError("an SQLite URL names a file: sqlite:///absolute/path or sqlite:relative/path")
         return cls(url.path, **options)
@@ -139,8 +141,8 @@ class SQLiteStore(Store):
         with self._reading.use("read") as connection:
             due = tables.bounds(connection).due
         self.reap(due)
-        scan = _SQLiteScan(self._database, prefix, keys_only)
-        self._marks.note(scan.revision, scan.mark)
+        scan = SQLiteScan(self._database, prefix, keys_only)
+        self._commit_times.note(scan.revision, scan.commit_time)
         with self._lock:
             if self._read_from[0] != scan.generation:
                 self._read_from = (scan.generation, scan.revision)
@@ -172,13 +174,13 @@ class SQLiteStore(Store):
             if self._closed:
                 raise ClosedError(f"{self.name} is closed")
             if generation and (self._read_from[0] != generation or after < self._read_from[1]):
-                generation = -1  # *after* was read from the file that was here before
+                generation = -1  # *after* was read from the file before the replacement
             stream = SQLiteStream(
                 self._database,
                 prefix,
                 after,
                 generation=generation,
-                marks=self._marks,
+                commit_times=self._commit_times,
                 poll_interval=self._poll_interval,
                 reap=self.reap,
             )
@@ -198,21 +200,21 @@ class SQLiteStore(Store):
         if renewer is not None:
             renewer.close()
         if self._lease.id:
-            self._give_up_lease()
+            self._end_lease()
         self._writing.close()
         self._reading.close()
 
     def compact(self, revision: int | None = None) -> None:
-        """Forget the history up to *revision* (the current one when None): streams behind it must list again."""
+        """Drop the history up to *revision*, by default the current one. Streams behind it must list again."""
         self._ready()
         with self._writing.use("write") as connection:
             current = self._begin(connection).current
             tables.forget(connection, current if revision is None else min(revision, current))
             connection.execute("COMMIT")
-        self._database.hub.wake()
+        self._database.commit_signal.wake()
 
     def reap(self, due: float | None) -> None:
-        """Delete what has expired, if *due* has come; several processes may try, the first one does it."""
+        """Delete the expired keys if *due* has passed. Several processes may try; the first one does it."""
         if not _past(due):
             return
         with self._writing.use("write") as connection:
@@ -235,10 +237,10 @@ class SQLiteStore(Store):
             connection.execute("COMMIT")
         except sqlite3.OperationalError as error:
             if "I/O" in str(error):
-                raise UnknownOutcome(f"the disk of {self._path} failed: the commit may or may not be there") from error
+                raise UnknownOutcome(f"the disk of {self._path} failed: the commit may have been applied") from error
             raise
         if after > before:
-            self._database.hub.wake()
+            self._database.commit_signal.wake()
 
     def _keep_alive(self) -> None:
         with self._lock:
@@ -255,72 +257,15 @@ class SQLiteStore(Store):
                     current = tables.reap(connection, before.current) if _past(before.due) else before.current
                     self._end(connection, before.current, self._lease.renew(connection, current))
             except DatasyncError as error:
-                log.warning("%s: the client lifetime lease was not renewed: %s", self.name, error)
+                log.warning("%s: the client-lifetime lease could not be renewed: %s", self.name, error)
 
-    def _give_up_lease(self) -> None:
+    def _end_lease(self) -> None:
         try:
             with self._writing.use("write") as connection:
                 current = self._begin(connection).current
-                self._end(connection, current, self._lease.give_up(connection, current))
+                self._end(connection, current, self._lease.end(connection, current))
         except DatasyncError as error:
-            log.warning("%s: client lifetime keys stay until their lease ends: %s", self.name, error)
-
-
-class _SQLiteScan(Scan):
-    """A read transaction on a connection of its own: other commits go on, this one does not see them."""
-
-    def __init__(self, database: Database, prefix: str, keys_only: bool) -> None:
-        # What a fork made us read ahead: it closes the connection.
-        self._rest: list[tuple[bytes, bytes, int]] | None = None
-        self._cursor: sqlite3.Cursor | None = None
-        read_ahead = weakref.WeakMethod(self._read_ahead)  # weak: a dropped scan must not stay alive through its link
-
-        def before_fork() -> None:
-            method = read_ahead()
-            if method is not None:
-                method()
-
-        self._link = Link(database, before_fork)
-        self._columns = "key, x'', revision" if keys_only else "key, value, revision"
-        self._range = tables.key_range(prefix)
-        self._path = database.path
-        # A scan that is dropped without being read to its end must not hold the write-ahead log back.
-        self._closer = weakref.finalize(self, self._link.close)
-        try:
-            with self._link.use("read") as connection:
-                connection.execute("BEGIN")
-                self.revision = tables.bounds(connection).current
-                self.mark = tables.mark(connection, self.revision)
-                self.generation = database.generation
-                self._cursor = connection.execute(
-                    f"SELECT {self._columns} FROM kv WHERE key >= ? AND key < ? ORDER BY key", self._range
-                )
-        except BaseException:
-            self._closer()
-            raise
-
-    def __iter__(self) -> Iterator[KeyValue]:
-        try:
-            while True:
-                pairs, last = self._next_pairs()
-                yield from pairs
-                if last:
-                    return
-        finally:
-            self._closer()
-
-    def _next_pairs(self) -> tuple[list[KeyValue], bool]:
-        with self._link.use("read"):
-            if self._rest is not None:
-                return tables.pairs(self._rest), True
-            if self._cursor is None or self._link.opened > 1:
-                raise StoreConnectionError(f"{self._path} was replaced while it was listed")
-            rows = self._cursor.fetchmany(_PAGE)
-            return tables.pairs(rows), len(rows) < _PAGE
-
-    def _read_ahead(self) -> None:
-        if self._cursor is not None:
-            self._rest = self._cursor.fetchall()
+            log.warning("%s: client-lifetime keys stay until their lease expires: %s", self.name, error)
 
 
 def _holds(connection: sqlite3.Connection, condition: Condition) -> bool:

@@ -1,4 +1,4 @@
-"""The live history of a file: a poll of 3 µs for the commits of other processes, a wake-up for our own."""
+"""The live history of a file: polls for commits of other processes (3 µs each), wakes up for those of this process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 
 from datasync.commits import Batch
-from datasync.errors import ClosedError, CompactedError, DatasyncError, StoreError
+from datasync.errors import ClosedError, DatasyncError, StoreError
 from datasync.keyval.driver import Stream
+from datasync.keyval.embedded import check_position
 from datasync.keyval.sqlite import tables
-from datasync.keyval.sqlite.connection import Link
+from datasync.keyval.sqlite.commit_times import CommitTimes
+from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
 from datasync.keyval.types import RewoundError
 from datasync.runtime.threads import ForkGuard
@@ -19,14 +21,14 @@ log = logging.getLogger(__name__)
 
 #: Seconds after which an idle stream yields None.
 IDLE = 1.0
-#: Seconds before another attempt to delete what has expired.
+#: Seconds before another attempt to delete expired keys.
 EXPIRY_PAUSE = 1.0
 
 
 class SQLiteStream(Stream):
-    """Commits under *prefix* after a revision; its own connection, held only while it reads.
+    """The commits under *prefix* after a revision, read on its own connection.
 
-    Threads: one iterates, any cancels.
+    Threads: one iterates; any may call ``cancel``.
     """
 
     def __init__(
@@ -36,22 +38,22 @@ class SQLiteStream(Stream):
         after: int,
         *,
         generation: int,
-        marks: tables.Marks,
+        commit_times: CommitTimes,
         poll_interval: float,
         reap: Callable[[float | None], None],
     ) -> None:
         self._database = database
-        self._link = Link(database)
+        self._connection = SharedConnection(database)
         self._guard = ForkGuard(f"a stream of {database.path}")
         self._generation = generation
         self._prefix = prefix
         self._position = after
-        self._marks = marks
-        self._mark = marks.of(after)
+        self._commit_times = commit_times
+        self._commit_time = commit_times.of(after)
         self._poll_interval = poll_interval
         self._reap = reap
         self._cancelled = self._abandoned = False
-        # (connections opened, data_version) at the last look, and what expires next.
+        # (connections opened, data_version) at the last poll, and the next deadline.
         self._seen = (0, 0)
         self._due: float | None = None
 
@@ -59,87 +61,80 @@ class SQLiteStream(Stream):
         if self._guard.forked:
             return
         self._cancelled = True
-        self._database.hub.wake()
+        self._database.commit_signal.wake()
 
     def abandon(self) -> None:
-        """End with ``ClosedError``: the store was closed under the stream."""
+        """End with ``ClosedError``, because the store was closed."""
         self._abandoned = True
-        self._link.close()
-        self._database.hub.wake()
+        self._connection.close()
+        self._database.commit_signal.wake()
 
     def __iter__(self) -> Iterator[Batch | None]:
         try:
-            first, spoke = True, time.monotonic()
+            first, yielded = True, time.monotonic()
             while not self._cancelled:
-                wakes = self._database.hub.count
-                batch, more = self._look()
+                wakes = self._database.commit_signal.count
+                batch, more = self._poll()
                 now = time.monotonic()
                 if first or (batch is not None and batch.revision > self._position):
-                    first, spoke = False, now
+                    first, yielded = False, now
                     self._position = self._position if batch is None else batch.revision
                     yield batch
-                elif now - spoke >= IDLE:
-                    spoke = now
+                elif now - yielded >= IDLE:
+                    yielded = now
                     yield None
                 if not more:
-                    self._database.hub.wait(wakes, self._patience())
+                    self._database.commit_signal.wait(wakes, self._time_to_wait())
         except DatasyncError:
-            if not self._cancelled:  # else it is the end that was asked for
+            if not self._cancelled:  # otherwise this is the requested end
                 raise
         finally:
-            if not self._guard.forked:  # its lock may be held by a thread that is not here
-                self._marks.note(self._position, self._mark)
-            self._link.close()
+            if not self._guard.forked:  # a thread that does not exist here may hold the lock
+                self._commit_times.note(self._position, self._commit_time)
+            self._connection.close()
 
-    def _look(self) -> tuple[Batch | None, bool]:
-        """What is new, and whether there is more to read at once; None when nobody committed."""
+    def _poll(self) -> tuple[Batch | None, bool]:
+        """Return the new commits, or None if nothing changed, and True if more can be read at once."""
         self._guard.check()
         if self._abandoned:
-            raise ClosedError(f"the store of {self._database.path} was closed")
+            raise ClosedError(f"{self._database.path} was closed")
         if self._due is not None and self._due <= time.monotonic():
             self._expire(self._due)
-        seen = self._link.version()
-        self._refuse_another_file()
+        seen = self._connection.version()
+        self._check_generation()
         if seen == self._seen:
             return None, False
-        with self._link.use("read") as connection:
-            self._refuse_another_file()
-            connection.execute("BEGIN")  # bounds and commits of one moment
+        with self._connection.use("read") as connection:
+            self._check_generation()
+            connection.execute("BEGIN")  # reads bounds and commits at the same revision
             oldest, current, self._due = tables.bounds(connection)
-            self._check_position(oldest, current)
-            self._check_mark(tables.mark(connection, self._position))
+            check_position(self._database.path, self._position, oldest, current)
+            self._check_commit_time(tables.commit_time(connection, self._position))
             batch, more = tables.commits(connection, self._prefix, self._position, current)
-            self._mark = tables.mark(connection, batch.revision)  # where the caller will be next
+            self._commit_time = tables.commit_time(connection, batch.revision)  # of the caller's next position
             connection.execute("COMMIT")
             if not more:
                 self._seen = seen
             return batch, more
 
     def _expire(self, due: float) -> None:
-        """Delete what is past its time. Where that cannot be, what others commit is told all the same."""
+        """Delete the expired keys. A failure must not keep the stream from reporting the commits of others."""
         try:
             self._reap(due)
-        except StoreError as error:  # somebody holds the lock, or the disk is full
-            log.warning("%s: what has expired is not deleted yet: %s", self._database.path, error)
+        except StoreError as error:  # another process holds the lock, or the disk is full
+            log.warning("%s: expired keys could not be deleted yet: %s", self._database.path, error)
             self._due = time.monotonic() + EXPIRY_PAUSE
 
-    def _check_position(self, oldest: int, current: int) -> None:
-        if current < self._position:
-            raise RewoundError(f"{self._database.path} is at revision {current}, below {self._position}")
-        if self._position < oldest > 1:
-            message = f"{self._database.path} has no history after revision {self._position}, only after {oldest}"
-            raise CompactedError(message, oldest)
+    def _check_commit_time(self, found: float | None) -> None:
+        """Detect an older copy that was written over the file and has grown since."""
+        if self._commit_time is not None and found != self._commit_time:
+            raise RewoundError(f"{self._database.path}: revision {self._position} has changed since it was read")
 
-    def _check_mark(self, found: float | None) -> None:
-        """The same file may have another content: an older copy was written over it, and has grown since."""
-        if self._mark is not None and found != self._mark:
-            raise RewoundError(f"{self._database.path} has another past: revision {self._position} is not what it was")
-
-    def _refuse_another_file(self) -> None:
+    def _check_generation(self) -> None:
         if self._database.generation != self._generation:
             raise RewoundError(f"{self._database.path} was replaced by another file")
 
-    def _patience(self) -> float:
+    def _time_to_wait(self) -> float:
         if self._due is None:
             return self._poll_interval
         return min(self._poll_interval, max(self._due - time.monotonic(), 0.0))

@@ -1,13 +1,12 @@
-"""The tables: what a commit writes, what a stream reads, what has expired, and what history may be forgotten.
+"""The statements on the tables: reading and writing pairs, commits, expiry, and trimming of the history.
 
-Functions on a connection; their callers hold its link and, for those that write, a transaction. Keys are stored as
-UTF-8 bytes: their order is that of the code points, and a prefix is a range, whatever characters it has.
+The callers of these functions hold the connection and, for those that write, a transaction. Keys are stored as UTF-8
+bytes: SQLite then orders them by code point, and every prefix is a range.
 """
 
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
@@ -18,19 +17,16 @@ from datasync.commits import Batch, Commit
 from datasync.errors import InvalidArgumentError
 from datasync.keyval.types import KeyValue, PutOp
 
-#: Operations that are read from the log at once; a larger commit is still read whole.
+#: Operations of the log that are read at once; a larger commit is still read whole.
 PAGE = 1000
-#: The log is trimmed each time the revision is a multiple of this.
+#: The history is trimmed when the revision passes a multiple of this.
 TRIM_EVERY = 64
 
-#: Revisions of which a store remembers what they looked like: enough for all who may be between two streams.
-MARKS = 256
-
-_ROW_BYTES = 32  # what a row of the log costs beside its key and value, roughly
+_ROW_BYTES = 32  # approximate size of a row of the log without its key and value
 
 
 class Bounds(NamedTuple):
-    """The store's *current* revision; history after *oldest* is there; something expires at *due*."""
+    """The *current* revision, the *oldest* after which the history is complete, and when the next key is *due*."""
 
     oldest: int
     current: int
@@ -38,59 +34,34 @@ class Bounds(NamedTuple):
 
 
 def bounds(connection: sqlite3.Connection) -> Bounds:
-    """The first and last revision, and the next deadline."""
+    """Return the current bounds of the history and the next deadline."""
     oldest, current, key_due, lease_due = connection.execute(
         "SELECT (SELECT min(revision) FROM history), (SELECT max(revision) FROM history),"
         " (SELECT min(deadline) FROM kv WHERE deadline IS NOT NULL), (SELECT min(deadline) FROM lease)"
     ).fetchone()
     due = min((at for at in (key_due, lease_due) if at is not None), default=None)
     if type(oldest) is not int or type(current) is not int or not (due is None or isinstance(due, (int, float))):
-        raise TypeError  # none of it is ours: the file is damaged
+        raise TypeError  # this driver never writes such a value: the file is damaged
     return Bounds(oldest, current, due)
 
 
-def mark(connection: sqlite3.Connection, revision: int) -> float | None:
-    """What tells the commit that made *revision* from any other of that number; None when it is forgotten."""
+def commit_time(connection: sqlite3.Connection, revision: int) -> float | None:
+    """Return the time of the commit at *revision*, which identifies it; None after it was trimmed."""
     row = connection.execute("SELECT at FROM history WHERE revision = ?", (revision,)).fetchone()
     return None if row is None else float(row[0])
 
 
-class Marks:
-    """The marks of the revisions that were read last: a file whose content was exchanged may have others there.
-
-    Threads: any.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the dictionary
-        self._marks: dict[int, float] = {}
-
-    def note(self, revision: int, found: float | None) -> None:
-        """*revision* was read, and had this mark."""
-        with self._lock:
-            self._marks.pop(revision, None)
-            if found is not None:
-                self._marks[revision] = found
-            if len(self._marks) > MARKS:
-                del self._marks[next(iter(self._marks))]
-
-    def of(self, revision: int) -> float | None:
-        """The mark that *revision* had; None when that is not known."""
-        with self._lock:
-            return self._marks.get(revision)
-
-
 def encode(key: str) -> bytes:
-    """The bytes of *key*. Raises ``InvalidArgumentError`` for half of a surrogate pair, which has none."""
+    """Return the bytes of *key*. Raises ``InvalidArgumentError`` for a lone surrogate, which has none."""
     try:
         return key.encode()
     except UnicodeEncodeError:
         pass
-    raise InvalidArgumentError(f"the key {key[:40]!r} has half of a surrogate pair")
+    raise InvalidArgumentError(f"the key {key[:40]!r} must be valid Unicode: it has half of a surrogate pair")
 
 
 def pairs(rows: Iterable[tuple[bytes, bytes, int]]) -> list[KeyValue]:
-    """*rows* of keys, values and revisions; what is of another kind raises, as damage does."""
+    """Convert *rows* of key, value and revision. Raises if a row has another type, which means a damaged file."""
     found = [KeyValue(key.decode(), value, revision) for key, value, revision in rows]
     if not all(type(value) is bytes and type(revision) is int for _, value, revision in found):
         raise TypeError  # as in bounds
@@ -98,14 +69,14 @@ def pairs(rows: Iterable[tuple[bytes, bytes, int]]) -> list[KeyValue]:
 
 
 def key_range(prefix: str) -> tuple[bytes, bytes]:
-    """From the prefix itself up to, and without, what follows everything that starts with it."""
+    """Return the range of the keys that start with *prefix*: its first key, and the end, which is excluded."""
     low = encode(prefix)
-    # No byte of UTF-8 is 0xff: the last byte can always grow by one.
+    # UTF-8 has no byte 0xff, so the last byte can always be incremented.
     return low, low[:-1] + bytes((low[-1] + 1,)) if low else b"\xff"
 
 
 def keys_under(connection: sqlite3.Connection, prefix: str) -> Iterator[str]:
-    """The stored keys that start with *prefix*, in order."""
+    """Return the stored keys that start with *prefix*, in order."""
     rows = connection.execute("SELECT key FROM kv WHERE key >= ? AND key < ? ORDER BY key", key_range(prefix))
     return (key.decode() for (key,) in rows.fetchall())
 
@@ -122,7 +93,7 @@ def write(
     lease: int | None = None,
     expiry: bool = False,
 ) -> int:
-    """Write *effect* as the commit after *current*, into the tables and the log; the new revision, or *current*."""
+    """Write *effect*, unless it is empty, as the commit after *current*, to tables and log. Return its revision."""
     if not effect:
         return current
     revision, now = current + 1, time.monotonic()
@@ -150,7 +121,7 @@ def write(
 
 
 def reap(connection: sqlite3.Connection, current: int) -> int:
-    """Delete what is past its time as a commit of its own, so that streams see it; the revision after it."""
+    """Delete the expired keys in a commit of its own, which streams see. Return the revision afterwards."""
     now = time.monotonic()
     expired = connection.execute(
         "SELECT key FROM kv WHERE deadline <= ? UNION"
@@ -163,14 +134,14 @@ def reap(connection: sqlite3.Connection, current: int) -> int:
 
 
 def commits(connection: sqlite3.Connection, prefix: str, after: int, current: int) -> tuple[Batch, bool]:
-    """Whole commits under *prefix* after the revision *after*, and whether there are more up to *current*."""
+    """Return whole commits under *prefix* after the revision *after*, and True if more follow up to *current*."""
     query = "SELECT revision, key, value FROM log WHERE revision > ? AND revision <= ? AND key >= ? AND key < ?"
     query += " ORDER BY revision, place LIMIT ?"
     where = key_range(prefix)
     rows = connection.execute(query, (after, current, *where, PAGE + 1)).fetchall()
     more = len(rows) > PAGE
     if more:
-        # The last commit may be cut: leave it to the next page, unless it is the only one and larger than a page.
+        # The last commit may be incomplete: leave it to the next page, unless it alone is larger than a page.
         last = rows[-1][0]
         if rows[0][0] == last:
             rows = connection.execute(query, (last - 1, last, *where, -1)).fetchall()
@@ -187,7 +158,7 @@ def commits(connection: sqlite3.Connection, prefix: str, after: int, current: in
 
 
 def trim(connection: sqlite3.Connection, *, age: float, size: int) -> None:
-    """Forget the oldest commits that are older than *age* seconds or beyond *size* bytes of log."""
+    """Delete the history of commits older than *age* seconds or beyond *size* bytes of log, oldest first."""
     (total,) = connection.execute("SELECT bytes FROM history ORDER BY revision DESC LIMIT 1").fetchone()
     horizon, cut = time.monotonic() - age, 0
     for revision, upto, at in connection.execute("SELECT revision, bytes, at FROM history ORDER BY revision"):
@@ -198,7 +169,7 @@ def trim(connection: sqlite3.Connection, *, age: float, size: int) -> None:
 
 
 def forget(connection: sqlite3.Connection, revision: int) -> None:
-    """Drop the log up to *revision*; its row of the history stays, as the place after which streams can begin."""
+    """Delete the log up to *revision*. Its row in the history stays: streams can start after it."""
     connection.execute("DELETE FROM log WHERE revision <= ?", (revision,))
     connection.execute(
         "DELETE FROM history WHERE revision < min(?, (SELECT max(revision) FROM history))",

@@ -10,7 +10,7 @@ import pytest
 
 from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, StoreConnectionError
 from datasync.keyval.etcd import EtcdStore, Leadership
-from datasync.keyval.etcd.client import Client
+from datasync.keyval.etcd.client import EtcdClient
 from datasync.keyval.etcd.lease import ClientLease
 from datasync.keyval.types import Condition, DeleteOp, PutOp
 from tests.conftest import wait_until
@@ -281,4 +281,4 @@ def test_d62_a_lease_that_cannot_be_had_leaves_no_thread(server34: EtcdServer, o
     assert threading.active_count() <= before + 1  # grpc's own, for the channel
     server34.start()
     mortal(store, "a")
-    assert isinstance(store._client, Client)
+    assert isinstance(store._client, EtcdClient)

@@ -67,7 +67,7 @@ class Urls(Target):
     def _store(self, url: str) -> None:
         parsed = parse_url(url)
         refuse_secrets(repr(parsed))
-        _merge(parsed, {}, _known_options(_load(parsed.scheme).from_url))
+        _merge(parsed, {}, _known_options(_load(parsed.scheme)))
 
     def _etcd(self, url: str) -> None:
         parsed = parse_url(url)

@@ -1,0 +1,65 @@
+"""Helpers of the drivers that keep their data in this process or in a file."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from datasync.errors import CompactedError, InvalidArgumentError
+from datasync.keyval.types import RewoundError
+
+KeyT = TypeVar("KeyT")
+ValueT = TypeVar("ValueT")
+
+
+class SharedByKey(Generic[KeyT, ValueT]):
+    """One object per key, shared by its users in this process for as long as one of them holds it.
+
+    A forked child starts without objects: a thread that does not exist in the child may hold their locks.
+
+    Threads: any.
+    """
+
+    def __init__(self, create: Callable[[], ValueT]) -> None:
+        self._create = create
+        self._forget()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)
+
+    def get(self, key: KeyT) -> ValueT:
+        """Return the object of *key*; create it if no user holds one."""
+        with self._lock:
+            return self._objects.setdefault(key, self._create())
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()  # guards _objects
+        self._objects: weakref.WeakValueDictionary[KeyT, ValueT] = weakref.WeakValueDictionary()
+
+
+def check_position(name: str, position: int, oldest: int, current: int) -> None:
+    """Raise if the store *name* cannot continue a stream after the revision *position*.
+
+    Args:
+      oldest: The revision after which the history is complete.
+      current: The store's current revision.
+
+    Raises:
+      RewoundError: *current* is below *position*.
+      CompactedError: The history after *position* is incomplete.
+    """
+    if current < position:
+        raise RewoundError(f"{name} is at revision {current}, below {position}")
+    if position < oldest > 1:
+        message = f"{name} has no history after revision {position}, only after {oldest}"
+        raise CompactedError(message, oldest)
+
+
+def check_setting(name: str, value: float, *, zero: bool = False) -> None:
+    """Raise ``InvalidArgumentError`` unless the option *name* is a number above 0 (or 0, with *zero*)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidArgumentError(f"the option {name} must be a number, not {type(value).__name__}")
+    if not (value > 0 or (zero and value == 0)):
+        raise InvalidArgumentError(f"the option {name} must be {'0 or more' if zero else 'more than 0'}")

@@ -1,0 +1,28 @@
+"""A call that was sent before its response is needed."""
+
+from __future__ import annotations
+
+from typing import Any, Generic
+
+from datasync.keyval.etcd.endpoint import Endpoint, result_of
+from datasync.keyval.etcd.methods import ResponseT
+
+
+class PendingCall(Generic[ResponseT]):
+    """A call to *endpoint* that was begun before its answer is wanted. Threads: one."""
+
+    def __init__(self, endpoint: Endpoint, call: Any) -> None:
+        self.endpoint = endpoint
+        self._call = call
+
+    def result(self) -> ResponseT:
+        """Wait for it, once; raises as ``Endpoint.unary``."""
+        call, self._call = self._call, None
+        result: ResponseT = result_of(call)
+        return result
+
+    def cancel(self) -> None:
+        """It is not wanted any more."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None

@@ -1,0 +1,28 @@
+"""The signal that wakes the streams of this process when one of its stores commits."""
+
+from __future__ import annotations
+
+import threading
+
+
+class CommitSignal:
+    """Wakes the streams of this process on one file, for the commits of every store object. Threads: any."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._count = 0
+
+    @property
+    def count(self) -> int:
+        """The number of signals. Read it before the file: ``wait`` returns at once if a commit follows."""
+        return self._count
+
+    def wake(self) -> None:
+        with self._changed:
+            self._count += 1
+            self._changed.notify_all()
+
+    def wait(self, count: int, timeout: float) -> None:
+        with self._changed:
+            if self._count == count:
+                self._changed.wait(timeout)

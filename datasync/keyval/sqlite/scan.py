@@ -1,0 +1,74 @@
+"""The scan of a prefix: one read transaction, read page by page."""
+
+from __future__ import annotations
+
+import sqlite3
+import weakref
+from collections.abc import Iterator
+
+from datasync.errors import StoreConnectionError
+from datasync.keyval.driver import Scan
+from datasync.keyval.sqlite import tables
+from datasync.keyval.sqlite.connection import SharedConnection
+from datasync.keyval.sqlite.database import Database
+from datasync.keyval.types import KeyValue
+
+#: Pairs in one page.
+PAGE = 500
+
+
+class SQLiteScan(Scan):
+    """A read transaction on its own connection, so that it does not see later commits and does not block them."""
+
+    def __init__(self, database: Database, prefix: str, keys_only: bool) -> None:
+        # The rest of the pairs if a fork, which closes the connection, made us read ahead.
+        self._rest: list[tuple[bytes, bytes, int]] | None = None
+        self._cursor: sqlite3.Cursor | None = None
+        read_ahead = weakref.WeakMethod(self._read_ahead)  # weak: the connection must not keep an unused scan alive
+
+        def before_fork() -> None:
+            method = read_ahead()
+            if method is not None:
+                method()
+
+        self._connection = SharedConnection(database, before_fork)
+        self._columns = "key, x'', revision" if keys_only else "key, value, revision"
+        self._range = tables.key_range(prefix)
+        self._path = database.path
+        # An abandoned scan must not keep SQLite from resetting the write-ahead log.
+        self._closer = weakref.finalize(self, self._connection.close)
+        try:
+            with self._connection.use("read") as connection:
+                connection.execute("BEGIN")
+                self.revision = tables.bounds(connection).current
+                self.commit_time = tables.commit_time(connection, self.revision)
+                self.generation = database.generation
+                self._cursor = connection.execute(
+                    f"SELECT {self._columns} FROM kv WHERE key >= ? AND key < ? ORDER BY key", self._range
+                )
+        except BaseException:
+            self._closer()
+            raise
+
+    def __iter__(self) -> Iterator[KeyValue]:
+        try:
+            while True:
+                pairs, last = self._next_pairs()
+                yield from pairs
+                if last:
+                    return
+        finally:
+            self._closer()
+
+    def _next_pairs(self) -> tuple[list[KeyValue], bool]:
+        with self._connection.use("read"):
+            if self._rest is not None:
+                return tables.pairs(self._rest), True
+            if self._cursor is None or self._connection.opened > 1:
+                raise StoreConnectionError(f"{self._path} was replaced while it was listed: list again")
+            rows = self._cursor.fetchmany(PAGE)
+            return tables.pairs(rows), len(rows) < PAGE
+
+    def _read_ahead(self) -> None:
+        if self._cursor is not None:
+            self._rest = self._cursor.fetchall()
