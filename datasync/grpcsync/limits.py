@@ -24,6 +24,19 @@ KEEPALIVE = 10.0
 KEEPALIVE_TIMEOUT = 3.0
 
 
+def channel_options(keepalive: float, keepalive_timeout: float) -> list[tuple[str, int]]:
+    """The options of gRPC that servers and clients set alike; times in seconds."""
+    return [
+        ("grpc.keepalive_time_ms", int(keepalive * 1000)),
+        ("grpc.keepalive_timeout_ms", int(keepalive_timeout * 1000)),
+        # With the line above alone, a dead peer shows after more than a minute.
+        ("grpc.http2.ping_timeout_ms", int(keepalive_timeout * 1000)),
+        ("grpc.http2.max_pings_without_data", 0),
+        # Identity only: how large a compressed message is shows when it has taken the memory.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds of an adapter; what goes beyond them is refused, or not read before there is room.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from google.protobuf.message import Message
+
 from datasync.errors import InvalidArgumentError
 from datasync.runtime.tokens import SCHEME, bearer
 
@@ -47,6 +49,11 @@ def token_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     """The token that *metadata* carries, empty when there is none."""
     scheme, _, token = value_of(metadata, TOKEN_KEY).partition(" ")
     return token if scheme == SCHEME else ""
+
+
+def serialize(message: Message) -> bytes:
+    """The bytes of *message*, as gRPC sends them."""
+    return message.SerializeToString()
 
 
 def value_of(metadata: Iterable[tuple[str, str | bytes]], key: str) -> str:

@@ -49,7 +49,7 @@ class ServerTLS:
         """Raises ``InvalidArgumentError`` when a file cannot be read."""
         shown = self._read()
         return grpc.dynamic_ssl_server_credentials(
-            _configuration(shown), _Rotation(self, shown).fetch, self.client_ca is not None
+            _configuration(shown), _CertificateReloader(self, shown).fetch, self.client_ca is not None
         )
 
     def _read(self) -> tuple[bytes, bytes, bytes | None]:
@@ -90,7 +90,7 @@ class ClientTLS:
         )
 
 
-class _Rotation:
+class _CertificateReloader:
     """Gives grpc a new configuration when the files have changed. Threads: grpc's own, one at a time."""
 
     def __init__(self, tls: ServerTLS, shown: tuple[bytes, bytes, bytes | None]) -> None:

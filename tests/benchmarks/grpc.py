@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
 from datasync.grpcsync.client.client import Client
-from datasync.grpcsync.server.executor import ThreadPerCall
+from datasync.grpcsync.server.executor import ThreadPerCallExecutor
 from datasync.grpcsync.server.server import serve
 from datasync.syncbase.msg.convert import put_request
 from datasync.syncbase.msg.datamsg_pb2 import DataChangeReply, DataChangeRequest
@@ -29,7 +29,7 @@ class Echo:
     """The floor: a bidirectional stream of the same messages with nothing behind it, and its client."""
 
     def __init__(self) -> None:
-        self._executor = ThreadPerCall()
+        self._executor = ThreadPerCallExecutor()
         self._server = grpc.server(self._executor)
         handler = grpc.stream_stream_rpc_method_handler(
             self._answer, DataChangeRequest.FromString, lambda message: message.SerializeToString()

@@ -30,7 +30,7 @@ import pytest
 from datasync.grpcsync import Client
 from datasync.grpcsync import serve as serve_grpc
 from datasync.grpcsync.client import session
-from datasync.grpcsync.client.channel import Peer
+from datasync.grpcsync.client.channel import ServerChannel
 from datasync.keyval import reader
 from datasync.keyval.etcd.client import EtcdClient
 from datasync.restsync import Adapter as RestAdapter
@@ -92,9 +92,9 @@ def test_i13_while_a_client_pauses_nothing_of_it_knocks(monkeypatch: pytest.Monk
     # given a client that pauses for long enough that grpc, left alone with a channel, would try again
     monkeypatch.setattr(session, "Backoff", lambda *_, **__: Backoff(1.6, 1.6, spread=(1.0, 1.0)))
     opened: list[float] = []
-    connect = Peer.open
+    connect = ServerChannel.open
 
-    def noted(peer: Peer, timeout: float) -> object:
+    def noted(peer: ServerChannel, timeout: float) -> object:
         opened.append(timeout)
         return connect(peer, timeout)
 
@@ -103,7 +103,7 @@ def test_i13_while_a_client_pauses_nothing_of_it_knocks(monkeypatch: pytest.Monk
         # when its server is away
         gate.shut()
         gate.attempts.clear()
-        monkeypatch.setattr(Peer, "open", noted)
+        monkeypatch.setattr(ServerChannel, "open", noted)
         wait_until(lambda: len(opened) == 3, "the client has tried three times")
         # then nobody came but for these
         assert len(gate.attempts) <= 3

@@ -28,7 +28,7 @@ from datasync.errors import (
     UnsupportedError,
 )
 from datasync.grpcsync import Client, Limits, Server, serve
-from datasync.grpcsync.client.session import Link
+from datasync.grpcsync.client.session import SessionManager
 from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
 from datasync.syncbase.msg import CONTENT_PROTO
 from datasync.syncbase.status import TransportState
@@ -393,9 +393,9 @@ def test_a_server_that_restarts_just_after_it_got_the_state_gets_no_change_witho
     port = free_port()
     running = [serve(f"127.0.0.1:{port}")]
     told: list[int] = []
-    tell = Link._tell_state
+    tell = SessionManager._tell_state
 
-    def tell_and_restart(link: Link) -> None:
+    def tell_and_restart(link: SessionManager) -> None:
         # given a server that starts again between the full state and the first change
         tell(link)
         told.append(1)
@@ -403,7 +403,7 @@ def test_a_server_that_restarts_just_after_it_got_the_state_gets_no_change_witho
             running.pop().close()
             running.append(serve(f"127.0.0.1:{port}"))
 
-    monkeypatch.setattr(Link, "_tell_state", tell_and_restart)
+    monkeypatch.setattr(SessionManager, "_tell_state", tell_and_restart)
     with Client(f"127.0.0.1:{port}", state=lambda: {"k/state": text("1")}) as client, Subscriber() as subscriber:
         # when the client goes on / then it has told the state to the new one too
         wait_until(lambda: len(told) == 2, "the state was told again")

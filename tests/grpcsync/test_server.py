@@ -18,7 +18,7 @@ from datasync.events import Op
 from datasync.grpcsync import Adapter, Limits, Result, Server, serve
 from datasync.grpcsync.datasync_health_pb2 import HealthCheckRequest, HealthCheckResponse
 from datasync.grpcsync.protocol import SERVICE, SOURCE_KEY, TAKEN_KEY
-from datasync.grpcsync.server.executor import ThreadPerCall
+from datasync.grpcsync.server.executor import ThreadPerCallExecutor
 from datasync.grpcsync.server.health import CHECK, WATCH
 from datasync.grpcsync.server.sources import SourcesRegistration
 from datasync.syncbase import msg
@@ -483,7 +483,7 @@ def test_a_flood_of_metadata_is_refused_and_the_server_goes_on(
 
 def test_messages_beyond_the_limit_are_refused_before_they_are_read() -> None:
     # given a limit of 100 kB, once of a server of ours and once of an adapter on another's server
-    executor = ThreadPerCall()
+    executor = ThreadPerCallExecutor()
     foreign = grpc.server(executor, options=[("grpc.max_receive_message_length", -1)])
     adapter = Adapter(foreign, limits=Limits(message_size=100_000))
     port = foreign.add_insecure_port("127.0.0.1:0")
@@ -598,7 +598,7 @@ def test_what_a_subscriber_says_is_cut_to_a_bound(server: Server, wire: Wire) ->
 
 def test_d46_closing_an_adapter_leaves_the_server_of_others_running() -> None:
     # given a server of the application's, with a service of its own beside the adapter
-    executor = ThreadPerCall()
+    executor = ThreadPerCallExecutor()
     foreign = grpc.server(executor)
     own = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
     foreign.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("app.Own", {"echo": own}),))

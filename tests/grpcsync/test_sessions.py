@@ -12,8 +12,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from datasync.grpcsync import Client, Limits, Server, serve
 from datasync.grpcsync.protocol import DATA_RESYNCS
-from datasync.grpcsync.server import fencing as sessions_module
-from datasync.grpcsync.server.fencing import Sessions
+from datasync.grpcsync.server import fencing as fencing
+from datasync.grpcsync.server.fencing import SessionFences
 from datasync.syncbase.msg import DataResyncReplies, DataResyncRequests
 from datasync.syncbase.msg.convert import CONTENT_JSON, resync_requests
 from datasync.syncbase.msg.datamsg_pb2 import Seq
@@ -90,7 +90,7 @@ def test_c15_a_resync_whose_sender_has_gone_keeps_no_thread(server: Server) -> N
 
 
 def test_a_session_counts_until_a_newer_one_begins() -> None:
-    sessions = Sessions()
+    sessions = SessionFences()
     ended: list[str] = []
     with sessions.of("s", "sender/1") as first, sessions.of("s", "sender/2") as second:
         # given a session that takes requests
@@ -109,8 +109,8 @@ def test_a_session_counts_until_a_newer_one_begins() -> None:
 def test_a_session_that_is_handing_something_over_is_waited_for_and_not_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sessions_module, "CLOSE_TIMEOUT", 0.05)
-    sessions = Sessions()
+    monkeypatch.setattr(fencing, "CLOSE_TIMEOUT", 0.05)
+    sessions = SessionFences()
     with sessions.of("s", "sender/1") as first, sessions.of("s", "sender/2") as second:
         first.begin()
         assert first.enter()
@@ -121,7 +121,7 @@ def test_a_session_that_is_handing_something_over_is_waited_for_and_not_for_ever
 
 
 def test_senders_have_nothing_to_do_with_each_other_and_may_tell_nothing() -> None:
-    sessions = Sessions()
+    sessions = SessionFences()
     with (
         sessions.of("s", "one/2") as one,
         sessions.of("s", "two/1") as two,
@@ -137,14 +137,14 @@ def test_senders_have_nothing_to_do_with_each_other_and_may_tell_nothing() -> No
 
 
 def test_c8_sessions_are_remembered_of_so_many_senders_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions_module, "MAX_REMEMBERED", 20)
-    sessions = Sessions()
+    monkeypatch.setattr(fencing, "MAX_REMEMBERED", 20)
+    sessions = SessionFences()
     with sessions.of("s", "busy/7") as busy:
         busy.begin()
         for number in range(100):
             with sessions.of("s", f"sender{number}/1") as session:
                 session.begin()
-        assert len(sessions._lanes) <= 21
+        assert len(sessions._fences) <= 21
         # then the one with a call is still known
         with sessions.of("s", "busy/6") as late:
             assert not late.begin()

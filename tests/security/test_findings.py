@@ -30,7 +30,7 @@ from datasync.errors import (
     UnknownOutcome,
 )
 from datasync.grpcsync import Client as GrpcClient
-from datasync.grpcsync.client.channel import Peer
+from datasync.grpcsync.client.channel import ServerChannel
 from datasync.keyval import connect
 from datasync.keyval.etcd import EtcdConfig, EtcdStore, read_options
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
@@ -421,8 +421,8 @@ def test_a_peer_that_has_taken_more_digits_than_python_reads_says_nothing() -> N
     call.code.return_value = grpc.StatusCode.UNAVAILABLE
     call.details.return_value = ""
     call.trailing_metadata.return_value = (("datasync-taken", "9" * 5000),)
-    peer = Peer("x", tls=None, token=None, source="", max_message_size=1, keepalive=1, keepalive_timeout=1)
-    assert peer.outcome_of(call).taken is None
+    peer = ServerChannel("x", tls=None, token=None, source="", max_message_size=1, keepalive=1, keepalive_timeout=1)
+    assert peer.result_of_call(call).taken is None
 
 
 def test_c16_the_error_of_a_token_that_could_not_be_made_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import grpc
-from google.protobuf.message import Message
 
 from datasync.errors import (
     DatasyncError,
@@ -18,6 +17,7 @@ from datasync.errors import (
     UnsupportedError,
 )
 from datasync.grpcsync.error_codes import MAX_TEXT
+from datasync.grpcsync.limits import channel_options
 from datasync.grpcsync.protocol import (
     DATA_CHANGES,
     DATA_RESYNCS,
@@ -26,6 +26,7 @@ from datasync.grpcsync.protocol import (
     SOURCE_KEY,
     TAKEN_KEY,
     authorization,
+    serialize,
     value_of,
 )
 from datasync.grpcsync.tls import ClientTLS, advice
@@ -54,7 +55,7 @@ _ERRORS: dict[grpc.StatusCode, type[DatasyncError]] = {
 REPLY_FACTOR = 8
 
 
-class Outcome(NamedTuple):
+class CallResult(NamedTuple):
     """What a call came to. This may be kept and raised; the call may not, see ``forget_traceback``."""
 
     reply: Any  #: None when it failed, and of a stream.
@@ -62,7 +63,7 @@ class Outcome(NamedTuple):
     taken: int | None  #: How many requests were taken; None when the peer does not say.
 
 
-class Peer:
+class ServerChannel:
     """A server that speaks ``msg.DataMsgService``.
 
     Each session has a channel of its own: a new one connects when its first call is made, whatever went wrong before.
@@ -92,16 +93,10 @@ class Peer:
         self._name = uuid.uuid4().hex
         self._sessions = 0
         self._options: list[tuple[str, int | str]] = [
-            ("grpc.keepalive_time_ms", int(keepalive * 1000)),
-            ("grpc.keepalive_timeout_ms", int(keepalive_timeout * 1000)),
-            # With the line above alone, a dead peer shows after more than a minute.
-            ("grpc.http2.ping_timeout_ms", int(keepalive_timeout * 1000)),
-            ("grpc.http2.max_pings_without_data", 0),
+            *channel_options(keepalive, keepalive_timeout),
             ("grpc.max_send_message_length", max_message_size),
             # Replies are small, save for those to a resync, which name its keys, each with the id of the request.
             ("grpc.max_receive_message_length", min(max(REPLY_FACTOR * max_message_size, 64 * 1024), 2**31 - 1)),
-            # Identity only: how large a compressed message is shows when it has taken the memory.
-            ("grpc.compression_enabled_algorithms_bitset", 1),
             # Clients share connections otherwise, and one's close or pause would be another's.
             ("grpc.use_local_subchannel_pool", 1),
             # A proxy set for the web is not meant for this.
@@ -121,9 +116,9 @@ class Peer:
         else:
             channel = grpc.secure_channel(self.target, self._tls.credentials(), self._options)
         self._channel = channel
-        self._ping = channel.unary_unary(PING, _serialize, PingReply.FromString)
-        self._resyncs = channel.unary_unary(DATA_RESYNCS, _serialize, DataResyncReplies.FromString)
-        self._changes = channel.stream_stream(DATA_CHANGES, _serialize, DataChangeReply.FromString)
+        self._ping = channel.unary_unary(PING, serialize, PingReply.FromString)
+        self._resyncs = channel.unary_unary(DATA_RESYNCS, serialize, DataResyncReplies.FromString)
+        self._changes = channel.stream_stream(DATA_CHANGES, serialize, DataChangeReply.FromString)
         return self._ping.future(PingRequest(), timeout=timeout, metadata=self._metadata())
 
     def resync(self, requests: DataResyncRequests, timeout: float) -> Any:
@@ -134,13 +129,13 @@ class Peer:
         """Open a stream of changes; the call, which iterates over the replies."""
         return self._changes(requests, metadata=self._metadata())
 
-    def outcome_of(self, call: Any) -> Outcome:
+    def result_of_call(self, call: Any) -> CallResult:
         """What *call*, which is over, came to."""
         code = call.code()
         kind = _ERRORS.get(code, StoreError)
         said = call.details() or "no reason given"
         taken = value_of(call.trailing_metadata() or (), TAKEN_KEY)
-        return Outcome(
+        return CallResult(
             call.result() if code is grpc.StatusCode.OK else None,
             kind(f"{self.target}: {said[:MAX_TEXT]} ({code.name}){advice(said, self._tls)}"),
             int(taken) if taken.isdecimal() and len(taken) < 20 else None,
@@ -158,7 +153,3 @@ class Peer:
             *(() if not self._source else ((SOURCE_KEY, self._source),)),
             (SESSION_KEY, f"{self._name}/{self._sessions}"),
         )
-
-
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()

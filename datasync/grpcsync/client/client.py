@@ -14,10 +14,9 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from datasync.errors import DatasyncError, InvalidArgumentError, UnsupportedError
-from datasync.grpcsync.client.channel import Peer
-from datasync.grpcsync.client.request_queue import AnyRequest, Outbox
-from datasync.grpcsync.client.requests import Request
-from datasync.grpcsync.client.session import Link
+from datasync.grpcsync.client.channel import ServerChannel
+from datasync.grpcsync.client.request_queue import AnyRequest, PendingRequest, RequestQueue
+from datasync.grpcsync.client.session import SessionManager
 from datasync.grpcsync.limits import KEEPALIVE, KEEPALIVE_TIMEOUT, MAX_MESSAGE_SIZE, WINDOW
 from datasync.grpcsync.protocol import check_source
 from datasync.grpcsync.status import ClientStatus
@@ -113,9 +112,9 @@ class Client(Closable):
         self._number = 0
         self._keep = keep_state
         self._started = int(time.time())  # only a name of this client's life, for the ids of resyncs
-        self._outbox = Outbox(target, in_flight=in_flight, max_pending=max_pending, applied=self._note)
-        self._link = Link(
-            Peer(
+        self._queue = RequestQueue(target, in_flight=in_flight, max_pending=max_pending, applied=self._note)
+        self._session = SessionManager(
+            ServerChannel(
                 target,
                 tls=tls,
                 token=token,
@@ -124,7 +123,7 @@ class Client(Closable):
                 keepalive=keepalive,
                 keepalive_timeout=keepalive_timeout,
             ),
-            self._outbox,
+            self._queue,
             answer_timeout=answer_timeout,
             full_state=self._full_state,
         )
@@ -178,12 +177,12 @@ class Client(Closable):
     def status(self) -> ClientStatus:
         """How the connection and the requests are doing (C18)."""
         self._guard.check()
-        return self._link.status()
+        return self._session.status()
 
     def wait_ready(self, timeout: float) -> None:
         """Wait until the peer was reached; ``NotReadyError`` with the last error when it was not."""
         self._guard.check()
-        self._link.wait_ready(timeout)
+        self._session.wait_ready(timeout)
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """Wait up to *timeout* seconds for the answers that are due, settle every other request, and disconnect.
@@ -191,15 +190,15 @@ class Client(Closable):
         What was not sent ends with ``ClosedError``, what was sent with ``UnknownOutcome``. May be called twice.
         """
         if not self._guard.forked:
-            self._link.close(timeout)
+            self._session.close(timeout)
 
     def __repr__(self) -> str:
         return f"<Client of {self.target}>"
 
     def _submit(self, message: DataChangeRequest | DataResyncRequests, what: str) -> concurrent.futures.Future[T]:
         self._check_size(message, what)
-        request: AnyRequest = Request(message, what, time.monotonic() + self._send_timeout)  # type: ignore[assignment]
-        self._outbox.submit(request, may_wait=not self._link.inside)
+        request: AnyRequest = PendingRequest(message, what, time.monotonic() + self._send_timeout)  # type: ignore[assignment]
+        self._queue.submit(request, may_wait=not self._session.inside)
         return request.future
 
     def _check_size(self, message: Message, what: str) -> None:
@@ -208,9 +207,9 @@ class Client(Closable):
             raise InvalidArgumentError(f"{what} takes {size} bytes, more than {self._max_message_size}")
 
     def _wait(self, future: concurrent.futures.Future[T]) -> T:
-        if self._link.inside and not future.done():
+        if self._session.inside and not future.done():
             raise DatasyncError("a callback of a future waits for an answer that only comes after it: use put_async()")
-        return future.result()  # it always ends: see Link
+        return future.result()  # it always ends: see SessionManager
 
     def _resync_of(self, values: Mapping[str, Message]) -> DataResyncRequests:
         with self._lock:

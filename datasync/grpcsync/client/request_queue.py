@@ -7,22 +7,65 @@ Source: contract section 5, C8, C9, C17.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
 
 from datasync.errors import ClosedError, DatasyncError, StoreConnectionError, UnknownOutcome
-from datasync.grpcsync.client.requests import Request
 from datasync.grpcsync.error_codes import change_error
+from datasync.runtime.threads import ForkGuard, GuardedFuture
 from datasync.syncbase.msg.datamsg_pb2 import DEL, DataChangeReply, DataChangeRequest, DataResyncRequests
 
-AnyRequest = Request[DataChangeRequest] | Request[DataResyncRequests]
+log = logging.getLogger(__name__)
+
+MessageT = TypeVar("MessageT", bound=Message)
 
 
-class Session:
-    """One stream. All fields but the first are guarded by the outbox's lock."""
+class PendingRequest(Generic[MessageT]):
+    """A message, until when it has to be sent, and who waits for the answer.
+
+    Args:
+      what: The key, or "resync": for errors.
+      deadline: Monotonic time at which it is given up when it was not sent.
+    """
+
+    __slots__ = ("deadline", "future", "message", "since", "what")
+
+    def __init__(self, message: MessageT, what: str, deadline: float) -> None:
+        self.message = message
+        self.what = what
+        self.deadline = deadline
+        #: Monotonic time since which its answer is the next to come.
+        self.since = 0.0
+        self.future: GuardedFuture[Any] = GuardedFuture(ForkGuard(f"the answer to {what}"))
+        self.future.set_running_or_notify_cancel()  # what may be on its way cannot be called back
+
+    def sent(self) -> None:
+        """It is on its way."""
+        self.since = time.monotonic()
+
+    def settle(self, result: bool | None, error: DatasyncError | None) -> None:
+        """Tell whoever waits; without a lock, for callbacks run in here."""
+        try:
+            if error is None:
+                self.future.set_result(result)
+            else:
+                self.future.set_exception(error)
+        except BaseException:  # an Exception of a callback is logged by the future; this is sys.exit()
+            log.exception("%s: a callback tried to end a thread that is not its own", self.what)
+
+
+#: A change or a resync.
+AnyRequest = PendingRequest[DataChangeRequest] | PendingRequest[DataResyncRequests]
+
+
+class ClientSession:
+    """One stream. All fields but the first are guarded by the queue's lock."""
 
     def __init__(self) -> None:
         #: The call, while it lasts.
@@ -38,7 +81,7 @@ class Session:
         self.failure: DatasyncError | None = None
 
 
-class Outbox:
+class RequestQueue:
     """Requests on their way to *target*.
 
     Threads: any; callbacks of futures run in whichever thread settles them, never under the lock.
@@ -56,7 +99,7 @@ class Outbox:
         self.changed = threading.Condition(self.lock)
         self._room = threading.Condition(self.lock)  # callers that find the queue full
         self._pending: deque[AnyRequest] = deque()
-        self._sent: deque[Request[DataChangeRequest]] = deque()
+        self._sent: deque[PendingRequest[DataChangeRequest]] = deque()
         #: Nothing more is accepted.
         self.closing = False
         #: The keeper waits without a clock, and is to be woken for each request.
@@ -108,7 +151,7 @@ class Outbox:
         """Requests that were sent and wait for their answer."""
         return len(self._sent)
 
-    def resync_due_locked(self) -> Request[DataResyncRequests] | None:
+    def resync_due_locked(self) -> PendingRequest[DataResyncRequests] | None:
         """The next request, when it is a resync and everything before it is answered."""
         head = self._pending[0] if self._pending and not self._sent else None
         return head if head is not None and isinstance(head.message, DataResyncRequests) else None
@@ -128,13 +171,13 @@ class Outbox:
             self._to_send.notify()
         return late
 
-    def begin_locked(self, session: Session) -> None:
+    def begin_locked(self, session: ClientSession) -> None:
         """Send over *session* from now on."""
         session.open = True
         self._to_send.notify_all()
         self.changed.notify_all()
 
-    def end_locked(self, session: Session) -> None:
+    def end_locked(self, session: ClientSession) -> None:
         """Send nothing more over *session*."""
         session.over = True
         self._to_send.notify_all()
@@ -150,7 +193,7 @@ class Outbox:
             self._to_send.notify()
             self._room.notify()
 
-    def sort_out(self, session: Session, taken: int | None, error: DatasyncError) -> None:
+    def sort_out(self, session: ClientSession, taken: int | None, error: DatasyncError) -> None:
         """After a stream: what the peer has not taken goes back to the front, the fate of the rest is unknown.
 
         Args:
@@ -185,7 +228,7 @@ class Outbox:
 
     # For the threads of a stream.
 
-    def next_to_send(self, session: Session) -> DataChangeRequest:
+    def next_to_send(self, session: ClientSession) -> DataChangeRequest:
         """The next request of *session*, as soon as there is one and the window has room; StopIteration at its end."""
         with self.lock:
             while not session.over:
@@ -202,7 +245,7 @@ class Outbox:
                 self._to_send.wait()
             raise StopIteration
 
-    def match(self, session: Session, reply: DataChangeReply) -> bool:
+    def match(self, session: ClientSession, reply: DataChangeReply) -> bool:
         """Settle the oldest request with *reply*; False when they do not belong together."""
         with self.lock:
             if session.over:
@@ -226,15 +269,15 @@ class Outbox:
         return True
 
 
-class Outgoing:
+class OutgoingRequests:
     """The requests of *session*, as gRPC's sending thread iterates over them."""
 
-    def __init__(self, outbox: Outbox, session: Session) -> None:
-        self._outbox = outbox
+    def __init__(self, queue: RequestQueue, session: ClientSession) -> None:
+        self._queue = queue
         self._session = session
 
-    def __iter__(self) -> Outgoing:
+    def __iter__(self) -> OutgoingRequests:
         return self
 
     def __next__(self) -> DataChangeRequest:
-        return self._outbox.next_to_send(self._session)
+        return self._queue.next_to_send(self._session)

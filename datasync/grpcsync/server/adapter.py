@@ -28,13 +28,14 @@ from datasync.grpcsync.protocol import (
     SESSION_KEY,
     SOURCE_KEY,
     TAKEN_KEY,
+    serialize,
     token_of,
     value_of,
 )
-from datasync.grpcsync.server.change_stream import SUPERSEDED, ChangeStream, End
-from datasync.grpcsync.server.fencing import Session, Sessions
-from datasync.grpcsync.server.health import Health
-from datasync.grpcsync.server.sources import Sources, SourcesRegistration, TooManySources
+from datasync.grpcsync.server.change_stream import SUPERSEDED, ChangeStream, FinalStatus
+from datasync.grpcsync.server.fencing import SenderSession, SessionFences
+from datasync.grpcsync.server.health import HealthService
+from datasync.grpcsync.server.sources import SourceRegistries, SourcesRegistration, TooManySources
 from datasync.grpcsync.server.validation import checked_resync, parse
 from datasync.grpcsync.status import AdapterStatus, combine
 from datasync.runtime.closing import Closable
@@ -51,7 +52,7 @@ from datasync.syncbase.status import TransportState
 
 log = logging.getLogger(__name__)
 
-_CLOSING: End = (grpc.StatusCode.UNAVAILABLE, "datasync is closed here")
+_CLOSING: FinalStatus = (grpc.StatusCode.UNAVAILABLE, "datasync is closed here")
 _NOTHING_TAKEN = ((TAKEN_KEY, "0"),)
 
 
@@ -96,13 +97,13 @@ class Adapter(Closable):
         self._change_timeout = change_timeout
         self._resync_timeout = resync_timeout
         self._guard = ForkGuard(f"the gRPC adapter {name!r}")
-        self._sources = Sources(name, serializer, self._limits.sources)
-        self._sessions = Sessions()
-        self._health = Health() if health else None
+        self._sources = SourceRegistries(name, serializer, self._limits.sources)
+        self._sessions = SessionFences()
+        self._health = HealthService() if health else None
         self._lock = threading.Lock()  # guards the two below
         self._streams: set[ChangeStream] = set()
         self._closed = False
-        server.add_generic_rpc_handlers((_Handlers(self._methods()),))
+        server.add_generic_rpc_handlers((_ServiceHandler(self._methods()),))
 
     # The watcher.
 
@@ -115,7 +116,11 @@ class Adapter(Closable):
         in_flight: int = 1,
     ) -> SourcesRegistration:
         """Subscribe to every source; see :meth:`datasync.syncbase.registry.Registry.watch`."""
-        return self._sources.watch(resync_name, change_queue, resync_queue, key_prefixes, in_flight)
+        subscription = SourcesRegistration(
+            self._sources, resync_name, change_queue, resync_queue, key_prefixes, in_flight
+        )
+        self._sources.subscribe(subscription)
+        return subscription
 
     @property
     def registry(self) -> Registry:
@@ -175,9 +180,9 @@ class Adapter(Closable):
 
     def _methods(self) -> dict[str, grpc.RpcMethodHandler]:
         return {
-            DATA_CHANGES: grpc.stream_stream_rpc_method_handler(self._data_changes, response_serializer=_serialize),
-            DATA_RESYNCS: grpc.unary_unary_rpc_method_handler(self._data_resyncs, response_serializer=_serialize),
-            PING: grpc.unary_unary_rpc_method_handler(self._ping, response_serializer=_serialize),
+            DATA_CHANGES: grpc.stream_stream_rpc_method_handler(self._data_changes, response_serializer=serialize),
+            DATA_RESYNCS: grpc.unary_unary_rpc_method_handler(self._data_resyncs, response_serializer=serialize),
+            PING: grpc.unary_unary_rpc_method_handler(self._ping, response_serializer=serialize),
             **(self._health.handlers() if self._health is not None else {}),
         }
 
@@ -238,7 +243,7 @@ class Adapter(Closable):
         registry: Registry,
         values: Mapping[str, KeyValBytes],
         timeout: float,
-        session: Session,
+        session: SenderSession,
         context: Any,
     ) -> PropagationFuture:
         if not session.enter():
@@ -258,10 +263,10 @@ class Adapter(Closable):
         over.wait(timeout)
         return bool(context.is_active())
 
-    def _session(self, registry: Registry, context: Any) -> AbstractContextManager[Session]:
+    def _session(self, registry: Registry, context: Any) -> AbstractContextManager[SenderSession]:
         return self._sessions.of(registry.name, value_of(context.invocation_metadata(), SESSION_KEY))
 
-    def _begin(self, session: Session, context: Any, end: Callable[[], None] | None = None) -> None:
+    def _begin(self, session: SenderSession, context: Any, end: Callable[[], None] | None = None) -> None:
         """Refuse the call where a newer session has begun, or an older one is stuck in a subscriber's queue."""
         if not session.begin(end):
             context.set_trailing_metadata(_NOTHING_TAKEN)
@@ -309,7 +314,7 @@ class Adapter(Closable):
             _refuse(context, *_CLOSING)
 
 
-class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no annotations
+class _ServiceHandler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no annotations
     """Finds a method by its path, and leaves all others to whom else the server has."""
 
     def __init__(self, methods: dict[str, grpc.RpcMethodHandler]) -> None:
@@ -319,7 +324,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no 
         return self._methods.get(handler_call_details.method)
 
 
-def _end(streams: Collection[ChangeStream], end: End) -> None:
+def _end(streams: Collection[ChangeStream], end: FinalStatus) -> None:
     """End all, then wait for all, for ``CLOSE_TIMEOUT`` altogether."""
     for stream in streams:
         stream.end(end, at_once=True)
@@ -332,10 +337,6 @@ def _end(streams: Collection[ChangeStream], end: End) -> None:
 def _refuse(context: Any, code: grpc.StatusCode, text: str) -> NoReturn:
     context.abort(code, text)
     raise AssertionError("abort() raises")
-
-
-def _serialize(message: DataChangeReply | DataResyncReplies | PingReply) -> bytes:
-    return message.SerializeToString()
 
 
 def _short(peer: str) -> str:

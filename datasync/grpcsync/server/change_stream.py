@@ -20,7 +20,7 @@ import grpc
 from datasync.errors import ClosedError, DatasyncError, DecodeError, SubscriptionError
 from datasync.grpcsync.error_codes import mark_change
 from datasync.grpcsync.limits import Limits
-from datasync.grpcsync.server.fencing import Session
+from datasync.grpcsync.server.fencing import SenderSession
 from datasync.grpcsync.server.validation import check_room, checked_change, parse
 from datasync.runtime.threads import Worker
 from datasync.syncbase.futures import Outcome, PropagationFuture
@@ -34,13 +34,13 @@ log = logging.getLogger(__name__)
 IDLE_WAIT = 3600.0
 
 #: Why a stream ended, when it was not the client: the status that it gets.
-End = tuple[grpc.StatusCode, str]
+FinalStatus = tuple[grpc.StatusCode, str]
 
 #: Of a stream whose sender has begun another one.
-SUPERSEDED: End = (grpc.StatusCode.UNAVAILABLE, "the sender has begun another session")
+SUPERSEDED: FinalStatus = (grpc.StatusCode.UNAVAILABLE, "the sender has begun another session")
 
 
-class Answer:
+class PendingReply:
     """A request that was taken, and what became of it. ``since`` is when it became the oldest, monotonic."""
 
     __slots__ = ("_error", "_future", "_registry", "_request", "since", "size")
@@ -111,18 +111,18 @@ class ChangeStream:
     Threads: ``replies`` is one thread's, a worker reads, anybody may ``end`` it.
     """
 
-    def __init__(self, registry: Registry, limits: Limits, timeout: float, session: Session) -> None:
+    def __init__(self, registry: Registry, limits: Limits, timeout: float, session: SenderSession) -> None:
         self.registry = registry
         self._session = session
         self._limits = limits
         self._timeout = timeout
         self._changed = threading.Condition()  # guards everything below
-        self._answers: deque[Answer] = deque()
+        self._answers: deque[PendingReply] = deque()
         self._bytes = 0
         self._reading = True  # the worker still runs
         self._taken = 0
         self._submitting = False
-        self._end: End | None = None
+        self._end: FinalStatus | None = None
         self._at_once = False  # what is not answered yet is not waited for
         self._gone = False  # the client
         self._old_at = None if limits.stream_age is None else time.monotonic() + limits.stream_age
@@ -134,7 +134,7 @@ class ChangeStream:
         return self._taken
 
     @property
-    def ended_because(self) -> End | None:
+    def ended_because(self) -> FinalStatus | None:
         """The status to end with; None when the client ended it."""
         return self._end
 
@@ -148,7 +148,7 @@ class ChangeStream:
         while (answer := self._next()) is not None:
             yield answer.reply()
 
-    def end(self, end: End, *, at_once: bool = False) -> None:
+    def end(self, end: FinalStatus, *, at_once: bool = False) -> None:
         """Take no more requests; answer those taken, or with *at_once* only those whose answer is there."""
         with self._changed:
             self._end = self._end or end
@@ -206,7 +206,7 @@ class ChangeStream:
             text = f"a request of {size} bytes is larger than {self._limits.message_size}"
             self.end((grpc.StatusCode.RESOURCE_EXHAUSTED, text))
             return
-        answer = Answer(self.registry, parse(raw, DataChangeRequest), size)
+        answer = PendingReply(self.registry, parse(raw, DataChangeRequest), size)
         if not self._session.enter():
             self.supersede()
             return
@@ -215,7 +215,7 @@ class ChangeStream:
         finally:
             self._session.leave()
 
-    def _hand_over(self, answer: Answer) -> None:
+    def _hand_over(self, answer: PendingReply) -> None:
         with self._changed:
             if self._over:
                 return  # not taken, and not counted: the client may send it again elsewhere
@@ -236,14 +236,14 @@ class ChangeStream:
         if future is not None:
             future.add_done_callback(lambda _: self._answered(answer))
 
-    def _answered(self, answer: Answer) -> None:
+    def _answered(self, answer: PendingReply) -> None:
         with self._changed:
             if self._answers and self._answers[0] is answer:  # the others come when it is their turn
                 self._changed.notify_all()
 
     # The answering thread.
 
-    def _next(self) -> Answer | None:
+    def _next(self) -> PendingReply | None:
         """The oldest request once its answer is due; None when there will be none."""
         with self._changed:
             while True:
@@ -276,7 +276,7 @@ class ChangeStream:
             return IDLE_WAIT if self._submitting and not self._at_once else None
         return IDLE_WAIT if self._old_at is None else self._old_at - now
 
-    def _pop_locked(self) -> Answer:
+    def _pop_locked(self) -> PendingReply:
         was_full = self._full
         answer = self._answers.popleft()
         self._bytes -= answer.size

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class ThreadPerCall(concurrent.futures.Executor):
+class ThreadPerCallExecutor(concurrent.futures.Executor):
     """Starts a thread for everything that is submitted; ``maximum_concurrent_rpcs`` of the server bounds them.
 
     Threads: any.

@@ -21,11 +21,11 @@ MAX_REMEMBERED = 10_000
 MAX_TOLD = 100
 
 
-class Session:
+class SenderSession:
     """One session of one sender, as one call of it sees it. Threads: any."""
 
-    def __init__(self, lane: Lane | None, number: int) -> None:
-        self._lane = lane
+    def __init__(self, fence: SessionFence | None, number: int) -> None:
+        self._fence = fence
         self._number = number
 
     def begin(self, end: Callable[[], None] | None = None) -> bool:
@@ -33,24 +33,24 @@ class Session:
 
         Older ones are told to end, and if one of them is just handing something over, that is waited for.
         """
-        return self._lane is None or self._lane.begin(self._number, end)
+        return self._fence is None or self._fence.begin(self._number, end)
 
     def enter(self) -> bool:
         """Before a request of it is handed over; False when it is not the newest any more. Else ``leave`` follows."""
-        return self._lane is None or self._lane.enter(self._number)
+        return self._fence is None or self._fence.enter(self._number)
 
     def leave(self) -> None:
         """It was handed over."""
-        if self._lane is not None:
-            self._lane.leave(self._number)
+        if self._fence is not None:
+            self._fence.leave(self._number)
 
     def over(self, end: Callable[[], None]) -> None:
         """The call that gave *end* is over."""
-        if self._lane is not None:
-            self._lane.over(end)
+        if self._fence is not None:
+            self._fence.over(end)
 
 
-class Lane:
+class SessionFence:
     """The sessions of one sender. Threads: any."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Lane:
         self._newest = 0
         self._entered: Counter[int] = Counter()
         self._ends: list[tuple[int, Callable[[], None]]] = []
-        #: Calls that hold it; guarded by the lock of ``Sessions``.
+        #: Calls that hold it; guarded by the lock of ``SessionFences``.
         self.users = 0
 
     def begin(self, number: int, end: Callable[[], None] | None) -> bool:
@@ -94,34 +94,34 @@ class Lane:
             self._ends = [(one, tell) for one, tell in self._ends if tell is not end]
 
 
-class Sessions:
+class SessionFences:
     """The senders that tell of their sessions, as ``name/number``, by their source and name. Threads: any."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the lanes and how many use them
-        self._lanes: OrderedDict[tuple[str, str], Lane] = OrderedDict()
+        self._lock = threading.Lock()  # guards the fences and how many use them
+        self._fences: OrderedDict[tuple[str, str], SessionFence] = OrderedDict()
 
     @contextmanager
-    def of(self, source: str, told: str) -> Iterator[Session]:
+    def of(self, source: str, told: str) -> Iterator[SenderSession]:
         """For the time of one call; of a peer that tells nothing, one that nobody ends."""
         name, _, number = told.rpartition("/")
         if not name or len(told) > MAX_TOLD or not (number.isascii() and number.isdecimal()):
-            yield Session(None, 0)
+            yield SenderSession(None, 0)
             return
         with self._lock:
-            lane = self._lanes.pop((source, name), None) or Lane()
-            self._lanes[source, name] = lane  # the last one: the first are forgotten first
-            lane.users += 1
-            if len(self._lanes) > MAX_REMEMBERED:
+            fence = self._fences.pop((source, name), None) or SessionFence()
+            self._fences[source, name] = fence  # the last one: the first are forgotten first
+            fence.users += 1
+            if len(self._fences) > MAX_REMEMBERED:
                 self._trim_locked()
         try:
-            yield Session(lane, int(number))
+            yield SenderSession(fence, int(number))
         finally:
             with self._lock:
-                lane.users -= 1
+                fence.users -= 1
 
     def _trim_locked(self) -> None:
         """Forget a tenth of them at once: looking for those that are not in use takes a while."""
-        idle = [key for key, lane in self._lanes.items() if not lane.users]
+        idle = [key for key, fence in self._fences.items() if not fence.users]
         for key in idle[: MAX_REMEMBERED // 10]:
-            del self._lanes[key]
+            del self._fences[key]

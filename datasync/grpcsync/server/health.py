@@ -13,7 +13,7 @@ import grpc
 
 from datasync.errors import DecodeError
 from datasync.grpcsync.datasync_health_pb2 import HealthCheckRequest, HealthCheckResponse
-from datasync.grpcsync.protocol import SERVICE
+from datasync.grpcsync.protocol import SERVICE, serialize
 from datasync.grpcsync.server.validation import parse
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
@@ -23,7 +23,7 @@ CHECK = f"/{HEALTH_SERVICE}/Check"
 WATCH = f"/{HEALTH_SERVICE}/Watch"
 
 
-class Health:
+class HealthService:
     """Says that the adapter serves until it does not. No token is asked for: probes have none.
 
     Threads: any.
@@ -37,8 +37,8 @@ class Health:
     def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
         """By path, for the server."""
         return {
-            CHECK: grpc.unary_unary_rpc_method_handler(self.check, response_serializer=_serialize),
-            WATCH: grpc.unary_stream_rpc_method_handler(self.watch, response_serializer=_serialize),
+            CHECK: grpc.unary_unary_rpc_method_handler(self.check, response_serializer=serialize),
+            WATCH: grpc.unary_stream_rpc_method_handler(self.watch, response_serializer=serialize),
         }
 
     def stop(self) -> None:
@@ -97,7 +97,3 @@ def _service(raw: bytes, context: Any) -> str:
 
 def _known(service: str) -> bool:
     return service in ("", SERVICE)
-
-
-def _serialize(message: HealthCheckResponse) -> bytes:
-    return message.SerializeToString()

@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 
 from datasync.errors import InvalidArgumentError
-from datasync.grpcsync.limits import KEEPALIVE, KEEPALIVE_TIMEOUT, Limits
+from datasync.grpcsync.limits import KEEPALIVE, KEEPALIVE_TIMEOUT, Limits, channel_options
 from datasync.grpcsync.server.adapter import Adapter
-from datasync.grpcsync.server.executor import ThreadPerCall
+from datasync.grpcsync.server.executor import ThreadPerCallExecutor
 from datasync.grpcsync.tls import ServerTLS
 from datasync.runtime.closing import Closable
 from datasync.runtime.grpcio import check_grpc
@@ -33,7 +33,9 @@ _STREAM_AGE_SHARE = 0.8
 class Server(Closable):
     """A running server, and its adapter. A context manager that closes both. Threads: any."""
 
-    def __init__(self, server: grpc.Server, executor: ThreadPerCall, adapter: Adapter, address: str, port: int) -> None:
+    def __init__(
+        self, server: grpc.Server, executor: ThreadPerCallExecutor, adapter: Adapter, address: str, port: int
+    ) -> None:
         self._guard = ForkGuard(f"the gRPC server on {address}")
         self._server = server
         self._executor = executor
@@ -87,7 +89,7 @@ def serve(
         if not max_age > 0:
             raise InvalidArgumentError("max_age must be more than 0 seconds, or None")
         limits = replace(limits, stream_age=limits.stream_age or max_age * _STREAM_AGE_SHARE)
-    executor = ThreadPerCall()
+    executor = ThreadPerCallExecutor()
     server = grpc.server(
         executor,
         maximum_concurrent_rpcs=max_calls,
@@ -123,24 +125,19 @@ def _listen(server: grpc.Server, address: str, tls: ServerTLS | None) -> int:
 
 
 def _options(limits: Limits, max_age: float | None, keepalive: float, timeout: float) -> list[tuple[str, int]]:
-    found = [
+    options = [
+        *channel_options(keepalive, timeout),
         ("grpc.max_receive_message_length", limits.message_size),
         ("grpc.max_send_message_length", -1),
-        # Identity only: how large a compressed message is shows when it has taken the memory.
-        ("grpc.compression_enabled_algorithms_bitset", 1),
         # Else a second server on the same port would share it in silence.
         ("grpc.so_reuseport", 0),
-        ("grpc.keepalive_time_ms", int(keepalive * 1000)),
-        ("grpc.keepalive_timeout_ms", int(timeout * 1000)),
-        ("grpc.http2.ping_timeout_ms", int(timeout * 1000)),
-        ("grpc.http2.max_pings_without_data", 0),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", int(MIN_PING_INTERVAL * 1000)),
     ]
     if max_age is not None:
-        found += [
+        options += [
             ("grpc.max_connection_age_ms", int(max_age * 1000)),
             # A stream that began just before the connection is of age gets as old as any other.
             ("grpc.max_connection_age_grace_ms", int(max_age * 1000)),
         ]
-    return found
+    return options

@@ -24,7 +24,7 @@ class TooManySources(InvalidArgumentError):
     """A peer named a source that is one more than allowed."""
 
 
-class Source:
+class SourceEntry:
     """A registry, and whether the subscriptions of today are all in it."""
 
     def __init__(self, registry: Registry) -> None:
@@ -33,7 +33,7 @@ class Source:
         self.attached = threading.Event()
 
 
-class Sources:
+class SourceRegistries:
     """Registries by name, made when a peer first speaks for one, and the subscriptions that watch them all.
 
     Threads: any.
@@ -46,7 +46,7 @@ class Sources:
         self._guard = ForkGuard(f"the sources of {default!r}")
         # Guards the three below. Registries are watched and closed outside it: both reach users' queues.
         self._lock = threading.Lock()
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, SourceEntry] = {}
         self._subscriptions: dict[str, SourcesRegistration] = {}
         self._closed = False
         self.find(default)
@@ -66,7 +66,7 @@ class Sources:
                 check_source(name)
                 if len(self._sources) >= self._most:
                     raise TooManySources(f"there are {self._most} sources already: {name!r} is one too many")
-                made = self._sources[name] = Source(Registry(name, serializer=self._serializer))
+                made = self._sources[name] = SourceEntry(Registry(name, serializer=self._serializer))
                 subscriptions = list(self._subscriptions.values())
         if source is not None:
             source.attached.wait()
@@ -84,26 +84,19 @@ class Sources:
         with self._lock:
             return {name: source.registry for name, source in self._sources.items()}
 
-    def watch(
-        self,
-        resync_name: str,
-        change_queue: Queue[Any] | None,
-        resync_queue: Queue[Any] | None,
-        key_prefixes: tuple[str, ...],
-        in_flight: int,
-    ) -> SourcesRegistration:
-        """Watch every source of now and later, or none.
+    def subscribe(self, subscription: SourcesRegistration) -> None:
+        """Attach *subscription* to every source of now and later, or to none.
 
         Raises:
           SubscriptionError, InvalidArgumentError, ClosedError, ForkedError.
         """
         self._guard.check()
-        subscription = SourcesRegistration(self, resync_name, change_queue, resync_queue, key_prefixes, in_flight)
+        name = subscription.resync_name
         with self._lock:
             self._check_open()
-            if resync_name in self._subscriptions:
-                raise SubscriptionError(f"{self.default}: the subscription {resync_name!r} is already there")
-            self._subscriptions[resync_name] = subscription
+            if name in self._subscriptions:
+                raise SubscriptionError(f"{self.default}: the subscription {name!r} is already there")
+            self._subscriptions[name] = subscription
             sources = list(self._sources.values())
         try:
             for source in sources:
@@ -111,7 +104,6 @@ class Sources:
         except BaseException:
             subscription.close()
             raise
-        return subscription
 
     def take(self, name: str) -> Registry:
         """Take the source *name* out: whoever speaks for it next begins anew. ``dismiss`` has to follow.
@@ -163,7 +155,7 @@ class SourcesRegistration(Closable):
 
     def __init__(
         self,
-        sources: Sources,
+        sources: SourceRegistries,
         resync_name: str,
         change_queue: Queue[Any] | None,
         resync_queue: Queue[Any] | None,
