@@ -1,11 +1,11 @@
-"""Is this still the store that we read from? Finds a cluster that was emptied or restored from an older copy.
+"""The check that a store still has the history that was read from it, and was not emptied or restored from a copy.
 
-A revision below the last one that was read gives a rewound store away, but only until it has been written to again. So
-each scan and stream of a prefix leaves witnesses: the newest pair that it saw, and a delete that was newer. Before a
-stream goes on, they are looked up at their own revisions; where something else stands there, history is another one.
+A revision below the last one read reveals such a store, but only until enough is written to it. So each scan and stream
+of a prefix remembers evidence: the newest pair that it read, and a later delete. Before a stream starts, they are read
+again at their own revisions; any difference means another history.
 
-What was deleted before a scan leaves nothing to see: then it takes all keys of the scan, and their revisions, to tell.
-They are listed once more, without values, when nothing has come since and the newest pair is older than the scan.
+Deletes before a scan leave no evidence in single keys, so the scan also remembers a digest of all keys and revisions.
+The keys are listed again, without values, if nothing was streamed since and the newest pair is older than the scan.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from datasync.keyval.etcd.keys import check_page, prefix_range
 from datasync.keyval.etcd.methods import RANGE
 from datasync.keyval.types import RewoundError
 
-#: Prefixes whose past is remembered; of more, the ones unused for longest are forgotten.
+#: Prefixes whose evidence is remembered; beyond that, the least recently used ones are forgotten.
 MAX_PREFIXES = 128
-#: Keys in one page when a listing is compared. The server counts all that follow for each page, so few are better.
+#: Keys in one page when a listing is compared. Few pages are better: the server counts all remaining keys for each.
 PAGE = 30_000
 
 
 class _Witness(NamedTuple):
     key: bytes
     revision: int
-    #: What a pair of the same key and revision has in common with it only in the same history.
+    #: Values that another pair with the same key and revision shares only in the same history.
     print: tuple[int, int, int]
 
 
 class _ListedKeys(NamedTuple):
-    """All keys of a scan and their revisions; the sum does not depend on where pages end."""
+    """A digest of all keys of a scan and their revisions, whatever its pages."""
 
     revision: int
     keys: int
@@ -47,21 +47,21 @@ class _ListedKeys(NamedTuple):
 
 @dataclass
 class _Evidence:
-    """What is remembered of one prefix."""
+    """The evidence of one prefix."""
 
     cluster: int
     term: int
     newest: _Witness | None = None
-    #: The last thing that was streamed, if that was a delete.
+    #: Key and revision of the last streamed event, if it was a delete.
     gone: tuple[bytes, int] | None = None
-    #: Until something is streamed.
+    #: Set until something is streamed.
     listing: _ListedKeys | None = None
-    #: The revision of the last event that was streamed.
+    #: The revision of the last streamed event.
     streamed: int = 0
 
 
 class ScanDigest:
-    """Counts the keys of a scan, page by page. Threads: one."""
+    """Builds the digest of a scan, page by page. Threads: one."""
 
     def __init__(self) -> None:
         self._keys = 0
@@ -76,16 +76,16 @@ class ScanDigest:
 
 
 class ContinuityCheck:
-    """What the scans and streams of one store remember of its past, by prefix. Threads: any."""
+    """The evidence of the scans and streams of one store, by prefix. Threads: any."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _known and what is in it
+        self._lock = threading.Lock()  # guards _known and its values
         self._known: OrderedDict[str, _Evidence] = OrderedDict()
 
     def scanned(self, prefix: str, header: pb.ResponseHeader, newest: pb.KeyValue | None, *, first: bool) -> None:
-        """A page of a scan was read, with *newest* in it.
+        """Record a page of a scan with its *newest* pair.
 
-        The *first* page starts a new memory, so that a rewind that was found is over with it.
+        The *first* page replaces all evidence of the prefix: a reported rewind is over with the new listing.
         """
         with self._lock:
             past = self._past(prefix, header, new=first)
@@ -93,14 +93,14 @@ class ContinuityCheck:
                 past.newest = _witness(newest)
 
     def listed(self, prefix: str, listing: _ListedKeys) -> None:
-        """A scan was read to its end."""
+        """Record a completed scan."""
         with self._lock:
             past = self._known.get(prefix)
             if past is not None and past.streamed <= listing.revision:
                 past.listing = listing
 
     def streamed(self, prefix: str, header: pb.ResponseHeader, events: Sequence[pb.Event]) -> None:
-        """A response with *events* was read."""
+        """Record a watch response with *events*."""
         last = events[-1]
         newest = next((event.kv for event in reversed(events) if not event.type), None)
         with self._lock:
@@ -113,11 +113,11 @@ class ContinuityCheck:
                 past.cluster, past.term = header.cluster_id, header.raft_term
 
     def verify(self, client: EtcdClient, prefix: str, after: int, scope: CancelScope) -> None:
-        """Ask the cluster, not just one member of it, whether it still has the past up to *after*.
+        """Ask the cluster, not just one member, if it still has the history up to *after* that was read.
 
         Raises:
-          RewoundError: It does not.
-          CompactedError: It cannot be told any more.
+          RewoundError: It has another history.
+          CompactedError: The evidence is compacted, so the question cannot be answered.
         """
         with self._lock:
             known = self._known.get(prefix)
@@ -149,7 +149,7 @@ class ContinuityCheck:
 
 
 class _Verification:
-    """The questions of one ``verify``; each raises when the answer is another one than before."""
+    """The queries of one ``verify``; each raises if the response contradicts the evidence."""
 
     def __init__(self, client: EtcdClient, prefix: str, after: int, scope: CancelScope) -> None:
         self._client = client
@@ -166,8 +166,8 @@ class _Verification:
         return self._range(pb.RangeRequest(key=prefix_range(self._prefix)[0])).header
 
     def newest(self, pair: _Witness) -> pb.ResponseHeader:
-        # Compacted: too long ago to be asked about. But a pair that still stood as it was seen when we stopped reading,
-        # or stands so now (0), proves as much.
+        # The revision may be compacted. A pair that was unchanged at the last position of the stream, or is unchanged
+        # now (0), is evidence too.
         for revision in (pair.revision, self._after, 0):
             try:
                 answer = self._range(pb.RangeRequest(key=pair.key, revision=revision))
@@ -176,14 +176,14 @@ class _Verification:
             if [_print(kv) for kv in answer.kvs] == [pair.print]:
                 return answer.header
             if revision == pair.revision:
-                raise self.rewound("another value stands where one was read")
+                raise self.rewound("a value has changed at a revision that was read")
             break
-        raise CompactedError(f"{self._what}: what was read last is compacted")
+        raise CompactedError(f"{self._what}: the last revision read is compacted")
 
     def gone(self, key: bytes, revision: int) -> None:
         before, since = (self._range(pb.RangeRequest(key=key, revision=at)).kvs for at in (revision - 1, revision))
         if since or not before:
-            raise self.rewound("what was deleted is there")
+            raise self.rewound("a deleted key exists")
 
     def listing(self, listing: _ListedKeys) -> None:
         digest = ScanDigest()
@@ -197,7 +197,7 @@ class _Verification:
             more = page.more
             key = page.kvs[-1].key + b"\0" if more else key
         if digest.total(listing.revision) != listing:
-            raise self.rewound("other keys stand where some were listed")
+            raise self.rewound("other keys exist than were listed")
 
     def _range(self, request: pb.RangeRequest, timeout: float | None = None) -> pb.RangeResponse:
         return self._client.call(RANGE, request, self._what, scope=self._scope, timeout=timeout)

@@ -13,7 +13,7 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 
 class Method(Generic[RequestT, ResponseT]):
-    """A call of etcd's: its path, and what comes back."""
+    """A method of etcd's API: its path and response type; the request type is for type checkers only."""
 
     __slots__ = ("path", "response")
 

@@ -56,7 +56,7 @@ def test_c13_a_token_with_which_no_answer_comes_is_given_up(open_store: OpenStor
 
     with Restored([]) as fake:
         store = open_store(fake.endpoint, username="agent", password=PASSWORD, operation_timeout=0.3)
-        with pytest.raises(StoreConnectionError, match="no answer in time"):
+        with pytest.raises(StoreConnectionError, match="no response in time"):
             store.read("p/1")
         # then the next call has another one
         assert store.read("p/1") is None
