@@ -34,7 +34,7 @@ class _Witness(NamedTuple):
     key: bytes
     revision: int
     #: Values that another pair with the same key and revision shares only in the same history.
-    print: tuple[int, int, int]
+    fingerprint: tuple[int, int, int]
 
 
 class _ListedKeys(NamedTuple):
@@ -42,7 +42,7 @@ class _ListedKeys(NamedTuple):
 
     revision: int
     keys: int
-    sum: int
+    checksum: int
 
 
 @dataclass
@@ -64,15 +64,15 @@ class ScanDigest:
     """Builds the digest of a scan, page by page. Threads: one."""
 
     def __init__(self) -> None:
-        self._keys = 0
-        self._sum = 0
+        self._count = 0
+        self._checksum = 0
 
     def add(self, keys: Sequence[bytes], revisions: Iterable[int]) -> None:
-        self._keys += len(keys)
-        self._sum += sum(map(hash, zip(keys, revisions, strict=True)))
+        self._count += len(keys)
+        self._checksum += sum(map(hash, zip(keys, revisions, strict=True)))
 
     def total(self, revision: int) -> _ListedKeys:
-        return _ListedKeys(revision, self._keys, self._sum)
+        return _ListedKeys(revision, self._count, self._checksum)
 
 
 class ContinuityCheck:
@@ -88,29 +88,29 @@ class ContinuityCheck:
         The *first* page replaces all evidence of the prefix: a reported rewind is over with the new listing.
         """
         with self._lock:
-            past = self._past(prefix, header, new=first)
-            if newest is not None and (past.newest is None or newest.mod_revision > past.newest.revision):
-                past.newest = _witness(newest)
+            seen = self._evidence(prefix, header, new=first)
+            if newest is not None and (seen.newest is None or newest.mod_revision > seen.newest.revision):
+                seen.newest = _witness(newest)
 
     def listed(self, prefix: str, listing: _ListedKeys) -> None:
         """Record a completed scan."""
         with self._lock:
-            past = self._known.get(prefix)
-            if past is not None and past.streamed <= listing.revision:
-                past.listing = listing
+            seen = self._known.get(prefix)
+            if seen is not None and seen.streamed <= listing.revision:
+                seen.listing = listing
 
     def streamed(self, prefix: str, header: pb.ResponseHeader, events: Sequence[pb.Event]) -> None:
         """Record a watch response with *events*."""
         last = events[-1]
         newest = next((event.kv for event in reversed(events) if not event.type), None)
         with self._lock:
-            past = self._past(prefix, header)
-            past.listing = None
-            past.streamed = last.kv.mod_revision
-            past.gone = (last.kv.key, last.kv.mod_revision) if last.type else None
+            seen = self._evidence(prefix, header)
+            seen.listing = None
+            seen.streamed = last.kv.mod_revision
+            seen.gone = (last.kv.key, last.kv.mod_revision) if last.type else None
             if newest is not None:
-                past.newest = _witness(newest)
-                past.cluster, past.term = header.cluster_id, header.raft_term
+                seen.newest = _witness(newest)
+                seen.cluster, seen.term = header.cluster_id, header.raft_term
 
     def verify(self, client: EtcdClient, prefix: str, after: int, scope: CancelScope) -> None:
         """Ask the cluster, not just one member, if it still has the history up to *after* that was read.
@@ -121,31 +121,31 @@ class ContinuityCheck:
         """
         with self._lock:
             known = self._known.get(prefix)
-            past = None if known is None else replace(known)
+            seen = None if known is None else replace(known)
         check = _Verification(client, prefix, after, scope)
-        header = check.newest(past.newest) if past is not None and past.newest is not None else check.header()
+        header = check.newest(seen.newest) if seen is not None and seen.newest is not None else check.header()
         if header.revision < after:
             raise check.rewound(f"revision {header.revision} is below {after}")
-        if past is None:
+        if seen is None:
             return
-        if header.raft_term < past.term:
-            raise check.rewound(f"term {header.raft_term} is below {past.term}")
-        if header.cluster_id != past.cluster:
+        if header.raft_term < seen.term:
+            raise check.rewound(f"term {header.raft_term} is below {seen.term}")
+        if header.cluster_id != seen.cluster:
             raise check.rewound("it is another cluster")
-        witnessed = 0 if past.newest is None else past.newest.revision
-        if past.gone is not None and witnessed < past.gone[1] <= after:
-            check.gone(*past.gone)
-        if past.listing is not None and witnessed < past.listing.revision <= after:
-            check.listing(past.listing)
+        witnessed = 0 if seen.newest is None else seen.newest.revision
+        if seen.gone is not None and witnessed < seen.gone[1] <= after:
+            check.gone(*seen.gone)
+        if seen.listing is not None and witnessed < seen.listing.revision <= after:
+            check.listing(seen.listing)
 
-    def _past(self, prefix: str, header: pb.ResponseHeader, *, new: bool = False) -> _Evidence:
-        past = None if new else self._known.get(prefix)
-        if past is None:
-            past = self._known[prefix] = _Evidence(header.cluster_id, header.raft_term)
+    def _evidence(self, prefix: str, header: pb.ResponseHeader, *, new: bool = False) -> _Evidence:
+        seen = None if new else self._known.get(prefix)
+        if seen is None:
+            seen = self._known[prefix] = _Evidence(header.cluster_id, header.raft_term)
         self._known.move_to_end(prefix)
         if len(self._known) > MAX_PREFIXES:
             self._known.popitem(last=False)
-        return past
+        return seen
 
 
 class _Verification:
@@ -170,11 +170,11 @@ class _Verification:
         # now (0), is evidence too.
         for revision in (pair.revision, self._after, 0):
             try:
-                answer = self._range(pb.RangeRequest(key=pair.key, revision=revision))
+                response = self._range(pb.RangeRequest(key=pair.key, revision=revision))
             except CompactedError:
                 continue
-            if [_print(kv) for kv in answer.kvs] == [pair.print]:
-                return answer.header
+            if [_fingerprint(kv) for kv in response.kvs] == [pair.fingerprint]:
+                return response.header
             if revision == pair.revision:
                 raise self.rewound("a value has changed at a revision that was read")
             break
@@ -204,8 +204,8 @@ class _Verification:
 
 
 def _witness(kv: pb.KeyValue) -> _Witness:
-    return _Witness(kv.key, kv.mod_revision, _print(kv))
+    return _Witness(kv.key, kv.mod_revision, _fingerprint(kv))
 
 
-def _print(kv: pb.KeyValue) -> tuple[int, int, int]:
+def _fingerprint(kv: pb.KeyValue) -> tuple[int, int, int]:
     return kv.create_revision, kv.mod_revision, hash(kv.value)

@@ -50,12 +50,12 @@ class Endpoint:
         callee: Any = self._callee(method, "unary_unary")
         try:
             if scope is None:
-                answer: ResponseT = callee(request, timeout=timeout, metadata=metadata)
-                return answer
+                response: ResponseT = callee(request, timeout=timeout, metadata=metadata)
+                return response
             future = callee.future(request, timeout=timeout, metadata=metadata)
             scope.attach(future)
-            answer = result_of(future)
-            return answer
+            response = result_of(future)
+            return response
         finally:
             if scope is not None:
                 scope.detach()

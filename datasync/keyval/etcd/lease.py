@@ -46,8 +46,8 @@ def keep_alive(client: EtcdClient, lease: int, scope: CancelScope, timeout: floa
     etcd's method is a stream of renewals, but a single one looks like a plain call on the wire.
     """
     request = pb.LeaseKeepAliveRequest(ID=lease)
-    answer = client.call(LEASE_KEEP_ALIVE, request, "renewing a lease", timeout=timeout, scope=scope)
-    return answer.TTL > 0
+    response = client.call(LEASE_KEEP_ALIVE, request, "renewing a lease", timeout=timeout, scope=scope)
+    return response.TTL > 0
 
 
 def revoke(client: EtcdClient, lease: int) -> None:
@@ -188,9 +188,9 @@ class ClientLease:
             failure=[pb.RequestOp(request_txn=still_ours)],
         )
         # Safe to repeat: the second time the key has our own value under our own lease.
-        answer = self._client.call(TXN, request, f"putting {key!r} again", scope=self._scope)
-        done = answer.succeeded or any(one.response_txn.succeeded for one in answer.responses)
-        revision = answer.header.revision
+        response = self._client.call(TXN, request, f"putting {key!r} again", scope=self._scope)
+        done = response.succeeded or any(one.response_txn.succeeded for one in response.responses)
+        revision = response.header.revision
         with self._lock:
             still_owned = self._owned.get(key) is owned
             if still_owned and done:

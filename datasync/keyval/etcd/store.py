@@ -110,10 +110,10 @@ class EtcdStore(Store):
     def read(self, key: str) -> KeyValue | None:
         check_key(key)
         encoded = encode_key(key)
-        answer = self._client.call(RANGE, pb.RangeRequest(key=encoded), f"reading {key!r}")
-        if any(kv.key != encoded for kv in answer.kvs):
+        response = self._client.call(RANGE, pb.RangeRequest(key=encoded), f"reading {key!r}")
+        if any(kv.key != encoded for kv in response.kvs):
             raise unexpected_response(f"reading {key!r}")
-        return next((KeyValue(key, kv.value, kv.mod_revision) for kv in answer.kvs), None)
+        return next((KeyValue(key, kv.value, kv.mod_revision) for kv in response.kvs), None)
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> EtcdScan:
         page_size = self.config.page_size
@@ -124,31 +124,31 @@ class EtcdStore(Store):
     def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
         self._client.check_usable()
         _check_ops(ops)
-        mortal = [op for op in ops if isinstance(op, PutOp) and op.client_lifetime]
+        bound = [op for op in ops if isinstance(op, PutOp) and op.client_lifetime]
         leases = PutLeases(self._client)
         released = self._lifetime.release(ops)
-        made = False
+        applied = False
         try:
-            lease = self._lifetime.current() if mortal else 0
+            lease = self._lifetime.current() if bound else 0
             try:
-                answer = self._send(ops, conditions, leases, lease)
+                response = self._send(ops, conditions, leases, lease)
             except LeaseNotFound:
-                if not mortal:
+                if not bound:
                     raise
                 lease = self._lifetime.replace(lease)  # nothing was written, so the transaction may be sent again
-                answer = self._send(ops, conditions, leases, lease)
-            made = answer.succeeded
+                response = self._send(ops, conditions, leases, lease)
+            applied = response.succeeded
         except UnknownOutcome:
-            made = True  # possibly: the keys stay released, and leases that may be in use are left to expire
+            applied = True  # possibly: the keys stay released, and leases that may be in use are left to expire
             raise
         finally:
-            if not made:
+            if not applied:
                 self._lifetime.restore(released)
                 leases.revoke()
-        if answer.succeeded and mortal:
-            self._lifetime.record_puts(mortal, answer.header.revision, lease)
-        deleted = sum(item.response_delete_range.deleted for item in answer.responses) if answer.succeeded else 0
-        return CommitResult(answer.succeeded, answer.header.revision, deleted)
+        if response.succeeded and bound:
+            self._lifetime.record_puts(bound, response.header.revision, lease)
+        deleted = sum(item.response_delete_range.deleted for item in response.responses) if response.succeeded else 0
+        return CommitResult(response.succeeded, response.header.revision, deleted)
 
     def stream(self, prefix: str, after: int) -> EtcdStream:
         self._client.check_usable()
