@@ -16,7 +16,7 @@ from datasync.errors import ClosedError, InvalidArgumentError, StoreError, Unkno
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.cancel_scope import CancelScope
 from datasync.keyval.etcd.config import EtcdConfig
-from datasync.keyval.etcd.endpoint import Endpoint
+from datasync.keyval.etcd.endpoint import Endpoint, Metadata
 from datasync.keyval.etcd.errors import Fault, find_fault, translate
 from datasync.keyval.etcd.methods import AUTHENTICATE, Method, RequestT, ResponseT
 from datasync.keyval.etcd.pending_call import PendingCall
@@ -76,10 +76,7 @@ class EtcdClient:
 
         A call that certainly had no effect is retried at the next endpoint, for up to ``dial_timeout``. So is a read
         whose connection failed. A write that may have been applied is never retried. With a *scope* that is not
-        patient, each endpoint is tried once.
-
-        Args:
-          pending: A call that ``begin`` has sent: the first attempt.
+        patient, each endpoint is tried once. The first attempt is *pending*, if ``begin`` has sent it already.
 
         Raises:
           UnknownOutcome: *write* is True and no response arrived.
@@ -254,7 +251,7 @@ class EtcdClient:
                 self._token = ""
 
 
-def _metadata(token: str) -> tuple[tuple[str, str], ...]:
+def _metadata(token: str) -> Metadata:
     # With this a member without a leader fails the call at once instead of delaying it.
     leader = ("hasleader", "true")
     return (leader, ("token", token)) if token else (leader,)

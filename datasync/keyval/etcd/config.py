@@ -183,10 +183,8 @@ def read_duration(name: str, value: object) -> float:
     if isinstance(value, str):
         text = value.strip()
         parts = _DURATION.findall(text)
-        if parts and "".join(number + unit for number, unit in parts) == text:
-            value = sum(float(number) * _UNITS[unit] for number, unit in parts)
-        else:
-            value = _number(text)
+        whole = bool(parts) and "".join(number + unit for number, unit in parts) == text
+        value = sum(float(number) * _UNITS[unit] for number, unit in parts) if whole else _number(text)
         if value is None:
             raise InvalidArgumentError(f"etcd option {name} must be a duration such as '2s' or '500ms'")
     if not 0 <= value <= MAX_SECONDS * (1e9 if isinstance(value, int) else 1):  # also rejects NaN
@@ -264,7 +262,7 @@ _KINDS = {_spelled(item.name): _BY_TYPE[str(item.type)] for item in fields(EtcdC
 #: Options of an ``etcd://`` URL, and the types to which ``connect`` converts their text. A duration stays text, because
 #: it may have a unit. The hosts of the URL are the endpoints.
 URL_OPTIONS: dict[str, str] = {
-    **{item.name: "str" if item.type == "float" else str(item.type) for item in fields(EtcdConfig)},
-    "config_file": "str",
-}
-del URL_OPTIONS["endpoints"]
+    item.name: "str" if item.type == "float" else str(item.type)
+    for item in fields(EtcdConfig)
+    if item.name != "endpoints"
+} | {"config_file": "str"}

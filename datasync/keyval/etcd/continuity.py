@@ -37,12 +37,17 @@ class _Witness(NamedTuple):
     fingerprint: tuple[int, int, int]
 
 
-class _ListedKeys(NamedTuple):
-    """A digest of all keys of a scan and their revisions, whatever its pages."""
+@dataclass
+class ScanDigest:
+    """A digest of all keys of a scan at *revision* and of their revisions, whatever its pages. Threads: one."""
 
     revision: int
-    keys: int
-    checksum: int
+    keys: int = 0
+    checksum: int = 0
+
+    def add(self, keys: Sequence[bytes], revisions: Iterable[int]) -> None:
+        self.keys += len(keys)
+        self.checksum += sum(map(hash, zip(keys, revisions, strict=True)))
 
 
 @dataclass
@@ -55,24 +60,9 @@ class _Evidence:
     #: Key and revision of the last streamed event, if it was a delete.
     gone: tuple[bytes, int] | None = None
     #: Set until something is streamed.
-    listing: _ListedKeys | None = None
+    listing: ScanDigest | None = None
     #: The revision of the last streamed event.
     streamed: int = 0
-
-
-class ScanDigest:
-    """Builds the digest of a scan, page by page. Threads: one."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._checksum = 0
-
-    def add(self, keys: Sequence[bytes], revisions: Iterable[int]) -> None:
-        self._count += len(keys)
-        self._checksum += sum(map(hash, zip(keys, revisions, strict=True)))
-
-    def total(self, revision: int) -> _ListedKeys:
-        return _ListedKeys(revision, self._count, self._checksum)
 
 
 class ContinuityCheck:
@@ -92,7 +82,7 @@ class ContinuityCheck:
             if newest is not None and (seen.newest is None or newest.mod_revision > seen.newest.revision):
                 seen.newest = _witness(newest)
 
-    def listed(self, prefix: str, listing: _ListedKeys) -> None:
+    def listed(self, prefix: str, listing: ScanDigest) -> None:
         """Record a completed scan."""
         with self._lock:
             seen = self._known.get(prefix)
@@ -185,8 +175,8 @@ class _Verification:
         if since or not before:
             raise self.rewound("a deleted key exists")
 
-    def listing(self, listing: _ListedKeys) -> None:
-        digest = ScanDigest()
+    def listing(self, listing: ScanDigest) -> None:
+        digest = ScanDigest(listing.revision)
         key, end = prefix_range(self._prefix)
         more = True
         while more:
@@ -196,7 +186,7 @@ class _Verification:
             digest.add([kv.key for kv in page.kvs], [kv.mod_revision for kv in page.kvs])
             more = page.more
             key = page.kvs[-1].key + b"\0" if more else key
-        if digest.total(listing.revision) != listing:
+        if digest != listing:
             raise self.rewound("other keys exist than were listed")
 
     def _range(self, request: pb.RangeRequest, timeout: float | None = None) -> pb.RangeResponse:

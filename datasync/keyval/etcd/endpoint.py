@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
-from google.protobuf.message import Message
 
 from datasync.keyval.etcd.cancel_scope import CancelScope
 from datasync.keyval.etcd.config import EtcdConfig
 from datasync.keyval.etcd.methods import Method, RequestT, ResponseT
 from datasync.keyval.etcd.tls import make_credentials
+
+Metadata = tuple[tuple[str, str], ...]
 
 #: Seconds without traffic after which grpc pings the server; etcd rejects clients that ping more often than every 5 s.
 KEEPALIVE_TIME = 10
@@ -44,7 +45,7 @@ class Endpoint:
         method: Method[RequestT, ResponseT],
         request: RequestT,
         timeout: float,
-        metadata: tuple[tuple[str, str], ...],
+        metadata: Metadata,
         scope: CancelScope | None,
     ) -> ResponseT:
         callee: Any = self._callee(method, "unary_unary")
@@ -61,22 +62,12 @@ class Endpoint:
                 scope.detach()
             self._ended()
 
-    def stream(
-        self,
-        method: Method[RequestT, ResponseT],
-        requests: Iterator[RequestT],
-        metadata: tuple[tuple[str, str], ...],
-    ) -> Any:
+    def stream(self, method: Method[RequestT, Any], requests: Iterator[RequestT], metadata: Metadata) -> Any:
+        """Start a stream and return its call, which iterates over the responses."""
         callee = self._callee(method, "stream_stream")
         return self._counted(lambda: callee(requests, metadata=metadata))
 
-    def begin(
-        self,
-        method: Method[RequestT, ResponseT],
-        request: RequestT,
-        timeout: float,
-        metadata: tuple[tuple[str, str], ...],
-    ) -> Any:
+    def begin(self, method: Method[RequestT, Any], request: RequestT, timeout: float, metadata: Metadata) -> Any:
         """Start the call of ``unary`` and return its future."""
         callee: Any = self._callee(method, "unary_unary")
         return self._counted(lambda: callee.future(request, timeout=timeout, metadata=metadata))
@@ -103,7 +94,9 @@ class Endpoint:
                 if self._channel is None:
                     self._channel = _make_channel(self.address, self._config)
                 callee = self._calls[method.path] = getattr(self._channel, shape)(
-                    method.path, request_serializer=_serialize, response_deserializer=method.response.FromString
+                    method.path,
+                    request_serializer=method.request.SerializeToString,
+                    response_deserializer=method.response.FromString,
                 )
             self._busy += 1
         return callee
@@ -130,10 +123,6 @@ def result_of(call: Any) -> Any:
     except grpc.FutureCancelledError:
         pass
     raise call  # a cancelled call is itself an RpcError with code and details
-
-
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
 
 
 def _make_channel(address: str, config: EtcdConfig) -> grpc.Channel:

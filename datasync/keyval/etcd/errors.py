@@ -117,11 +117,9 @@ def find_fault(code: grpc.StatusCode | None, text: str) -> Fault:
 
 
 def translate(error: grpc.RpcError, what: str, endpoint: str, *, write: bool = False, hint: str = "") -> Exception:
-    """Return the datasync error for *error* of the action *what* at *endpoint*.
+    """Return the datasync error for *error* of the action *what*, possibly a *write*, at *endpoint*.
 
-    Args:
-      write: True if the call may have changed something.
-      hint: The known cause, which replaces the advice of the table.
+    A *hint*, the known cause, replaces the advice of the table.
     """
     code, text = error.code(), error.details() or ""
     fault = find_fault(code, text)

@@ -10,17 +10,12 @@ ALL = b"\0"
 
 
 def encode_key(key: str) -> bytes:
-    """Return the bytes of *key*. Surrogates of ``decode_key`` become their original bytes again."""
+    """Return the bytes of *key*. Lone surrogates become the bytes, not valid UTF-8, from which they were decoded."""
     try:
         return key.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         pass
     raise InvalidArgumentError(f"the key {key[:40]!r} must be valid Unicode: it has half of a surrogate pair")
-
-
-def decode_key(key: bytes) -> str:
-    """Return the text of *key*. Bytes that are not UTF-8 become lone surrogates, which ``encode_key`` restores."""
-    return key.decode("utf-8", "surrogateescape")
 
 
 def prefix_range(prefix: str) -> tuple[bytes, bytes]:

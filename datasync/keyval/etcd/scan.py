@@ -38,14 +38,7 @@ class EtcdScan(Scan):
     """
 
     def __init__(
-        self,
-        client: EtcdClient,
-        continuity: ContinuityCheck,
-        prefix: str,
-        in_fragments: set[str],
-        *,
-        keys_only: bool,
-        page_size: int,
+        self, client: EtcdClient, continuity: ContinuityCheck, prefix: str, in_fragments: set[str], *, keys_only: bool
     ) -> None:
         self._client = client
         self._continuity = continuity
@@ -53,15 +46,15 @@ class EtcdScan(Scan):
         self._what = f"listing {prefix!r}"
         self._in_fragments = in_fragments
         self._keys_only = keys_only
-        self._page_size = page_size
-        self._first = self._page(self._request(prefix_range(prefix)[0], min(FIRST_PAGE, page_size), 0))
+        self._page_size = client.config.page_size
+        self._first = self._page(self._request(prefix_range(prefix)[0], min(FIRST_PAGE, self._page_size), 0))
         self.revision = self._first.header.revision
         kvs = self._first.kvs
         self._witness(self._first.header, kvs, [kv.mod_revision for kv in kvs], first=True)
 
     def __iter__(self) -> Iterator[KeyValue]:
         page = self._first
-        digest = ScanDigest()
+        digest = ScanDigest(self.revision)
         mean = 0  # mean size of a pair on the previous page
         ahead: PendingCall[pb.RangeResponse] | None = None
         try:
@@ -88,7 +81,7 @@ class EtcdScan(Scan):
                 yield from map(_new_pair, zip(keys, values, revisions, strict=True))
                 if not more:
                     if not self._keys_only:
-                        self._continuity.listed(self._prefix, digest.total(self.revision))
+                        self._continuity.listed(self._prefix, digest)
                     return
                 page = self._page(request, ahead)
         finally:

@@ -116,10 +116,7 @@ class EtcdStore(Store):
         return next((KeyValue(key, kv.value, kv.mod_revision) for kv in response.kvs), None)
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> EtcdScan:
-        page_size = self.config.page_size
-        return EtcdScan(
-            self._client, self._continuity, prefix, self._in_fragments, keys_only=keys_only, page_size=page_size
-        )
+        return EtcdScan(self._client, self._continuity, prefix, self._in_fragments, keys_only=keys_only)
 
     def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
         self._client.check_usable()
@@ -187,8 +184,7 @@ class EtcdStore(Store):
     ) -> Leadership:
         """Become a candidate for leader under *prefix* with *value*, and return when elected.
 
-        Args:
-          on_lost: Called, in a thread of the leadership, when it is lost.
+        A thread of the leadership calls *on_lost* when it is lost.
 
         Raises:
           NotReadyError: Not elected within *timeout* seconds.
