@@ -52,8 +52,7 @@ class BytesBroker:
         """Write *data* under *key*. Empty data is a value.
 
         Raises:
-          InvalidArgumentError: The key is invalid, the data is not bytes (None does not delete), or an option is
-            unknown.
+          InvalidArgumentError: An invalid key, data that is not bytes (None does not delete), an unknown option.
           UnsupportedError: The store does not support an option.
           UnknownOutcome: The request was sent and no response arrived. It is not repeated automatically.
         """

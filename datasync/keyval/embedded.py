@@ -40,16 +40,7 @@ class SharedByKey(Generic[KeyT, ValueT]):
 
 
 def check_position(name: str, position: int, oldest: int, current: int) -> None:
-    """Raise if the store *name* cannot continue a stream after the revision *position*.
-
-    Args:
-      oldest: The revision after which the history is complete.
-      current: The store's current revision.
-
-    Raises:
-      RewoundError: *current* is below *position*.
-      CompactedError: The history after *position* is incomplete.
-    """
+    """Raise if a stream cannot resume after *position*, because *current* is below it or the history is compacted."""
     if current < position:
         raise RewoundError(f"{name} is at revision {current}, below {position}")
     if position < oldest > 1:

@@ -94,8 +94,7 @@ class ProtoBroker:
         """Write *message* under *key*.
 
         Raises:
-          InvalidArgumentError: The message is missing (None does not delete), the key is invalid, or an option is
-            unknown.
+          InvalidArgumentError: A missing message (None does not delete), an invalid key, an unknown option.
           UnsupportedError: The store does not support an option.
         """
         self._broker.put(key, self._serializer.marshal(message), *opts)

@@ -269,14 +269,11 @@ class _MemoryStream(Stream):
 
     def _wait(self, data: _SharedData) -> None:
         """Wait for a commit, the next deadline, or one second."""
-        if self._is_idle(data):
+        if not self._cancelled and data.revision == self._position:
             due = data.deadlines[0][0] - time.monotonic() if data.deadlines else IDLE
             data.changed.wait(min(max(due, 0.0), IDLE))
         self._store.check_open()
         data.expire()
-
-    def _is_idle(self, data: _SharedData) -> bool:
-        return not self._cancelled and data.revision == self._position
 
     def _next(self, data: _SharedData) -> Batch:
         if data.losses != self._losses:

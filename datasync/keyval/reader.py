@@ -100,13 +100,8 @@ class StoreReader:
                 return
             for key, value, revision in some:
                 entries[key[cut:]] = (revision, value)
-        log.info(
-            "%s: listed %d keys at revision %d in %.2f s",
-            self._store.name,
-            len(entries),
-            scan.revision,
-            time.monotonic() - started,
-        )
+        seconds = time.monotonic() - started
+        log.info("%s: listed %d keys at revision %d in %.2f s", self._store.name, len(entries), scan.revision, seconds)
         if scan.revision < self._revision and self._has_history:
             reason = ResyncReason.REWOUND  # the listing itself shows that the store was set back, whatever caused it
         self._revision, self._anchor, self._due = scan.revision, None, None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from datasync.errors import DatasyncError, InvalidArgumentError, MissingExtraError, UnsupportedError
@@ -34,27 +34,15 @@ class StoreURL:
 
 
 class DriverEntry(NamedTuple):
-    """The location of a scheme's driver class (``module:Class``), and the extra that installs its client library."""
+    """The location of a scheme's driver class (``module:Class``), and the extra that installs its client library.
+
+    The class opens a store with ``from_url(url, **options)``. The first of these that is not empty names its options:
+    the keyword-only parameters of ``from_url``; the mapping ``url_options`` of names to annotations, if the class has
+    one; the keyword-only parameters of the constructor.
+    """
 
     target: str
     extra: str = ""
-
-
-class DriverClass(Protocol):
-    """The part of a driver class that ``connect`` uses.
-
-    The first of these that is not empty names the known options: the keyword-only parameters of ``from_url``, the
-    mapping ``url_options`` (name to annotation) if the class has one, and the keyword-only parameters of the
-    constructor.
-    """
-
-    def from_url(self, url: StoreURL, **options: object) -> Store:
-        """Open the store that *url* names. *options* includes those of the URL's query."""
-        ...
-
-    def __call__(self, *arguments: Any, **options: Any) -> Store:
-        """Construct the store."""
-        ...
 
 
 #: Scheme to driver.
@@ -90,7 +78,8 @@ def connect(url: str, **options: object) -> Store:
     """
     parsed = parse_url(url)
     driver = _load(parsed.scheme)
-    return driver.from_url(parsed, **_merge(parsed, options, _known_options(driver)))
+    store: Store = driver.from_url(parsed, **_merge(parsed, options, _known_options(driver)))
+    return store
 
 
 def parse_url(url: str) -> StoreURL:
@@ -152,7 +141,7 @@ def _query(scheme: str, text: str) -> dict[str, str]:
     return query
 
 
-def _load(scheme: str) -> DriverClass:
+def _load(scheme: str) -> Any:
     driver = DRIVERS.get(scheme)
     known = ", ".join(f"{name}://" for name in DRIVERS)
     if driver is None and scheme in PLANNED:
@@ -162,15 +151,14 @@ def _load(scheme: str) -> DriverClass:
         raise InvalidArgumentError(f"unknown store scheme {scheme}://{hint}; known: {known}")
     module, _, name = driver.target.partition(":")
     try:
-        found: DriverClass = getattr(import_module(module), name)
+        return getattr(import_module(module), name)
     except ImportError as error:
         if not driver.extra or isinstance(error, DatasyncError):
             raise
         raise MissingExtraError(driver.extra, error.name or f"the client library of {scheme}://") from error
-    return found
 
 
-def _known_options(driver: DriverClass) -> Mapping[str, str]:
+def _known_options(driver: Any) -> Mapping[str, str]:
     """Return the options that *driver* accepts: name to the text of the annotation."""
     declared: Mapping[str, str] = getattr(driver, "url_options", {})
     return _keywords(driver.from_url) or declared or _keywords(driver)

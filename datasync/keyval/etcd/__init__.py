@@ -1,4 +1,4 @@
-"""etcd v3 as a store: ``datasync.keyval.connect("etcd://host:2379")``, or ``EtcdStore`` and ``EtcdConfig`` by hand.
+"""etcd v3 as a store: ``datasync.keyval.connect("etcd://host:2379")``, or ``EtcdStore(EtcdConfig(...))``.
 
 Needs the extra ``etcd``: ``pip install 'datasync-kv[etcd]'``.
 """
@@ -8,7 +8,7 @@ from datasync.runtime.grpcio import check_grpc as _check_grpc  # noqa: F401 - be
 
 try:
     import grpc as _grpc  # noqa: F401
-except ImportError as error:  # pragma: no cover - the extra brings it
+except ImportError as error:  # pragma: no cover - the extra installs it
     raise MissingExtraError("etcd", "grpcio") from error
 
 from datasync.keyval.etcd.config import EtcdConfig, load_file, read_options

@@ -11,17 +11,17 @@ class Cancellable(Protocol):
 
 
 class CancelScope:
-    """What one user of the client has under way, so that another thread can call it off.
+    """The running call of one user of the client, so that another thread can cancel it and every later attempt.
 
     Args:
-      patient: False where whoever waits has pauses of his own, so that what cannot be reached is not tried again here.
+      patient: False if the user retries with a backoff of its own, so that the client does not retry for it.
 
     Threads: any.
     """
 
     def __init__(self, *, patient: bool = True) -> None:
         self.patient = patient
-        self._lock = threading.Lock()  # guards _call against a cancel between its start and its entry here
+        self._lock = threading.Lock()  # guards _call, so that a cancel between start and attach() is not lost
         self._call: Cancellable | None = None
         self._cancelled = threading.Event()
 
@@ -30,11 +30,11 @@ class CancelScope:
         return self._cancelled.is_set()
 
     def wait(self, seconds: float) -> None:
-        """Wait, but not longer than until ``cancel``."""
+        """Wait for *seconds*, or until ``cancel``."""
         self._cancelled.wait(seconds)
 
     def attach(self, call: Cancellable) -> None:
-        """Make *call* the one that ``cancel`` cancels."""
+        """Register *call* as the one that ``cancel`` cancels."""
         with self._lock:
             self._call = call
             late = self._cancelled.is_set()
@@ -42,12 +42,12 @@ class CancelScope:
             call.cancel()
 
     def detach(self) -> None:
-        """Let go of a call that is over."""
+        """Unregister a finished call."""
         with self._lock:
             self._call = None
 
     def cancel(self) -> None:
-        """Cancel what runs, and everything that is tried afterwards."""
+        """Cancel the running call and every later one."""
         with self._lock:
             self._cancelled.set()
             call = self._call

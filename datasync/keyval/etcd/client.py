@@ -1,4 +1,4 @@
-"""Calls to etcd over grpc: which endpoint, with which token, how often, and what a failure means."""
+"""The etcd client: chooses the endpoint, authenticates, retries, and translates failures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from datasync.errors import ClosedError, InvalidArgumentError, StoreError, Unkno
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.cancel_scope import CancelScope
 from datasync.keyval.etcd.config import EtcdConfig
-from datasync.keyval.etcd.endpoint import Endpoint
+from datasync.keyval.etcd.endpoint import Endpoint, Metadata
 from datasync.keyval.etcd.errors import Fault, find_fault, translate
 from datasync.keyval.etcd.methods import AUTHENTICATE, Method, RequestT, ResponseT
 from datasync.keyval.etcd.pending_call import PendingCall
@@ -26,16 +26,17 @@ from datasync.runtime.threads import ForkGuard
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two attempts while no endpoint can be reached.
+#: Seconds between two attempts while no endpoint is reachable.
 RETRY_PAUSE = 0.1
-#: Seconds for which a hint on why an endpoint cannot be talked to stays good.
+#: Seconds for which the cause of a failed TLS handshake is remembered.
 HINT_FOR = 300.0
 
 
 class EtcdClient:
-    """A connection to a cluster. Threads: any; no lock is held while the network is waited for.
+    """A connection to a cluster.
 
-    Source: contract C15, C17; the defects D60, D62 and D65 of the Go system.
+    Threads: any; no lock is held during network calls.
+    Source: contract C15, C17.
     """
 
     def __init__(self, config: EtcdConfig) -> None:
@@ -45,7 +46,7 @@ class EtcdClient:
         self._lock = threading.Lock()  # guards the fields below
         self._current = 0
         self._closed = False
-        self._scopes: WeakSet[CancelScope] = WeakSet()  # a stream that nobody ever read takes its scope with it
+        self._scopes: WeakSet[CancelScope] = WeakSet()  # weak: a stream that is never read must not stay registered
         self._token = ""
         self._closing = CancelScope()
         self._hints: dict[Endpoint, tuple[float, str]] = {}
@@ -71,15 +72,14 @@ class EtcdClient:
         scope: CancelScope | None = None,
         pending: PendingCall[ResponseT] | None = None,
     ) -> ResponseT:
-        """Call *method* and return its answer; *what* says in errors what was being done.
+        """Call *method* and return its response. Errors name the action as *what*.
 
-        Where it was *begun* already, that is the first attempt.
-
-        Every call that surely did nothing is tried again, at the next endpoint and for ``dial_timeout`` altogether; a
-        read that broke is too; a write that may have been applied never is. One with a *scope* is tried once at each.
+        A call that certainly had no effect is retried at the next endpoint, for up to ``dial_timeout``. So is a read
+        whose connection failed. A write that may have been applied is never retried. With a *scope* that is not
+        patient, each endpoint is tried once. The first attempt is *pending*, if ``begin`` has sent it already.
 
         Raises:
-          UnknownOutcome: *write*, and no answer came.
+          UnknownOutcome: *write* is True and no response arrived.
         """
         self.check_usable()
         timeout = self.config.operation_timeout if timeout is None else timeout
@@ -98,23 +98,23 @@ class EtcdClient:
                     token = self._authenticate(endpoint, timeout)
                 return endpoint.unary(method, request, timeout, _metadata(token), scope)
             except grpc.RpcError as error:
-                fault = self.note(error, endpoint)
+                fault = self.record_failure(error, endpoint)
                 untried -= 1
                 if self._closed or (scope is not None and scope.cancelled):
-                    raise self._called_off(what, write and not fault.unsent) from error
+                    raise self._cancelled_error(what, write and not fault.unsent) from error
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    # A token names a place in the server's log. One that was restored from a copy lets every call with
-                    # a younger token wait until its log has come to there.
-                    self._forget(token)
+                    # A token refers to a position in the server's log. A server restored from an older copy delays
+                    # every call with a later token until its log has reached that position.
+                    self._discard_token(token)
                 if fault.renew and self.config.username and not renewed:
                     renewed = True
-                    self._forget(token)
+                    self._discard_token(token)
                     continue
                 again = fault.elsewhere and (fault.unsent or not write)
                 if fault.unsent:
                     missed.add(endpoint)
-                # An endpoint that did not answer in time had its chance; one that cannot be reached may come up. A
-                # stream has a reader behind it, whose own pauses are long enough.
+                # An endpoint that did not respond in time is not retried; an unreachable one may come up. A stream is
+                # not retried here, because its reader has a backoff of its own.
                 patient = error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED and time.monotonic() < give_up
                 patient = patient and (scope is None or scope.patient)
                 if again and (untried > 0 or patient):
@@ -124,9 +124,9 @@ class EtcdClient:
                 for one in missed:
                     one.reset(only_idle=True)
                 raise self.error(error, endpoint, what, write=write) from error
-            except InvalidArgumentError:  # a ValueError as well: the files for TLS, which are read for a new channel
+            except InvalidArgumentError:  # is a ValueError too: a TLS file of a new channel cannot be read
                 raise
-            except ValueError as error:  # grpc's word for a channel that was closed meanwhile
+            except ValueError as error:  # raised by grpc when the channel was closed meanwhile
                 untried -= 1
                 if self._closed or untried < -2:
                     raise ClosedError("this etcd store is closed") from error
@@ -134,21 +134,21 @@ class EtcdClient:
     def begin(
         self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float
     ) -> PendingCall[ResponseT] | None:
-        """Begin what ``call`` is to go on with; None where nothing can be begun, and ``call`` will tell why."""
+        """Send the first attempt of a ``call`` early. Return None on failure; ``call`` then raises the error."""
         if self._closed or self._guard.forked:
             return None
         try:
             endpoint = self._endpoints[self._current]
             return PendingCall(endpoint, endpoint.begin(method, request, timeout, _metadata(self._token)))
-        except ValueError:  # closed meanwhile, or files for TLS that cannot be read
+        except ValueError:  # the channel was closed meanwhile, or a TLS file cannot be read
             return None
 
-    def open(
+    def open_stream(
         self, method: Method[RequestT, ResponseT], requests: Iterator[RequestT], scope: CancelScope
     ) -> tuple[Any, Endpoint]:
-        """Start a stream at the current endpoint: the call, which iterates, and the endpoint it is with.
+        """Start a stream at the current endpoint. Return the call, which iterates over responses, and the endpoint.
 
-        The caller has made a successful ``call`` just before, so that the endpoint is a good one and the token fresh.
+        A successful ``call`` must precede it: then the endpoint is reachable and the token valid.
         """
         self.check_usable()
         endpoint = self._endpoints[self._current]
@@ -162,7 +162,7 @@ class EtcdClient:
         return call, endpoint
 
     def new_scope(self, *, patient: bool = True) -> CancelScope:
-        """A scope that ``close`` cancels; *patient* as in ``CancelScope``."""
+        """Return a scope that ``close`` cancels; *patient* as in ``CancelScope``."""
         scope = CancelScope(patient=patient)
         with self._lock:
             self._scopes.add(scope)
@@ -176,42 +176,42 @@ class EtcdClient:
         with self._lock:
             self._scopes.discard(scope)
 
-    def note(self, error: grpc.RpcError, endpoint: Endpoint) -> Fault:
-        """What *error* means; when another endpoint may do better, it is that one's turn from now on."""
+    def record_failure(self, error: grpc.RpcError, endpoint: Endpoint) -> Fault:
+        """Classify *error*. If another endpoint may succeed, make it the current one."""
         forget_traceback(error)
         code, text = error.code(), error.details() or ""
         fault = find_fault(code, text)
         if fault.elsewhere:
             with self._lock:
-                # Only the first of many calls that failed together moves on.
+                # Of many calls that failed together only the first moves on.
                 if self._endpoints[self._current] is endpoint and not self._closed:
                     self._current = (self._current + 1) % len(self._endpoints)
             if self.config.secure and fault.unsent:
-                endpoint.reset()  # the next attempt reads the certificates again: they may have been rotated
+                endpoint.reset()  # the next attempt reads the certificates again, in case they were rotated
             log.debug("etcd %s: %s: %s", endpoint.address, code, text)
         return fault
 
     def _hint(self, endpoint: Endpoint) -> str:
-        """Why a handshake fails, asked now and then: a reader that tries for hours would knock twice each time."""
+        """Return the cause of a failed handshake, remembered so that a retrying reader does not connect twice."""
         now = time.monotonic()
         asked, hint = self._hints.get(endpoint, (-math.inf, ""))
         if now - asked >= HINT_FOR:
-            self._hints[endpoint] = (now, hint)  # first: who else asks meanwhile does not knock as well
+            self._hints[endpoint] = (now, hint)  # before the handshake, so that no other thread starts one too
             hint = explain(self.config, endpoint.address)
             self._hints[endpoint] = (now, hint)
         return hint
 
     def error(self, error: grpc.RpcError, endpoint: Endpoint, what: str, *, write: bool = False) -> Exception:
-        """The datasync error for *error*, with a word on TLS where that is what fails."""
+        """Return the datasync error for *error*, with the cause of a failed TLS handshake."""
         text = error.details() or ""
-        # A connection that came about and failed: then it is worth a handshake of our own to ask why.
+        # The connection was made and then failed: a handshake of our own can find out why.
         broken = "failed to connect" in text and "refused" not in text and "timed out" not in text
         hint = self._hint(endpoint) if broken else ""
         listed = ", ".join(e.address for e in self._endpoints) if find_fault(error.code(), "").elsewhere else ""
         return translate(error, what, listed or endpoint.address, write=write, hint=hint)
 
     def close(self) -> None:
-        """Cancel what runs, close the channels; nothing in a forked child."""
+        """Cancel running calls and close the channels. Does nothing in a forked child."""
         if self._guard.forked:
             return
         with self._lock:
@@ -227,10 +227,10 @@ class EtcdClient:
     def closed(self) -> bool:
         return self._closed
 
-    def _called_off(self, what: str, unknown: bool) -> StoreError | ClosedError:
+    def _cancelled_error(self, what: str, unknown: bool) -> StoreError | ClosedError:
         if unknown:
-            return UnknownOutcome(f"{what}: called off before the answer came; it may have been applied")
-        return ClosedError(f"{what}: called off")
+            return UnknownOutcome(f"{what}: cancelled before the response arrived; it may have been applied")
+        return ClosedError(f"{what}: cancelled")
 
     def _authenticate(self, endpoint: Endpoint, timeout: float) -> str:
         request = pb.AuthenticateRequest(name=self.config.username, password=self.config.password)
@@ -239,19 +239,19 @@ class EtcdClient:
         except grpc.RpcError as error:
             if "authentication is not enabled" not in (error.details() or ""):
                 raise
-            log.debug("etcd %s does not ask for a password", endpoint.address)
+            log.debug("etcd %s does not require a password", endpoint.address)
             return ""
         with self._lock:
             self._token = token
         return token
 
-    def _forget(self, token: str) -> None:
+    def _discard_token(self, token: str) -> None:
         with self._lock:
-            if self._token == token:  # else another thread has a newer one already
+            if self._token == token:  # otherwise another thread already has a newer one
                 self._token = ""
 
 
-def _metadata(token: str) -> tuple[tuple[str, str], ...]:
-    # A member without a leader refuses at once with this, instead of keeping its callers in the dark.
+def _metadata(token: str) -> Metadata:
+    # With this a member without a leader fails the call at once instead of delaying it.
     leader = ("hasleader", "true")
     return (leader, ("token", token)) if token else (leader,)

@@ -1,4 +1,4 @@
-"""Where etcd is and how to talk to it: the configuration keys of cn-infra's etcd plugin, from code, URL or file.
+"""The configuration of an etcd connection, with the keys of cn-infra's etcd plugin, from code, URL or file.
 
 Source: cn-infra ``db/keyval/etcd/config.go``.
 """
@@ -15,15 +15,15 @@ from typing import Any
 from datasync.errors import InvalidArgumentError, MissingExtraError, UnsupportedError
 from datasync.runtime.files import read_file
 
-#: Endpoint when none is configured and the environment names none.
+#: The endpoint if neither the configuration nor the environment names one.
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
-#: Environment variables with a comma-separated list of endpoints; the first that is set counts.
+#: Environment variables with a comma-separated list of endpoints; the first one that is set applies.
 ENDPOINT_VARIABLES = ("ETCD_ENDPOINTS", "ETCDV3_ENDPOINTS")
-#: Seconds of the longest time that can be told to grpc.
+#: The longest time, in seconds, that grpc accepts.
 MAX_SECONDS = 1_000_000_000.0
-#: The largest whole number of an option.
+#: The largest value of an integer option.
 MAX_WHOLE = 2**31 - 1
-#: Environment variable that, with any value, turns ``expand-env-variables`` on.
+#: Environment variable that turns ``expand-env-variables`` on, with any value.
 EXPAND_VARIABLE = "ETCD_EXPAND_ENV_VARS"
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -35,24 +35,24 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EtcdConfig:
-    """The settings of an etcd connection; times in seconds.
+    """The settings of an etcd connection; times are in seconds.
 
     Args:
-      endpoints: ``host:port`` each, tried in turn; with ``https://`` in front TLS is on.
-      dial_timeout: How long a connection may take, and how long a call waits for one to become possible.
-      operation_timeout: How long one call may take.
-      session_ttl: Life of the client-lifetime lease after the last sign of this client; whole seconds.
+      endpoints: ``host:port`` of each member, tried in turn; the prefix ``https://`` turns TLS on.
+      dial_timeout: Limit for one connection attempt, and for the retries of one call while no endpoint is reachable.
+      operation_timeout: Limit for one call.
+      session_ttl: Time after the last renewal when the client-lifetime lease expires; whole seconds.
       cert_file, key_file, ca_file: PEM files; any of them turns TLS on.
-      tls: Turns TLS on with the system's authorities.
-      insecure_transport: No TLS, whatever else is set.
-      insecure_skip_tls_verify: Cannot be honoured; refused when TLS is on.
-      username, password: Credentials of etcd's own authentication.
-      auto_compact: Compact the history each so many seconds; 0: never.
-      reconnect_interval, resync_after_reconnect: Read for compatibility; the reader reconnects with its own backoff
-        and never misses a change, so neither has a meaning left.
-      allow_delayed_start, expand_env_variables: For the plugin and the serializer built on this store.
-      idle_limit: Seconds of silence on a watch after which the connection counts as broken.
-      page_size: Most keys in one page of a listing.
+      tls: Turns TLS on with the system's certificate authorities.
+      insecure_transport: Turns TLS off, whatever else is set.
+      insecure_skip_tls_verify: Not supported; an error when TLS is on.
+      username, password: Credentials for etcd's authentication.
+      auto_compact: Interval of compactions of the history; 0: never.
+      reconnect_interval, resync_after_reconnect: Accepted for compatibility, without effect: the reader has its own
+        backoff and never misses a change.
+      allow_delayed_start, expand_env_variables: For the plugin and the serializer that use this store.
+      idle_limit: Time without data on a watch after which its connection is treated as broken.
+      page_size: Maximum number of keys in one page of a listing.
     """
 
     endpoints: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class EtcdConfig:
 
     def __post_init__(self) -> None:
         for name in ("dial_timeout", "operation_timeout", "session_ttl", "idle_limit", "page_size"):
-            if not getattr(self, name) > 0:  # NaN is not either
+            if not getattr(self, name) > 0:  # also rejects NaN
                 raise InvalidArgumentError(f"etcd option {_spelled(name)} must be more than 0")
         if not self.auto_compact >= 0:
             raise InvalidArgumentError("etcd option auto-compact must not be negative")
@@ -88,27 +88,27 @@ class EtcdConfig:
             raise InvalidArgumentError(f"etcd option page-size must be at most {MAX_WHOLE}")
         for name in ("username", "password"):
             if any("\ud800" <= character <= "\udfff" for character in getattr(self, name)):
-                raise InvalidArgumentError(f"etcd option {name} has half of a surrogate pair")
+                raise InvalidArgumentError(f"etcd option {name} must be valid Unicode: it has half of a surrogate pair")
         if bool(self.cert_file) != bool(self.key_file):
-            raise InvalidArgumentError("etcd options cert-file and key-file go together")
+            raise InvalidArgumentError("etcd options cert-file and key-file must be set together")
         if self.password and not self.username:
             raise InvalidArgumentError("etcd option password needs a username")
         if self.secure and self.insecure_skip_tls_verify:
             raise UnsupportedError(
-                "etcd option insecure-skip-tls-verify cannot be honoured: name the server's authority in ca-file"
+                "etcd option insecure-skip-tls-verify is not supported: name the server's authority in ca-file"
             )
 
     @property
     def secure(self) -> bool:
-        """True when connections use TLS."""
+        """True if connections use TLS."""
         wanted = self.tls or self.cert_file or self.ca_file or any(e.startswith("https://") for e in self.endpoints)
         return bool(wanted) and not self.insecure_transport
 
     @property
     def page_timeout(self) -> float:
-        """How long one page of a listing may take.
+        """The limit for one page of a listing, longer than for other calls.
 
-        Of a million keys that is a second's work for the server, and with one page that fails all of them begin anew.
+        A page of a million keys takes the server about a second, and one failed page restarts the listing.
         """
         return max(self.operation_timeout, self.idle_limit)
 
@@ -119,14 +119,13 @@ class EtcdConfig:
 
 
 def read_options(options: Mapping[str, Any], *, environ: Mapping[str, str] | None = None) -> EtcdConfig:
-    """The configuration that *options* spell, their names with dashes or underscores.
+    """Return the configuration for *options*, whose names may have dashes or underscores.
 
-    The key ``config-file`` names a JSON or YAML file whose keys count where *options* have none.
+    The key ``config-file`` names a JSON or YAML file for the keys that *options* do not contain.
 
     Raises:
-      InvalidArgumentError: A key is unknown, or a value is not of its kind; the message never quotes a value of
-        ``password``.
-      UnsupportedError: An option cannot be honoured.
+      InvalidArgumentError: A key is unknown, or a value is invalid. The message never quotes a password.
+      UnsupportedError: An option is not supported.
     """
     environ = os.environ if environ is None else environ
     given = {str(name).replace("_", "-"): value for name, value in options.items()}
@@ -138,8 +137,8 @@ def read_options(options: Mapping[str, Any], *, environ: Mapping[str, str] | Non
         kind = _KINDS.get(name)
         if kind is None:
             close = difflib.get_close_matches(name[:40], _KINDS, n=1)
-            # What is no name may be a value in its place.
-            shown = f"option {name!r}" if _NAME.fullmatch(name) else "option, whose name is none"
+            # An implausible name may be a misplaced value, so it is not shown.
+            shown = f"option {name!r}" if _NAME.fullmatch(name) else "option, whose name is not valid"
             raise InvalidArgumentError(f"unknown etcd {shown}" + (f": did you mean {close[0]!r}?" if close else ""))
         settings[name.replace("-", "_")] = kind(name, value)
     if not settings.get("endpoints"):
@@ -151,46 +150,44 @@ def read_options(options: Mapping[str, Any], *, environ: Mapping[str, str] | Non
 
 
 def load_file(path: str) -> dict[str, Any]:
-    """The keys of the JSON or YAML file *path*, as they stand there.
+    """Return the keys and unconverted values of the JSON or YAML file *path*.
 
     Raises:
-      InvalidArgumentError: The file cannot be read, or is no mapping.
+      InvalidArgumentError: The file cannot be read, or does not contain a mapping.
     """
     try:
         import yaml
-    except ImportError as error:  # pragma: no cover - the extra brings it
+    except ImportError as error:  # pragma: no cover - the extra installs it
         raise MissingExtraError("etcd", "PyYAML") from error
     text = read_file("the etcd configuration", path)
     try:
-        # JSON is YAML as far as a configuration goes.
+        # YAML includes the JSON of a configuration.
         content = yaml.safe_load(text.decode())
         if content is None:
             return {}
         if isinstance(content, dict):
             return {str(name).replace("_", "-"): value for name, value in content.items()}
-    except Exception:  # a date that is none, a nesting without end: the parser raises more than its own errors
+    except Exception:  # the parser also raises foreign errors, for an invalid date or for endless nesting
         pass
-    # Outside the except block: the parser's message quotes the file, and it may hold the password.
+    # Outside the except block: the parser's message quotes the file, which may contain the password.
     raise InvalidArgumentError(f"the etcd configuration {path} is not a JSON or YAML mapping")
 
 
 def read_duration(name: str, value: object) -> float:
-    """Seconds of a Go duration: ``"2s"``, ``"1m30s"``, ``"500ms"``, whole nanoseconds, or a float of seconds.
+    """Convert *value* to seconds: ``"2s"``, ``"1m30s"``, ``"500ms"``, a float of seconds, or an integer.
 
-    An integer is nanoseconds only from a million on, as Go writes them; a smaller one is seconds, as people do.
+    An integer of a million or more is nanoseconds, as Go writes durations; a smaller one is seconds.
     """
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise InvalidArgumentError(f"etcd option {name} must be a duration such as '2s', not {type(value).__name__}")
     if isinstance(value, str):
         text = value.strip()
         parts = _DURATION.findall(text)
-        if parts and "".join(number + unit for number, unit in parts) == text:
-            value = sum(float(number) * _UNITS[unit] for number, unit in parts)
-        else:
-            value = _number(text)
+        whole = bool(parts) and "".join(number + unit for number, unit in parts) == text
+        value = sum(float(number) * _UNITS[unit] for number, unit in parts) if whole else _number(text)
         if value is None:
             raise InvalidArgumentError(f"etcd option {name} must be a duration such as '2s' or '500ms'")
-    if not 0 <= value <= MAX_SECONDS * (1e9 if isinstance(value, int) else 1):  # NaN is not either
+    if not 0 <= value <= MAX_SECONDS * (1e9 if isinstance(value, int) else 1):  # also rejects NaN
         raise InvalidArgumentError(f"etcd option {name} must be a number of seconds from 0 to {MAX_SECONDS:.0f}")
     return value * 1e-9 if isinstance(value, int) and value >= 1_000_000 else float(value)
 
@@ -198,20 +195,22 @@ def read_duration(name: str, value: object) -> float:
 def _number(text: str) -> float | None:
     try:
         return float(text) if "." in text else int(text)
-    except ValueError:  # also of more digits than Python reads
+    except ValueError:  # also raised for more digits than Python converts
         return None
 
 
 def read_address(endpoint: str) -> str:
-    """``host:port`` of *endpoint*, which may have ``http://`` or ``https://`` in front."""
+    """Return ``host:port`` of *endpoint*, which may start with ``http://`` or ``https://``."""
     address = re.sub(r"^https?://", "", endpoint.strip()).rstrip("/")
     host, colon, port = address.rpartition(":")
     if not colon or host.endswith(":") or address.endswith("]"):
         host, port = address, "2379"
-    if "@" in endpoint:  # what stands before it may be a password
-        raise InvalidArgumentError("an etcd endpoint is host:port: there are options for username and password")
+    if "@" in endpoint:  # a password may precede it
+        raise InvalidArgumentError("an etcd endpoint is host:port: use the options username and password")
     if not _HOST.fullmatch(host) or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
-        raise InvalidArgumentError(f"etcd endpoint {endpoint[:80]!r} is not host:port")
+        # With several colons it may be user:password@host:port with a typing error, so it is not shown.
+        shown = f"etcd endpoint {endpoint[:80]!r}" if address.count(":") < 2 else "an etcd endpoint"
+        raise InvalidArgumentError(f"{shown} is not host:port or [IPv6 address]:port")
     return f"{host}:{port}"
 
 
@@ -260,10 +259,10 @@ _BY_TYPE: dict[str, Callable[[str, object], Any]] = {
 }
 _KINDS = {_spelled(item.name): _BY_TYPE[str(item.type)] for item in fields(EtcdConfig)}
 
-#: Options of an ``etcd://`` URL and the types that ``connect`` converts their text to. A duration stays text: its unit
-#: is read here. The endpoints are the hosts of the URL.
+#: Options of an ``etcd://`` URL, and the types to which ``connect`` converts their text. A duration stays text, because
+#: it may have a unit. The hosts of the URL are the endpoints.
 URL_OPTIONS: dict[str, str] = {
-    **{item.name: "str" if item.type == "float" else str(item.type) for item in fields(EtcdConfig)},
-    "config_file": "str",
-}
-del URL_OPTIONS["endpoints"]
+    item.name: "str" if item.type == "float" else str(item.type)
+    for item in fields(EtcdConfig)
+    if item.name != "endpoints"
+} | {"config_file": "str"}

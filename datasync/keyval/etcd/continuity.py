@@ -1,11 +1,11 @@
-"""Is this still the store that we read from? Finds a cluster that was emptied or restored from an older copy.
+"""The check that a store still has the history that was read from it, and was not emptied or restored from a copy.
 
-A revision below the last one that was read gives a rewound store away, but only until it has been written to again. So
-each scan and stream of a prefix leaves witnesses: the newest pair that it saw, and a delete that was newer. Before a
-stream goes on, they are looked up at their own revisions; where something else stands there, history is another one.
+A revision below the last one read reveals such a store, but only until enough is written to it. So each scan and stream
+of a prefix remembers evidence: the newest pair that it read, and a later delete. Before a stream starts, they are read
+again at their own revisions; any difference means another history.
 
-What was deleted before a scan leaves nothing to see: then it takes all keys of the scan, and their revisions, to tell.
-They are listed once more, without values, when nothing has come since and the newest pair is older than the scan.
+Deletes before a scan leave no evidence in single keys, so the scan also remembers a digest of all keys and revisions.
+The keys are listed again, without values, if nothing was streamed since and the newest pair is older than the scan.
 """
 
 from __future__ import annotations
@@ -24,132 +24,122 @@ from datasync.keyval.etcd.keys import check_page, prefix_range
 from datasync.keyval.etcd.methods import RANGE
 from datasync.keyval.types import RewoundError
 
-#: Prefixes whose past is remembered; of more, the ones unused for longest are forgotten.
+#: Prefixes whose evidence is remembered; beyond that, the least recently used ones are forgotten.
 MAX_PREFIXES = 128
-#: Keys in one page when a listing is compared. The server counts all that follow for each page, so few are better.
+#: Keys in one page when a listing is compared. Few pages are better: the server counts all remaining keys for each.
 PAGE = 30_000
 
 
 class _Witness(NamedTuple):
     key: bytes
     revision: int
-    #: What a pair of the same key and revision has in common with it only in the same history.
-    print: tuple[int, int, int]
+    #: Values that another pair with the same key and revision shares only in the same history.
+    fingerprint: tuple[int, int, int]
 
 
-class _ListedKeys(NamedTuple):
-    """All keys of a scan and their revisions; the sum does not depend on where pages end."""
+@dataclass
+class ScanDigest:
+    """A digest of all keys of a scan at *revision* and of their revisions, whatever its pages. Threads: one."""
 
     revision: int
-    keys: int
-    sum: int
+    keys: int = 0
+    checksum: int = 0
+
+    def add(self, keys: Sequence[bytes], revisions: Iterable[int]) -> None:
+        self.keys += len(keys)
+        self.checksum += sum(map(hash, zip(keys, revisions, strict=True)))
 
 
 @dataclass
 class _Evidence:
-    """What is remembered of one prefix."""
+    """The evidence of one prefix."""
 
     cluster: int
     term: int
     newest: _Witness | None = None
-    #: The last thing that was streamed, if that was a delete.
+    #: Key and revision of the last streamed event, if it was a delete.
     gone: tuple[bytes, int] | None = None
-    #: Until something is streamed.
-    listing: _ListedKeys | None = None
-    #: The revision of the last event that was streamed.
+    #: Set until something is streamed.
+    listing: ScanDigest | None = None
+    #: The revision of the last streamed event.
     streamed: int = 0
 
 
-class ScanDigest:
-    """Counts the keys of a scan, page by page. Threads: one."""
-
-    def __init__(self) -> None:
-        self._keys = 0
-        self._sum = 0
-
-    def add(self, keys: Sequence[bytes], revisions: Iterable[int]) -> None:
-        self._keys += len(keys)
-        self._sum += sum(map(hash, zip(keys, revisions, strict=True)))
-
-    def total(self, revision: int) -> _ListedKeys:
-        return _ListedKeys(revision, self._keys, self._sum)
-
-
 class ContinuityCheck:
-    """What the scans and streams of one store remember of its past, by prefix. Threads: any."""
+    """The evidence of the scans and streams of one store, by prefix. Threads: any."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _known and what is in it
+        self._lock = threading.Lock()  # guards _known and its values
         self._known: OrderedDict[str, _Evidence] = OrderedDict()
 
     def scanned(self, prefix: str, header: pb.ResponseHeader, newest: pb.KeyValue | None, *, first: bool) -> None:
-        """A page of a scan was read, with *newest* in it.
+        """Record a page of a scan with its *newest* pair.
 
-        The *first* page starts a new memory, so that a rewind that was found is over with it.
+        The *first* page replaces all evidence of the prefix: a reported rewind is over with the new listing.
         """
         with self._lock:
-            past = self._past(prefix, header, new=first)
-            if newest is not None and (past.newest is None or newest.mod_revision > past.newest.revision):
-                past.newest = _witness(newest)
+            seen = self._evidence(prefix, header, new=first)
+            if newest is not None and (seen.newest is None or newest.mod_revision > seen.newest.revision):
+                seen.newest = _witness(newest)
 
-    def listed(self, prefix: str, listing: _ListedKeys) -> None:
-        """A scan was read to its end."""
+    def listed(self, prefix: str, listing: ScanDigest) -> None:
+        """Record a completed scan."""
         with self._lock:
-            past = self._known.get(prefix)
-            if past is not None and past.streamed <= listing.revision:
-                past.listing = listing
+            seen = self._known.get(prefix)
+            if seen is not None and seen.streamed <= listing.revision:
+                seen.listing = listing
 
     def streamed(self, prefix: str, header: pb.ResponseHeader, events: Sequence[pb.Event]) -> None:
-        """A response with *events* was read."""
+        """Record a watch response with *events*."""
         last = events[-1]
         newest = next((event.kv for event in reversed(events) if not event.type), None)
         with self._lock:
-            past = self._past(prefix, header)
-            past.listing = None
-            past.streamed = last.kv.mod_revision
-            past.gone = (last.kv.key, last.kv.mod_revision) if last.type else None
+            seen = self._evidence(prefix, header)
+            seen.listing = None
+            seen.streamed = last.kv.mod_revision
+            seen.gone = (last.kv.key, last.kv.mod_revision) if last.type else None
             if newest is not None:
-                past.newest = _witness(newest)
-                past.cluster, past.term = header.cluster_id, header.raft_term
+                seen.newest = _witness(newest)
+                seen.cluster, seen.term = header.cluster_id, header.raft_term
 
     def verify(self, client: EtcdClient, prefix: str, after: int, scope: CancelScope) -> None:
-        """Ask the cluster, not just one member of it, whether it still has the past up to *after*.
+        """Ask the cluster, not just one member, if it still has the history up to *after* that was read.
 
         Raises:
-          RewoundError: It does not.
-          CompactedError: It cannot be told any more.
+          RewoundError: It has another history.
+          CompactedError: The evidence is compacted, so the question cannot be answered.
         """
         with self._lock:
             known = self._known.get(prefix)
-            past = None if known is None else replace(known)
+            seen = None if known is None else replace(known)
         check = _Verification(client, prefix, after, scope)
-        header = check.newest(past.newest) if past is not None and past.newest is not None else check.header()
+        header = check.newest(seen.newest) if seen is not None and seen.newest is not None else check.header()
         if header.revision < after:
             raise check.rewound(f"revision {header.revision} is below {after}")
-        if past is None:
+        if seen is None:
             return
-        if header.raft_term < past.term:
-            raise check.rewound(f"term {header.raft_term} is below {past.term}")
-        if header.cluster_id != past.cluster:
+        if header.raft_term < seen.term:
+            raise check.rewound(f"term {header.raft_term} is below {seen.term}")
+        if header.cluster_id != seen.cluster:
             raise check.rewound("it is another cluster")
-        witnessed = 0 if past.newest is None else past.newest.revision
-        if past.gone is not None and witnessed < past.gone[1] <= after:
-            check.gone(*past.gone)
-        if past.listing is not None and witnessed < past.listing.revision <= after:
-            check.listing(past.listing)
+        witnessed = 0 if seen.newest is None else seen.newest.revision
+        if seen.gone is not None and witnessed < seen.gone[1] <= after:
+            check.gone(*seen.gone)
+        if seen.listing is not None and witnessed < seen.listing.revision <= after:
+            check.listing(seen.listing)
 
-    def _past(self, prefix: str, header: pb.ResponseHeader, *, new: bool = False) -> _Evidence:
-        past = None if new else self._known.get(prefix)
-        if past is None:
-            past = self._known[prefix] = _Evidence(header.cluster_id, header.raft_term)
+    def _evidence(self, prefix: str, header: pb.ResponseHeader, *, new: bool = False) -> _Evidence:
+        seen = None if new else self._known.get(prefix)
+        if seen is None:
+            seen = self._known[prefix] = _Evidence(header.cluster_id, header.raft_term)
         self._known.move_to_end(prefix)
         if len(self._known) > MAX_PREFIXES:
             self._known.popitem(last=False)
-        return past
+        return seen
 
 
 class _Verification:
-    """The questions of one ``verify``; each raises when the answer is another one than before."""
+    """The queries of one ``verify``; each raises if the response contradicts the evidence."""
 
     def __init__(self, client: EtcdClient, prefix: str, after: int, scope: CancelScope) -> None:
         self._client = client
@@ -166,27 +156,27 @@ class _Verification:
         return self._range(pb.RangeRequest(key=prefix_range(self._prefix)[0])).header
 
     def newest(self, pair: _Witness) -> pb.ResponseHeader:
-        # Compacted: too long ago to be asked about. But a pair that still stood as it was seen when we stopped reading,
-        # or stands so now (0), proves as much.
+        # The revision may be compacted. A pair that was unchanged at the last position of the stream, or is unchanged
+        # now (0), is evidence too.
         for revision in (pair.revision, self._after, 0):
             try:
-                answer = self._range(pb.RangeRequest(key=pair.key, revision=revision))
+                response = self._range(pb.RangeRequest(key=pair.key, revision=revision))
             except CompactedError:
                 continue
-            if [_print(kv) for kv in answer.kvs] == [pair.print]:
-                return answer.header
+            if [_fingerprint(kv) for kv in response.kvs] == [pair.fingerprint]:
+                return response.header
             if revision == pair.revision:
-                raise self.rewound("another value stands where one was read")
+                raise self.rewound("a value has changed at a revision that was read")
             break
-        raise CompactedError(f"{self._what}: what was read last is compacted")
+        raise CompactedError(f"{self._what}: the last revision read is compacted")
 
     def gone(self, key: bytes, revision: int) -> None:
         before, since = (self._range(pb.RangeRequest(key=key, revision=at)).kvs for at in (revision - 1, revision))
         if since or not before:
-            raise self.rewound("what was deleted is there")
+            raise self.rewound("a deleted key exists")
 
-    def listing(self, listing: _ListedKeys) -> None:
-        digest = ScanDigest()
+    def listing(self, listing: ScanDigest) -> None:
+        digest = ScanDigest(listing.revision)
         key, end = prefix_range(self._prefix)
         more = True
         while more:
@@ -196,16 +186,16 @@ class _Verification:
             digest.add([kv.key for kv in page.kvs], [kv.mod_revision for kv in page.kvs])
             more = page.more
             key = page.kvs[-1].key + b"\0" if more else key
-        if digest.total(listing.revision) != listing:
-            raise self.rewound("other keys stand where some were listed")
+        if digest != listing:
+            raise self.rewound("other keys exist than were listed")
 
     def _range(self, request: pb.RangeRequest, timeout: float | None = None) -> pb.RangeResponse:
         return self._client.call(RANGE, request, self._what, scope=self._scope, timeout=timeout)
 
 
 def _witness(kv: pb.KeyValue) -> _Witness:
-    return _Witness(kv.key, kv.mod_revision, _print(kv))
+    return _Witness(kv.key, kv.mod_revision, _fingerprint(kv))
 
 
-def _print(kv: pb.KeyValue) -> tuple[int, int, int]:
+def _fingerprint(kv: pb.KeyValue) -> tuple[int, int, int]:
     return kv.create_revision, kv.mod_revision, hash(kv.value)

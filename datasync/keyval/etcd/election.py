@@ -1,6 +1,6 @@
-"""Leader election, on the same keys as the Go clients' ``concurrency.Election``: candidates of both see each other.
+"""Leader election on the same keys as the Go client's ``concurrency.Election``: candidates of both can compete.
 
-Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``CampaignInElection``; D64, D65, D66.
+Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``CampaignInElection``.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from datasync.runtime.threads import Worker
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at who is in front of us.
+#: Seconds between two polls for the candidates before us.
 POLL = 0.25
 
 
 class Leadership:
-    """Being the leader under a prefix, until ``resign``, or until it is lost.
+    """The leadership under a prefix, until ``resign`` or until it is lost.
 
-    It is lost when its lease was revoked, when its key was deleted, and when the server was not heard for as long as
-    the lease lives: by then another may lead. What it protects must look at ``is_leader``, or wait for ``lost``.
+    It is lost when its lease is revoked, when its key is deleted, or when the server was not reached for the lifetime
+    of the lease: by then another candidate may lead. Protected work must check ``is_leader`` or wait for ``lost``.
 
-    Threads: any; one thread of its own, in which *on_lost* is called.
+    Threads: any; one thread of its own, which calls *on_lost*.
     """
 
     def __init__(
@@ -42,16 +42,16 @@ class Leadership:
         self._what = f"the election under {prefix!r}"
         self._on_lost = on_lost
         self._ttl = ttl
-        #: Set when the leadership ended in another way than by ``resign``.
+        #: Set when the leadership ended other than by ``resign``.
         self.lost = threading.Event()
         self._resigned = False
         self._range = prefix_range(prefix + "/")
-        # The clock starts before the question: the server's clock for the lease starts after it.
+        # Read before the request, so that our clock for the lease never runs behind the server's.
         self._alive_at = time.monotonic()
         self._lease = grant(client, ttl)
         #: The candidate's key.
         self.key = f"{prefix}/{self._lease:x}"
-        #: The store's revision since which it stands: greater for each later leader, so usable as a fencing token.
+        #: The store's revision of the candidacy. It increases with each leader, so it can be a fencing token.
         self.revision = self._stand(value)
         self._scope = client.new_scope()  # of the thread's calls
         self._worker = Worker(f"keyval-etcd-leader-{prefix}", self._keep, wake=self._scope.cancel)
@@ -59,19 +59,19 @@ class Leadership:
 
     @property
     def is_leader(self) -> bool:
-        """False from the moment on at which another may lead, even before this client could find out.
+        """False as soon as another candidate may lead, even if this client has not found out yet.
 
-        And in a forked child: it is its parent that leads.
+        Also False in a forked child: the parent leads.
         """
         if self._client.forked:
             return False
         return not self._resigned and not self.lost.is_set() and time.monotonic() < self._alive_at + self._ttl
 
     def resign(self) -> None:
-        """Give it up, so that the next candidate leads at once. May be called twice.
+        """Resign, so that the next candidate leads at once. May be called twice.
 
         Raises:
-          StoreError: The server could not be told; the lease ends by itself within its life.
+          StoreError: The server could not be reached; the lease expires within its lifetime.
         """
         if self._client.forked or self._resigned:
             return
@@ -83,7 +83,7 @@ class Leadership:
         try:
             self._client.call(LEASE_REVOKE, request, f"resigning from {self._what}")
         except LeaseNotFound:
-            pass  # lost before: resigned all the same
+            pass  # already lost, so there is nothing to resign from
 
     def __enter__(self) -> Leadership:
         return self
@@ -94,10 +94,10 @@ class Leadership:
         self.resign()
 
     def wait_elected(self, timeout: float | None) -> None:
-        """Return when nobody stands in front of us.
+        """Wait until no earlier candidate is left.
 
         Raises:
-          NotReadyError: Not within *timeout* seconds; the candidacy is withdrawn.
+          NotReadyError: Not elected within *timeout* seconds; the candidacy is withdrawn.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = threading.Event()
@@ -120,7 +120,7 @@ class Leadership:
         absent = pb.Compare(target=pb.Compare.VERSION, key=key, version=0)
         request = pb.TxnRequest(compare=[absent], success=[put_operation(key, value, self._lease)])
         try:
-            return self._client.call(TXN, request, f"standing in {self._what}", write=True).header.revision
+            return self._client.call(TXN, request, f"entering {self._what}", write=True).header.revision
         except DatasyncError:
             revoke(self._client, self._lease)
             raise
@@ -130,14 +130,14 @@ class Leadership:
         request = pb.RangeRequest(
             key=first, range_end=end, limit=1, keys_only=True, max_create_revision=self.revision - 1
         )
-        return bool(self._client.call(RANGE, request, f"looking at {self._what}").kvs)
+        return bool(self._client.call(RANGE, request, f"reading {self._what}").kvs)
 
     def _keep(self, worker: Worker) -> None:
         while not worker.stopping.wait(self._ttl / BEATS):
             begun = time.monotonic()
             left = self._alive_at + self._ttl - begun
             try:
-                # No longer than the lease can still live: an answer after that is no use.
+                # Not longer than the lease can live: a later response would be useless.
                 if left <= 0 or not self._still_standing(left):
                     break
                 self._alive_at = begun
@@ -149,7 +149,7 @@ class Leadership:
                     return
         if not worker.stopping.is_set():
             self.lost.set()
-            log.warning("%s: leadership or candidacy lost", self._what)
+            log.warning("%s: the leadership or candidacy was lost", self._what)
             if self._on_lost is not None:
                 self._on_lost()
 
@@ -158,6 +158,6 @@ class Leadership:
         if not keep_alive(self._client, self._lease, self._scope, timeout):
             return False
         request = pb.RangeRequest(key=encode_key(self.key), keys_only=True)
-        what = f"looking at {self._what}"
+        what = f"reading {self._what}"
         kvs = self._client.call(RANGE, request, what, timeout=timeout, scope=self._scope).kvs
         return bool(kvs) and kvs[0].create_revision == self.revision

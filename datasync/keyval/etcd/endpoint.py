@@ -1,7 +1,7 @@
-"""One member of a cluster: its channel, and the calls that etcd has.
+"""One member of a cluster: its address, its channel and the calls on it.
 
-One channel per endpoint rather than one over all of them: grpc would stay with a member that is up but has no leader,
-cannot mix host names with addresses, and does not say which endpoint an error is about.
+Each endpoint has its own channel. With one channel for all endpoints grpc would stay with a member that is up but has
+no leader, could not mix host names with addresses, and would not report the endpoint of an error.
 """
 
 from __future__ import annotations
@@ -12,29 +12,30 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
-from google.protobuf.message import Message
 
 from datasync.keyval.etcd.cancel_scope import CancelScope
 from datasync.keyval.etcd.config import EtcdConfig
 from datasync.keyval.etcd.methods import Method, RequestT, ResponseT
 from datasync.keyval.etcd.tls import make_credentials
 
-#: Seconds without traffic after which grpc pings the server; etcd refuses clients that ping more often than each 5 s.
+Metadata = tuple[tuple[str, str], ...]
+
+#: Seconds without traffic after which grpc pings the server; etcd rejects clients that ping more often than every 5 s.
 KEEPALIVE_TIME = 10
-#: Bytes of one answer. A first page of 128 values at etcd's usual limit of 1.5 MiB has 192 MiB; without any bound a
-#: server that is none could take all memory with one.
+#: Bytes of one response. A first page of 128 values at etcd's default limit of 1.5 MiB has 192 MiB. Without a limit, a
+#: server that is not an etcd could use up all memory with one response.
 MAX_MESSAGE = 512 * 1024 * 1024
-#: Seconds that a ping may take. Both of grpc's limits are set from it: with one alone a dead server shows after 69 s.
+#: Seconds that a ping may take. It sets both of grpc's limits: with one alone, a dead server is detected after 69 s.
 KEEPALIVE_TIMEOUT = 3
 
 
 class Endpoint:
-    """One member's address, and the channel to it while there is one."""
+    """The address of one member, and the channel to it while one is open."""
 
     def __init__(self, address: str, config: EtcdConfig) -> None:
         self.address = address
         self._config = config
-        self._lock = threading.Lock()  # guards the fields below; making a channel does not touch the network
+        self._lock = threading.Lock()  # guards the fields below; creating a channel does not use the network
         self._channel: grpc.Channel | None = None
         self._calls: dict[str, Callable[..., Any]] = {}
         self._busy = 0
@@ -44,39 +45,29 @@ class Endpoint:
         method: Method[RequestT, ResponseT],
         request: RequestT,
         timeout: float,
-        metadata: tuple[tuple[str, str], ...],
+        metadata: Metadata,
         scope: CancelScope | None,
     ) -> ResponseT:
         callee: Any = self._callee(method, "unary_unary")
         try:
             if scope is None:
-                answer: ResponseT = callee(request, timeout=timeout, metadata=metadata)
-                return answer
+                response: ResponseT = callee(request, timeout=timeout, metadata=metadata)
+                return response
             future = callee.future(request, timeout=timeout, metadata=metadata)
             scope.attach(future)
-            answer = result_of(future)
-            return answer
+            response = result_of(future)
+            return response
         finally:
             if scope is not None:
                 scope.detach()
             self._ended()
 
-    def stream(
-        self,
-        method: Method[RequestT, ResponseT],
-        requests: Iterator[RequestT],
-        metadata: tuple[tuple[str, str], ...],
-    ) -> Any:
+    def stream(self, method: Method[RequestT, Any], requests: Iterator[RequestT], metadata: Metadata) -> Any:
+        """Start a stream and return its call, which iterates over the responses."""
         callee = self._callee(method, "stream_stream")
         return self._counted(lambda: callee(requests, metadata=metadata))
 
-    def begin(
-        self,
-        method: Method[RequestT, ResponseT],
-        request: RequestT,
-        timeout: float,
-        metadata: tuple[tuple[str, str], ...],
-    ) -> Any:
+    def begin(self, method: Method[RequestT, Any], request: RequestT, timeout: float, metadata: Metadata) -> Any:
         """Start the call of ``unary`` and return its future."""
         callee: Any = self._callee(method, "unary_unary")
         return self._counted(lambda: callee.future(request, timeout=timeout, metadata=metadata))
@@ -84,8 +75,8 @@ class Endpoint:
     def reset(self, *, only_idle: bool = False) -> None:
         """Close the channel; the next call creates a new one.
 
-        With *only_idle* a channel in use stays open. grpc reconnects an idle channel without end and with short
-        pauses, so an endpoint that could not be reached must not keep one.
+        With *only_idle* a channel in use stays open. grpc reconnects an unused channel forever, with short delays, so
+        an unreachable endpoint must not keep one.
         """
         with self._lock:
             if only_idle and self._busy:
@@ -96,27 +87,29 @@ class Endpoint:
             channel.close()
 
     def _callee(self, method: Method[Any, Any], shape: str) -> Callable[..., Any]:
-        """What makes the call, which has begun with that: ``_ended`` is to follow."""
+        """Return the callable of *method* and count its call as started. The caller ensures that ``_ended`` follows."""
         with self._lock:
             callee = self._calls.get(method.path)
             if callee is None:
                 if self._channel is None:
                     self._channel = _make_channel(self.address, self._config)
                 callee = self._calls[method.path] = getattr(self._channel, shape)(
-                    method.path, request_serializer=_serialize, response_deserializer=method.response.FromString
+                    method.path,
+                    request_serializer=method.request.SerializeToString,
+                    response_deserializer=method.response.FromString,
                 )
             self._busy += 1
         return callee
 
     def _counted(self, start: Callable[[], Any]) -> Any:
-        """The call that *start* makes; ``_ended`` follows when it is over."""
+        """Return the call that *start* creates. ``_ended`` runs when the call has finished."""
         try:
             call = start()
         except BaseException:
             self._ended()
             raise
         if not call.add_callback(self._ended):
-            self._ended()  # it is over already
+            self._ended()  # it has already finished
         return call
 
     def _ended(self) -> None:
@@ -129,11 +122,7 @@ def result_of(call: Any) -> Any:
         return call.result()
     except grpc.FutureCancelledError:
         pass
-    raise call  # a cancelled call is an RpcError itself, with code and details
-
-
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
+    raise call  # a cancelled call is itself an RpcError with code and details
 
 
 def _make_channel(address: str, config: EtcdConfig) -> grpc.Channel:
@@ -144,16 +133,16 @@ def _make_channel(address: str, config: EtcdConfig) -> grpc.Channel:
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", MAX_MESSAGE),
         ("grpc.max_send_message_length", -1),
-        # Identity only: how large a compressed message is shows when it has taken the memory.
+        # Identity only: the size of a compressed message is known only after it has used the memory.
         ("grpc.compression_enabled_algorithms_bitset", 1),
-        # Channels share connections otherwise, and one store's close or backoff would be another's.
+        # Otherwise channels share connections, and the close or backoff of one store would affect another.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 500),
-        # How long one attempt to connect may take, whatever the name says.
+        # Limits one connection attempt, despite its name.
         ("grpc.min_reconnect_backoff_ms", min(int(config.dial_timeout * 1000), 2**31 - 1)),
         ("grpc.dns_min_time_between_resolutions_ms", 500),
-        # A proxy set for the web is not meant for the store.
+        # A proxy configured for the web is not meant for the store.
         ("grpc.enable_http_proxy", 0),
     ]
     target = _target(address)

@@ -1,7 +1,7 @@
-"""What etcd and grpc answer when something is wrong, and what that is called in datasync: one table.
+"""The translation of etcd and grpc errors to datasync errors, in one table.
 
-etcd's own texts (``rpctypes/error.go``) are stable across its versions while status codes are not, so the table looks
-at the text first.
+The table looks at the text first: etcd's messages (``rpctypes/error.go``) are stable across versions, status codes are
+not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from datasync.errors import (
 )
 from datasync.keyval.types import RewoundError
 
-#: Characters of a server's own text that an error quotes.
+#: Maximum number of characters of a server's message that an error quotes.
 MAX_TEXT = 500
 
 
@@ -31,10 +31,10 @@ class LeaseNotFound(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What one kind of answer means.
+    """The meaning of one kind of error.
 
-    *unsent*: the server surely did nothing, so even a write may be tried again. *elsewhere*: another endpoint may do
-    better. *renew*: a new token may do better.
+    *unsent*: the server certainly did nothing, so even a write may be retried. *elsewhere*: another endpoint may
+    succeed. *renew*: a new token may succeed.
     """
 
     error: type[StoreError] | type[InvalidArgumentError]
@@ -48,7 +48,7 @@ _GONE = Fault(StoreConnectionError, elsewhere=True)
 _NOT_REACHED = Fault(StoreConnectionError, "is etcd running, and the endpoint right?", unsent=True, elsewhere=True)
 _NOT_FOUND = Fault(StoreConnectionError, "check the name in the endpoint", unsent=True, elsewhere=True)
 
-#: Part of the answer's text, and what it means; the first that fits counts.
+#: A part of the message, and its meaning; the first match applies.
 _TEXTS: tuple[tuple[str, Fault], ...] = (
     ("required revision has been compacted", Fault(CompactedError)),
     ("required revision is a future revision", Fault(RewoundError)),
@@ -63,7 +63,7 @@ _TEXTS: tuple[tuple[str, Fault], ...] = (
     ("auth store is old", Fault(PermissionDenied, "users or roles keep changing", unsent=True, renew=True)),
     ("revision in header is old", Fault(PermissionDenied, "users or roles keep changing", unsent=True, renew=True)),
     ("invalid user ID or password", Fault(PermissionDenied, "check username and password")),
-    ("user name is empty", Fault(PermissionDenied, "this server wants a username and password")),
+    ("user name is empty", Fault(PermissionDenied, "this server requires a username and password")),
     ("permission denied", Fault(PermissionDenied, "grant the user's role the key or prefix")),
     ("database space exceeded", Fault(StoreError, "compact, defragment and disarm the alarm, or raise the quota")),
     ("too many requests", Fault(StoreConnectionError, unsent=True, elsewhere=True)),
@@ -84,12 +84,12 @@ _CODES: dict[grpc.StatusCode, Fault] = {
     grpc.StatusCode.PERMISSION_DENIED: Fault(PermissionDenied),
     grpc.StatusCode.INVALID_ARGUMENT: Fault(InvalidArgumentError),
     grpc.StatusCode.UNIMPLEMENTED: Fault(StoreError, "is this an etcd v3 server?"),
-    # The stream broke inside grpc, or what came was no message of etcd's.
+    # The stream failed inside grpc, or the data was not a valid message of etcd.
     grpc.StatusCode.INTERNAL: _GONE,
     grpc.StatusCode.UNKNOWN: _GONE,
 }
 
-#: Codes with which a server, rather than the way to it, says no: the outcome of a write is known then.
+#: Codes by which the server itself rejects a call, so that the outcome of a write is known.
 _REFUSALS = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -104,12 +104,12 @@ _REFUSALS = frozenset(
 )
 
 
-# What grpc puts in front of its reason: the address, which the message has already.
+# The address that grpc puts before its reason; the message already names it.
 _ADDRESS = re.compile(r"^(ipv[46]|dns):\S+: ")
 
 
 def find_fault(code: grpc.StatusCode | None, text: str) -> Fault:
-    """The table's line for an answer with *code* and *text*."""
+    """Return the entry of the table for *code* and *text*."""
     for part, fault in _TEXTS:
         if part in text:
             return fault
@@ -117,23 +117,23 @@ def find_fault(code: grpc.StatusCode | None, text: str) -> Fault:
 
 
 def translate(error: grpc.RpcError, what: str, endpoint: str, *, write: bool = False, hint: str = "") -> Exception:
-    """The datasync error for *error*, which met *what* at *endpoint*; *write* when the call may have changed something.
+    """Return the datasync error for *error* of the action *what*, possibly a *write*, at *endpoint*.
 
-    *hint* is what else was found out about the cause.
+    A *hint*, the known cause, replaces the advice of the table.
     """
     code, text = error.code(), error.details() or ""
     fault = find_fault(code, text)
     if write and not fault.unsent and code not in _REFUSALS:
-        return UnknownOutcome(f"{what}: no answer from {endpoint} ({_short(code, text)}); it may have been applied")
+        return UnknownOutcome(f"{what}: no response from {endpoint} ({_short(code, text)}); it may have been applied")
     message = f"{what}: {endpoint}: {_short(code, text)}"
-    advice = hint or fault.advice  # what was found out is better than what is likely
+    advice = hint or fault.advice
     return fault.error(f"{message}; {advice}" if advice else message)
 
 
 def _short(code: grpc.StatusCode | None, text: str) -> str:
-    # grpc's "last error" is the part that says something; the rest repeats it.
+    # Only the part after "last error" is informative; the rest repeats it.
     _, _, last = text.rpartition("last error: ")
     text = _ADDRESS.sub("", last.removeprefix("UNKNOWN: ").removeprefix("etcdserver: ").strip())
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return "no answer in time"
+        return "no response in time"
     return text[:MAX_TEXT] or (code.name.lower() if code is not None else "unknown error")

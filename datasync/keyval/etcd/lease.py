@@ -1,6 +1,6 @@
 """Leases: for values that expire, and for values that live as long as this client.
 
-Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``put``; contract C17; D62, D66, D68.
+Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``put``; contract C17.
 """
 
 from __future__ import annotations
@@ -22,51 +22,51 @@ from datasync.runtime.threads import Worker
 
 log = logging.getLogger(__name__)
 
-#: A lease is renewed so many times within its life.
+#: Renewals of a lease within its lifetime.
 BEATS = 3
-#: Seconds that a revocation may take: it is a courtesy, the lease ends by itself.
+#: Seconds that a revocation may take. It is optional: the lease also expires by itself.
 REVOKE_TIMEOUT = 1.0
-#: Seconds of the longest lease that etcd grants.
+#: The longest lease, in seconds, that etcd grants.
 MAX_TTL = 9_000_000_000
 
 
 def grant(client: EtcdClient, ttl: float, scope: CancelScope | None = None) -> int:
-    """A new lease that ends *ttl* seconds, rounded up to whole ones, after it was last kept alive."""
+    """Grant a lease that expires *ttl* seconds, rounded up, after its last renewal. Return its id."""
     seconds = math.ceil(ttl)
     if seconds > MAX_TTL:
         raise InvalidArgumentError(f"a TTL in etcd is at most {MAX_TTL} seconds")
-    # A grant that got lost on the way costs nothing: it ends by itself. So it is no write that must not be repeated.
+    # A lost grant is harmless, because it expires by itself. So the call may be repeated, unlike a write.
     request = pb.LeaseGrantRequest(TTL=seconds)
-    return client.call(LEASE_GRANT, request, f"asking for a lease of {seconds} s", scope=scope).ID
+    return client.call(LEASE_GRANT, request, f"requesting a lease of {seconds} s", scope=scope).ID
 
 
 def keep_alive(client: EtcdClient, lease: int, scope: CancelScope, timeout: float | None = None) -> bool:
-    """Renew *lease*; False when it is gone.
+    """Renew *lease*. Return False if it no longer exists.
 
-    etcd's call is a stream of beats, but one beat and its answer look the same on the wire as a plain call.
+    etcd's method is a stream of renewals, but a single one looks like a plain call on the wire.
     """
     request = pb.LeaseKeepAliveRequest(ID=lease)
-    answer = client.call(LEASE_KEEP_ALIVE, request, "keeping a lease alive", timeout=timeout, scope=scope)
-    return answer.TTL > 0
+    response = client.call(LEASE_KEEP_ALIVE, request, "renewing a lease", timeout=timeout, scope=scope)
+    return response.TTL > 0
 
 
 def revoke(client: EtcdClient, lease: int) -> None:
-    """End *lease* and so its keys, if the server can be reached."""
-    timeout = REVOKE_TIMEOUT / len(client.config.addresses)  # each may be asked
+    """Revoke *lease*, which deletes its keys. If the server cannot be reached, the lease expires by itself."""
+    timeout = REVOKE_TIMEOUT / len(client.config.addresses)  # each endpoint may be tried
     try:
-        # As a write, though it would bear repetition: who closes does not wait for second attempts.
+        # As a write, although it may be repeated: a caller that closes must not wait for retries.
         client.call(LEASE_REVOKE, pb.LeaseRevokeRequest(ID=lease), "revoking a lease", write=True, timeout=timeout)
     except DatasyncError as error:
-        log.debug("a lease is left to end by itself: %s", error)
+        log.debug("a lease could not be revoked and expires by itself: %s", error)
 
 
 def put_operation(key: bytes, value: bytes, lease: int) -> pb.RequestOp:
-    """The operation that puts *value* under *lease* (0: none)."""
+    """Return the operation that puts *value*, bound to *lease* unless that is 0."""
     return pb.RequestOp(request_put=pb.PutRequest(key=key, value=value, lease=lease))
 
 
 class _Owned(NamedTuple):
-    """A key that we put last, as far as we know. *lease* is the one it hangs on."""
+    """The last known put of a key by this client, and the *lease* to which the key is bound."""
 
     value: bytes
     revision: int
@@ -77,12 +77,12 @@ class _Owned(NamedTuple):
 
 
 class ClientLease:
-    """The lease of the values that live as long as the client, and what hangs on it.
+    """The lease of the values that live as long as the client, and their keys.
 
-    The lease is asked for with the first such value. When it is lost (revoked, or this process stood still for longer
-    than its life), a new one is taken, and each value is put again whose key is absent or still has what we wrote last.
+    The first such value requests the lease. If the lease is lost (revoked, or expired while this process was
+    suspended), a new one is requested, and each value is put again if its key is missing or still has our last value.
 
-    Threads: any; one thread of its own once there is a lease.
+    Threads: any; one thread of its own once a lease exists.
     """
 
     def __init__(self, client: EtcdClient, ttl: int, subject: str) -> None:
@@ -91,16 +91,16 @@ class ClientLease:
         self._lock = threading.Lock()  # guards _lease and _owned
         self._lease = 0
         self._owned: dict[str, _Owned] = {}
-        self._nudge = threading.Event()
-        self._scope = client.new_scope()  # of the thread's calls
+        self._wake_up = threading.Event()
+        self._scope = client.new_scope()  # for the calls of the thread
         self._worker = Worker(f"keyval-etcd-lease-{subject}", self._keep, wake=self._wake)
 
     def current(self) -> int:
-        """The lease to put under."""
+        """Return the lease for new values."""
         return self._lease or self.replace(0)
 
     def replace(self, lost: int) -> int:
-        """The lease that follows *lost*, which the server no longer knows; 0 asks for the first."""
+        """Return the successor of the lease *lost*, which no longer exists; 0 requests the first one."""
         if self._lease != lost:
             return self._lease
         fresh = grant(self._client, self._ttl)
@@ -108,44 +108,44 @@ class ClientLease:
             if self._lease == lost:
                 self._lease = fresh
                 if lost:
-                    log.warning("the lease of the client-lifetime keys was lost: putting %d again", len(self._owned))
-                    self._nudge.set()
+                    log.warning("the client-lifetime lease was lost: putting %d keys again", len(self._owned))
+                    self._wake_up.set()
                 else:
                     self._worker.start()
                 return fresh
-        revoke(self._client, fresh)  # another thread was faster
+        revoke(self._client, fresh)  # another thread has already replaced it
         return self._lease
 
     def release(self, ops: Sequence[WriteOp]) -> dict[str, _Owned]:
-        """Stop minding every key that *ops* are about to write; returns what ``restore`` takes back if they did not."""
+        """Give up every key that *ops* are about to write. ``restore`` takes the returned keys back."""
         if not self._owned:
             return {}
         keys = {op.key for op in ops if isinstance(op, PutOp) or not op.prefix}
         prefixes = tuple(op.key for op in ops if isinstance(op, DeleteOp) and op.prefix)
         with self._lock:
-            # Before the write and not after it: else a lost lease could bring a key back that was just deleted.
+            # Before the write: otherwise the replacement of a lost lease could restore a key that was just deleted.
             if prefixes:
                 keys.update(key for key in self._owned if key.startswith(prefixes))
             return {key: self._owned.pop(key) for key in keys if key in self._owned}
 
     def restore(self, released: dict[str, _Owned]) -> None:
-        """The write was not made after all: mind its keys again."""
+        """Take the *released* keys back, because the write was not applied."""
         with self._lock:
             for key, owned in released.items():
                 self._owned.setdefault(key, owned)
 
-    def wrote(self, puts: Iterable[PutOp], revision: int, lease: int) -> None:
-        """*puts* were made under *lease*: mind their keys."""
+    def record_puts(self, puts: Iterable[PutOp], revision: int, lease: int) -> None:
+        """Take the keys of *puts*, which were written under *lease*."""
         with self._lock:
             for op in puts:
                 known = self._owned.get(op.key)
                 if known is None or known.revision < revision:
                     self._owned[op.key] = _Owned(op.value, revision, lease)
-            if lease != self._lease:  # lost between the put and now
-                self._nudge.set()
+            if lease != self._lease:  # the lease was lost between the put and now
+                self._wake_up.set()
 
     def close(self) -> None:
-        """Let go of everything: the keys vanish at once, or at the end of the lease if the server cannot be reached."""
+        """Delete all keys. If the server cannot be reached, they expire with the lease."""
         self._worker.close()
         with self._lock:
             lease, self._lease = self._lease, 0
@@ -155,7 +155,7 @@ class ClientLease:
 
     def _wake(self) -> None:
         self._scope.cancel()
-        self._nudge.set()
+        self._wake_up.set()
 
     def _keep(self, worker: Worker) -> None:
         while not worker.stopping.is_set():
@@ -167,9 +167,9 @@ class ClientLease:
             except ClosedError:
                 return
             except DatasyncError as error:
-                log.warning("the lease of the client-lifetime keys could not be kept alive yet: %s", error)
-            self._nudge.wait(self._ttl / BEATS)
-            self._nudge.clear()
+                log.warning("the client-lifetime lease could not be renewed: %s", error)
+            self._wake_up.wait(self._ttl / BEATS)
+            self._wake_up.clear()
 
     def _put_again(self) -> None:
         with self._lock:
@@ -187,21 +187,21 @@ class ClientLease:
             success=[put],
             failure=[pb.RequestOp(request_txn=still_ours)],
         )
-        # Repeating it does no harm: the second time the key has our own value, under our own lease.
-        answer = self._client.call(TXN, request, f"putting {key!r} again", scope=self._scope)
-        done = answer.succeeded or any(one.response_txn.succeeded for one in answer.responses)
-        revision = answer.header.revision
+        # Safe to repeat: the second time the key has our own value under our own lease.
+        response = self._client.call(TXN, request, f"putting {key!r} again", scope=self._scope)
+        done = response.succeeded or any(one.response_txn.succeeded for one in response.responses)
+        revision = response.header.revision
         with self._lock:
-            minded = self._owned.get(key) is owned
-            if minded and done:
+            still_owned = self._owned.get(key) is owned
+            if still_owned and done:
                 self._owned[key] = _Owned(owned.value, revision, lease)
-            elif minded:
-                del self._owned[key]  # somebody else's by now
-        if done and not minded:
-            # Deleted or replaced by us while this was under way: take back what we brought back.
+            elif still_owned:
+                del self._owned[key]  # another client has changed it
+        if done and not still_owned:
+            # We deleted or replaced the key meanwhile: undo our put.
             undo = pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=name))
             ours = pb.TxnRequest(compare=[_compare_revision(name, revision)], success=[undo])
-            self._client.call(TXN, ours, f"taking {key!r} back")
+            self._client.call(TXN, ours, f"undoing the put of {key!r}")
 
 
 def _compare_revision(key: bytes, revision: int) -> pb.Compare:
@@ -209,7 +209,7 @@ def _compare_revision(key: bytes, revision: int) -> pb.Compare:
 
 
 class PutLeases:
-    """The leases of one commit's values that expire: one for each length of life, revoked unless they are used.
+    """The leases of one commit's expiring values, one per TTL.
 
     Threads: one.
     """
@@ -225,6 +225,6 @@ class PutLeases:
         return self._leases[seconds]
 
     def revoke(self) -> None:
-        """The commit surely was not made."""
+        """Revoke the leases, because the commit was certainly not applied."""
         for lease in self._leases.values():
             revoke(self._client, lease)

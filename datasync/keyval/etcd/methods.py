@@ -13,29 +13,22 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 
 class Method(Generic[RequestT, ResponseT]):
-    """A call of etcd's: its path, and what comes back."""
+    """A method of etcd's API: its path, and the types of request and response."""
 
-    __slots__ = ("path", "response")
+    __slots__ = ("path", "request", "response")
 
-    def __init__(self, path: str, response: type[ResponseT]) -> None:
+    def __init__(self, path: str, request: type[RequestT], response: type[ResponseT]) -> None:
         self.path = path
+        self.request = request
         self.response = response
 
 
-RANGE: Method[pb.RangeRequest, pb.RangeResponse] = Method("/etcdserverpb.KV/Range", pb.RangeResponse)
-TXN: Method[pb.TxnRequest, pb.TxnResponse] = Method("/etcdserverpb.KV/Txn", pb.TxnResponse)
-COMPACT: Method[pb.CompactionRequest, pb.CompactionResponse] = Method("/etcdserverpb.KV/Compact", pb.CompactionResponse)
-WATCH: Method[pb.WatchRequest, pb.WatchResponse] = Method("/etcdserverpb.Watch/Watch", pb.WatchResponse)
-LEASE_GRANT: Method[pb.LeaseGrantRequest, pb.LeaseGrantResponse] = Method(
-    "/etcdserverpb.Lease/LeaseGrant", pb.LeaseGrantResponse
-)
-LEASE_REVOKE: Method[pb.LeaseRevokeRequest, pb.LeaseRevokeResponse] = Method(
-    "/etcdserverpb.Lease/LeaseRevoke", pb.LeaseRevokeResponse
-)
-LEASE_KEEP_ALIVE: Method[pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse] = Method(
-    "/etcdserverpb.Lease/LeaseKeepAlive", pb.LeaseKeepAliveResponse
-)
-STATUS: Method[pb.StatusRequest, pb.StatusResponse] = Method("/etcdserverpb.Maintenance/Status", pb.StatusResponse)
-AUTHENTICATE: Method[pb.AuthenticateRequest, pb.AuthenticateResponse] = Method(
-    "/etcdserverpb.Auth/Authenticate", pb.AuthenticateResponse
-)
+RANGE = Method("/etcdserverpb.KV/Range", pb.RangeRequest, pb.RangeResponse)
+TXN = Method("/etcdserverpb.KV/Txn", pb.TxnRequest, pb.TxnResponse)
+COMPACT = Method("/etcdserverpb.KV/Compact", pb.CompactionRequest, pb.CompactionResponse)
+WATCH = Method("/etcdserverpb.Watch/Watch", pb.WatchRequest, pb.WatchResponse)
+LEASE_GRANT = Method("/etcdserverpb.Lease/LeaseGrant", pb.LeaseGrantRequest, pb.LeaseGrantResponse)
+LEASE_REVOKE = Method("/etcdserverpb.Lease/LeaseRevoke", pb.LeaseRevokeRequest, pb.LeaseRevokeResponse)
+LEASE_KEEP_ALIVE = Method("/etcdserverpb.Lease/LeaseKeepAlive", pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse)
+STATUS = Method("/etcdserverpb.Maintenance/Status", pb.StatusRequest, pb.StatusResponse)
+AUTHENTICATE = Method("/etcdserverpb.Auth/Authenticate", pb.AuthenticateRequest, pb.AuthenticateResponse)

@@ -1,6 +1,6 @@
-"""Listing a prefix: Range pages that are all read at the first one's revision.
+"""The scan of a prefix: Range pages that are all read at the revision of the first one.
 
-Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``ListValues``; D50, D51.
+Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``ListValues``.
 """
 
 from __future__ import annotations
@@ -15,37 +15,30 @@ from datasync.keyval.driver import Scan
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.client import EtcdClient
 from datasync.keyval.etcd.continuity import ContinuityCheck, ScanDigest
-from datasync.keyval.etcd.keys import check_page, prefix_range, strange
+from datasync.keyval.etcd.keys import check_page, prefix_range, unexpected_response
 from datasync.keyval.etcd.methods import RANGE
 from datasync.keyval.etcd.pending_call import PendingCall
 from datasync.keyval.etcd.stream import LARGE_VALUE
 from datasync.keyval.types import KeyValue
 
-#: Keys in the first page, when nothing is known of the size of the values.
+#: Keys in the first page, when the size of the values is unknown.
 FIRST_PAGE = 128
-#: Bytes of keys and values that a page should come to; its number of keys follows from the page before.
+#: Target size of a page in bytes of keys and values. The sizes on one page set the number of keys of the next.
 PAGE_BYTES = 4 << 20
-#: Pairs of a page that are looked at for their size before the next one is asked for; all of the first.
+#: Pairs of a page whose size is measured before the next page is requested; all pairs of the first page.
 SAMPLE = FIRST_PAGE
 
 _new_pair = partial(tuple.__new__, KeyValue)
 
 
 class EtcdScan(Scan):
-    """The pairs under a prefix at one revision; ``CompactedError`` when that is gone before the last page is read.
+    """The pairs under a prefix at one revision. Raises ``CompactedError`` if that is compacted during the scan.
 
-    Where values are large, *in_fragments* has the prefix after that: see ``EtcdStream``.
+    If its values are large, the scan adds the prefix to *in_fragments*, see ``EtcdStream``.
     """
 
     def __init__(
-        self,
-        client: EtcdClient,
-        continuity: ContinuityCheck,
-        prefix: str,
-        in_fragments: set[str],
-        *,
-        keys_only: bool,
-        page_size: int,
+        self, client: EtcdClient, continuity: ContinuityCheck, prefix: str, in_fragments: set[str], *, keys_only: bool
     ) -> None:
         self._client = client
         self._continuity = continuity
@@ -53,42 +46,42 @@ class EtcdScan(Scan):
         self._what = f"listing {prefix!r}"
         self._in_fragments = in_fragments
         self._keys_only = keys_only
-        self._page_size = page_size
-        self._first = self._page(self._request(prefix_range(prefix)[0], min(FIRST_PAGE, page_size), 0))
+        self._page_size = client.config.page_size
+        self._first = self._page(self._request(prefix_range(prefix)[0], min(FIRST_PAGE, self._page_size), 0))
         self.revision = self._first.header.revision
         kvs = self._first.kvs
         self._witness(self._first.header, kvs, [kv.mod_revision for kv in kvs], first=True)
 
     def __iter__(self) -> Iterator[KeyValue]:
         page = self._first
-        digest = ScanDigest()
-        mean = 0  # bytes of a pair on the page before
+        digest = ScanDigest(self.revision)
+        mean = 0  # mean size of a pair on the previous page
         ahead: PendingCall[pb.RangeResponse] | None = None
         try:
             while True:
-                if page.more:  # before anything else: the server works on the next page while this one is read
-                    request = self._following(page, mean)
+                if page.more:  # first, so that the server works on the next page while this one is read
+                    request = self._next_request(page, mean)
                     ahead = self._client.begin(RANGE, request, self._client.config.page_timeout)
-                kvs = list(page.kvs)  # once: each look makes an object
+                kvs = list(page.kvs)  # once, because every access creates an object
                 raw, values = [kv.key for kv in kvs], [kv.value for kv in kvs]
                 revisions = [kv.mod_revision for kv in kvs]
-                size = sum(map(len, values))  # page.ByteSize() would encode all of it once more
+                size = sum(map(len, values))  # page.ByteSize() would encode the whole page again
                 if size > LARGE_VALUE * len(values):
                     self._in_fragments.add(self._prefix)
                 mean = (size + sum(map(len, raw))) // max(1, len(kvs))
                 if page is not self._first:
                     self._witness(page.header, kvs, revisions, first=False)
                 digest.add(raw, revisions)
-                if raw != sorted(raw):  # what is in order already is sorted at once
-                    raise strange(self._what)
+                if raw != sorted(raw):  # sorting sorted keys is fast
+                    raise unexpected_response(self._what)
                 keys = [key.decode("utf-8", "surrogateescape") for key in raw]
                 more = page.more
-                del page, kvs, raw  # before the next one comes
-                # As KeyValue(...) does, but without a Python call for each pair: a listing may have a million.
+                del page, kvs, raw  # free them before the next page arrives
+                # The same as KeyValue(...) without a Python call per pair: a listing may have a million.
                 yield from map(_new_pair, zip(keys, values, revisions, strict=True))
                 if not more:
                     if not self._keys_only:
-                        self._continuity.listed(self._prefix, digest.total(self.revision))
+                        self._continuity.listed(self._prefix, digest)
                     return
                 page = self._page(request, ahead)
         finally:
@@ -99,13 +92,13 @@ class EtcdScan(Scan):
         self, header: pb.ResponseHeader, kvs: Sequence[pb.KeyValue], revisions: Sequence[int], *, first: bool
     ) -> None:
         if self._keys_only:
-            return  # without values there is nothing that a later look could be compared with
+            return  # without values there is no evidence
         newest = kvs[revisions.index(max(revisions))] if revisions else None
         self._continuity.scanned(self._prefix, header, newest, first=first)
 
-    def _following(self, page: pb.RangeResponse, mean: int) -> pb.RangeRequest:
-        """What asks for the page after *page*; *mean* is how large a pair was on the page before."""
-        # Large pairs may lie together, which some of this page show, or be few, which only all of a page do.
+    def _next_request(self, page: pb.RangeResponse, mean: int) -> pb.RangeRequest:
+        """Return the request for the page after *page*; *mean* is the mean size of a pair on the page before."""
+        # The sample finds large pairs that lie together; *mean*, of a whole page, counts the rare ones.
         sample = page.kvs[:: max(1, len(page.kvs) // SAMPLE)]
         mean = max(1, mean, sum(len(kv.key) + len(kv.value) for kv in sample) // len(sample))
         return self._request(page.kvs[-1].key + b"\0", max(1, min(self._page_size, PAGE_BYTES // mean)), self.revision)
@@ -123,13 +116,13 @@ class EtcdScan(Scan):
             except StoreError as error:
                 if request.limit == 1 or not _is_too_large(error):
                     raise
-                request.limit = max(1, request.limit // 8)  # values grow larger from some key on
+                request.limit = max(1, request.limit // 8)  # the values after some key are larger
                 pending = None
         check_page(request, page, self._what)
         return page
 
 
 def _is_too_large(error: StoreError) -> bool:
-    """True when a page has more bytes than are taken in one message."""
+    """Return True if a page exceeds the size limit of one message."""
     cause = error.__cause__
     return isinstance(cause, grpc.RpcError) and "larger than max" in str(cause)

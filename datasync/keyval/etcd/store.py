@@ -1,6 +1,6 @@
-"""etcd v3 as a store: the five verbs, and what etcd has beside them.
+"""An etcd v3 cluster as a store, with compaction and leader election.
 
-Source: cn-infra ``db/keyval/etcd``; contract section 4.
+Source: cn-infra ``db/keyval/etcd``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from datasync.errors import (
     DatasyncError,
     InvalidArgumentError,
     PermissionDenied,
-    StoreConnectionError,
     UnknownOutcome,
 )
 from datasync.keyval.api import Store
@@ -26,7 +25,7 @@ from datasync.keyval.etcd.config import URL_OPTIONS, EtcdConfig, read_options
 from datasync.keyval.etcd.continuity import ContinuityCheck
 from datasync.keyval.etcd.election import Leadership
 from datasync.keyval.etcd.errors import LeaseNotFound
-from datasync.keyval.etcd.keys import ALL, encode_key, prefix_range
+from datasync.keyval.etcd.keys import ALL, encode_key, prefix_range, unexpected_response
 from datasync.keyval.etcd.lease import ClientLease, PutLeases, put_operation
 from datasync.keyval.etcd.methods import COMPACT, RANGE, TXN
 from datasync.keyval.etcd.scan import EtcdScan
@@ -39,15 +38,15 @@ from datasync.serializer import check_key
 
 log = logging.getLogger(__name__)
 
-#: Seconds of ``auto_compact`` below which it is likely a mistake: watchers that were cut off lose their place.
+#: Seconds of ``auto_compact`` below which it is probably a mistake: disconnected watchers could not resume.
 SHORT_AUTO_COMPACT = 3600.0
 
 
 class EtcdStore(Store):
-    """An etcd cluster. Nothing is sent before the first call, so a server may come up later.
+    """An etcd cluster. The store connects with its first call, so a server may start later.
 
     Args:
-      config: Where it is and how to talk to it; by default from the environment, or 127.0.0.1:2379.
+      config: The endpoints and settings; by default from the environment, or 127.0.0.1:2379.
 
     Threads: any.
 
@@ -63,12 +62,14 @@ class EtcdStore(Store):
         self.idle_limit = self.config.idle_limit
         self._client = EtcdClient(self.config)
         self._continuity = ContinuityCheck()
-        self._in_fragments: set[str] = set()  # prefixes whose next stream asks for fragments
+        self._in_fragments: set[str] = set()  # prefixes whose next stream requests fragments
         self._lifetime = ClientLease(self._client, self.config.session_ttl, self.config.addresses[0])
         self._compactor: Worker | None = None
         if self.config.auto_compact:
             if self.config.auto_compact < SHORT_AUTO_COMPACT:
-                log.warning("auto-compact: who is cut off for %g s must list again", self.config.auto_compact)
+                log.warning(
+                    "auto-compact: a watcher that is disconnected for %g s must list again", self.config.auto_compact
+                )
             self._compactor = Worker(f"keyval-etcd-compact-{self.config.addresses[0]}", self._compact_at_times)
             self._compactor.start()
 
@@ -101,7 +102,7 @@ class EtcdStore(Store):
         try:
             self.revision()
         except PermissionDenied as error:
-            # Refused for that key by a server that let us in: that is a sign of life.
+            # The server responds and only denies this key, so it is available.
             cause = error.__cause__
             if not isinstance(cause, grpc.RpcError) or cause.code() is not grpc.StatusCode.PERMISSION_DENIED:
                 raise
@@ -109,70 +110,69 @@ class EtcdStore(Store):
     def read(self, key: str) -> KeyValue | None:
         check_key(key)
         encoded = encode_key(key)
-        answer = self._client.call(RANGE, pb.RangeRequest(key=encoded), f"reading {key!r}")
-        if any(kv.key != encoded for kv in answer.kvs):
-            raise StoreConnectionError(f"reading {key!r}: the answer is about another key; is this an etcd?")
-        return next((KeyValue(key, kv.value, kv.mod_revision) for kv in answer.kvs), None)
+        response = self._client.call(RANGE, pb.RangeRequest(key=encoded), f"reading {key!r}")
+        if any(kv.key != encoded for kv in response.kvs):
+            raise unexpected_response(f"reading {key!r}")
+        return next((KeyValue(key, kv.value, kv.mod_revision) for kv in response.kvs), None)
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> EtcdScan:
-        page_size = self.config.page_size
-        return EtcdScan(
-            self._client, self._continuity, prefix, self._in_fragments, keys_only=keys_only, page_size=page_size
-        )
+        return EtcdScan(self._client, self._continuity, prefix, self._in_fragments, keys_only=keys_only)
 
     def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
         self._client.check_usable()
         _check_ops(ops)
-        mortal = [op for op in ops if isinstance(op, PutOp) and op.client_lifetime]
+        bound = [op for op in ops if isinstance(op, PutOp) and op.client_lifetime]
         leases = PutLeases(self._client)
         released = self._lifetime.release(ops)
-        made = False
+        applied = False
         try:
-            lease = self._lifetime.current() if mortal else 0
+            lease = self._lifetime.current() if bound else 0
             try:
-                answer = self._send(ops, conditions, leases, lease)
+                response = self._send(ops, conditions, leases, lease)
             except LeaseNotFound:
-                if not mortal:
+                if not bound:
                     raise
-                lease = self._lifetime.replace(lease)  # nothing was written: a second attempt is no repetition
-                answer = self._send(ops, conditions, leases, lease)
-            made = answer.succeeded
+                lease = self._lifetime.replace(lease)  # nothing was written, so the transaction may be sent again
+                response = self._send(ops, conditions, leases, lease)
+            applied = response.succeeded
         except UnknownOutcome:
-            made = True  # perhaps: the keys are not minded, and leases that may be in use are left to end
+            applied = True  # possibly: the keys stay released, and leases that may be in use are left to expire
             raise
         finally:
-            if not made:
+            if not applied:
                 self._lifetime.restore(released)
                 leases.revoke()
-        if answer.succeeded and mortal:
-            self._lifetime.wrote(mortal, answer.header.revision, lease)
-        deleted = sum(item.response_delete_range.deleted for item in answer.responses) if answer.succeeded else 0
-        return CommitResult(answer.succeeded, answer.header.revision, deleted)
+        if response.succeeded and bound:
+            self._lifetime.record_puts(bound, response.header.revision, lease)
+        deleted = sum(item.response_delete_range.deleted for item in response.responses) if response.succeeded else 0
+        return CommitResult(response.succeeded, response.header.revision, deleted)
 
     def stream(self, prefix: str, after: int) -> EtcdStream:
         self._client.check_usable()
         return EtcdStream(self._client, self._continuity, prefix, after, self.idle_limit, self._in_fragments)
 
     def revision(self) -> int:
-        """The store's present revision."""
-        return self._client.call(RANGE, pb.RangeRequest(key=ALL), "asking for the revision").header.revision
+        """Return the store's current revision."""
+        return self._client.call(RANGE, pb.RangeRequest(key=ALL), "reading the revision").header.revision
 
     def compact(self, revision: int | None = None) -> int:
-        """Forget the history up to *revision*, by default the present one; returns it. Twice the same is no error.
+        """Drop the history up to *revision*, by default the current one, and return that revision.
+
+        Repeating a compaction is not an error.
 
         Raises:
-          CompactedError: The history beyond there is gone already.
-          InvalidArgumentError: The store has not come to that revision yet.
+          CompactedError: A later revision is already compacted.
+          InvalidArgumentError: The store has not reached that revision yet.
         """
         wanted = self.revision() if revision is None else revision
         what = f"compacting up to revision {wanted}"
         try:
             self._client.call(COMPACT, pb.CompactionRequest(revision=wanted, physical=True), what)
         except CompactedError:
-            # Up to there, or beyond? Only the last compacted revision itself can still be read.
+            # Up to this revision, or beyond? Only the last compacted revision itself can still be read.
             self._client.call(RANGE, pb.RangeRequest(key=ALL, revision=wanted), what)
         except RewoundError:
-            raise InvalidArgumentError(f"{what}: the store has not come to it yet") from None
+            raise InvalidArgumentError(f"{what}: the store has not reached that revision yet") from None
         return wanted
 
     def campaign(
@@ -182,7 +182,9 @@ class EtcdStore(Store):
         timeout: float | None = None,
         on_lost: Callable[[], object] | None = None,
     ) -> Leadership:
-        """Stand for leader under *prefix* with *value*, and return when elected.
+        """Become a candidate for leader under *prefix* with *value*, and return when elected.
+
+        A thread of the leadership calls *on_lost* when it is lost.
 
         Raises:
           NotReadyError: Not elected within *timeout* seconds.
@@ -227,7 +229,7 @@ def _check_ops(ops: Sequence[WriteOp]) -> None:
         if isinstance(op, PutOp) and not isinstance(op.value, (bytes, bytearray, memoryview)):
             raise InvalidArgumentError(f"the value of {op.key!r} must be bytes, not {type(op.value).__name__}")
         if op.key in seen:
-            raise InvalidArgumentError(f"the key {op.key!r} stands twice in one transaction")
+            raise InvalidArgumentError(f"the key {op.key!r} occurs twice in one transaction")
         seen.add(op.key)
 
 

@@ -1,10 +1,10 @@
-"""Following a prefix: one Watch call, its fragments joined, its silence watched.
+"""The stream of a prefix: one Watch call whose fragments are joined.
 
-What a bookmark may claim is the delicate part. The revision in a header is the member's, and may be ahead of the events
-that are still on their way: in the answer to the creation always, in the answer to a requested progress report before
-etcd 3.4.31 and 3.5.13. Only events, periodic progress reports, and requested ones of later members move our revision.
+A bookmark must not claim too much. The revision in a header is the member's and may be ahead of events that are still
+to come: always in the response to the creation, and in the response to a requested progress report before etcd 3.4.31
+and 3.5.13. So only events, periodic progress reports, and requested ones of later members advance the position.
 
-Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``watchInternal``; contract C3, C13; D57, D58, D59.
+Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``watchInternal``; contract C3, C13.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.client import EtcdClient
 from datasync.keyval.etcd.continuity import ContinuityCheck
 from datasync.keyval.etcd.errors import find_fault
-from datasync.keyval.etcd.keys import encode_key, prefix_range
+from datasync.keyval.etcd.keys import encode_key, prefix_range, unexpected_response
 from datasync.keyval.etcd.methods import RANGE, STATUS, WATCH
 from datasync.keyval.etcd.watch_requests import WATCH_ID, WatchRequests
 from datasync.runtime.grpcio import forget_traceback
 
 log = logging.getLogger(__name__)
 
-#: The id in answers that are about the whole call.
+#: The watch id in responses about the whole call.
 NO_WATCH = -1
-#: Bytes of a value, on the average, from which on fragments cost the server little and spare us much.
+#: Mean size of values, in bytes, from which fragments are worth their cost to the server.
 LARGE_VALUE = 4096
-#: Oldest releases, by minor version, whose requested progress reports wait for the events before them.
+#: First releases, by minor version, whose requested progress reports wait for the events before them.
 EXACT_SINCE = {(3, 4): 31, (3, 5): 13}
 
 
 class EtcdStream(Stream):
-    """The commits under *prefix* with a revision above *after*, one pass only. See the module's text for bookmarks.
+    """The commits under *prefix* with a revision above *after*, for one pass.
 
-    Responses are asked for whole: the server measures a response anew after each event that it adds to a fragment, so
-    that a fragment of many small events takes it minutes, while it may hold at most 1,000 revisions anyway. Of large
-    values those are a gigabyte; so once a listing or events turned out to be large, the next call asks for fragments: a
-    line that breaks again and again may never carry a whole one. A whole one can also be too large for the idle limit
-    on a slow line; so a call that was cut for its silence before its first event is tried the other way next time.
-    *in_fragments* are the prefixes of that store whose turn it is.
+    Whole responses are the default. For fragments the server measures the response again after each event, which takes
+    minutes for many small events, while a response holds at most 1,000 revisions. With large values those may be a
+    gigabyte, which an unreliable connection may never transfer whole. So after large values, in a listing or in events,
+    the next call requests fragments. A whole response can also exceed the idle limit on a slow connection: a call that
+    timed out before its first event is repeated in the other mode. *in_fragments* are the prefixes of the store whose
+    next call requests fragments.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class EtcdStream(Stream):
         self._position = after
         self._idle_limit = idle_limit
         self._in_fragments = in_fragments
-        self._scope = client.new_scope(patient=False)  # the reader has pauses
+        self._scope = client.new_scope(patient=False)  # the reader has a backoff of its own
 
     def cancel(self) -> None:
         if not self._client.forked:
@@ -72,10 +72,10 @@ class EtcdStream(Stream):
 
     def __iter__(self) -> Iterator[Batch | None]:
         try:
-            if not self._over():
+            if not self._is_cancelled():
                 yield from self._follow()
         except StoreError:
-            if not self._over():
+            if not self._is_cancelled():
                 raise
         except ClosedError:
             if self._client.closed:
@@ -84,8 +84,8 @@ class EtcdStream(Stream):
             if not self._client.forked:
                 self._client.end_scope(self._scope)
 
-    def _over(self) -> bool:
-        """True after ``cancel``; a store closed meanwhile is an error, for nobody cancelled this stream."""
+    def _is_cancelled(self) -> bool:
+        """Return True after ``cancel``. Raises if the store was closed: this stream was not cancelled then."""
         self._client.check_usable()
         return self._scope.cancelled
 
@@ -94,24 +94,24 @@ class EtcdStream(Stream):
         exact_member = self._exact_member()
         start = self._position
         requests = WatchRequests(self._prefix, start + 1, self._idle_limit, self._prefix in self._in_fragments)
-        call, endpoint = self._client.open(WATCH, requests, self._scope)
-        requests.guard(call)
+        call, endpoint = self._client.open_stream(WATCH, requests, self._scope)
+        requests.attach(call)
         try:
             yield from self._read(call, requests, exact_member)
-            if not self._over():
+            if not self._is_cancelled():
                 raise StoreConnectionError(f"{self._what()}: {endpoint.address} ended the watch")
         except grpc.RpcError as error:
             forget_traceback(error)
-            if self._over():
+            if self._is_cancelled():
                 return
-            self._client.note(error, endpoint)
+            self._client.record_failure(error, endpoint)
             if requests.idle:
                 if self._position == start:
                     self._in_fragments ^= {self._prefix}
                 raise StoreConnectionError(
-                    f"{self._what()}: no word from {endpoint.address} for {self._idle_limit:g} s"
+                    f"{self._what()}: nothing received from {endpoint.address} for {self._idle_limit:g} s"
                 ) from error
-            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # more in one message than we take
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # a message exceeds our size limit
                 self._in_fragments.add(self._prefix)
             raise self._client.error(error, endpoint, self._what()) from error
         finally:
@@ -120,13 +120,13 @@ class EtcdStream(Stream):
                 call.cancel()
 
     def _exact_member(self) -> int | None:
-        """The id of the member we talk to if its requested progress reports can be believed."""
+        """Return the id of the current member if its requested progress reports are exact, otherwise None."""
         try:
             status = self._client.call(STATUS, pb.StatusRequest(), self._what(), scope=self._scope)
         except StoreConnectionError:
-            raise  # to find the watch silent as well would take an idle limit more
+            raise  # the watch would fail too, but only after an idle limit
         except StoreError as error:
-            log.debug("%s: the version of the server is not known: %s", self._what(), error)
+            log.debug("%s: the version of the server is unknown: %s", self._what(), error)
             return None
         numbers = [int(number) for number in re.findall(r"[0-9]{1,9}", status.version[:40])[:3]]
         if len(numbers) < 3:
@@ -139,30 +139,30 @@ class EtcdStream(Stream):
     def _read(self, call: Any, requests: WatchRequests, exact_member: int | None) -> Iterator[Batch]:
         commits: list[Commit] = []
         ops: list[tuple[str, bytes | None]] = []
-        revision = 0  # of the last of them, 0 when none waits
+        revision = 0  # of the last commit in the list, 0 if it is empty
         prefix = encode_key(self._prefix)
-        established = False  # the first answer is to our own watch, whatever id a refusal has
+        established = False  # the first response is about our own watch, even a rejection with another id
         for response in call:
-            requests.heard()
+            requests.pause_timeout()
             if response.canceled and (response.watch_id == WATCH_ID or not established):
                 raise self._cancelled(response)
             established = True
             if response.watch_id != WATCH_ID:
                 if response.canceled and response.created:
-                    raise self._refused()
-                # Also the word that a probe was dropped comes by here; one of its answers is sign of life enough.
+                    raise self._probe_rejected()
+                # The confirmation that a probe was cancelled is ignored: its first response was sufficient.
                 if not response.canceled:
-                    yield self._aside(response, requests, exact_member, joined=not commits)
+                    yield self._side_bookmark(response, requests, exact_member, complete=not commits)
             elif events := response.events:
-                size = 0  # response.ByteSize() would encode all of it once more
+                size = 0  # response.ByteSize() would encode the whole response again
                 for event in events:
                     kv = event.kv
-                    key, modified = kv.key, kv.mod_revision  # once: each look makes an object
+                    key, modified = kv.key, kv.mod_revision  # once, because every access creates an object
                     if not key.startswith(prefix):
-                        raise StoreConnectionError(f"{self._what()}: an event of another key; is this an etcd?")
+                        raise unexpected_response(f"{self._what()}: an event of another key")
                     if modified != revision or not revision:
                         if modified <= revision:
-                            raise StoreConnectionError(f"{self._what()}: revisions that do not grow; is this an etcd?")
+                            raise unexpected_response(f"{self._what()}: the revisions do not increase")
                         revision = modified
                         ops = []
                         commits.append(Commit(revision, ops))
@@ -171,7 +171,7 @@ class EtcdStream(Stream):
                     ops.append((key.decode("utf-8", "surrogateescape"), None if event.type else value))
                 if size > LARGE_VALUE * len(events):
                     self._in_fragments.add(self._prefix)
-                # A fragment may end within a revision: that one waits for the rest, whole ones do not.
+                # A fragment may end within a revision: hold that commit back, deliver the complete ones.
                 whole, commits = (commits[:-1], commits[-1:]) if response.fragment else (commits, [])
                 if not commits:
                     revision = 0
@@ -179,33 +179,33 @@ class EtcdStream(Stream):
                     self._continuity.streamed(self._prefix, response.header, events)
                     yield self._batch(whole)
             else:
-                yield self._quiet(response, joined=not commits)
+                yield self._bookmark(response, complete=not commits)
             self._client.check_usable()
-            requests.listening()
+            requests.restart_timeout()
 
     def _batch(self, commits: list[Commit]) -> Batch:
         if commits[0].revision <= self._position:
-            raise StoreConnectionError(f"{self._what()}: the server repeats revision {commits[0].revision}")
+            raise StoreConnectionError(f"{self._what()}: the server sent revision {commits[0].revision} again")
         self._position = commits[-1].revision
         return Batch(self._position, commits)
 
-    def _quiet(self, response: pb.WatchResponse, joined: bool) -> Batch:
-        """The bookmark of a response of our watch that has no events: it was made, or it reports its progress."""
+    def _bookmark(self, response: pb.WatchResponse, complete: bool) -> Batch:
+        """Return the bookmark of a response of our watch without events: the creation or a progress report."""
         revision = response.header.revision
         if response.created and revision < self._position:
-            # The cluster has got further (verify() asked it), so this member lags; another may not.
+            # The cluster is ahead, as verify() found, so this member lags behind; another one may not.
             raise StoreConnectionError(f"{self._what()}: this member is behind, at revision {revision}")
-        if not response.created and joined:
+        if not response.created and complete:
             self._position = max(self._position, revision)
         return Batch(self._position, ())
 
-    def _aside(
-        self, response: pb.WatchResponse, requests: WatchRequests, exact_member: int | None, joined: bool
+    def _side_bookmark(
+        self, response: pb.WatchResponse, requests: WatchRequests, exact_member: int | None, complete: bool
     ) -> Batch:
-        """The bookmark of a response about the whole call, or about a probe."""
+        """Return the bookmark of a response about the whole call or about a probe."""
         if response.created:
-            requests.drop(response.watch_id)
-        elif response.watch_id == NO_WATCH and joined and response.header.member_id == exact_member:
+            requests.cancel_watch(response.watch_id)
+        elif response.watch_id == NO_WATCH and complete and response.header.member_id == exact_member:
             self._position = max(self._position, response.header.revision)
         return Batch(self._position, ())
 
@@ -218,16 +218,16 @@ class EtcdStream(Stream):
             )
         fault = find_fault(None, reason)
         if fault.renew:
-            return StoreConnectionError(f"{self._what()}: the token ran out")
+            return StoreConnectionError(f"{self._what()}: the token expired")
         detail = reason.rpartition("etcdserver: ")[2] or "cancelled by the server"
         return fault.error(f"{self._what()}: {detail}" + (f"; {fault.advice}" if fault.advice else ""))
 
-    def _refused(self) -> Exception:
-        """What it means that a probe was not allowed: a permission is gone, or any user or role was changed."""
+    def _probe_rejected(self) -> Exception:
+        """Find out why a probe was rejected: a permission was revoked, or any user or role was changed."""
         key, range_end = prefix_range(self._prefix)
         request = pb.RangeRequest(key=key, range_end=range_end, limit=1, keys_only=True)
-        self._client.call(RANGE, request, self._what(), scope=self._scope)  # with a new token; raises if it is gone
-        return StoreConnectionError(f"{self._what()}: the token ran out")
+        self._client.call(RANGE, request, self._what(), scope=self._scope)  # renews the token; raises if still rejected
+        return StoreConnectionError(f"{self._what()}: the token expired")
 
     def _what(self) -> str:
         return f"following {self._prefix!r} after {self._position}"

@@ -1,4 +1,4 @@
-"""Credentials for TLS, and the question that grpc does not answer: why a handshake fails."""
+"""TLS credentials, and the diagnosis of a failed handshake, which grpc does not report."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from datasync.errors import InvalidArgumentError
 from datasync.keyval.etcd.config import EtcdConfig
 from datasync.runtime.files import read_file
 
-#: Part of the reason that a handshake gives, and what helps; the first that fits counts.
+#: A part of a handshake's error, and the advice for it; the first match applies.
 _ADVICE = (
-    ("expired", "renew it, and look at this machine's clock"),
-    ("not yet valid", "look at the clocks of both machines"),
+    ("expired", "renew it, and check this machine's clock"),
+    ("not yet valid", "check the clocks of both machines"),
     ("issuer", "name the authority that signed it in ca-file"),
     ("self", "name the authority that signed it in ca-file"),
     ("mismatch", "name the server as its certificate does"),
@@ -26,12 +26,12 @@ _ADVICE = (
 
 
 def make_credentials(config: EtcdConfig) -> grpc.ChannelCredentials:
-    """Credentials from the PEM files of *config*, read now, so that a rotated certificate is taken up.
+    """Return credentials from the PEM files of *config*, read again for each channel to pick up rotated certificates.
 
     Raises:
-      InvalidArgumentError: A file cannot be read, is no PEM, or key and certificate do not fit.
+      InvalidArgumentError: A file cannot be read or is not PEM, or key and certificate do not match.
     """
-    _context(config)  # grpc itself would only say that there is no connection
+    _context(config)  # grpc would only report that there is no connection
     return grpc.ssl_channel_credentials(
         root_certificates=_read("ca-file", config.ca_file),
         private_key=_read("key-file", config.key_file),
@@ -40,9 +40,9 @@ def make_credentials(config: EtcdConfig) -> grpc.ChannelCredentials:
 
 
 def explain(config: EtcdConfig, address: str) -> str:
-    """Why a connection to *address* fails, as far as a handshake of our own tells; empty when it does not.
+    """Return why a connection to *address* fails, as found by a handshake of our own; "" if it does not fail.
 
-    grpc says only that there is no connection, with the cause in its own log at best. Takes up to two dial timeouts.
+    grpc reports only that there is no connection, with the cause at best in its own log. Takes up to two dial timeouts.
     """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
@@ -53,11 +53,11 @@ def explain(config: EtcdConfig, address: str) -> str:
     try:
         with socket.create_connection((host, int(port)), config.dial_timeout) as raw:
             raw.settimeout(config.dial_timeout)
-            raw.getpeername()  # one that has gone already: wrap_socket() would raise as well, and close nothing
+            raw.getpeername()  # raises if the peer has gone; wrap_socket() would raise too, but leave the socket open
             with context.wrap_socket(raw, server_hostname=host) as secured:
                 if not config.secure:
                     return "the server speaks TLS: set ca-file"
-                # In TLS 1.3 the server judges our certificate after our side of the handshake is done.
+                # In TLS 1.3 the server checks our certificate after our side of the handshake is complete.
                 secured.settimeout(min(0.3, config.dial_timeout))
                 secured.recv(1)
                 return ""
@@ -65,7 +65,7 @@ def explain(config: EtcdConfig, address: str) -> str:
         return f"the server's certificate is not accepted ({error.verify_message}){_advice(error.verify_message)}"
     except ssl.SSLError as error:
         return _failure(_reason(error)) if config.secure else ""
-    except ConnectionResetError:  # one without TLS ends it so, or in order: which comes first is chance
+    except ConnectionResetError:  # a server without TLS either resets or closes the connection
         return _failure("connection reset") if config.secure else ""
     except OSError:
         return ""
@@ -73,7 +73,7 @@ def explain(config: EtcdConfig, address: str) -> str:
 
 def _context(config: EtcdConfig) -> ssl.SSLContext:
     if not config.secure:
-        # Asks only whether the other side speaks TLS at all; nothing is sent over it.
+        # Only finds out if the other side speaks TLS; no data is sent.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -82,16 +82,16 @@ def _context(config: EtcdConfig) -> ssl.SSLContext:
             _read(name, path)
         try:
             context = ssl.create_default_context(cafile=config.ca_file or None)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2  # whatever the system's settings allow
+            context.minimum_version = ssl.TLSVersion.TLSv1_2  # regardless of the system's settings
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise InvalidArgumentError(f"there is no PEM certificate in the ca-file {config.ca_file}") from error
         if config.cert_file:
             try:
-                # A key with a password is an error: without this the terminal would be asked for it.
+                # An encrypted key is an error: without a password argument OpenSSL would prompt on the terminal.
                 context.load_cert_chain(config.cert_file, config.key_file, password="")
             except (OSError, ValueError) as error:
                 files = f"the cert-file {config.cert_file} and the key-file {config.key_file}"
-                message = f"{files} must be PEM, without a password, and fit together ({_reason(error)})"
+                message = f"{files} must be PEM, without a password, and match ({_reason(error)})"
                 raise InvalidArgumentError(message) from error
     context.set_alpn_protocols(["h2"])
     return context

@@ -9,20 +9,21 @@ from typing import Any
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.keys import prefix_range
 
-#: The id of our watch within its call; probes get other ones from the server.
+#: The id of our watch within its call; the server assigns other ids to probes.
 WATCH_ID = 1
-#: Signs of life that are asked for within one idle limit of silence.
+#: Probes within one idle limit without data.
 PROBES = 3
 
 
 class WatchRequests:
-    """What we say in the Watch call, read by grpc in a thread of its own, which so becomes our watchdog.
+    """The requests of a Watch call. grpc reads them in a thread of its own, which so enforces the idle timeout.
 
-    While the reader listens and nothing comes, it asks for signs of life: a progress report, and a second watch that is
-    dropped at once: that is answered by every release and by members that hold progress back, and refused when our
-    permission was revoked meanwhile. With no answer within the idle limit it cancels the call.
+    While the reader waits and nothing arrives, it sends probes: a request for a progress report, and a second watch,
+    which is cancelled at once. Every etcd release responds to the second watch, even a member that holds progress
+    reports back, and rejects it if our permission was revoked. Without a response within the idle limit, the call is
+    cancelled.
 
-    Threads: the reader calls ``heard`` and ``listening``, grpc's thread iterates; any calls ``end``.
+    Threads: the reader calls ``pause_timeout`` and ``restart_timeout``, grpc's thread iterates, any calls ``end``.
     """
 
     def __init__(self, prefix: str, start: int, idle_limit: float, fragment: bool) -> None:
@@ -40,38 +41,38 @@ class WatchRequests:
             pb.WatchRequest(progress_request=pb.WatchProgressRequest()),
             pb.WatchRequest(create_request=pb.WatchCreateRequest(key=key, range_end=range_end)),
         ]
-        self._asked = 0.0
+        self._probed_at = 0.0
         self._condition = threading.Condition()  # guards the three fields below
         self._outbox = [pb.WatchRequest(create_request=watch)]
         self._ended = False
         self._call: Any = None
-        # Written by one thread and read by the other without the lock: a float or None, either is good enough.
-        self._listening_since: float | None = time.monotonic()
-        #: True when the call was cancelled for its silence.
+        # Written by one thread and read by another without the lock: either value is good enough.
+        self._waiting_since: float | None = time.monotonic()
+        #: True if the call was cancelled by the idle timeout.
         self.idle = False
 
-    def guard(self, call: Any) -> None:
-        """*call* is the one to cancel; when it ends by itself, so do we."""
+    def attach(self, call: Any) -> None:
+        """Set *call* as the one to cancel. When it ends by itself, the requests end too."""
         with self._condition:
             self._call = call
         if not call.add_callback(self.end):
             self.end()
 
-    def heard(self) -> None:
-        self._listening_since = None
+    def pause_timeout(self) -> None:
+        self._waiting_since = None
 
-    def listening(self) -> None:
-        self._listening_since = time.monotonic()
+    def restart_timeout(self) -> None:
+        self._waiting_since = time.monotonic()
 
-    def drop(self, watch_id: int) -> None:
-        """End the watch *watch_id*, a probe that was answered."""
-        self._say(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=watch_id)))
+    def cancel_watch(self, watch_id: int) -> None:
+        """Cancel the watch *watch_id* of a probe that was answered."""
+        self._send(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=watch_id)))
 
     def end(self) -> None:
         with self._condition:
             self._ended = True
-            # The call knows us, and we it: left to the collector, it may meet its lock at the end of the interpreter
-            # in the hands of a thread of grpc's that is no more.
+            # Breaks a reference cycle. Left to the garbage collector at the end of the interpreter, the call could
+            # meet its own lock held by a grpc thread that no longer exists.
             self._call = None
             self._condition.notify_all()
 
@@ -84,12 +85,12 @@ class WatchRequests:
                 if self._outbox:
                     return self._outbox.pop(0)
                 now = time.monotonic()
-                since = self._listening_since or now
+                since = self._waiting_since or now
                 if now - since >= self._idle_limit:
                     break
-                due = max(since, self._asked) + self._idle_limit / PROBES
+                due = max(since, self._probed_at) + self._idle_limit / PROBES
                 if now >= due:
-                    self._asked = now
+                    self._probed_at = now
                     self._outbox.extend(self._probe)
                 else:
                     self._condition.wait(min(due, since + self._idle_limit) - now)
@@ -99,7 +100,7 @@ class WatchRequests:
             call.cancel()
         raise StopIteration
 
-    def _say(self, request: pb.WatchRequest) -> None:
+    def _send(self, request: pb.WatchRequest) -> None:
         with self._condition:
             self._outbox.append(request)
             self._condition.notify_all()

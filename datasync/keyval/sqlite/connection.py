@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import WeakMethod, WeakSet
 
 from datasync.errors import ClosedError, ForkedError
 from datasync.keyval.sqlite.database import Database, opening
+
+BeforeFork = WeakMethod[Callable[[], object]]
 
 #: Seconds that a fork waits for a connection in use.
 FORK_PATIENCE = 1.0
@@ -30,9 +32,7 @@ class SharedConnection:
     Source: contract C15.
     """
 
-    def __init__(
-        self, database: Database, before_fork: Callable[[], object] | None = None, *, for_writing: bool = False
-    ) -> None:
+    def __init__(self, database: Database, *, for_writing: bool = False, before_fork: BeforeFork | None = None) -> None:
         self._database = database
         self._for_writing = for_writing
         self._before_fork = before_fork
@@ -114,8 +114,9 @@ class SharedConnection:
         if not self._lock.acquire(timeout=FORK_PATIENCE):
             return False
         if self._connection is not None:
-            if self._before_fork is not None:
-                self._before_fork()
+            before_fork = None if self._before_fork is None else self._before_fork()
+            if before_fork is not None:
+                before_fork()
             self._drop()
         return True
 
@@ -129,7 +130,7 @@ class SharedConnection:
         self._lock.release()
 
 
-_connections: weakref.WeakSet[SharedConnection] = weakref.WeakSet()
+_connections: WeakSet[SharedConnection] = WeakSet()
 _held: list[SharedConnection] = []
 _busy: list[SharedConnection] = []
 

@@ -240,8 +240,8 @@ class Database:
     def _explained(self, error: sqlite3.Error, doing: str) -> DatasyncError:
         text = str(error)
         if "locked" in text or "busy" in text:
-            seconds = f"{self._lock_timeout:g} s"
-            return StoreConnectionError(f"{self.path} was locked by another process for {seconds}: is that one stuck?")
+            locked = f"{self.path} was locked by another process for {self._lock_timeout:g} s"
+            return StoreConnectionError(f"{locked}: is that process stuck?")
         if "readonly" in text or "unable to open" in text or "authorization" in text:
             return PermissionDenied(f"{self.path} and its folder must be writable: SQLite keeps two more files there")
         if "full" in text:

@@ -45,11 +45,7 @@ class StoreLease:
                 self._owned[key] = (op.value, revision)
 
     def renew(self, connection: sqlite3.Connection, current: int) -> int:
-        """Extend the lease. If it was lost, grant a new one and put the keys again that are still ours.
-
-        Returns:
-          The store's revision afterwards.
-        """
+        """Extend the lease; if it was lost, grant a new one and put our keys again. Return the revision afterwards."""
         deadline = time.monotonic() + self.ttl
         renewed = connection.execute("UPDATE lease SET deadline = ? WHERE id = ?", (deadline, self.id)).rowcount
         self._drop_taken_over(connection, lost=not renewed)

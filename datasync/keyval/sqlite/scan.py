@@ -24,14 +24,8 @@ class SQLiteScan(Scan):
         # The rest of the pairs if a fork, which closes the connection, made us read ahead.
         self._rest: list[tuple[bytes, bytes, int]] | None = None
         self._cursor: sqlite3.Cursor | None = None
-        read_ahead = weakref.WeakMethod(self._read_ahead)  # weak: the connection must not keep an unused scan alive
-
-        def before_fork() -> None:
-            method = read_ahead()
-            if method is not None:
-                method()
-
-        self._connection = SharedConnection(database, before_fork)
+        # Weak: the connection must not keep an abandoned scan alive.
+        self._connection = SharedConnection(database, before_fork=weakref.WeakMethod(self._read_ahead))
         self._columns = "key, x'', revision" if keys_only else "key, value, revision"
         self._range = tables.key_range(prefix)
         self._path = database.path

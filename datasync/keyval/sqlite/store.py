@@ -18,7 +18,6 @@ from datasync.keyval.driver import Scan, Stream
 from datasync.keyval.effects import net_effect
 from datasync.keyval.embedded import check_setting
 from datasync.keyval.sqlite import tables
-from datasync.keyval.sqlite.commit_times import CommitTimes
 from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
 from datasync.keyval.sqlite.lease import StoreLease
@@ -107,7 +106,7 @@ class SQLiteStore(Store):
         self._streams: weakref.WeakSet[SQLiteStream] = weakref.WeakSet()
         # The generation of the file that was last listed, and the first revision that was read from it.
         self._read_from = (0, 0)
-        self._commit_times = CommitTimes()
+        self._commit_times = tables.CommitTimes()
 
     @classmethod
     def from_url(cls, url: StoreURL, **options: Any) -> SQLiteStore:

@@ -11,7 +11,6 @@ from datasync.errors import ClosedError, DatasyncError, StoreError
 from datasync.keyval.driver import Stream
 from datasync.keyval.embedded import check_position
 from datasync.keyval.sqlite import tables
-from datasync.keyval.sqlite.commit_times import CommitTimes
 from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
 from datasync.keyval.types import RewoundError
@@ -38,7 +37,7 @@ class SQLiteStream(Stream):
         after: int,
         *,
         generation: int,
-        commit_times: CommitTimes,
+        commit_times: tables.CommitTimes,
         poll_interval: float,
         reap: Callable[[float | None], None],
     ) -> None:

@@ -7,6 +7,7 @@ bytes: SQLite then orders them by code point, and every prefix is a range.
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
@@ -21,6 +22,9 @@ from datasync.keyval.types import KeyValue, PutOp
 PAGE = 1000
 #: The history is trimmed when the revision passes a multiple of this.
 TRIM_EVERY = 64
+
+#: Revisions whose commit times a store remembers: enough for all readers that are between two streams.
+MAX_COMMIT_TIMES = 256
 
 _ROW_BYTES = 32  # approximate size of a row of the log without its key and value
 
@@ -49,6 +53,31 @@ def commit_time(connection: sqlite3.Connection, revision: int) -> float | None:
     """Return the time of the commit at *revision*, which identifies it; None after it was trimmed."""
     row = connection.execute("SELECT at FROM history WHERE revision = ?", (revision,)).fetchone()
     return None if row is None else float(row[0])
+
+
+class CommitTimes:
+    """The commit times of recently read revisions. If another file was copied over this one, they differ.
+
+    Threads: any.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _times
+        self._times: dict[int, float] = {}
+
+    def note(self, revision: int, found: float | None) -> None:
+        """Remember the commit time that was read for *revision*."""
+        with self._lock:
+            self._times.pop(revision, None)
+            if found is not None:
+                self._times[revision] = found
+            if len(self._times) > MAX_COMMIT_TIMES:
+                del self._times[next(iter(self._times))]
+
+    def of(self, revision: int) -> float | None:
+        """Return the remembered commit time of *revision*, or None."""
+        with self._lock:
+            return self._times.get(revision)
 
 
 def encode(key: str) -> bytes:

@@ -41,6 +41,13 @@ def calm34(etcd34: EtcdServer) -> EtcdServer:  # noqa: F811
     return emptied(etcd34)
 
 
+def while_stopped(server: EtcdServer, change: Callable[..., None], *arguments: str, kill: bool = False) -> None:
+    """Stop or *kill* the *server*, change its data, and start it again."""
+    (server.kill if kill else server.stop)()
+    change(*arguments)
+    server.start()
+
+
 def emptied(server: EtcdServer) -> EtcdServer:
     """*server* without keys and leases."""
     server.ctl("del", "", "--prefix")

@@ -283,7 +283,7 @@ def test_a_user_with_the_right_password_works_within_the_permissions(
     ("settings", "advice"),
     [
         ({"username": "agent", "password": f"{CANARY}-wrong"}, "check username and password"),
-        ({}, "wants a username and password"),
+        ({}, "requires a username and password"),
     ],
 )
 def test_c16_wrong_or_missing_credentials_say_so_and_never_quote_them(

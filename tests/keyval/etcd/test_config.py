@@ -48,6 +48,13 @@ def test_c16_a_malformed_endpoint_is_refused(endpoint: str) -> None:
         read_address(endpoint)
 
 
+def test_c16_an_endpoint_with_a_password_is_not_quoted_even_with_a_typing_error() -> None:
+    for endpoint in ("me:geheim@h:1", "me:geheim|h:1"):
+        with pytest.raises(InvalidArgumentError, match="an etcd endpoint is") as caught:
+            read_address(endpoint)
+        assert "geheim" not in str(caught.value)
+
+
 def test_the_keys_of_the_go_system_are_read_from_yaml_and_json(tmp_path: Path) -> None:
     # given the same settings in both languages
     (tmp_path / "etcd.yaml").write_text(

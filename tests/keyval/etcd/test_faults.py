@@ -19,7 +19,7 @@ from datasync.keyval.etcd import EtcdStore
 from datasync.keyval.etcd.endpoint import Endpoint
 from datasync.keyval.types import DeleteOp, PutOp, RewoundError
 from tests.conftest import take, wait_until
-from tests.keyval.etcd.conftest import OpenStore
+from tests.keyval.etcd.conftest import OpenStore, while_stopped
 from tests.support.calls import all_calls_freed
 from tests.support.proxy import TcpProxy, free_port
 from tests.support.servers import EtcdCluster, EtcdServer, find_etcd
@@ -264,9 +264,7 @@ def test_d59_an_emptied_store_is_found(server: EtcdServer, open_store: OpenStore
     for number in range(5):
         position = put(store, "p/1", str(number))
     # when it loses its data
-    server.kill()
-    server.wipe()
-    server.start()
+    while_stopped(server, server.wipe, kill=True)
     # then going on from there is refused
     with following(store, "p/", position) as follower:
         assert isinstance(follower.ending(), RewoundError)
@@ -279,9 +277,7 @@ def test_d59_a_store_that_was_restored_and_written_to_since_is_found(
     # given an old copy of the data, and a reader that saw what came after it was made
     store = open_store(server.endpoint)
     base = put(store, "p/1", "old")
-    server.stop()
-    server.save("copy")
-    server.start()
+    while_stopped(server, server.save, "copy")
     position = put(store, "p/2", "seen")
     if known_by == "scan":
         list(store.scan("p/"))
@@ -289,9 +285,7 @@ def test_d59_a_store_that_was_restored_and_written_to_since_is_found(
         with following(store, "p/", base) as follower:
             follower.until(position)
     # when the copy is restored, and grows beyond that revision
-    server.stop()
-    server.restore("copy")
-    server.start()
+    while_stopped(server, server.restore, "copy")
     for number in range(5):
         assert put(store, "q", str(number)) >= base
     assert put(store, "p/2", "another") > position
@@ -311,16 +305,12 @@ def test_d59_a_store_that_was_restored_written_to_and_compacted_is_not_followed(
     # given an old copy, and a reader that listed what came after it was made
     store = open_store(server.endpoint)
     put(store, "p/1", "old")
-    server.stop()
-    server.save("copy")
-    server.start()
+    while_stopped(server, server.save, "copy")
     put(store, "p/2", "seen")
     position = store.commit([DeleteOp("p/1")]).revision
     list(store.scan("p/"))
     # when the copy is restored, grows beyond that, and forgets what stood where the reader saw its newest pair
-    server.stop()
-    server.restore("copy")
-    server.start()
+    while_stopped(server, server.restore, "copy")
     while put(store, "p/2", "another") <= position:
         pass
     store.compact(position)
@@ -352,9 +342,7 @@ def test_d59_a_prefix_that_was_empty_in_a_store_that_lost_its_data_and_has_grown
     position = [put(store, "q", str(number)) for number in range(5)][-1]
     assert state(store, "p/") == {}
     # when the store loses its data, gets a key there, and passes the listed revision
-    server.kill()
-    server.wipe()
-    server.start()
+    while_stopped(server, server.wipe, kill=True)
     assert put(store, "p/1") < position
     while put(store, "q") <= position:
         pass
@@ -371,9 +359,7 @@ def test_d59_a_store_that_was_restored_to_before_a_delete_is_found(
     store = open_store(server.endpoint)
     put(store, "p/1")
     base = put(store, "p/2")
-    server.stop()
-    server.save("copy")
-    server.start()
+    while_stopped(server, server.save, "copy")
     position = store.commit([DeleteOp("p/1")]).revision
     if known_by == "scan":
         assert list(state(store, "p/")) == ["p/2"]
@@ -381,9 +367,7 @@ def test_d59_a_store_that_was_restored_to_before_a_delete_is_found(
         with following(store, "p/", base - 1) as follower:
             follower.until(position)
     # when the copy is restored, and grows beyond that without the delete
-    server.kill()
-    server.restore("copy")
-    server.start()
+    while_stopped(server, server.restore, "copy", kill=True)
     while put(store, "q") <= position:
         pass
     # then going on is refused: the key that is back would never be told

@@ -120,7 +120,7 @@ def test_d65_128_operations_are_a_transaction_and_129_are_refused_whole(
 def test_d65_a_key_twice_is_refused_before_anything_is_sent(calm34: EtcdServer, open_store: OpenStore) -> None:
     store = open_store(calm34.endpoint)
     before = store.revision()
-    with pytest.raises(InvalidArgumentError, match="'a' stands twice"):
+    with pytest.raises(InvalidArgumentError, match="'a' occurs twice"):
         store.commit([PutOp("a", b""), DeleteOp("a")])
     assert store.revision() == before
 

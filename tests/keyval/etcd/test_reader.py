@@ -13,7 +13,7 @@ from datasync.keyval.etcd import EtcdStore
 from datasync.keyval.reader import StoreReader
 from datasync.keyval.types import DeleteOp, PutOp
 from tests.conftest import wait_until
-from tests.keyval.etcd.conftest import OpenStore
+from tests.keyval.etcd.conftest import OpenStore, while_stopped
 from tests.support.proxy import TcpProxy
 from tests.support.servers import EtcdServer
 
@@ -128,9 +128,7 @@ def test_c13_deletes_that_are_compacted_at_the_revision_of_the_resume_are_no_los
 
 
 def test_d59_after_a_loss_of_data_the_reader_starts_over(setup: Setup) -> None:
-    setup.server.kill()
-    setup.server.wipe()
-    setup.server.start()
+    while_stopped(setup.server, setup.server.wipe, kill=True)
     setup.put("p/new", "1")
     setup.converges(new="1")
     setup.put("p/new", "2")
