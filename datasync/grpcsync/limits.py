@@ -41,17 +41,10 @@ def channel_options(keepalive: float, keepalive_timeout: float) -> list[tuple[st
 class Limits:
     """Limits of an adapter. It rejects what exceeds them, or stops reading until there is room.
 
-    Args:
-      message_size: Bytes per message.
-      key_size: Bytes per key, in UTF-8.
-      sources: Sources per adapter.
-      keys: Keys per source.
-      window, window_bytes: Unanswered requests per stream, and their bytes.
-      stream_age: Seconds after which the server ends a stream gracefully: it answers the requests that it read, and
-        reports their number to the client. None for no limit.
-
-    Raises:
-      InvalidArgumentError: A limit is not a positive number.
+    Sizes are in bytes, and ``keys`` is per source. ``window`` and ``window_bytes`` limit the unanswered requests of a
+    stream. ``stream_age`` is the number of seconds after which the server ends a stream gracefully: it replies to the
+    requests that it read, and reports their number to the client. None means no limit.
+    Raises ``InvalidArgumentError`` for a limit that is not a positive number.
     """
 
     message_size: int = MAX_MESSAGE_SIZE

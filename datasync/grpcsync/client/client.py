@@ -72,7 +72,6 @@ class Client(Closable):
 
     Raises:
       InvalidArgumentError: An argument is unusable, or a TLS file cannot be read.
-      UnsupportedError: gevent has patched the process and gRPC was not prepared for it.
 
     Threads: any. In a callback of one of its futures, use only the ``_async`` methods.
     """

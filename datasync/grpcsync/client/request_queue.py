@@ -53,9 +53,7 @@ class PendingRequest(Generic[MessageT]):
             else:
                 self.future.set_exception(error)
         except BaseException:  # the future logs an Exception of a callback; this is sys.exit()
-            log.exception(
-                "%s: a callback of the future raised an exception that would end the client's thread", self.what
-            )
+            log.exception("%s: a callback of the future tried to end the thread of the client", self.what)
 
 
 #: A change or a resync.
@@ -123,10 +121,8 @@ class RequestQueue:
                     break
                 remaining = request.deadline - time.monotonic()
                 if remaining <= 0 or not may_wait:
-                    waiting = len(self._pending)
-                    raise StoreConnectionError(
-                        f"{request.what} was not sent: {waiting} requests to {self._target} are already pending"
-                    )
+                    full = f"{self.pending} requests to {self._target} are already pending"
+                    raise StoreConnectionError(f"{request.what} was not sent: {full}")
                 self._room.wait(remaining)
             self._pending.append(request)
             self._to_send.notify()
@@ -230,8 +226,8 @@ class RequestQueue:
 
     # Called by the threads of a stream.
 
-    def next_to_send(self, session: ClientSession) -> DataChangeRequest:
-        """Wait for the next change and room in the window. Raises ``StopIteration`` when *session* is over."""
+    def next_to_send(self, session: ClientSession) -> DataChangeRequest | None:
+        """Wait for the next change and room in the window. Returns None when *session* is over."""
         with self.lock:
             while not session.over:
                 if session.open and self._pending and len(self._sent) < self._limit:
@@ -245,7 +241,7 @@ class RequestQueue:
                     if not self._sent:
                         self.changed.notify_all()  # the session manager sends resyncs
                 self._to_send.wait()
-            raise StopIteration
+            return None
 
     def match(self, session: ClientSession, reply: DataChangeReply) -> bool:
         """Settle the oldest request in flight with *reply*; False if the reply does not belong to it."""
@@ -269,17 +265,3 @@ class RequestQueue:
         deleted = None if request.message.operationType != DEL else not reply.absent
         self.finish(request, deleted, error)
         return True
-
-
-class OutgoingRequests:
-    """Iterator over the requests of *session*, for gRPC's sending thread."""
-
-    def __init__(self, queue: RequestQueue, session: ClientSession) -> None:
-        self._queue = queue
-        self._session = session
-
-    def __iter__(self) -> OutgoingRequests:
-        return self
-
-    def __next__(self) -> DataChangeRequest:
-        return self._queue.next_to_send(self._session)

@@ -30,13 +30,7 @@ from datasync.errors import (
     UnsupportedError,
 )
 from datasync.grpcsync.client.channel import CallResult, ServerChannel
-from datasync.grpcsync.client.request_queue import (
-    AnyRequest,
-    ClientSession,
-    OutgoingRequests,
-    PendingRequest,
-    RequestQueue,
-)
+from datasync.grpcsync.client.request_queue import AnyRequest, ClientSession, PendingRequest, RequestQueue
 from datasync.grpcsync.error_codes import resync_error
 from datasync.grpcsync.status import ClientStatus
 from datasync.runtime.backoff import AFTER_BREAK, Backoff
@@ -144,15 +138,10 @@ class SessionManager:
                     session.failure = error
                 except Exception as error:
                     # From a callable of the user. Its text may contain secrets, so only the type is reported.
-                    place = traceback.extract_tb(error.__traceback__)[-1]
-                    log.error(
-                        "%s: a session could not begin: %s in %s:%s",
-                        self._target,
-                        type(error).__name__,
-                        place.filename,
-                        place.lineno,
-                    )
-                    session.failure = DatasyncError(f"{self._target}: {type(error).__name__} before sending")
+                    place, kind = traceback.extract_tb(error.__traceback__)[-1], type(error).__name__
+                    where = f"{place.filename}:{place.lineno}"
+                    log.error("%s: a session could not begin: %s in %s", self._target, kind, where)
+                    session.failure = DatasyncError(f"{self._target}: {kind} before sending")
                 self._back_off(session)
         finally:
             with self._queue.lock:
@@ -174,7 +163,7 @@ class SessionManager:
         restarts in between breaks the stream, so it never receives a change without the state before it.
         """
         queue = self._queue
-        session.stream = self._channel.changes(OutgoingRequests(queue, session))
+        session.stream = self._channel.changes(iter(lambda: queue.next_to_send(session), None))
         reader = Worker(f"grpcsync-replies-{self._target}", lambda _: self._read_replies(session))
         try:
             reader.start()

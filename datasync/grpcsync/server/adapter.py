@@ -75,7 +75,6 @@ class Adapter(Closable):
 
     Raises:
       InvalidArgumentError: *server* is not a ``grpc.Server``, or another argument is unusable.
-      UnsupportedError: gevent has patched the process and gRPC was not prepared for it.
 
     Threads: any.
     """
@@ -120,9 +119,8 @@ class Adapter(Closable):
         in_flight: int = 1,
     ) -> SourcesRegistration:
         """Subscribe to all current and future sources; see :meth:`datasync.syncbase.registry.Registry.watch`."""
-        subscription = SourcesRegistration(
-            self._sources, resync_name, change_queue, resync_queue, key_prefixes, in_flight
-        )
+        queues = (change_queue, resync_queue)
+        subscription = SourcesRegistration(self._sources, resync_name, queues, key_prefixes, in_flight)
         self._sources.subscribe(subscription)
         return subscription
 
@@ -210,8 +208,7 @@ class Adapter(Closable):
             if not closed:
                 self._streams.add(stream)
         if closed:
-            context.set_trailing_metadata(_NOTHING_TAKEN)
-            _abort(context, *_CLOSED)
+            _abort_untaken(context, _CLOSED)
         try:
             if context.add_callback(stream.client_gone):
                 stream.start(requests, _short_address(context.peer()))
@@ -230,9 +227,7 @@ class Adapter(Closable):
         timeout = self._resync_time(context)
         try:
             values = checked_resync(requests, self._limits)
-            with self._session(registry, context) as session:
-                self._begin(session, context)
-                future = self._submit_resync(registry, values, timeout, session, context)
+            future = self._submit_resync(registry, values, timeout, context)
             if not self._wait(future, timeout, context):
                 return DataResyncReplies()
             future.result(0)
@@ -246,20 +241,16 @@ class Adapter(Closable):
         return resync_replies(requests)
 
     def _submit_resync(
-        self,
-        registry: Registry,
-        values: Mapping[str, KeyValBytes],
-        timeout: float,
-        session: SenderSession,
-        context: Any,
+        self, registry: Registry, values: Mapping[str, KeyValBytes], timeout: float, context: Any
     ) -> PropagationFuture:
-        if not session.enter():
-            context.set_trailing_metadata(_NOTHING_TAKEN)
-            _abort(context, *SUPERSEDED)
-        try:
-            return registry.submit_resync(values, ctx=contextvars.Context(), timeout=timeout)
-        finally:
-            session.leave()
+        with self._session(registry, context) as session:
+            self._begin(session, context)
+            if not session.enter():
+                _abort_untaken(context, SUPERSEDED)
+            try:
+                return registry.submit_resync(values, ctx=contextvars.Context(), timeout=timeout)
+            finally:
+                session.leave()
 
     def _wait(self, future: PropagationFuture, timeout: float, context: Any) -> bool:
         """Wait for *future*, up to *timeout* seconds. False if the client has gone, so that the thread can end."""
@@ -276,8 +267,7 @@ class Adapter(Closable):
     def _begin(self, session: SenderSession, context: Any, end: Callable[[], None] | None = None) -> None:
         """Abort the call if a newer session has begun, or an older one is stuck in a subscriber's full queue."""
         if not session.begin(end):
-            context.set_trailing_metadata(_NOTHING_TAKEN)
-            _abort(context, *SUPERSEDED)
+            _abort_untaken(context, SUPERSEDED)
 
     def _resync_time(self, context: Any) -> float:
         """Seconds to wait for subscribers: less than the client's deadline, so that it learns which ones are late."""
@@ -339,6 +329,11 @@ def _end_streams(streams: Collection[ChangeStream], end: FinalStatus) -> None:
     for stream in streams:
         if stream.worker is not None:
             stream.worker.close(max(0.0, deadline - time.monotonic()))
+
+
+def _abort_untaken(context: Any, status: FinalStatus) -> NoReturn:
+    context.set_trailing_metadata(_NOTHING_TAKEN)
+    _abort(context, *status)
 
 
 def _abort(context: Any, code: grpc.StatusCode, text: str) -> NoReturn:

@@ -9,7 +9,6 @@ Source: cn-infra ``datasync/grpcsync/msgservice.go``, ``DataChanges``; contract 
 from __future__ import annotations
 
 import contextvars
-import logging
 import threading
 import time
 from collections import deque
@@ -27,8 +26,6 @@ from datasync.syncbase.futures import Outcome, PropagationFuture
 from datasync.syncbase.msg.convert import change_reply
 from datasync.syncbase.msg.datamsg_pb2 import DEL, DataChangeReply, DataChangeRequest
 from datasync.syncbase.registry import Registry
-
-log = logging.getLogger(__name__)
 
 #: Seconds after which an idle stream checks its state without being notified.
 IDLE_WAIT = 3600.0
@@ -55,22 +52,19 @@ class PendingReply:
 
     def submit(self, limits: Limits, timeout: float) -> PropagationFuture | None:
         """Submit the change to the registry. Returns None if the change is rejected at once."""
-        request = self._request
+        request, key = self._request, self._request.key
         try:
             change = checked_change(request, limits.key_size)
             if request.operationType != DEL:
-                check_room(request.key, self._registry, limits.keys)
+                check_room(key, self._registry, limits.keys)
             # An empty context: that of gRPC's threads means nothing to subscribers.
-            self._future = self._registry.submit_changes(
-                {request.key: change}, ctx=contextvars.Context(), timeout=timeout
-            )
+            self._future = self._registry.submit_changes({key: change}, ctx=contextvars.Context(), timeout=timeout)
         except DatasyncError as error:
             self._error = error
-            if len(request.key.encode()) > limits.key_size:  # do not send back a key that is too long
-                self._request = DataChangeRequest(key=request.key[:40], operationType=request.operationType)
-        else:
-            # Keep only the key: the registry owns the value now.
-            self._request = DataChangeRequest(key=request.key, operationType=request.operationType)
+            if len(key.encode()) > limits.key_size:
+                key = key[:40]  # do not send back a key that is too long
+        # Keep only the key: the registry owns the value now.
+        self._request = DataChangeRequest(key=key, operationType=request.operationType)
         return self._future
 
     @property
@@ -118,7 +112,7 @@ class ChangeStream:
         self._limits = limits
         self._timeout = timeout
         self._changed = threading.Condition()  # guards everything below
-        self._answers: deque[PendingReply] = deque()
+        self._pending: deque[PendingReply] = deque()
         self._bytes = 0
         self._reading = True  # False once the worker has ended
         self._taken = 0
@@ -126,7 +120,7 @@ class ChangeStream:
         self._end: FinalStatus | None = None
         self._at_once = False  # do not wait for pending replies
         self._gone = False  # True once the call is over
-        self._old_at = None if limits.stream_age is None else time.monotonic() + limits.stream_age
+        self._expires_at = None if limits.stream_age is None else time.monotonic() + limits.stream_age
         self.worker: Worker | None = None
 
     @property
@@ -146,8 +140,8 @@ class ChangeStream:
 
     def replies(self) -> Iterator[DataChangeReply]:
         """Yield the replies in the order of the requests, until the stream is over."""
-        while (answer := self._next()) is not None:
-            yield answer.reply()
+        while (pending := self._next()) is not None:
+            yield pending.reply()
 
     def end(self, end: FinalStatus, *, at_once: bool = False) -> None:
         """Take no more requests, then reply to all those taken; with *at_once* only to those whose result is known."""
@@ -199,7 +193,7 @@ class ChangeStream:
 
     @property
     def _full(self) -> bool:
-        return len(self._answers) >= self._limits.window or self._bytes >= self._limits.window_bytes
+        return len(self._pending) >= self._limits.window or self._bytes >= self._limits.window_bytes
 
     def _take(self, raw: bytes) -> None:
         size = len(raw)
@@ -207,42 +201,42 @@ class ChangeStream:
             text = f"a request of {size} bytes exceeds the limit of {self._limits.message_size}"
             self.end((grpc.StatusCode.RESOURCE_EXHAUSTED, text))
             return
-        answer = PendingReply(self.registry, parse(raw, DataChangeRequest), size)
+        pending = PendingReply(self.registry, parse(raw, DataChangeRequest), size)
         if not self._session.enter():
             self.supersede()
             return
         try:
-            self._submit(answer)
+            self._submit(pending)
         finally:
             self._session.leave()
 
-    def _submit(self, answer: PendingReply) -> None:
+    def _submit(self, pending: PendingReply) -> None:
         with self._changed:
             if self._over:
                 return  # not counted as taken: the client may send it again over another stream
             self._taken += 1
             self._submitting = True
-        future = answer.submit(self._limits, self._timeout)
-        if answer.orphaned:
+        future = pending.submit(self._limits, self._timeout)
+        if pending.orphaned:
             self.end((grpc.StatusCode.UNAVAILABLE, f"the source {self.registry.name!r} is closed"))
         with self._changed:
             self._submitting = False
-            if answer.orphaned:
+            if pending.orphaned:
                 self._taken -= 1
                 return
-            self._answers.append(answer)
-            self._bytes += answer.size
-            if len(self._answers) == 1:  # otherwise the answering thread waits for an older one
+            self._pending.append(pending)
+            self._bytes += pending.size
+            if len(self._pending) == 1:  # otherwise the sending thread waits for an older one
                 self._changed.notify_all()
         if future is not None:
-            future.add_done_callback(lambda _: self._answered(answer))
+            future.add_done_callback(lambda _: self._notify_if_oldest(pending))
 
-    def _answered(self, answer: PendingReply) -> None:
+    def _notify_if_oldest(self, pending: PendingReply) -> None:
         with self._changed:
-            if self._answers and self._answers[0] is answer:  # the others wait for their turn
+            if self._pending and self._pending[0] is pending:  # the others wait for their turn
                 self._changed.notify_all()
 
-    # The answering thread.
+    # The sending thread, which is gRPC's.
 
     def _next(self) -> PendingReply | None:
         """Wait until the reply to the oldest request is due, and remove it. None at the end of the stream."""
@@ -260,33 +254,33 @@ class ChangeStream:
         if self._gone:
             return None
         now = time.monotonic()
-        if self._old_at is not None and now >= self._old_at and self._end is None:
+        if self._expires_at is not None and now >= self._expires_at and self._end is None:
             self._end = (grpc.StatusCode.UNAVAILABLE, "the stream has reached its maximum age: open a new one")
             self._changed.notify_all()
-        if self._answers:
-            oldest = self._answers[0]
+        if self._pending:
+            oldest = self._pending[0]
             if oldest.ready:
                 return 0.0
             # The time limit of a request starts with the reply before it, because subscribers work in order.
             if self._at_once:
                 return None
             due = max(0.0, oldest.since + self._timeout - now)
-            return due if self._old_at is None or self._end is not None else min(due, self._old_at - now)
+            return due if self._expires_at is None or self._end is not None else min(due, self._expires_at - now)
         if self._end is not None or not self._reading:
             # A request that is being submitted counts as taken, so its reply belongs to this stream.
             return IDLE_WAIT if self._submitting and not self._at_once else None
-        return IDLE_WAIT if self._old_at is None else self._old_at - now
+        return IDLE_WAIT if self._expires_at is None else self._expires_at - now
 
     def _pop_locked(self) -> PendingReply:
         was_full = self._full
-        answer = self._answers.popleft()
-        self._bytes -= answer.size
-        if self._answers:
-            following = self._answers[0]
+        pending = self._pending.popleft()
+        self._bytes -= pending.size
+        if self._pending:
+            following = self._pending[0]
             following.since = max(following.since, time.monotonic())
         if was_full:
             self._changed.notify_all()
-        return answer
+        return pending
 
 
 def _unwatched(key: str) -> SubscriptionError:

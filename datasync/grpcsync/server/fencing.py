@@ -29,13 +29,10 @@ class SenderSession:
         self._number = number
 
     def begin(self, end: Callable[[], None] | None = None) -> bool:
-        """Make this session the newest one, end older ones, and wait until they submit nothing any more.
+        """Make this session the newest one, end the older ones, and wait for their submissions to finish.
 
-        Args:
-          end: Called when a newer session begins.
-
-        Returns:
-          False if there is a newer session, or an older one did not finish its submission in time.
+        *end* is called when a newer session begins. Returns False if there is a newer session already, or a submission
+        of an older one does not finish in time.
         """
         return self._fence is None or self._fence.begin(self._number, end)
 

@@ -82,7 +82,6 @@ def serve(
 
     Raises:
       InvalidArgumentError: The server cannot listen on *address*, or an option is unusable.
-      UnsupportedError: gevent has patched the process and gRPC was not prepared for it.
     """
     check_grpc()
     limits = limits or Limits()

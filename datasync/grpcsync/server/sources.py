@@ -66,9 +66,7 @@ class SourceRegistries:
             if source is None:
                 check_source(name)
                 if len(self._sources) >= self._limit:
-                    raise TooManySources(
-                        f"cannot add the source {name!r}: the maximum of {self._limit} sources is reached"
-                    )
+                    raise TooManySources(f"cannot add source {name!r}: the limit of {self._limit} is reached")
                 made = self._sources[name] = SourceEntry(Registry(name, serializer=self._serializer))
                 subscriptions = list(self._subscriptions.values())
         if source is not None:
@@ -160,15 +158,14 @@ class SourcesRegistration(Closable):
         self,
         sources: SourceRegistries,
         resync_name: str,
-        change_queue: Queue[Any] | None,
-        resync_queue: Queue[Any] | None,
+        queues: tuple[Queue[Any] | None, Queue[Any] | None],
         prefixes: tuple[str, ...],
         in_flight: int,
     ) -> None:
         self.resync_name = resync_name
         self._sources = sources
         self._guard = ForkGuard(f"the subscription {resync_name!r}")
-        self._queues = (change_queue, resync_queue)
+        self._queues = queues
         self._in_flight = in_flight
         self._lock = threading.Lock()  # guards the three below
         self._prefixes = list(prefixes)

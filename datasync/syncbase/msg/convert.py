@@ -59,12 +59,7 @@ def delete_request(key: str) -> DataChangeRequest:
 def change_request(
     change: ChangeValue, buffer: Message | None = None, content_type: str = CONTENT_JSON
 ) -> DataChangeRequest:
-    """Return the request for *change*.
-
-    Args:
-      change: A put or a delete.
-      buffer: Message that receives the value of a put; a delete needs none.
-      content_type: Encoding of the value in the request.
+    """Return the request for *change*. A put needs a *buffer*, which receives its value.
 
     Raises:
       DecodeError: The value does not fit *buffer*.
