@@ -44,6 +44,7 @@ class Limits:
     Sizes are in bytes, and ``keys`` is per source. ``window`` and ``window_bytes`` limit the unanswered requests of a
     stream. ``stream_age`` is the number of seconds after which the server ends a stream gracefully: it replies to the
     requests that it read, and reports their number to the client. None means no limit.
+
     Raises ``InvalidArgumentError`` for a limit that is not a positive number.
     """
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datasync.events import ResyncReason
 from datasync.syncbase.status import SubscriptionState, SubscriptionStatus, TransportState, TransportStatus
 
-#: States in the order in which they describe a subscription to several sources best.
+#: States from the worst on: the first that occurs in a source is that of a subscription to several sources.
 _WORST_FIRST = (SubscriptionState.FAILING, SubscriptionState.LAGGING, SubscriptionState.WAITING)
 
 

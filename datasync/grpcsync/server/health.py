@@ -66,9 +66,7 @@ class HealthService:
             full = self._watchers > MAX_WATCHERS
         try:
             if full:
-                context.abort(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED, f"the maximum of {MAX_WATCHERS} watch calls is reached"
-                )
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the limit of {MAX_WATCHERS} watches is reached")
             if not context.add_callback(end):
                 return
             yield self._response(service)
