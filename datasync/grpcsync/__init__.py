@@ -1,6 +1,6 @@
-"""Changes pushed over gRPC: an adapter for a server, a server, and a client.
+"""Changes pushed over gRPC: an adapter for an existing server, a server, and a client.
 
-The wire is cn-infra's ``msg.DataMsgService``.
+The protocol is cn-infra's ``msg.DataMsgService``.
 
 Needs the extra ``grpc``: ``pip install 'datasync-kv[grpc]'``.
 """
@@ -32,7 +32,7 @@ __all__ = [
     "ClientTLS",
     "Limits",
     "ServerTLS",
-    # What comes back
+    # Status and results
     "AdapterStatus",
     "ClientStatus",
     "Result",

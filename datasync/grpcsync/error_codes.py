@@ -1,9 +1,9 @@
-"""What the number in a reply means, and which error it becomes on the other side.
+"""Result codes of replies, and their mapping to and from errors.
 
-The contract of old knows 0 for success and nothing else; a peer that looks no further than that stays right. The text
-of the error travels beside it.
+The original protocol defines only 0, for success. A peer that only distinguishes 0 from other values still works. The
+text of the error is a separate field.
 
-Source: contract section 5; D43.
+Source: contract C9, C16.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from datasync.errors import (
 )
 from datasync.syncbase.msg.datamsg_pb2 import DataChangeReply, DataChangeRequest, DataResyncReplies
 
-#: Characters of an error's text that a reply carries: subscribers may say anything.
+#: Characters of error text in a reply; subscribers may raise errors of any length.
 MAX_TEXT = 4000
 
 
 class Result(IntEnum):
-    """``result`` of a reply."""
+    """The ``result`` field of a reply."""
 
-    #: Every subscriber that wanted it has said done.
+    #: Every subscriber that watches the key acknowledged the change.
     APPLIED = 0
-    #: A subscriber answered with an error.
+    #: A subscriber rejected the change.
     REFUSED = 1
-    #: A subscriber did not answer in time; it may still do it.
+    #: A subscriber did not acknowledge the change in time; it may still do so.
     UNANSWERED = 2
-    #: A subscriber's queue stayed full; it gets a RESYNC when there is room.
+    #: A subscriber's queue stayed full; it receives a RESYNC when there is room.
     UNDELIVERED = 3
-    #: Nobody watches the key.
+    #: No subscriber watches the key.
     UNWATCHED = 4
-    #: The request is not usable; nothing was changed.
+    #: The request is invalid; nothing was changed.
     INVALID = 5
-    #: The receiver was closed before it was answered.
+    #: The receiver was closed before the subscribers answered.
     CLOSED = 6
 
 
-#: The first that fits counts.
+#: The first match counts.
 _BY_ERROR: tuple[tuple[type[BaseException], Result], ...] = (
     (PropagationError, Result.REFUSED),
     (DeliveryTimeout, Result.UNDELIVERED),
@@ -57,21 +57,21 @@ _BY_ERROR: tuple[tuple[type[BaseException], Result], ...] = (
 
 
 def result_of(error: BaseException | None) -> Result:
-    """The number that tells *error* to the peer."""
+    """Return the result code for *error*."""
     if error is None:
         return Result.APPLIED
     return next((result for kind, result in _BY_ERROR if isinstance(error, kind)), Result.REFUSED)
 
 
 def mark_change(reply: DataChangeReply, error: BaseException | None) -> DataChangeReply:
-    """Put the number for *error* into *reply*, and keep its text within bounds."""
+    """Set the result code of *reply* for *error*, and limit the length of its text."""
     reply.result = result_of(error)
     reply.error_text = reply.error_text[:MAX_TEXT]
     return reply
 
 
 def mark_resync(replies: DataResyncReplies, error: BaseException) -> DataResyncReplies:
-    """The same for a resync that was not applied."""
+    """Set the result codes of *replies*, for a resync that was not applied because of *error*."""
     replies.result = result_of(error)
     replies.error.message = replies.error.message[:MAX_TEXT]
     for reply in replies.dataResyncs.replies:
@@ -80,38 +80,38 @@ def mark_resync(replies: DataResyncReplies, error: BaseException) -> DataResyncR
 
 
 def error_of(result: int, text: str, what: str, peer: str) -> DatasyncError | None:
-    """The error that *result* and *text* of *peer* are about *what*; None for success.
+    """Return the error for a *result* and *text* that *peer* sent about *what*; None for success.
 
-    A refusal is the ``PropagationError`` that a local caller would get; *peer* stands where the name of the
-    subscription would, whose own name is in the text.
+    A rejection becomes the ``PropagationError`` that a local caller would get. *peer* replaces the name of the
+    subscription in it; the name itself is part of *text*.
     """
     if result == Result.APPLIED:
         return None
-    if not text:  # a peer of old, whose numbers are its own
+    if not text:  # a peer without this extension, which defines its own codes
         return PropagationError({peer: DatasyncError(f"{what}: result {result}")})
-    told = f"{what}: {peer} says: {text}"
+    message = f"{what}: {peer} says: {text}"
     if result == Result.UNANSWERED:
-        return DoneTimeout(told, (peer,))
+        return DoneTimeout(message, (peer,))
     if result == Result.UNDELIVERED:
-        return DeliveryTimeout(told)
+        return DeliveryTimeout(message)
     if result == Result.UNWATCHED:
-        return SubscriptionError(told)
+        return SubscriptionError(message)
     if result == Result.INVALID:
-        return InvalidArgumentError(told)
+        return InvalidArgumentError(message)
     if result == Result.CLOSED:
-        return NotReadyError(told)
+        return NotReadyError(message)
     return PropagationError({peer: DatasyncError(f"{what}: {text}")})
 
 
 def change_error(reply: DataChangeReply, request: DataChangeRequest, peer: str) -> DatasyncError | None:
-    """What *peer* says about *request*."""
+    """Return the error in the *reply* of *peer* to *request*; None for success."""
     return error_of(reply.result, reply.error_text, _short(request.key), peer)
 
 
 def resync_error(replies: DataResyncReplies, peer: str) -> DatasyncError | None:
-    """What *peer* says about a resync: its error, or the first key that was not applied."""
+    """Return the error in the *replies* of *peer* to a resync, or that of the first failed key; None for success."""
     failed = next((reply for reply in replies.dataResyncs.replies if reply.result != Result.APPLIED), None)
-    # A peer of old has no number for the whole.
+    # A peer without this extension sends no code for the whole resync.
     result = replies.result or (Result.REFUSED if failed is None else failed.result)
     if replies.HasField("error"):
         return error_of(result, replies.error.message or "no reason given", "resync", peer)

@@ -1,4 +1,4 @@
-"""How an adapter and a client are doing.
+"""Status of adapters and clients.
 
 Source: contract C18.
 """
@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from datasync.events import ResyncReason
 from datasync.syncbase.status import SubscriptionState, SubscriptionStatus, TransportState, TransportStatus
 
-#: What tells more about a subscription that watches several sources, first.
+#: States from the worst on: the first that occurs in a source is that of a subscription to several sources.
 _WORST_FIRST = (SubscriptionState.FAILING, SubscriptionState.LAGGING, SubscriptionState.WAITING)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterStatus(TransportStatus):
-    """All sources together, and each by its name. ``streams`` of peers are open."""
+    """Status of all sources together, and of each source by name in ``sources``.
+
+    ``streams`` is the number of open change streams.
+    """
 
     streams: int
     sources: Mapping[str, TransportStatus]
@@ -26,10 +29,11 @@ class AdapterStatus(TransportStatus):
 
 @dataclass(frozen=True, slots=True)
 class ClientStatus:
-    """A client. ``silence`` is seconds since the last good word from the peer, None before the first one.
+    """Status of a client.
 
-    ``pending`` requests wait to be sent, ``in_flight`` were sent and wait for their answer; ``ok``, ``failed`` and
-    ``unknown`` count what became of the others.
+    ``silence`` is the number of seconds since the last response of the server, None before the first one. ``pending``
+    requests wait to be sent, and ``in_flight`` requests wait for their response. ``ok``, ``failed`` and ``unknown``
+    count the results of all other requests.
     """
 
     name: str
@@ -45,7 +49,7 @@ class ClientStatus:
 
 
 def combine(default: str, sources: Mapping[str, TransportStatus], streams: int) -> AdapterStatus:
-    """One status out of those of all sources."""
+    """Combine the status of all *sources*; state and revision are those of the *default* source."""
     names = dict.fromkeys(name for one in sources.values() for name in one.subscriptions)
     return AdapterStatus(
         name=default,
@@ -56,7 +60,7 @@ def combine(default: str, sources: Mapping[str, TransportStatus], streams: int) 
         reconnects=sum(one.reconnects for one in sources.values()),
         resyncs=_sum(one.resyncs for one in sources.values()),
         subscriptions={
-            name: _together([one.subscriptions[name] for one in sources.values() if name in one.subscriptions])
+            name: _merge([one.subscriptions[name] for one in sources.values() if name in one.subscriptions])
             for name in names
         },
         streams=streams,
@@ -64,7 +68,7 @@ def combine(default: str, sources: Mapping[str, TransportStatus], streams: int) 
     )
 
 
-def _together(parts: list[SubscriptionStatus]) -> SubscriptionStatus:
+def _merge(parts: list[SubscriptionStatus]) -> SubscriptionStatus:
     states = {part.state for part in parts}
     return SubscriptionStatus(
         state=next((state for state in _WORST_FIRST if state in states), SubscriptionState.SYNCED),

@@ -1,4 +1,4 @@
-"""Certificates: where they are, and how they get into grpc."""
+"""TLS settings of servers and clients, and advice on failed handshakes."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ from datasync.runtime.files import read_file
 
 log = logging.getLogger(__name__)
 
-#: What grpc says of a connection that the other side ended without a word.
-_CUT = ("Socket closed", "Connection reset", "recvmsg", "End of TCP stream")
-#: Part of what grpc says, and what helps; the first that fits counts. Versions say it differently.
+#: Texts of gRPC for a connection that the other side closed without a reason.
+_CLOSED = ("Socket closed", "Connection reset", "recvmsg", "End of TCP stream")
+_OTHER_NAME = "the server's certificate is for another name: set server_name, or use a certificate for this name"
+#: Parts of gRPC's error texts, and the advice for each. The first match counts; the texts differ between versions.
 _ADVICE = (
-    ("expired", "the server's certificate has expired: renew it, or look at this machine's clock"),
-    ("not yet valid", "look at the clocks of both machines"),
-    ("ostname", "the server's certificate is for another name: give server_name, or one that has this name"),
-    ("not in peer certificate", "the server's certificate is for another name: give server_name, or one that has it"),
-    ("issuer", "name the authority that signed the server's certificate in ca"),
-    ("CERTIFICATE_VERIFY_FAILED", "is the authority that signed the server's certificate in ca, and is it in date?"),
-    ("WRONG_VERSION_NUMBER", "does the server speak TLS?"),
+    ("expired", "the server's certificate has expired: renew it, or check this machine's clock"),
+    ("not yet valid", "the server's certificate is not valid yet: check the clocks of both machines"),
+    ("ostname", _OTHER_NAME),
+    ("not in peer certificate", _OTHER_NAME),
+    ("issuer", "set ca to the authority that signed the server's certificate"),
+    ("CERTIFICATE_VERIFY_FAILED", "check that ca has the server's authority, and that no certificate has expired"),
+    ("WRONG_VERSION_NUMBER", "check that the server uses TLS"),
 )
 
-#: A file in PEM form, or its content.
+#: Path of a PEM file, or its content.
 Pem = str | Path | bytes
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ServerTLS:
-    """What a server shows and asks for: paths to PEM files, or their bytes.
+    """TLS settings of a server. Each is the path of a PEM file, or its content as bytes.
 
     Args:
-      certificate, key: The server's own; the certificate with its chain.
-      client_ca: Only clients with a certificate signed by it are let in (mutual TLS).
+      certificate, key: The server's certificate with its chain, and its private key.
+      client_ca: Authority of client certificates (mutual TLS). The server rejects clients without such a certificate.
 
-    Files are read again for every connection, so that a rotated certificate is taken up without a restart.
+    The server reads the files again for every connection, so a rotated certificate needs no restart.
     """
 
     certificate: Pem
@@ -46,10 +47,10 @@ class ServerTLS:
     client_ca: Pem | None = None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Raises ``InvalidArgumentError`` when a file cannot be read."""
-        shown = self._read()
+        """Build gRPC's server credentials. Raises ``InvalidArgumentError`` if a file cannot be read."""
+        current = self._read()
         return grpc.dynamic_ssl_server_credentials(
-            _configuration(shown), _CertificateReloader(self, shown).fetch, self.client_ca is not None
+            _configuration(current), _CertificateReloader(self, current).fetch, self.client_ca is not None
         )
 
     def _read(self) -> tuple[bytes, bytes, bytes | None]:
@@ -62,14 +63,17 @@ class ServerTLS:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ClientTLS:
-    """What a client trusts and shows: paths to PEM files, or their bytes.
+    """TLS settings of a client. Each file is the path of a PEM file, or its content as bytes.
 
     Args:
-      ca: Who may have signed the server's certificate; the roots that come with grpc when None.
-      certificate, key: The client's own, for mutual TLS.
-      server_name: The name that the server's certificate is for, where it is not the one in the target.
+      ca: Authorities that may sign the server's certificate; gRPC's own roots if None.
+      certificate, key: The client's certificate and private key, for mutual TLS.
+      server_name: Name in the server's certificate, if it differs from the target.
 
-    Files are read again for every connection.
+    The client reads the files again for every connection.
+
+    Raises:
+      InvalidArgumentError: Only one of *certificate* and *key* is given.
     """
 
     ca: Pem | None = None
@@ -79,10 +83,10 @@ class ClientTLS:
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
-            raise InvalidArgumentError("a client certificate and its key come together")
+            raise InvalidArgumentError("the certificate and key of a client must be set together")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Raises ``InvalidArgumentError`` when a file cannot be read."""
+        """Build gRPC's channel credentials. Raises ``InvalidArgumentError`` if a file cannot be read."""
         return grpc.ssl_channel_credentials(
             root_certificates=None if self.ca is None else _pem("ca", self.ca),
             private_key=None if self.key is None else _pem("the key", self.key),
@@ -91,23 +95,23 @@ class ClientTLS:
 
 
 class _CertificateReloader:
-    """Gives grpc a new configuration when the files have changed. Threads: grpc's own, one at a time."""
+    """Passes changed files to gRPC. Threads: gRPC's own, one at a time."""
 
-    def __init__(self, tls: ServerTLS, shown: tuple[bytes, bytes, bytes | None]) -> None:
+    def __init__(self, tls: ServerTLS, current: tuple[bytes, bytes, bytes | None]) -> None:
         self._tls = tls
-        self._shown = shown
+        self._current = current
 
     def fetch(self) -> grpc.ServerCertificateConfiguration | None:
         try:
-            found = self._tls._read()
-        except InvalidArgumentError as error:  # being written right now: the next connection sees it
-            log.warning("the certificate in use is kept: %s", error)
+            loaded = self._tls._read()
+        except InvalidArgumentError as error:  # a file is being written: the next connection reads it again
+            log.warning("cannot reload the server certificate, keeping the current one: %s", error)
             return None
-        if found == self._shown:
+        if loaded == self._current:
             return None
-        log.info("a new certificate is used from now on")
-        self._shown = found
-        return _configuration(found)
+        log.info("reloaded the server certificate")
+        self._current = loaded
+        return _configuration(loaded)
 
 
 def _configuration(pems: tuple[bytes, bytes, bytes | None]) -> grpc.ServerCertificateConfiguration:
@@ -119,12 +123,15 @@ def _pem(what: str, source: Pem) -> bytes:
     return source if isinstance(source, bytes) else read_file(what, source)
 
 
-def advice(said: str, tls: ClientTLS | None) -> str:
-    """What helps against the failure of a connection that grpc tells with *said*; empty where nothing is known."""
-    cut = any(part in said for part in _CUT) and "failed to connect" in said  # else it was one that had come about
+def advice(details: str, tls: ClientTLS | None) -> str:
+    """Return advice on the connection failure that gRPC reports as *details*; empty if there is none.
+
+    Only a connection that was never established counts as closed without a reason.
+    """
+    closed = any(part in details for part in _CLOSED) and "failed to connect" in details
     if tls is None:
-        return "; does the server speak TLS?" if cut else ""
-    known = next((helps for part, helps in _ADVICE if part in said), "")
-    if not known and cut:
-        known = "does the server want a certificate of its clients? then give one that it knows"
+        return "; check whether the server requires TLS" if closed else ""
+    known = next((text for part, text in _ADVICE if part in details), "")
+    if not known and closed:
+        known = "check whether the server requires a client certificate, and set certificate and key"
     return known and f"; {known}"

@@ -18,7 +18,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def wire(server: Server) -> Iterator[Wire]:
-    """A peer of the server that does not share a line with our client."""
+    """A raw channel to the server, with a connection of its own."""
     with Wire(server.address) as one:
         yield one
 
@@ -32,7 +32,7 @@ def client(server: Server) -> Iterator[Client]:
 
 @pytest.fixture
 def subscriber(server: Server) -> Iterator[Subscriber]:
-    """Watches ``k/`` and agrees to everything."""
+    """A subscriber that watches ``k/`` and acknowledges every event."""
     with Subscriber() as one:
         server.adapter.watch("agent", one.queue, one.queue, "k/")
         yield one

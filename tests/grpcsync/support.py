@@ -1,4 +1,4 @@
-"""What the tests of gRPC share: a subscriber that answers, and a peer that speaks the wire without our client."""
+"""Helpers for the gRPC tests: a subscriber that acknowledges, and a raw channel that does not use our client."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.registries import is_resync, state, told
 
 
 class Subscriber:
-    """Reads one queue in a thread, writes down what it saw, and answers: with None, or what *answer* raises.
+    """Reads one queue in a thread, records the events, and acknowledges them, or rejects them if *answer* raises.
 
     ``seen`` has ("resync", state) and ("change", [(key, value, previous)]).
     """
@@ -39,7 +39,7 @@ class Subscriber:
 
     @property
     def changes(self) -> list[Any]:
-        """Every change seen, one after the other."""
+        """All recorded changes in order."""
         return [change for kind, content in self.seen if kind == "change" for change in content]
 
     @property
@@ -71,7 +71,7 @@ class Subscriber:
 
 
 class Wire:
-    """A channel to a server, and its calls, as any gRPC client has them."""
+    """A plain gRPC channel to a server, and its calls."""
 
     def __init__(self, address: str, *metadata: tuple[str, str], credentials: Any = None) -> None:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
@@ -113,7 +113,7 @@ class Wire:
 
 
 class Feed(Iterator[DataChangeRequest]):
-    """Requests of a stream that go on until told otherwise."""
+    """The requests of a stream, which stays open until ``end``."""
 
     def __init__(self, *requests: DataChangeRequest) -> None:
         self._queue: queue.Queue[DataChangeRequest | None] = queue.Queue()

@@ -1,4 +1,4 @@
-"""What goes wrong between two processes: kills, half-open lines, age, size, slowness, crowds, forks."""
+"""Failures between two processes: kills, half-open connections, age, size, slow subscribers, many calls, forks."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def test_every_future_ends_when_the_server_is_killed_with_requests_in_flight() -
 
 @pytest.mark.parametrize("side", ["client", "server"])
 @pytest.mark.parametrize("way", [{"up": True, "down": True}, {"up": True, "down": False}, {"up": False, "down": True}])
-def test_i14_a_half_open_line_is_found_by_either_side(way: dict[str, bool], side: str) -> None:
-    # given one side that asks for a sign of life after a second, and another that has all the time in the world
+def test_i14_a_half_open_connection_is_detected_by_either_side(way: dict[str, bool], side: str) -> None:
+    # given one side with a keepalive of one second, and another with a long one
     patience: dict[str, dict[str, Any]] = {
         one: {"keepalive": 1.0, "keepalive_timeout": 0.5}
         if one == side
@@ -126,7 +126,7 @@ def test_i14_a_half_open_line_is_found_by_either_side(way: dict[str, bool], side
             TcpProxy(("127.0.0.1", server.port)) as proxy,
             Client(proxy.address, answer_timeout=60.0, **patience["client"]) as client,
         ):
-            # when a request waits for its answer, and the line swallows everything
+            # when a request waits for its reply, and the connection drops everything
             future = client.put_async("k/a", text("v"))
             take(events)
             proxy.black_hole(**way)
@@ -135,7 +135,7 @@ def test_i14_a_half_open_line_is_found_by_either_side(way: dict[str, bool], side
             error = future.exception(8)
             assert isinstance(error, UnknownOutcome)
             wait_until(lambda: server.adapter.status().streams == 0, "the stream is gone", 8)
-            # and when the line is there again, so is the client
+            # and when the connection works again, the client reconnects
             proxy.heal()
             client.wait_ready(15)
             assert client.put_async("other/b", text("v")).result(10) is None
@@ -155,8 +155,10 @@ def test_connections_that_are_of_age_lose_nothing() -> None:
         assert client.status().unknown == 0
 
 
-def test_a_connection_that_is_cut_for_its_age_is_a_break_like_any_other(server: Server, subscriber: Subscriber) -> None:
-    # given a server whose connections are ended (GOAWAY, then the axe) while their streams would go on for long
+def test_a_connection_closed_for_its_age_is_handled_like_any_other_failure(
+    server: Server, subscriber: Subscriber
+) -> None:
+    # given a server that closes connections (GOAWAY, then abort) whose streams would last longer
     with serve("127.0.0.1:0", max_age=0.3, limits=Limits(stream_age=60)) as old:
         old.adapter.watch("agent", subscriber.queue, None, "k/")
         with Client(old.address) as client:
@@ -168,7 +170,7 @@ def test_a_connection_that_is_cut_for_its_age_is_a_break_like_any_other(server: 
                 except UnknownOutcome:
                     pass
                 number += 1
-        # then nothing was repeated, and what was told to be applied was
+        # then nothing was repeated, and what was reported as applied was
         applied = [int(value) for _, value, _ in subscriber.changes]
         assert applied == sorted(set(applied))
         assert set(told) <= set(applied)
@@ -273,8 +275,8 @@ def test_i12_a_stuck_consumer_leaves_memory_bounded() -> None:
         feed.end()
 
 
-def test_i9_every_future_ends_while_the_line_breaks_again_and_again(server: Server) -> None:
-    # given a subscriber that answers, and a line that breaks every few requests, in the middle of messages
+def test_i9_every_future_ends_while_the_connection_breaks_repeatedly(server: Server) -> None:
+    # given a subscriber that acknowledges, and a connection that breaks every few requests, in the middle of messages
     with Subscriber() as subscriber, TcpProxy(("127.0.0.1", server.port)) as proxy:
         server.adapter.watch("agent", subscriber.queue, subscriber.queue, "k/")
         with Client(proxy.address, in_flight=8) as client:
@@ -296,7 +298,7 @@ def test_i9_every_future_ends_while_the_line_breaks_again_and_again(server: Serv
         # and nothing was applied twice, nor out of order (C17)
         applied = [int(value) for _, value, _ in subscriber.changes]
         assert applied == sorted(set(applied))
-        # and what the client was told is applied is applied
+        # and what was reported as applied is applied
         told = {number for number, future in enumerate(futures) if future.exception(0) is None}
         assert told <= set(applied)
 
@@ -410,7 +412,7 @@ def test_c9_every_future_ends_when_the_client_gets_no_thread(
         for future in futures:
             assert isinstance(future.exception(10), (UnknownOutcome, type(None)))
         client.put("k/a", text("v"))
-        # and those that were told to be applied are
+        # and those that were reported as applied are
         told = {str(number) for number, future in enumerate(futures) if future.exception(0) is None}
         assert told <= {value for _, value, _ in subscriber.changes}
         assert "belongs to no request" not in str(client.status().last_error)

@@ -1,4 +1,4 @@
-"""A session of a sender ends the one before: what is left of that is not applied after the state of the new one."""
+"""A new session of a sender fences off the previous one: its leftover requests are not applied after the new state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.registries import is_resync, plain, text
 
 
 def test_c3_what_a_dead_line_still_holds_is_not_applied_after_the_full_state_that_settled_it() -> None:
-    # given a sender whose requests wait at the server, behind a subscriber that takes its time
+    # given a sender whose requests wait at the server for a slow subscriber
     wanted = {f"k/{number}": text("old") for number in range(20)}
     events: Queue[Any] = Queue()
     with (
@@ -39,18 +39,18 @@ def test_c3_what_a_dead_line_still_holds_is_not_applied_after_the_full_state_tha
         held = [client.put_async(key, value) for key, value in wanted.items()]
         first = take(events)
         wait_until(lambda: client.status().in_flight == len(held), "all but perhaps the last one are on their way")
-        # when the line goes dead, and nobody tells the server: the sender gives it up and comes back over another one
+        # when the connection is half open: the server does not notice, and the sender reconnects over another one
         wanted.update({key: text("new") for key in wanted})
         line.freeze()
         line.deafen()
         wait_until(lambda: client.status().reconnects and other.accepted, "the sender is back")
         assert all(one.done() for one in held)
         wait_until(lambda: _values(registry) == {"new"}, "the full state is there")
-        # and the subscriber goes on, so that there is room for what is left of the first line
+        # and the subscriber goes on, so that there is room for the requests of the first connection
         first.done()
         told = [take(events)]
         told[0].done()
-        # then nothing of that is applied any more
+        # then none of them is applied
         assert is_resync(told[0])
         client.put_async("k/0", text("newer"))
         change = take(events)
@@ -68,7 +68,7 @@ def _values(registry: Any) -> set[str]:
 
 
 def test_c15_a_resync_whose_sender_has_gone_keeps_no_thread(server: Server) -> None:
-    # given a subscriber that does not answer, and all the time in the world
+    # given a subscriber that does not acknowledge, and a long timeout
     events: Queue[Any] = Queue()
     server.adapter.watch("agent", events, events, "k/")
     channel = grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)])
@@ -79,7 +79,7 @@ def test_c15_a_resync_whose_sender_has_gone_keeps_no_thread(server: Server) -> N
     assert [one for one in threading.enumerate() if one.name.startswith("datasync-grpcsync-call")]
     # when the sender cancels
     future.cancel()
-    # then its thread ends at once, long before the subscriber's time is over
+    # then its thread ends at once, long before the timeout
     wait_until(
         lambda: not [one for one in threading.enumerate() if one.name.startswith("datasync-grpcsync-call")],
         "the thread of the call has ended",
@@ -90,14 +90,14 @@ def test_c15_a_resync_whose_sender_has_gone_keeps_no_thread(server: Server) -> N
 
 
 def test_a_session_counts_until_a_newer_one_begins() -> None:
-    sessions = SessionFences()
+    fences = SessionFences()
     ended: list[str] = []
-    with sessions.of("s", "sender/1") as first, sessions.of("s", "sender/2") as second:
+    with fences.of("s", "sender/1") as first, fences.of("s", "sender/2") as second:
         # given a session that takes requests
         assert first.begin(lambda: ended.append("first"))
         assert first.enter()
         first.leave()
-        # when the next one begins / then the first is told, and neither takes anything more nor begins again
+        # when the next one begins / then the first is ended, takes no more requests and cannot begin again
         assert second.begin()
         assert ended == ["first"]
         assert not first.enter()
@@ -110,25 +110,25 @@ def test_a_session_that_is_handing_something_over_is_waited_for_and_not_for_ever
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fencing, "CLOSE_TIMEOUT", 0.05)
-    sessions = SessionFences()
-    with sessions.of("s", "sender/1") as first, sessions.of("s", "sender/2") as second:
+    fences = SessionFences()
+    with fences.of("s", "sender/1") as first, fences.of("s", "sender/2") as second:
         first.begin()
         assert first.enter()
-        # a subscriber's queue that does not return: the new session is refused, and may try again
+        # a submission that does not return: the new session is rejected, and may try again
         assert not second.begin()
         first.leave()
         assert second.begin()
 
 
-def test_senders_have_nothing_to_do_with_each_other_and_may_tell_nothing() -> None:
-    sessions = SessionFences()
+def test_senders_are_fenced_separately_and_need_no_session_metadata() -> None:
+    fences = SessionFences()
     with (
-        sessions.of("s", "one/2") as one,
-        sessions.of("s", "two/1") as two,
-        sessions.of("t", "one/1") as three,
-        sessions.of("s", "") as silent,
-        sessions.of("s", "one/x") as nonsense,
-        sessions.of("s", "x" * 100 + "/1") as endless,
+        fences.of("s", "one/2") as one,
+        fences.of("s", "two/1") as two,
+        fences.of("t", "one/1") as three,
+        fences.of("s", "") as silent,
+        fences.of("s", "one/x") as nonsense,
+        fences.of("s", "x" * 100 + "/1") as endless,
     ):
         everybody = [one, two, three, silent, nonsense, endless]
         assert all(session.begin() and session.enter() for session in everybody)
@@ -136,15 +136,15 @@ def test_senders_have_nothing_to_do_with_each_other_and_may_tell_nothing() -> No
             session.leave()
 
 
-def test_c8_sessions_are_remembered_of_so_many_senders_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c8_the_number_of_remembered_senders_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fencing, "MAX_REMEMBERED", 20)
-    sessions = SessionFences()
-    with sessions.of("s", "busy/7") as busy:
+    fences = SessionFences()
+    with fences.of("s", "busy/7") as busy:
         busy.begin()
         for number in range(100):
-            with sessions.of("s", f"sender{number}/1") as session:
+            with fences.of("s", f"sender{number}/1") as session:
                 session.begin()
-        assert len(sessions._fences) <= 21
+        assert len(fences._fences) <= 21
         # then the one with a call is still known
-        with sessions.of("s", "busy/6") as late:
+        with fences.of("s", "busy/6") as late:
             assert not late.begin()

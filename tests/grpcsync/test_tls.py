@@ -156,7 +156,7 @@ def test_c16_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         serve("127.0.0.1:0", tls=ServerTLS(missing, missing))
     with pytest.raises(InvalidArgumentError, match=f"cannot read ca {missing}"):
         Client("127.0.0.1:1", tls=ClientTLS(missing))
-    with pytest.raises(InvalidArgumentError, match="come together"):
+    with pytest.raises(InvalidArgumentError, match="set together"):
         ClientTLS(certificate=b"x")
 
 

@@ -160,7 +160,7 @@ def test_d45_resyncs_of_a_go_client_replace_the_state_of_its_source(go: Callable
         assert removed(subscriber.events[-1]) == {"k/a": "v", "k/b": "v"}
         # when one of it is nonsense / then it says so, and nothing changed
         told = peer.ask(call="resync", seq=9, items=[put("k/a", "{")])
-        assert (told["results"], "no JSON" in told["message"]) == ([Result.INVALID], True)
+        assert (told["results"], "not valid JSON" in told["message"]) == ([Result.INVALID], True)
         assert stored(server.adapter.registry) == {}
 
 

@@ -1,1 +1,1 @@
-"""The client: changes and resyncs sent to a server, pipelined and acknowledged."""
+"""The client: sends changes and resyncs to a server, pipelined and acknowledged."""

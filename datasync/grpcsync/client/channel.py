@@ -1,4 +1,4 @@
-"""The other side, as a client sees it: its channel, the calls that it has, and what a status of it means."""
+"""The channel of a client to its server: the calls, and the errors that their statuses mean."""
 
 from __future__ import annotations
 
@@ -50,25 +50,23 @@ _ERRORS: dict[grpc.StatusCode, type[DatasyncError]] = {
     grpc.StatusCode.CANCELLED: StoreConnectionError,
 }
 
-
-#: A reply may be so many times as large as the largest request.
+#: Maximum size of a reply, as a multiple of the maximum size of a request.
 REPLY_FACTOR = 8
 
 
 class CallResult(NamedTuple):
-    """What a call came to. This may be kept and raised; the call may not, see ``forget_traceback``."""
+    """The result of a call that has ended. Unlike the call, it is safe to keep: see ``forget_traceback``."""
 
-    reply: Any  #: None when it failed, and of a stream.
-    error: DatasyncError  #: What its status means, with the text that came with it.
-    taken: int | None  #: How many requests were taken; None when the peer does not say.
+    reply: Any  #: None for a stream, and for a call that failed.
+    error: DatasyncError  #: The error for the status, with the text of the server.
+    taken: int | None  #: Number of requests that the server took; None if it does not report it.
 
 
 class ServerChannel:
-    """A server that speaks ``msg.DataMsgService``.
+    """Calls to a server that implements ``msg.DataMsgService``.
 
-    Each session has a channel of its own: a new one connects when its first call is made, whatever went wrong before.
-    One that failed waits, and in older versions of grpcio does not notice that it could connect while no call is made.
-    And a new one reads the certificates again.
+    Each session uses a new channel, which connects at its first call and reads the certificates again. A channel that
+    failed backs off by itself, and in older versions of grpcio it does not reconnect while no call is made.
 
     Threads: one at a time.
     """
@@ -89,26 +87,26 @@ class ServerChannel:
         self._source = source
         self._tls = tls
         self._channel: grpc.Channel | None = None
-        # For the server, which drops what is left of the session before.
+        # Identifies the sender, so that the server can drop what is left of its previous session.
         self._name = uuid.uuid4().hex
         self._sessions = 0
         self._options: list[tuple[str, int | str]] = [
             *channel_options(keepalive, keepalive_timeout),
             ("grpc.max_send_message_length", max_message_size),
-            # Replies are small, save for those to a resync, which name its keys, each with the id of the request.
+            # Replies to a resync are large: they repeat the id of the request for each key.
             ("grpc.max_receive_message_length", min(max(REPLY_FACTOR * max_message_size, 64 * 1024), 2**31 - 1)),
-            # Clients share connections otherwise, and one's close or pause would be another's.
+            # Otherwise clients share a connection, and also its close and its backoff.
             ("grpc.use_local_subchannel_pool", 1),
-            # A proxy set for the web is not meant for this.
+            # The environment's HTTP proxy is meant for web traffic.
             ("grpc.enable_http_proxy", 0),
         ]
         if tls is not None:
-            tls.credentials()  # what cannot be read is an error of whoever asks for a client
+            tls.credentials()  # an unreadable file is an error of the constructor's caller
             if tls.server_name is not None:
                 self._options.append(("grpc.ssl_target_name_override", tls.server_name))
 
     def open(self, timeout: float) -> Any:
-        """Begin a session: make a channel, and ask for a sign of life; the call, which is also a future."""
+        """Start a session on a new channel with a ping. Returns the call, which is also a future."""
         self.close()
         self._sessions += 1
         if self._tls is None:
@@ -122,27 +120,27 @@ class ServerChannel:
         return self._ping.future(PingRequest(), timeout=timeout, metadata=self._metadata())
 
     def resync(self, requests: DataResyncRequests, timeout: float) -> Any:
-        """Send a full state; the call, which is also a future."""
+        """Send a full state. Returns the call, which is also a future."""
         return self._resyncs.future(requests, timeout=timeout, metadata=self._metadata())
 
     def changes(self, requests: Iterator[DataChangeRequest]) -> Any:
-        """Open a stream of changes; the call, which iterates over the replies."""
+        """Open a change stream. Returns the call, which iterates over the replies."""
         return self._changes(requests, metadata=self._metadata())
 
     def result_of_call(self, call: Any) -> CallResult:
-        """What *call*, which is over, came to."""
+        """Return the result of *call*, which has ended."""
         code = call.code()
         kind = _ERRORS.get(code, StoreError)
-        said = call.details() or "no reason given"
+        details = call.details() or "no reason given"
         taken = value_of(call.trailing_metadata() or (), TAKEN_KEY)
         return CallResult(
             call.result() if code is grpc.StatusCode.OK else None,
-            kind(f"{self.target}: {said[:MAX_TEXT]} ({code.name}){advice(said, self._tls)}"),
+            kind(f"{self.target}: {details[:MAX_TEXT]} ({code.name}){advice(details, self._tls)}"),
             int(taken) if taken.isdecimal() and len(taken) < 20 else None,
         )
 
     def close(self) -> None:
-        """End the channel and every call on it."""
+        """Close the channel, which ends every call on it."""
         if self._channel is not None:
             self._channel.close()
 

@@ -1,6 +1,6 @@
-"""A writer that pushes changes to a peer, and hears what its subscribers answer.
+"""A writer that sends changes to a server and returns the result of the server's subscribers.
 
-Source: contract section 5, C9, C15-C18. cn-infra has no counterpart.
+Source: contract C9, C15-C18. cn-infra has no counterpart.
 """
 
 from __future__ import annotations
@@ -30,45 +30,50 @@ from datasync.serializer import check_key, check_message
 from datasync.syncbase.msg.convert import CONTENT_JSON, delete_request, put_request, resync_requests
 from datasync.syncbase.msg.datamsg_pb2 import DEL, DataChangeRequest, DataResyncRequests, Seq
 
-#: Seconds that a request may wait to be sent.
+#: Seconds that a request may wait before it is sent.
 SEND_TIMEOUT = 10.0
-#: Seconds that a request which was sent may be without an answer, counted from the answer before it.
+#: Seconds to wait for the reply to a request, counted from the reply before it.
 ANSWER_TIMEOUT = 10.0
-#: Requests that may wait to be sent; whoever has another one waits for room.
+#: Requests that may wait to be sent; further callers wait for room.
 MAX_PENDING = 1000
 
 T = TypeVar("T")
 
 
 class Client(Closable):
-    """Sends changes and full states to a peer that speaks ``msg.DataMsgService``, many at a time over one stream.
+    """Sends changes and full states to a server that implements ``msg.DataMsgService``, pipelined over one stream.
 
-    It connects by itself, at once and again after every break. Each request ends in one of three ways:
+    The client connects in the background and reconnects after every failure. Each request ends in one of three ways:
 
-    - an answer: None (for a delete, whether there was something to delete), or the error that a local caller would get:
-      ``PropagationError`` with the text of the subscribers' errors, ``DoneTimeout``, ``DeliveryTimeout``,
-      ``SubscriptionError`` when nobody watches the key, ``InvalidArgumentError``;
-    - it was surely not sent: ``StoreConnectionError``, ``PermissionDenied``, ``ClosedError``;
-    - ``UnknownOutcome``: it was sent, and the stream broke before the answer. It is not repeated by itself.
+    - The server replied. The result is None (for a delete, whether the key existed), or the error that a local caller
+      would get: ``PropagationError`` with the text of the subscribers' errors, ``DoneTimeout``, ``DeliveryTimeout``,
+      ``SubscriptionError`` if no subscriber watches the key, or ``InvalidArgumentError``.
+    - The request was not sent: ``StoreConnectionError``, ``PermissionDenied`` or ``ClosedError``.
+    - The stream broke between request and reply: ``UnknownOutcome``. The client does not repeat such a request.
 
     Args:
-      target: ``host:port``, or any other name that grpc knows.
-      tls: Without it everything is in plain text, also the token.
-      token: What the peer asks for, or what gives it: called for each connection.
-      source: Name of this sender, where the peer is to tell senders apart; printable ASCII.
-      state: Gives the full state, key to message; it is sent whenever a session begins, so that a restarted peer
-        has everything again. Called in a thread of the client.
-      keep_state: The same with what was applied over this client, kept here; nothing is sent before something was. A
-        request whose outcome is unknown is not part of it.
-      content_type: How values are written: JSON, which all peers read, or ``msg.CONTENT_PROTO``.
-      in_flight: Requests that are sent and not answered at a time.
-      max_pending: Requests that wait to be sent; with more, ``put_async`` waits for room.
-      send_timeout, answer_timeout: Seconds.
-      keepalive, keepalive_timeout: Seconds of silence before the peer is asked for a sign of life, and for that sign.
-        Servers may forbid pings that come often: Go's do, below five minutes, unless told otherwise.
-      max_message_size: Bytes; a larger request is refused here, for the peer would end the whole stream.
+      target: ``host:port``, or any other target that gRPC supports.
+      tls: TLS settings. None sends everything in plain text, including the token.
+      token: The bearer token, or a callable that returns it and is called for each connection.
+      source: Name of this sender's source, in printable ASCII. Senders without one share the server's default source.
+      state: Callable that returns the full state, key to message. The client sends it at the start of every session,
+        so that a restarted server has it again. Called in a thread of the client.
+      keep_state: Keep the state that was applied through this client, and send that at the start of every session.
+        Nothing is sent before the first applied request; a request with an unknown outcome is not part of the state.
+      content_type: Encoding of values: JSON, which every server reads, or ``msg.CONTENT_PROTO``.
+      in_flight: Maximum number of requests without a reply.
+      max_pending: Maximum number of requests that wait to be sent. Further calls wait for room.
+      send_timeout: Seconds that a request may wait before it is sent.
+      answer_timeout: Seconds to wait for the reply to a request, counted from the reply before it.
+      keepalive: Seconds without traffic before a keepalive ping. Servers may disconnect clients that ping too often:
+        Go's do so below five minutes unless configured otherwise.
+      keepalive_timeout: Seconds to wait for the response to a ping.
+      max_message_size: Bytes per request. The client rejects larger ones, because the server would end the stream.
 
-    Threads: any, and never in the callback of one of its own futures, except for the ``_async`` methods.
+    Raises:
+      InvalidArgumentError: An argument is unusable, or a TLS file cannot be read.
+
+    Threads: any. In a callback of one of its futures, use only the ``_async`` methods.
     """
 
     def __init__(
@@ -96,10 +101,10 @@ class Client(Closable):
         if isinstance(token, str):
             check_token(token)
         if state is not None and keep_state:
-            raise InvalidArgumentError("the full state is kept here or given by a callable, not both")
+            raise InvalidArgumentError("set state or keep_state, not both")
         for name, number in (("in_flight", in_flight), ("max_pending", max_pending)):
             if not isinstance(number, int) or number < 1:
-                raise InvalidArgumentError(f"{name} must be 1 or more")
+                raise InvalidArgumentError(f"{name} must be an integer of 1 or more")
         self.target = target
         self._content_type = content_type
         self._send_timeout = send_timeout
@@ -111,7 +116,7 @@ class Client(Closable):
         self._kept: dict[str, DataChangeRequest] | None = None
         self._number = 0
         self._keep = keep_state
-        self._started = int(time.time())  # only a name of this client's life, for the ids of resyncs
+        self._started = int(time.time())  # part of the ids of resyncs: tells incarnations of the sender apart
         self._queue = RequestQueue(target, in_flight=in_flight, max_pending=max_pending, applied=self._note)
         self._session = SessionManager(
             ServerChannel(
@@ -129,65 +134,66 @@ class Client(Closable):
         )
 
     def put(self, key: str, data: Message, *opts: PutOption) -> None:
-        """Send *data* as the value of *key*, and wait until the peer's subscribers have applied it.
+        """Set *key* to *data*, and wait until the server's subscribers have applied it.
 
         Raises:
-          InvalidArgumentError, UnsupportedError: The arguments are unusable; no option can be honoured.
+          InvalidArgumentError: *key* or *data* is unusable, or the request is too large.
+          UnsupportedError: An option was given; the protocol has none.
           DatasyncError: See :class:`Client`.
         """
         self._wait(self.put_async(key, data, *opts))
 
     def put_async(self, key: str, data: Message, *opts: PutOption) -> concurrent.futures.Future[None]:
-        """As ``put``, without waiting for the answer: it comes through the future. Waits for room, if there is none."""
+        """Like ``put``, but return a future instead of waiting for the reply. Waits for room if the queue is full."""
         self._guard.check()
         check_key(key)
         check_message(data)
         read_put_options(opts)
-        _refuse_options(key, "put", opts)
+        _reject_options(key, "put", opts)
         return self._submit(put_request(key, data, self._content_type), repr(key))
 
     def delete(self, key: str, *opts: DelOption) -> bool:
-        """Send that *key* is deleted, and wait until the subscribers have applied it. Raises as ``put``.
+        """Delete *key*, and wait until the server's subscribers have applied it. Raises the errors of ``put``.
 
         Returns:
-          False when the peer says that there was nothing to delete; a peer of old always counts as True.
+          False if the server reports that there was nothing to delete; always True for a peer without this extension.
         """
         return self._wait(self.delete_async(key, *opts))
 
     def delete_async(self, key: str, *opts: DelOption) -> concurrent.futures.Future[bool]:
-        """As ``delete``, without waiting for the answer."""
+        """Like ``delete``, but return a future instead of waiting for the reply."""
         self._guard.check()
         check_key(key)
         read_del_options(opts)
-        _refuse_options(key, "delete", opts)
+        _reject_options(key, "delete", opts)
         return self._submit(delete_request(key), repr(key))
 
     def resync(self, values: Mapping[str, Message]) -> None:
-        """Make *values* the full state of this source, and wait until the subscribers have applied it.
+        """Replace the full state of this source with *values*, and wait until the subscribers have applied it.
 
-        What is not in it is deleted; an empty mapping deletes everything. Raises as ``put``.
+        Keys that are not in *values* are deleted; an empty mapping deletes all. Raises the errors of ``put``.
         """
         self._wait(self.resync_async(values))
 
     def resync_async(self, values: Mapping[str, Message]) -> concurrent.futures.Future[None]:
-        """As ``resync``, without waiting for the answer. Order is kept: between what was sent before and after it."""
+        """Like ``resync``, but return a future. Requests are applied in the order of the calls."""
         self._guard.check()
         return self._submit(self._resync_of(values), "resync")
 
     def status(self) -> ClientStatus:
-        """How the connection and the requests are doing (C18)."""
+        """Return the status of the connection and the requests (C18)."""
         self._guard.check()
         return self._session.status()
 
     def wait_ready(self, timeout: float) -> None:
-        """Wait until the peer was reached; ``NotReadyError`` with the last error when it was not."""
+        """Wait up to *timeout* seconds for a session. Raises ``NotReadyError`` with the last error."""
         self._guard.check()
         self._session.wait_ready(timeout)
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Wait up to *timeout* seconds for the answers that are due, settle every other request, and disconnect.
+        """Wait up to *timeout* seconds for the replies to accepted requests, settle the others, and disconnect.
 
-        What was not sent ends with ``ClosedError``, what was sent with ``UnknownOutcome``. May be called twice.
+        Requests that were not sent fail with ``ClosedError``, the others with ``UnknownOutcome``. May be called twice.
         """
         if not self._guard.forked:
             self._session.close(timeout)
@@ -204,12 +210,16 @@ class Client(Closable):
     def _check_size(self, message: Message, what: str) -> None:
         size = message.ByteSize()
         if size > self._max_message_size:
-            raise InvalidArgumentError(f"{what} takes {size} bytes, more than {self._max_message_size}")
+            raise InvalidArgumentError(
+                f"{what} takes {size} bytes, more than max_message_size={self._max_message_size}"
+            )
 
     def _wait(self, future: concurrent.futures.Future[T]) -> T:
         if self._session.inside and not future.done():
-            raise DatasyncError("a callback of a future waits for an answer that only comes after it: use put_async()")
-        return future.result()  # it always ends: see SessionManager
+            raise DatasyncError(
+                "a callback runs in the thread that delivers replies and cannot wait for one: use put_async()"
+            )
+        return future.result()  # the session manager settles every future
 
     def _resync_of(self, values: Mapping[str, Message]) -> DataResyncRequests:
         with self._lock:
@@ -218,7 +228,7 @@ class Client(Closable):
         seq = Seq(originator=self._source or "datasync", seqCreatedSec=self._started, seq=number)
         return resync_requests(values, self._content_type, seq)
 
-    # Called by the link.
+    # Called by the session manager and the queue.
 
     def _full_state(self) -> DataResyncRequests | None:
         if self._state is not None:
@@ -232,7 +242,7 @@ class Client(Closable):
         return state
 
     def _note(self, request: AnyRequest) -> None:
-        """Keep what was applied."""
+        """Add an applied request to the kept state."""
         if not self._keep:
             return
         message = request.message
@@ -251,13 +261,13 @@ class Client(Closable):
 
 
 def _full_state_of(puts: Mapping[str, DataChangeRequest]) -> DataResyncRequests:
-    """The resync that says what *puts*, by their keys, add up to."""
+    """Build the resync for the state that *puts*, by key, add up to."""
     requests = DataResyncRequests()
     for key, put in puts.items():
         requests.dataResyncs.add(key=key, content=put.content, content_type=put.content_type)
     return requests
 
 
-def _refuse_options(key: str, what: str, opts: Sequence[PutOption | DelOption]) -> None:
+def _reject_options(key: str, what: str, opts: Sequence[PutOption | DelOption]) -> None:
     if opts:
-        raise UnsupportedError(f"{key!r}: {what} over gRPC takes no options: {type(opts[0]).__name__}")
+        raise UnsupportedError(f"{key!r}: {what} over gRPC does not support {type(opts[0]).__name__}")

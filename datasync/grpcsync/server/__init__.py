@@ -1,1 +1,1 @@
-"""The server: requests of senders become changes of a registry per source."""
+"""The server: turns the requests of senders into changes of one registry per source."""

@@ -1,6 +1,6 @@
-"""``msg.DataMsgService`` on a gRPC server: peers push changes, a watcher delivers them, the answers are the replies.
+"""``msg.DataMsgService`` on a gRPC server: requests become events, and acknowledgements become replies.
 
-Source: cn-infra ``datasync/grpcsync``; contract section 5, C1-C12, C15, C16, C18; D43-D46.
+Source: cn-infra ``datasync/grpcsync``; contract C1-C12, C15, C16, C18.
 """
 
 from __future__ import annotations
@@ -52,26 +52,29 @@ from datasync.syncbase.status import TransportState
 
 log = logging.getLogger(__name__)
 
-_CLOSING: FinalStatus = (grpc.StatusCode.UNAVAILABLE, "datasync is closed here")
+_CLOSED: FinalStatus = (grpc.StatusCode.UNAVAILABLE, "the datasync adapter is closed")
 _NOTHING_TAKEN = ((TAKEN_KEY, "0"),)
 
 
 class Adapter(Closable):
-    """Makes a ``grpc.Server`` that the application owns a source of changes; ``close`` leaves that server running.
+    """Adds ``msg.DataMsgService`` to a ``grpc.Server`` of the application, and is the watcher of what clients send.
 
-    Every peer that names itself (metadata ``datasync-source``) is a source of its own, with its own state, and a full
-    state that it sends concerns its own keys only; peers that do not are one default source together. Subscribers
-    watch all sources of now and later, and read in the event's context whose event it is.
+    Each client that names its source (metadata ``datasync-source``) is a separate source with its own state, and its
+    resyncs affect only its own keys. Clients without a name share the default source. Subscribers watch all current and
+    future sources; ``datasync.current_source`` in the event's context is the source of an event.
 
     Args:
-      server: Not started yet, or running: the service is added to it.
-      name: Of the default source.
-      token: Or several of them: peers must show one as ``authorization: Bearer …``.
-      change_timeout, resync_timeout: Seconds that subscribers have for their answer before the peer is told that it did
-        not come. The clock of a change starts when those before it on its stream are answered.
-      limits: What a peer may ask for.
-      serializer: Reads values that the application itself puts into a registry as bytes.
-      health: Add ``grpc.health.v1`` too; leave it off where the application has its own.
+      server: A server that may be running already. ``close`` leaves it running.
+      name: Name of the default source.
+      token: A bearer token or several of them; clients must send one. None accepts every client.
+      change_timeout, resync_timeout: Seconds to wait for the subscribers before the reply reports that they are late.
+        The time of a change starts when the changes before it on its stream have their replies.
+      limits: Limits on sizes and numbers.
+      serializer: Decodes values that the application itself puts into a registry as bytes.
+      health: Also add the ``grpc.health.v1`` service. Leave it off if the application adds its own.
+
+    Raises:
+      InvalidArgumentError: *server* is not a ``grpc.Server``, or another argument is unusable.
 
     Threads: any.
     """
@@ -89,7 +92,7 @@ class Adapter(Closable):
         health: bool = False,
     ) -> None:
         check_grpc()
-        if not isinstance(server, grpc.Server):  # one of grpc.aio would take the service, and lose what is sent
+        if not isinstance(server, grpc.Server):  # a grpc.aio server would accept the service and lose its requests
             kind = type(server)
             raise InvalidArgumentError(f"server must be a grpc.Server, not {kind.__name__} of {kind.__module__}")
         self._limits = limits or Limits()
@@ -105,7 +108,7 @@ class Adapter(Closable):
         self._closed = False
         server.add_generic_rpc_handlers((_ServiceHandler(self._methods()),))
 
-    # The watcher.
+    # The watcher, for the application.
 
     def watch(
         self,
@@ -115,55 +118,57 @@ class Adapter(Closable):
         *key_prefixes: str,
         in_flight: int = 1,
     ) -> SourcesRegistration:
-        """Subscribe to every source; see :meth:`datasync.syncbase.registry.Registry.watch`."""
-        subscription = SourcesRegistration(
-            self._sources, resync_name, change_queue, resync_queue, key_prefixes, in_flight
-        )
+        """Subscribe to all current and future sources; see :meth:`datasync.syncbase.registry.Registry.watch`."""
+        queues = (change_queue, resync_queue)
+        subscription = SourcesRegistration(self._sources, resync_name, queues, key_prefixes, in_flight)
         self._sources.subscribe(subscription)
         return subscription
 
     @property
     def registry(self) -> Registry:
-        """The state of the default source."""
+        """The registry of the default source."""
         return self._sources.all()[self._sources.default]
 
     @property
     def registries(self) -> dict[str, Registry]:
-        """The state of every source by its name, as they are now."""
+        """The registries of all current sources by name."""
         return self._sources.all()
 
     def forget(self, source: str) -> PropagationFuture:
-        """Free the place of *source*: its streams end, and a RESYNC tells subscribers that its keys are gone.
+        """Remove *source*: end its streams, and send subscribers a RESYNC in which its keys are gone.
 
-        It may come back, with nothing. Returns the subscribers' answer.
+        A client may use the name again; the source then starts empty.
+
+        Returns:
+          The future of the subscribers' acknowledgements.
 
         Raises:
-          InvalidArgumentError: There is no such source, or it is the default one.
+          InvalidArgumentError: The source does not exist, or it is the default one.
           ClosedError, ForkedError.
         """
-        registry = self._sources.take(source)
+        registry = self._sources.remove(source)
         with self._lock:
             streams = [stream for stream in self._streams if stream.registry is registry]
-        _end(streams, (grpc.StatusCode.UNAVAILABLE, f"the source {source!r} was forgotten: open another stream"))
-        return self._sources.dismiss(registry)
+        _end_streams(streams, (grpc.StatusCode.UNAVAILABLE, f"the source {source!r} was removed: open a new stream"))
+        return self._sources.retire(registry)
 
     def status(self) -> AdapterStatus:
-        """How the sources and the subscriptions are doing, over all and one by one (C18)."""
+        """Return the status of the subscriptions, over all sources and for each of them (C18)."""
         self._guard.check()
         with self._lock:
             streams = len(self._streams)
         return combine(self._sources.default, {name: one.status() for name, one in self.registries.items()}, streams)
 
     def wait_ready(self, timeout: float) -> None:
-        """Return: whoever pushes is not waited for. Raises ``ClosedError`` after ``close``."""
+        """Return at once, because an adapter does not wait for clients. Raises ``ClosedError`` after ``close``."""
         self._guard.check()
         self.registry.wait_ready(timeout)
 
     def close(self) -> None:
-        """End every stream and subscription; later calls of peers get UNAVAILABLE. The server goes on.
+        """End every stream and subscription. The server keeps running, and later calls fail with UNAVAILABLE.
 
-        Answers that are there are still sent; a request that was taken and is not answered has an unknown outcome for
-        its peer. May be called twice.
+        Available replies are still sent; the outcome of other requests stays unknown to their clients. May be called
+        twice.
         """
         if self._guard.forked:
             return
@@ -172,11 +177,11 @@ class Adapter(Closable):
             streams = list(self._streams)
         if self._health is not None:
             self._health.stop()
-        # Before the registries, whose end would look like an answer of the subscribers.
-        _end(streams, _CLOSING)
+        # Before the registries, whose closing would look like a rejection by the subscribers.
+        _end_streams(streams, _CLOSED)
         self._sources.close()
 
-    # The service. Requests come as bytes, so that what cannot be parsed gets a status that says so.
+    # The service, called by gRPC. Requests arrive as bytes, so that a parse error gets a status of its own.
 
     def _methods(self) -> dict[str, grpc.RpcMethodHandler]:
         return {
@@ -190,7 +195,7 @@ class Adapter(Closable):
         registry = self._admit(context)
         with self._session(registry, context) as session:
             stream = ChangeStream(registry, self._limits, self._change_timeout, session)
-            end = stream.supersede  # one object: a bound method is a new one each time
+            end = stream.supersede  # kept, because each access creates a new bound method
             try:
                 self._begin(session, context, end)
                 yield from self._replies(stream, requests, context)
@@ -203,59 +208,52 @@ class Adapter(Closable):
             if not closed:
                 self._streams.add(stream)
         if closed:
-            context.set_trailing_metadata(_NOTHING_TAKEN)
-            _refuse(context, *_CLOSING)
+            _abort_untaken(context, _CLOSED)
         try:
             if context.add_callback(stream.client_gone):
-                stream.start(requests, _short(context.peer()))
+                stream.start(requests, _short_address(context.peer()))
                 yield from stream.replies()
         finally:
-            stream.client_gone()  # also when grpc drops this generator half-way
+            stream.client_gone()  # also if gRPC drops this generator early
             with self._lock:
                 self._streams.discard(stream)
         context.set_trailing_metadata(((TAKEN_KEY, str(stream.taken)),))
         if stream.ended_because is not None:
-            _refuse(context, *stream.ended_because)
+            _abort(context, *stream.ended_because)
 
     def _data_resyncs(self, raw: bytes, context: Any) -> DataResyncReplies:
         registry = self._admit(context)
         requests = self._parse_resync(raw, context)
-        patience = self._patience(context)
+        timeout = self._resync_time(context)
         try:
             values = checked_resync(requests, self._limits)
-            with self._session(registry, context) as session:
-                self._begin(session, context)
-                future = self._submit_resync(registry, values, patience, session, context)
-            if not self._wait(future, patience, context):
+            future = self._submit_resync(registry, values, timeout, context)
+            if not self._wait(future, timeout, context):
                 return DataResyncReplies()
             future.result(0)
         except ClosedError as error:
-            # Said of a subscription that has left just now as well, and that is an answer like any other.
+            # A subscription that has just closed raises it as well, and that is an ordinary result.
             if self._closed or registry.status().state is TransportState.CLOSED:
-                _refuse(context, *_CLOSING)
+                _abort(context, *_CLOSED)
             return mark_resync(resync_replies(requests, error), error)
         except DatasyncError as error:
             return mark_resync(resync_replies(requests, error), error)
         return resync_replies(requests)
 
     def _submit_resync(
-        self,
-        registry: Registry,
-        values: Mapping[str, KeyValBytes],
-        timeout: float,
-        session: SenderSession,
-        context: Any,
+        self, registry: Registry, values: Mapping[str, KeyValBytes], timeout: float, context: Any
     ) -> PropagationFuture:
-        if not session.enter():
-            context.set_trailing_metadata(_NOTHING_TAKEN)
-            _refuse(context, *SUPERSEDED)
-        try:
-            return registry.submit_resync(values, ctx=contextvars.Context(), timeout=timeout)
-        finally:
-            session.leave()
+        with self._session(registry, context) as session:
+            self._begin(session, context)
+            if not session.enter():
+                _abort_untaken(context, SUPERSEDED)
+            try:
+                return registry.submit_resync(values, ctx=contextvars.Context(), timeout=timeout)
+            finally:
+                session.leave()
 
     def _wait(self, future: PropagationFuture, timeout: float, context: Any) -> bool:
-        """Until *future* is done or the time is over; False when the peer has gone, who then needs no thread."""
+        """Wait for *future*, up to *timeout* seconds. False if the client has gone, so that the thread can end."""
         over = threading.Event()
         future.add_done_callback(lambda _: over.set())
         if not context.add_callback(over.set):
@@ -267,13 +265,12 @@ class Adapter(Closable):
         return self._sessions.of(registry.name, value_of(context.invocation_metadata(), SESSION_KEY))
 
     def _begin(self, session: SenderSession, context: Any, end: Callable[[], None] | None = None) -> None:
-        """Refuse the call where a newer session has begun, or an older one is stuck in a subscriber's queue."""
+        """Abort the call if a newer session has begun, or an older one is stuck in a subscriber's full queue."""
         if not session.begin(end):
-            context.set_trailing_metadata(_NOTHING_TAKEN)
-            _refuse(context, *SUPERSEDED)
+            _abort_untaken(context, SUPERSEDED)
 
-    def _patience(self, context: Any) -> float:
-        """Seconds for the subscribers: a peer that gives up earlier shall still hear who was too slow."""
+    def _resync_time(self, context: Any) -> float:
+        """Seconds to wait for subscribers: less than the client's deadline, so that it learns which ones are late."""
         remaining: float | None = context.time_remaining()
         return self._resync_timeout if remaining is None else min(self._resync_timeout, remaining * 0.9)
 
@@ -283,39 +280,39 @@ class Adapter(Closable):
 
     def _parse_resync(self, raw: bytes, context: Any) -> DataResyncRequests:
         if len(raw) > self._limits.message_size:
-            text = f"a resync of {len(raw)} bytes is larger than {self._limits.message_size}"
-            _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+            text = f"a resync of {len(raw)} bytes exceeds the limit of {self._limits.message_size}"
+            _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         try:
             return parse(raw, DataResyncRequests)
         except DecodeError as error:
-            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     def _admit(self, context: Any) -> Registry:
-        """The registry of the peer's source; ends the call when the peer may not speak."""
-        context.set_trailing_metadata(_NOTHING_TAKEN)  # for whatever refuses it before it is read
+        """Return the registry of the client's source. Aborts the call if the client has no access."""
+        context.set_trailing_metadata(_NOTHING_TAKEN)  # for a call that is aborted before its first request is read
         self._check_access(context)
         name = value_of(context.invocation_metadata(), SOURCE_KEY) or self._sources.default
         try:
             registry = self._sources.find(name)
         except TooManySources as error:
-            _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except InvalidArgumentError as error:
-            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except ClosedError:
-            _refuse(context, *_CLOSING)
+            _abort(context, *_CLOSED)
         context.set_trailing_metadata(())
         return registry
 
     def _check_access(self, context: Any) -> None:
         if not self._tokens.accepts(token_of(context.invocation_metadata())):
-            log.warning("%s: a call of %s without a valid token", self._sources.default, context.peer())
-            _refuse(context, grpc.StatusCode.UNAUTHENTICATED, "a valid token is needed")
+            log.warning("%s: rejected a call from %s: no valid token", self._sources.default, context.peer())
+            _abort(context, grpc.StatusCode.UNAUTHENTICATED, "a valid token is needed")
         if self._guard.forked or self._closed:
-            _refuse(context, *_CLOSING)
+            _abort(context, *_CLOSED)
 
 
 class _ServiceHandler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no annotations
-    """Finds a method by its path, and leaves all others to whom else the server has."""
+    """Finds methods by path; returns None for the methods of other services."""
 
     def __init__(self, methods: dict[str, grpc.RpcMethodHandler]) -> None:
         self._methods = methods
@@ -324,8 +321,8 @@ class _ServiceHandler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio h
         return self._methods.get(handler_call_details.method)
 
 
-def _end(streams: Collection[ChangeStream], end: FinalStatus) -> None:
-    """End all, then wait for all, for ``CLOSE_TIMEOUT`` altogether."""
+def _end_streams(streams: Collection[ChangeStream], end: FinalStatus) -> None:
+    """End all *streams*, then wait for their threads, up to ``CLOSE_TIMEOUT`` in total."""
     for stream in streams:
         stream.end(end, at_once=True)
     deadline = time.monotonic() + CLOSE_TIMEOUT
@@ -334,10 +331,15 @@ def _end(streams: Collection[ChangeStream], end: FinalStatus) -> None:
             stream.worker.close(max(0.0, deadline - time.monotonic()))
 
 
-def _refuse(context: Any, code: grpc.StatusCode, text: str) -> NoReturn:
+def _abort_untaken(context: Any, status: FinalStatus) -> NoReturn:
+    context.set_trailing_metadata(_NOTHING_TAKEN)
+    _abort(context, *status)
+
+
+def _abort(context: Any, code: grpc.StatusCode, text: str) -> NoReturn:
     context.abort(code, text)
     raise AssertionError("abort() raises")
 
 
-def _short(peer: str) -> str:
+def _short_address(peer: str) -> str:
     return peer.rpartition(":")[2] or peer

@@ -1,4 +1,4 @@
-"""A thread for each call: a pool starves once streams fill it."""
+"""An executor with one thread per call, because long-lived streams would exhaust a pool."""
 
 from __future__ import annotations
 
@@ -19,22 +19,19 @@ T = TypeVar("T")
 
 
 class ThreadPerCallExecutor(concurrent.futures.Executor):
-    """Starts a thread for everything that is submitted; ``maximum_concurrent_rpcs`` of the server bounds them.
-
-    Threads: any.
-    """
+    """Starts a thread for each call. The server's ``maximum_concurrent_rpcs`` limits their number. Threads: any."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the two below
         self._workers: set[Worker] = set()
-        #: Calls for which no thread could be had: whoever is done with his own takes them over.
+        #: Calls for which no thread could start; a thread that finishes its own call takes them over.
         self._waiting: deque[Callable[[], None]] = deque()
         self._numbers = itertools.count(1)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
-        """Run *fn* in a thread of its own; where none can be had, in that of a call that has ended.
+        """Run *fn* in a new thread; if none can start, in the thread of a call that has finished.
 
-        Raises nothing: grpc would never take a call again.
+        Never raises, because gRPC would not accept any call after that.
         """
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
@@ -53,7 +50,7 @@ class ThreadPerCallExecutor(concurrent.futures.Executor):
         try:
             worker.start()
         except RuntimeError as error:
-            log.error("a call has to wait for the end of another: %s", error)
+            log.error("no thread for a call, which waits until another call finishes: %s", error)
             with self._lock:
                 self._workers.discard(worker)
                 self._waiting.append(call)
@@ -68,7 +65,7 @@ class ThreadPerCallExecutor(concurrent.futures.Executor):
                     self._workers.discard(worker)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Wait for what runs, up to ``CLOSE_TIMEOUT`` altogether; the server that it belongs to has stopped by now."""
+        """Wait for running calls, up to ``CLOSE_TIMEOUT`` in total. Called after the server has stopped."""
         with self._lock:
             workers = list(self._workers)
         deadline = time.monotonic() + CLOSE_TIMEOUT

@@ -1,6 +1,6 @@
-"""The standard health service, which probes and load balancers ask.
+"""The standard health service for probes and load balancers.
 
-Source: ``grpc.health.v1``; contract section 5.
+Source: ``grpc.health.v1``.
 """
 
 from __future__ import annotations
@@ -17,43 +17,42 @@ from datasync.grpcsync.protocol import SERVICE, serialize
 from datasync.grpcsync.server.validation import parse
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
-#: Peers that may watch it at a time: each holds a thread, and none has shown a token.
+#: Maximum number of concurrent ``Watch`` calls: each holds a thread, and none needs a token.
 MAX_WATCHERS = 100
 CHECK = f"/{HEALTH_SERVICE}/Check"
 WATCH = f"/{HEALTH_SERVICE}/Watch"
 
 
 class HealthService:
-    """Says that the adapter serves until it does not. No token is asked for: probes have none.
-
-    Threads: any.
-    """
+    """Reports SERVING until ``stop``. It requires no token, because probes have none. Threads: any."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()  # guards the two below, and wakes those who watch
+        self._changed = threading.Condition()  # guards the two below, and wakes watch calls
         self._serving = True
         self._watchers = 0
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
-        """By path, for the server."""
+        """Return the method handlers by path."""
         return {
             CHECK: grpc.unary_unary_rpc_method_handler(self.check, response_serializer=serialize),
             WATCH: grpc.unary_stream_rpc_method_handler(self.watch, response_serializer=serialize),
         }
 
     def stop(self) -> None:
-        """Say that it does not serve any more; whoever watches is told, and let go."""
+        """Report NOT_SERVING from now on, also to the running watch calls, which then end."""
         with self._changed:
             self._serving = False
             self._changed.notify_all()
 
     def check(self, raw: bytes, context: Any) -> HealthCheckResponse:
+        """Handle ``Check``."""
         service = _service(raw, context)
         if not _known(service):
-            context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service {service[:100]!r}")
-        return self._answer(service)
+            context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {service[:100]!r}")
+        return self._response(service)
 
     def watch(self, raw: bytes, context: Any) -> Iterator[HealthCheckResponse]:
+        """Handle ``Watch``: send the status, and send it again if it changes."""
         service = _service(raw, context)
         over = threading.Event()
 
@@ -64,22 +63,22 @@ class HealthService:
 
         with self._changed:
             self._watchers += 1
-            crowded = self._watchers > MAX_WATCHERS
+            full = self._watchers > MAX_WATCHERS
         try:
-            if crowded:
-                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_WATCHERS} watch already")
+            if full:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the limit of {MAX_WATCHERS} watches is reached")
             if not context.add_callback(end):
                 return
-            yield self._answer(service)
+            yield self._response(service)
             with self._changed:
                 self._changed.wait_for(lambda: over.is_set() or not self._serving)
             if not over.is_set():
-                yield self._answer(service)
+                yield self._response(service)
         finally:
             with self._changed:
                 self._watchers -= 1
 
-    def _answer(self, service: str) -> HealthCheckResponse:
+    def _response(self, service: str) -> HealthCheckResponse:
         if not _known(service):
             return HealthCheckResponse(status=HealthCheckResponse.SERVICE_UNKNOWN)
         serving = HealthCheckResponse.SERVING if self._serving else HealthCheckResponse.NOT_SERVING

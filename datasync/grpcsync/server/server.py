@@ -1,6 +1,6 @@
-"""A gRPC server for those who have none: ``serve`` starts it, the adapter on it watches.
+"""A gRPC server with an adapter, for programs that have no gRPC server of their own.
 
-Source: cn-infra ``rpc/grpc``; contract section 5.
+Source: cn-infra ``rpc/grpc``.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from datasync.runtime.threads import CLOSE_TIMEOUT, ForkGuard
 
 log = logging.getLogger(__name__)
 
-#: Calls at a time, each with a thread (a stream has two); more are turned away with RESOURCE_EXHAUSTED.
+#: Concurrent calls; further ones fail with RESOURCE_EXHAUSTED. Each call has a thread, a stream two.
 MAX_CALLS = 1000
-#: Seconds between pings of a client that are not held against it.
+#: Minimum seconds between the pings of a client; the server disconnects a client that pings more often.
 MIN_PING_INTERVAL = 2.0
-#: Share of ``max_age`` after which a stream is ended in order; grpc ends its connection later, and less kindly.
+#: Share of ``max_age`` after which a stream ends gracefully, before gRPC closes its connection.
 _STREAM_AGE_SHARE = 0.8
 
 
 class Server(Closable):
-    """A running server, and its adapter. A context manager that closes both. Threads: any."""
+    """A running gRPC server and its adapter; a context manager that closes both. Threads: any."""
 
     def __init__(
         self, server: grpc.Server, executor: ThreadPerCallExecutor, adapter: Adapter, address: str, port: int
@@ -39,19 +39,19 @@ class Server(Closable):
         self._guard = ForkGuard(f"the gRPC server on {address}")
         self._server = server
         self._executor = executor
-        #: The watcher of what peers push.
+        #: Watcher of the changes that clients send.
         self.adapter = adapter
-        #: ``host:port`` as clients dial it, with the port that it got; or ``unix:path``.
+        #: Address for clients: ``host:port`` with the actual port, or ``unix:path``.
         self.address = address
-        #: 0 for a socket in the file system.
+        #: Actual port; 0 for a Unix domain socket.
         self.port = port
 
     def close(self) -> None:
-        """End the adapter, then the server; both within seconds. May be called twice."""
+        """Close the adapter, then the server; both within seconds. May be called twice."""
         if self._guard.forked:
             return
         self.adapter.close()
-        # What is left to do is to send the farewells; whoever does not take them is cut off.
+        # The grace period is for the final statuses of the calls; calls that do not receive them are aborted.
         self._server.stop(CLOSE_TIMEOUT / 2).wait(CLOSE_TIMEOUT)
         self._executor.shutdown()
         log.info("%s: closed", self.address)
@@ -69,19 +69,19 @@ def serve(
     health: bool = True,
     **options: Any,
 ) -> Server:
-    """Listen on *address* and serve peers, until ``close``.
+    """Start a server on *address*, which serves until ``close``.
 
     Args:
-      address: ``host:port``, with port 0 for any free one, or ``unix:path``.
-      tls: Without it everything is in plain text, also the token.
-      max_calls: Calls at a time; each has a thread, a stream two.
-      max_age: Seconds after which connections are ended in order, so that clients spread over a new set of servers;
-        nothing is lost by it.
-      keepalive, keepalive_timeout: Seconds of silence before a peer is asked for a sign of life, and for that sign.
-      limits, health, options: As for :class:`Adapter`; the message size holds before anything is read.
+      address: ``host:port``, with port 0 for any free port, or ``unix:path``.
+      tls: TLS settings. None sends everything in plain text, including the token.
+      max_calls: Maximum number of concurrent calls; each has a thread, a stream two.
+      max_age: Seconds after which the server closes a connection gracefully, so that clients spread over new servers.
+        No request is lost.
+      keepalive, keepalive_timeout: Seconds without traffic before a keepalive ping, and to wait for its response.
+      limits, health, options: Arguments of :class:`Adapter`. gRPC enforces the message size before it reads a message.
 
     Raises:
-      InvalidArgumentError: *address* cannot be listened on, or an option is unusable.
+      InvalidArgumentError: The server cannot listen on *address*, or an option is unusable.
     """
     check_grpc()
     limits = limits or Limits()
@@ -129,7 +129,7 @@ def _options(limits: Limits, max_age: float | None, keepalive: float, timeout: f
         *channel_options(keepalive, timeout),
         ("grpc.max_receive_message_length", limits.message_size),
         ("grpc.max_send_message_length", -1),
-        # Else a second server on the same port would share it in silence.
+        # Otherwise a second server could share the port without an error.
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", int(MIN_PING_INTERVAL * 1000)),
@@ -137,7 +137,7 @@ def _options(limits: Limits, max_age: float | None, keepalive: float, timeout: f
     if max_age is not None:
         options += [
             ("grpc.max_connection_age_ms", int(max_age * 1000)),
-            # A stream that began just before the connection is of age gets as old as any other.
+            # A stream that begins just before the connection reaches max_age may live as long as any other.
             ("grpc.max_connection_age_grace_ms", int(max_age * 1000)),
         ]
     return options

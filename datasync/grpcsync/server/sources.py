@@ -1,7 +1,8 @@
-"""One registry per source, seen as one watcher: each source delivers its own stream, and its RESYNCs are about its own
-keys only. Whose event it is, is in its context.
+"""One registry per source, and subscriptions that span all of them.
 
-Source: contract C11, C12; section 5.
+Each source delivers its own events, and its RESYNCs contain only its own keys. The event's context names the source.
+
+Source: contract C11, C12.
 """
 
 from __future__ import annotations
@@ -21,30 +22,30 @@ from datasync.syncbase.registry import Registry
 
 
 class TooManySources(InvalidArgumentError):
-    """A peer named a source that is one more than allowed."""
+    """A client names a new source, but the limit of sources is reached."""
 
 
 class SourceEntry:
-    """A registry, and whether the subscriptions of today are all in it."""
+    """A registry, and an event that is set once every subscription watches it."""
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        #: Set when every subscription watches it: nothing is fed before, or it would pass them by.
+        #: No change is submitted before it is set, because subscriptions would miss the change.
         self.attached = threading.Event()
 
 
 class SourceRegistries:
-    """Registries by name, made when a peer first speaks for one, and the subscriptions that watch them all.
+    """Registries by source name, created at the first call of a source, and the subscriptions to all of them.
 
     Threads: any.
     """
 
-    def __init__(self, default: str, serializer: Serializer | None, most: int) -> None:
+    def __init__(self, default: str, serializer: Serializer | None, limit: int) -> None:
         self.default = check_source(default)
         self._serializer = serializer
-        self._most = most
+        self._limit = limit
         self._guard = ForkGuard(f"the sources of {default!r}")
-        # Guards the three below. Registries are watched and closed outside it: both reach users' queues.
+        # Guards the three below. Not held while registries are watched or closed, because both put on users' queues.
         self._lock = threading.Lock()
         self._sources: dict[str, SourceEntry] = {}
         self._subscriptions: dict[str, SourcesRegistration] = {}
@@ -52,11 +53,11 @@ class SourceRegistries:
         self.find(default)
 
     def find(self, name: str) -> Registry:
-        """The registry of the source *name*, made if there was none.
+        """Return the registry of the source *name*; create it if it does not exist.
 
         Raises:
-          InvalidArgumentError: *name* cannot be one.
-          TooManySources: There are as many as allowed.
+          InvalidArgumentError: *name* is not a valid source name.
+          TooManySources: The limit of sources is reached.
           ClosedError.
         """
         with self._lock:
@@ -64,8 +65,8 @@ class SourceRegistries:
             source = self._sources.get(name)
             if source is None:
                 check_source(name)
-                if len(self._sources) >= self._most:
-                    raise TooManySources(f"there are {self._most} sources already: {name!r} is one too many")
+                if len(self._sources) >= self._limit:
+                    raise TooManySources(f"cannot add source {name!r}: the limit of {self._limit} is reached")
                 made = self._sources[name] = SourceEntry(Registry(name, serializer=self._serializer))
                 subscriptions = list(self._subscriptions.values())
         if source is not None:
@@ -79,13 +80,13 @@ class SourceRegistries:
         return made.registry
 
     def all(self) -> dict[str, Registry]:
-        """The registries by name, as they are now, the default one first."""
+        """Return all current registries by name, the default one first."""
         self._guard.check()
         with self._lock:
             return {name: source.registry for name, source in self._sources.items()}
 
     def subscribe(self, subscription: SourcesRegistration) -> None:
-        """Attach *subscription* to every source of now and later, or to none.
+        """Attach *subscription* to all current and future sources, or to none.
 
         Raises:
           SubscriptionError, InvalidArgumentError, ClosedError, ForkedError.
@@ -105,38 +106,38 @@ class SourceRegistries:
             subscription.close()
             raise
 
-    def take(self, name: str) -> Registry:
-        """Take the source *name* out: whoever speaks for it next begins anew. ``dismiss`` has to follow.
+    def remove(self, name: str) -> Registry:
+        """Remove the source *name* and return its registry, for ``retire``. A later call of the source starts empty.
 
         Raises:
-          InvalidArgumentError: There is none of that name, or it is the default one.
+          InvalidArgumentError: The source does not exist, or it is the default one.
           ClosedError, ForkedError.
         """
         self._guard.check()
         with self._lock:
             self._check_open()
             if name == self.default or name not in self._sources:
-                raise InvalidArgumentError(f"there is no source {name!r} that can be forgotten")
+                raise InvalidArgumentError(f"there is no source {name!r} that can be removed")
             return self._sources.pop(name).registry
 
-    def dismiss(self, registry: Registry) -> PropagationFuture:
-        """Tell the subscribers that the keys of *registry* are gone, and close it when they have answered."""
-        told = registry.submit_resync({})
+    def retire(self, registry: Registry) -> PropagationFuture:
+        """Send subscribers a RESYNC without the keys of *registry*, and close it once they have acknowledged."""
+        future = registry.submit_resync({})
         with self._lock:
             subscriptions = list(self._subscriptions.values())
         for subscription in subscriptions:
             subscription.detach(registry)
-        told.add_done_callback(lambda _: registry.close())
-        return told
+        future.add_done_callback(lambda _: registry.close())
+        return future
 
-    def leave(self, subscription: SourcesRegistration) -> None:
-        """Take *subscription* out, unless its name belongs to another by now."""
+    def unsubscribe(self, subscription: SourcesRegistration) -> None:
+        """Remove *subscription*, unless another one uses its name by now."""
         with self._lock:
             if self._subscriptions.get(subscription.resync_name) is subscription:
                 del self._subscriptions[subscription.resync_name]
 
     def close(self) -> None:
-        """Close every registry; whoever waits gets ``ClosedError``. May be called twice."""
+        """Close every registry; waiting callers get ``ClosedError``. May be called twice."""
         if self._guard.forked:
             return
         with self._lock:
@@ -151,21 +152,20 @@ class SourceRegistries:
 
 
 class SourcesRegistration(Closable):
-    """A subscription to every source: its ``WatchRegistration``. Threads: any."""
+    """The ``WatchRegistration`` of a subscription to all sources. Threads: any."""
 
     def __init__(
         self,
         sources: SourceRegistries,
         resync_name: str,
-        change_queue: Queue[Any] | None,
-        resync_queue: Queue[Any] | None,
+        queues: tuple[Queue[Any] | None, Queue[Any] | None],
         prefixes: tuple[str, ...],
         in_flight: int,
     ) -> None:
         self.resync_name = resync_name
         self._sources = sources
         self._guard = ForkGuard(f"the subscription {resync_name!r}")
-        self._queues = (change_queue, resync_queue)
+        self._queues = queues
         self._in_flight = in_flight
         self._lock = threading.Lock()  # guards the three below
         self._prefixes = list(prefixes)
@@ -173,7 +173,7 @@ class SourcesRegistration(Closable):
         self._closed = False
 
     def attach(self, registry: Registry) -> None:
-        """Watch *registry* too. Raises what its ``watch`` does."""
+        """Watch *registry* too. Raises the errors of ``Registry.watch``."""
         with self._lock:
             if self._closed:
                 return
@@ -182,8 +182,8 @@ class SourcesRegistration(Closable):
             member = registry.watch(self.resync_name, *self._queues, *watched, in_flight=self._in_flight)
         except ClosedError:
             return  # the adapter is being closed
-        # A prefix may come or go meanwhile. The registration joins the others only once it is in step with them, so
-        # that register() and unregister() reach it or leave it to this loop, never both.
+        # Prefixes may change meanwhile. The registration joins the others only once its prefixes are equal, so that a
+        # prefix is changed either by register() and unregister() or by this loop, never by both.
         while not self._join(registry, member, watched):
             with self._lock:
                 wanted = tuple(self._prefixes)
@@ -194,14 +194,14 @@ class SourcesRegistration(Closable):
             watched = wanted
 
     def register(self, resync_name: str, key_prefix: str) -> None:
-        """Add *key_prefix* in every source, or in none; RESYNCs with it follow.
+        """Add *key_prefix* in all sources, or in none; RESYNCs with it follow.
 
         Raises:
           SubscriptionError, InvalidArgumentError, ClosedError.
         """
         self._guard.check()
         if resync_name != self.resync_name:
-            raise SubscriptionError(f"this registration is {self.resync_name!r}, not {resync_name!r}")
+            raise SubscriptionError(f"this registration is that of {self.resync_name!r}, not {resync_name!r}")
         with self._lock:
             if self._closed:
                 raise ClosedError(f"the subscription {resync_name!r} is closed")
@@ -216,13 +216,13 @@ class SourcesRegistration(Closable):
                 try:
                     member.register(resync_name, key_prefix)
                 except ClosedError:
-                    self.detach(registry)  # a source that was forgotten this moment
+                    self.detach(registry)  # the source was removed at this moment
         except BaseException:
             self.unregister(key_prefix)
             raise
 
     def unregister(self, key_prefix: str) -> None:
-        """Remove *key_prefix* from every source; one that is not there is ignored."""
+        """Remove *key_prefix* in all sources; an unknown one is ignored."""
         self._guard.check()
         with self._lock:
             if key_prefix in self._prefixes:
@@ -232,18 +232,18 @@ class SourcesRegistration(Closable):
             member.unregister(key_prefix)
 
     def detach(self, registry: Registry) -> None:
-        """Leave *registry* alone from now on; it ends its subscription itself."""
+        """Drop the registration in *registry*, which ends the subscription itself."""
         with self._lock:
             self._members = [(one, member) for one, member in self._members if one is not registry]
 
     def close(self) -> None:
-        """End the subscription in every source, then raise ``AggregateError`` if any failed. May be called twice."""
+        """End the subscription in all sources, then raise ``AggregateError`` if any failed. May be called twice."""
         if self._guard.forked:
             return
         with self._lock:
             self._closed = True
             members, self._members = self._members, []
-        self._sources.leave(self)
+        self._sources.unsubscribe(self)
         errors: list[BaseException] = []
         for _, member in members:
             try:
@@ -254,12 +254,12 @@ class SourcesRegistration(Closable):
             raise AggregateError(errors) from errors[0]
 
     def _join(self, registry: Registry, member: Registration, watched: tuple[str, ...]) -> bool:
-        """Take *member* in when it watches what is wanted; True when there is nothing more to do with it."""
+        """Add *member* if it watches the current prefixes. True if it was added, or the subscription is closed."""
         with self._lock:
             closed = self._closed
-            in_step = set(watched) == set(self._prefixes)
-            if in_step and not closed:
+            in_sync = set(watched) == set(self._prefixes)
+            if in_sync and not closed:
                 self._members.append((registry, member))
         if closed:
             member.close()
-        return in_step or closed
+        return in_sync or closed

@@ -1,9 +1,9 @@
-"""Reads requests off the wire, and refuses what cannot be meant, before anything is changed.
+"""Parsing and validation of requests, before they change anything.
 
-The receiver does not know the type of a value, only its form: text that is no JSON, or bytes that are no protobuf, are
-refused at the door instead of poisoning the state of the source.
+The server does not know the type of a value, but it checks the encoding: content that is neither valid JSON nor valid
+protobuf must not become part of the state of a source.
 
-Source: contract C16; D46 (the content type counts).
+Source: contract C16.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 
 def parse(raw: bytes, kind: type[MessageT]) -> MessageT:
-    """The message that *raw* is. Raises ``DecodeError``, which quotes nothing of it."""
+    """Parse *raw*. Raises ``DecodeError``, whose text quotes none of the bytes."""
     try:
-        message: MessageT = kind.FromString(raw)
-        return message
+        return kind.FromString(raw)
     except WireError:
-        failure = DecodeError(f"the bytes are no {kind.DESCRIPTOR.full_name}")
+        failure = DecodeError(f"the request is not a valid {kind.DESCRIPTOR.full_name} message")
     raise failure  # outside the except block: the parser's error may quote the value
 
 
 def checked_change(request: DataChangeRequest, key_size: int) -> ChangeBytes:
-    """The change that *request* asks for.
+    """Return the change in *request*.
 
     Raises:
-      InvalidArgumentError: Its key, operation, content type or content is unusable.
+      InvalidArgumentError: The key, operation, content type or content is invalid, or the key is too long.
     """
     _check_size(request.key, key_size)
     change = read_change(request)
@@ -48,16 +47,16 @@ def checked_change(request: DataChangeRequest, key_size: int) -> ChangeBytes:
     return change
 
 
-def check_room(key: str, registry: Registry, most: int) -> None:
-    """Raise ``InvalidArgumentError`` when *key* would be one more than *most*."""
-    if registry.size >= most and registry.get(key) is None:
-        raise InvalidArgumentError(f"the source {registry.name!r} has {most} keys already: {key!r} is one too many")
+def check_room(key: str, registry: Registry, limit: int) -> None:
+    """Raise ``InvalidArgumentError`` if *registry* has *limit* keys and *key* would be another one."""
+    if registry.size >= limit and registry.get(key) is None:
+        raise InvalidArgumentError(f"cannot add {key!r}: the source {registry.name!r} has the maximum of {limit} keys")
 
 
 def checked_resync(requests: DataResyncRequests, limits: Limits) -> dict[str, KeyValBytes]:
-    """The full state that *requests* describes. Raises as ``checked_change``: all of it is usable, or nothing is."""
+    """Return the full state in *requests*. Raises ``InvalidArgumentError`` if any item of it is invalid."""
     if len(requests.dataResyncs) > limits.keys:
-        raise InvalidArgumentError(f"a full state of {len(requests.dataResyncs)} keys is more than {limits.keys}")
+        raise InvalidArgumentError(f"a resync of {len(requests.dataResyncs)} keys exceeds the limit of {limits.keys}")
     for item in requests.dataResyncs:
         _check_size(item.key, limits.key_size)
     values = read_resync(requests)
@@ -67,7 +66,7 @@ def checked_resync(requests: DataResyncRequests, limits: Limits) -> dict[str, Ke
 
 
 def _check_size(key: str, key_size: int) -> None:
-    # A quarter at once: no character needs more than four bytes, and most keys are short.
+    # Most keys are short: a character needs at most four bytes, so a quarter of the limit always fits.
     if len(key) > key_size // 4 and len(key.encode()) > key_size:
         raise InvalidArgumentError(f"the key {key[:40]!r}… is longer than {key_size} bytes")
 
@@ -78,8 +77,8 @@ def _check_form(key: str, content: bytes, content_type: str) -> None:
         if as_json:
             json.loads(content)
         else:
-            Empty.FromString(content)  # every field is unknown to it: this reads the form and nothing else
+            Empty.FromString(content)  # every field is unknown to Empty, so this checks the encoding only
         return
     except (ValueError, RecursionError, WireError):
-        failure = InvalidArgumentError(f"the content of {key!r} is no {'JSON' if as_json else 'protobuf'}")
+        failure = InvalidArgumentError(f"the content of {key!r} is not valid {'JSON' if as_json else 'protobuf'}")
     raise failure

@@ -1,4 +1,4 @@
-"""The wire form of changes and resyncs: the messages of ``datamsg.proto``, and the way from and to syncbase's types."""
+"""The messages of ``datamsg.proto``, and their conversion from and to the types of syncbase."""
 
 from datasync.syncbase.msg.convert import (
     CONTENT_JSON,
@@ -27,20 +27,20 @@ from datasync.syncbase.msg.datamsg_pb2 import (
 )
 
 __all__ = [
-    # Requests, as a sender makes them
+    # Requests of a sender
     "change_request",
     "put_request",
     "delete_request",
     "resync_requests",
-    # Requests, as a receiver reads them
+    # Requests, read by a receiver
     "read_change",
     "read_resync",
-    # Answers, as a receiver makes them and as a sender reads them
+    # Replies of a receiver, and their errors for a sender
     "change_reply",
     "resync_replies",
     "read_reply",
     "read_resync_replies",
-    # Forms of content
+    # Content types
     "CONTENT_JSON",
     "CONTENT_PROTO",
     # Messages

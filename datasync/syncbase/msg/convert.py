@@ -1,10 +1,10 @@
-"""From syncbase's types to the messages of the wire, and back.
+"""Conversion between the types of syncbase and the messages of ``datamsg.proto``.
 
-A sender says in ``content_type`` how the content is written: JSON unless told, because that is all that a Go peer
-understands. A receiver reads no value here: the bytes travel on with their serializer, so that a value which cannot be
-read is delivered with its key and fails where somebody asks for it.
+``content_type`` names the encoding of the content. The default is JSON, the only one that Go peers read. A receiver
+decodes no values here: it passes on the bytes with their serializer, so a value that cannot be decoded still arrives
+with its key, and ``get_value`` raises the error.
 
-Source: cn-infra ``datasync/syncbase/msg``; the wire contract of ``datamsg.proto``; contract section 5, C16.
+Source: cn-infra ``datasync/syncbase/msg``; contract C16.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from datasync.syncbase.msg.datamsg_pb2 import (
     Seq,
 )
 
-#: Content is protojson; also what an empty ``content_type`` means.
+#: Protojson; an empty ``content_type`` means the same.
 CONTENT_JSON = "application/json"
-#: Content is protobuf's binary form.
+#: Protobuf's binary encoding.
 CONTENT_PROTO = "application/x-protobuf"
 
 _SERIALIZERS: dict[str, Serializer] = {
@@ -40,18 +40,18 @@ _SERIALIZERS: dict[str, Serializer] = {
     CONTENT_PROTO: SerializerProto(),
     "application/protobuf": SerializerProto(),
 }
-_OK, _REFUSED = 0, 1
+_OK, _FAILED = 0, 1
 
 
 def put_request(key: str, value: Message, content_type: str = CONTENT_JSON) -> DataChangeRequest:
-    """The request that sets *key* to *value*. Raises ``InvalidArgumentError`` for an unusable argument."""
+    """Return the request that sets *key* to *value*. Raises ``InvalidArgumentError`` for an unusable argument."""
     check_key(key)
     content = _serializer(key, content_type).marshal(value)
     return DataChangeRequest(key=key, operationType=PUT, content=content, content_type=content_type)
 
 
 def delete_request(key: str) -> DataChangeRequest:
-    """The request that deletes *key*."""
+    """Return the request that deletes *key*. Raises ``InvalidArgumentError`` for an unusable one."""
     check_key(key)
     return DataChangeRequest(key=key, operationType=DEL)
 
@@ -59,24 +59,24 @@ def delete_request(key: str) -> DataChangeRequest:
 def change_request(
     change: ChangeValue, buffer: Message | None = None, content_type: str = CONTENT_JSON
 ) -> DataChangeRequest:
-    """The request for *change*, whose value is read into *buffer* on the way; a delete needs none.
+    """Return the request for *change*. A put needs a *buffer*, which receives its value.
 
     Raises:
       DecodeError: The value does not fit *buffer*.
-      InvalidArgumentError: A put without a buffer, or neither a put nor a delete.
+      InvalidArgumentError: *change* is a put without a *buffer*, or neither a put nor a delete.
     """
     key, op = change.get_key(), change.get_change_type()
     if op is Op.DELETE:
         return delete_request(key)
     if op is not Op.PUT or buffer is None:
-        raise InvalidArgumentError(f"the change of {key!r} must be a delete, or a put with a message to read it into")
+        raise InvalidArgumentError(f"the change of {key!r} must be a delete, or a put with a buffer for its value")
     return put_request(key, change.get_value(buffer), content_type)
 
 
 def resync_requests(
     values: Mapping[str, Message], content_type: str = CONTENT_JSON, msg_id: Seq | None = None
 ) -> DataResyncRequests:
-    """The request that makes *values* the full state; an empty mapping means that nothing exists."""
+    """Return the request that replaces the full state with *values*; an empty mapping deletes all keys."""
     requests = []
     for key, value in values.items():
         check_key(key)
@@ -86,10 +86,10 @@ def resync_requests(
 
 
 def read_change(request: DataChangeRequest) -> ChangeBytes:
-    """The change that *request* asks for.
+    """Return the change in *request*.
 
     Raises:
-      InvalidArgumentError: It has no key, or an unknown operation or content type.
+      InvalidArgumentError: *request* has no key, or an unknown operation or content type.
     """
     check_key(request.key, "the key of a change")
     if request.operationType == DEL:
@@ -100,57 +100,57 @@ def read_change(request: DataChangeRequest) -> ChangeBytes:
 
 
 def read_resync(requests: DataResyncRequests) -> dict[str, KeyValBytes]:
-    """The full state that *requests* describes, in its order.
+    """Return the full state in *requests*, in the same order.
 
     Raises:
-      InvalidArgumentError: A key is missing or there twice, or a content type is unknown.
+      InvalidArgumentError: A key is missing or a duplicate, or a content type is unknown.
     """
     values: dict[str, KeyValBytes] = {}
     for item in requests.dataResyncs:
         check_key(item.key, "a key of a resync")
         if item.key in values:
-            raise InvalidArgumentError(f"the resync has {item.key!r} twice")
+            raise InvalidArgumentError(f"the resync contains {item.key!r} twice")
         serializer = _serializer(item.key, item.content_type)
         values[item.key] = KeyValBytes(item.key, item.content, serializer=serializer)
     return values
 
 
 def change_reply(request: DataChangeRequest, error: BaseException | None = None) -> DataChangeReply:
-    """The answer to *request*: ``result`` is 0 only without an *error*."""
+    """Return the reply to *request*; its ``result`` is 0 only without an *error*."""
     return DataChangeReply(
         key=request.key,
-        # An operation that this side does not know is echoed as it came.
+        # An unknown operation is returned unchanged.
         operationType=request.operationType,
-        result=_OK if error is None else _REFUSED,
+        result=_OK if error is None else _FAILED,
         error_text=_text(error),
     )
 
 
 def resync_replies(requests: DataResyncRequests, error: BaseException | None = None) -> DataResyncReplies:
-    """The answer to *requests*, with a reply for each key and the id of the request."""
+    """Return the replies to *requests*: one for each key, with the id of the request."""
     replies = DataResyncReplies()
     if requests.HasField("msgId"):
         replies.msgId.CopyFrom(requests.msgId)
     if error is not None:
         replies.error.message = _text(error)
     for item in requests.dataResyncs:
-        reply = replies.dataResyncs.replies.add(key=item.key, result=_OK if error is None else _REFUSED)
+        reply = replies.dataResyncs.replies.add(key=item.key, result=_OK if error is None else _FAILED)
         if requests.HasField("msgId"):
             reply.resyncId.CopyFrom(requests.msgId)
     return replies
 
 
 def read_reply(reply: DataChangeReply | DataResyncReply) -> DatasyncError | None:
-    """What the peer answered for one key: None when it was applied."""
+    """Return the error in the *reply* for one key; None if the change was applied."""
     if reply.result == _OK:
         return None
-    # A Go peer sends a number and no text.
+    # A Go peer sends a code without a text.
     reason = reply.error_text or f"result {reply.result}"
     return DatasyncError(f"the peer did not apply {reply.key!r}: {reason}")
 
 
 def read_resync_replies(replies: DataResyncReplies) -> DatasyncError | None:
-    """What the peer answered to a resync: None when it was applied."""
+    """Return the error in the *replies* to a resync; None if it was applied."""
     errors = [error for error in map(read_reply, replies.dataResyncs.replies) if error is not None]
     if replies.HasField("error"):
         return DatasyncError(f"the peer did not apply the resync: {replies.error.message or 'no reason given'}")
@@ -158,7 +158,7 @@ def read_resync_replies(replies: DataResyncReplies) -> DatasyncError | None:
 
 
 def _serializer(key: str, content_type: str) -> Serializer:
-    # Parameters as in "application/json; charset=utf-8" add nothing: protojson is UTF-8.
+    # Ignore parameters, as in "application/json; charset=utf-8": protojson is always UTF-8.
     serializer = _SERIALIZERS.get(content_type.partition(";")[0].strip().lower())
     if serializer is None:
         raise InvalidArgumentError(f"unknown content type {content_type[:80]!r} of {key!r}: use {CONTENT_JSON}")
