@@ -60,8 +60,8 @@ def test_a_refused_change_comes_back_with_the_error_and_leads_to_a_resync(
 ) -> None:
     # C10
     part = told.stdout.partition("\n4  ")[2].partition("\n5  ")[0]
-    assert re.search(r"writer  refused by process \d+ .*there is no interface 'eth7'", part)
-    assert "RESYNC (failed)" in part.partition("refused by process")[2]
+    assert re.search(r"writer  rejected by process \d+ .*there is no interface 'eth7'", part)
+    assert "RESYNC (failed)" in part.partition("rejected by process")[2]
 
 
 def test_a_killed_agent_comes_back_and_is_told_what_it_missed(told: subprocess.CompletedProcess[str]) -> None:
@@ -77,7 +77,7 @@ def test_a_killed_agent_comes_back_and_is_told_what_it_missed(told: subprocess.C
 def test_a_summary_counts_what_happened(told: subprocess.CompletedProcess[str]) -> None:
     summary = told.stdout.partition("\nSummary")[2]
     assert summary.count("ok ") == 9
-    assert re.search(r"3 RESYNCs, 4 CHANGEs, 1 refused, 9 checks passed, \d+\.\d s", summary)
+    assert re.search(r"3 RESYNCs, 4 CHANGEs, 1 rejected, 9 checks passed, \d+\.\d s", summary)
     assert float(re.findall(r"(\d+\.\d) s$", summary.strip())[0]) < story.TIME_LIMIT
 
 
@@ -89,7 +89,7 @@ def test_ctrl_c_ends_it_without_a_traceback_and_without_a_process_left() -> None
     # given a demo whose agent is there
     with Running(*DEMO) as demo:
         demo.wait_for("by process")
-        agent = int(re.findall(r"the agent is started: process (\d+)", demo.output)[0])
+        agent = int(re.findall(r"starts the agent: process (\d+)", demo.output)[0])
         # when it is interrupted
         demo.send(signal.SIGINT)
         # then it says so, and the agent has ended too
@@ -116,7 +116,7 @@ def test_it_says_what_to_do_where_no_temporary_file_can_be_made(monkeypatch: pyt
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
     # when the demo is run / then the error says what helps
-    with pytest.raises(OSError, match="set TMPDIR to one that can"):
+    with pytest.raises(OSError, match="set TMPDIR to a writable folder"):
         story.run()
 
 
@@ -133,7 +133,7 @@ def test_a_narrow_terminal_cuts_nothing_off() -> None:
 def test_the_agent_ends_when_the_demo_is_killed(tmp_path: Path) -> None:
     with Running(*DEMO, extra={"TMPDIR": str(tmp_path)}) as demo:
         demo.wait_for("by process")
-        agent = int(re.findall(r"the agent is started: process (\d+)", demo.output)[0])
+        agent = int(re.findall(r"starts the agent: process (\d+)", demo.output)[0])
         demo.send(signal.SIGKILL)
         wait_until(lambda: not _alive(agent), "the agent has ended")
 
@@ -150,7 +150,7 @@ def test_it_fails_when_the_agent_cannot_start(
     assert code == 1
     output = capsys.readouterr().out
     assert "FAILED" in output
-    assert "the agent ended with exit code 1 before this happened" in output
+    assert "the agent ended with exit code 1, still waiting for" in output
     assert time.monotonic() - started < story.TIME_LIMIT
 
 
@@ -162,7 +162,7 @@ def test_it_fails_in_time_when_the_agent_is_silent(
     monkeypatch.setattr(story, "_AGENT", ("-c", "import sys; sys.stdin.read()"))
     # when / then
     assert story.run() == 1
-    assert "1 s are over, and this did not happen: the agent answers for revision" in capsys.readouterr().out
+    assert "timeout after 1 s, still waiting for: the agent acknowledges revision" in capsys.readouterr().out
 
 
 def test_it_fails_when_the_agent_takes_everything(
@@ -174,7 +174,7 @@ def test_it_fails_when_the_agent_takes_everything(
     monkeypatch.setattr(story, "_AGENT", ("-c", lax, "demo", "--agent"))
     # when / then the promise of the refusal is the one that is broken
     assert story.run() == 1
-    assert "this is not true: a refused change comes back with the agent's error" in capsys.readouterr().out
+    assert "check failed: a rejected change is reported with the agent's error" in capsys.readouterr().out
 
 
 def _alive(pid: int) -> bool:

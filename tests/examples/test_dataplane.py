@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datasync.examples.dataplane import INTERFACES, ROUTES, Dataplane, Item, Refused, check
+from datasync.examples.dataplane import INTERFACES, ROUTES, ConfigurationError, Dataplane, Item, check
 from datasync.examples.netconf_pb2 import Interface, Route
 
 
@@ -28,12 +28,12 @@ def test_a_route_on_the_network_of_its_interface_is_accepted() -> None:
     [
         (interface(mtu=67), "mtu 67 is not between"),
         (interface(mtu=9217), "mtu 9217 is not between"),
-        (interface("eth0", 1500, "not an address"), "is no IP address"),
-        ({INTERFACES + "eth0": Interface(name="eth1", mtu=1500)}, "is called 'eth1'"),
+        (interface("eth0", 1500, "not an address"), "is not an IP address"),
+        ({INTERFACES + "eth0": Interface(name="eth1", mtu=1500)}, "has the name 'eth1'"),
         (route(), "there is no interface 'eth0'"),
         ({**interface(), **route(hop="198.51.100.1")}, "is not on a network of eth0"),
         ({**interface(), **route(hop="x")}, "does not appear to be"),
-        ({**interface(), ROUTES + "x": Route(destination="y")}, "goes to 'y'"),
+        ({**interface(), ROUTES + "x": Route(destination="y")}, "has the destination 'y'"),
     ],
 )
 def test_a_bad_configuration_is_refused_whole(items: dict[str, Item], problem: str) -> None:
@@ -41,7 +41,7 @@ def test_a_bad_configuration_is_refused_whole(items: dict[str, Item], problem: s
     dataplane = Dataplane()
     dataplane.apply(interface("eth9"))
     # when it is given something bad / then it says what, and keeps what it had
-    with pytest.raises(Refused, match=problem):
+    with pytest.raises(ConfigurationError, match=problem):
         dataplane.apply(items)
     assert dataplane.items == interface("eth9")
 

@@ -39,10 +39,10 @@ def test_what_the_docstring_says_happens(version: str, tmp_path: Path) -> None:
             agent.wait_for("+ config/route/0.0.0.0/0")
             server.ctl(*refused)
             # then the last route is refused, in words and in the status
-            agent.wait_for("! config/route/10.0.0.0/8  refused: there is no interface 'eth7'")
+            agent.wait_for("! config/route/10.0.0.0/8  rejected: there is no interface 'eth7'")
             agent.wait_for("RESYNC (failed)")
             told = json.loads(server.ctl(*status).splitlines()[1])
-            assert told["refused"] == {"config/route/10.0.0.0/8": "there is no interface 'eth7'"}
+            assert told["rejected"] == {"config/route/10.0.0.0/8": "there is no interface 'eth7'"}
             # when the server is killed and started again
             server.ctl(*delete)
             server.restart()

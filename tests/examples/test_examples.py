@@ -48,10 +48,10 @@ def test_no_example_is_forgotten() -> None:
 
 def test_local_transaction_shows_old_and_new_values_and_a_refusal() -> None:
     out = printed("local_transaction")
-    assert "interface/eth0 has mtu 9000, before that 1500" in out
-    assert "interface/eth1 is gone, its mtu was 1500" in out
+    assert "interface/eth0 has mtu 9000, before 1500" in out
+    assert "interface/eth1 was deleted, its mtu was 1500" in out
     assert "nothing to delete: interface/eth9" in out
-    assert "refused by printer: interface/eth2 has no mtu" in out
+    assert "rejected by printer: interface/eth2 has no mtu" in out
 
 
 def test_dynamic_prefixes_get_their_own_resync_and_end_when_told() -> None:
@@ -68,7 +68,7 @@ def test_dynamic_prefixes_get_their_own_resync_and_end_when_told() -> None:
 def test_orchestrated_resync_keeps_the_order_and_reports_what_failed() -> None:
     # C14
     out = printed("orchestrated_resync")
-    assert out.count("interfaces: RESYNC with 1 key(s)\n  routes: RESYNC with 1 key(s)") == 2
+    assert out.count("interfaces: RESYNC, keys: 1\n  routes: RESYNC, keys: 1") == 2
     assert "interfaces failed: " in out
 
 
@@ -91,7 +91,7 @@ def test_the_agent_applies_refuses_and_ends_when_asked(tmp_path: Path, number: s
             datasync("put", url, key, ETH0 % mtu)
         # then it says so
         agent.wait_for("mtu 1500 → 9000")
-        agent.wait_for("! config/interface/eth0  refused: mtu 20000 is not between 68 and 9216")
+        agent.wait_for("! config/interface/eth0  rejected: mtu 20000 is not between 68 and 9216")
         # and after the pause it is told again, and still refuses
         agent.wait_for("RESYNC (failed)")
         # when the value is no protojson at all / then that is one more thing it refuses, and survives
@@ -131,14 +131,14 @@ def test_the_grpc_agent_gets_everything_from_the_client_and_again_after_a_restar
         agent.wait_for(f"listening on {address}")
         with Running("-m", "datasync.examples.grpc_client", address, "--stay") as client:
             # then each side says what became of it
-            client.wait_for("the agent has all 2 keys")
+            client.wait_for("the agent has applied all 2 keys")
             client.wait_for("eth1: applied")
             client.wait_for("mtu 20000 is not between 68 and 9216")
             client.wait_for("eth3: applied")
-            client.wait_for("eth3 was there to be deleted: True")
-            client.wait_for("and is not any more: False")
+            client.wait_for("eth3 existed and was deleted: True")
+            client.wait_for("eth3 can be deleted again: False")
             agent.wait_for("+ config/route/0.0.0.0/0")
-            agent.wait_for("! config/interface/eth2  refused")
+            agent.wait_for("! config/interface/eth2  rejected")
             # when the agent is killed and started again
             agent.send(signal.SIGKILL)
             agent.wait()
