@@ -39,7 +39,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--agent", nargs=2, hidden=True, metavar="URL DATAPLANE")
+@click.option("--agent", nargs=2, hidden=True)
 def demo(agent: tuple[str, str] | None) -> int:
     """Show datasync at work in ten seconds.
 
@@ -146,7 +146,7 @@ def _print_version() -> None:
     try:
         click.echo(installed("datasync-kv"))
     except PackageNotFoundError:
-        click.echo("unknown: datasync-kv is not installed, the command runs from a source tree")
+        click.echo("unknown: datasync-kv is not installed; the command runs from a source tree")
 
 
 def _open(url: str, *, create: bool = False) -> Store:

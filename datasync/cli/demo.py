@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -32,6 +31,7 @@ from datasync.keyval.kvproto import ProtoTxn, ProtoWrapper
 from datasync.keyval.urls import connect
 from datasync.kvdbsync.plugin import Plugin
 from datasync.kvdbsync.servicelabel import agent_prefix
+from datasync.runtime.closing import Closable
 
 #: Seconds after which the demo fails.
 TIME_LIMIT = 14.0
@@ -108,7 +108,7 @@ class StatusMonitor:
         event.done()
 
 
-class Demo:
+class Demo(Closable):
     """The parts of the demo. A context manager that leaves no process behind."""
 
     def __init__(self, console: Console, folder: Path) -> None:
@@ -125,12 +125,8 @@ class Demo:
         self.totals: Counter[str] = Counter()
         self.passed: list[str] = []
 
-    def __enter__(self) -> Demo:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End the agent and close the store."""
         if self._agent is not None:
             self._agent.kill()
         self._plugin.close()

@@ -1,4 +1,4 @@
-"""The examples over HTTP: the agent, the lines of curl in its docstring, and the client."""
+"""The examples over HTTP: the agent, the curl commands of its docstring, and the client."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def agent() -> Iterator[tuple[Running, str]]:
         yield agent, found[0]
 
 
-def test_the_lines_of_curl_do_what_the_docstring_says(agent: tuple[Running, str]) -> None:
+def test_the_curl_commands_of_the_docstring_do_what_it_says(agent: tuple[Running, str]) -> None:
     # given the lines, for the port that the agent has
     if not shutil.which("curl"):
         absent("curl")
@@ -35,7 +35,7 @@ def test_the_lines_of_curl_do_what_the_docstring_says(agent: tuple[Running, str]
     lines = [line.strip() for line in text.splitlines() if line.strip().startswith("curl ")]
     # when each is run
     answers = [subprocess.run(shlex.split(line), capture_output=True, text=True, timeout=10).stdout for line in lines]
-    # then one is refused, and all others succeed
+    # then one is rejected, and all others succeed
     assert [answer.split()[1] for answer in answers] == ["201", "422", "200", "200", "200", "200", "200"]
     assert "mtu 20000 is not between 68 and 9216" in answers[1]
     process.wait_for("! config/interface/eth0  rejected: mtu 20000")
@@ -44,7 +44,7 @@ def test_the_lines_of_curl_do_what_the_docstring_says(agent: tuple[Running, str]
     assert process.wait() == 0
 
 
-def test_the_client_shows_what_it_says(agent: tuple[Running, str]) -> None:
+def test_the_client_prints_the_result_of_each_step(agent: tuple[Running, str]) -> None:
     _, url = agent
     done = run("-m", "datasync.examples.rest_client", url, extra={"DATASYNC_TOKEN": ""})
     assert (done.returncode, done.stderr) == (0, "")
@@ -64,7 +64,7 @@ def test_the_client_shows_what_it_says(agent: tuple[Running, str]) -> None:
     ]
 
 
-def test_the_client_without_an_agent_says_what_is_wrong() -> None:
+def test_the_client_without_an_agent_prints_the_error() -> None:
     done = run("-m", "datasync.examples.rest_client", "http://127.0.0.1:1")
     assert done.returncode == 1
     assert "Connection refused" in done.stderr
