@@ -155,7 +155,7 @@ def test_a_stream_that_the_shell_closed_causes_no_traceback_and_never_becomes_th
     command = f"'{sys.executable}' -m datasync"
 
     def shell(line: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["sh", "-c", line], capture_output=True, text=True, env=environment(), timeout=20)
+        return subprocess.run(["sh", "-c", line], capture_output=True, text=True, env=environment(), timeout=50)
 
     # when commands run / then they succeed as far as possible, and the file is intact
     assert shell(f"{command} list {url} <&- >&- 2>&-").returncode == 0
@@ -191,7 +191,7 @@ def test_the_output_is_coloured_on_a_terminal_unless_no_color_is_set(extra: dict
     # given a terminal
     ours, theirs = pty.openpty()
     code = "from datasync.cli.console import make_console; make_console().print('x', style='red')"
-    subprocess.run([sys.executable, "-c", code], stdout=theirs, env=environment(extra), timeout=10, check=True)
+    subprocess.run([sys.executable, "-c", code], stdout=theirs, env=environment(extra), timeout=50, check=True)
     shown = os.read(ours, 1000)
     os.close(ours)
     os.close(theirs)

@@ -96,7 +96,7 @@ def test_the_agent_applies_rejects_and_ends_at_a_signal(tmp_path: Path, number: 
         agent.wait_for("RESYNC (failed)")
         # when a value is not valid protojson / then the agent rejects that too, and continues
         datasync("put", url, "/vnf-agent/vpp1/config/route/0.0.0.0/0", "not a route")
-        agent.wait_for("cannot be read")
+        agent.wait_for("! config/route/0.0.0.0/0  rejected: the value of ")
         agent.send(number)
         assert agent.wait() == 0
         assert "Traceback" not in agent.output
@@ -170,7 +170,7 @@ def test_the_legacy_daemon_handles_its_signals_and_leaves_no_thread(tmp_path: Pa
         datasync("put", f"sqlite://{file}", "interface/a", '{"name":"a","mtu":9000}')
         daemon.wait_for("a: mtu 9000 by worker-")
         datasync("put", f"sqlite://{file}", "interface/b", '{"name":"b"}')
-        daemon.wait_for("was refused")
+        daemon.wait_for("with PropagationError")
         # and the second one is corrected / then a RESYNC brings it
         datasync("put", f"sqlite://{file}", "interface/b", '{"name":"b","mtu":1400}')
         daemon.wait_for("b: mtu 1400 by worker-")
