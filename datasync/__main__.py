@@ -1,4 +1,4 @@
-"""``python -m datasync``: the same as the command ``datasync``."""
+"""Run the ``datasync`` command as ``python -m datasync``."""
 
 import sys
 

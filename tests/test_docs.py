@@ -1,7 +1,9 @@
-"""What the pages show works: every block of Python in them is run, page by page, in an empty folder."""
+"""The pages are right: their Python runs, their samples equal the files, their links and names lead somewhere."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -9,11 +11,18 @@ from pathlib import Path
 
 import pytest
 
+import datasync
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-#: A block of Python; a comment above it can excuse one that is a sketch or needs a server.
-BLOCK = re.compile(r"(?P<excuse><!-- not run: [^>]+-->\n+)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+#: A block of Python. A comment above it excuses one that is a sketch or needs a server, or names the file it is from.
+BLOCK = re.compile(
+    r"(?P<excuse><!-- not run: [^>]+-->\n+)?(?:<!-- from (?P<file>\S+) -->\n+)?^```python\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+#: Packages whose names are for users; the others have an empty reference.
+INTERNAL = {"cli", "examples", "runtime", "app", "httpd", "client", "server"}
 
 
 def blocks(page: Path) -> list[str]:
@@ -21,7 +30,7 @@ def blocks(page: Path) -> list[str]:
     text = page.read_text()
     found = []
     for match in BLOCK.finditer(text):
-        if not match["excuse"]:
+        if not match["excuse"] and not match["file"]:
             above = text[: match.start("code")].count("\n")
             found.append("\n" * above + match["code"])
     return found
@@ -43,6 +52,15 @@ def test_the_python_of_a_page_runs_as_it_stands_there(page: Path, tmp_path: Path
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_sample_from_a_file_is_what_stands_in_the_file() -> None:
+    # given the samples that name their file
+    samples = [(page, match) for page in PAGES for match in BLOCK.finditer(page.read_text()) if match["file"]]
+    assert len(samples) >= 5
+    # then each is a part of it, word for word
+    stale = [match["file"] for _, match in samples if match["code"] not in (ROOT / match["file"]).read_text()]
+    assert stale == []
+
+
 def test_the_readme_has_code_and_begins_with_two_single_commands() -> None:
     text = (ROOT / "README.md").read_text()
     assert blocks(ROOT / "README.md")
@@ -52,11 +70,52 @@ def test_the_readme_has_code_and_begins_with_two_single_commands() -> None:
     assert commands[1].rstrip().endswith("-m tests")
 
 
-def test_links_between_pages_lead_somewhere() -> None:
-    broken = [
-        f"{page.relative_to(ROOT)}: {link}"
-        for page in PAGES
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
-        if not (page.parent / link).exists()
-    ]
+def anchors(page: Path) -> set[str]:
+    """The anchors that a code host, and the built documentation, make of the headings of *page*."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_between_pages_lead_somewhere_and_have_a_text() -> None:
+    broken = []
+    for page in PAGES:
+        for text, link, anchor in re.findall(r"\[([^]]*)\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()):
+            target = page.parent / link if link else page
+            if not text or not target.exists() or (anchor and anchor not in anchors(target)):
+                broken.append(f"{page.relative_to(ROOT)}: [{text}]({link}#{anchor})")
     assert broken == []
+
+
+def test_the_pages_need_no_sphinx_to_be_read() -> None:
+    # given what only Sphinx understands: directives, roles, and labels
+    special = re.compile(r"^```\{.*|^\([\w-]+\)=$|\{(?:doc|ref|py:\w+)\}`.*|^: .*", re.MULTILINE)
+    # then no page has any
+    assert [(page.name, found) for page in PAGES for found in special.findall(page.read_text())] == []
+
+
+def test_every_file_that_a_page_names_is_there() -> None:
+    pages = [*PAGES, ROOT / "CONTRIBUTING.md"]
+    named = {name for page in pages for name in re.findall(r"`([\w/]+/[\w/]+\.(?:py|proto))`", page.read_text())}
+    assert named
+    assert [name for name in named if not any((ROOT / above / name).exists() for above in ("", "datasync"))] == []
+
+
+def test_the_reference_lists_exactly_what_each_package_exports() -> None:
+    # given the names of every package for users, and the tables of the reference
+    packages = [
+        name
+        for _, name, is_package in pkgutil.walk_packages(datasync.__path__, "datasync.")
+        if is_package and not INTERNAL & set(name.split("."))
+    ]
+    sections = re.split(r"^## (datasync[\w.]*)$", (ROOT / "docs" / "reference.md").read_text(), flags=re.MULTILINE)
+    listed = {
+        package: re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+        for package, section in zip(sections[1::2], sections[2::2], strict=True)
+    }
+    # then they agree
+    for package in ["datasync", *packages]:
+        assert sorted(listed.pop(package, [])) == sorted(importlib.import_module(package).__all__), package
+    # and what is left are modules, from which a user imports
+    for module, names in listed.items():
+        assert names
+        assert [name for name in names if not hasattr(importlib.import_module(module), name)] == []

@@ -1,4 +1,4 @@
-"""What ``import datasync`` costs: no thread, nothing but protobuf, little time (C15)."""
+"""The cost of ``import datasync``: no thread, only protobuf, little time (C15)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Seconds that ``import datasync`` may take more than ``import google.protobuf.message``.
 BUDGET = 0.150
 
-#: What an application imports that uses no extra.
+#: Packages that need no extra.
 CORE = ["datasync", "datasync.syncbase", "datasync.resync", "datasync.keyval", "datasync.kvdbsync.local"]
 
 
@@ -26,7 +26,7 @@ def python(program: str) -> str:
 
 
 def seconds(program: str) -> float:
-    """The time of a core that *program* takes: a machine that is busy with others does not change it much."""
+    """The CPU time of *program*, which depends little on other work of the machine."""
     return float(python(f"{program}; import time; print(time.process_time())"))
 
 
@@ -50,7 +50,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import {name}
 """
-    # when the module is imported / then it does not miss any of it
+    # when the module is imported / then nothing is missing
     python(program)
 
 

@@ -1,1 +1,1 @@
-"""The ``datasync`` command; needs the extra ``cli``."""
+"""The ``datasync`` command. It needs the extra ``cli``."""

@@ -1,4 +1,4 @@
-"""How the command looks: in colour on a terminal, plain in a file, a pipe, and where ``NO_COLOR`` is set."""
+"""The console of the command: colours on a terminal, plain text in a file or pipe and with ``NO_COLOR``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 
 from rich.console import Console
 
-#: Columns where there is no terminal to ask.
+#: Columns of the output when it is not a terminal.
 PLAIN_WIDTH = 100
 
 
 def make_console() -> Console:
-    """A console on standard output."""
+    """Return a console on standard output."""
     if not sys.stdout.isatty():
         return Console(color_system=None, highlight=False, width=PLAIN_WIDTH)
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown"):

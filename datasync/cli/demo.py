@@ -1,7 +1,7 @@
-"""``datasync demo``: two processes on one SQLite file, and everything that can happen between them in ten seconds.
+"""``datasync demo``: two processes on one SQLite file.
 
-This process writes a network configuration; the other one is the agent of ``datasync.examples.agent``. The agent's
-answers come back as its status, a key that lives as long as the agent does. The demo checks each step itself.
+This process writes a network configuration. The other one is the agent of ``datasync.examples.agent``. The agent
+acknowledges through its status, a key with the agent's lifetime. The demo checks every step itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -32,46 +31,47 @@ from datasync.keyval.kvproto import ProtoTxn, ProtoWrapper
 from datasync.keyval.urls import connect
 from datasync.kvdbsync.plugin import Plugin
 from datasync.kvdbsync.servicelabel import agent_prefix
+from datasync.runtime.closing import Closable
 
-#: Seconds after which the demo gives up, whatever is missing.
+#: Seconds after which the demo fails.
 TIME_LIMIT = 14.0
-#: Seconds after which the status of a killed agent expires.
+#: Seconds until the status of a killed agent expires.
 SESSION_TTL = 1.5
 
 _AGENT = ("-m", "datasync", "demo", "--agent")
 
 
-class Failed(Exception):
-    """Something did not happen as promised."""
+class DemoError(Exception):
+    """A step of the demo did not happen as expected."""
 
 
-class Agent:
+class AgentProcess:
     """The other process."""
 
     def __init__(self, url: str, dataplane: Path) -> None:
         command = [sys.executable, *_AGENT, url, str(dataplane)]
-        # Its standard input ends when this process does, and with it the agent: nothing is left behind.
+        # When this process ends, so does the agent's standard input, and then the agent.
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
         self.pid = self._process.pid
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """The exit code, or None while the process runs."""
         return self._process.poll()
 
     def kill(self) -> None:
-        """End it without a chance to say goodbye."""
+        """End the process without a chance to clean up."""
         self._process.kill()
         self._reap()
 
     def stop(self) -> int:
-        """Ask it to end; its exit code."""
+        """Ask the process to end, and return its exit code."""
         self._process.terminate()
         try:
             return self._reap()
         except subprocess.TimeoutExpired:
             self.kill()
-            raise Failed("the agent did not end within 3 s of SIGTERM") from None
+            raise DemoError("the agent did not end within 3 s of SIGTERM") from None
 
     def _reap(self) -> int:
         code = self._process.wait(3.0)
@@ -80,17 +80,17 @@ class Agent:
         return code
 
 
-class Statuses:
-    """What the agent says of itself, as it arrives here: through the library as well."""
+class StatusMonitor:
+    """The agent's status as this process receives it, through the library too."""
 
     def __init__(self, plugin: Plugin) -> None:
         self._events: queue.Queue[ResyncEvent | ChangeEvent] = queue.Queue()
         self._registration: WatchRegistration = plugin.watch("demo", self._events, self._events, STATUS)
         self.last = AgentStatus()
-        self.here = False
+        self.present = False
 
     def next(self, timeout: float) -> None:
-        """Take the next word, if one comes within *timeout* seconds."""
+        """Handle the next event, if one arrives within *timeout* seconds."""
         try:
             event = self._events.get(timeout=timeout)
         except queue.Empty:
@@ -98,18 +98,18 @@ class Statuses:
         if isinstance(event, ResyncEvent):
             for pairs in event.get_values().values():
                 for pair in pairs:
-                    self.here = True
+                    self.present = True
                     pair.get_value(self.last)
         else:
             for change in event.get_changes():
-                self.here = change.get_change_type() is Op.PUT
-                if self.here:
+                self.present = change.get_change_type() is Op.PUT
+                if self.present:
                     change.get_value(self.last)
         event.done()
 
 
-class Demo:
-    """The story, part by part. A context manager that leaves no process behind."""
+class Demo(Closable):
+    """The parts of the demo. A context manager that leaves no process behind."""
 
     def __init__(self, console: Console, folder: Path) -> None:
         self._deadline = time.monotonic() + TIME_LIMIT
@@ -120,117 +120,113 @@ class Demo:
         self._broker = ProtoWrapper(self._store).new_broker(agent_prefix("vpp1"))
         self._plugin = Plugin(kv=self._store, prefix=agent_prefix("vpp1"))
         self._plugin.after_init()
-        self._statuses = Statuses(self._plugin)
-        self._agent: Agent | None = None
+        self._statuses = StatusMonitor(self._plugin)
+        self._agent: AgentProcess | None = None
         self.totals: Counter[str] = Counter()
-        self.kept: list[str] = []
+        self.passed: list[str] = []
 
-    def __enter__(self) -> Demo:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End the agent and close the store."""
         if self._agent is not None:
             self._agent.kill()
         self._plugin.close()
         self._store.close()
 
     def run(self) -> None:
-        """All parts in order; ``Failed`` from the first one that does not go as promised."""
+        """Run all parts in order. Raises ``DemoError`` at the first unexpected result."""
         self.first_resync()
         self.change_with_previous_value()
         self.transaction()
-        self.refusal()
+        self.rejection()
         self.kill_and_restart()
         self.clean_end()
 
     def first_resync(self) -> None:
-        self._story.title("1  The configuration is there before the agent: it begins with a RESYNC")
+        self._story.title("1  The configuration exists before the agent: the agent starts with a RESYNC")
         revision = self._write(
-            "2 interfaces and 1 route",
+            "add 2 interfaces and 1 route",
             self._txn()
             .put(INTERFACES + "eth0", _interface("eth0", "uplink", 1500, "192.0.2.10/24"))
             .put(INTERFACES + "eth1", _interface("eth1", "rack 1", 1500, "10.1.0.1/16", "2001:db8:1::1/64"))
             .put(ROUTES + "0.0.0.0/0", _route("0.0.0.0/0", "192.0.2.1", "eth0")),
         )
         self._start_agent()
-        status = self._answer(revision, "RESYNC (initial)")
-        self._promise("the first event is a RESYNC with all keys", status.resyncs == 1 and not status.refused)
+        status = self._wait_acknowledged(revision, "RESYNC (initial)")
+        self._check("the first event is a RESYNC with all keys", status.resyncs == 1 and not status.rejected)
 
     def change_with_previous_value(self) -> None:
-        self._story.title("2  One key changes: a CHANGE with the value before it")
+        self._story.title("2  One key changes: the agent receives a CHANGE with the previous value")
         changed = _interface("eth1", "rack 1", 9000, "10.1.0.1/16", "2001:db8:1::1/64")
-        revision = self._write("mtu of eth1: 9000", self._txn().put(INTERFACES + "eth1", changed))
-        status = self._answer(revision, "CHANGE")
-        self._promise("a change is applied, and its done comes back", not status.refused)
+        revision = self._write("set the mtu of eth1 to 9000", self._txn().put(INTERFACES + "eth1", changed))
+        status = self._wait_acknowledged(revision, "CHANGE")
+        self._check("a change is applied and acknowledged", not status.rejected)
 
     def transaction(self) -> None:
-        self._story.title("3  Several keys change at once: one CHANGE, applied as a whole")
+        self._story.title("3  Several keys change in one transaction: one CHANGE, applied as a whole")
         revision = self._write(
-            "a new interface, a route through it, and no default route",
+            "add an interface and a route through it, delete the default route",
             self._txn()
             .put(INTERFACES + "eth2", _interface("eth2", "storage", 9000, "10.2.0.1/16"))
             .put(ROUTES + "10.64.0.0/12", _route("10.64.0.0/12", "10.2.0.254", "eth2"))
             .delete(ROUTES + "0.0.0.0/0"),
         )
         changes = self._statuses.last.changes
-        status = self._answer(revision, "CHANGE")
-        self._promise("a transaction is one event", status.changes == changes + 1 and not status.refused)
+        status = self._wait_acknowledged(revision, "CHANGE")
+        self._check("a transaction is one event", status.changes == changes + 1 and not status.rejected)
 
-    def refusal(self) -> None:
-        self._story.title("4  The agent refuses a change: the error comes back, and a RESYNC follows after a pause")
+    def rejection(self) -> None:
+        self._story.title("4  The agent rejects a change: the writer sees the error, a RESYNC follows after a backoff")
         key = ROUTES + "203.0.113.0/24"
         revision = self._write(
-            "a route through eth7, which does not exist",
+            "add a route through eth7, which does not exist",
             self._txn().put(key, _route("203.0.113.0/24", "192.0.2.1", "eth7")),
         )
-        status = self._answer(revision, "CHANGE")
-        self._promise("a refused change comes back with the agent's error", "eth7" in status.refused.get(key, ""))
+        status = self._wait_acknowledged(revision, "CHANGE")
+        self._check("a rejected change is reported with the agent's error", "eth7" in status.rejected.get(key, ""))
         revision = self._write(
-            "the route, corrected: through eth0", self._txn().put(key, _route("203.0.113.0/24", "192.0.2.1", "eth0"))
+            "correct the route: through eth0", self._txn().put(key, _route("203.0.113.0/24", "192.0.2.1", "eth0"))
         )
-        status = self._answer(revision, "RESYNC (failed)")
-        self._promise("after a refusal the agent starts over and is right again", not status.refused)
+        status = self._wait_acknowledged(revision, "RESYNC (failed)")
+        self._check("after a rejection the agent is in sync again", not status.rejected)
 
     def kill_and_restart(self) -> None:
-        self._story.title("5  The agent is killed, the configuration changes, the agent comes back")
+        self._story.title("5  The agent is killed, the configuration changes, the agent restarts")
         assert self._agent is not None
         killed, self._agent = self._agent, None
         killed.kill()
         self._total()
         self._story.say(f"SIGKILL to process {killed.pid}")
         revision = self._write(
-            "meanwhile: mtu of eth0, another rack, and no eth2 nor its route",
+            "meanwhile: change eth0, add eth3, delete eth2 and its route",
             self._txn()
             .put(INTERFACES + "eth0", _interface("eth0", "uplink", 1400, "192.0.2.10/24"))
             .put(INTERFACES + "eth3", _interface("eth3", "rack 2", 1500, "10.3.0.1/16"))
             .delete(INTERFACES + "eth2")
             .delete(ROUTES + "10.64.0.0/12"),
         )
-        self._wait(lambda: not self._statuses.here, "the status of the dead agent expires")
-        self._story.say("the status of the dead agent has expired")
-        self._promise("a key of the client's lifetime goes with the client", not self._statuses.here)
+        self._wait(lambda: not self._statuses.present, "the status of the killed agent expires")
+        self._story.say("the status of the killed agent has expired")
+        self._check("a client-lifetime key expires with its client", not self._statuses.present)
         self._start_agent()
-        status = self._answer(revision, "RESYNC (initial)")
-        self._promise("the restarted agent is told what it missed", status.resyncs == 1 and not status.refused)
-        revision = self._write("eth3 is switched off", self._txn().put(INTERFACES + "eth3", _switched_off()))
-        status = self._answer(revision, "CHANGE")
-        self._promise("and goes on with changes", status.changes == 1 and not status.refused)
+        status = self._wait_acknowledged(revision, "RESYNC (initial)")
+        self._check("the restarted agent receives what it missed", status.resyncs == 1 and not status.rejected)
+        revision = self._write("disable eth3", self._txn().put(INTERFACES + "eth3", _switched_off()))
+        status = self._wait_acknowledged(revision, "CHANGE")
+        self._check("the restarted agent receives further changes", status.changes == 1 and not status.rejected)
 
     def clean_end(self) -> None:
-        self._story.title("6  The agent is asked to end")
+        self._story.title("6  The agent ends cleanly")
         assert self._agent is not None
         self._total()
         asked, self._agent = self._agent, None
         code = asked.stop()
-        self._wait(lambda: not self._statuses.here, "the agent takes its status with it")
-        self._story.say(f"SIGTERM: the agent ended with exit code {code}, and its status is gone")
-        self._promise("the agent ends cleanly", code == 0)
+        self._wait(lambda: not self._statuses.present, "the agent deletes its status")
+        self._story.say(f"SIGTERM: the agent ended with exit code {code} and deleted its status")
+        self._check("the agent ends cleanly", code == 0)
 
     def _start_agent(self) -> None:
-        self._agent = Agent(self._url, self._dataplane)
-        self._story.say(f"the agent is started: process {self._agent.pid}")
+        self._agent = AgentProcess(self._url, self._dataplane)
+        self._story.say(f"starts the agent: process {self._agent.pid}")
 
     def _txn(self) -> ProtoTxn:
         return self._broker.new_txn()
@@ -240,59 +236,59 @@ class Demo:
         self._story.say(f"writes revision {revision}: {what}")
         return revision
 
-    def _answer(self, revision: int, event: str) -> AgentStatus:
-        """Wait until the agent has answered for *revision*, and check with which event."""
+    def _wait_acknowledged(self, revision: int, event: str) -> AgentStatus:
+        """Wait until the agent has acknowledged *revision*, and check the kind of the event."""
         started = time.monotonic()
         status = self._statuses.last
         self._wait(
             lambda: (
-                self._statuses.here
+                self._statuses.present
                 and self._agent is not None
                 and status.pid == self._agent.pid
                 and status.revision >= revision
             ),
-            f"the agent answers for revision {revision}",
+            f"the agent acknowledges revision {revision}",
         )
         waited = f"after {time.monotonic() - started:.2f} s"
-        if status.refused:
-            for key, problem in status.refused.items():
-                self._story.say(f"refused by process {status.pid} {waited}: {key}: {problem}", "red")
+        if status.rejected:
+            for key, problem in status.rejected.items():
+                self._story.say(f"rejected by process {status.pid} {waited}: {key}: {problem}", "red")
         else:
             self._story.say(f"done: applied up to revision {status.revision} by process {status.pid} {waited}", "green")
         if status.event != event:
-            raise Failed(f"the agent was to handle a {event}, and it was a {status.event}")
+            raise DemoError(f"expected the agent to handle a {event}, but it handled a {status.event}")
         return status
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         while not condition():
             remaining = self._deadline - time.monotonic()
             if remaining <= 0:
-                raise Failed(f"{TIME_LIMIT:.0f} s are over, and this did not happen: {what}")
+                raise DemoError(f"timeout after {TIME_LIMIT:.0f} s, still waiting for: {what}")
             code = None if self._agent is None else self._agent.exit_code
             if code is not None:
-                raise Failed(f"the agent ended with exit code {code} before this happened: {what}")
+                raise DemoError(f"the agent ended with exit code {code}, still waiting for: {what}")
             self._statuses.next(min(remaining, 0.2))
 
-    def _promise(self, sentence: str, kept: bool) -> None:
-        if not kept:
-            raise Failed(f"this is not true: {sentence}")
-        self.kept.append(sentence)
+    def _check(self, sentence: str, passed: bool) -> None:
+        if not passed:
+            raise DemoError(f"check failed: {sentence}")
+        self.passed.append(sentence)
 
     def _total(self) -> None:
         status = self._statuses.last
-        self.totals.update(resyncs=status.resyncs, changes=status.changes, refusals=status.refusals)
+        self.totals.update(resyncs=status.resyncs, changes=status.changes, rejections=status.rejections)
 
 
 def run() -> int:
-    """Run the demo; 0 when everything happened as promised."""
+    """Run the demo. Returns 0 if every step happened as expected."""
     console = make_console()
     started = time.monotonic()
-    console.print(Text("datasync demo: a writer and an agent, two processes, one SQLite file", "bold"), soft_wrap=True)
+    console.print(Text("datasync demo: a writer and an agent share one SQLite file", "bold"), soft_wrap=True)
     with _temporary_folder() as folder, Demo(console, Path(folder)) as demo:
-        failure: Failed | None = None
+        failure: DemoError | None = None
         try:
             demo.run()
-        except Failed as error:
+        except DemoError as error:
             failure = error
     _summary(console, demo, failure, time.monotonic() - started)
     return 0 if failure is None else 1
@@ -302,12 +298,12 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
     try:
         return tempfile.TemporaryDirectory(prefix="datasync-demo-")
     except OSError as error:
-        raise OSError("no folder for temporary files can be written: set TMPDIR to one that can") from error
+        raise OSError("cannot create a temporary folder: set TMPDIR to a writable folder") from error
 
 
-def _summary(console: Console, demo: Demo, failure: Failed | None, seconds: float) -> None:
+def _summary(console: Console, demo: Demo, failure: DemoError | None, seconds: float) -> None:
     table = Table(box=SIMPLE_HEAD, show_header=False, pad_edge=False, show_edge=False)
-    for sentence in demo.kept:
+    for sentence in demo.passed:
         table.add_row(Text("ok", "green"), sentence)
     if failure is not None:
         table.add_row(Text("FAILED", "bold red"), str(failure))
@@ -315,8 +311,8 @@ def _summary(console: Console, demo: Demo, failure: Failed | None, seconds: floa
     console.print(table)
     totals = demo.totals
     console.print(
-        f"{totals['resyncs']} RESYNCs, {totals['changes']} CHANGEs, {totals['refusals']} refused,"
-        f" {len(demo.kept)} checks {'passed' if failure is None else 'passed before the failure'}, {seconds:.1f} s",
+        f"{totals['resyncs']} RESYNCs, {totals['changes']} CHANGEs, {totals['rejections']} rejected,"
+        f" {len(demo.passed)} checks {'passed' if failure is None else 'passed before the failure'}, {seconds:.1f} s",
         soft_wrap=True,
     )
 

@@ -1,4 +1,4 @@
-"""The second process of the demo: the agent of the examples, with a dataplane that outlives it."""
+"""The second process of the demo: the agent of the examples, with a dataplane that survives it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datasync.runtime.threads import Worker
 
 
 def run(url: str, dataplane: Path) -> None:
-    """Follow *url* until a signal, or until the process that started this one is gone."""
+    """Run the agent on *url* until a signal, or until the parent process ends."""
     block_signals()
     Worker("cli-demo-lifeline", _end_with_parent).start()
     story = Story(make_console(), "agent")
@@ -23,6 +23,6 @@ def run(url: str, dataplane: Path) -> None:
 
 
 def _end_with_parent(worker: Worker) -> None:
-    """Standard input is a pipe that nobody writes to: its end means that the parent has ended."""
+    """Wait for the end of standard input, a pipe that closes when the parent process ends."""
     os.read(sys.stdin.fileno(), 1)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,6 +1,6 @@
-"""The way in: what can go wrong before there is a command, and what becomes of errors.
+"""Entry point of the command: checks before the start, and exit codes.
 
-Exit codes: 0 done; 1 it could not be done; 2 it was asked for wrongly, or an extra is missing; 130 Ctrl-C.
+Exit codes: 0 success; 1 failure; 2 wrong usage, or a missing extra; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command with *arguments* (those of the process when None) and return its exit code."""
-    _have_three_streams()
-    _never_fail_to_print()
+    """Run the command with *arguments* (those of the process if None) and return its exit code."""
+    _open_standard_streams()
+    _replace_unprintable_characters()
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
-        return _told("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has gone, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has ended, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit fails again
         return FAILED
     except (InvalidArgumentError, MissingExtraError) as error:
-        return _told(str(error), MISUSED)
+        return _fail(str(error), MISUSED)
     except (DatasyncError, OSError) as error:
-        return _told(str(error), FAILED)
+        return _fail(str(error), FAILED)
 
 
 def _run(arguments: list[str]) -> int:
-    try:  # both, so that one message covers what is missing
+    try:  # import both here, so that one message names a missing extra
         import click
         import rich  # noqa: F401
     except ImportError as error:
@@ -51,8 +51,8 @@ def _run(arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _have_three_streams() -> None:
-    """What a shell closed (``>&-``) leads nowhere. Left closed, its number would be given to the next file opened."""
+def _open_standard_streams() -> None:
+    """Open streams that the shell closed (``>&-``) on /dev/null, or the next file would get their descriptors."""
     while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(free)
@@ -60,14 +60,14 @@ def _have_three_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
-def _never_fail_to_print() -> None:
-    """A terminal that lacks a character shows another one."""
+def _replace_unprintable_characters() -> None:
+    """Print ``?`` for characters that the terminal's encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
-def _told(message: str, code: int) -> int:
+def _fail(message: str, code: int) -> int:
     print(f"datasync: {message}", file=sys.stderr)
     return code
 

@@ -1,1 +1,1 @@
-"""Programs to read and to run: ``python -m datasync.examples.agent``, and its neighbours. One idea each."""
+"""Example programs, one idea each. Run them as modules: ``python -m datasync.examples.agent``."""

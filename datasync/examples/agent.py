@@ -1,13 +1,13 @@
-"""A network agent: watches interfaces and routes, applies them, and answers each event.
+"""A network agent: watches interfaces and routes, applies them, and acknowledges each event.
 
     python -m datasync.examples.agent sqlite:network.db
 
-It runs until Ctrl-C or SIGTERM. Meanwhile, from another terminal:
+It runs until Ctrl-C or SIGTERM. Meanwhile, in another terminal:
 
     datasync put sqlite:network.db /vnf-agent/vpp1/config/interface/eth0 \
         '{"name":"eth0","enabled":true,"mtu":1500,"ip_addresses":["192.0.2.1/24"]}'
 
-and again with another ``mtu``, or with one of 20000, which it refuses.
+Repeat the command with another ``mtu``. The agent rejects an ``mtu`` of 20000.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from datasync import (
     KeyVal,
     KeyValProtoWatcher,
     Op,
+    Plugin,
     ProtoWatchResp,
     ResyncEvent,
+    connect,
     with_client_lifetime_ttl,
 )
-from datasync.examples.dataplane import INTERFACES, ROUTES, Dataplane, Item, Refused, new_item
+from datasync.examples.dataplane import INTERFACES, ROUTES, ConfigurationError, Dataplane, Item, new_item
 from datasync.examples.netconf_pb2 import AgentStatus
-from datasync.keyval import connect
-from datasync.kvdbsync import Plugin
 from datasync.kvdbsync.servicelabel import agent_prefix
 from datasync.runtime.threads import Worker
 
-#: What the keys of agents' own reports start with.
+#: Key prefix of the agents' own status.
 STATUS = "status/"
-#: What ends the agent.
+#: Signals that end the agent.
 ENDING = {signal.SIGINT, signal.SIGTERM}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One key: what it was and what it is to be; None: not there."""
+    """One key before and after an event; None means absent."""
 
     key: str
     old: Item | None
@@ -57,22 +57,22 @@ class Difference:
 
 @dataclass
 class Report:
-    """How one event was handled: what it asked for, and what was refused, by key."""
+    """The handling of one event: its differences, and the errors of rejected keys."""
 
     event: str
     revision: int
     differences: list[Difference] = field(default_factory=list)
-    #: Keys of a RESYNC that the dataplane had already.
+    #: Number of keys of a RESYNC that the dataplane had already.
     same: int = 0
-    refused: Mapping[str, str] = field(default_factory=dict)
+    rejected: Mapping[str, str] = field(default_factory=dict)
 
 
 class NetworkAgent:
-    """Keeps *dataplane* in step with what *watcher* delivers.
+    """Keeps *dataplane* in sync with *watcher*.
 
     Args:
       watcher: Any transport, or several as ``KVProtoWatchers``.
-      report: Called after each event was applied or refused, before it is answered.
+      report: Called for each event after it was applied or rejected, and before it is acknowledged.
 
     Threads: ``run`` in one, ``stop`` from any.
     """
@@ -90,7 +90,7 @@ class NetworkAgent:
         self.status = AgentStatus(pid=os.getpid())
         self._watcher = watcher
         self._report = report or print_report
-        # One queue for both kinds: they come in the order in which they are to be handled.
+        # One queue for both kinds of event keeps them in order.
         self._events: Queue[ResyncEvent | ChangeEvent | None] = Queue()
 
     def run(self) -> None:
@@ -100,16 +100,16 @@ class NetworkAgent:
                 self._handle(event)
 
     def stop(self) -> None:
-        """Let ``run`` return, after the event that it is at."""
+        """End ``run`` after the current event."""
         self._events.put(None)
 
     def _handle(self, event: ResyncEvent | ChangeEvent) -> None:
-        """Whatever happens, the event is answered: the watcher waits for it, and so may a caller."""
+        """Acknowledge the event in any case: the watcher waits for it, and so may a caller."""
         error: Exception | None = None
         try:
             report = self._resync(event) if isinstance(event, ResyncEvent) else self._change(event)
-            if report.refused:
-                error = Refused(report.refused)
+            if report.rejected:
+                error = ConfigurationError(report.rejected)
             self._count(report)
             self._report(report)
         except Exception as failure:
@@ -118,16 +118,16 @@ class NetworkAgent:
         event.done(error)
 
     def _resync(self, event: ResyncEvent) -> Report:
-        """The full state: make the dataplane equal to it, as far as it can be."""
+        """Make the dataplane equal to the full state, except for invalid keys."""
         wanted: dict[str, Item] = {}
-        unreadable: dict[str, str] = {}
+        invalid: dict[str, str] = {}
         for pairs in event.get_values().values():
             for pair in pairs:
-                item = _read(pair, unreadable)
+                item = _read(pair, invalid)
                 if item is not None:
                     wanted[pair.get_key()] = item
         before = self.dataplane.items
-        refused = self.dataplane.apply_what_fits(wanted, unreadable)
+        rejected = self.dataplane.apply_what_fits(wanted, invalid)
         after = self.dataplane.items
         differences = [
             Difference(key, before.get(key), after.get(key))
@@ -135,66 +135,66 @@ class NetworkAgent:
             if before.get(key) != after.get(key)
         ]
         same = sum(before.get(key) == item for key, item in after.items())
-        return Report(f"RESYNC ({event.reason.value})", event.revision, differences, same, refused)
+        return Report(f"RESYNC ({event.reason.value})", event.revision, differences, same, rejected)
 
     def _change(self, event: ChangeEvent) -> Report:
-        """Some keys: apply all of them or none. After a refusal comes a RESYNC, which sorts good from bad."""
-        unreadable: dict[str, str] = {}
+        """Apply all changes or none. The RESYNC after a rejection separates valid keys from invalid ones."""
+        invalid: dict[str, str] = {}
         changes = event.get_changes()
-        differences = [Difference(change.get_key(), _previous(change), _read(change, unreadable)) for change in changes]
+        differences = [Difference(change.get_key(), _previous(change), _read(change, invalid)) for change in changes]
         items = dict(self.dataplane.items)
         for difference in differences:
             items.pop(difference.key, None)
             if difference.new is not None:
                 items[difference.key] = difference.new
         revision = max(change.get_revision() for change in changes)
-        report = Report("CHANGE", revision, differences, refused=unreadable)
-        if not unreadable:
+        report = Report("CHANGE", revision, differences, rejected=invalid)
+        if not invalid:
             try:
                 self.dataplane.apply(items)
-            except Refused as refusal:
-                report.refused = refusal.problems
+            except ConfigurationError as error:
+                report.rejected = error.problems
         return report
 
     def _count(self, report: Report) -> None:
         status = self.status
         status.event, status.revision = report.event, report.revision
-        status.refused.clear()
-        status.refused.update(report.refused)
+        status.rejected.clear()
+        status.rejected.update(report.rejected)
         status.changes += report.event == "CHANGE"
         status.resyncs += report.event != "CHANGE"
-        status.refusals += bool(report.refused)
+        status.rejections += bool(report.rejected)
 
 
 def print_report(report: Report) -> None:
-    """One line for the event, one for each key."""
+    """Print one line for the event and one per key."""
     print(f"{report.event} at revision {report.revision}", flush=True)
     for line in describe(report):
         print(f"  {line}", flush=True)
 
 
 def describe(report: Report) -> list[str]:
-    """What is new (+), gone (-), other (~) and refused (!), a line each."""
+    """Return a line for each key that was added (+), removed (-), changed (~) or rejected (!)."""
     lines = []
     for difference in report.differences:
         sign = "+" if difference.old is None else "-" if difference.new is None else "~"
-        lines.append(f"{sign} {difference.key}  {told(difference)}")
+        lines.append(f"{sign} {difference.key}  {describe_fields(difference)}")
     if report.same:
-        lines.append(f"= {report.same} as before")
-    return lines + [f"! {key}  refused: {problem}" for key, problem in report.refused.items()]
+        lines.append(f"= {report.same} unchanged")
+    return lines + [f"! {key}  rejected: {problem}" for key, problem in report.rejected.items()]
 
 
-def told(difference: Difference) -> str:
-    """The fields that changed as ``name old → new``; all fields where only one side is there."""
+def describe_fields(difference: Difference) -> str:
+    """Return the changed fields as ``name old → new``, or all fields of a key that was added or removed."""
     old, new = fields_of(difference.old), fields_of(difference.new)
     if difference.old is None or difference.new is None:
         return " ".join(f"{name}={value}" for name, value in {**old, **new}.items())
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return ", ".join(f"{name} {old.get(name, 'none')} → {new.get(name, 'none')}" for name in names) or "as it was"
+    return ", ".join(f"{name} {old.get(name, 'none')} → {new.get(name, 'none')}" for name in names) or "unchanged"
 
 
 def fields_of(item: Message | None) -> dict[str, str]:
-    """The fields as text, without the first one, which the key has already, and without empty ones."""
+    """Return the fields as text, without empty ones and without the first one, which repeats the key."""
     if item is None:
         return {}
     texts = {name: _text(getattr(item, name)) for name in list(item.DESCRIPTOR.fields_by_name)[1:]}
@@ -207,14 +207,14 @@ def _text(value: Any) -> str:
     return str(value) if isinstance(value, (int, str)) else ", ".join(value)
 
 
-def _read(pair: KeyVal | ProtoWatchResp, unreadable: dict[str, str]) -> Item | None:
-    """The value, None for a delete; one that cannot be read is noted and stops nothing else."""
+def _read(pair: KeyVal | ProtoWatchResp, invalid: dict[str, str]) -> Item | None:
+    """Return the value, or None for a delete. Note a value that cannot be decoded, and continue."""
     if isinstance(pair, ProtoWatchResp) and pair.get_change_type() is Op.DELETE:
         return None
     try:
         return pair.get_value(new_item(pair.get_key()))
     except DecodeError as error:
-        unreadable[pair.get_key()] = str(error)
+        invalid[pair.get_key()] = str(error)
         return None
 
 
@@ -223,7 +223,7 @@ def _previous(change: ProtoWatchResp) -> Item | None:
     try:
         return item if change.get_prev_value(item) else None
     except DecodeError:
-        return None  # an unreadable value before this one: it was refused then
+        return None  # the previous value was rejected when it arrived
 
 
 def follow(
@@ -233,18 +233,18 @@ def follow(
     dataplane: Dataplane | None = None,
     report: Callable[[Report], object] = print_report,
 ) -> None:
-    """Run an agent on the store at *url* until SIGINT or SIGTERM; it writes its status into the store."""
+    """Run an agent on the store at *url* until SIGINT or SIGTERM. It writes its status to the store."""
     block_signals()
     with connect(url) as store, Plugin(kv=store, prefix=agent_prefix(label)) as plugin:
 
-        def tell(handled: Report) -> None:
+        def write_status(handled: Report) -> None:
             report(handled)
             try:
                 plugin.put(STATUS + agent.name, agent.status, with_client_lifetime_ttl())
-            except DatasyncError as error:  # the event was handled all the same
+            except DatasyncError as error:  # the event itself was handled
                 print(f"{agent.name}: the status was not written: {error}", file=sys.stderr)
 
-        agent = NetworkAgent(plugin, dataplane, report=tell)
+        agent = NetworkAgent(plugin, dataplane, report=write_status)
         worker = Worker("examples-agent", lambda _: agent.run(), wake=agent.stop)
         worker.start()
         signal.sigwait(ENDING)
@@ -252,23 +252,23 @@ def follow(
 
 
 def block_signals() -> None:
-    """Leave SIGINT and SIGTERM to ``sigwait``: a handler could not put on a queue that it interrupts.
+    """Leave SIGINT and SIGTERM to ``sigwait``: a handler must not put on a queue whose lock it may have interrupted.
 
-    To be called before the first thread starts, because threads inherit what is blocked.
+    Call this before the first thread starts, because threads inherit the signal mask.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
 
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
-        print("usage: python -m datasync.examples.agent URL, as in sqlite:network.db", file=sys.stderr)
+        print("usage: python -m datasync.examples.agent URL, for example sqlite:network.db", file=sys.stderr)
         return 2
     return run(arguments[0])
 
 
 def run(url: str) -> int:
-    """Follow *url* until a signal, and say what became of it; the exit code."""
-    print("network-agent: Ctrl-C ends it", flush=True)
+    """Run an agent on *url* until a signal, and return the exit code."""
+    print("network-agent: press Ctrl-C to end", flush=True)
     try:
         follow(url)
     except DatasyncError as error:

@@ -1,7 +1,7 @@
-"""Two sources seen as one: defaults for the whole site, and what one machine has of its own.
+"""Two sources as one: defaults for a whole site, and the settings of one machine.
 
-Each source sends its own RESYNC, with its own keys only. A consumer that reads one of them as "the keys of the other
-are gone" is wrong: so keep what comes from each source apart, and put them together yourself.
+Each source sends its own RESYNC, with its own keys only. It does not mean that the keys of the other source are gone.
+So keep the state of each source apart, and merge the states yourself.
 
     python -m datasync.examples.composite
 """
@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from queue import Queue
 
-from datasync import ChangeEvent, KVProtoWatchers, Op, ResyncEvent, current_source
+from datasync import ChangeEvent, KVProtoWatchers, Op, Plugin, ResyncEvent, connect, current_source
 from datasync.examples.netconf_pb2 import Interface
-from datasync.keyval import ProtoWrapper, Store, connect
-from datasync.kvdbsync import Plugin
+from datasync.keyval import ProtoWrapper, Store
 
 INTERFACES = "interface/"
 
 
 class Merged:
-    """Interfaces by source; the machine's own come before those of the site."""
+    """Interfaces by source. The sources come in order of precedence."""
 
     def __init__(self, *sources: str) -> None:
         self._by_source: dict[str, dict[str, Interface]] = {source: {} for source in sources}
@@ -38,7 +37,7 @@ class Merged:
         event.done()
 
     def view(self) -> dict[str, int]:
-        """Key to MTU, of whichever source comes first."""
+        """Return the MTU of each key, from the first source that has it."""
         sources = reversed(self._by_source.values())
         return {key: interface.mtu for source in sources for key, interface in sorted(source.items())}
 
@@ -56,13 +55,13 @@ def main() -> None:
         merged = Merged(own.name, shared.name)
         with Plugin(kv=own) as machine, Plugin(kv=shared) as site:
             with KVProtoWatchers(machine, site).watch("agent", events, events, INTERFACES):
-                for _ in range(2):  # a RESYNC from each, in whatever order
+                for _ in range(2):  # a RESYNC from each, in any order
                     merged.handle(events.get(timeout=5))
-                print(f"the machine's own before the site's: {merged.view()}")
+                print(f"the machine's settings override the site's: {merged.view()}")
 
                 machine.delete(INTERFACES + "eth0")
                 merged.handle(events.get(timeout=5))
-                print(f"without its own, the site's is seen: {merged.view()}")
+                print(f"without its own setting, the machine uses the site's: {merged.view()}")
 
 
 if __name__ == "__main__":

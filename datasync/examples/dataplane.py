@@ -1,4 +1,4 @@
-"""What the example agent configures: a dataplane that exists in memory only, and the rules of what it accepts."""
+"""The dataplane of the example agent: interfaces and routes in memory, and the rules for valid ones."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from datasync.examples.netconf_pb2 import Interface, Route
 
-#: What the keys of the two kinds start with, below the agent's own prefix.
+#: Key prefixes of interfaces and routes, below the agent's own prefix.
 INTERFACES = "config/interface/"
 ROUTES = "config/route/"
-#: Smallest and largest MTU in bytes.
+#: Smallest and largest MTU, in bytes.
 MTU_RANGE = (68, 9216)
 
 Item = Interface | Route
 
 
-class Refused(Exception):
-    """The dataplane does not take a configuration; ``problems`` says why, by key."""
+class ConfigurationError(Exception):
+    """The dataplane cannot apply a configuration; ``problems`` maps each invalid key to the reason."""
 
     def __init__(self, problems: Mapping[str, str]) -> None:
         self.problems = dict(problems)
@@ -32,7 +32,7 @@ class Dataplane:
     """Interfaces and routes by key.
 
     Args:
-      path: Where to keep them when the agent is not there, as a kernel would; None: they go with the agent.
+      path: A file that keeps them when the agent ends, as a kernel would. None: they end with the agent.
 
     Threads: one.
     """
@@ -45,27 +45,27 @@ class Dataplane:
             self.items = {key: ParseDict(fields, new_item(key)) for key, fields in stored.items()}
 
     def apply(self, items: Mapping[str, Item]) -> None:
-        """Make *items* the whole configuration, or leave everything as it is and raise ``Refused``."""
+        """Replace the whole configuration with *items*, or change nothing and raise ``ConfigurationError``."""
         problems = check(items)
         if problems:
-            raise Refused(problems)
+            raise ConfigurationError(problems)
         self.items = dict(items)
         if self._path is not None:
             self._path.write_text(json.dumps({key: MessageToDict(item) for key, item in self.items.items()}))
 
     def apply_what_fits(self, items: Mapping[str, Item], problems: Mapping[str, str]) -> dict[str, str]:
-        """Apply what can be; a key with a problem keeps what it had, if that still fits.
+        """Apply every valid key; an invalid key keeps its last valid value, if that still fits.
 
         Args:
-          items: The wanted configuration, without the keys that are in *problems* already.
-          problems: Keys whose value is known to be unusable, and why.
+          items: The wanted configuration, without the keys in *problems*.
+          problems: Keys that are already known to be invalid, with the reasons.
 
         Returns:
           All problems by key.
         """
         problems = dict(problems)
         accepted = {key: self.items[key] for key in problems if key in self.items} | dict(items)
-        # One that goes may take others with it, as an interface does its routes: so look again.
+        # Removing a key can invalidate others, as an interface does its routes, so check again.
         while broken := check(accepted):
             problems = broken | problems
             for key in broken:
@@ -79,12 +79,12 @@ class Dataplane:
 
 
 def new_item(key: str) -> Item:
-    """An empty message of the kind that *key* holds."""
+    """Return an empty message of the type that *key* holds."""
     return Interface() if key.startswith(INTERFACES) else Route()
 
 
 def check(items: Mapping[str, Item]) -> dict[str, str]:
-    """What is wrong with a configuration, by key; empty when it can be applied."""
+    """Return the problems of a configuration by key; empty if it is valid."""
     interfaces = {item.name: item for item in items.values() if isinstance(item, Interface)}
     problems = {}
     for key, item in items.items():
@@ -97,20 +97,20 @@ def check(items: Mapping[str, Item]) -> dict[str, str]:
 def _check_interface(key: str, item: Interface) -> str:
     least, most = MTU_RANGE
     if item.name != key.removeprefix(INTERFACES):
-        return f"the interface in it is called {item.name!r}"
+        return f"the value has the name {item.name!r}"
     if not least <= item.mtu <= most:
         return f"mtu {item.mtu} is not between {least} and {most}"
     for address in item.ip_addresses:
         try:
             ipaddress.ip_interface(address)
         except ValueError:
-            return f"{address!r} is no IP address"
+            return f"{address!r} is not an IP address"
     return ""
 
 
 def _check_route(key: str, item: Route, interfaces: Mapping[str, Interface]) -> str:
     if item.destination != key.removeprefix(ROUTES):
-        return f"the route in it goes to {item.destination!r}"
+        return f"the value has the destination {item.destination!r}"
     if item.out_interface not in interfaces:
         return f"there is no interface {item.out_interface!r}"
     try:
@@ -128,4 +128,4 @@ def _networks(interface: Interface) -> Iterator[ipaddress.IPv4Network | ipaddres
         try:
             yield ipaddress.ip_interface(address).network
         except ValueError:
-            continue  # the interface itself has this problem
+            continue  # reported for the interface itself

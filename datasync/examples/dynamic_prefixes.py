@@ -1,4 +1,4 @@
-"""A subscription that grows and shrinks while it runs: a plugin of the program is loaded, and unloaded.
+"""A subscription that adds and removes a prefix while it runs, as a program does that loads and unloads plugins.
 
 python -m datasync.examples.dynamic_prefixes
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from queue import Queue
 
-from datasync import ChangeEvent, ResyncEvent
+from datasync import ChangeEvent, Plugin, ResyncEvent, connect
 from datasync.examples.netconf_pb2 import Interface, Route
-from datasync.keyval import ProtoWrapper, Store, connect
-from datasync.kvdbsync import Plugin
+from datasync.keyval import ProtoWrapper, Store
 
 PREFIX = "/vnf-agent/vpp1/"
 INTERFACES, ROUTES = "config/interface/", "config/route/"
@@ -19,7 +18,7 @@ Events = Queue[ResyncEvent | ChangeEvent]
 
 
 def show(events: Events) -> None:
-    """Print the next event by its keys, and answer it."""
+    """Print the keys of the next event, and acknowledge it."""
     event = events.get(timeout=5)
     if isinstance(event, ResyncEvent):
         print(f"  RESYNC ({event.reason.value})")
@@ -45,15 +44,15 @@ def run(store: Store) -> None:
         registration = plugin.watch("agent", events, events, INTERFACES)
         show(events)
 
-        print("the plugin for routes is loaded: a RESYNC brings what is there")
+        print("add the prefix of routes: a RESYNC brings the existing keys")
         registration.register("agent", ROUTES)
         show(events)
 
-        print("and its changes come with the others")
+        print("changes of routes arrive with the others")
         plugin.put(ROUTES + "10.0.0.0/8", Route(destination="10.0.0.0/8", out_interface="eth0"))
         show(events)
 
-        print("it is unloaded: from here on nothing of routes is put on the queue")
+        print("remove the prefix of routes: no further event has a route")
         registration.unregister(ROUTES)
         plugin.delete(ROUTES + "10.0.0.0/8")
         plugin.put(INTERFACES + "eth1", Interface(name="eth1", mtu=1500))

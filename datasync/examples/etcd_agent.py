@@ -1,9 +1,9 @@
-"""The network agent on etcd, where anything that speaks etcd may write: here ``etcdctl``, by hand.
+"""The network agent on etcd. Any etcd client can write its configuration; here it is ``etcdctl``.
 
     etcd &
     python -m datasync.examples.etcd_agent etcd://127.0.0.1:2379
 
-and from another terminal, values being protojson:
+In another terminal, write values as protojson:
 
     export ETCDCTL_API=3
     etcdctl put /vnf-agent/vpp1/config/interface/eth0 \
@@ -15,8 +15,9 @@ and from another terminal, values being protojson:
     etcdctl get --prefix /vnf-agent/vpp1/status/
     etcdctl del /vnf-agent/vpp1/config/route/10.0.0.0/8
 
-The agent refuses the last route, and says so in its status. Kill the server and start it again: the agent waits, and
-goes on after the last revision that it saw. ``MICROSERVICE_LABEL`` names another agent than ``vpp1``.
+The agent rejects the last route, and its status shows the reason. Kill the server and start it again: the agent
+reconnects, and resumes after the last revision that it received. ``MICROSERVICE_LABEL`` sets the name of the agent,
+which is ``vpp1`` otherwise.
 """
 
 from __future__ import annotations

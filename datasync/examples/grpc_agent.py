@@ -1,10 +1,10 @@
-"""The network agent with no store at all: whoever knows its address tells it what to be, and hears whether it is.
+"""The network agent without a store: peers push its configuration and receive its acknowledgements.
 
     python -m datasync.examples.grpc_agent 127.0.0.1:9111
 
-and from another terminal ``python -m datasync.examples.grpc_client 127.0.0.1:9111``, or any program that speaks
-``msg.DataMsgService``, in whatever language. The agent runs until Ctrl-C or SIGTERM; kill it and start it again while
-the client runs, and it gets everything once more.
+In another terminal, run ``python -m datasync.examples.grpc_client 127.0.0.1:9111 --stay``, or any client of
+``msg.DataMsgService`` in any language. The agent runs until Ctrl-C or SIGTERM. If you kill it and start it again while
+the client runs, the client sends the full configuration again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def follow(address: str) -> None:
         agent = NetworkAgent(server.adapter)
         worker = Worker("examples-agent", lambda _: agent.run(), wake=agent.stop)
         worker.start()
-        print(f"{agent.name}: listening on {server.address}, Ctrl-C ends it", flush=True)
+        print(f"{agent.name}: listening on {server.address}, press Ctrl-C to end", flush=True)
         signal.sigwait(ENDING)
         worker.close()
     print(f"{agent.name}: ended", flush=True)

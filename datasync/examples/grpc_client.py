@@ -1,10 +1,10 @@
-"""Pushes a network to the agent of ``grpc_agent`` and prints what becomes of each part.
+"""Push a configuration to ``grpc_agent`` and print the result of each change.
 
     python -m datasync.examples.grpc_client 127.0.0.1:9111
 
-First the whole configuration as one resync, then changes, many at a time over one stream. The agent refuses one of
-them, and its reason arrives here. With ``--stay`` it goes on until Ctrl-C, and an agent that is started again meanwhile
-gets everything once more.
+The client sends the full configuration as one resync, and then several changes at once over one stream. The agent
+rejects one of them, and the client prints the reason. With ``--stay`` it runs until Ctrl-C, and sends the full
+configuration again to an agent that restarts.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ NETWORK: Mapping[str, Message] = {
 
 
 def push(client: Client) -> None:
-    """The whole network, then what changes in it."""
+    """Send the full configuration, then some changes."""
     client.resync(NETWORK)
-    print(f"the agent has all {len(NETWORK)} keys", flush=True)
-    # All are on their way before the first answer is there; the agent handles them in this order.
+    print(f"the agent has applied all {len(NETWORK)} keys", flush=True)
+    # All changes are sent before the first reply arrives; the agent handles them in this order.
     sent = {
         name: client.put_async(INTERFACES + name, Interface(name=name, enabled=True, mtu=mtu))
         for name, mtu in {"eth1": 9000, "eth2": 20000, "eth3": 1500}.items()
@@ -43,8 +43,8 @@ def push(client: Client) -> None:
             print(f"{name}: {error}", flush=True)
         else:
             print(f"{name}: applied", flush=True)
-    print(f"eth3 was there to be deleted: {client.delete(INTERFACES + 'eth3')}", flush=True)
-    print(f"and is not any more: {client.delete(INTERFACES + 'eth3')}", flush=True)
+    print(f"eth3 existed and was deleted: {client.delete(INTERFACES + 'eth3')}", flush=True)
+    print(f"eth3 can be deleted again: {client.delete(INTERFACES + 'eth3')}", flush=True)
 
 
 def main(arguments: list[str]) -> int:
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
         return 2
     block_signals()
     try:
-        # What was applied is kept: an agent that comes back empty gets it again.
+        # The client keeps what was applied, for an agent that restarts with an empty state.
         with Client(targets[0] if targets else "127.0.0.1:9111", source="example", keep_state=True) as client:
             client.wait_ready(5)
             push(client)

@@ -1,9 +1,9 @@
-"""A daemon as they were always written: threads, queues, signals. datasync brings it its configuration.
+"""A classic daemon with threads, queues and signals, which gets its configuration through datasync.
 
     python -m datasync.examples.legacy_daemon network.db
 
-SIGTERM and SIGINT end it in order; SIGHUP makes it start over from the full configuration. The work of one event is
-spread over worker threads, and the event is answered when the last of them has answered.
+SIGTERM and SIGINT end it cleanly. SIGHUP makes it start over from the full configuration. Several worker threads share
+the work of one event, and the last one to finish acknowledges the event.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Job = tuple[Callable[[], None], Future[None]]
 
 
 class Daemon:
-    """One thread that reads events, and a few that do the work."""
+    """One thread that reads events, and several that do the work."""
 
     def __init__(self, path: str) -> None:
         self._orchestrator = Orchestrator()
@@ -57,7 +57,7 @@ class Daemon:
         log.info("resync: %s", self._orchestrator.do_resync())
 
     def stop(self) -> None:
-        """In the order of the stream: the source, then who reads it, then who works; what is begun is finished."""
+        """Stop in the order of the data path: source, reading thread, workers. Pending work is completed."""
         self._plugin.close()
         self._events.put(None)
         self._threads[0].join()
@@ -78,10 +78,10 @@ class Daemon:
             else:
                 for change in event.get_changes():
                     if change.get_change_type() is Op.DELETE:
-                        log.info("%s is gone", change.get_key())
+                        log.info("%s was deleted", change.get_key())
                     else:
                         parts[change.get_key()] = self._submit(change.get_value(Interface()))
-            # Not waited for here: the next event comes when this one is answered, and not before.
+            # No wait here: the next event arrives only when this one is acknowledged.
             aggregate_done(parts).add_done_callback(partial(answer, event))
 
     def _submit(self, interface: Interface) -> Future[None]:
@@ -101,12 +101,12 @@ class Daemon:
 
 
 def answer(event: ResyncEvent | ChangeEvent, all_parts: Future[None]) -> None:
-    """Called by the worker that is the last to finish a part of *event*."""
+    """Acknowledge *event*; called by the worker that finishes its last part."""
     event.done(all_parts.exception())
 
 
 def configure(interface: Interface) -> None:
-    """The work itself; what it raises is the answer to the event."""
+    """Do the work; an exception rejects the event."""
     if not interface.mtu:
         raise ValueError(f"{interface.name} has no mtu")
     log.info("%s: mtu %d by %s", interface.name, interface.mtu, threading.current_thread().name)
@@ -117,7 +117,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m datasync.examples.legacy_daemon FILE", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stdout)
-    # Before the first thread: all of them inherit it, and signals wait for sigwait() below.
+    # Before the first thread starts: threads inherit the mask, and sigwait() below receives the signals.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         daemon = Daemon(arguments[0])

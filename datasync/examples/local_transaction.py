@@ -1,4 +1,4 @@
-"""A program that is its own source: a command line or a plugin makes changes, another part applies and answers them.
+"""Transactions inside the process: one part of the program commits changes, another part applies them.
 
 python -m datasync.examples.local_transaction
 """
@@ -14,20 +14,20 @@ from datasync.kvdbsync.local import DEFAULT_REGISTRY, ProtoTxn
 
 
 def apply(event: ChangeEvent) -> None:
-    """Print what changed; refuse what has no MTU."""
+    """Print the changes; reject an interface without an MTU."""
     for change in event.get_changes():
         old, new = Interface(), Interface()
-        there_before = change.get_prev_value(old)
+        existed = change.get_prev_value(old)
         if change.get_change_type() is Op.DELETE:
-            print(f"  {change.get_key()} is gone, its mtu was {old.mtu}")
+            print(f"  {change.get_key()} was deleted, its mtu was {old.mtu}")
         elif not change.get_value(new).mtu:
             raise ValueError(f"{change.get_key()} has no mtu")
         else:
-            print(f"  {change.get_key()} has mtu {new.mtu}" + (f", before that {old.mtu}" if there_before else ""))
+            print(f"  {change.get_key()} has mtu {new.mtu}" + (f", before {old.mtu}" if existed else ""))
 
 
 def consume(events: Queue[ChangeEvent | None]) -> None:
-    """Answer every event, whatever happens: who committed is waiting."""
+    """Acknowledge every event in any case: the caller of ``commit`` is waiting."""
     while (event := events.get()) is not None:
         try:
             apply(event)
@@ -41,27 +41,27 @@ def main() -> None:
     events: Queue[ChangeEvent | None] = Queue()
     consumer = threading.Thread(target=consume, args=(events,), name="consumer")
     consumer.start()
-    # The registry holds nothing yet, so that no RESYNC is to be expected: None instead of a queue for them.
+    # None instead of a resync queue: the registry is empty, so there is no RESYNC to receive.
     with DEFAULT_REGISTRY.watch("printer", events, None, "interface/"):
         txn = ProtoTxn(DEFAULT_REGISTRY.propagate_changes)
 
-        print("two interfaces, one transaction")
+        print("create two interfaces in one transaction")
         txn.put("interface/eth0", Interface(name="eth0", mtu=1500)).put(
             "interface/eth1", Interface(name="eth1", mtu=1500)
         )
         outcome = txn.commit()
         print(f"  done, revision {outcome.revision}")
 
-        print("one changes, one goes, and one was never there")
+        print("change one, delete one, and delete one that does not exist")
         txn.put("interface/eth0", Interface(name="eth0", mtu=9000)).delete("interface/eth1").delete("interface/eth9")
         outcome = txn.commit()
         print(f"  done, revision {outcome.revision}, nothing to delete: {', '.join(outcome.ignored)}")
 
-        print("one that the consumer refuses")
+        print("create one that the consumer rejects")
         try:
             txn.put("interface/eth2", Interface(name="eth2")).commit()
         except PropagationError as error:
-            print(f"  refused by {', '.join(error.errors)}: {error.errors['printer']}")
+            print(f"  rejected by {', '.join(error.errors)}: {error.errors['printer']}")
     events.put(None)
     consumer.join()
 

@@ -14,21 +14,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x64\x61tasync/examples/netconf.proto\x12\x11\x64\x61tasync.examples\"b\n\tInterface\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x03 \x01(\x08\x12\x0b\n\x03mtu\x18\x04 \x01(\r\x12\x14\n\x0cip_addresses\x18\x05 \x03(\t\"U\n\x05Route\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x10\n\x08next_hop\x18\x02 \x01(\t\x12\x15\n\rout_interface\x18\x03 \x01(\t\x12\x0e\n\x06metric\x18\x04 \x01(\r\"\xdd\x01\n\x0b\x41gentStatus\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\r\n\x05\x65vent\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12<\n\x07refused\x18\x04 \x03(\x0b\x32+.datasync.examples.AgentStatus.RefusedEntry\x12\x0f\n\x07resyncs\x18\x05 \x01(\r\x12\x0f\n\x07\x63hanges\x18\x06 \x01(\r\x12\x10\n\x08refusals\x18\x07 \x01(\r\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x64\x61tasync/examples/netconf.proto\x12\x11\x64\x61tasync.examples\"b\n\tInterface\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x03 \x01(\x08\x12\x0b\n\x03mtu\x18\x04 \x01(\r\x12\x14\n\x0cip_addresses\x18\x05 \x03(\t\"U\n\x05Route\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x10\n\x08next_hop\x18\x02 \x01(\t\x12\x15\n\rout_interface\x18\x03 \x01(\t\x12\x0e\n\x06metric\x18\x04 \x01(\r\"\xe2\x01\n\x0b\x41gentStatus\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\r\n\x05\x65vent\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12>\n\x08rejected\x18\x04 \x03(\x0b\x32,.datasync.examples.AgentStatus.RejectedEntry\x12\x0f\n\x07resyncs\x18\x05 \x01(\r\x12\x0f\n\x07\x63hanges\x18\x06 \x01(\r\x12\x12\n\nrejections\x18\x07 \x01(\r\x1a/\n\rRejectedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'datasync.examples.netconf_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_AGENTSTATUS_REFUSEDENTRY']._options = None
-  _globals['_AGENTSTATUS_REFUSEDENTRY']._serialized_options = b'8\001'
+  _globals['_AGENTSTATUS_REJECTEDENTRY']._options = None
+  _globals['_AGENTSTATUS_REJECTEDENTRY']._serialized_options = b'8\001'
   _globals['_INTERFACE']._serialized_start=54
   _globals['_INTERFACE']._serialized_end=152
   _globals['_ROUTE']._serialized_start=154
   _globals['_ROUTE']._serialized_end=239
   _globals['_AGENTSTATUS']._serialized_start=242
-  _globals['_AGENTSTATUS']._serialized_end=463
-  _globals['_AGENTSTATUS_REFUSEDENTRY']._serialized_start=417
-  _globals['_AGENTSTATUS_REFUSEDENTRY']._serialized_end=463
+  _globals['_AGENTSTATUS']._serialized_end=468
+  _globals['_AGENTSTATUS_REJECTEDENTRY']._serialized_start=421
+  _globals['_AGENTSTATUS_REJECTEDENTRY']._serialized_end=468
 # @@protoc_insertion_point(module_scope)

@@ -32,8 +32,8 @@ class Route(_message.Message):
     def __init__(self, destination: _Optional[str] = ..., next_hop: _Optional[str] = ..., out_interface: _Optional[str] = ..., metric: _Optional[int] = ...) -> None: ...
 
 class AgentStatus(_message.Message):
-    __slots__ = ("pid", "event", "revision", "refused", "resyncs", "changes", "refusals")
-    class RefusedEntry(_message.Message):
+    __slots__ = ("pid", "event", "revision", "rejected", "resyncs", "changes", "rejections")
+    class RejectedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -43,15 +43,15 @@ class AgentStatus(_message.Message):
     PID_FIELD_NUMBER: _ClassVar[int]
     EVENT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
-    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FIELD_NUMBER: _ClassVar[int]
     RESYNCS_FIELD_NUMBER: _ClassVar[int]
     CHANGES_FIELD_NUMBER: _ClassVar[int]
-    REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    REJECTIONS_FIELD_NUMBER: _ClassVar[int]
     pid: int
     event: str
     revision: int
-    refused: _containers.ScalarMap[str, str]
+    rejected: _containers.ScalarMap[str, str]
     resyncs: int
     changes: int
-    refusals: int
-    def __init__(self, pid: _Optional[int] = ..., event: _Optional[str] = ..., revision: _Optional[int] = ..., refused: _Optional[_Mapping[str, str]] = ..., resyncs: _Optional[int] = ..., changes: _Optional[int] = ..., refusals: _Optional[int] = ...) -> None: ...
+    rejections: int
+    def __init__(self, pid: _Optional[int] = ..., event: _Optional[str] = ..., revision: _Optional[int] = ..., rejected: _Optional[_Mapping[str, str]] = ..., resyncs: _Optional[int] = ..., changes: _Optional[int] = ..., rejections: _Optional[int] = ...) -> None: ...

@@ -1,4 +1,4 @@
-"""Resyncs in an order: interfaces before the routes that go through them, at the start and whenever it is asked for.
+"""Resyncs in a fixed order: interfaces before the routes through them, at the start and on request.
 
 python -m datasync.examples.orchestrated_resync
 """
@@ -8,15 +8,14 @@ from __future__ import annotations
 import threading
 from queue import Queue
 
-from datasync import ChangeEvent, ResyncEvent
+from datasync import ChangeEvent, Plugin, ResyncEvent, connect
 from datasync.examples.netconf_pb2 import Interface, Route
-from datasync.keyval import ProtoWrapper, connect
-from datasync.kvdbsync import Plugin
+from datasync.keyval import ProtoWrapper
 from datasync.resync import Plugin as Orchestrator
 
 
 class Part:
-    """One part of a program, with a queue and a thread of its own."""
+    """A part of a program with its own queue and thread."""
 
     def __init__(self, name: str, plugin: Plugin, prefix: str) -> None:
         self.name = name
@@ -35,7 +34,7 @@ class Part:
         while (event := self._events.get()) is not None:
             if isinstance(event, ResyncEvent):
                 count = sum(1 for pairs in event.get_values().values() for _ in pairs)
-                print(f"  {self.name}: RESYNC with {count} key(s)")
+                print(f"  {self.name}: RESYNC, keys: {count}")
             event.done(RuntimeError("out of order") if self.broken else None)
 
 
@@ -48,10 +47,10 @@ def main() -> None:
             parts = [Part("interfaces", plugin, "interface/"), Part("routes", plugin, "route/")]
             plugin.wait_ready(5)
 
-            print("all parts are there: the first RESYNC, in the order in which they registered")
+            print("first RESYNC, in the order of registration")
             print(f"  {orchestrator.do_resync()}")
 
-            print("a part that fails does not keep the others from theirs, and the report says so")
+            print("one part fails, the others continue, and the report names it")
             parts[0].broken = True
             report = orchestrator.do_resync()
             for result in report.failed:

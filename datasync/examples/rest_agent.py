@@ -1,8 +1,8 @@
-r"""The network agent behind HTTP: who asks for a change waits for the agent's answer.
+r"""The network agent behind HTTP: the response to a request carries the agent's acknowledgement.
 
     python -m datasync.examples.rest_agent 127.0.0.1:9191
 
-Open http://127.0.0.1:9191/ in a browser, and from another terminal:
+Open http://127.0.0.1:9191/ in a browser, and in another terminal:
 
     curl -i -X PUT http://127.0.0.1:9191/keys/config/interface/eth0 -H 'Content-Type: application/json' \
         -d '{"name":"eth0","enabled":true,"mtu":1500,"ip_addresses":["192.0.2.1/24"]}'
@@ -14,8 +14,8 @@ Open http://127.0.0.1:9191/ in a browser, and from another terminal:
     curl -i -X DELETE http://127.0.0.1:9191/keys/config/interface/eth0
     curl -i -X PUT http://127.0.0.1:9191/keys -H 'Content-Type: application/json' -d '{"items":[]}'
 
-The second one is refused, with 422 and the reason. With the variable ``DATASYNC_TOKEN`` set, everything but the page
-itself needs ``-H "Authorization: Bearer $DATASYNC_TOKEN"``.
+The agent rejects the second request; the response has status 422 and the reason. If the variable ``DATASYNC_TOKEN`` is
+set, every request except that of the dashboard needs ``-H "Authorization: Bearer $DATASYNC_TOKEN"``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
             worker.start()
             token = os.environ.get("DATASYNC_TOKEN") or None
             with serve(address, adapter, token=token, show_values=True) as server:
-                print(f"network-agent: {server.url}/, Ctrl-C ends it", flush=True)
+                print(f"network-agent: {server.url}/, press Ctrl-C to end", flush=True)
                 signal.sigwait(ENDING)
             worker.close()
     except DatasyncError as error:

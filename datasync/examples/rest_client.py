@@ -1,8 +1,8 @@
-"""The other side of ``rest_agent``: writes, conditions, refusals, and a watch, over HTTP.
+"""A client of ``rest_agent``: writes, conditions, rejections, and a watch over HTTP.
 
     python -m datasync.examples.rest_client http://127.0.0.1:9191
 
-It is given ``DATASYNC_TOKEN`` as the agent is.
+Set ``DATASYNC_TOKEN`` as for the agent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ETH0, ETH1 = "config/interface/eth0", "config/interface/eth1"
 
 
 def show(events: Queue[Any]) -> None:
-    """Print the next event, and answer it."""
+    """Print the next event, and acknowledge it."""
     event = events.get(timeout=5)
     if hasattr(event, "get_values"):
         keys = [pair.get_key() for pairs in event.get_values().values() for pair in pairs]
@@ -29,9 +29,9 @@ def show(events: Queue[Any]) -> None:
     else:
         for change in event.get_changes():
             old, new = Interface(), Interface()
-            there_before = change.get_prev_value(old)
-            mtu = "gone" if change.get_change_type() is Op.DELETE else change.get_value(new).mtu
-            print(f"  CHANGE {change.get_key()}: mtu {old.mtu if there_before else 'none'} -> {mtu}")
+            existed = change.get_prev_value(old)
+            mtu = "deleted" if change.get_change_type() is Op.DELETE else change.get_value(new).mtu
+            print(f"  CHANGE {change.get_key()}: mtu {old.mtu if existed else 'none'} -> {mtu}")
     event.done()
 
 
@@ -41,11 +41,11 @@ def play(client: Client) -> None:
     client.watch("rest-client", events, events, "config/interface/")
     show(events)
 
-    print("a change, answered by the agent")
+    print("a change that the agent accepts")
     client.put(ETH0, Interface(name="eth0", mtu=1500))
     show(events)
 
-    print("a change that only counts if nobody else came first")
+    print("a change on the condition that the key is unchanged")
     known = client.get(ETH0)
     assert known is not None
     client.put(ETH0, Interface(name="eth0", mtu=9000), if_match=known.etag)
@@ -53,14 +53,14 @@ def play(client: Client) -> None:
     try:
         client.put(ETH0, Interface(name="eth0", mtu=1400), if_match=known.etag)
     except ConflictError:
-        print("  too late: it has another revision now")
+        print("  conflict: the key has another revision now")
 
     print("one transaction")
     outcome = ProtoTxn(client.propagate_changes).put(ETH1, Interface(name="eth1", mtu=1500)).delete(ETH0).commit()
     print(f"  revision {outcome.revision}, {len(client.list('config/'))} key left")
     show(events)
 
-    print("a change that the agent refuses")
+    print("a change that the agent rejects")
     try:
         client.put(ETH1, Interface(name="eth1", mtu=20000))
     except PropagationError as error:

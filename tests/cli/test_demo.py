@@ -1,4 +1,4 @@
-"""``datasync demo`` as a user runs it: the main job, told and checked by the demo itself."""
+"""``datasync demo`` as a user runs it; the demo also checks itself."""
 
 from __future__ import annotations
 
@@ -24,72 +24,72 @@ DEMO = ("-m", "datasync", "demo")
 
 
 @pytest.fixture(scope="module")
-def told() -> subprocess.CompletedProcess[str]:
-    """One demo, for all that is asked of its output."""
+def finished() -> subprocess.CompletedProcess[str]:
+    """The output of one demo, for all tests of it."""
     return run(*DEMO)
 
 
-def test_it_ends_by_itself_with_success(told: subprocess.CompletedProcess[str]) -> None:
-    assert told.returncode == 0, told.stdout + told.stderr
-    assert told.stderr == ""
+def test_it_ends_by_itself_with_success(finished: subprocess.CompletedProcess[str]) -> None:
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert finished.stderr == ""
 
 
-def test_the_agent_begins_with_a_resync_of_all_that_is_there(told: subprocess.CompletedProcess[str]) -> None:
+def test_the_agent_starts_with_a_resync_of_all_keys(finished: subprocess.CompletedProcess[str]) -> None:
     # C2
-    first = told.stdout.partition("2  ")[0]
+    first = finished.stdout.partition("2  ")[0]
     assert "RESYNC (initial) at revision" in first
     for key in ("config/interface/eth0", "config/interface/eth1", "config/route/0.0.0.0/0"):
         assert key in first
 
 
-def test_a_change_shows_old_and_new_value_and_is_answered(told: subprocess.CompletedProcess[str]) -> None:
+def test_a_change_shows_both_values_and_is_acknowledged(finished: subprocess.CompletedProcess[str]) -> None:
     # C6, C9
-    assert "~ config/interface/eth1  mtu 1500 → 9000" in told.stdout
-    assert re.search(r"writer  done: applied up to revision \d+ by process \d+", told.stdout)
+    assert "~ config/interface/eth1  mtu 1500 → 9000" in finished.stdout
+    assert re.search(r"writer  done: applied up to revision \d+ by process \d+", finished.stdout)
 
 
-def test_a_transaction_is_one_change(told: subprocess.CompletedProcess[str]) -> None:
+def test_a_transaction_is_one_change(finished: subprocess.CompletedProcess[str]) -> None:
     # C4
-    part = told.stdout.partition("\n3  ")[2].partition("\n4  ")[0]
+    part = finished.stdout.partition("\n3  ")[2].partition("\n4  ")[0]
     assert part.count("CHANGE at revision") == 1
     assert [line.strip()[0] for line in part.splitlines() if line.startswith(" " * 9)] == ["+", "+", "-"]
 
 
-def test_a_refused_change_comes_back_with_the_error_and_leads_to_a_resync(
-    told: subprocess.CompletedProcess[str],
+def test_a_rejected_change_is_reported_with_the_error_and_leads_to_a_resync(
+    finished: subprocess.CompletedProcess[str],
 ) -> None:
     # C10
-    part = told.stdout.partition("\n4  ")[2].partition("\n5  ")[0]
-    assert re.search(r"writer  refused by process \d+ .*there is no interface 'eth7'", part)
-    assert "RESYNC (failed)" in part.partition("refused by process")[2]
+    part = finished.stdout.partition("\n4  ")[2].partition("\n5  ")[0]
+    assert re.search(r"writer  rejected by process \d+ .*there is no interface 'eth7'", part)
+    assert "RESYNC (failed)" in part.partition("rejected by process")[2]
 
 
-def test_a_killed_agent_comes_back_and_is_told_what_it_missed(told: subprocess.CompletedProcess[str]) -> None:
-    part = told.stdout.partition("\n5  ")[2].partition("\n6  ")[0]
+def test_a_killed_agent_restarts_and_receives_what_it_missed(finished: subprocess.CompletedProcess[str]) -> None:
+    part = finished.stdout.partition("\n5  ")[2].partition("\n6  ")[0]
     after = part.partition("RESYNC (initial)")[2]
     signs = {line.split()[1]: line.split()[0] for line in after.splitlines() if line.strip()[:1] in {"+", "-", "~"}}
     assert signs["config/interface/eth0"] == "~"
     assert signs["config/interface/eth2"] == "-"
     assert signs["config/route/10.64.0.0/12"] == "-"
-    assert len(set(re.findall(r"by process (\d+)", told.stdout))) == 2
+    assert len(set(re.findall(r"by process (\d+)", finished.stdout))) == 2
 
 
-def test_a_summary_counts_what_happened(told: subprocess.CompletedProcess[str]) -> None:
-    summary = told.stdout.partition("\nSummary")[2]
+def test_the_summary_counts_the_events(finished: subprocess.CompletedProcess[str]) -> None:
+    summary = finished.stdout.partition("\nSummary")[2]
     assert summary.count("ok ") == 9
-    assert re.search(r"3 RESYNCs, 4 CHANGEs, 1 refused, 9 checks passed, \d+\.\d s", summary)
+    assert re.search(r"3 RESYNCs, 4 CHANGEs, 1 rejected, 9 checks passed, \d+\.\d s", summary)
     assert float(re.findall(r"(\d+\.\d) s$", summary.strip())[0]) < story.TIME_LIMIT
 
 
-def test_it_is_plain_where_there_is_no_terminal(told: subprocess.CompletedProcess[str]) -> None:
-    assert "\x1b" not in told.stdout
+def test_it_is_plain_where_there_is_no_terminal(finished: subprocess.CompletedProcess[str]) -> None:
+    assert "\x1b" not in finished.stdout
 
 
 def test_ctrl_c_ends_it_without_a_traceback_and_without_a_process_left() -> None:
     # given a demo whose agent is there
     with Running(*DEMO) as demo:
         demo.wait_for("by process")
-        agent = int(re.findall(r"the agent is started: process (\d+)", demo.output)[0])
+        agent = int(re.findall(r"starts the agent: process (\d+)", demo.output)[0])
         # when it is interrupted
         demo.send(signal.SIGINT)
         # then it says so, and the agent has ended too
@@ -109,14 +109,14 @@ def test_it_cleans_up_when_it_is_asked_to_end(number: signal.Signals, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_says_what_to_do_where_no_temporary_file_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_temporary_folder_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a machine on which nothing can be written
     def refuse(**_: str) -> None:
         raise FileNotFoundError("No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
-    # when the demo is run / then the error says what helps
-    with pytest.raises(OSError, match="set TMPDIR to one that can"):
+    # when the demo runs / then the error names the remedy
+    with pytest.raises(OSError, match="set TMPDIR to a writable folder"):
         story.run()
 
 
@@ -133,7 +133,7 @@ def test_a_narrow_terminal_cuts_nothing_off() -> None:
 def test_the_agent_ends_when_the_demo_is_killed(tmp_path: Path) -> None:
     with Running(*DEMO, extra={"TMPDIR": str(tmp_path)}) as demo:
         demo.wait_for("by process")
-        agent = int(re.findall(r"the agent is started: process (\d+)", demo.output)[0])
+        agent = int(re.findall(r"starts the agent: process (\d+)", demo.output)[0])
         demo.send(signal.SIGKILL)
         wait_until(lambda: not _alive(agent), "the agent has ended")
 
@@ -146,35 +146,35 @@ def test_it_fails_when_the_agent_cannot_start(
     # when the demo runs
     started = time.monotonic()
     code = story.run()
-    # then it says which promise was not kept, soon, and fails
+    # then it reports the failed step, soon, and fails
     assert code == 1
     output = capsys.readouterr().out
     assert "FAILED" in output
-    assert "the agent ended with exit code 1 before this happened" in output
+    assert "the agent ended with exit code 1, still waiting for" in output
     assert time.monotonic() - started < story.TIME_LIMIT
 
 
-def test_it_fails_in_time_when_the_agent_is_silent(
+def test_it_fails_in_time_when_the_agent_does_not_respond(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # given an agent that does nothing, and less patience
+    # given an agent that does nothing, and a short time limit
     monkeypatch.setattr(story, "TIME_LIMIT", 1.0)
     monkeypatch.setattr(story, "_AGENT", ("-c", "import sys; sys.stdin.read()"))
     # when / then
     assert story.run() == 1
-    assert "1 s are over, and this did not happen: the agent answers for revision" in capsys.readouterr().out
+    assert "timeout after 1 s, still waiting for: the agent acknowledges revision" in capsys.readouterr().out
 
 
-def test_it_fails_when_the_agent_takes_everything(
+def test_it_fails_when_the_agent_rejects_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # given an agent without rules
     lax = "import datasync.examples.dataplane as d; d.check = lambda items: {}; "
     lax += "from datasync.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"
     monkeypatch.setattr(story, "_AGENT", ("-c", lax, "demo", "--agent"))
-    # when / then the promise of the refusal is the one that is broken
+    # when / then the check of the rejection fails
     assert story.run() == 1
-    assert "this is not true: a refused change comes back with the agent's error" in capsys.readouterr().out
+    assert "check failed: a rejected change is reported with the agent's error" in capsys.readouterr().out
 
 
 def _alive(pid: int) -> bool:

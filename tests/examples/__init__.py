@@ -1,1 +1,1 @@
-"""Tests of ``datasync.examples``: each is run."""
+"""Tests of ``datasync.examples``: every example runs."""

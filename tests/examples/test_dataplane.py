@@ -1,4 +1,4 @@
-"""What the example's dataplane accepts."""
+"""The rules of the example's dataplane."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datasync.examples.dataplane import INTERFACES, ROUTES, Dataplane, Item, Refused, check
+from datasync.examples.dataplane import INTERFACES, ROUTES, ConfigurationError, Dataplane, Item, check
 from datasync.examples.netconf_pb2 import Interface, Route
 
 
@@ -28,37 +28,37 @@ def test_a_route_on_the_network_of_its_interface_is_accepted() -> None:
     [
         (interface(mtu=67), "mtu 67 is not between"),
         (interface(mtu=9217), "mtu 9217 is not between"),
-        (interface("eth0", 1500, "not an address"), "is no IP address"),
-        ({INTERFACES + "eth0": Interface(name="eth1", mtu=1500)}, "is called 'eth1'"),
+        (interface("eth0", 1500, "not an address"), "is not an IP address"),
+        ({INTERFACES + "eth0": Interface(name="eth1", mtu=1500)}, "has the name 'eth1'"),
         (route(), "there is no interface 'eth0'"),
         ({**interface(), **route(hop="198.51.100.1")}, "is not on a network of eth0"),
         ({**interface(), **route(hop="x")}, "does not appear to be"),
-        ({**interface(), ROUTES + "x": Route(destination="y")}, "goes to 'y'"),
+        ({**interface(), ROUTES + "x": Route(destination="y")}, "has the destination 'y'"),
     ],
 )
-def test_a_bad_configuration_is_refused_whole(items: dict[str, Item], problem: str) -> None:
+def test_an_invalid_configuration_is_rejected_as_a_whole(items: dict[str, Item], problem: str) -> None:
     # given a dataplane with an interface
     dataplane = Dataplane()
     dataplane.apply(interface("eth9"))
-    # when it is given something bad / then it says what, and keeps what it had
-    with pytest.raises(Refused, match=problem):
+    # when an invalid configuration is applied / then the error names the problem, and nothing changes
+    with pytest.raises(ConfigurationError, match=problem):
         dataplane.apply(items)
     assert dataplane.items == interface("eth9")
 
 
-def test_of_a_full_state_everything_that_fits_is_applied_and_what_was_good_stays() -> None:
+def test_the_valid_keys_of_a_full_state_are_applied_and_the_last_valid_values_are_kept() -> None:
     # given
     dataplane = Dataplane()
     dataplane.apply({**interface(), **interface("eth1", 1500, "10.1.0.1/16"), **route()})
     # when a full state has a bad value for eth0, none for eth1, and a route through eth1
     wanted = {**interface(mtu=1), **route(), **route("10.9.0.0/16", "10.1.0.9", "eth1")}
     problems = dataplane.apply_what_fits(wanted, {})
-    # then eth0 keeps its last good value, and with it the route that goes through it
+    # then eth0 keeps its last valid value, and with it the route through it
     assert set(problems) == {INTERFACES + "eth0", ROUTES + "10.9.0.0/16"}
     assert dataplane.items == {**interface(), **route()}
 
 
-def test_it_outlives_its_agent_where_it_has_a_file(tmp_path: Path) -> None:
+def test_a_dataplane_with_a_file_survives_its_agent(tmp_path: Path) -> None:
     items = {**interface(), **route()}
     Dataplane(tmp_path / "dataplane.json").apply(items)
     assert Dataplane(tmp_path / "dataplane.json").items == items

@@ -1,4 +1,4 @@
-"""Every example is run as its docstring says; what it prints is what it shows."""
+"""Every example runs as its docstring says; the tests check its output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.proxy import free_port
 from tests.support.running import Running, run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "datasync" / "examples"
-#: Examples that are not run by themselves.
+#: Modules that are not examples themselves.
 PARTS = {"__init__", "dataplane", "netconf_pb2"}
 TESTED = {
     "agent",
@@ -46,15 +46,15 @@ def test_no_example_is_forgotten() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} - PARTS == TESTED
 
 
-def test_local_transaction_shows_old_and_new_values_and_a_refusal() -> None:
+def test_local_transaction_shows_old_and_new_values_and_a_rejection() -> None:
     out = printed("local_transaction")
-    assert "interface/eth0 has mtu 9000, before that 1500" in out
-    assert "interface/eth1 is gone, its mtu was 1500" in out
+    assert "interface/eth0 has mtu 9000, before 1500" in out
+    assert "interface/eth1 was deleted, its mtu was 1500" in out
     assert "nothing to delete: interface/eth9" in out
-    assert "refused by printer: interface/eth2 has no mtu" in out
+    assert "rejected by printer: interface/eth2 has no mtu" in out
 
 
-def test_dynamic_prefixes_get_their_own_resync_and_end_when_told() -> None:
+def test_dynamic_prefixes_get_their_own_resync_and_can_be_removed() -> None:
     # C11
     out = printed("dynamic_prefixes")
     assert re.findall(r"RESYNC \(\w+\)|CHANGE \S+", out) == [
@@ -68,7 +68,7 @@ def test_dynamic_prefixes_get_their_own_resync_and_end_when_told() -> None:
 def test_orchestrated_resync_keeps_the_order_and_reports_what_failed() -> None:
     # C14
     out = printed("orchestrated_resync")
-    assert out.count("interfaces: RESYNC with 1 key(s)\n  routes: RESYNC with 1 key(s)") == 2
+    assert out.count("interfaces: RESYNC, keys: 1\n  routes: RESYNC, keys: 1") == 2
     assert "interfaces failed: " in out
 
 
@@ -80,29 +80,29 @@ def test_composite_keeps_its_sources_apart() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_agent_applies_refuses_and_ends_when_asked(tmp_path: Path, number: signal.Signals) -> None:
+def test_the_agent_applies_rejects_and_ends_at_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     # given an agent on an empty store
     url = f"sqlite://{tmp_path}/network.db"
     key = "/vnf-agent/vpp1/config/interface/eth0"
     with Running("-m", "datasync.examples.agent", url) as agent:
         agent.wait_for("RESYNC (initial)")
-        # when an interface is put by hand, changed, and changed badly
+        # when an interface is put, changed, and made invalid
         for mtu in (1500, 9000, 20000):
             datasync("put", url, key, ETH0 % mtu)
-        # then it says so
+        # then the agent reports it
         agent.wait_for("mtu 1500 → 9000")
-        agent.wait_for("! config/interface/eth0  refused: mtu 20000 is not between 68 and 9216")
-        # and after the pause it is told again, and still refuses
+        agent.wait_for("! config/interface/eth0  rejected: mtu 20000 is not between 68 and 9216")
+        # and after the backoff it receives the state again, and still rejects it
         agent.wait_for("RESYNC (failed)")
-        # when the value is no protojson at all / then that is one more thing it refuses, and survives
+        # when a value is not valid protojson / then the agent rejects that too, and continues
         datasync("put", url, "/vnf-agent/vpp1/config/route/0.0.0.0/0", "not a route")
-        agent.wait_for("cannot be read")
+        agent.wait_for("! config/route/0.0.0.0/0  rejected: the value of ")
         agent.send(number)
         assert agent.wait() == 0
         assert "Traceback" not in agent.output
 
 
-def test_the_agents_status_is_in_the_store_and_goes_with_it(tmp_path: Path) -> None:
+def test_the_status_of_the_agent_is_in_the_store_until_the_agent_ends(tmp_path: Path) -> None:
     # C17
     url = f"sqlite://{tmp_path}/network.db"
     with Running("-m", "datasync.examples.agent", url) as agent:
@@ -117,7 +117,7 @@ def test_the_agents_status_is_in_the_store_and_goes_with_it(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("example", ["agent", "etcd_agent"])
-def test_an_agent_without_a_store_says_what_is_wrong(example: str) -> None:
+def test_an_agent_without_a_store_prints_the_error(example: str) -> None:
     done = run("-m", f"datasync.examples.{example}", "frob://x")
     assert done.returncode in (1, 2)
     assert "Traceback" not in done.stderr
@@ -130,20 +130,20 @@ def test_the_grpc_agent_gets_everything_from_the_client_and_again_after_a_restar
     with Running("-m", "datasync.examples.grpc_agent", address) as agent:
         agent.wait_for(f"listening on {address}")
         with Running("-m", "datasync.examples.grpc_client", address, "--stay") as client:
-            # then each side says what became of it
-            client.wait_for("the agent has all 2 keys")
+            # then each side prints the results
+            client.wait_for("the agent has applied all 2 keys")
             client.wait_for("eth1: applied")
             client.wait_for("mtu 20000 is not between 68 and 9216")
             client.wait_for("eth3: applied")
-            client.wait_for("eth3 was there to be deleted: True")
-            client.wait_for("and is not any more: False")
+            client.wait_for("eth3 existed and was deleted: True")
+            client.wait_for("eth3 can be deleted again: False")
             agent.wait_for("+ config/route/0.0.0.0/0")
-            agent.wait_for("! config/interface/eth2  refused")
+            agent.wait_for("! config/interface/eth2  rejected")
             # when the agent is killed and started again
             agent.send(signal.SIGKILL)
             agent.wait()
             with Running("-m", "datasync.examples.grpc_agent", address) as again:
-                # then it has what was applied
+                # then it receives what was applied
                 again.wait_for("+ config/interface/eth1", timeout=20)
                 again.wait_for("+ config/route/0.0.0.0/0")
                 client.send(signal.SIGTERM)
@@ -154,36 +154,36 @@ def test_the_grpc_agent_gets_everything_from_the_client_and_again_after_a_restar
     assert "Traceback" not in client.output + again.output
 
 
-def test_a_grpc_client_without_an_agent_says_what_is_wrong() -> None:
+def test_a_grpc_client_without_an_agent_prints_the_error() -> None:
     done = run("-m", "datasync.examples.grpc_client", f"127.0.0.1:{free_port()}")
     assert done.returncode == 1
     assert "was not reached within 5.0 s" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_legacy_daemon_hears_its_signals_and_leaves_no_thread(tmp_path: Path) -> None:
+def test_the_legacy_daemon_handles_its_signals_and_leaves_no_thread(tmp_path: Path) -> None:
     # given a daemon
     file = tmp_path / "network.db"
     with Running("-m", "datasync.examples.legacy_daemon", str(file)) as daemon:
         daemon.wait_for("legacy-daemon: ready")
-        # when an interface comes, then one that its workers refuse
+        # when an interface arrives, then one that its workers reject
         datasync("put", f"sqlite://{file}", "interface/a", '{"name":"a","mtu":9000}')
         daemon.wait_for("a: mtu 9000 by worker-")
         datasync("put", f"sqlite://{file}", "interface/b", '{"name":"b"}')
-        daemon.wait_for("was refused")
+        daemon.wait_for("with PropagationError")
         # and the second one is corrected / then a RESYNC brings it
         datasync("put", f"sqlite://{file}", "interface/b", '{"name":"b","mtu":1400}')
         daemon.wait_for("b: mtu 1400 by worker-")
         # when SIGHUP / then it starts over from the full configuration
         daemon.send(signal.SIGHUP)
         daemon.wait_for("legacy-daemon: resync: legacy-daemon: applied", times=2)
-        # when SIGTERM / then it ends in order
+        # when SIGTERM / then it ends cleanly
         daemon.send(signal.SIGTERM)
         assert daemon.wait() == 0
         assert "stopped; threads left: 0" in daemon.output
 
 
-def test_the_legacy_daemon_refuses_a_file_that_is_not_its_own(tmp_path: Path) -> None:
+def test_the_legacy_daemon_fails_on_a_file_of_another_program(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("dear all")
     done = run("-m", "datasync.examples.legacy_daemon", str(tmp_path / "x"))
     assert done.returncode == 1

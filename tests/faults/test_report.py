@@ -68,7 +68,7 @@ def test_a_page_without_marks_is_refused() -> None:
 def test_every_test_that_the_page_names_is_there() -> None:
     # given the names on the page / when they are looked for
     root = Path(__file__).resolve().parents[2]
-    names = set(re.findall(r"`(test_\w+)`", (root / "docs" / "reliability.md").read_text()))
+    names = set(re.findall(r"`(test_\w+)`", (root / "docs" / "lab" / "reliability.md").read_text()))
     tests = "\n".join(path.read_text() for path in (root / "tests").rglob("test_*.py"))
     # then none is missing
     assert names

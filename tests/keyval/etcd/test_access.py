@@ -315,7 +315,7 @@ def test_c16_the_command_watches_what_its_user_may_read_and_is_refused_the_rest_
     assert CANARY not in done.stderr
     # and what is allowed can be watched
     with Running("-m", "datasync", "watch", url, "p/") as watch:
-        watch.wait_for("Ctrl-C ends it")
+        watch.wait_for("press Ctrl-C to end")
         assert run("-m", "datasync", "put", url, "p/1", "new").returncode == 0
         watch.wait_for("p/1 (none) -> new")
 
