@@ -55,7 +55,7 @@ EXTRAS = {
     "datasync.keyval.filedb": {"yaml", "watchdog"},
     "datasync.messaging.kafka": {"confluent_kafka"},
     "datasync.grpcsync": {"grpc"},
-    "datasync.restsync": {"werkzeug", "urllib3"},
+    "datasync.restsync": {"urllib3"},
     "datasync.cli": {"click", "rich"},
     "datasync.examples": {"click", "rich"},
 }

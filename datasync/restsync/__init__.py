@@ -1,30 +1,29 @@
-"""Changes over HTTP, to this process and from it."""
+"""Changes over HTTP: a server that feeds subscribers of this process, and a client of such a server."""
 
 from datasync.errors import MissingExtraError
 
 try:
-    import urllib3 as _urllib3  # noqa: F401 - only to see whether it is there
-    import werkzeug as _werkzeug  # noqa: F401
+    import urllib3 as _urllib3  # noqa: F401 - a missing extra is reported here, by its name
 except ImportError as _error:
-    raise MissingExtraError("rest", "werkzeug or urllib3") from _error
+    raise MissingExtraError("rest", "urllib3") from _error
 
-# This process as the server
+# The server half
 from datasync.restsync.app.adapter import Adapter
 from datasync.restsync.app.application import Application, wsgi_app
 
-# This process as the client
-from datasync.restsync.client.client import Client
-from datasync.restsync.httpd.server import Server, serve
-from datasync.restsync.values import Listing, RestKeyVal
+# The client half
+from datasync.restsync.client.client import Client, Listing, RestKeyVal
+from datasync.restsync.httpd.server import Server
+from datasync.restsync.serve import serve
 
 __all__ = [
-    # This process as the server
+    # The server half
     "Adapter",
     "Application",
     "Server",
     "serve",
     "wsgi_app",
-    # This process as the client
+    # The client half
     "Client",
     "Listing",
     "RestKeyVal",

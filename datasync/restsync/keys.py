@@ -1,10 +1,8 @@
-"""Keys in paths: one way to write each, and what cannot be one.
+"""Keys in URL paths: the one way to write each key, and the keys that a path cannot carry.
 
-A key is everything after ``/keys/``. WSGI hands a path over decoded, so an encoded slash *is* a slash: ``a%2Fb`` and
-``a/b`` name one key. Path segments that clients and proxies rewrite on their own, ``.`` and ``..``, are refused, since
-nobody could tell which key was meant.
-
-Source: contract section 5; D47 (cn-infra took the raw request line, with its escapes and query, for the key).
+A key is everything after ``/keys/``. A WSGI application receives the path decoded, so an encoded slash is a slash:
+``a%2Fb`` and ``a/b`` name the same key. Clients and proxies rewrite the segments ``.`` and ``..`` on their own, so a
+key with such a segment is an error: it could arrive as another key.
 """
 
 from __future__ import annotations
@@ -15,51 +13,55 @@ from urllib.parse import quote
 from datasync.errors import InvalidArgumentError
 from datasync.serializer import check_key
 
-#: Bytes that a key may have in UTF-8.
+#: Bytes of a key in UTF-8.
 MAX_KEY = 1024
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def check_path_key(key: str) -> None:
-    """Raise ``InvalidArgumentError`` unless *key* can be written into a path and read back from it."""
+    """Raise ``InvalidArgumentError`` unless *key* survives the way into a path and back."""
     check_key(key)
     check_text(key, "a key")
     for segment in key.split("/"):
         if segment in (".", ".."):
-            raise InvalidArgumentError(f"the key {key!r} has a segment {segment!r}, which does not survive in a path")
+            raise InvalidArgumentError(f"the key {key!r} has the segment {segment!r}, which proxies rewrite in a path")
 
 
-def check_text(text: str, what: str) -> None:
-    """Raise ``InvalidArgumentError`` for text that is too long, has control characters, or is no Unicode."""
+def check_text(text: str, subject: str) -> None:
+    """Raise ``InvalidArgumentError`` for text that is too long, has control characters, or is not valid Unicode."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        raise InvalidArgumentError(f"{what} has half of a surrogate pair") from None
+        raise InvalidArgumentError(f"{subject} has half of a surrogate pair") from None
     if size > MAX_KEY:
-        raise InvalidArgumentError(f"{what} has {size} bytes, and {MAX_KEY} are allowed: {text[:40]!r}...")
+        raise InvalidArgumentError(f"{subject} has {size} bytes, and {MAX_KEY} are allowed: {text[:40]!r}...")
     if _CONTROL.search(text):
-        raise InvalidArgumentError(f"{what} has a control character: {text[:40]!r}")
+        raise InvalidArgumentError(f"{subject} has a control character: {text[:40]!r}")
 
 
 def key_of_path(path: str) -> str:
-    """The key in *path*, what follows ``/keys/`` in ``PATH_INFO``.
+    """Return the key in *path*, the part of ``PATH_INFO`` after ``/keys/``.
 
     Raises:
-      InvalidArgumentError: It is no UTF-8, or no key.
+      InvalidArgumentError: The path is not valid UTF-8, or not a valid key.
     """
     try:
         key = path.encode("latin-1").decode()  # WSGI: each byte of the decoded path is one character
     except UnicodeError:
-        raise InvalidArgumentError("the key in the path is not UTF-8") from None
+        raise InvalidArgumentError("the key in the path is not valid UTF-8") from None
     check_path_key(key)
     return key
 
 
 def path_of_key(key: str) -> str:
-    """The path that names *key*. Slashes at its begin and after another one are escaped: proxies merge such."""
+    """Return the path that names *key*. A slash at the start or after a slash is escaped: proxies merge slashes."""
     check_path_key(key)
-    # An empty segment follows a slash, or nothing at all.
     path = "/".join(quote(segment, safe="") for segment in key.split("/"))
     path = "%2F" + path[1:] if path.startswith("/") else path
     return path.replace("//", "/%2F")
+
+
+def count_of_keys(number: int) -> str:
+    """Return ``1 key`` or ``2 keys``, for messages."""
+    return f"{number} key" if number == 1 else f"{number} keys"

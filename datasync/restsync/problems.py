@@ -1,14 +1,15 @@
-"""Errors as HTTP says them: a status, and a JSON document of RFC 9457 that a program can tell apart.
+"""Errors over HTTP: one table from problem code to status, to the server's exception and to the client's.
 
-``type`` is ``urn:datasync:CODE``; the client turns it back into the error it came from. What a value looked like is
-never in it: the text is that of the library's own errors, or what a subscriber answered.
+The server reports an error as a JSON document (RFC 9457) whose ``type`` is ``urn:datasync:CODE``; the client turns it
+back into an exception. A document never contains a value: its text is that of the library's own errors, or the text
+with which a subscriber rejected a change.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasync.errors import (
     ClosedError,
@@ -18,37 +19,76 @@ from datasync.errors import (
     DoneTimeout,
     ForkedError,
     InvalidArgumentError,
+    PermissionDenied,
     PropagationError,
+    StoreConnectionError,
+    StoreError,
     SubscriptionError,
+    UnknownOutcome,
+    UnsupportedError,
 )
-from datasync.restsync.response import Reply
+from datasync.restsync.response import Response
 
 PROBLEM_TYPE = "application/problem+json"
 URN = "urn:datasync:"
+#: Characters of a server's text that an error quotes.
+MAX_TEXT = 4000
 
-#: Code to (status, title). The codes are part of the interface.
-CODES: dict[str, tuple[int, str]] = {
-    "bad-request": (400, "The request cannot be understood"),
-    "unauthorized": (401, "A token is needed"),
-    "not-found": (404, "Nothing is here"),
-    "no-such-key": (404, "There is no such key"),
-    "unwatched": (404, "Nobody watches this key"),
-    "method-not-allowed": (405, "This cannot be done here"),
-    "length-required": (411, "The length of the body must be told"),
-    "conflict": (412, "The condition does not hold"),
-    "too-large": (413, "The body is too large"),
-    "unsupported-type": (415, "The content type is not understood"),
-    "refused": (422, "A subscriber refused the change"),
-    "internal": (500, "An error of the server's own"),
-    "overloaded": (503, "Too much is going on"),
-    "undelivered": (503, "A subscriber has no room for the change"),
-    "closed": (503, "The server is closing"),
-    "unanswered": (504, "A subscriber did not answer in time"),
+
+class ProblemKind(NamedTuple):
+    """One row of the table."""
+
+    status: int
+    title: str
+    #: Exception that the client raises; None: the status decides.
+    raises: type[DatasyncError] | None = None
+    #: Exceptions that the server reports with this code.
+    reports: tuple[type[DatasyncError], ...] = ()
+    #: Seconds after which the client may retry.
+    retry_after: int | None = None
+    #: True when a write that ends with this code may have been applied.
+    uncertain: bool = False
+
+
+#: Code to row. The codes are part of the interface.
+PROBLEMS: dict[str, ProblemKind] = {
+    "bad-request": ProblemKind(400, "The request is malformed", InvalidArgumentError, (InvalidArgumentError,)),
+    "unauthorized": ProblemKind(401, "The request needs a valid token", PermissionDenied),
+    "not-found": ProblemKind(404, "The path does not exist", StoreError),
+    "no-such-key": ProblemKind(404, "The key does not exist"),
+    "unwatched": ProblemKind(404, "No subscriber watches the key", SubscriptionError, (SubscriptionError,)),
+    "method-not-allowed": ProblemKind(405, "The path does not support the method", UnsupportedError),
+    "length-required": ProblemKind(411, "The request needs the length of its body"),
+    "conflict": ProblemKind(412, "The condition does not hold", ConflictError, (ConflictError,)),
+    "too-large": ProblemKind(413, "The body is too large", InvalidArgumentError),
+    "unsupported-type": ProblemKind(415, "The content type is not supported", InvalidArgumentError),
+    "refused": ProblemKind(422, "A subscriber rejected the change", PropagationError, (PropagationError,)),
+    "internal": ProblemKind(500, "The server failed", StoreError),
+    "overloaded": ProblemKind(503, "The server is overloaded", StoreConnectionError),
+    "undelivered": ProblemKind(503, "The queue of a subscriber is full", DeliveryTimeout, (DeliveryTimeout,), 2),
+    "closed": ProblemKind(503, "The server is closing", StoreConnectionError, (ClosedError, ForkedError), 2, True),
+    "unanswered": ProblemKind(504, "A subscriber did not acknowledge in time", DoneTimeout, (DoneTimeout,)),
 }
+
+#: Exceptions for the statuses of a proxy, or of a server that is not ours.
+_BY_STATUS: dict[int, type[DatasyncError]] = {
+    400: InvalidArgumentError,
+    401: PermissionDenied,
+    403: PermissionDenied,
+    404: StoreError,
+    405: UnsupportedError,
+    408: StoreConnectionError,
+    413: InvalidArgumentError,
+    414: InvalidArgumentError,
+    429: StoreConnectionError,
+    431: InvalidArgumentError,
+    503: StoreConnectionError,
+}
+_UNKNOWN_KIND = ProblemKind(0, "")
 
 
 class Problem(Exception):
-    """An answer that is not the one hoped for. Does not leave the application."""
+    """A request that failed. The application turns it into a response; it never leaves the application."""
 
     def __init__(
         self,
@@ -59,44 +99,72 @@ class Problem(Exception):
         members: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(detail)
+        kind = PROBLEMS[code]
         self.code = code
-        self.status, self.title = CODES[code]
+        self.status, self.title = kind.status, kind.title
         self.detail = detail
-        self.headers = dict(headers or {})
+        self.headers = {} if kind.retry_after is None else {"Retry-After": str(kind.retry_after)}
+        self.headers.update(headers or {})
         self.members = dict(members or {})
 
-    def response(self) -> Reply:
-        """The HTTP response."""
+    def response(self) -> Response:
+        """Return the problem document as an HTTP response."""
         document = {"type": URN + self.code, "title": self.title, "status": self.status, "detail": self.detail}
         body = json.dumps(document | self.members, ensure_ascii=True)
-        return Reply(body, self.status, PROBLEM_TYPE, self.headers)
+        return Response(body, self.status, PROBLEM_TYPE, self.headers)
 
 
 def problem_of(error: BaseException) -> Problem:
-    """What *error* of the library is in HTTP."""
-    text = str(error)
+    """Return the problem that reports *error* to the client."""
+    code = next((code for code, kind in PROBLEMS.items() if isinstance(error, kind.reports)), "internal")
     if isinstance(error, PropagationError):
         errors = {name: error_text(one) for name, one in error.errors.items()}
-        return Problem(
-            "refused", "; ".join(f"{name}: {said}" for name, said in errors.items()), members={"errors": errors}
-        )
-    if isinstance(error, DoneTimeout):
-        return Problem("unanswered", text, members={"silent": list(error.silent)})
-    if isinstance(error, DeliveryTimeout):
-        return Problem("undelivered", text, headers={"Retry-After": "2"})
-    if isinstance(error, ConflictError):
-        return Problem("conflict", text)
-    if isinstance(error, InvalidArgumentError):
-        return Problem("bad-request", text)
-    if isinstance(error, SubscriptionError):
-        return Problem("unwatched", text)
-    if isinstance(error, (ClosedError, ForkedError)):
-        return Problem("closed", text, headers={"Retry-After": "2"})
-    return Problem("internal", text if isinstance(error, DatasyncError) else "see the server's log")
+        detail = "; ".join(f"{name}: {text}" for name, text in errors.items())
+        return Problem(code, detail, members={"errors": errors})
+    members = {"silent": list(error.silent)} if isinstance(error, DoneTimeout) else None
+    return Problem(code, str(error) if isinstance(error, DatasyncError) else "see the server's log", members=members)
 
 
 def error_text(error: BaseException | None) -> str:
-    """The kind of *error* and what it says; empty for None."""
+    """Return the class name and the text of *error*; empty for None."""
     if error is None:
         return ""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def code_of(content_type: str, body: bytes) -> tuple[str, dict[str, Any]]:
+    """Return the code and the members of a problem document; both empty when *body* is not one."""
+    if content_type.partition(";")[0].strip() != PROBLEM_TYPE:
+        return "", {}
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return "", {}
+    if not isinstance(document, dict):
+        return "", {}
+    kind = document.get("type")
+    return (kind.removeprefix(URN) if isinstance(kind, str) and kind.startswith(URN) else ""), document
+
+
+def error_of(subject: str, status: int, content_type: str, body: bytes, *, write: bool) -> DatasyncError:
+    """Return the exception for a response that reports a failure. *write*: the request may have changed something."""
+    code, document = code_of(content_type, body)
+    kind = PROBLEMS.get(code, _UNKNOWN_KIND)
+    detail = _bounded(document.get("detail")) or f"status {status}"
+    text = f"{subject}: {detail}"
+    if kind.raises is PropagationError:
+        errors = document.get("errors")
+        named = errors if isinstance(errors, dict) and errors else {"the server": detail}
+        return PropagationError({name[:MAX_TEXT]: DatasyncError(_bounded(one)) for name, one in named.items()})
+    if kind.raises is DoneTimeout:
+        silent = document.get("silent")
+        return DoneTimeout(text, [_bounded(name) for name in silent] if isinstance(silent, list) else [])
+    # Without a code, a proxy may have passed the request on and then failed.
+    if write and (kind.uncertain or (kind.raises is None and status in (500, 502, 504))):
+        return UnknownOutcome(f"{text}; the write may have been applied")
+    return (kind.raises or _BY_STATUS.get(status, StoreError))(text)
+
+
+def _bounded(text: object) -> str:
+    """Return *text* within bounds; empty when the server sent anything but text."""
+    return text[:MAX_TEXT] if isinstance(text, str) else ""

@@ -1,6 +1,6 @@
-"""A response, on its way out.
+"""Responses of the application, as a WSGI server takes them.
 
-werkzeug's own does far more, and took a third of the time of a whole put for it.
+The class of a web framework does far more, and took a third of the time of a whole put.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 _STATUS_LINES = {int(status): f"{int(status)} {status.phrase}" for status in HTTPStatus}
-#: Bytes of a body that there is none of.
-_NOTHING: tuple[bytes, ...] = ()
+_NO_BODY: tuple[bytes, ...] = ()
 
 
-class Reply:
-    """Status, headers, and a body: whole, or a stream that ends some time.
+class Response:
+    """Status, headers, and a body: the whole of it, or a stream.
 
     Args:
       body: Text is sent as UTF-8.
-      status: As in HTTP.
-      headers: Names as they are to be sent, each once.
-      on_close: Called once when a stream is over, however it ends.
+      headers: Names with the case to send, each once.
+      on_close: Called once when a stream ends, for whatever reason.
     """
 
     __slots__ = ("_body", "_on_close", "headers", "status")
@@ -56,28 +54,28 @@ class Reply:
             if self.status != HTTPStatus.NOT_MODIFIED:
                 headers.append(("Content-Length", str(len(body))))
             start_response(_STATUS_LINES[self.status], headers)
-            return _NOTHING if bodiless else (body,)
-        stream = _Stream(body, self._on_close)
+            return _NO_BODY if bodiless else (body,)
+        stream = _ResponseStream(body, self._on_close)
         if bodiless:
             stream.close()
         start_response(_STATUS_LINES[self.status], headers)
-        return _NOTHING if bodiless else stream
+        return _NO_BODY if bodiless else stream
 
 
-class _Stream:
-    """What a WSGI server reads to its end, or closes before."""
+class _ResponseStream:
+    """The iterable of a streamed body; a WSGI server reads it to its end, or closes it before."""
 
-    def __init__(self, pieces: Iterator[bytes], on_close: Callable[[], object] | None) -> None:
-        self._pieces = pieces
+    def __init__(self, chunks: Iterator[bytes], on_close: Callable[[], object] | None) -> None:
+        self._chunks = chunks
         self._on_close = on_close
 
     def __iter__(self) -> Iterator[bytes]:
-        return self._pieces
+        return self._chunks
 
     def close(self) -> None:
         on_close, self._on_close = self._on_close, None
         try:
-            close = getattr(self._pieces, "close", None)
+            close = getattr(self._chunks, "close", None)
             if close is not None:
                 close()
         finally:

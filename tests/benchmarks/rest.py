@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from datasync.restsync import Adapter, serve
-from datasync.restsync.httpd.connection import Limits
+from datasync.restsync.httpd.connection import ConnectionLimits
 from datasync.restsync.httpd.server import Server
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
 from tests.benchmarks.limits import reached
@@ -50,7 +50,7 @@ class Least:
 
 
 def bare_server(application: Any) -> Server:
-    server = Server(("127.0.0.1", 0), application, None, Limits(100, 10, 10, 10, 60))
+    server = Server(("127.0.0.1", 0), application, None, ConnectionLimits(100, 10, 10, 10, 60))
     server.start()
     return server
 

@@ -335,7 +335,7 @@ def test_c16_a_value_without_bytes_is_refused_before_anything_is_applied(web: We
     changes: dict[str, ChangeValue] = {"net/a": Change("net/a", StringValue(value="x")), "net/own": OwnChange()}
     for submit in (adapter.registry.submit_changes, adapter.registry.submit_resync):
         # then whoever makes them is told, and everything else can still be read
-        with pytest.raises(InvalidArgumentError, match="'net/own' is a OwnChange, which has no bytes"):
+        with pytest.raises(InvalidArgumentError, match="'net/own': a OwnChange .* has no bytes"):
             submit(changes)
     assert web.get("/keys").json == {"revision": 0, "items": [], "next": None}
 

@@ -11,8 +11,8 @@ import pytest
 
 from datasync.errors import StoreError
 from datasync.restsync import Adapter
-from datasync.restsync.app.event_stream import Wanted, stream_events
-from datasync.restsync.app.replay_buffer import Journal
+from datasync.restsync.app.event_stream import StreamRequest, stream_events
+from datasync.restsync.app.replay_buffer import ReplayBuffer
 from datasync.restsync.client import event_source as reading
 from datasync.restsync.client.event_source import EventParser
 from datasync.runtime.threads import Worker
@@ -29,8 +29,8 @@ class Stream:
         self.queue: Queue[Any] = Queue()
         self._adapter = adapter
         self._ended = threading.Event()
-        wanted = Wanted(prefixes or ("",), last_id, True, heartbeat)
-        self._pieces = stream_events(adapter, wanted, self._ended.is_set)
+        request = StreamRequest(prefixes or ("",), last_id, True, heartbeat)
+        self._pieces = stream_events(adapter, request, self._ended.is_set)
         self._worker = Worker("test-stream", self._run)
         self._worker.start()
 
@@ -49,7 +49,7 @@ class Stream:
 
     def close(self) -> None:
         self._ended.set()
-        self._adapter.journal.wake()
+        self._adapter.replay_buffer.wake()
         assert self._worker.close()
 
     def __enter__(self) -> Stream:
@@ -123,8 +123,8 @@ def test_a_stream_that_is_not_to_follow_ends_after_what_was_missed(adapter: Adap
     for value in "123":
         commit(adapter, a=value)
     # when an id is given and nothing is to be followed
-    wanted = Wanted(("",), f"{adapter.instance}-2", False, 30.0)
-    found = events_of(b"".join(stream_events(adapter, wanted, bool)).decode())
+    request = StreamRequest(("",), f"{adapter.instance}-2", False, 30.0)
+    found = events_of(b"".join(stream_events(adapter, request, bool)).decode())
     # then what was missed comes, and the end
     assert [(name, document["revision"]) for name, document, _ in found] == [("change", 3)]
 
@@ -148,7 +148,7 @@ def test_c8_an_id_that_is_too_old_leads_to_a_resync(small: Adapter) -> None:
 
 def test_c8_a_stream_that_is_read_too_slowly_starts_over_and_nothing_was_kept_for_it(small: Adapter) -> None:
     # given a reader that does not read
-    pieces = stream_events(small, Wanted(("",), "", True, 0.1), lambda: False)
+    pieces = stream_events(small, StreamRequest(("",), "", True, 0.1), lambda: False)
     seen = next(pieces).decode() + next(pieces).decode() + next(pieces).decode()
     # when more comes than is remembered
     for value in range(10):
@@ -180,7 +180,7 @@ def test_a_quiet_stream_is_told_how_far_the_others_are(adapter: Adapter) -> None
 
 def test_c15_streams_end_with_their_adapter(adapter: Adapter) -> None:
     ended = threading.Event()
-    pieces = stream_events(adapter, Wanted(("",), "", True, 30), lambda: adapter.closed)
+    pieces = stream_events(adapter, StreamRequest(("",), "", True, 30), lambda: adapter.closed)
     worker = Worker("test-stream", lambda worker: (list(pieces), ended.set()))  # type: ignore[arg-type, func-returns-value]
     worker.start()
     adapter.close()
@@ -189,14 +189,14 @@ def test_c15_streams_end_with_their_adapter(adapter: Adapter) -> None:
 
 
 def test_the_ring_is_bounded_in_bytes_too() -> None:
-    journal = Journal(history=1000, history_bytes=1000)
+    replay_buffer = ReplayBuffer(history=1000, history_bytes=1000)
     for revision in range(1, 30):
         change = ChangeResp(
             "k", next(iter(changes({"k": "v"}).values())).get_change_type(), revision, b"x" * 300, None, None
         )  # type: ignore[arg-type]
-        journal.note(revision, [change])
-    assert journal.after(1) is None
-    kept = journal.after(28)
+        replay_buffer.add(revision, [change])
+    assert replay_buffer.after(1) is None
+    kept = replay_buffer.after(28)
     assert kept is not None
     assert [entry.revision for entry in kept] == [29]
 

@@ -22,8 +22,8 @@ import trustme
 
 from datasync.errors import InvalidArgumentError, StoreConnectionError
 from datasync.restsync import Adapter, Client, Server, serve, wsgi_app
-from datasync.restsync.httpd.connection import Limits
-from datasync.restsync.httpd.http11 import Wire
+from datasync.restsync.httpd.connection import ConnectionLimits
+from datasync.restsync.httpd.http11 import BufferedSocket
 from datasync.runtime.threads import Worker
 from tests.conftest import wait_until
 from tests.restsync.support import JSON, PROTO, Http, Subscriber, everything, raw
@@ -240,7 +240,7 @@ def test_who_reads_slowly_gets_everything_though_it_takes_longer_than_the_write_
     size = 0
     with near, far:
         far.settimeout(10)
-        writer = Worker("test-writer", lambda worker: Wire(near, 1.0, 0.5).write(b"x" * 8_000_000))
+        writer = Worker("test-writer", lambda worker: BufferedSocket(near, 1.0, 0.5).write(b"x" * 8_000_000))
         writer.start()
         # when it reads for twice as long as it may take nothing
         while size < 8_000_000 and (piece := far.recv(65536)):
@@ -550,7 +550,7 @@ def test_the_server_may_be_closed_from_within_a_request(adapter: Adapter, subscr
         return inner(environ, start_response)
 
     inner = wsgi_app(adapter)
-    server = Server(("127.0.0.1", 0), closing, None, Limits(10, 5, 5, 5, 5))
+    server = Server(("127.0.0.1", 0), closing, None, ConnectionLimits(10, 5, 5, 5, 5))
     server.start()
     # when it is asked / then the answer still comes, at once, and the connection ends
     began = time.monotonic()

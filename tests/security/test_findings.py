@@ -39,8 +39,8 @@ from datasync.keyval.etcd.endpoint import Endpoint
 from datasync.keyval.sqlite import SQLiteStore
 from datasync.keyval.types import Condition, PutOp
 from datasync.restsync import Client
-from datasync.restsync.client.connection import Place, read_url
-from datasync.restsync.client.event_source import Event, EventParser, StreamReader
+from datasync.restsync.client.connection import ServerAddress, read_url
+from datasync.restsync.client.event_source import EventParser, StreamEvent, StreamReader
 from datasync.runtime.files import MAX_FILE
 from datasync.serializer import SerializerJSON
 from datasync.syncbase.msg.convert import read_change
@@ -268,7 +268,7 @@ def answering() -> Any:
         def answers(body: bytes, status: int = 200, **headers: str) -> Any:
             named = {name.replace("_", "-"): text for name, text in headers.items()}
             answer = urllib3.HTTPResponse(io.BytesIO(body), headers=named, status=status, preload_content=False)
-            return mock.patch.object(client._pool, "urlopen", return_value=answer)
+            return mock.patch.object(client._requests._pool, "urlopen", return_value=answer)
 
         yield client, answers
 
@@ -291,7 +291,7 @@ def test_a_problem_document_without_bottom_is_an_error_of_the_house(answering: A
 
 def test_a_tag_of_more_digits_than_python_reads_is_an_error_of_the_house(answering: Any) -> None:
     client, answers = answering
-    with answers(b"1", ETag=f'"a-{"9" * 5000}"'), pytest.raises(StoreError, match="not that of a datasync server"):
+    with answers(b"1", ETag=f'"a-{"9" * 5000}"'), pytest.raises(StoreError, match="not from a datasync server"):
         client.get("a")
 
 
@@ -304,7 +304,7 @@ def test_an_answer_that_is_compressed_is_not_taken_for_a_value(answering: Any) -
 @pytest.fixture
 def reader() -> Any:
     registry = Registry("mirror", sourced=True)
-    place = Place("http", "127.0.0.1", 1, "")
+    place = ServerAddress("http", "127.0.0.1", 1, "")
     found = StreamReader(place, None, {}, "p/", registry, connect_timeout=1.0, idle_limit=1.0)
     for event in EventParser().feed(GOOD.replace(b'"a"', b'"p/a"').replace(b'"b"', b'"p/b"')):
         found._take(event)
@@ -338,7 +338,7 @@ def changes(*items: str) -> str:
 def test_an_event_that_is_not_right_changes_nothing(reader: Any, name: str, data: str, identity: str) -> None:
     before = {pair.key: pair.revision for pair in reader._registry.items()}
     with pytest.raises(ValueError):
-        reader._take(Event(name, data, identity))
+        reader._take(StreamEvent(name, data, identity))
     # then nothing of it is applied, and the id that a resume would send is the last good one
     assert {pair.key: pair.revision for pair in reader._registry.items()} == before
     assert reader._last_id == "0a1b2c3d-4"

@@ -106,7 +106,7 @@ def world(tmp_path: Path) -> Iterator[list[Any]]:
         take(answers).done()
         client.wait_ready(10)
         wait_until(lambda: client.registry.get("k/a"), "the mirror has the value")
-        kept += [client.get("k/a"), client.list(), list(adapter.journal.after(0) or [])]
+        kept += [client.get("k/a"), client.list(), list(adapter.replay_buffer.after(0) or [])]
         grpc_server = enter(serve_grpc("127.0.0.1:0", token=CANARY))
         peer: Queue[Any] = Queue()
         kept.append(grpc_server.adapter.watch("agent", peer, peer, ""))

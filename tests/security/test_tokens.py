@@ -11,7 +11,7 @@ import pytest
 from werkzeug.test import EnvironBuilder
 
 from datasync.grpcsync.protocol import authorization, token_of
-from datasync.restsync.app.application import check_authorized
+from datasync.restsync.app.requests import check_authorized
 from datasync.restsync.problems import Problem
 from datasync.runtime import tokens as module
 from datasync.runtime.tokens import TokenCheck

@@ -1,6 +1,6 @@
-"""A watcher that is fed over HTTP.
+"""A watcher whose source is HTTP requests.
 
-Source: cn-infra ``datasync/restsync``; contract section 5, C1, C2; D47, D48.
+Source: cn-infra ``datasync/restsync``; contract C1, C2.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from queue import Queue
 from typing import Any
 
 from datasync.events import ChangeValue, KeyVal
-from datasync.restsync.app.replay_buffer import HISTORY, Journal
+from datasync.restsync.app.replay_buffer import HISTORY, ReplayBuffer
 from datasync.restsync.encoding import check_sendable
 from datasync.runtime.closing import Closable
 from datasync.runtime.threads import ForkGuard
@@ -21,43 +21,43 @@ from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
 
 
-class Feed(Registry):
-    """The registry of an adapter, which takes only what it can send to those who ask for it."""
+class _SendableRegistry(Registry):
+    """The registry of an adapter. It accepts only values that can be sent over HTTP."""
 
     def submit_changes(self, changes: Mapping[str, ChangeValue], **options: Any) -> PropagationFuture:
-        """As of every registry. Raises ``InvalidArgumentError`` where a value has no bytes; nothing was applied."""
+        """Submit as every registry; ``InvalidArgumentError`` for a value without bytes, and then nothing is applied."""
         check_sendable(changes)
         return super().submit_changes(changes, **options)
 
     def submit_resync(self, values: Mapping[str, KeyVal], **options: Any) -> PropagationFuture:
-        """As of every registry. Raises ``InvalidArgumentError`` where a value has no bytes; nothing was applied."""
+        """Submit as every registry; ``InvalidArgumentError`` for a value without bytes, and then nothing is applied."""
         check_sendable(values)
         return super().submit_resync(values, **options)
 
 
 class Adapter(Closable):
-    """What others ``PUT`` and ``DELETE`` arrives here as events, and ``done`` is the answer to their request.
+    """A source that clients ``PUT`` to and ``DELETE`` from; ``done`` of an event answers the client's request.
 
-    The adapter is one source with one state, whoever sends. It serves nothing by itself: give it to ``serve(...)`` or
-    ``wsgi_app(...)``. The state is what was asked for: a change that a subscriber refuses stays in it, as in every
-    source, and the one who sent it is told (C6).
+    The adapter is one source with one state, shared by all clients. It does not listen by itself: pass it to
+    ``serve(...)`` or to ``wsgi_app(...)``. The state is the requested state, as in every source: a change that a
+    subscriber rejects stays in it, and the client receives the rejection (C6).
 
     Args:
-      name: Name of the source; ``datasync.current_source`` inside the events' contexts.
-      history: Transactions that a broken event stream can be resumed over.
+      name: Name of the source; ``datasync.current_source`` has it while an event is handled.
+      history: Transactions over which a disconnected event stream can resume.
 
     Threads: any.
     """
 
     def __init__(self, name: str = "rest", *, history: int = HISTORY) -> None:
         #: The state, for local reads: ``registry.get(key)``, ``registry.items(prefix)``.
-        self.registry: Registry = Feed(name)
-        self.journal = Journal(history)
-        #: Tells the revisions of this process from those of one before or after it.
+        self.registry: Registry = _SendableRegistry(name)
+        self.replay_buffer = ReplayBuffer(history)
+        #: Distinguishes the revisions of this process from those of an earlier or later one.
         self.instance = uuid.uuid4().hex[:8]
         self.guard = ForkGuard(f"the REST adapter {name!r}")
         self.closed = False
-        self.registry.observe(self.journal.note)
+        self.registry.observe(self.replay_buffer.add)
 
     def watch(
         self,
@@ -71,17 +71,17 @@ class Adapter(Closable):
         return self.registry.watch(resync_name, change_queue, resync_queue, *key_prefixes, in_flight=in_flight)
 
     def status(self) -> TransportStatus:
-        """How the subscriptions are doing (C18)."""
+        """Return the state of the source and of its subscriptions (C18)."""
         return self.registry.status()
 
     def wait_ready(self, timeout: float) -> None:
-        """Return at once: the adapter is its own source."""
+        """Return at once: the adapter needs no connection to a source."""
         self.registry.wait_ready(timeout)
 
     def close(self) -> None:
-        """End the subscriptions; requests that wait get 503. May be called twice."""
+        """End the subscriptions and the event streams; pending requests get 503. May be called twice."""
         if self.guard.forked:
             return
         self.closed = True
         self.registry.close()
-        self.journal.wake()  # event streams end
+        self.replay_buffer.wake()  # event streams end

@@ -1,9 +1,9 @@
-"""The WSGI application: what is asked of which path, and what it is answered with.
+"""The WSGI application: the route of each request, and its response.
 
-It runs behind ``serve(...)`` or under a path of any other WSGI application. Every answer that is no success is a
-problem document; nothing of a body ever reaches a log.
+It runs behind ``serve(...)``, or under a path of any other WSGI application. Every failure is answered with a problem
+document. The content of a body never reaches a log.
 
-Source: cn-infra ``datasync/restsync``; contract section 5; D47, D48.
+Source: cn-infra ``datasync/restsync``.
 """
 
 from __future__ import annotations
@@ -18,22 +18,31 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from werkzeug.http import parse_etags
-
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.errors import ConflictError, DatasyncError, InvalidArgumentError
 from datasync.events import Op
 from datasync.restsync.app.adapter import Adapter
-from datasync.restsync.app.dashboard import PAGE, PAGE_POLICY, Source, overview
-from datasync.restsync.app.event_stream import CONTENT_EVENTS, Wanted, event_id, stream_events
+from datasync.restsync.app.dashboard import PAGE, PAGE_POLICY, MonitoredTransport, overview
+from datasync.restsync.app.event_stream import StreamRequest, event_id, stream_events
 from datasync.restsync.app.openapi import document
-from datasync.restsync.app.query import number_of, read_query, seconds_of, text_of, truth_of
-from datasync.restsync.app.replay_buffer import Answer
-from datasync.restsync.encoding import CONTENT_JSON, content_of, item_of, read_changes, read_resync, read_value
-from datasync.restsync.keys import check_text, key_of_path
+from datasync.restsync.app.replay_buffer import RequestRecord
+from datasync.restsync.app.requests import (
+    check_authorized,
+    names_tag,
+    number_of,
+    read_changes,
+    read_query,
+    read_resync,
+    read_value,
+    seconds_of,
+    text_of,
+    truth_of,
+)
+from datasync.restsync.encoding import CONTENT_EVENTS, CONTENT_JSON, content_of, item_of
+from datasync.restsync.keys import check_text, count_of_keys, key_of_path
 from datasync.restsync.problems import Problem, problem_of
-from datasync.restsync.response import Reply
-from datasync.runtime.tokens import SCHEME, TokenCheck
+from datasync.restsync.response import Response
+from datasync.runtime.tokens import TokenCheck
 from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.futures import Outcome, PropagationFuture
 from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT
@@ -43,86 +52,63 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Bytes that a value may have.
+#: Bytes of a value.
 MAX_BODY = 4 * 1024 * 1024
-#: Bytes that a full state may have.
+#: Bytes of a full state.
 MAX_RESYNC = 64 * 1024 * 1024
 #: Event streams at once; each holds a thread of the server.
 MAX_STREAMS = 512
-#: Seconds between two signs of life of a quiet event stream.
+#: Seconds between heartbeats of a quiet event stream.
 HEARTBEAT = 10.0
-#: Seconds that a client may ask for instead.
+#: Seconds between heartbeats that a client may ask for: the least, and the most.
 HEARTBEAT_RANGE = (0.1, 60.0)
-#: Pairs on a page of the list: unless told, and at most.
+#: Pairs on a page of the list: the default, and the most.
 PAGE_SIZE = (100, 1000)
-#: Attempts at a conditional write that others come in between of.
+#: Attempts at a conditional write while other writes keep changing the key.
 ATTEMPTS = 100
 
 
-def wsgi_app(
-    adapter: Adapter,
-    *,
-    token: str | Iterable[str] | None = None,
-    page: bool = True,
-    show_values: bool = False,
-    sources: Sequence[Source] = (),
-    max_body: int = MAX_BODY,
-    max_resync: int = MAX_RESYNC,
-    max_streams: int = MAX_STREAMS,
-    heartbeat: float = HEARTBEAT,
-    done_timeout: float = DEFAULT_NOTIF_TIMEOUT,
-    resync_timeout: float = RESYNC_DONE_TIMEOUT,
-) -> Application:
-    """The application that feeds and shows *adapter*.
+class Application:
+    """The WSGI application that feeds and shows *adapter*; ``wsgi_app`` is another name for it.
 
     Args:
-      token: What a request must bring as ``Authorization: Bearer``; several while one is being replaced; None: nothing.
-      page: Serve the page for people at ``/``.
-      show_values: Let the page show values; whoever may read keys can read them in any case.
-      sources: Other transports of this process that the page shows as well.
-      max_body, max_resync: Bytes of a value, and of a full state.
-      max_streams: Event streams at once; more get 503.
-      heartbeat: Seconds between two signs of life of a quiet stream.
-      done_timeout, resync_timeout: Seconds to wait for the subscribers' answers.
+      adapter: It stays open when the application closes.
+      token: Token that a request must carry as ``Authorization: Bearer``; several while one is being replaced; None
+        accepts every request.
+      page: Serve the dashboard page at ``/``.
+      show_values: Show values on the page. A client that may read keys can read values in any case.
+      sources: Other transports of this process that the page shows too.
+      max_body: Bytes of a value.
+      max_resync: Bytes of a full state or a transaction.
+      max_streams: Event streams at once; one more gets 503.
+      heartbeat: Seconds between heartbeats of a quiet event stream.
+      done_timeout: Seconds to wait for the subscribers to acknowledge a change.
+      resync_timeout: Seconds to wait for the subscribers to acknowledge a full state.
 
     Raises:
-      InvalidArgumentError: An argument cannot be.
+      InvalidArgumentError: An argument is not valid.
+
+    Threads: any.
     """
-    return Application(
-        adapter,
-        TokenCheck(token),
-        page=page,
-        show_values=show_values,
-        sources=sources,
-        max_body=max_body,
-        max_resync=max_resync,
-        max_streams=max_streams,
-        heartbeat=heartbeat,
-        done_timeout=done_timeout,
-        resync_timeout=resync_timeout,
-    )
-
-
-class Application:
-    """A WSGI application; made by ``wsgi_app(...)``. Threads: any."""
 
     def __init__(
         self,
         adapter: Adapter,
-        tokens: TokenCheck,
         *,
-        page: bool,
-        show_values: bool,
-        sources: Sequence[Source],
-        max_body: int,
-        max_resync: int,
-        max_streams: int,
-        heartbeat: float,
-        done_timeout: float,
-        resync_timeout: float,
+        token: str | Iterable[str] | None = None,
+        page: bool = True,
+        show_values: bool = False,
+        sources: Sequence[MonitoredTransport] = (),
+        max_body: int = MAX_BODY,
+        max_resync: int = MAX_RESYNC,
+        max_streams: int = MAX_STREAMS,
+        heartbeat: float = HEARTBEAT,
+        done_timeout: float = DEFAULT_NOTIF_TIMEOUT,
+        resync_timeout: float = RESYNC_DONE_TIMEOUT,
     ) -> None:
+        self._tokens = TokenCheck(token)
         if not isinstance(adapter, Adapter):
-            raise InvalidArgumentError(f"a restsync.Adapter is needed, not {type(adapter).__name__}")
+            raise InvalidArgumentError(f"an application needs a restsync.Adapter, not a {type(adapter).__name__}")
         for name, number in {
             "max_body": max_body,
             "max_resync": max_resync,
@@ -134,7 +120,6 @@ class Application:
             if not isinstance(number, (int, float)) or number <= 0:
                 raise InvalidArgumentError(f"{name} must be a number above 0")
         self._adapter = adapter
-        self._tokens = tokens
         self._page = page
         self._show_values = show_values
         self._sources = tuple(sources)
@@ -157,10 +142,9 @@ class Application:
             response = problem.response()
         except DatasyncError as error:
             response = problem_of(error).response()
-        except Exception as error:  # a bug: its text may quote a value, so only its place is told
+        except Exception as error:  # a bug; its text may quote a value, so only its type and place are logged
             place = traceback.extract_tb(error.__traceback__)[-1]
-            name = type(error).__name__
-            log.error("%s %r: %s in %s:%s", method, path, name, place.filename, place.lineno)
+            log.error("%s %r failed: %s in %s:%s", method, path, type(error).__name__, place.filename, place.lineno)
             response = problem_of(error).response()
         response.headers.setdefault("Cache-Control", "no-cache")
         response.headers["X-Content-Type-Options"] = "nosniff"
@@ -169,35 +153,35 @@ class Application:
 
     @property
     def guarded(self) -> bool:
-        """True when a token is asked for."""
+        """True when requests need a token."""
         return self._tokens.required
 
     @property
     def streams(self) -> int:
-        """Event streams that are open."""
+        """Number of open event streams."""
         return self._streams
 
     def close(self) -> None:
-        """End the event streams; the adapter stays. A server that is about to end calls it. May be called twice."""
+        """End the event streams; the adapter stays open. A server calls this when it closes. May be called twice."""
         self._closed = True
         if not self._adapter.guard.forked:
-            self._adapter.journal.wake()
+            self._adapter.replay_buffer.wake()
 
     def ended(self) -> bool:
-        """True when event streams are to end."""
+        """Return True when event streams must end."""
         return self._closed or self._adapter.closed
 
-    # Which path means what.
+    # Routes.
 
-    def _route(self, environ: WSGIEnvironment, path: str) -> Reply:
+    def _route(self, environ: WSGIEnvironment, path: str) -> Response:
         if path in ("", "/") and self._page:
             return self._serve_page(environ, path)
         if path == "/openapi.json":
-            return _only(environ, GET=lambda: _json_text(json.dumps(document(_mounted_at(environ) or "/"))))
+            return _only(environ, GET=lambda: _json_response(json.dumps(document(_mounted_at(environ) or "/"))))
         check_authorized(self._tokens, environ)
         self._adapter.guard.check()
-        if self._adapter.closed and path != "/status":  # what it still holds is nobody's state any more
-            raise Problem("closed", "the adapter is closed", headers={"Retry-After": "2"})
+        if self._adapter.closed and path != "/status":  # the state of a closed adapter is out of date
+            raise Problem("closed", "the adapter is closed")
         if path == "/keys":
             return _only(
                 environ,
@@ -211,10 +195,10 @@ class Application:
             return _only(environ, GET=lambda: self._events(environ))
         if path == "/status" and self._page:
             return _only(environ, GET=lambda: self._status(environ))
-        raise Problem("not-found", "look at /openapi.json for what is here")
+        raise Problem("not-found", "see /openapi.json for the paths")
 
-    def _one_key(self, environ: WSGIEnvironment, path: str) -> Reply:
-        # The method first: 405 is true whatever the key.
+    def _one_key(self, environ: WSGIEnvironment, path: str) -> Response:
+        # Check the method first: 405 does not depend on the key.
         return _only(
             environ,
             GET=lambda: self._get(environ, key_of_path(path)),
@@ -224,31 +208,31 @@ class Application:
 
     # One key.
 
-    def _get(self, environ: WSGIEnvironment, key: str) -> Reply:
+    def _get(self, environ: WSGIEnvironment, key: str) -> Response:
         read_query(environ)
         pair = self._adapter.registry.get(key)
         if pair is None:
-            raise Problem("no-such-key", f"there is no {key!r}")
-        content, content_type = content_of(pair)
-        return self._tagged(environ, pair.revision, Reply(content, 200, content_type))
+            raise _no_such_key(key)
+        content, content_type = content_of(pair.key, pair.value)
+        return self._tagged(environ, pair.revision, Response(content, 200, content_type))
 
-    def _put(self, environ: WSGIEnvironment, key: str) -> Reply:
+    def _put(self, environ: WSGIEnvironment, key: str) -> Response:
         read_query(environ)
-        body = read_value(environ, key, self._max_body)
+        value = read_value(environ, key, self._max_body)
         created = self._adapter.registry.get(key) is None
-        outcome = self._commit(environ, key, body)
-        response = _json_text(_written(key, outcome), 201 if created else 200)
+        outcome = self._commit(environ, key, value)
+        response = _json_response(_written(key, outcome), 201 if created else 200)
         response.tag(event_id(self._adapter, outcome.revision))
         return response
 
-    def _delete(self, environ: WSGIEnvironment, key: str) -> Reply:
+    def _delete(self, environ: WSGIEnvironment, key: str) -> Response:
         read_query(environ)
         if self._adapter.registry.get(key) is None and not environ.get("HTTP_IF_MATCH"):
-            raise Problem("no-such-key", f"there is no {key!r}")
+            raise _no_such_key(key)
         outcome = self._commit(environ, key, ChangeBytes(key, op=Op.DELETE))
         if key in outcome.ignored:
-            raise Problem("no-such-key", f"there is no {key!r}")
-        return _json_text(_written(key, outcome))
+            raise _no_such_key(key)
+        return _json_response(_written(key, outcome))
 
     def _commit(self, environ: WSGIEnvironment, key: str, change: ChangeBytes) -> Outcome:
         registry = self._adapter.registry
@@ -261,28 +245,29 @@ class Application:
                         {key: change}, timeout=self._done_timeout, expected=expected, only_watched=True
                     )
                 except ConflictError:
-                    continue  # another write came between: look at the condition again
+                    continue  # another write came between: check the condition again
             raise Problem("overloaded", f"{key!r} changes too often", headers={"Retry-After": "1"})
 
         return self._answered(change.get_change_type().value, key, submit)
 
     def _expected(self, environ: WSGIEnvironment, key: str) -> Mapping[str, int] | None:
-        """The revision that *key* must still have when the change is applied; None where no condition is made."""
+        """Return the revision that *key* must still have when the change is applied; None without a condition."""
         match, none_match = environ.get("HTTP_IF_MATCH"), environ.get("HTTP_IF_NONE_MATCH")
         if match is None and none_match is None:
             return None
         pair = self._adapter.registry.get(key)
         revision = 0 if pair is None else pair.revision
         tag = event_id(self._adapter, revision)
-        if match is not None and (pair is None or not parse_etags(match).contains(tag)):
-            raise Problem("conflict", f"{key!r} {_now(pair is None)}", headers=_tag_header(pair and tag))
-        if none_match is not None and pair is not None and parse_etags(none_match).contains_weak(tag):
-            raise Problem("conflict", f"{key!r} {_now(False)}", headers=_tag_header(tag))
+        if match is not None and (pair is None or not names_tag(match, tag, weak=False)):
+            state = "does not exist" if pair is None else "has another revision, see ETag"
+            raise Problem("conflict", f"{key!r} {state}", headers=_tag_header(pair and tag))
+        if none_match is not None and pair is not None and names_tag(none_match, tag, weak=True):
+            raise Problem("conflict", f"{key!r} has a revision that the condition excludes", headers=_tag_header(tag))
         return {key: revision}
 
     # All keys.
 
-    def _list(self, environ: WSGIEnvironment) -> Reply:
+    def _list(self, environ: WSGIEnvironment) -> Response:
         arguments = read_query(environ, "prefix", "after", "limit", "values")
         prefix, after = text_of(arguments, "prefix"), text_of(arguments, "after")
         limit = number_of(arguments, "limit", PAGE_SIZE[0], 1, PAGE_SIZE[1])
@@ -292,65 +277,68 @@ class Application:
         items = ",".join(item_of(pair.key, pair.revision, pair.value, values=values) for pair in page[:limit])
         following = json.dumps(page[limit - 1].key) if len(page) > limit else "null"
         text = f'{{"revision":{revision},"items":[{items}],"next":{following}}}'
-        return self._tagged(environ, revision, _json_text(text))
+        return self._tagged(environ, revision, _json_response(text))
 
-    def _transaction(self, environ: WSGIEnvironment) -> Reply:
+    def _transaction(self, environ: WSGIEnvironment) -> Response:
         read_query(environ)
-        _unconditional(environ)
+        _check_unconditional(environ)
         changes = read_changes(environ, self._max_resync)
         registry = self._adapter.registry
+        subject = count_of_keys(len(changes)) + (f", first {next(iter(changes))!r}" if changes else "")
         outcome = self._answered(
             "Transaction",
-            f"{len(changes)} key(s) from {next(iter(changes), '')} on",
+            subject,
             lambda: registry.submit_changes(changes, timeout=self._done_timeout, only_watched=True),
         )
-        return _json_text(json.dumps({"revision": outcome.revision, "ignored": list(outcome.ignored)}))
+        return _json_response(json.dumps({"revision": outcome.revision, "ignored": list(outcome.ignored)}))
 
-    def _resync(self, environ: WSGIEnvironment) -> Reply:
+    def _resync(self, environ: WSGIEnvironment) -> Response:
         read_query(environ)
-        _unconditional(environ)
+        _check_unconditional(environ)
         values = read_resync(environ, self._max_resync)
         registry = self._adapter.registry
         outcome = self._answered(
-            "Resync", f"{len(values)} key(s)", lambda: registry.submit_resync(values, timeout=self._resync_timeout)
+            "Resync",
+            count_of_keys(len(values)),
+            lambda: registry.submit_resync(values, timeout=self._resync_timeout),
         )
-        return _json_text(json.dumps({"revision": outcome.revision, "keys": len(values)}))
+        return _json_response(json.dumps({"revision": outcome.revision, "keys": len(values)}))
 
-    def _events(self, environ: WSGIEnvironment) -> Reply:
+    def _events(self, environ: WSGIEnvironment) -> Response:
         arguments = read_query(environ, "prefix", "follow", "heartbeat", several="prefix")
         prefixes = tuple(arguments.get("prefix", [""]))
         for prefix in prefixes:
             check_text(prefix, "a prefix")
         heartbeat = seconds_of(arguments, "heartbeat", self._heartbeat, *HEARTBEAT_RANGE)
         last_id = environ.get("HTTP_LAST_EVENT_ID", "")
-        wanted = Wanted(prefixes, last_id, truth_of(arguments, "follow", True), heartbeat)
+        request = StreamRequest(prefixes, last_id, truth_of(arguments, "follow", True), heartbeat)
         with self._lock:
             full = self._streams >= self._max_streams
             self._streams += not full
         if full:
-            detail = f"there are {self._max_streams} event streams already"
+            detail = f"all {self._max_streams} event streams are in use"
             raise Problem("overloaded", detail, headers={"Retry-After": "5"})
-        # Our own server knows when a peer has gone; elsewhere the next heartbeat finds out.
+        # Our own server knows when a client has disconnected; behind another one the next heartbeat finds out.
         gone: Callable[[], bool] = environ.get("datasync.peer_gone", bool)
-        stream = stream_events(self._adapter, wanted, lambda: self.ended() or gone())
-        # The second is for nginx, which would else collect events.
+        stream = stream_events(self._adapter, request, lambda: self.ended() or gone())
+        # The second header is for nginx, which would otherwise buffer the events.
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return Reply(stream, 200, CONTENT_EVENTS, headers, on_close=self._stream_over)
+        return Response(stream, 200, CONTENT_EVENTS, headers, on_close=self._stream_ended)
 
-    def _stream_over(self) -> None:
+    def _stream_ended(self) -> None:
         with self._lock:
             self._streams -= 1
 
-    # For people.
+    # The dashboard.
 
-    def _serve_page(self, environ: WSGIEnvironment, path: str) -> Reply:
-        if not path:  # the page's own links need the slash
+    def _serve_page(self, environ: WSGIEnvironment, path: str) -> Response:
+        if not path:  # the relative links of the page need the slash
             location = quote(_mounted_at(environ)) + "/"
-            return _only(environ, GET=lambda: Reply(b"", 308, "text/plain", {"Location": location}))
+            return _only(environ, GET=lambda: Response(b"", 308, "text/plain", {"Location": location}))
         headers = {"Content-Security-Policy": PAGE_POLICY, "Referrer-Policy": "no-referrer"}
-        return _only(environ, GET=lambda: Reply(PAGE, 200, "text/html; charset=utf-8", headers))
+        return _only(environ, GET=lambda: Response(PAGE, 200, "text/html; charset=utf-8", headers))
 
-    def _status(self, environ: WSGIEnvironment) -> Reply:
+    def _status(self, environ: WSGIEnvironment) -> Response:
         arguments = read_query(environ, "prefix", "limit")
         shown = overview(
             self._adapter,
@@ -360,12 +348,12 @@ class Application:
             limit=number_of(arguments, "limit", 200, 0, PAGE_SIZE[1]),
         )
         shown |= {"streams": self._streams, "uptime": round(time.monotonic() - self._started, 1)}
-        return _json_text(json.dumps(shown))
+        return _json_response(json.dumps(shown))
 
-    # What all have in common.
+    # Shared by the routes.
 
     def _answered(self, op: str, key: str, submit: Callable[[], PropagationFuture]) -> Outcome:
-        """Submit, wait for the subscribers, and note what became of it."""
+        """Submit, wait for the subscribers, and record the outcome."""
         began = time.monotonic()
         status, detail, revision = 500, "", 0
         try:
@@ -381,59 +369,55 @@ class Application:
             raise
         finally:
             seconds = time.monotonic() - began
-            self._adapter.journal.remember(Answer(time.time(), op, key, revision, status, detail, seconds))
+            record = RequestRecord(time.time(), op, key, revision, status, detail, seconds)
+            self._adapter.replay_buffer.record(record)
 
-    def _tagged(self, environ: WSGIEnvironment, revision: int, response: Reply) -> Reply:
-        """*response* with its entity tag, or 304 where the client has it already."""
+    def _tagged(self, environ: WSGIEnvironment, revision: int, response: Response) -> Response:
+        """Return *response* with its entity tag, or 304 when the client has this revision already."""
         tag = event_id(self._adapter, revision)
         known = environ.get("HTTP_IF_NONE_MATCH")
-        if known is not None and parse_etags(known).contains_weak(tag):
-            response = Reply(status=304)
+        if known is not None and names_tag(known, tag, weak=True):
+            response = Response(status=304)
         response.tag(tag)
         return response
 
 
-def check_authorized(tokens: TokenCheck, environ: WSGIEnvironment) -> None:
-    """Raise ``Problem`` (401) unless the request carries one of *tokens*."""
-    scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    offered = token.strip() if scheme.lower() == SCHEME.lower() else ""
-    if not tokens.accepts(offered):
-        detail = "the token is not accepted" if offered else "send the header Authorization: Bearer TOKEN"
-        raise Problem("unauthorized", detail, headers={"WWW-Authenticate": 'Bearer realm="datasync"'})
+#: The name of the application for code that mounts it: ``wsgi_app(adapter, token=...)``.
+wsgi_app = Application
 
 
-def _only(environ: WSGIEnvironment, **handlers: Callable[[], Reply]) -> Reply:
+def _only(environ: WSGIEnvironment, **handlers: Callable[[], Response]) -> Response:
     """Call the handler of the request's method; HEAD is GET without the body."""
     method = environ["REQUEST_METHOD"].upper()
     handler = handlers.get("GET" if method == "HEAD" else method)
     if handler is None:
         allowed = ", ".join(["HEAD", *handlers] if "GET" in handlers else handlers)
-        detail = f"{method} cannot be done here, {allowed} can"
+        detail = f"{method} is not allowed here: use {allowed}"
         raise Problem("method-not-allowed", detail, headers={"Allow": allowed})
     return handler()
 
 
 def _mounted_at(environ: WSGIEnvironment) -> str:
-    """The path under which another application has this one; empty where it stands alone."""
+    """Return the path under which another application mounts this one; empty at the root."""
     path: str = environ.get("SCRIPT_NAME", "")
     return path.encode("latin-1").decode(errors="replace").rstrip("/")
 
 
-def _unconditional(environ: WSGIEnvironment) -> None:
+def _check_unconditional(environ: WSGIEnvironment) -> None:
     if environ.get("HTTP_IF_MATCH") or environ.get("HTTP_IF_NONE_MATCH"):
-        raise Problem("bad-request", "conditions are for single keys")
+        raise Problem("bad-request", "If-Match and If-None-Match are for single keys")
 
 
-def _json_text(text: str, status: int = 200) -> Reply:
-    return Reply(text, status, CONTENT_JSON)
+def _no_such_key(key: str) -> Problem:
+    return Problem("no-such-key", f"the key {key!r} does not exist")
+
+
+def _json_response(text: str, status: int = 200) -> Response:
+    return Response(text, status, CONTENT_JSON)
 
 
 def _written(key: str, outcome: Outcome) -> str:
     return f'{{"key":{json.dumps(key)},"revision":{outcome.revision}}}'
-
-
-def _now(absent: bool) -> str:
-    return "is not there" if absent else "is at another revision, see ETag"
 
 
 def _tag_header(tag: str | None) -> dict[str, str]:

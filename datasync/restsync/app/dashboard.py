@@ -1,7 +1,7 @@
-"""The page for people, and what it shows.
+"""The dashboard page, and the JSON document that it shows.
 
-The page itself holds no data: it asks for ``/status`` with the token that its reader types in. It loads nothing from
-anywhere, and its policy lets the browser run the script in it and no other.
+The page itself holds no data: it requests ``/status`` with the token that the user types in. It loads nothing from
+elsewhere, and its content security policy allows no script but its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from datasync.errors import DatasyncError
 from datasync.restsync.app.adapter import Adapter
-from datasync.restsync.app.replay_buffer import Answer
+from datasync.restsync.app.replay_buffer import RequestRecord
 from datasync.restsync.encoding import CONTENT_JSON, content_of
 from datasync.restsync.problems import error_text
 from datasync.syncbase.change import StateKeyVal
@@ -29,14 +29,14 @@ PAGE = Path(__file__).with_name("dashboard.html").read_text(encoding="utf-8")
 
 
 @runtime_checkable
-class Source(Protocol):
-    """A transport of this process that the page can show; its ``registry``, if it has one, too."""
+class MonitoredTransport(Protocol):
+    """A transport of this process that the page can show, with the keys of its ``registry`` if it has one."""
 
     def status(self) -> TransportStatus: ...
 
 
 def _policy(page: str) -> str:
-    """Only what is in the page, known by its digest."""
+    """Return the policy that allows the script and the style of *page*, by their digests."""
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
     style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
     assert script is not None
@@ -54,13 +54,22 @@ def _digest(text: str) -> str:
 PAGE_POLICY = _policy(PAGE)
 
 
-def overview(adapter: Adapter, sources: tuple[Source, ...], *, values: bool, prefix: str, limit: int) -> dict[str, Any]:
-    """Everything that the page shows, as JSON."""
-    shown = [_source(one, values=values, prefix=prefix, limit=limit) for one in (adapter, *sources)]
-    return {"values": values, "sources": shown, "events": [_answer(answer) for answer in adapter.journal.answers()]}
+def overview(
+    adapter: Adapter, sources: tuple[MonitoredTransport, ...], *, values: bool, prefix: str, limit: int
+) -> dict[str, Any]:
+    """Return everything that the page shows.
+
+    Args:
+      values: Include values, and not only keys and sizes.
+      prefix: Text that a key must contain to be included.
+      limit: Keys per transport.
+    """
+    shown = [_transport(one, values=values, prefix=prefix, limit=limit) for one in (adapter, *sources)]
+    records = [_request(record) for record in adapter.replay_buffer.records()]
+    return {"values": values, "sources": shown, "events": records}
 
 
-def _source(source: Source, *, values: bool, prefix: str, limit: int) -> dict[str, Any]:
+def _transport(source: MonitoredTransport, *, values: bool, prefix: str, limit: int) -> dict[str, Any]:
     status = source.status()
     registry = getattr(source, "registry", None)
     keys: dict[str, Any] = {"total": 0, "items": []}
@@ -98,7 +107,7 @@ def _subscription(name: str, status: SubscriptionStatus) -> dict[str, Any]:
 
 def _pair(pair: StateKeyVal, values: bool) -> dict[str, Any]:
     try:
-        content, content_type = content_of(pair)
+        content, content_type = content_of(pair.key, pair.value)
     except DatasyncError:
         content, content_type = b"", "an object of this process"
     shown: dict[str, Any] = {
@@ -114,8 +123,8 @@ def _pair(pair: StateKeyVal, values: bool) -> dict[str, Any]:
     return shown
 
 
-def _answer(answer: Answer) -> dict[str, Any]:
-    shown = answer._asdict()
-    shown["at"] = round(answer.at, 3)
-    shown["seconds"] = round(answer.seconds, 4)
+def _request(record: RequestRecord) -> dict[str, Any]:
+    shown = record._asdict()
+    shown["at"] = round(record.at, 3)
+    shown["seconds"] = round(record.seconds, 4)
     return shown

@@ -1,4 +1,4 @@
-"""The OpenAPI document of the routes, written beside them and checked against them by a generator of requests."""
+"""The OpenAPI document of the routes. A test generates requests from it and checks the responses against it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from datasync.restsync.encoding import SERIALIZERS
 from datasync.restsync.keys import MAX_KEY
-from datasync.restsync.problems import CODES, PROBLEM_TYPE, URN
+from datasync.restsync.problems import PROBLEM_TYPE, PROBLEMS, URN
 
 Json = dict[str, Any]
 
@@ -16,14 +16,14 @@ _TAG = {"ETag": {"schema": {"type": "string"}, "description": "The revision, for
 
 
 def document(base: str = "/") -> Json:
-    """The document, for an application that is mounted at *base*."""
+    """Return the document of an application that is mounted at *base*."""
     return {
         "openapi": "3.0.3",
         "info": {
             "title": "datasync over HTTP",
             "version": "1",
-            "description": "Changes that a process subscribes to, and its answers. A change is answered when every "
-            "subscriber of its key has answered. The value of a key is JSON or bytes; the server keeps it as it came.",
+            "description": "Changes for the subscribers of a process. The response to a change is sent when every "
+            "subscriber of its key has acknowledged it. A value is JSON or bytes, and is kept byte for byte.",
         },
         "servers": [{"url": base}],
         "security": [{"token": []}, {}],
@@ -35,7 +35,7 @@ def document(base: str = "/") -> Json:
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
             "schemas": _SCHEMAS,
-            "responses": {code: _problem(code) for code in CODES},
+            "responses": {code: _problem(code) for code in PROBLEMS},
         },
     }
 
@@ -44,8 +44,8 @@ _KEY: Json = {
     "name": "key",
     "in": "path",
     "required": True,
-    "description": "All that follows /keys/, slashes included; an encoded slash is a slash. No segment may be . or .. "
-    "and no character a control character.",
+    "description": "Everything after /keys/, slashes included; an encoded slash is a slash. A segment must not be . or "
+    "..; control characters are not allowed.",
     "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY},
     "example": "interface/eth0",
 }
@@ -63,7 +63,7 @@ _EVENT: Json = {
 _ITEM: Json = {
     "type": "object",
     "required": ["key"],
-    "description": "value is JSON as it is, data is base64 of anything else.",
+    "description": "value has a JSON value, data any other value in base64.",
     "properties": {
         "key": {"type": "string"},
         "revision": {"type": "integer"},
@@ -75,7 +75,7 @@ _ITEM: Json = {
 
 
 def _object(*required: str, op: str = "") -> Json:
-    """One key of a full state or of a transaction, as it is sent."""
+    """Return the schema of one item of a full state or of a transaction."""
     types = ["application/json"] if "value" in required else list(SERIALIZERS)
     properties: Json = {
         "op": {"type": "string", "enum": [op]},
@@ -83,14 +83,14 @@ def _object(*required: str, op: str = "") -> Json:
         "value": {},
         "data": {"type": "string", "format": "byte"},
         "content_type": {"type": "string", "enum": types},
-        "revision": {"description": "Ignored, so that a listing or an event can be sent back."},
+        "revision": {"description": "Ignored; allowed so that an item of a list or of an event can be sent back."},
     }
-    wanted = {*required, "revision"} | ({"content_type"} if {"value", "data"} & {*required} else set())
+    names = {*required, "revision"} | ({"content_type"} if {"value", "data"} & {*required} else set())
     return {
         "type": "object",
         "required": list(required),
         "additionalProperties": False,
-        "properties": {name: schema for name, schema in properties.items() if name in wanted},
+        "properties": {name: schema for name, schema in properties.items() if name in names},
     }
 
 
@@ -102,7 +102,11 @@ _SCHEMAS: Json = {
         "properties": {
             "revision": {"type": "integer"},
             "items": {"type": "array", "items": {"$ref": "#/components/schemas/Item"}},
-            "next": {"type": "string", "nullable": True, "description": "after= of the next page; null on the last."},
+            "next": {
+                "type": "string",
+                "nullable": True,
+                "description": "Value of after= for the next page; null on the last page.",
+            },
         },
     },
     "State": {
@@ -138,7 +142,11 @@ _SCHEMAS: Json = {
         "required": ["revision", "ignored"],
         "properties": {
             "revision": {"type": "integer"},
-            "ignored": {"type": "array", "items": {"type": "string"}, "description": "Deleted, and were not there."},
+            "ignored": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "Deletes of keys that did not exist.",
+            },
         },
     },
     "Written": {
@@ -153,10 +161,10 @@ _SCHEMAS: Json = {
     },
     "Problem": {
         "type": "object",
-        "description": "RFC 9457. errors: name of a subscriber to what it answered; silent: who did not answer.",
+        "description": "RFC 9457. errors: subscriber to its rejection; silent: subscribers that did not acknowledge.",
         "required": ["type", "title", "status", "detail"],
         "properties": {
-            "type": {"type": "string", "enum": [URN + code for code in CODES]},
+            "type": {"type": "string", "enum": [URN + code for code in PROBLEMS]},
             "title": {"type": "string"},
             "status": {"type": "integer"},
             "detail": {"type": "string"},
@@ -170,17 +178,17 @@ _SCHEMAS: Json = {
 def _list() -> Json:
     return {
         "operationId": "list",
-        "summary": "The pairs under a prefix, in the order of their keys, a page at a time",
+        "summary": "List the pairs under a prefix in key order, a page at a time",
         "parameters": [
             _query("prefix", {"type": "string", "maxLength": MAX_KEY}, "Plain text; all keys without it."),
-            _query("after", {"type": "string", "maxLength": MAX_KEY}, "Only keys behind this one."),
+            _query("after", {"type": "string", "maxLength": MAX_KEY}, "Only keys after this one."),
             _query("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "Pairs on a page."),
             _query("values", {"type": "boolean", "default": True}, "false: without values."),
-            _header("If-None-Match", "304 while nothing at all has changed."),
+            _header("If-None-Match", "304 while no key has changed."),
         ],
         "responses": {
-            "200": _answer("A page; ETag is the revision of the whole state.", "Listing", _TAG),
-            "304": {"description": "Nothing has changed.", "headers": _TAG},
+            "200": _success("A page; ETag is the revision of the whole state.", "Listing", _TAG),
+            "304": {"description": "No key has changed.", "headers": _TAG},
             **_problems("bad-request", "unauthorized", "closed"),
         },
     }
@@ -189,23 +197,14 @@ def _list() -> Json:
 def _resync() -> Json:
     return {
         "operationId": "resync",
-        "summary": "Replace the whole state; what is not in it is gone. Every subscriber gets a RESYNC",
+        "summary": "Replace the whole state, and wait until every subscriber has acknowledged a RESYNC",
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/State"}}},
         },
         "responses": {
-            "200": _answer("Every subscriber has accepted it.", "Replaced"),
-            **_problems(
-                "bad-request",
-                "unauthorized",
-                "too-large",
-                "unsupported-type",
-                "refused",
-                "internal",
-                "closed",
-                "unanswered",
-            ),
+            "200": _success("Every subscriber has accepted it.", "Replaced"),
+            **_problems(*_BODY_PROBLEMS, "refused", "internal", "closed", "unanswered"),
         },
     }
 
@@ -213,24 +212,14 @@ def _resync() -> Json:
 def _transaction() -> Json:
     return {
         "operationId": "transaction",
-        "summary": "Change several keys at once, and wait for their subscribers' answers",
+        "summary": "Apply changes as one transaction, and wait for the subscribers",
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Transaction"}}},
         },
         "responses": {
-            "200": _answer("Every subscriber has accepted it.", "Committed"),
-            **_problems(
-                "bad-request",
-                "unauthorized",
-                "unwatched",
-                "too-large",
-                "unsupported-type",
-                "refused",
-                "internal",
-                "undelivered",
-                "unanswered",
-            ),
+            "200": _success("Every subscriber has accepted it.", "Committed"),
+            **_problems("unwatched", *_BODY_PROBLEMS, *_CHANGE_PROBLEMS),
         },
     }
 
@@ -238,11 +227,11 @@ def _transaction() -> Json:
 def _get() -> Json:
     return {
         "operationId": "get",
-        "summary": "The value of a key, as it was put",
+        "summary": "Get the value of a key, byte for byte",
         "parameters": [_header("If-None-Match", "304 while the key has this revision.")],
         "responses": {
             "200": {"description": "The value.", "content": _VALUE, "headers": _TAG},
-            "304": {"description": "It has not changed.", "headers": _TAG},
+            "304": {"description": "The value has not changed.", "headers": _TAG},
             **_problems("bad-request", "unauthorized", "no-such-key", "closed"),
         },
     }
@@ -251,27 +240,16 @@ def _get() -> Json:
 def _put() -> Json:
     return {
         "operationId": "put",
-        "summary": "Create or change a key, and wait for its subscribers' answers",
+        "summary": "Create or change a key, and wait for its subscribers",
         "parameters": [
-            _header("If-Match", "Only if the key has this revision; *: only if it is there."),
-            _header("If-None-Match", "*: only if it is not there."),
+            _header("If-Match", "Only if the key has this revision; *: only if the key exists."),
+            _header("If-None-Match", "*: only if the key does not exist."),
         ],
         "requestBody": {"required": True, "content": _VALUE},
         "responses": {
-            "200": _answer("Changed, and accepted by every subscriber.", "Written", _TAG),
-            "201": _answer("Created, and accepted by every subscriber.", "Written", _TAG),
-            **_problems(
-                "bad-request",
-                "unauthorized",
-                "unwatched",
-                "conflict",
-                "too-large",
-                "unsupported-type",
-                "refused",
-                "internal",
-                "undelivered",
-                "unanswered",
-            ),
+            "200": _success("Changed, and accepted by every subscriber.", "Written", _TAG),
+            "201": _success("Created, and accepted by every subscriber.", "Written", _TAG),
+            **_problems("unwatched", "conflict", *_BODY_PROBLEMS, *_CHANGE_PROBLEMS),
         },
     }
 
@@ -279,20 +257,11 @@ def _put() -> Json:
 def _delete() -> Json:
     return {
         "operationId": "delete",
-        "summary": "Delete a key, and wait for its subscribers' answers",
+        "summary": "Delete a key, and wait for its subscribers",
         "parameters": [_header("If-Match", "Only if the key has this revision.")],
         "responses": {
-            "200": _answer("Deleted, and accepted by every subscriber.", "Written"),
-            **_problems(
-                "bad-request",
-                "unauthorized",
-                "no-such-key",
-                "conflict",
-                "refused",
-                "internal",
-                "undelivered",
-                "unanswered",
-            ),
+            "200": _success("Deleted, and accepted by every subscriber.", "Written"),
+            **_problems("bad-request", "unauthorized", "no-such-key", "conflict", *_CHANGE_PROBLEMS),
         },
     }
 
@@ -300,17 +269,19 @@ def _delete() -> Json:
 def _events() -> Json:
     return {
         "operationId": "events",
-        "summary": "A snapshot, then every transaction, as server-sent events",
-        "description": "resync, items, synced, change; each id can be given back as Last-Event-ID to go on after it. "
-        "When that is no longer possible, resync says why.",
+        "summary": "Stream a snapshot, then every transaction, as server-sent events",
+        "description": "Events: resync, items, synced, change. Last-Event-ID resumes the stream after that event; when "
+        "the server cannot resume it, the stream starts with a resync that has the reason.",
         "parameters": [
             {
-                **_query("prefix", {"type": "array", "items": {"type": "string", "maxLength": MAX_KEY}}, "Which keys."),
+                **_query(
+                    "prefix", {"type": "array", "items": {"type": "string", "maxLength": MAX_KEY}}, "Prefixes of keys."
+                ),
                 "explode": True,
             },
-            _query("follow", {"type": "boolean", "default": True}, "false: end when all there is was sent."),
-            _query("heartbeat", {"type": "number", "minimum": 0.1, "maximum": 60}, "Seconds between signs of life."),
-            _header("Last-Event-ID", "Go on after this event."),
+            _query("follow", {"type": "boolean", "default": True}, "false: end the stream when it has caught up."),
+            _query("heartbeat", {"type": "number", "minimum": 0.1, "maximum": 60}, "Seconds between heartbeats."),
+            _header("Last-Event-ID", "Resume after this event."),
         ],
         "responses": {
             "200": {"description": "The stream.", "content": {"text/event-stream": {"schema": _EVENT}}},
@@ -319,23 +290,28 @@ def _events() -> Json:
     }
 
 
+#: Problems of every request with a body, and of every change of keys.
+_BODY_PROBLEMS = ("bad-request", "unauthorized", "too-large", "unsupported-type")
+_CHANGE_PROBLEMS = ("refused", "internal", "undelivered", "unanswered")
+
+
 def _problems(*codes: str) -> Json:
-    # Several codes may share a status: the document describes each status once, by its first code.
+    # Codes may share a status: the document describes each status once, by its first code.
     found: Json = {}
     for code in codes:
-        found.setdefault(str(CODES[code][0]), {"$ref": f"#/components/responses/{code}"})
+        found.setdefault(str(PROBLEMS[code].status), {"$ref": f"#/components/responses/{code}"})
     return found
 
 
 def _problem(code: str) -> Json:
     schema = {"$ref": "#/components/schemas/Problem"}
-    described: Json = {"description": CODES[code][1], "content": {PROBLEM_TYPE: {"schema": schema}}}
+    described: Json = {"description": PROBLEMS[code].title, "content": {PROBLEM_TYPE: {"schema": schema}}}
     if code == "unauthorized":
         described["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
     return described
 
 
-def _answer(description: str, schema: str, headers: Json | None = None) -> Json:
+def _success(description: str, schema: str, headers: Json | None = None) -> Json:
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
     return {"description": description, "content": content, **({"headers": headers} if headers else {})}
 

@@ -1,8 +1,9 @@
-"""The last transactions of a source, for those who follow it: each reads at its own pace, and nothing is kept for it.
+"""The last transactions of a source, which every event stream reads at its own pace.
 
-One bounded ring serves every event stream. Who falls behind it, or comes back too late, starts over from a snapshot.
+One bounded buffer serves all streams; nothing is queued per stream. A stream that falls behind the buffer, or resumes
+from a revision that has left it, starts over from a snapshot.
 
-Source: contract C8; section 5.
+Source: contract C8.
 """
 
 from __future__ import annotations
@@ -16,43 +17,43 @@ from typing import NamedTuple
 from datasync.restsync.encoding import change_of
 from datasync.syncbase.change import ChangeResp
 
-#: Transactions that are kept.
+#: Transactions that the buffer keeps.
 HISTORY = 1000
-#: Bytes of values that are kept with them.
+#: Bytes of values that the buffer keeps.
 HISTORY_BYTES = 16 * 1024 * 1024
-#: Answers that are remembered for the page.
-ANSWERS = 50
+#: Requests that the dashboard shows.
+RECENT_REQUESTS = 50
 
 
-class Entry:
-    """One transaction, and its text, which is written once for all who follow."""
+class BufferedTransaction:
+    """One transaction with its JSON text, which is made once for all streams."""
 
     __slots__ = ("_text", "changes", "revision", "size")
 
     def __init__(self, revision: int, changes: Sequence[ChangeResp] | None) -> None:
         self.revision = revision
-        #: None: a full state replaced all there was.
+        #: None: a full state replaced everything.
         self.changes = changes
         self.size = sum(_size(change) for change in changes or ())
         self._text: str | None = None
 
     def text(self, prefixes: tuple[str, ...]) -> str:
-        """The changes under *prefixes* as a JSON document; empty when there is none."""
+        """Return the changes under *prefixes* as a JSON document; empty when there are none."""
         changes = self.changes or ()
-        wanted = [change for change in changes if change.key.startswith(prefixes)]
-        if not wanted:
+        selected = [change for change in changes if change.key.startswith(prefixes)]
+        if not selected:
             return ""
-        if len(wanted) < len(changes):
-            return _text(self.revision, wanted)
+        if len(selected) < len(changes):
+            return _text(self.revision, selected)
         if self._text is None:
-            self._text = _text(self.revision, wanted)
+            self._text = _text(self.revision, selected)
         return self._text
 
 
-class Answer(NamedTuple):
-    """What became of one request that changed something."""
+class RequestRecord(NamedTuple):
+    """The outcome of one write request."""
 
-    at: float  # seconds since the epoch, to be shown
+    at: float  # seconds since the epoch, for display
     op: str
     key: str
     revision: int
@@ -61,50 +62,56 @@ class Answer(NamedTuple):
     seconds: float
 
 
-class Journal:
-    """The ring. ``note`` is called by one registry under its lock, everything else by anybody."""
+class ReplayBuffer:
+    """The buffer, and the records of the last requests.
+
+    Threads: one registry calls ``add``, under its lock; all other methods from any thread.
+    """
 
     def __init__(self, history: int = HISTORY, history_bytes: int = HISTORY_BYTES) -> None:
         self._history = history
         self._history_bytes = history_bytes
-        # Guards the fields below, and wakes who waits for news.
+        # Guards the fields below, and wakes the streams that wait for a transaction.
         self._news = threading.Condition(threading.Lock())
-        self._entries: deque[Entry] = deque()
+        self._transactions: deque[BufferedTransaction] = deque()
         self._bytes = 0
-        self._floor = 0  # everything after this revision is in the ring
+        self._floor = 0  # the buffer has every transaction after this revision
         self._last = 0
-        self._answers: deque[Answer] = deque(maxlen=ANSWERS)
+        self._records: deque[RequestRecord] = deque(maxlen=RECENT_REQUESTS)
 
-    def note(self, revision: int, changes: Sequence[ChangeResp] | None) -> None:
-        """Take a transaction."""
+    def add(self, revision: int, changes: Sequence[ChangeResp] | None) -> None:
+        """Append a transaction; *changes* is None for a full state."""
         if changes is not None and not changes:
             return
-        entry = Entry(revision, changes)
+        transaction = BufferedTransaction(revision, changes)
         with self._news:
-            self._entries.append(entry)
-            self._bytes += entry.size
+            self._transactions.append(transaction)
+            self._bytes += transaction.size
             self._last = revision
-            while len(self._entries) > self._history or self._bytes > self._history_bytes:
-                dropped = self._entries.popleft()
+            while len(self._transactions) > self._history or self._bytes > self._history_bytes:
+                dropped = self._transactions.popleft()
                 self._bytes -= dropped.size
                 self._floor = dropped.revision
             self._news.notify_all()
 
-    def after(self, revision: int) -> list[Entry] | None:
-        """The transactions after *revision*; None when some of them are gone, or *revision* is yet to come."""
+    def after(self, revision: int) -> list[BufferedTransaction] | None:
+        """Return the transactions after *revision*; None when the buffer lacks some, or *revision* is in the future."""
         with self._news:
             if not self._floor <= revision <= self._last:
                 return None
-            found: list[Entry] = []
-            for entry in reversed(self._entries):
-                if entry.revision <= revision:
+            found: list[BufferedTransaction] = []
+            for transaction in reversed(self._transactions):
+                if transaction.revision <= revision:
                     break
-                found.append(entry)
+                found.append(transaction)
         found.reverse()
         return found
 
     def wait(self, revision: int, timeout: float, ended: Callable[[], bool]) -> None:
-        """Return when there is something after *revision*, *ended* says so (see ``wake``), or time is over."""
+        """Wait until there is a transaction after *revision*, or ``wake`` is called and *ended* returns True.
+
+        Returns after *timeout* seconds in any case.
+        """
         deadline = time.monotonic() + timeout
         with self._news:
             while self._last <= revision and not ended():
@@ -113,27 +120,27 @@ class Journal:
                     return
 
     def wake(self) -> None:
-        """Let everybody who waits look again."""
+        """Let every ``wait`` check its condition again."""
         with self._news:
             self._news.notify_all()
 
-    def remember(self, answer: Answer) -> None:
-        """Keep *answer* for the page."""
+    def record(self, record: RequestRecord) -> None:
+        """Keep *record* for the dashboard."""
         with self._news:
-            self._answers.append(answer)
+            self._records.append(record)
 
-    def answers(self) -> list[Answer]:
-        """The last answers, newest first."""
+    def records(self) -> list[RequestRecord]:
+        """Return the records, newest first."""
         with self._news:
-            return list(self._answers)[::-1]
+            return list(self._records)[::-1]
 
 
 def _size(change: ChangeResp) -> int:
-    # A value without bytes costs what anything costs.
+    # A value without bytes counts as its overhead only.
     data = getattr(change.value, "data", None)
     return len(change.key) + (len(data) if isinstance(data, bytes) else 0) + 100
 
 
 def _text(revision: int, changes: Sequence[ChangeResp]) -> str:
-    listing = ",".join(change_of(change.key, change.revision, change.value) for change in changes)
-    return f'{{"revision":{revision},"changes":[{listing}]}}'
+    items = ",".join(change_of(change.key, change.revision, change.value) for change in changes)
+    return f'{{"revision":{revision},"changes":[{items}]}}'

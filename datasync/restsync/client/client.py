@@ -1,79 +1,107 @@
-"""The other side: write to a server, read from it, and watch it.
+"""The client: writes to a server, reads from it, and watches it.
 
-Source: contract section 5, C13, C16-C18; cn-infra has no REST client.
+Source: contract C13, C16-C18; cn-infra has no REST client.
 """
 
 from __future__ import annotations
 
 import contextvars
 import json
-import logging
-import ssl
 import threading
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
 from queue import Queue
-from typing import Any, NamedTuple
+from typing import Any, overload
 from urllib.parse import quote
 
-import urllib3
 from google.protobuf.message import Message
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
-from datasync.errors import (
-    ClosedError,
-    InvalidArgumentError,
-    StoreConnectionError,
-    StoreError,
-    UnknownOutcome,
-    UnsupportedError,
-)
+from datasync.errors import InvalidArgumentError, StoreConnectionError, StoreError, UnknownOutcome, UnsupportedError
 from datasync.events import ChangeValue, Op
 from datasync.options import DelOption, PutOption, read_del_options, read_put_options
-from datasync.restsync.answers import code_of, error_of
-from datasync.restsync.client.connection import CONNECT_TIMEOUT, ClientTls, describe, make_context, read_url
-from datasync.restsync.client.event_source import EventParser, StreamReader, place_of, whole
-from datasync.restsync.encoding import CONTENT_JSON, CONTENT_PROTO, PIECE, change_of, value_of_item
-from datasync.restsync.keys import check_text, path_of_key
-from datasync.restsync.values import Listing, RestKeyVal
+from datasync.restsync.client.connection import (
+    CONNECT_TIMEOUT,
+    ClientTls,
+    ReceivedResponse,
+    RequestPool,
+    make_client_context,
+    read_url,
+)
+from datasync.restsync.client.event_source import EventParser, StreamReader, check_revision, key_and_revision
+from datasync.restsync.encoding import CONTENT_JSON, CONTENT_PROTO, SERIALIZERS, change_of, value_of_item
+from datasync.restsync.keys import check_text, count_of_keys, path_of_key
+from datasync.restsync.problems import code_of
 from datasync.runtime.closing import Closable
-from datasync.runtime.threads import ForkGuard
 from datasync.runtime.tokens import bearer
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_message
+from datasync.syncbase.change import KeyValBytes
 from datasync.syncbase.futures import Outcome
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
 
-log = logging.getLogger(__name__)
-
-#: Seconds to wait for an answer: longer than the server waits for its subscribers.
-ANSWER_TIMEOUT = 10.0
-#: Seconds of silence after which an event stream counts as broken; the server is asked to speak three times as often.
+#: Seconds to wait for a response: longer than the server waits for its subscribers.
+RESPONSE_TIMEOUT = 10.0
+#: Idle timeout of an event stream in seconds; the client asks for heartbeats three times as often.
 IDLE_LIMIT = 30.0
-#: Bytes of an answer.
-MAX_ANSWER = 256 * 1024 * 1024
-#: Connections that are kept for the next request.
-POOL = 16
+#: Bytes of a response.
+MAX_RESPONSE = 256 * 1024 * 1024
+
+
+class RestKeyVal(KeyValBytes):
+    """A key with its value on the server; ``get_value(message)`` decodes the value, and ``data`` has its bytes."""
+
+    __slots__ = ("content_type", "etag")
+
+    def __init__(self, key: str, data: bytes, revision: int, content_type: str, etag: str = "") -> None:
+        # An unknown content type has no serializer: decoding it as JSON raises the right error.
+        super().__init__(key, data, revision, SERIALIZERS.get(content_type))
+        self.content_type = content_type
+        #: Entity tag for ``put(..., if_match=...)``; empty in a listing.
+        self.etag = etag
+
+
+class Listing(Sequence[RestKeyVal]):
+    """The pairs under a prefix at one ``revision``, in key order."""
+
+    def __init__(self, revision: int, pairs: Sequence[RestKeyVal]) -> None:
+        self.revision = revision
+        self._pairs = tuple(pairs)
+
+    @overload
+    def __getitem__(self, place: int) -> RestKeyVal: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[RestKeyVal]: ...
+    def __getitem__(self, place: Any) -> Any:
+        return self._pairs[place]
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __iter__(self) -> Iterator[RestKeyVal]:
+        return iter(self._pairs)
+
+    def __repr__(self) -> str:
+        return f"<Listing of {count_of_keys(len(self))} at revision {self.revision}>"
 
 
 class Client(Closable):
-    """A writer, a reader and a watcher of one REST server.
+    """A writer, reader and watcher of one REST server.
 
-    Watching starts one thread, at the first ``watch``, which mirrors everything under *prefix*; writes need none.
+    The first ``watch`` starts one thread, which mirrors everything under *prefix*. Reads and writes need no thread.
 
     Args:
-      url: Where the server is, with the path that it is mounted at.
-      prefix: Plain string in front of every key; subscribers and callers see keys relative to it.
-      token: Sent as ``Authorization: Bearer``.
-      tls: The authority's file, or a context; for ``https://`` only.
-      serializer: How messages are sent: ``SerializerJSON`` (usual) or ``SerializerProto``.
-      timeout, connect_timeout: Seconds to wait for an answer, and for a connection.
-      idle_limit: Seconds of silence after which an event stream counts as broken.
-      max_answer: Bytes of an answer; a listing has the longest.
+      url: URL of the server, with the path at which the application is mounted.
+      prefix: Text in front of every key; callers and subscribers see keys relative to it.
+      token: Token to send as ``Authorization: Bearer``.
+      tls: CA file, or a context; for ``https://`` only.
+      serializer: Encoding of messages: ``SerializerJSON`` (the default) or ``SerializerProto``.
+      timeout: Seconds to wait for a response.
+      connect_timeout: Seconds to wait for a connection.
+      idle_limit: Idle timeout in seconds, after which an event stream is reconnected.
+      max_answer: Bytes of a response; listings are the largest.
 
     Raises:
-      InvalidArgumentError: An argument cannot be.
+      InvalidArgumentError: An argument is not valid.
 
     Threads: any.
     """
@@ -86,95 +114,93 @@ class Client(Closable):
         token: str | None = None,
         tls: ClientTls | None = None,
         serializer: Serializer | None = None,
-        timeout: float = ANSWER_TIMEOUT,
+        timeout: float = RESPONSE_TIMEOUT,
         connect_timeout: float = CONNECT_TIMEOUT,
         idle_limit: float = IDLE_LIMIT,
-        max_answer: int = MAX_ANSWER,
+        max_answer: int = MAX_RESPONSE,
     ) -> None:
-        self._place = read_url(url)
+        self._address = read_url(url)
         if not isinstance(prefix, str):
-            raise InvalidArgumentError(f"a prefix must be a string, not {type(prefix).__name__}")
+            raise InvalidArgumentError(f"a prefix must be a string, not a {type(prefix).__name__}")
         check_text(prefix, "a prefix")
         if not isinstance(max_answer, int) or max_answer < 1:
             raise InvalidArgumentError("max_answer must be bytes, 1 or more")
-        self._max_answer = max_answer
         for name, seconds in {"timeout": timeout, "connect_timeout": connect_timeout, "idle_limit": idle_limit}.items():
             if not isinstance(seconds, (int, float)) or seconds <= 0:
                 raise InvalidArgumentError(f"{name} must be seconds above 0")
         self._prefix = prefix
         self._serializer = serializer or SerializerJSON()
         self._content_type = CONTENT_PROTO if isinstance(self._serializer, SerializerProto) else CONTENT_JSON
-        self._headers: dict[str, str] = {}
-        if token is not None:
-            self._headers["Authorization"] = bearer(token)
-        context = make_context(tls, self._place.scheme)
-        self._guard = ForkGuard(f"the client of {self._place.name}")
-        self._timeout = urllib3.Timeout(connect=connect_timeout, read=timeout)
-        common: dict[str, Any] = {"maxsize": POOL, "retries": False}
-        self._pool: urllib3.HTTPConnectionPool = (
-            urllib3.HTTPConnectionPool(self._place.host, self._place.port, **common)
-            if context is None
-            else urllib3.HTTPSConnectionPool(self._place.host, self._place.port, ssl_context=context, **common)
-        )
-        #: The mirror, while it is watched: ``registry.get(key)`` and ``registry.items(prefix)`` need no network.
-        self.registry = Registry(self._place.name, serializer=self._serializer_of_mirror(), sourced=True)
-        self._reader = StreamReader(
-            self._place,
+        headers = {} if token is None else {"Authorization": bearer(token)}
+        context = make_client_context(tls, self._address.scheme)
+        self._requests = RequestPool(
+            self._address,
             context,
-            self._headers,
+            headers,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            max_response=max_answer,
+        )
+        #: The mirror while something is watched: ``registry.get(key)`` and ``registry.items(prefix)`` read it locally.
+        self.registry = Registry(self._address.name, serializer=self._serializer_of_mirror(), sourced=True)
+        self._reader = StreamReader(
+            self._address,
+            context,
+            headers,
             prefix,
             self.registry,
             connect_timeout=connect_timeout,
             idle_limit=idle_limit,
         )
-        self._lock = threading.Lock()  # guards the two below: one thread starts the reader, and not after close
+        # Guards _started and _closed: one thread starts the reader, and none after close().
+        self._lock = threading.Lock()
         self._started = False
         self._closed = False
 
-    # Writing.
+    # Writes.
 
     def put(
         self, key: str, data: Message, *opts: PutOption, if_match: str | None = None, if_absent: bool = False
     ) -> None:
-        """Set *key*, and wait until every subscriber on the other side has accepted it.
+        """Set *key*, and wait until every subscriber on the server has accepted the change.
 
         Args:
-          if_match: Only if the key still has this ``etag`` (of ``get``).
-          if_absent: Only if the key is not there.
+          if_match: Write only if the key still has this ``etag`` (from ``get``).
+          if_absent: Write only if the key does not exist.
 
         Raises:
-          PropagationError: Subscribers refused it; ``errors`` says who and why.
-          DoneTimeout, DeliveryTimeout: Subscribers did not answer in time, or have no room.
-          SubscriptionError: Nobody watches the key; nothing was applied.
+          PropagationError: Subscribers rejected the change; ``errors`` maps each name to its error.
+          DoneTimeout, DeliveryTimeout: Subscribers did not acknowledge in time, or have a full queue.
+          SubscriptionError: No subscriber watches the key; nothing was applied.
           ConflictError: The condition did not hold; nothing was applied.
           InvalidArgumentError, UnsupportedError, PermissionDenied: Nothing was applied.
-          StoreConnectionError: The server was not reached; nothing was applied.
-          UnknownOutcome: It was sent and no answer came. It is not tried again.
+          StoreConnectionError: The server could not be reached; nothing was applied.
+          UnknownOutcome: The write was sent, but no response arrived. It is not retried.
           ClosedError, ForkedError.
         """
         path = self._path(key)
         settings = read_put_options(opts)
         if settings.ttl is not None or settings.client_lifetime:
-            raise UnsupportedError(f"{key!r}: a REST server keeps no value for a time only")
+            raise UnsupportedError(f"{key!r}: a REST server does not support values with a lifetime")
         check_message(data)
         headers = {"Content-Type": self._content_type, **_conditions(if_match, if_absent)}
         self._write("PUT", path, f"put of {key!r}", headers, self._serializer.marshal(data))
 
     def delete(self, key: str, *opts: DelOption, if_match: str | None = None) -> bool:
-        """Delete *key*, and wait for the subscribers; True when there was something to delete. Raises as ``put``."""
+        """Delete *key*, and wait for the subscribers. Returns True when the key existed. Raises as ``put``."""
         path = self._path(key)
         if read_del_options(opts):
-            raise UnsupportedError(f"{key!r}: a REST server deletes one key at a time")
+            raise UnsupportedError(f"{key!r}: a REST server deletes single keys only")
         return self._write("DELETE", path, f"delete of {key!r}", _conditions(if_match, False), None)
 
     def resync(self, values: Mapping[str, Message]) -> int:
-        """Make *values* the whole state of the server, whoever set the rest, and wait for all its subscribers.
+        """Replace the whole state of the server with *values*, and wait for all subscribers.
 
         Returns:
           The revision of the new state.
 
         Raises:
-          UnsupportedError: The client has a prefix, and is therefore not the one to speak for everybody.
+          UnsupportedError: The client has a prefix, so it cannot replace the keys outside of it.
           As ``put``.
         """
         if self._prefix:
@@ -184,12 +210,9 @@ class Client(Closable):
             path_of_key(key)
             check_message(message)
             items.append({"key": key, "value": json.loads(SerializerJSON().marshal(message))})
+        subject = f"resync of {count_of_keys(len(items))}"
         body = json.dumps({"items": items}).encode()
-        subject = f"resync of {len(items)} key(s)"
-        answer = self._request("PUT", "/keys", subject, {"Content-Type": CONTENT_JSON}, body, write=True)
-        if answer.status != 200:
-            raise self._error(subject, answer, write=True)
-        return _revision(subject, answer)
+        return _revision(subject, self._write_json("PUT", subject, body))
 
     def propagate_changes(
         self,
@@ -198,11 +221,11 @@ class Client(Closable):
         ctx: contextvars.Context | None = None,
         timeout: float | None = None,
     ) -> Outcome:
-        """Apply *changes* on the server as one transaction, and wait for its subscribers: ``ProtoTxn`` commits with it.
+        """Apply *changes* on the server as one transaction, and wait for the subscribers: ``ProtoTxn`` commits with it.
 
         Args:
-          ctx: Not sent; here because a transaction gives it.
-          timeout: Seconds to wait for the answer; the client's own when None.
+          ctx: Not sent; accepted because a transaction passes it.
+          timeout: Seconds to wait for the response; None for the client's own timeout.
 
         Returns:
           The revision, and the keys that were ignored because there was nothing to delete.
@@ -211,57 +234,53 @@ class Client(Closable):
           As ``put``.
         """
         items = [_change_text(self._prefix + key, change) for key, change in changes.items()]
-        subject = f"transaction of {len(items)} key(s)"
-        body = f'{{"changes":[{",".join(items)}]}}'.encode()
-        headers = {"Content-Type": CONTENT_JSON}
-        answer = self._request("PATCH", "/keys", subject, headers, body, write=True, timeout=timeout)
-        if answer.status != 200:
-            raise self._error(subject, answer, write=True)
-        revision = _revision(subject, answer)
-        ignored = json.loads(answer.data).get("ignored")
+        subject = f"transaction of {count_of_keys(len(items))}"
+        response = self._write_json("PATCH", subject, f'{{"changes":[{",".join(items)}]}}'.encode(), timeout)
+        revision = _revision(subject, response)
+        ignored = json.loads(response.data).get("ignored")
         named = ignored if isinstance(ignored, list) else []
         return Outcome(revision, tuple(key.removeprefix(self._prefix) for key in named if isinstance(key, str)))
 
-    # Reading.
+    # Reads.
 
     def get(self, key: str) -> RestKeyVal | None:
-        """What the server has under *key*; None when there is nothing.
+        """Return the pair under *key*; None when the key does not exist.
 
         Raises:
           PermissionDenied, StoreConnectionError, StoreError, InvalidArgumentError, ClosedError, ForkedError.
         """
         subject = f"get of {key!r}"
-        answer = self._request("GET", self._path(key), subject, {}, None, write=False)
-        if answer.headers.get("Content-Encoding", "identity") != "identity":  # none was asked for
-            raise StoreError(f"{subject}: the answer is compressed")
-        if answer.status == 404 and code_of(answer.headers.get("Content-Type", ""), answer.data)[0] == "no-such-key":
+        response = self._requests.send("GET", self._path(key), subject)
+        if response.headers.get("Content-Encoding", "identity") != "identity":  # the request asked for none
+            raise StoreError(f"{subject}: the response is compressed")
+        if response.status == 404 and _is_no_such_key(response):
             return None
-        if answer.status != 200:
-            raise self._error(subject, answer, write=False)
-        etag = answer.headers.get("ETag", "").removeprefix("W/").strip('"')  # a proxy that compresses weakens it
+        if response.status != 200:
+            raise self._requests.error(subject, response)
+        etag = response.headers.get("ETag", "").removeprefix("W/").strip('"')  # a compressing proxy weakens the tag
         number = etag.rpartition("-")[2]
-        if not (number.isascii() and number.isdigit() and len(number) < 20):  # success without it is somebody else's
-            raise StoreError(f"{subject}: the answer is not that of a datasync server")
-        content_type = answer.headers.get("Content-Type", "").partition(";")[0]
-        return RestKeyVal(key, answer.data, int(number), content_type, etag)
+        if not (number.isascii() and number.isdigit() and len(number) < 20):  # another kind of server
+            raise StoreError(f"{subject}: the response is not from a datasync server")
+        content_type = response.content_type.partition(";")[0]
+        return RestKeyVal(key, response.data, int(number), content_type, etag)
 
     def list(self, prefix: str = "") -> Listing:
-        """Everything under *prefix*, of one moment. Raises as ``get``."""
+        """Return everything under *prefix*, at one revision. Raises as ``get``."""
         check_text(self._prefix + prefix, "a prefix")
         subject = f"list of {prefix!r}"
         query = f"/events?follow=false&prefix={quote(self._prefix + prefix, safe='')}"
-        answer = self._request("GET", query, subject, {}, None, write=False)
-        if answer.status != 200:
-            raise self._error(subject, answer, write=False)
+        response = self._requests.send("GET", query, subject)
+        if response.status != 200:
+            raise self._requests.error(subject, response)
         try:
-            listing = _listing(answer.data, self._prefix)
+            listing = _listing(response.data, self._prefix)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # its text may quote a value
             listing = None
-            broken = StoreError(f"{subject}: the answer is not that of a datasync server")
+            failure = StoreError(f"{subject}: the response is not from a datasync server")
         else:
-            broken = StoreConnectionError(f"{self._place.name}: the {subject} ended early")
+            failure = StoreConnectionError(f"{self._address.name}: the {subject} ended early")
         if listing is None:
-            raise broken
+            raise failure
         return listing
 
     # Watching.
@@ -274,9 +293,9 @@ class Client(Closable):
         *key_prefixes: str,
         in_flight: int = 1,
     ) -> Registration:
-        """Subscribe to what the server holds; see :meth:`datasync.api.KeyValProtoWatcher.watch`.
+        """Subscribe to the state of the server; see :meth:`datasync.api.KeyValProtoWatcher.watch`.
 
-        ``done`` is not told to the server: who refuses an event gets a RESYNC after a pause (C10).
+        The server does not receive the acknowledgement: a subscriber that rejects an event gets a RESYNC later (C10).
         """
         registration = self.registry.watch(resync_name, change_queue, resync_queue, *key_prefixes, in_flight=in_flight)
         with self._lock:
@@ -287,146 +306,85 @@ class Client(Closable):
         return registration
 
     def status(self) -> TransportStatus:
-        """How the server and the subscriptions are doing (C18); the state is WAITING until something is watched."""
+        """Return the state of the connection and of the subscriptions (C18); WAITING until something is watched."""
         return self.registry.status()
 
     def wait_ready(self, timeout: float) -> None:
-        """Wait until the first snapshot has come; ``NotReadyError`` with the last error when it has not."""
+        """Wait *timeout* seconds for the first snapshot. Raises ``NotReadyError`` with the last error."""
         self.registry.wait_ready(timeout)
 
     def close(self) -> None:
         """End the subscriptions, the thread and the connections. May be called twice, and by a subscriber."""
-        if self._guard.forked:
+        if self._requests.guard.forked:
             return
         with self._lock:
             self._closed = True
+        self._requests.end()
         self.registry.close()
         self._reader.close()
-        self._pool.close()
+        self._requests.close()
 
     def __repr__(self) -> str:
-        return f"<Client of {self._place.name}>"
+        return f"<Client of {self._address.name}>"
 
     # Requests.
 
     def _path(self, key: str) -> str:
         if not isinstance(key, str) or not key:
-            path_of_key(key)  # says what is wrong with it
+            path_of_key(key)  # raises for this key
         return f"/keys/{path_of_key(self._prefix + key)}"
 
     def _write(self, method: str, path: str, subject: str, headers: dict[str, str], body: bytes | None) -> bool:
-        """True when it was applied, False when there was no such key."""
-        answer = self._request(method, path, subject, headers, body, write=True)
-        if answer.status in (200, 201):
-            _revision(subject, answer)
+        """Write one key. Returns False when a delete found no key."""
+        response = self._requests.send(method, path, subject, headers=headers, body=body, write=True)
+        if response.status in (200, 201):
+            _revision(subject, response)
             return True
-        if method == "DELETE" and code_of(answer.headers.get("Content-Type", ""), answer.data)[0] == "no-such-key":
+        if method == "DELETE" and _is_no_such_key(response):
             return False
-        raise self._error(subject, answer, write=True)
+        raise self._requests.error(subject, response, write=True)
 
-    def _request(
-        self,
-        method: str,
-        path: str,
-        subject: str,
-        headers: dict[str, str],
-        body: bytes | None,
-        *,
-        write: bool,
-        timeout: float | None = None,
-    ) -> _Answer:
-        self._guard.check()
-        if self._closed:
-            raise ClosedError(f"{subject}: the client of {self._place.name} is closed")
-        place = self._place.name
-        limits = (
-            self._timeout if timeout is None else urllib3.Timeout(connect=self._timeout.connect_timeout, read=timeout)
+    def _write_json(self, method: str, subject: str, body: bytes, timeout: float | None = None) -> ReceivedResponse:
+        """Write several keys, and return the response of a success."""
+        headers = {"Content-Type": CONTENT_JSON}
+        response = self._requests.send(
+            method, "/keys", subject, headers=headers, body=body, write=True, timeout=timeout
         )
-        try:
-            answer = self._pool.urlopen(
-                method,
-                self._place.path + path,
-                body=body,
-                headers={**self._headers, **headers, "Accept-Encoding": "identity"},
-                redirect=False,
-                timeout=limits,
-                preload_content=False,
-                decode_content=False,
-            )
-            with closing(answer):
-                data = _read_all(answer, self._max_answer)
-                if data is not None:
-                    answer.release_conn()  # else it would be closed, and not used again
-        except (NewConnectionError, ConnectTimeoutError) as error:
-            raise StoreConnectionError(f"{subject}: {place}: {describe(error)}") from error
-        except urllib3.exceptions.ClosedPoolError as error:
-            raise ClosedError(f"{subject}: the client of {place} is closed") from error
-        except (HTTPError, OSError, ValueError) as error:
-            if write and not _before_sending(error):
-                text = f"{subject}: it was sent to {place} and no answer came; it may have been applied"
-                raise UnknownOutcome(text) from error
-            raise StoreConnectionError(f"{subject}: {place}: {describe(error)}") from error
-        if data is None:
-            text = f"{subject}: the answer of {place} has more than {self._max_answer} bytes"
-            raise UnknownOutcome(f"{text}; it may have been applied") if write else StoreError(text)
-        return _Answer(answer.status, answer.headers, data)
-
-    def _error(self, subject: str, answer: _Answer, *, write: bool) -> Exception:
-        if 300 <= answer.status < 400:
-            return StoreError(f"{subject}: {self._place.name} redirects, and writes are not sent elsewhere")
-        return error_of(subject, answer.status, answer.headers.get("Content-Type", ""), answer.data, write=write)
+        if response.status != 200:
+            raise self._requests.error(subject, response, write=True)
+        return response
 
     def _serializer_of_mirror(self) -> Serializer:
-        # JSON is kept as bytes, everything else with a serializer of its own; an own one for JSON is the caller's.
+        # The mirror keeps JSON as bytes, and every other value with its serializer. A JSON serializer with options of
+        # its own is the caller's.
         return SerializerJSON() if isinstance(self._serializer, SerializerProto) else self._serializer
 
 
-class _Answer(NamedTuple):
-    status: int
-    headers: Mapping[str, str]
-    data: bytes
-
-    def __repr__(self) -> str:
-        return f"<answer {self.status}, {len(self.data)} bytes>"
+def _is_no_such_key(response: ReceivedResponse) -> bool:
+    return code_of(response.content_type, response.data)[0] == "no-such-key"
 
 
-def _read_all(answer: urllib3.BaseHTTPResponse, limit: int) -> bytes | None:
-    """The body; None when it has more than *limit* bytes, which are not read then."""
-    pieces: list[bytes] = []
-    size = 0
-    while size <= limit and (piece := answer.read(PIECE)):
-        pieces.append(piece)
-        size += len(piece)
-    return None if size > limit else b"".join(pieces)
-
-
-def _revision(subject: str, answer: _Answer) -> int:
-    """What our server says of a write that succeeded; success without it was cut off, or is somebody else's."""
+def _revision(subject: str, response: ReceivedResponse) -> int:
+    """Return the revision of a write that succeeded; without one the response is truncated, or of another server."""
     try:
-        return whole(json.loads(answer.data)["revision"])
+        return check_revision(json.loads(response.data)["revision"])
     except (ValueError, TypeError, KeyError, RecursionError):
-        text = f"{subject}: the answer is not that of a datasync server; it may have been applied"
-    raise UnknownOutcome(text)
+        text = f"{subject}: the response is not from a datasync server; the write may have been applied"
+    raise UnknownOutcome(text)  # outside the handler: the context would quote the response
 
 
 def _listing(data: bytes, prefix: str) -> Listing | None:
-    """The snapshot in an event stream; None when its end is missing. Raises whatever comes of data that is none."""
+    """Return the snapshot in an event stream; None when its end is missing. Raises for invalid data."""
     pairs: dict[str, RestKeyVal] = {}
     for event in EventParser().feed(data):
         if event.name == "items":
             for item in json.loads(event.data):
-                key, revision = place_of(item, prefix)
-                kind = item["content_type"]
-                pairs[key] = RestKeyVal(key, value_of_item(item, kind), revision, kind)
+                key, revision = key_and_revision(item, prefix)
+                content_type = item["content_type"]
+                pairs[key] = RestKeyVal(key, value_of_item(item, content_type), revision, content_type)
         elif event.name == "synced":
-            return Listing(whole(json.loads(event.data)["revision"]), [pairs[key] for key in sorted(pairs)])
+            return Listing(check_revision(json.loads(event.data)["revision"]), [pairs[key] for key in sorted(pairs)])
     return None
-
-
-def _before_sending(error: BaseException) -> bool:
-    """True for what can only have gone wrong before the request was sent; other TLS errors may come at any time."""
-    first = error.args[0] if error.args else None
-    return isinstance(error, SSLError) and isinstance(error.__cause__ or first, ssl.SSLCertVerificationError)
 
 
 def _change_text(key: str, change: ChangeValue) -> str:

@@ -1,6 +1,6 @@
-"""One connection of the server: its TLS handshake, its requests one after the other, and its end.
+"""One connection of the server: the TLS handshake, one request after the other, and the end.
 
-Source: contract section 5, C15.
+Source: contract C15.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from datasync.errors import InvalidArgumentError
-from datasync.restsync.httpd.http11 import MAX_DRAIN, BadRequest, BodyReader, Gone, Head, Responder, Wire, refusal
+from datasync.restsync.httpd.http11 import (
+    MAX_DRAIN,
+    BadRequest,
+    BodyReader,
+    BufferedSocket,
+    PeerGone,
+    RequestHead,
+    ResponseWriter,
+    refusal,
+)
 from datasync.runtime.sockets import close_in_children
 from datasync.runtime.threads import Worker
 
@@ -26,12 +35,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a refused peer is listened to, so that it reads why.
+#: Connections at once; one more gets 503.
+MAX_CONNECTIONS = 1024
+#: Seconds for a whole head, and for a TLS handshake.
+READ_TIMEOUT = 10.0
+#: Seconds for a whole body.
+BODY_TIMEOUT = 60.0
+#: Seconds that a client may take to accept a chunk of a response.
+WRITE_TIMEOUT = 20.0
+#: Seconds that a connection may stay open without a request.
+KEEP_ALIVE = 60.0
+#: Seconds that the server reads on after an error response, so that the client receives it.
 LINGER = 2.0
 
 
-class Limits:
-    """What a connection may take, in seconds, and how many there may be."""
+class ConnectionLimits:
+    """The number of connections, and the timeouts of each in seconds."""
 
     def __init__(
         self, connections: int, read_timeout: float, body_timeout: float, write_timeout: float, keep_alive: float
@@ -46,32 +65,32 @@ class Limits:
                 raise InvalidArgumentError(f"{name} must be a number above 0")
 
 
-class Owner(Protocol):
-    """What a connection knows of its server."""
+class ConnectionOwner(Protocol):
+    """The part of the server that a connection uses."""
 
     application: WSGIApplication
-    limits: Limits
+    limits: ConnectionLimits
     context: ssl.SSLContext | None
 
     @property
     def address(self) -> str: ...
 
-    def forget(self, connection: Connection) -> None: ...
+    def forget(self, connection: HttpConnection) -> None: ...
 
 
-class Connection:
-    """One peer, and the requests that it sends. Threads: its own, but for the three that end it."""
+class HttpConnection:
+    """One client and its requests. Threads: its own; ``finish_soon``, ``cut`` and ``refuse`` from any."""
 
-    def __init__(self, server: Owner, peer: socket.socket, where: Any) -> None:
+    def __init__(self, server: ConnectionOwner, peer: socket.socket, address: Any) -> None:
         self._server = server
         self._raw = peer
-        self._peer = where
+        self._peer = address
         self._socket: socket.socket = peer
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards _busy and _ending
         self._busy = False
         self._ending = False
         self._thread = 0
-        #: Set when nothing of it is left but the end of its thread.
+        #: Set when the connection is closed and only its thread has to end.
         self.over = threading.Event()
 
     @property
@@ -80,22 +99,22 @@ class Connection:
         return self._thread == threading.get_ident()
 
     def run(self, worker: Worker) -> None:
-        """Handshake, then one request after the other."""
+        """Serve the connection: the handshake, then one request after the other."""
         self._thread = threading.get_ident()
         try:
             self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if hasattr(socket, "TCP_USER_TIMEOUT"):
-                # A peer that vanished takes heartbeats into the buffer for hours: what nobody acknowledges ends it.
-                patience = int(self._server.limits.write_timeout * 1000)
-                self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
+                # The send buffer takes heartbeats for a vanished client for hours; unacknowledged data ends that.
+                milliseconds = int(self._server.limits.write_timeout * 1000)
+                self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
             if self._server.context is not None:
                 self._handshake(self._server.context)
             limits = self._server.limits
-            wire = Wire(self._socket, limits.read_timeout, limits.write_timeout)
-            while self._one_request(wire):
+            stream = BufferedSocket(self._socket, limits.read_timeout, limits.write_timeout)
+            while self._one_request(stream):
                 pass
-        except (Gone, OSError, ValueError) as error:
+        except (PeerGone, OSError, ValueError) as error:
             log.debug("%s: %s", self._peer[0], type(error).__name__)
         finally:
             self._close()
@@ -103,7 +122,7 @@ class Connection:
             self.over.set()
 
     def finish_soon(self) -> None:
-        """End after the request that is under way; at once when there is none."""
+        """Close the connection after the current request; at once when there is none."""
         with self._lock:
             self._ending = True
             busy = self._busy
@@ -111,15 +130,15 @@ class Connection:
             self.cut()
 
     def cut(self) -> None:
-        """End now: whoever reads or writes is woken."""
+        """Disconnect now, and wake the thread that reads or writes."""
         try:
-            # The plain socket's own: SSLSocket.shutdown would take the TLS state from under the thread that reads.
+            # Not SSLSocket.shutdown: it drops the TLS state while another thread may read with it.
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
         except (OSError, ValueError):
             pass
 
-    def turn_away(self) -> None:
-        """One answer, if there is no TLS to be spoken first, and the end. The accepting thread calls it: no waiting."""
+    def refuse(self) -> None:
+        """Send 503 where no TLS handshake comes first, and close. Does not block: the accepting thread calls it."""
         try:
             self._raw.setblocking(False)
             if self._server.context is None:
@@ -129,39 +148,39 @@ class Connection:
         self._raw.close()
         self.over.set()
 
-    def _one_request(self, wire: Wire) -> bool:
-        """True when the connection goes on."""
+    def _one_request(self, stream: BufferedSocket) -> bool:
+        """Serve one request. Returns True when the connection stays open."""
         try:
-            head = wire.read_head(self._server.limits.keep_alive)
+            head = stream.read_head(self._server.limits.keep_alive)
         except BadRequest as error:
-            self._refuse(wire, error)
+            self._reject(stream, error)
             return False
         if head is None or not self._begin():
             return False
-        body = BodyReader(wire, head, self._server.limits.body_timeout)
-        responder = Responder(wire, head, body)
+        body = BodyReader(stream, head, self._server.limits.body_timeout)
+        writer = ResponseWriter(stream, head, body)
         try:
-            self._respond(head, body, responder)
+            self._respond(head, body, writer)
         except BadRequest as error:
-            if not responder.started:
-                self._refuse(wire, error)
+            if not writer.started:
+                self._reject(stream, error)
             return False
-        keep = responder.keep and body.drain()
+        keep = writer.keep and body.drain()
         if not body.finished:
             self._linger(None)
         with self._lock:
             self._busy = False
             return keep and not self._ending
 
-    def _respond(self, head: Head, body: BodyReader, responder: Responder) -> None:
+    def _respond(self, head: RequestHead, body: BodyReader, writer: ResponseWriter) -> None:
         environ = self._environ(head, body)
-        pieces = self._server.application(environ, responder.start_response)
+        chunks = self._server.application(environ, writer.start_response)
         try:
-            if isinstance(body.failure, BadRequest) and not responder.started:
-                raise body.failure  # says more than what the application made of it
-            responder.send(pieces)
+            if isinstance(body.failure, BadRequest) and not writer.started:
+                raise body.failure  # more specific than the response of the application
+            writer.send(chunks)
         finally:
-            close = getattr(pieces, "close", None)
+            close = getattr(chunks, "close", None)
             if close is not None:
                 close()
 
@@ -170,13 +189,13 @@ class Connection:
             self._busy = not self._ending
             return self._busy
 
-    def _refuse(self, wire: Wire, error: BadRequest) -> None:
-        log.info("%s: %d, %s", self._peer[0], error.status, error)
-        wire.write(refusal(error.status, str(error)))
+    def _reject(self, stream: BufferedSocket, error: BadRequest) -> None:
+        log.info("%s: rejected a request with %d: %s", self._peer[0], error.status, error)
+        stream.write(refusal(error.status, str(error)))
         self._linger(MAX_DRAIN)
 
     def _linger(self, budget: int | None) -> None:
-        """Say that no more comes, and read on: closing with unread bytes sends RST, which may overtake the answer."""
+        """End the output, and read on: closing with unread bytes sends RST, which may overtake the response."""
         socket.socket.shutdown(self._socket, socket.SHUT_WR)
         self._socket.settimeout(LINGER / 5)
         deadline, size = time.monotonic() + LINGER, 0
@@ -187,9 +206,9 @@ class Connection:
             size += len(data)
 
     def _handshake(self, context: ssl.SSLContext) -> None:
-        """Speak TLS, all of it within the read timeout, however slowly its bytes come."""
+        """Complete the TLS handshake within the read timeout, however slowly its bytes arrive."""
         deadline = time.monotonic() + self._server.limits.read_timeout
-        self._raw.getpeername()  # a peer that has gone already: wrap_socket() would raise as well, and close nothing
+        self._raw.getpeername()  # raises for a disconnected client, as wrap_socket() would, which leaks the socket then
         self._socket = secured = context.wrap_socket(self._raw, server_side=True, do_handshake_on_connect=False)
         close_in_children(secured)
         secured.setblocking(False)
@@ -205,15 +224,15 @@ class Connection:
                     wanted = selectors.EVENT_WRITE
                 selector.modify(secured, wanted)
                 if not selector.select(max(deadline - time.monotonic(), 0)):
-                    raise Gone("the TLS handshake took too long")
-        raise Gone("the server closes")
+                    raise PeerGone("the TLS handshake took too long")
+        raise PeerGone("the server is closing")
 
-    def _environ(self, head: Head, body: BodyReader) -> WSGIEnvironment:
+    def _environ(self, head: RequestHead, body: BodyReader) -> WSGIEnvironment:
         target = head.target
         if not target.startswith("/"):  # absolute-form, as proxies send it
             absolute = re.match(r"https?://[^/?]+", target, re.IGNORECASE)
             if absolute is None:
-                raise BadRequest(400, "the target is no path")
+                raise BadRequest(400, "the request target is not a path")
             target = target[absolute.end() :]
             target = target if target.startswith("/") else "/" + target
         path, _, query = target.partition("?")
@@ -235,10 +254,10 @@ class Connection:
             "wsgi.multithread": True,
             "wsgi.multiprocess": False,
             "wsgi.run_once": False,
-            "datasync.peer_gone": self._gone,
+            "datasync.peer_gone": self._peer_gone,
         }
         for name, value in head.headers:
-            if "_" in name:  # would pass for the header with a hyphen
+            if "_" in name:  # CGI names cannot distinguish it from the header with a hyphen
                 continue
             field = name.upper().replace("-", "_")
             if field not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
@@ -246,14 +265,14 @@ class Connection:
             environ[field] = f"{environ[field]}, {value}" if field in environ else value
         return environ
 
-    def _gone(self) -> bool:
-        """True when the peer has ended the connection. Called by the connection's thread, between two writes."""
+    def _peer_gone(self) -> bool:
+        """Return True when the client has disconnected. Called by the connection's thread, between two writes."""
         try:
             with selectors.DefaultSelector() as selector:
                 selector.register(self._socket, selectors.EVENT_READ)
                 if not selector.select(0):
                     return False
-            # The plain socket's own: what TLS would make of it is not asked.
+            # Peek below TLS: the end of the TCP connection is enough.
             return not socket.socket.recv(self._socket, 1, socket.MSG_PEEK)
         except (OSError, ValueError):
             return True

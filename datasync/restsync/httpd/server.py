@@ -1,10 +1,10 @@
-"""A small threaded HTTP server for those who have none: one thread per connection, and an end that is prompt.
+"""A small threaded HTTP server for any WSGI application: one thread per connection, and a prompt ``close()``.
 
-Thread pools starve when event streams fill them, and most servers wait for open streams when they are to stop; here a
-connection is a thread, their number is bounded, and ``close()`` ends the streams first. The TLS handshake is done in
-the connection's thread, so that a peer which never finishes it holds up nobody.
+Event streams exhaust a thread pool, and most servers wait for open streams before they stop. This server gives each
+connection a thread, bounds their number, and ends the streams first when it closes. The TLS handshake runs in the
+connection's thread, so that a client that never finishes it blocks no other client.
 
-Source: contract section 5, C15; D47.
+Source: contract C15.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from datasync.errors import InvalidArgumentError, StoreConnectionError
-from datasync.restsync.app.adapter import Adapter
-from datasync.restsync.app.application import Application, wsgi_app
-from datasync.restsync.httpd.connection import Connection, Limits
+from datasync.restsync.httpd.connection import ConnectionLimits, HttpConnection
 from datasync.runtime.closing import Closable
 from datasync.runtime.sockets import close_in_children
 from datasync.runtime.threads import CLOSE_TIMEOUT, ForkGuard, Worker
@@ -31,83 +29,44 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Connections at once; more get 503.
-MAX_CONNECTIONS = 1024
-#: Seconds for a whole head, and for a TLS handshake.
-READ_TIMEOUT = 10.0
-#: Seconds for a whole body.
-BODY_TIMEOUT = 60.0
-#: Seconds that a peer may take nothing of what is sent.
-WRITE_TIMEOUT = 20.0
-#: Seconds that a connection may wait for its next request.
-KEEP_ALIVE = 60.0
-#: Seconds that requests under way may take to end when the server closes.
+#: Seconds that pending requests may take when the server closes.
 GRACE = 5.0
 
-#: A context, or the files (certificate chain, key), or (chain, key, authority of the clients' certificates).
+#: A context, or files: (certificate chain, key), or (chain, key, CA of the client certificates).
 ServerTls = ssl.SSLContext | tuple[str, str] | tuple[str, str, str]
 
 
-def serve(
-    address: str | tuple[str, int],
-    adapter: Adapter | Application,
-    *,
-    tls: ServerTls | None = None,
-    max_connections: int = MAX_CONNECTIONS,
-    read_timeout: float = READ_TIMEOUT,
-    body_timeout: float = BODY_TIMEOUT,
-    write_timeout: float = WRITE_TIMEOUT,
-    keep_alive: float = KEEP_ALIVE,
-    **options: Any,
-) -> Server:
-    """Serve *adapter* on *address* and return at once.
+class Server(Closable):
+    """A listening server; ``serve(...)`` makes and starts one.
 
     Args:
-      address: ``host:port`` or a pair; port 0 takes a free one. There is no default: who listens where is a decision.
-      adapter: It stays open when the server closes. An ``Application`` made before is served as it is.
-      tls: Speak HTTPS.
-      max_connections: More get 503.
-      read_timeout, body_timeout, write_timeout, keep_alive: Seconds for a head, a body, a peer that takes nothing, and
-        a connection without a request.
-      options: As for ``wsgi_app(...)``: ``token``, ``page``, ``show_values``, …
+      address: Host and port; port 0 takes a free port.
+      application: Any WSGI application. Its ``close()``, if it has one, is called when the server closes, and must end
+        the streams of responses.
+      context: Context for TLS; None for plain HTTP.
+      limits: Limits of every connection, and of their number.
 
     Raises:
-      InvalidArgumentError: An argument cannot be.
-      StoreConnectionError: The address cannot be listened on.
+      StoreConnectionError: The server cannot listen on the address.
+
+    Threads: any.
     """
-    host, port = _split(address)
-    if isinstance(adapter, Application):
-        if options:
-            raise InvalidArgumentError(f"{', '.join(options)}: give it to wsgi_app(...) instead")
-        application = adapter
-    else:
-        application = wsgi_app(adapter, **options)
-    if not _is_loopback(host) and not application.guarded:
-        log.warning("everybody who reaches %s:%d may read and write: give serve(...) a token", host, port)
-    limits = Limits(max_connections, read_timeout, body_timeout, write_timeout, keep_alive)
-    server = Server((host, port), application, _context(tls), limits)
-    server.start()
-    return server
-
-
-class Server(Closable):
-    """A running server; made by ``serve(...)``. Threads: any; a context manager that closes it."""
 
     def __init__(
         self,
         address: tuple[str, int],
         application: WSGIApplication,
         context: ssl.SSLContext | None,
-        limits: Limits,
+        limits: ConnectionLimits,
     ) -> None:
         self.application = application
         self.limits = limits
         self.context = context
         self._guard = ForkGuard("the REST server")
         self._lock = threading.Lock()  # guards _connections and _closed
-        self._connections: dict[Connection, Worker] = {}
+        self._connections: dict[HttpConnection, Worker] = {}
         self._closed = False
-        self._through = threading.Event()  # set when close() is
+        self._ended = threading.Event()  # set when close() has finished
         try:
             self._listener = _Listener(address, self)
         except OSError as error:
@@ -117,7 +76,7 @@ class Server(Closable):
 
     @property
     def port(self) -> int:
-        """The port that it listens on."""
+        """Port on which the server listens."""
         return int(self._listener.server_address[1])
 
     @property
@@ -128,24 +87,24 @@ class Server(Closable):
 
     @property
     def url(self) -> str:
-        """Where clients find it."""
+        """URL of the server."""
         return f"{'https' if self.context else 'http'}://{self.address}"
 
     @property
     def connections(self) -> int:
-        """Connections that are open."""
+        """Number of open connections."""
         return len(self._connections)
 
     def start(self) -> None:
-        """Accept connections; done by ``serve``."""
+        """Accept connections; ``serve`` calls this."""
         self._guard.check()
         self._acceptor.start()
         log.info("listening on %s", self.url)
 
     def close(self, timeout: float = GRACE) -> None:
-        """Stop: nobody is accepted, streams end, requests under way get *timeout* seconds. The adapter stays open.
+        """Stop: accept no connection, end the streams, and give pending requests *timeout* seconds.
 
-        Whoever calls it while another one does waits for that to be through, but for requests of this server.
+        A concurrent second call waits for the first, except from a request of this server.
         """
         if self._guard.forked:
             return
@@ -156,132 +115,118 @@ class Server(Closable):
             try:
                 self._end(connections, timeout)
             finally:
-                self._through.set()
-        elif not any(connection.is_current for connection in connections):  # who closes waits for that one
-            self._through.wait(timeout + CLOSE_TIMEOUT)
+                self._ended.set()
+        elif not any(connection.is_current for connection in connections):  # the closing thread waits for that request
+            self._ended.wait(timeout + CLOSE_TIMEOUT)
 
-    def _end(self, connections: dict[Connection, Worker], timeout: float) -> None:
+    def _end(self, connections: dict[HttpConnection, Worker], timeout: float) -> None:
         self._acceptor.close()
         self._listener.server_close()
-        end = getattr(self.application, "close", None)
-        if end is not None:
-            end()
+        close = getattr(self.application, "close", None)
+        if close is not None:
+            close()
         for connection in connections:
             connection.finish_soon()
         deadline = time.monotonic() + timeout
         for connection, worker in connections.items():
-            if connection.is_current:  # closed from within a request: it ends when it is answered
+            if connection.is_current:  # closed from within this request: the connection ends after its response
                 continue
             if not connection.over.wait(max(deadline - time.monotonic(), 0)):
                 connection.cut()
             worker.close(CLOSE_TIMEOUT)
-        log.info("%s is closed; %d connection(s) were open", self.url, len(connections))
+        log.info("closed %s; connections that were open: %d", self.url, len(connections))
 
-    def admit(self, peer: socket.socket, where: Any) -> None:
-        """Give a new connection its thread, or turn it away."""
+    def admit(self, peer: socket.socket, address: Any) -> None:
+        """Start a thread for a new connection, or refuse the connection."""
         close_in_children(peer)
-        connection = Connection(self, peer, where)
-        worker = Worker(f"restsync-connection-{where[0]}:{where[1]}", connection.run, wake=connection.cut)
+        connection = HttpConnection(self, peer, address)
+        worker = Worker(f"restsync-connection-{address[0]}:{address[1]}", connection.run, wake=connection.cut)
         with self._lock:
             refused = self._closed or len(self._connections) >= self.limits.connections
             if not refused:
                 self._connections[connection] = worker
         if refused:
-            connection.turn_away()
+            connection.refuse()
             return
         try:
             worker.start()
-        except RuntimeError:  # the system has no thread left
+        except RuntimeError:  # the system cannot start another thread
             self.forget(connection)
-            connection.turn_away()
+            connection.refuse()
 
-    def forget(self, connection: Connection) -> None:
-        """A connection has ended."""
+    def forget(self, connection: HttpConnection) -> None:
+        """Remove a connection that has ended."""
         with self._lock:
             self._connections.pop(connection, None)
 
     def _accept(self, worker: Worker) -> None:
-        self._listener.follow(worker)
+        self._listener.accept_until(worker)
 
 
 class _Listener(socketserver.TCPServer):
-    """The listening socket; what socketserver would do with threads of its own is left to ``Server``."""
+    """The listening socket. ``Server`` starts the threads, and not ``socketserver``."""
 
     allow_reuse_address = True
     request_queue_size = 1024
 
-    def __init__(self, address: tuple[str, int], owner: Server) -> None:
+    def __init__(self, address: tuple[str, int], server: Server) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
-        self._owner = owner
-        self._bell, self._button = socket.socketpair()
+        self._server = server
+        self._wake_receiver, self._wake_sender = socket.socketpair()
         super().__init__(address, socketserver.BaseRequestHandler)
         self.socket.setblocking(False)
-        for one in (self.socket, self._bell, self._button):
+        for one in (self.socket, self._wake_receiver, self._wake_sender):
             close_in_children(one)
 
     def wake(self) -> None:
-        """Let ``follow`` look at ``stopping``."""
+        """Let ``accept_until`` check ``stopping``."""
         try:
-            self._button.send(b"x")
+            self._wake_sender.send(b"x")
         except OSError:
             pass
 
-    def follow(self, worker: Worker) -> None:
-        """Accept until the worker is to stop."""
+    def accept_until(self, worker: Worker) -> None:
+        """Accept connections until *worker* is stopping."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.socket, selectors.EVENT_READ)
-            selector.register(self._bell, selectors.EVENT_READ)
+            selector.register(self._wake_receiver, selectors.EVENT_READ)
             while not worker.stopping.is_set():
                 selector.select()
                 if worker.stopping.is_set():
                     return
                 try:
-                    peer, where = self.socket.accept()
+                    peer, address = self.socket.accept()
                 except BlockingIOError:
                     continue
-                except OSError as error:  # no descriptor left, most likely: some will be free again
+                except OSError as error:  # most likely no descriptor is left; wait until one is free
                     log.warning("cannot accept a connection: %s", error)
                     worker.stopping.wait(0.05)
                     continue
-                self._owner.admit(peer, where)
+                self._server.admit(peer, address)
 
     def server_close(self) -> None:
         super().server_close()
-        self._bell.close()
-        self._button.close()
+        self._wake_receiver.close()
+        self._wake_sender.close()
 
 
-def _split(address: str | tuple[str, int]) -> tuple[str, int]:
-    if isinstance(address, tuple):
-        host, port = address[0], str(address[1])
-    elif isinstance(address, str):
-        host, _, port = address.rpartition(":")
-    else:
-        raise InvalidArgumentError(f"an address is host:port, not {type(address).__name__}")
-    host = host.strip("[]")
-    if not host or not (port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 65536):
-        raise InvalidArgumentError(f"an address is host:port, not {str(address)[:80]!r}")
-    return host, int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
-def _context(tls: ServerTls | None) -> ssl.SSLContext | None:
+def make_server_context(tls: ServerTls | None) -> ssl.SSLContext | None:
+    """Return the context for *tls*; None for plain HTTP. Raises ``InvalidArgumentError``."""
     if tls is None or isinstance(tls, ssl.SSLContext):
         return tls
     if not isinstance(tls, tuple) or len(tls) not in (2, 3):
-        raise InvalidArgumentError("tls is an ssl.SSLContext, or (certificate, key) files, or those and an authority")
+        raise InvalidArgumentError(
+            "tls must be an ssl.SSLContext, or files: (certificate, key) or (certificate, key, CA)"
+        )
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2  # whatever the system's settings allow
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # even where the system allows less
     try:
-        # A key with a password is an error: without this the terminal would be asked for it.
+        # Without a password, OpenSSL would ask the terminal for the one of an encrypted key.
         context.load_cert_chain(tls[0], tls[1], password="")
         if len(tls) == 3:
             context.load_verify_locations(tls[2])
             context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ValueError, TypeError) as error:  # ssl.SSLError is an OSError
-        raise InvalidArgumentError(f"the TLS files {', '.join(map(str, tls))} cannot be used: {error}") from error
+        raise InvalidArgumentError(f"cannot load the TLS files {', '.join(map(str, tls))}: {error}") from error
     return context

@@ -18,22 +18,22 @@ from google.protobuf.wrappers_pb2 import BytesValue
 
 from datasync.restsync import Adapter, serve
 from datasync.restsync.app import adapter as adapter_module
-from datasync.restsync.app.replay_buffer import Journal
+from datasync.restsync.app.replay_buffer import ReplayBuffer
 from datasync.runtime.threads import Worker
 from datasync.syncbase.change import ChangeResp
 from tests.faults.history import brief
 from tests.support.child_process import Answer, answer_questions
 
 
-class LoggedJournal(Journal):
+class LoggedReplayBuffer(ReplayBuffer):
     """Writes each transaction to a file, which outlives the process, before it is told."""
 
     file = -1
 
-    def note(self, revision: int, changes: Sequence[ChangeResp] | None) -> None:
+    def add(self, revision: int, changes: Sequence[ChangeResp] | None) -> None:
         ops = None if changes is None else [(change.key, _text(change)) for change in changes]
         os.write(self.file, json.dumps({"revision": revision, "ops": ops}).encode() + b"\n")
-        super().note(revision, changes)
+        super().add(revision, changes)
 
 
 def _text(change: ChangeResp) -> str | None:
@@ -109,8 +109,8 @@ def main() -> None:
     parser.add_argument("--history", type=int, default=1000)
     parser.add_argument("--done-timeout", type=float, default=0.3)
     options = parser.parse_args()
-    LoggedJournal.file = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-    adapter_module.Journal = LoggedJournal  # type: ignore[attr-defined]
+    LoggedReplayBuffer.file = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+    adapter_module.ReplayBuffer = LoggedReplayBuffer  # type: ignore[attr-defined]
     served = Served(options.port, options.history, {"done_timeout": options.done_timeout})
     names = [name for name in vars(Served) if not name.startswith("_")]
     answer_questions({name: getattr(served, name) for name in names})

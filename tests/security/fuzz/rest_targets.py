@@ -18,7 +18,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from datasync.errors import DatasyncError
 from datasync.restsync import Adapter, Client, wsgi_app
 from datasync.restsync.client.event_source import EventParser, StreamReader
-from datasync.restsync.httpd.connection import Connection, Limits
+from datasync.restsync.httpd.connection import ConnectionLimits, HttpConnection
 from datasync.runtime.threads import Worker
 from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.registry import Registry
@@ -185,7 +185,7 @@ class RestServer(_Serving):
 
     def open(self) -> None:
         super().open()
-        self.limits = Limits(10, 0.3, 0.3, 2.0, 0.3)
+        self.limits = ConnectionLimits(10, 0.3, 0.3, 2.0, 0.3)
         self.context = None
         self.address = "127.0.0.1:1"
         self._door = socket.create_server(("127.0.0.1", 0))
@@ -194,7 +194,7 @@ class RestServer(_Serving):
         self._door.close()
         super().close()
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: HttpConnection) -> None:
         pass
 
     def run(self, data: bytes) -> None:
@@ -210,7 +210,7 @@ class RestServer(_Serving):
             answers = bytearray()
             reader.start()
             try:
-                Connection(self, accepted, where).run(reader)
+                HttpConnection(self, accepted, where).run(reader)
             finally:
                 reader.close()
         heads = re.findall(rb"HTTP/1\.1 \d{3} [^\r]*(?:\r\n[^\r]+)*", bytes(answers))
@@ -381,7 +381,7 @@ class RestAnswers(Target):
         )
         message = StringValue(value=SECRET)
         client = self._client
-        with mock.patch.object(client._pool, "urlopen", return_value=answer), only():
+        with mock.patch.object(client._requests._pool, "urlopen", return_value=answer), only():
             if call == 0:
                 client.put("a", message)
             elif call == 1:

@@ -19,7 +19,7 @@ from datasync.keyval.etcd.endpoint import _make_channel
 from datasync.keyval.etcd.store import EtcdStore
 from datasync.keyval.urls import _known_options, _load, _merge, connect, parse_url
 from datasync.restsync.client.connection import read_url
-from datasync.restsync.httpd.server import _split
+from datasync.restsync.serve import split_address
 from tests.security.fuzz.supply import Supply
 from tests.security.fuzz.target import SECRET, Finding, Target, only, refuse_secrets
 
@@ -62,7 +62,7 @@ class Urls(Target):
             elif kind == 2:
                 refuse_secrets(repr(read_url(supply.text(SERVERS))))
             else:
-                _split(supply.text(ADDRESSES))
+                split_address(supply.text(ADDRESSES))
 
     def _store(self, url: str) -> None:
         parsed = parse_url(url)

@@ -1,0 +1,83 @@
+"""``serve(...)``: an adapter, the application over it, and a server that listens on a port."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from datasync.errors import InvalidArgumentError
+from datasync.restsync.app.adapter import Adapter
+from datasync.restsync.app.application import Application
+from datasync.restsync.httpd.connection import (
+    BODY_TIMEOUT,
+    KEEP_ALIVE,
+    MAX_CONNECTIONS,
+    READ_TIMEOUT,
+    WRITE_TIMEOUT,
+    ConnectionLimits,
+)
+from datasync.restsync.httpd.server import Server, ServerTls, make_server_context
+
+log = logging.getLogger(__name__)
+
+
+def serve(
+    address: str | tuple[str, int],
+    adapter: Adapter | Application,
+    *,
+    tls: ServerTls | None = None,
+    max_connections: int = MAX_CONNECTIONS,
+    read_timeout: float = READ_TIMEOUT,
+    body_timeout: float = BODY_TIMEOUT,
+    write_timeout: float = WRITE_TIMEOUT,
+    keep_alive: float = KEEP_ALIVE,
+    **options: Any,
+) -> Server:
+    """Serve *adapter* on *address*, and return at once.
+
+    Args:
+      address: ``host:port`` or a pair; port 0 takes a free port. There is no default address.
+      adapter: It stays open when the server closes. An ``Application`` is served with the options that it has.
+      tls: Certificate for HTTPS: a context, or files.
+      max_connections: Connections at once; one more gets 503.
+      read_timeout: Seconds for a whole request head, and for a TLS handshake.
+      body_timeout: Seconds for a whole request body.
+      write_timeout: Seconds that a client may take to accept a chunk of a response.
+      keep_alive: Seconds that a connection may stay open without a request.
+      options: Arguments of ``Application``: ``token``, ``page``, ``show_values``, …
+
+    Raises:
+      InvalidArgumentError: An argument is not valid.
+      StoreConnectionError: The server cannot listen on the address.
+    """
+    host, port = split_address(address)
+    if isinstance(adapter, Application):
+        if options:
+            raise InvalidArgumentError(f"{', '.join(options)}: pass these options to wsgi_app(...) instead")
+        application = adapter
+    else:
+        application = Application(adapter, **options)
+    if not _is_loopback(host) and not application.guarded:
+        log.warning("%s:%d accepts reads and writes from everyone: give serve(...) a token", host, port)
+    limits = ConnectionLimits(max_connections, read_timeout, body_timeout, write_timeout, keep_alive)
+    server = Server((host, port), application, make_server_context(tls), limits)
+    server.start()
+    return server
+
+
+def split_address(address: str | tuple[str, int]) -> tuple[str, int]:
+    """Return host and port of *address*. Raises ``InvalidArgumentError``."""
+    if isinstance(address, tuple):
+        host, port = address[0], str(address[1])
+    elif isinstance(address, str):
+        host, _, port = address.rpartition(":")
+    else:
+        raise InvalidArgumentError(f"an address must be host:port, not a {type(address).__name__}")
+    host = host.strip("[]")
+    if not host or not (port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 65536):
+        raise InvalidArgumentError(f"an address must be host:port, not {str(address)[:80]!r}")
+    return host, int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
