@@ -1,8 +1,8 @@
-"""Many transports seen as one watcher and one writer.
+"""Many transports combined into one watcher and one writer.
 
-They delegate: each member delivers its own stream, with its own RESYNCs of its own keys only. Whose event it is, is in
-its context: ``event.get_context().run(current_source.get)``. A consumer must never read the RESYNC of one member as
-"all keys of the others are gone".
+Each member delivers its own stream, with RESYNCs of its own keys only. The context of an event names its source:
+``event.get_context().run(current_source.get)``. A consumer must never take the RESYNC of one member to mean that all
+keys of the others are gone.
 
 Source: cn-infra ``datasync/aggregator.go``; contract C12.
 """
@@ -19,6 +19,7 @@ from datasync.api import KeyProtoValDeleter, KeyProtoValWriter, KeyValProtoWatch
 from datasync.errors import AggregateError, InvalidArgumentError, UnsupportedError
 from datasync.options import DelOption, PutOption
 from datasync.runtime.closing import Closable
+from datasync.runtime.wording import counted
 from datasync.serializer import check_key, check_message
 
 T = TypeVar("T")
@@ -26,18 +27,18 @@ SelfT = TypeVar("SelfT", bound="_Members[Any]")
 
 
 class _Members(Sequence[T]):
-    """A fixed sequence of members that are all of one kind, given one by one or as one iterable."""
+    """A fixed sequence of members of one kind, given one by one or as one iterable."""
 
     __slots__ = ("_members",)
 
     def __init__(self, *members: T | Iterable[T]) -> None:
-        # An aggregate is itself a member and an iterable: then it is meant as a member.
+        # An aggregate is both a member and an iterable: it counts as a member.
         if len(members) == 1 and not self._fits(members[0]) and isinstance(members[0], Iterable):
             members = tuple(members[0])
         for place, member in enumerate(members):
             if not self._fits(member):
                 name = type(self).__name__
-                raise InvalidArgumentError(f"member {place} of {name} has the wrong type: {type(member).__name__}")
+                raise InvalidArgumentError(f"member {place} of {name} has the wrong type {type(member).__name__}")
         self._members = cast("tuple[T, ...]", members)
 
     @staticmethod
@@ -61,9 +62,9 @@ class _Members(Sequence[T]):
 
 
 class KVProtoWatchers(_Members[KeyValProtoWatcher]):
-    """Watches through every member; with none, a watcher that never delivers.
+    """A watcher that watches through every member; without members it never delivers.
 
-    Threads: any; holds no state but its members.
+    Threads: any; it has no state but its members.
     Source: Go ``KVProtoWatchers``.
     """
 
@@ -79,7 +80,7 @@ class KVProtoWatchers(_Members[KeyValProtoWatcher]):
         """Watch through every member in order, or through none.
 
         Raises:
-          DatasyncError: What the first failing member raised, after the registrations made so far were closed.
+          DatasyncError: The error of the first member that failed, after the earlier registrations were closed.
           AggregateError: Closing them failed too; the first of ``errors`` is the member's.
         """
         made: list[WatchRegistration] = []
@@ -93,10 +94,10 @@ class KVProtoWatchers(_Members[KeyValProtoWatcher]):
 
 
 class AggregatedRegistration(Closable):
-    """The registrations of one subscription with several watchers; with none, a null object.
+    """The registrations of one subscription with several watchers; without any, a null object.
 
-    Threads: any. It has no lock of its own: registering and unregistering *one* prefix from two threads at the same
-    time may leave it with some members.
+    Threads: any. It has no lock of its own: two threads that register and unregister the *same* prefix at the same
+    time may leave it with only some of the members.
     Source: Go ``AggregatedRegistration``.
     """
 
@@ -114,8 +115,8 @@ class AggregatedRegistration(Closable):
         """Add *key_prefix* with every member, or with none.
 
         Raises:
-          DatasyncError: What the first failing member raised, after the others were brought back.
-          AggregateError: Bringing them back failed too; the first of ``errors`` is the member's.
+          DatasyncError: The error of the first member that failed, after the others were rolled back.
+          AggregateError: The rollback failed too; the first of ``errors`` is the member's.
         """
         done: list[WatchRegistration] = []
         try:
@@ -127,21 +128,21 @@ class AggregatedRegistration(Closable):
             raise
 
     def unregister(self, key_prefix: str) -> None:
-        """Remove *key_prefix* from every member; ``AggregateError`` with what failed, after all were reached."""
+        """Remove *key_prefix* from every member. Raises ``AggregateError`` with all failures at the end."""
         _reach_all(self._registrations, lambda registration: registration.unregister(key_prefix))
 
     def close(self) -> None:
-        """Close every member; ``AggregateError`` with what failed, after all were reached. May be called twice."""
+        """Close every member. Raises ``AggregateError`` with all failures at the end. May be called twice."""
         _reach_all(self._registrations, lambda registration: registration.close())
 
     def __repr__(self) -> str:
-        return f"AggregatedRegistration({len(self._registrations)} members)"
+        return f"AggregatedRegistration({counted(len(self._registrations), 'member')})"
 
 
 class KVProtoWriters(_Members[KeyProtoValWriter]):
-    """Writes through every member; with none, a writer that goes nowhere.
+    """A writer that writes through every member; without members it writes nothing.
 
-    Threads: any; holds no state but its members.
+    Threads: any; it has no state but its members.
     Source: Go ``KVProtoWriters``.
     """
 
@@ -152,10 +153,10 @@ class KVProtoWriters(_Members[KeyProtoValWriter]):
         return isinstance(member, KeyProtoValWriter)
 
     def put(self, key: str, data: Message, *opts: PutOption) -> None:
-        """Write to every member, also after one failed.
+        """Write to every member, even if one fails.
 
         Raises:
-          InvalidArgumentError: *key* or *data* is unusable; no member was reached.
+          InvalidArgumentError: *key* or *data* is invalid; no member was called.
           AggregateError: Some members failed; the others have the value.
         """
         check_key(key)
@@ -163,21 +164,23 @@ class KVProtoWriters(_Members[KeyProtoValWriter]):
         _reach_all(self, lambda member: member.put(key, data, *opts))
 
     def delete(self, key: str, *opts: DelOption) -> bool:
-        """Delete from every member that can; True when any had something to delete.
+        """Delete from every member that supports it; True if the key existed in any of them.
 
         Raises:
-          UnsupportedError: There are members, and none can delete.
-          AggregateError: Some members failed; the others have deleted.
+          UnsupportedError: There are members, but none supports deletes.
+          AggregateError: Some members failed; the others have deleted the key.
         """
         check_key(key)
         able = [member for member in self if isinstance(member, KeyProtoValDeleter)]
         if self and not able:
-            raise UnsupportedError(f"none of the {len(self)} writers can delete {key!r}")
+            raise UnsupportedError(
+                f"{key!r} cannot be deleted: none of {counted(len(self), 'writer')} supports deletes"
+            )
         return any(_reach_all(able, lambda member: member.delete(key, *opts)))
 
 
 def _reach_all(members: Iterable[T], act: Callable[[T], Any]) -> list[Any]:
-    """Call *act* for every member, then raise what failed, together."""
+    """Call *act* for every member, then raise all failures together."""
     results, errors = _attempt(members, act)
     if errors:
         # The first as the cause, so that its traceback is printed; all are in .errors.
@@ -186,9 +189,9 @@ def _reach_all(members: Iterable[T], act: Callable[[T], Any]) -> list[Any]:
 
 
 def _roll_back(error: BaseException, done: Sequence[T], undo: Callable[[T], Any]) -> None:
-    """Undo what was done, last first; raises only if that fails and *error* can be raised along with it."""
+    """Call *undo* for *done*, last first. Raise only if that fails and *error* can be raised together with it."""
     _, errors = _attempt(reversed(done), undo)
-    # Never hide a KeyboardInterrupt behind an error of ours.
+    # Never replace a KeyboardInterrupt with another error.
     if errors and isinstance(error, Exception):
         raise AggregateError([error, *errors]) from error
 

@@ -1,6 +1,6 @@
-"""The two sides of a transport: watchers that deliver, writers that send.
+"""The two sides of a transport: watchers that deliver events, and writers that send values.
 
-Source: cn-infra ``datasync/datasync_api.go``; contract section 2.
+Source: cn-infra ``datasync/datasync_api.go``; contract C2, C11.
 """
 
 from __future__ import annotations
@@ -22,20 +22,17 @@ class WatchRegistration(Protocol):
     """A running subscription. Threads: any. A context manager that closes it."""
 
     def register(self, resync_name: str, key_prefix: str) -> None:
-        """Add *key_prefix*; its state follows as a RESYNC.
+        """Add *key_prefix*; a RESYNC that includes it follows.
 
         Raises:
-          SubscriptionError: *resync_name* is not this subscription's, or the prefix is already there.
+          SubscriptionError: *resync_name* is not this subscription's, or it already watches *key_prefix*.
         """
-        ...
 
     def unregister(self, key_prefix: str) -> None:
-        """Remove *key_prefix*; no event with its keys is put after this returns. Unknown prefixes are ignored."""
-        ...
+        """Remove *key_prefix*; no event with its keys is put afterwards. Without effect for an unknown prefix."""
 
     def close(self) -> None:
-        """End the subscription; no event is put after this returns. May be called twice."""
-        ...
+        """End the subscription; no event is put afterwards. May be called twice."""
 
     def __enter__(self) -> WatchRegistration: ...
 
@@ -46,7 +43,7 @@ class WatchRegistration(Protocol):
 
 @runtime_checkable
 class KeyValProtoWatcher(Protocol):
-    """Delivers the changes and the full state of a source."""
+    """A source whose full state and changes can be subscribed to."""
 
     def watch(
         self, resync_name: str, change_queue: Queue[Any] | None, resync_queue: Queue[Any] | None, *key_prefixes: str
@@ -55,25 +52,23 @@ class KeyValProtoWatcher(Protocol):
 
         Args:
           resync_name: Name of the subscription, unique in this watcher.
-          change_queue: Receives a ``ChangeEvent`` per transaction; None: not interested.
-          resync_queue: Receives a ``ResyncEvent`` at first and whenever the stream cannot go on; None: not interested.
-            May be the same object as *change_queue*.
+          change_queue: Receives a ``ChangeEvent`` per transaction; None counts every change as done.
+          resync_queue: Receives a ``ResyncEvent`` at first and whenever the stream cannot continue; None counts it as
+            done. May be the same object as *change_queue*.
           key_prefixes: Plain strings, relative to the transport's own prefix.
 
         Raises:
           SubscriptionError: The name is taken, or a prefix is given twice.
-          InvalidArgumentError: Both queues are None, or a prefix is no string.
+          InvalidArgumentError: Both queues are None, or a prefix is not a string.
         """
-        ...
 
 
 @runtime_checkable
 class KeyProtoValWriter(Protocol):
-    """Sends values to a store or a peer."""
+    """A writer to a store or a peer."""
 
     def put(self, key: str, data: Message, *opts: PutOption) -> None:
-        """Write *data* under *key*. Raises ``InvalidArgumentError`` for None and for options it cannot honour."""
-        ...
+        """Write *data* under *key*. Raises ``InvalidArgumentError`` for None and for unsupported options."""
 
 
 @runtime_checkable
@@ -81,5 +76,4 @@ class KeyProtoValDeleter(KeyProtoValWriter, Protocol):
     """A writer that can also delete."""
 
     def delete(self, key: str, *opts: DelOption) -> bool:
-        """Delete *key*; True when there was something to delete."""
-        ...
+        """Delete *key*; True if the key existed."""

@@ -1,4 +1,4 @@
-"""Transactions as a reader passes them from a store to a registry.
+"""The transactions that a reader passes from a store to a registry.
 
 Source: contract C1, C4, C13.
 """
@@ -12,7 +12,7 @@ from datasync.events import ResyncReason
 
 
 class Commit(NamedTuple):
-    """One transaction of the store's history: *ops* are (key, value) in its order, None for a delete, a key once."""
+    """One transaction of a store: *ops* are (key, value) in its order, None for a delete, each key once."""
 
     revision: int
     ops: Sequence[tuple[str, bytes | None]]
@@ -24,7 +24,7 @@ class Commit(NamedTuple):
 class Batch(NamedTuple):
     """Whole commits in order, and the revision up to which the stream is complete with them.
 
-    No commits: a bookmark, the word that nothing else happened up to *revision*.
+    A batch without commits is a bookmark: there were no other changes up to *revision*.
     """
 
     revision: int
@@ -32,16 +32,13 @@ class Batch(NamedTuple):
 
 
 class ReaderSink(Protocol):
-    """Where a reader puts what it reads, called from the reader's thread only: a ``syncbase.Registry`` is one."""
+    """The receiver of a reader, such as a ``syncbase.Registry``. Called from the reader's thread only."""
 
     def feed_snapshot(self, revision: int, entries: dict[str, tuple[int, bytes]], reason: ResyncReason) -> None:
-        """The full state: key to (revision, value). The dict is the sink's own from now on."""
-        ...
+        """Take the full state: key to (revision, value). The sink keeps the dict."""
 
     def feed_changes(self, batch: Batch) -> None:
-        """Commits that follow the last snapshot or batch without a gap."""
-        ...
+        """Take commits that follow the last snapshot or batch without a gap."""
 
     def source_lost(self, error: BaseException) -> None:
-        """The store cannot be read; the next snapshot or batch says that it can be again."""
-        ...
+        """Note that the store cannot be read; the next snapshot or batch means that it can be read again."""

@@ -1,7 +1,7 @@
 """The errors of datasync: one tree under :class:`DatasyncError`.
 
-Every message names the key, the prefix or the subscription that it is about, and never a value. ``retryable`` says
-whether the same call may succeed later without anybody changing anything.
+Every message names the key, prefix or subscription that it is about, and never a value. ``retryable`` is True when the
+same call may succeed later without a change by the caller.
 """
 
 from __future__ import annotations
@@ -9,42 +9,44 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
+from datasync.runtime.wording import counted
+
 
 class DatasyncError(Exception):
-    """Base of everything that datasync raises on purpose."""
+    """Base class of all errors of datasync."""
 
-    #: True when the same call may succeed later by itself.
+    #: True when the same call may succeed later.
     retryable: ClassVar[bool] = False
 
 
 class NotReadyError(DatasyncError):
-    """Used before it was started, or before its source could be read for the first time."""
+    """Used before it was started, or before its source was read for the first time."""
 
     retryable = True
 
 
 class ClosedError(DatasyncError):
-    """Used after ``close()``; also the answer to events and callers that ``close()`` found waiting."""
+    """Used after ``close()``; also raised to the callers that wait at the time of ``close()``."""
 
 
 class ForkedError(DatasyncError):
-    """A handle of the parent process used in a child made by ``os.fork()``; open a new one in the child."""
+    """A handle of the parent process was used in a child made by ``os.fork()``; open a new one in the child."""
 
 
 class SubscriptionError(DatasyncError, ValueError):
-    """A resync name or key prefix that is already there, or is not there."""
+    """A resync name or key prefix that already exists, or that does not exist."""
 
 
 class InvalidArgumentError(DatasyncError, ValueError):
-    """A bad key, option, URL, message or other argument; nothing was written."""
+    """An invalid key, option, URL, message or other argument; nothing was written."""
 
 
 class ConflictError(DatasyncError):
-    """A key did not have the revision that a write was made conditional on; nothing was written."""
+    """A key did not have the revision that a write required; nothing was written."""
 
 
 class MissingExtraError(DatasyncError, ImportError):
-    """A client library is not installed; the message names the extra that brings it."""
+    """A client library is not installed; the message names the extra that installs it."""
 
     def __init__(self, extra: str, library: str) -> None:
         super().__init__(f"{library} is not installed: pip install 'datasync-kv[{extra}]'")
@@ -56,11 +58,11 @@ class MissingExtraError(DatasyncError, ImportError):
 
 
 class DeliveryTimeout(DatasyncError, TimeoutError):
-    """A subscriber's queue stayed full, so the event was replaced by a later RESYNC."""
+    """A subscriber's queue stayed full, so that a later RESYNC replaces the event."""
 
 
 class DoneTimeout(DatasyncError, TimeoutError):
-    """Subscribers did not call ``done`` in time; ``silent`` names them. A late answer still counts."""
+    """Subscribers did not call ``done`` in time; ``silent`` names them. A late acknowledgement still counts."""
 
     def __init__(self, message: str, silent: Iterable[str] = ()) -> None:
         super().__init__(message)
@@ -68,48 +70,48 @@ class DoneTimeout(DatasyncError, TimeoutError):
 
 
 class PropagationError(DatasyncError):
-    """Subscribers refused an event. ``errors`` maps each one's resync name to what it answered."""
+    """Subscribers rejected an event. ``errors`` maps the resync name of each one to its error."""
 
     def __init__(self, errors: Mapping[str, BaseException]) -> None:
         self.errors: dict[str, BaseException] = dict(errors)
         listing = "; ".join(f"{name}: {_summary(error)}" for name, error in self.errors.items())
-        super().__init__(f"not applied by {len(self.errors)} subscription(s): {listing}")
+        super().__init__(f"rejected by {counted(len(self.errors), 'subscription')}: {listing}")
 
-    def __reduce__(self) -> tuple[Any, ...]:  # Exception would make it again from its message
+    def __reduce__(self) -> tuple[Any, ...]:  # Exception would restore it from its message
         return type(self), (self.errors,)
 
 
 class AggregateError(DatasyncError):
-    """Members of an aggregate failed. ``errors`` holds every failure, in the order of the members."""
+    """Members of an aggregate failed. ``errors`` contains every failure, in the order of the members."""
 
     def __init__(self, errors: Iterable[BaseException]) -> None:
         self.errors: tuple[BaseException, ...] = tuple(errors)
-        super().__init__(f"{len(self.errors)} member(s) failed: " + "; ".join(map(_summary, self.errors)))
+        super().__init__(f"{counted(len(self.errors), 'member')} failed: " + "; ".join(map(_summary, self.errors)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.errors,)
 
 
 class DecodeError(DatasyncError, ValueError):
-    """Bytes that do not fit the message they were read into."""
+    """Bytes that are not a valid encoding of the message type they were decoded into."""
 
 
 class StoreError(DatasyncError):
-    """A key-value store failed or refused."""
+    """A key-value store failed or returned an error."""
 
 
 class StoreConnectionError(StoreError):
-    """The store cannot be reached, or the connection broke; trying again may help."""
+    """The store cannot be reached, or the connection was lost; a retry may help."""
 
     retryable = True
 
 
 class PermissionDenied(StoreError):
-    """The store knows who asks and refuses, or the credentials are wrong."""
+    """The store denies access, or the credentials are wrong."""
 
 
 class CompactedError(StoreError):
-    """The history after the wanted revision is gone; ``compact_revision`` is the oldest that is left, 0 if unknown."""
+    """The history after a revision was compacted; ``compact_revision`` is the oldest available one, 0 if unknown."""
 
     def __init__(self, message: str, compact_revision: int = 0) -> None:
         super().__init__(message)
@@ -117,19 +119,19 @@ class CompactedError(StoreError):
 
 
 class UnsupportedError(StoreError):
-    """The store cannot do what was asked; its ``capabilities`` say what it can."""
+    """The store does not support the operation; its ``capabilities`` list what it supports."""
 
 
 class UnknownOutcome(StoreError):
-    """A write was sent and no answer came: it may or may not have been applied. It is not repeated by itself."""
+    """A write got no response: it may or may not have been applied. It is not repeated automatically."""
 
 
 class MessagingError(DatasyncError):
-    """A message broker failed or refused."""
+    """A message broker failed or returned an error."""
 
 
 class PublishError(MessagingError):
-    """A message was not acknowledged by the broker."""
+    """The broker did not acknowledge a message."""
 
 
 def _summary(error: BaseException) -> str:

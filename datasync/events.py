@@ -1,6 +1,6 @@
-"""What a subscriber receives: changes, resyncs, and the lazy values inside them.
+"""The interfaces of events: changes, resyncs, and the lazy values inside them.
 
-Source: cn-infra ``datasync/events.go``; contract section 2.
+Source: cn-infra ``datasync/events.go``; contract C2-C9.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 
 class Op(str, Enum):
-    """What happened to a key. ``PUT`` is a create or an update: ``get_prev_value`` tells which."""
+    """The kind of a change. ``PUT`` is a create or an update: ``get_prev_value`` tells which."""
 
     INVALID = ""
     PUT = "Put"
@@ -24,74 +24,78 @@ class Op(str, Enum):
 
 
 class ResyncReason(str, Enum):
-    """Why a RESYNC was sent."""
+    """The reason of a RESYNC."""
 
-    #: The first one of a subscription.
+    #: The first RESYNC of a subscription.
     INITIAL = "initial"
-    #: The orchestrator, the source or the application asked for it.
+    #: The orchestrator, the source or the application requested it.
     REQUESTED = "requested"
     #: A prefix was registered.
     PREFIX = "prefix"
-    #: The subscriber's queue stayed full, or too many changes were waiting.
+    #: The subscriber's queue stayed full, or too many changes were pending.
     OVERFLOW = "overflow"
-    #: The subscriber answered an event with an error.
+    #: The subscriber rejected an event.
     FAILED = "failed"
-    #: The subscriber did not answer an event at all.
+    #: The subscriber did not acknowledge an event.
     UNANSWERED = "unanswered"
-    #: The store no longer has the history since the last revision that was read.
+    #: The store has compacted the history after the last revision that was read.
     COMPACTED = "compacted"
-    #: The connection was lost to a store that keeps no history.
+    #: The connection to a store without history was lost.
     RECONNECTED = "reconnected"
-    #: The store went back in time: restored from a copy, or emptied.
+    #: The store went back in time: it was restored from a backup, or emptied.
     REWOUND = "rewound"
 
 
 class CallbackResult(Protocol):
-    """Something that wants to be told how its handling ended."""
+    """An object that its handler acknowledges."""
 
     def done(self, error: BaseException | None = None) -> bool:
-        """Answer: None for success. True for the call that settled it, False for a later one. Threads: any."""
-        ...
+        """Acknowledge: None for success. True for the call that settled it, False for a later one. Threads: any."""
 
 
 class WithKey(Protocol):
+    """An object with a key."""
+
     def get_key(self) -> str:
-        """The key, relative to the transport's prefix."""
-        ...
+        """Return the key, relative to the transport's prefix."""
 
 
 class WithRevision(Protocol):
+    """An object with a revision."""
+
     def get_revision(self) -> int:
-        """The revision at which this value was set or deleted."""
-        ...
+        """Return the revision at which this value was set or deleted."""
 
 
 class WithChangeType(Protocol):
+    """An object with a kind of change."""
+
     def get_change_type(self) -> Op:
-        """``Op.PUT`` or ``Op.DELETE``."""
-        ...
+        """Return ``Op.PUT`` or ``Op.DELETE``."""
 
 
 class LazyValue(Protocol):
+    """A value that is decoded on demand."""
+
     def get_value(self, message: MessageT) -> MessageT:
-        """Clear *message*, fill it with the value and return it; a deleted key leaves it empty.
+        """Clear *message*, decode the value into it and return it; a deleted key leaves it empty.
 
         Raises:
-          DecodeError: The bytes do not fit *message*.
+          DecodeError: The bytes are not a valid encoding of *message*.
         """
-        ...
 
 
 class WithPrevValue(Protocol):
-    def get_prev_value(self, message: Message | None) -> bool:
-        """Fill *message* with the value before the change; False, and *message* empty, when there was none.
+    """A change that knows the previous value."""
 
-        With None it only tells whether there was one.
+    def get_prev_value(self, message: Message | None) -> bool:
+        """Decode the previous value into *message*; False, and *message* empty, when there was none.
+
+        With None nothing is decoded.
 
         Raises:
-          DecodeError: The bytes do not fit *message*.
+          DecodeError: The bytes are not a valid encoding of *message*.
         """
-        ...
 
 
 @runtime_checkable
@@ -106,16 +110,15 @@ class ChangeValue(WithChangeType, KeyVal, Protocol):
 
 @runtime_checkable
 class ProtoWatchResp(ChangeValue, WithPrevValue, Protocol):
-    """One change as a subscriber sees it: with the value before."""
+    """One change as a subscriber receives it, with the previous value."""
 
 
 @runtime_checkable
 class KeyValIterator(Protocol):
-    """The pairs under one prefix of a RESYNC; stays readable after ``done``."""
+    """The pairs under one prefix of a RESYNC; readable also after ``done``."""
 
     def get_next(self) -> tuple[KeyVal | None, bool]:
-        """The next pair and False; ``(None, True)`` past the last one. Raises what the source raised."""
-        ...
+        """Return the next pair and False; ``(None, True)`` after the last one. Raises the error of the source."""
 
     def __iter__(self) -> Iterator[KeyVal]: ...
 
@@ -127,12 +130,10 @@ class ChangeEvent(CallbackResult, Protocol):
     """A transaction of changes, delivered on the change queue."""
 
     def get_context(self) -> contextvars.Context:
-        """A copy of the context in which the change was made, with ``datasync.current_source`` set."""
-        ...
+        """Return a copy of the context in which the change was made, with ``datasync.current_source`` set."""
 
     def get_changes(self) -> Sequence[ProtoWatchResp]:
-        """The changes, each key once, in the order of the source."""
-        ...
+        """Return the changes, each key once, in the order of the source."""
 
 
 @runtime_checkable
@@ -141,22 +142,17 @@ class ResyncEvent(CallbackResult, Protocol):
 
     @property
     def reason(self) -> ResyncReason:
-        """Why it was sent."""
-        ...
+        """The reason of this RESYNC."""
 
     @property
     def revision(self) -> int:
-        """The source's revision at which this state was true; later CHANGEs have greater ones."""
-        ...
+        """The source's revision of this state; later CHANGEs have greater ones."""
 
     def get_context(self) -> contextvars.Context:
-        """A copy of the context in which the resync was asked for, with ``datasync.current_source`` set."""
-        ...
+        """Return a copy of the context in which the resync was requested, with ``datasync.current_source`` set."""
 
     def get_values(self) -> Mapping[str, KeyValIterator]:
-        """Prefix to its pairs: an entry for every registered prefix, each key under the longest that matches."""
-        ...
+        """Return every registered prefix with its pairs, each key under the longest prefix that matches."""
 
     def get_removed(self) -> Sequence[KeyVal]:
-        """Keys that this subscription was offered before and that are gone, with their last known values."""
-        ...
+        """Return the keys that this subscription was offered before and that are gone, with their last known values."""

@@ -1,6 +1,6 @@
-"""Options of ``put`` and ``delete``.
+"""The options of ``put`` and ``delete``.
 
-Source: cn-infra ``datasync/options.go``; contract section 2 and C16.
+Source: cn-infra ``datasync/options.go``; contract C16.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from datasync.errors import InvalidArgumentError
 
 
 class PutOption:
-    """Base, and marker, of the options of ``put``."""
+    """Base class of the options of ``put``."""
 
     __slots__ = ()
 
 
 class DelOption:
-    """Base, and marker, of the options of ``delete``."""
+    """Base class of the options of ``delete``."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class WithTTLOpt(PutOption):
-    """The value is removed *ttl* seconds after the put. Stores may round up to their own precision.
+    """Remove the value *ttl* seconds after the put. Stores may round up to their own precision.
 
     Raises:
       InvalidArgumentError: *ttl* is not a finite number above 0.
@@ -44,16 +44,16 @@ class WithTTLOpt(PutOption):
 
 @dataclass(frozen=True, slots=True)
 class WithClientLifetimeTTLOpt(PutOption):
-    """The value lives as long as the client that put it: kept alive until ``close()``, gone soon after a crash."""
+    """Keep the value as long as the client that put it: until its ``close()``, or shortly after it crashes."""
 
 
 @dataclass(frozen=True, slots=True)
 class WithPrefixOpt(DelOption):
-    """Delete every key that starts with the given one."""
+    """Delete every key that starts with the given key."""
 
 
 def with_ttl(ttl: float | timedelta) -> WithTTLOpt:
-    """Remove the value after *ttl* (seconds, or a timedelta). Source: Go ``WithTTL``."""
+    """Remove the value after *ttl*, in seconds or as a timedelta. Source: Go ``WithTTL``."""
     return WithTTLOpt(ttl.total_seconds() if isinstance(ttl, timedelta) else ttl)
 
 
@@ -69,19 +69,19 @@ def with_prefix() -> WithPrefixOpt:
 
 @dataclass(frozen=True, slots=True)
 class PutSettings:
-    """What the options of one ``put`` add up to."""
+    """The combined options of one ``put``."""
 
     ttl: float | None = None
     client_lifetime: bool = False
 
 
 def read_put_options(opts: Sequence[PutOption]) -> PutSettings:
-    """Fold *opts*.
+    """Combine *opts*.
 
     Raises:
-      InvalidArgumentError: An option is unknown, given twice, or contradicts another.
+      InvalidArgumentError: An option is unknown, is given twice, or conflicts with another.
     """
-    _refuse_strangers("put", opts, (WithTTLOpt, WithClientLifetimeTTLOpt))
+    _check_options("put", opts, (WithTTLOpt, WithClientLifetimeTTLOpt))
     ttl = next((opt.ttl for opt in opts if isinstance(opt, WithTTLOpt)), None)
     client_lifetime = any(isinstance(opt, WithClientLifetimeTTLOpt) for opt in opts)
     if ttl is not None and client_lifetime:
@@ -90,16 +90,16 @@ def read_put_options(opts: Sequence[PutOption]) -> PutSettings:
 
 
 def read_del_options(opts: Sequence[DelOption]) -> bool:
-    """True when *opts* ask for a whole prefix.
+    """Return True if *opts* contain ``with_prefix()``.
 
     Raises:
-      InvalidArgumentError: An option is unknown or given twice.
+      InvalidArgumentError: An option is unknown or is given twice.
     """
-    _refuse_strangers("delete", opts, (WithPrefixOpt,))
+    _check_options("delete", opts, (WithPrefixOpt,))
     return bool(opts)
 
 
-#: Each option, and the function that users call for it.
+#: Each option, and the function that makes it.
 _MAKERS: dict[type, str] = {
     WithTTLOpt: "with_ttl",
     WithClientLifetimeTTLOpt: "with_client_lifetime_ttl",
@@ -107,9 +107,9 @@ _MAKERS: dict[type, str] = {
 }
 
 
-def _refuse_strangers(method: str, opts: Sequence[object], known: tuple[type, ...]) -> None:
+def _check_options(method: str, opts: Sequence[object], known: tuple[type, ...]) -> None:
     for place, opt in enumerate(opts):
-        # The type's name only: a value passed by mistake must not reach a log.
+        # Only the type's name: a value passed by mistake must not appear in a log.
         if not isinstance(opt, known):
             listing = " and ".join(f"{_MAKERS[option]}()" for option in known)
             raise InvalidArgumentError(f"{method}() takes the options {listing}, not {type(opt).__name__}")

@@ -1,7 +1,7 @@
-"""Messages to bytes and back: canonical protojson, or protobuf's binary form.
+"""The encoding of messages: canonical protojson, or protobuf's binary format.
 
-On floor 0 because the registry reads bytes with it and the stores write with it; ``datasync.keyval`` exports it.
-Source: cn-infra ``db/keyval/proto_serializer.go``; contract section 4.
+On floor 0 because the registry decodes with it and the stores encode with it; ``datasync.keyval`` exports it.
+Source: cn-infra ``db/keyval/proto_serializer.go``; contract C16, C19.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ from datasync.events import MessageT
 
 
 class Serializer(Protocol):
-    """Turns messages into bytes and back. Threads: any."""
+    """An encoding of messages. Threads: any."""
 
     def marshal(self, message: Message) -> bytes:
-        """The bytes of *message*. Raises ``InvalidArgumentError`` when it is no message or lacks required fields."""
-        ...
+        """Encode *message*. Raises ``InvalidArgumentError`` unless it is a message with all required fields."""
 
     def unmarshal(self, data: bytes, message: MessageT) -> MessageT:
-        """Clear *message*, fill it from *data* and return it. Raises ``DecodeError``; *message* is then empty."""
-        ...
+        """Clear *message*, decode *data* into it and return it. Raises ``DecodeError``; *message* is then empty."""
 
 
 class SerializerProto:
-    """Protobuf's binary form, deterministic. Source: Go ``SerializerProto``."""
+    """Protobuf's binary format, deterministic. Source: Go ``SerializerProto``."""
 
     def marshal(self, message: Message) -> bytes:
         check_message(message)
@@ -42,16 +40,16 @@ class SerializerProto:
             message.ParseFromString(data)
             return message
         except WireError:
-            message.Clear()  # what stood before the fault was read
+            message.Clear()  # the part before the fault was decoded
             failure = _undecodable("protobuf", message)
         raise failure
 
 
 class SerializerJSON:
-    """Protojson as cn-infra writes it: original field names, here in one canonical form (sorted, no spaces).
+    """Protojson as cn-infra writes it, with original field names, in one canonical form (sorted, no spaces).
 
-    Reading takes original and lowerCamel names; an unknown field is an error. With *expand_env* each ``$NAME`` and
-    ``${NAME}`` of the text is replaced by the environment's value on reading (nothing when unset), escaped for a JSON
+    Decoding accepts original and lowerCamel names; an unknown field is an error. With *expand_env*, decoding replaces
+    each ``$NAME`` and ``${NAME}`` with the value of the environment variable (empty when unset), escaped for a JSON
     string; ``$$`` stands for a dollar sign.
 
     Source: Go ``SerializerJSON``.
@@ -63,14 +61,14 @@ class SerializerJSON:
         self.expand_env = expand_env
 
     def marshal(self, message: Message) -> bytes:
-        from google.protobuf.json_format import MessageToDict  # costs 10 ms: not before somebody writes JSON
+        from google.protobuf.json_format import MessageToDict  # costs 10 ms: only when JSON is used
 
         check_message(message)
         try:
             fields = MessageToDict(message, preserving_proto_field_name=True)
             return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-        except Exception:  # an Any of an unknown type, a time that no calendar has: protobuf raises whatever comes
-            failure = InvalidArgumentError(f"a {message.DESCRIPTOR.full_name} with this content has no JSON")
+        except Exception:  # an Any of an unknown type, an invalid time: protobuf raises various exceptions
+            failure = InvalidArgumentError(f"this {message.DESCRIPTOR.full_name} cannot be encoded as JSON")
         raise failure  # outside the except block: the error quotes the value
 
     def unmarshal(self, data: bytes, message: MessageT) -> MessageT:
@@ -81,7 +79,7 @@ class SerializerJSON:
             text = data.decode()
             Parse(self._VARIABLE.sub(self._expand, text) if self.expand_env else text, message)
             return message
-        except Exception:  # protobuf has a ParseError, and raises half a dozen others for JSON of another form
+        except Exception:  # protobuf has a ParseError, and raises half a dozen others for invalid JSON
             message.Clear()
             failure = _undecodable("JSON", message)
         raise failure  # outside the except block: the parser's error quotes the value
@@ -103,15 +101,17 @@ def check_message(data: object) -> None:
 
 
 def check_serializer(serializer: object) -> None:
-    """Raise ``InvalidArgumentError`` unless *serializer* is None or has the two methods of one."""
+    """Raise ``InvalidArgumentError`` unless *serializer* is None or has the methods of a serializer."""
     if serializer is not None and not (
         callable(getattr(serializer, "marshal", None)) and callable(getattr(serializer, "unmarshal", None))
     ):
-        raise InvalidArgumentError(f"a serializer has marshal and unmarshal, {type(serializer).__name__} has not")
+        raise InvalidArgumentError(
+            f"a serializer needs the methods marshal and unmarshal, which {type(serializer).__name__} does not have"
+        )
 
 
 def check_key(key: object, what: str = "a key") -> None:
-    """Raise ``InvalidArgumentError`` unless *key* is text with at least one character."""
+    """Raise ``InvalidArgumentError`` unless *key* is a string with at least one character."""
     if not isinstance(key, str):
         raise InvalidArgumentError(f"{what} must be a string, not {type(key).__name__}")
     if not key:
@@ -119,4 +119,4 @@ def check_key(key: object, what: str = "a key") -> None:
 
 
 def _undecodable(form: str, message: Message) -> DecodeError:
-    return DecodeError(f"the bytes are no {form} of {message.DESCRIPTOR.full_name}")
+    return DecodeError(f"the bytes are not valid {form} for {message.DESCRIPTOR.full_name}")

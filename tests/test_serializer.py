@@ -52,7 +52,7 @@ def test_d55_json_is_canonical_whatever_the_order_of_filling() -> None:
 def test_json_reads_both_spellings_and_refuses_unknown_fields() -> None:
     json = SerializerJSON()
     assert json.unmarshal(b'{"type_url":"x"}', Field()) == json.unmarshal(b'{"typeUrl":"x"}', Field())
-    with pytest.raises(DecodeError, match=r"no JSON of google\.protobuf\.Field"):
+    with pytest.raises(DecodeError, match=r"not valid JSON for google\.protobuf\.Field"):
         json.unmarshal(b'{"colour":"red"}', Field())
 
 

@@ -1,9 +1,9 @@
-"""A key-value store as a transport: what is written to it arrives as events."""
+"""A key-value store as a transport: its changes arrive as events."""
 
 # The transport
 from datasync.kvdbsync.plugin import Plugin
 
-# Where an agent's keys live
+# The prefix of an agent's keys
 from datasync.kvdbsync.servicelabel import (
     ALL_AGENTS_PREFIX,
     DEFAULT_LABEL,
@@ -16,7 +16,7 @@ from datasync.kvdbsync.servicelabel import (
 __all__ = [
     # The transport
     "Plugin",
-    # Where an agent's keys live
+    # The prefix of an agent's keys
     "ALL_AGENTS_PREFIX",
     "DEFAULT_LABEL",
     "LABEL_VARIABLE",

@@ -1,6 +1,6 @@
-"""A key-value store as a transport: watch it, and write to it.
+"""A key-value store as a transport: a watcher and a writer.
 
-Source: cn-infra ``datasync/kvdbsync``; contract C2, C10-C14, C17, C18; the defects D30-D42 of cn-infra.
+Source: cn-infra ``datasync/kvdbsync``; contract C2, C10-C14, C17, C18.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ log = logging.getLogger(__name__)
 
 
 class Plugin:
-    """Mirrors everything under *prefix* of a store, delivers it to subscribers, and writes to it.
+    """A mirror of everything under *prefix* of a store, which it delivers to subscribers; also writes to the store.
 
-    One thread follows the store, whatever the number of subscriptions: choose the narrowest *prefix* that serves.
-    Subscribers see keys relative to *prefix*.
+    One thread follows the store, whatever the number of subscriptions: choose the narrowest sufficient *prefix*.
+    Subscribers receive keys relative to *prefix*.
 
     Args:
-      kv: The store; it is not closed by the plugin.
+      kv: The store; the plugin does not close it.
       prefix: Plain string in front of every key, such as ``servicelabel.agent_prefix("vpp1")``.
-      resync: Orchestrator whose ``do_resync()`` the subscriptions take part in; their first RESYNC waits for the
-        first of these. Without one it is sent as soon as the store was read.
-      serializer: Between messages and bytes; protojson unless told.
-      name: What the source is called, in ``datasync.current_source`` and in the log; unless told the store's name, with
-        ``#`` and *prefix* where there is one. Two plugins on one store are told apart by it.
-      allow_delayed_start: Start although the store cannot be reached, and begin when it can.
+      resync: Orchestrator of the subscriptions; the first RESYNC waits for its first ``do_resync()``. Without an
+        orchestrator the first RESYNC is sent as soon as the store was read.
+      serializer: Encodes and decodes messages; protojson by default.
+      name: Name of the source in ``datasync.current_source`` and in the log, which distinguishes two plugins on one
+        store. The default is the store's name, followed by ``#`` and *prefix* if there is one.
+      allow_delayed_start: Start even if the store cannot be reached, and read it when it can.
       timeouts: Durations of the reader and the registry that differ from the defaults.
 
     Threads: any.
@@ -79,26 +79,26 @@ class Plugin:
         self._timeouts = timeouts
         self._allow_delayed_start = allow_delayed_start
         self._guard = ForkGuard(f"the plugin of {kv.name}")
-        #: The mirror: ``registry.get(key)`` and ``registry.items(prefix)`` read it without the network.
+        #: The mirror: ``registry.get(key)`` and ``registry.items(prefix)`` read it without network access.
         self.registry = Registry(
             name or _source_name(kv, prefix), serializer=serializer, sourced=True, timeouts=timeouts
         )
         self._broker = ProtoWrapper(kv, serializer).new_broker(prefix)
-        self._lock = threading.Lock()  # guards the three below: one thread starts it, and not after close
+        self._lock = threading.Lock()  # guards the three below: one thread starts the reader, and none does after close
         self._places: set[ResyncRegistration] = set()
         self._reader: StoreReader | None = None
         self._closed = False
 
     def init(self) -> None:
-        """Nothing yet to do: subscriptions may be made from the beginning. Here for the life cycle of Go plugins."""
+        """Do nothing. Part of the life cycle of Go plugins; subscriptions may be made before it."""
         self._guard.check()
 
     def after_init(self) -> None:
-        """Start to follow the store; without effect when it was started already.
+        """Start to follow the store; without effect if already started.
 
         Raises:
-          StoreConnectionError: The store cannot be reached, and a delayed start is not allowed; may be tried again.
-          StoreError: It can be reached and refuses, or is broken.
+          StoreConnectionError: The store cannot be reached, and a delayed start is not allowed; may be called again.
+          StoreError: The store can be reached and returns an error.
           ClosedError, ForkedError.
         """
         self._guard.check()
@@ -107,7 +107,7 @@ class Plugin:
         except StoreConnectionError as error:
             if not self._allow_delayed_start:
                 raise
-            log.warning("%s: starting without the store: %s", self._kv.name, error)
+            log.warning("%s: the plugin starts without the store: %s", self._kv.name, error)
         with self._lock:
             if self._closed:
                 raise ClosedError(f"the plugin of {self._kv.name} is closed")
@@ -140,10 +140,10 @@ class Plugin:
             closed = self._closed
             if not closed:
                 self._places.add(place)
-        if closed:  # by another thread, meanwhile
+        if closed:  # by another thread meanwhile
             place.close()
             raise ClosedError(f"the plugin of {self._kv.name} is closed")
-        if self._resync.runs:  # it came too late for the first do_resync(), which may have been the only one
+        if self._resync.runs:  # too late for the first do_resync(), which may remain the only one
             self.registry.request_resync(resync_name)
         return OrchestratedRegistration(registration, place, self._places.discard)
 
@@ -153,23 +153,23 @@ class Plugin:
         Raises:
           NotReadyError: The plugin was not started.
           InvalidArgumentError, UnsupportedError: Nothing was written.
-          UnknownOutcome: It may have been written; it is not tried again.
+          UnknownOutcome: The value may or may not have been written; the plugin does not retry.
           StoreError, ClosedError, ForkedError.
         """
         self._check_started(key)
         self._broker.put(key, data, *opts)
 
     def delete(self, key: str, *opts: DelOption) -> bool:
-        """Delete *key*, or with ``with_prefix()`` all under it; True when something was deleted. Raises as ``put``."""
+        """Delete *key*, or all keys under it with ``with_prefix()``; True if any existed. Raises as ``put``."""
         self._check_started(key)
         return self._broker.delete(key, *opts)
 
     def status(self) -> TransportStatus:
-        """How the store and the subscriptions are doing (C18)."""
+        """Return the status of the store and of the subscriptions (C18)."""
         return self.registry.status()
 
     def wait_ready(self, timeout: float) -> None:
-        """Wait until the store was read for the first time; ``NotReadyError`` with the last error when it was not."""
+        """Wait until the store was read for the first time; raise ``NotReadyError`` with the last error otherwise."""
         try:
             self.registry.wait_ready(timeout)
         except NotReadyError as error:
@@ -187,7 +187,7 @@ class Plugin:
             places = list(self._places)
             self._places.clear()
         self.registry.close()
-        for place in places:  # or the orchestrator would go on asking, and keep the plugin alive
+        for place in places:  # otherwise the orchestrator would still ask them, and keep the plugin alive
             place.close()
         if reader is not None:
             reader.close()
@@ -214,13 +214,13 @@ class Plugin:
             raise NotReadyError(f"{key!r}: the plugin of {self._kv.name} was not started: call after_init()")
 
     def _start_over(self, event: StatusEvent) -> None:
-        """The orchestrator asks: answer when the subscriber has."""
+        """Acknowledge to the orchestrator when the subscriber has acknowledged."""
         future = self.registry.request_resync(event.resync_name)
         future.add_done_callback(lambda answered: event.ack(answered.exception()))
 
 
 class OrchestratedRegistration(Closable):
-    """A registration that also has its place in an orchestrator's order. Threads: any."""
+    """A registration that also has a place in an orchestrator's order. Threads: any."""
 
     def __init__(
         self, registration: Registration, place: ResyncRegistration, forget: Callable[[ResyncRegistration], None]
@@ -230,11 +230,11 @@ class OrchestratedRegistration(Closable):
         self._forget = forget
 
     def register(self, resync_name: str, key_prefix: str) -> None:
-        """Add *key_prefix*; a RESYNC with it follows. Raises ``SubscriptionError``, ``ClosedError``."""
+        """Add *key_prefix*; a RESYNC that includes it follows. Raises ``SubscriptionError``, ``ClosedError``."""
         self._registration.register(resync_name, key_prefix)
 
     def unregister(self, key_prefix: str) -> None:
-        """Remove *key_prefix*; one that is not there is ignored."""
+        """Remove *key_prefix*; without effect for an unknown one."""
         self._registration.unregister(key_prefix)
 
     def close(self) -> None:

@@ -26,12 +26,10 @@ class StatusEvent(Protocol):
     @property
     def resync_name(self) -> str:
         """Name of the registration."""
-        ...
 
     @property
     def status(self) -> ResyncStatus:
         """``STARTED`` for a resync, ``STOPPED`` after the registration was closed."""
-        ...
 
     def ack(self, error: BaseException | None = None) -> bool:
         """Acknowledge the event: None when the full state was applied. Never blocks. Threads: any.
@@ -39,7 +37,6 @@ class StatusEvent(Protocol):
         Returns:
           True for the call that counted; False for a second one, or when the acknowledgement is no longer expected.
         """
-        ...
 
 
 class ResyncRegistration(Protocol):
@@ -48,16 +45,13 @@ class ResyncRegistration(Protocol):
     @property
     def resync_name(self) -> str:
         """The name given to ``register``; several registrations may have the same."""
-        ...
 
     @property
     def status_queue(self) -> Queue[Any]:
         """Receives the :class:`StatusEvent` objects; taking one from it accepts it. Unused with a handler."""
-        ...
 
     def close(self) -> None:
         """Leave the order; a ``STOPPED`` event is put on the queue. May be called twice, from any thread."""
-        ...
 
 
 class ResyncOutcome(str, Enum):

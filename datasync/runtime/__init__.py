@@ -1,1 +1,1 @@
-"""What runs, waits and ends: threads, timers, backoff, sockets, files, tokens."""
+"""Threads, timers and their clock, timeouts, backoff, sockets, files and tokens."""

@@ -1,6 +1,6 @@
-"""Growing pauses between attempts.
+"""Growing delays between attempts.
 
-On floor 0 because the reader waits with it between connections and a subscription between resyncs.
+On floor 0 because a reader uses it between connections, and a subscription between RESYNCs.
 Source: contract C10, C13.
 """
 
@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 import random
 
-#: Seconds over which the first attempts after a break are spread. All clients of a server lose it in the same moment:
-#: with pauses from a tenth of a second on, each of them would knock four times within the first second.
+#: Seconds over which the first attempts after a disconnect are spread. All clients of a server lose it at the same
+#: moment: with delays from a tenth of a second on, each of them would reconnect four times within the first second.
 AFTER_BREAK = 1.0
 
 
 class Backoff:
-    """Pauses that double from *first* to *most* seconds, each multiplied by a random factor from *spread*.
+    """Delays that double from *first* to *most* seconds, each multiplied by a random factor from *spread*.
 
-    The default spread is full jitter, which keeps a crowd of clients from coming back together. With *after_break* the
-    first pause after a success is from that span instead, and they double from there on.
+    The default spread is full jitter, which prevents many clients from reconnecting at once. With *after_break* the
+    first delay after a success is drawn from that many seconds instead, and the delays double from there.
 
     Threads: one, or the owner's lock.
     """
@@ -36,14 +36,14 @@ class Backoff:
 
     @property
     def failures(self) -> int:
-        """How many pauses were taken since the last ``reset``."""
+        """The number of delays since the last ``reset``."""
         return self._failures
 
     def next(self) -> float:
-        """The seconds to wait before the next attempt."""
+        """Return the seconds to wait before the next attempt."""
         if self._succeeded and self._after_break > self._first:
             base = min(self._most, self._after_break)
-            # As many as lead to the same span, or just below it: who failed once more has waited long enough.
+            # The doublings that lead to the same delay or just below it: a second failure need not wait longer.
             self._doublings = int(math.log2(self._after_break / self._first))
         else:
             base = min(self._most, self._first * 2.0 ** min(self._doublings, 64))

@@ -1,4 +1,4 @@
-"""The ``with`` statement for everything that has a ``close()``."""
+"""The ``with`` statement for classes that have a ``close()``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Small files that a user names: certificates and configurations.
 
-On floor 0 because the drivers and the transports read them alike. Source: contract C16.
+On floor 0 because drivers and transports both read them. Source: contract C16.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from pathlib import Path
 
 from datasync.errors import InvalidArgumentError
 
-#: Bytes that such a file may have.
+#: Maximum size in bytes.
 MAX_FILE = 1024 * 1024
 
 
 def read_file(what: str, path: str | Path) -> bytes:
-    """The content of the file *path*, which is small: what is larger was named by mistake, and is not read.
+    """Return the content of the file *path*. A large file was named by mistake, and is not read.
 
     Args:
-      what: What it is, with its article, for errors.
+      what: Description for errors, with its article.
 
     Raises:
       InvalidArgumentError: It cannot be read, or has more than ``MAX_FILE`` bytes.
@@ -30,7 +30,7 @@ def read_file(what: str, path: str | Path) -> bytes:
     except OSError as error:
         raise InvalidArgumentError(f"cannot read {what} {path}: {error.strerror}") from error
     except ValueError as error:
-        raise InvalidArgumentError(f"cannot read {what}: its path has a NUL, or is no text") from error
+        raise InvalidArgumentError(f"cannot read {what}: its path contains a NUL, or is not valid text") from error
     if len(content) > MAX_FILE:
         raise InvalidArgumentError(f"{what} {path} has more than {MAX_FILE} bytes")
     return content

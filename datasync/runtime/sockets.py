@@ -1,6 +1,6 @@
-"""What becomes of sockets after a fork. Apart from ``threads``, so that only who opens sockets loads their module.
+"""The sockets of this process in forked children. Separate from ``threads``, so that only users of sockets load them.
 
-On floor 0 because it is about a process, not about a protocol. Source: contract C15.
+On floor 0 because it concerns the process, not a protocol. Source: contract C15.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ import os
 import socket
 import weakref
 
-# Touched by whoever opens a socket, and by a child that has one thread.
+# Changed by threads that open sockets, and by a forked child, which has one thread.
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 def close_in_children(one: socket.socket) -> None:
-    """Let forked children close their copy of *one*.
+    """Close the copies of *one* in forked children.
 
-    Else a port stays taken and a connection open until the last child has ended, whatever its owner does.
+    Otherwise a port stays in use and a connection open until the last child has ended, whatever the owner does.
     """
     _sockets.add(one)
 
 
 def _after_fork_in_child() -> None:
     for one in list(_sockets):
-        # Nothing of TLS, which would begin to talk: the connection is the parent's. And not close(), which waits for
-        # files that were made of the socket.
+        # Not the method of a TLS socket, which would send: the connection belongs to the parent. And not close(), which
+        # waits for the files made from the socket.
         descriptor = socket.socket.detach(one)
         if descriptor >= 0:
             try:

@@ -1,4 +1,4 @@
-"""Threads, and what becomes of handles after a fork: the only module that starts a thread."""
+"""Threads and fork guards: the only module that starts a thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-#: Seconds that ``Worker.close`` waits for the thread beyond what is in flight.
+#: Seconds that ``Worker.close`` waits for its thread.
 CLOSE_TIMEOUT = 2.0
 
 _generation = 0
@@ -31,15 +31,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def in_main_thread() -> bool:
-    """True in the thread that ^C interrupts; elsewhere nothing that user code raises may end a thread of ours."""
+    """Return True in the thread that ^C interrupts. In other threads no exception of user code may end a worker."""
     return threading.current_thread() is threading.main_thread()
 
 
 class ForkGuard:
-    """Knows whether its owner was made in this process.
+    """A check that its owner was made in this process.
 
-    After ``os.fork()`` the child has the parent's objects but none of its threads, and locks may be held for ever by
-    threads that do not exist. A handle therefore asks its guard before it touches a lock.
+    After ``os.fork()`` the child has the parent's objects but none of its threads, and locks may be held forever by
+    threads that do not exist. A handle therefore checks its guard before it takes a lock.
 
     Threads: any; takes no lock.
     Source: contract C15.
@@ -62,14 +62,14 @@ class ForkGuard:
             raise ForkedError(f"{self._what} belongs to the parent process: open a new one after os.fork()")
 
     def __reduce__(self) -> NoReturn:
-        """Whatever has a guard cannot be pickled: nor can connections and threads."""
+        """Raise ``TypeError``: an object with a guard has locks, threads or connections, which cannot be pickled."""
         raise TypeError(f"{self._what} belongs to this process and cannot be sent to another one: open a new one there")
 
 
 class GuardedFuture(concurrent.futures.Future[T]):
-    """A future that is refused in a forked child: whoever would settle it does not exist there.
+    """A future that raises ``ForkedError`` in a forked child, where no thread would complete it.
 
-    Its lock may be held for ever, too; so every method asks first, and only then looks.
+    Its lock may be held forever there; so every method checks the guard before it takes the lock.
 
     Threads: any.
     Source: contract C9, C15.
@@ -117,11 +117,11 @@ class GuardedFuture(concurrent.futures.Future[T]):
 class Worker:
     """One daemon thread that can always be stopped.
 
-    *target* is called in the thread with the worker; it must return soon after :attr:`stopping` is set. What it
-    raises is logged and ends the thread. A target that blocks elsewhere than in ``stopping.wait()`` needs *wake*,
-    which ``close`` calls after it has set the flag.
+    The thread calls *target* with the worker; it must return soon after :attr:`stopping` is set. An exception is
+    logged and ends the thread. A target that blocks elsewhere than in ``stopping.wait()`` needs *wake*, which
+    ``close`` calls after it has set the flag.
 
-    Threads: any. ``close`` may be called twice, before ``start``, and from the thread itself (it does not wait then).
+    Threads: any. ``close`` may be called twice, before ``start``, and from the thread itself, where it does not wait.
     Source: contract C15.
     """
 
@@ -129,20 +129,20 @@ class Worker:
         self, name: str, target: Callable[[Worker], None], *, wake: Callable[[], object] | None = None
     ) -> None:
         self.name = f"datasync-{name}"
-        #: Set once by ``close``: wait on it instead of sleeping.
+        #: Set by ``close``; wait on it instead of sleeping.
         self.stopping = threading.Event()
         self._target = target
         self._wake = wake
         self._guard = ForkGuard(f"the worker {self.name}")
-        # Guards _thread while it starts: one that has not started yet cannot be joined.
+        # Guards _thread during start(): a thread that has not started cannot be joined.
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread; a worker starts once."""
+        """Start the thread; call it once."""
         with self._lock:
             thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-            thread.start()  # raises where no thread can be had: then there is none to join either
+            thread.start()  # raises at the process's limit of threads: then there is none to join either
             self._thread = thread
 
     @property
@@ -151,7 +151,7 @@ class Worker:
         return self._thread is not None and self._thread.is_alive() and not self._guard.forked
 
     def signal(self) -> None:
-        """Ask the thread to end, without waiting: the first half of ``close``, for owners of several workers."""
+        """Signal the thread to end, without waiting: the first half of ``close``, for owners of several workers."""
         if self._guard.forked:
             return
         self.stopping.set()
@@ -159,7 +159,7 @@ class Worker:
             self._wake()
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> bool:
-        """Signal, then wait up to *timeout* seconds; True when the thread has ended (or is the caller's own)."""
+        """Signal, then wait up to *timeout* seconds; True if the thread has ended or is the caller's own."""
         self.signal()
         if self._guard.forked:
             return True
@@ -175,5 +175,5 @@ class Worker:
     def _run(self) -> None:
         try:
             self._target(self)
-        except BaseException:  # SystemExit too: a thread never ends without a word
+        except BaseException:  # SystemExit too: a thread never ends without a log line
             log.exception("%s ended with an error", self.name)

@@ -12,13 +12,13 @@ SCHEME = "Bearer"
 
 
 class TokenCheck:
-    """Accepts any of *tokens*, so that one can be replaced while both are in use. None accepts every request.
+    """A check for any of *tokens*, so that one can be replaced while both are in use. None accepts every request.
 
     Raises:
       InvalidArgumentError: The collection is empty, or a token cannot be sent in a header.
 
     Threads: any.
-    Source: contract section 5, C16.
+    Source: contract C16.
     """
 
     __slots__ = ("_accepted",)
@@ -53,5 +53,5 @@ def check_token(token: object) -> str:
 
 
 def bearer(token: str) -> str:
-    """The value of the ``authorization`` header or metadata that carries *token*."""
+    """Return the value of the ``authorization`` header or metadata that carries *token*."""
     return f"{SCHEME} {check_token(token)}"

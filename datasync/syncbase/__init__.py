@@ -1,15 +1,9 @@
-"""The core that every transport is built on: one registry per source, one stream per subscriber."""
+"""The core of every transport: one registry per source, one stream per subscriber."""
 
 from datasync.runtime.timeouts import ABANDON_TIMEOUT, Timeouts
-
-# The hub
 from datasync.syncbase.adapter import Adapter
 from datasync.syncbase.backlog import MAX_BATCH, MAX_PENDING
-
-# Changes and values
 from datasync.syncbase.change import Change, ChangeBytes, ChangeResp, KeyVal, KeyValBytes
-
-# Answers
 from datasync.syncbase.futures import DoneCallback, DoneFuture, Outcome, PropagationFuture, aggregate_done
 from datasync.syncbase.kv_iterator import KVIterator
 from datasync.syncbase.registration import Registration
@@ -39,7 +33,7 @@ __all__ = [
     "Timeouts",
     "TransportState",
     "TransportStatus",
-    # Answers
+    # Acknowledgements
     "DoneCallback",
     "DoneFuture",
     "Outcome",

@@ -1,6 +1,6 @@
-"""A watcher and a writer in one object.
+"""A watcher and a writer combined in one object.
 
-Source: cn-infra ``datasync/syncbase/transport_adapter.go``; D23 (its ``Put`` took no options).
+Source: cn-infra ``datasync/syncbase/transport_adapter.go``, whose ``Put`` takes no options.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datasync.options import DelOption, PutOption
 
 
 class Adapter:
-    """Joins *watcher* and *publisher*; what is missing is refused with ``UnsupportedError``. Threads: as they are."""
+    """A *watcher* with a *publisher*; a call to a missing one raises ``UnsupportedError``. Threads: as both allow."""
 
     def __init__(self, watcher: KeyValProtoWatcher | None = None, publisher: KeyProtoValWriter | None = None) -> None:
         self.watcher = watcher
@@ -37,7 +37,7 @@ class Adapter:
         self.publisher.put(key, data, *opts)
 
     def delete(self, key: str, *opts: DelOption) -> bool:
-        """Delete with the publisher; True when there was something to delete."""
+        """Delete with the publisher; True if the key existed."""
         if not isinstance(self.publisher, KeyProtoValDeleter):
-            raise UnsupportedError(f"{key!r} cannot be deleted: the adapter has no publisher that deletes")
+            raise UnsupportedError(f"{key!r} cannot be deleted: the adapter has no publisher that can delete")
         return self.publisher.delete(key, *opts)

@@ -1,9 +1,9 @@
-"""Keys with values, as callers hand them in and as subscribers get them.
+"""Keys with values, as callers pass them in and as subscribers receive them.
 
-A *payload* is what the registry keeps of a value: bytes, which the registry's serializer reads when somebody asks, or
-any object with ``get_value(message)``. Nothing here shows a value in its ``repr``.
+A *payload* is the registry's form of a value: bytes, which the registry's serializer decodes on demand, or any object
+with ``get_value(message)``. No ``repr`` shows a value.
 
-Source: cn-infra ``datasync/syncbase/change.go``, ``kv_iterator.go``, ``events.go``; contract section 2, C6 and C16.
+Source: cn-infra ``datasync/syncbase/change.go``, ``kv_iterator.go``, ``events.go``; contract C6, C16.
 """
 
 from __future__ import annotations
@@ -18,19 +18,38 @@ from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.events import LazyValue, MessageT, Op
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_key, check_message
 
-#: Reads bytes that came with no serializer of their own.
+#: Decodes bytes that came without a serializer.
 DEFAULT_SERIALIZER: Serializer = SerializerJSON()
 
 Payload = bytes | LazyValue
 
-#: The members themselves: up to Python 3.11 a look at ``Op.PUT`` takes as long as a function call.
+#: Looked up once: up to Python 3.11 an access to ``Op.PUT`` takes as long as a function call.
 PUT, DELETE = Op.PUT, Op.DELETE
 
 
-class KeyVal:
-    """A key with a message, which is copied: changing it later changes nothing here. Source: Go ``NewKeyVal``."""
+class _Keyed:
+    """A key and a revision."""
 
-    __slots__ = ("_key", "_revision", "_value")
+    __slots__ = ("_key", "_revision")
+
+    # Set by the subclasses: a constructor here would cost every change one more call.
+    _key: str
+    _revision: int
+
+    def get_key(self) -> str:
+        return self._key
+
+    def get_revision(self) -> int:
+        return self._revision
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._key!r} revision {self._revision}>"
+
+
+class KeyVal(_Keyed):
+    """A key with a copy of a message. Source: Go ``NewKeyVal``."""
+
+    __slots__ = ("_value",)
 
     def __init__(self, key: str, value: Message | None, revision: int = 0) -> None:
         check_key(key)
@@ -39,39 +58,30 @@ class KeyVal:
         self._value = None if value is None else _copy(value)
         self._revision = revision
 
-    def get_key(self) -> str:
-        return self._key
-
-    def get_revision(self) -> int:
-        return self._revision
-
     @property
     def message(self) -> Message | None:
-        """A copy of the message, for those who send it on without knowing its type; None for a delete."""
+        """A copy of the message, for code that forwards it without knowing its type; None for a delete."""
         return None if self._value is None else _copy(self._value)
 
     def get_value(self, message: MessageT) -> MessageT:
-        """Clear *message*, fill it and return it. Raises ``DecodeError`` when it is of another type."""
+        """Clear *message*, fill it and return it. Raises ``DecodeError`` when the value is of another type."""
         check_buffer(message)
         if self._value is None:
             message.Clear()
         elif message.DESCRIPTOR is self._value.DESCRIPTOR:
             message.CopyFrom(self._value)  # type: ignore[arg-type]  # the same type, as just checked
         elif message.DESCRIPTOR.full_name == self._value.DESCRIPTOR.full_name:
-            # The same type out of another pool, which may define it otherwise.
+            # The same type from another pool, which may define it differently.
             SerializerProto().unmarshal(self._value.SerializeToString(), message)
         else:
             raise DecodeError(f"the value of {self._key!r} is a {_name(self._value)}, not a {_name(message)}")
         return message
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._key!r} revision {self._revision}>"
 
+class KeyValBytes(_Keyed):
+    """A key with bytes, decoded by *serializer* (JSON by default). Source: Go ``NewKeyValBytes``."""
 
-class KeyValBytes:
-    """A key with bytes, read by *serializer* (JSON unless told). Source: Go ``NewKeyValBytes``."""
-
-    __slots__ = ("_data", "_key", "_revision", "_serializer")
+    __slots__ = ("_data", "_serializer")
 
     def __init__(self, key: str, data: bytes | None, revision: int = 0, serializer: Serializer | None = None) -> None:
         check_key(key)
@@ -83,31 +93,23 @@ class KeyValBytes:
         self._revision = revision
         self._serializer = serializer
 
-    def get_key(self) -> str:
-        return self._key
-
-    def get_revision(self) -> int:
-        return self._revision
-
     @property
     def data(self) -> bytes | None:
-        """The bytes as they came; None for a delete."""
+        """The original bytes; None for a delete."""
         return self._data
 
     @property
     def serializer(self) -> Serializer | None:
-        """What reads the bytes; None: whatever the registry uses."""
+        """The serializer of the bytes; None for that of the registry."""
         return self._serializer
 
     def get_value(self, message: MessageT) -> MessageT:
-        """Clear *message*, fill it and return it. Raises ``DecodeError`` when the bytes do not fit."""
+        """Clear *message*, fill it and return it. Raises ``DecodeError`` when the bytes do not match its type."""
         return self.read(message, DEFAULT_SERIALIZER)
 
     def read(self, message: MessageT, serializer: Serializer) -> MessageT:
-        """As ``get_value``, with *serializer* where the bytes came without one."""
+        """Like ``get_value``, with *serializer* when the bytes came without one."""
         return read_payload(self._key, self._data, self._serializer or serializer, message)
-
-    __repr__ = KeyVal.__repr__
 
 
 class Change(KeyVal):
@@ -146,10 +148,10 @@ class ChangeBytes(KeyValBytes):
 
 
 class StateKeyVal(NamedTuple):
-    """A pair as the registry knows it: the immutable item of a RESYNC and of the registry's cache.
+    """A pair of the registry's state: the immutable item of a RESYNC and of the registry's cache.
 
-    ``value`` is the original object where the change was made in this process, so that what a caller attached to it
-    can be read back.
+    ``value`` is the original object when the change was made in this process, so that attributes that a caller added
+    to it can be read back.
     """
 
     key: str
@@ -164,7 +166,7 @@ class StateKeyVal(NamedTuple):
         return self.revision
 
     def get_value(self, message: MessageT) -> MessageT:
-        """Clear *message*, fill it and return it. Raises ``DecodeError`` when the value does not fit."""
+        """Clear *message*, fill it and return it. Raises ``DecodeError`` when the value does not match its type."""
         return read_payload(self.key, self.value, self.serializer, message)
 
     def __repr__(self) -> str:
@@ -172,7 +174,7 @@ class StateKeyVal(NamedTuple):
 
 
 class ChangeResp(NamedTuple):
-    """One change as every subscriber sees it, made once per key and transaction. Source: Go ``ChangeResp``.
+    """One change as every subscriber receives it, made once per key and transaction. Source: Go ``ChangeResp``.
 
     ``value`` is None for a delete; ``previous`` is (revision, payload) of the state just before, None for a create.
     """
@@ -198,7 +200,7 @@ class ChangeResp(NamedTuple):
         return read_payload(self.key, self.value, self.serializer, message)
 
     def get_prev_value(self, message: Message | None) -> bool:
-        """Fill *message* with the value before the change; False when there was none. Raises ``DecodeError``."""
+        """Fill *message* with the previous value; False when there was none. Raises ``DecodeError``."""
         if message is not None:
             previous = None if self.previous is None else self.previous[1]
             read_payload(self.key, previous, self.serializer, message)
@@ -208,7 +210,7 @@ class ChangeResp(NamedTuple):
         return f"<ChangeResp {self.op.value} {self.key!r} revision {self.revision}>"
 
 
-# Made of a tuple of their fields, in a third of the time that a call of the class takes.
+# Made from a tuple of the fields, in a third of the time that a call of the class takes.
 new_state_key_val: Callable[[tuple[str, int, Payload, Serializer]], StateKeyVal]
 new_state_key_val = partial(tuple.__new__, StateKeyVal)
 new_change_resp: Callable[[tuple[str, Op, int, Payload | None, tuple[int, Payload] | None, Serializer]], ChangeResp]
@@ -228,27 +230,27 @@ def read_payload(key: str, payload: Payload | None, serializer: Serializer, mess
     try:
         return serializer.unmarshal(payload, message)
     except DecodeError as error:
-        failure = DecodeError(f"the value of {key!r} cannot be read: {error}")
+        failure = DecodeError(f"the value of {key!r} cannot be decoded: {error}")
     raise failure
 
 
 def check_buffer(message: object) -> None:
     """Raise ``InvalidArgumentError`` unless *message* can be filled."""
     if not isinstance(message, Message):
-        raise InvalidArgumentError(f"a value is read into a protobuf message, not into {type(message).__name__}")
+        raise InvalidArgumentError(f"a value is decoded into a protobuf message, not into {type(message).__name__}")
 
 
 def check_revision(key: str, revision: object) -> None:
-    """Raise ``InvalidArgumentError`` unless *revision* is a whole number of 63 bits, 0 or more."""
+    """Raise ``InvalidArgumentError`` unless *revision* is a whole number from 0 to 2**63 - 1."""
     if not isinstance(revision, int) or not 0 <= revision < 2**63:
-        raise InvalidArgumentError(f"the revision of {key!r} must be a whole number, 0 or more, and below 2**63")
+        raise InvalidArgumentError(f"the revision of {key!r} must be a whole number from 0 to 2**63 - 1")
 
 
 def _check_op(key: str, op: Op, empty: bool) -> None:
     if op is not PUT and op is not DELETE:
         raise InvalidArgumentError(f"the change of {key!r} must be Op.PUT or Op.DELETE")
     if op is PUT and empty:
-        raise InvalidArgumentError(f"a put of {key!r} needs a value; to delete it use Op.DELETE")
+        raise InvalidArgumentError(f"a put of {key!r} needs a value; use Op.DELETE to delete the key")
 
 
 def _copy(value: Message) -> Message:

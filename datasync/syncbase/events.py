@@ -33,21 +33,17 @@ class EventOwner(Protocol):
     @property
     def source(self) -> str:
         """Name of the source."""
-        ...
 
     def settle(self, event: QueuedEvent, error: BaseException | None) -> bool:
         """Take the acknowledgement of *event* and go on; True when it was the first one."""
-        ...
 
     def begin_locked(self, retry: bool = False) -> QueuedEvent | None:
         """Return the event that the calling thread is to put now, None when there is none."""
-        ...
 
     def after_put_locked(
         self, event: QueuedEvent, wanted: bool, failure: BaseException | None, retry: bool
     ) -> QueuedEvent | None:
         """Take the result of the put of *event*; return the event to put next, None when there is none."""
-        ...
 
 
 class QueuedEvent:

@@ -1,4 +1,4 @@
-"""How the answer of a subscriber gets back: futures and callbacks.
+"""The way back of an acknowledgement: futures and callbacks.
 
 Source: cn-infra ``datasync/syncbase/done.go``; contract C9.
 """
@@ -9,6 +9,7 @@ import concurrent.futures
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
@@ -26,10 +27,10 @@ log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
-    """What became of a transaction that every subscriber accepted.
+    """The result of a transaction that every subscriber accepted.
 
-    ``revision`` is the one that it got; ``ignored`` are keys that were to be deleted and were not there;
-    ``unwatched`` are keys that no subscription asked for.
+    ``revision`` is the revision of the transaction; ``ignored`` are keys to delete that did not exist; ``unwatched``
+    are keys that no subscription watches.
     """
 
     revision: int
@@ -37,111 +38,116 @@ class Outcome(NamedTuple):
     unwatched: tuple[str, ...] = ()
 
 
-class DoneFuture:
-    """A ``done`` that completes a ``concurrent.futures.Future``. Source: Go ``DoneChannel``. Threads: any."""
+class _DoneOnce(ABC):
+    """A ``done`` of which the first call counts. Threads: any."""
 
     def __init__(self) -> None:
-        #: Completes with None, or raises the error that ``done`` was given.
-        self.future: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self.future.set_running_or_notify_cancel()  # an answer cannot be cancelled
-        self._lock = threading.Lock()  # guards _settled: who is first
-        self._settled = False
-
-    def done(self, error: BaseException | None = None) -> bool:
-        """Answer; True for the call that settled it."""
-        check_answer(error)
-        with self._lock:
-            if self._settled:
-                return False
-            self._settled = True
-        complete(self.future, error)  # without the lock: the future's callbacks may come back here
-        return True
-
-    def result(self, timeout: float | None = None) -> None:
-        """Wait for the answer; raises what it was, or ``DoneTimeout`` after *timeout* seconds."""
-        try:
-            self.future.result(timeout)
-        except concurrent.futures.TimeoutError:
-            if self.future.done():
-                return self.future.result()  # the answer is a timeout of its own, or came this moment
-            raise DoneTimeout(f"done was not called within {timeout} s") from None
-
-
-class DoneCallback:
-    """A ``done`` that calls *callback* with the error or None, once, in the thread that answers.
-
-    What *callback* raises is logged: the subscriber that answered has nothing to do with it.
-    Threads: any. Source: Go ``DoneCallback``.
-    """
-
-    def __init__(self, callback: Callable[[BaseException | None], object]) -> None:
-        self._callback = callback
         self._lock = threading.Lock()  # guards _called
         self._called = False
 
     def done(self, error: BaseException | None = None) -> bool:
-        """Answer; True for the call that settled it."""
+        """Acknowledge; True for the call that counted."""
         check_answer(error)
         with self._lock:
             if self._called:
                 return False
             self._called = True
+        self._answered(error)  # without the lock: user code in here may call back
+        return True
+
+    @abstractmethod
+    def _answered(self, error: BaseException | None) -> None: ...
+
+
+class DoneFuture(_DoneOnce):
+    """A ``done`` that completes a ``concurrent.futures.Future``. Source: Go ``DoneChannel``. Threads: any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Completes with None, or raises the error that ``done`` was given.
+        self.future: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self.future.set_running_or_notify_cancel()  # an acknowledgement cannot be cancelled
+
+    def _answered(self, error: BaseException | None) -> None:
+        complete(self.future, error)
+
+    def result(self, timeout: float | None = None) -> None:
+        """Wait for the acknowledgement; raise its error, or ``DoneTimeout`` after *timeout* seconds."""
+        try:
+            self.future.result(timeout)
+        except concurrent.futures.TimeoutError:
+            if self.future.done():
+                return self.future.result()  # the error is a timeout of its own, or came this moment
+            raise DoneTimeout(f"done was not called within {timeout} s") from None
+
+
+class DoneCallback(_DoneOnce):
+    """A ``done`` that calls *callback* with the error or None, once, in the thread that acknowledges.
+
+    An exception of *callback* is logged: the subscriber that acknowledges did not cause it.
+    Threads: any. Source: Go ``DoneCallback``.
+    """
+
+    def __init__(self, callback: Callable[[BaseException | None], object]) -> None:
+        super().__init__()
+        self._callback = callback
+
+    def _answered(self, error: BaseException | None) -> None:
         try:
             self._callback(error)
         except Exception:
             log.exception("a done callback raised")
-        return True
 
 
-class Asked(Protocol):
-    """A subscription whose answer is waited for."""
+class AskedSubscription(Protocol):
+    """A subscription whose acknowledgement is expected."""
 
     def tick(self) -> None:
-        """Look at what it has waiting."""
-        ...
+        """Do what has become due."""
 
 
 class PropagationFuture(GuardedFuture[Outcome]):
-    """The answer of all subscriptions to one transaction or resync; it cannot be cancelled.
+    """The acknowledgements of all subscriptions to one transaction or resync; it cannot be cancelled.
 
-    ``result()`` waits ``default_timeout`` seconds unless told otherwise and raises
+    ``result()`` waits ``default_timeout`` seconds unless given another timeout, and raises
 
-    - ``DoneTimeout`` when somebody has not answered by then; ``silent`` names them, and asking again later is allowed,
-    - ``PropagationError`` when somebody refused,
-    - ``DeliveryTimeout``, ``DoneTimeout`` or ``ClosedError`` when nobody refused but some could not be asked.
+    - ``DoneTimeout`` when a subscriber has not acknowledged by then; ``silent`` names it. Call ``result()`` again to
+      wait longer.
+    - ``PropagationError`` when a subscriber rejected the event,
+    - ``DeliveryTimeout``, ``DoneTimeout`` or ``ClosedError`` when none rejected it but some could not be asked.
 
     Threads: any.
     """
 
     _outcome: Outcome
-    _complete: Callable[[], None] | None = None
+    _run_deferred: Callable[[], None] | None = None
 
     def __init__(self, subject: Callable[[], str], default_timeout: float, guard: ForkGuard) -> None:
         super().__init__(guard)
         if default_timeout is not None and not isinstance(default_timeout, (int, float)):
             raise InvalidArgumentError(f"timeout must be a number of seconds, not {type(default_timeout).__name__}")
         self.default_timeout = default_timeout
-        self._subject = subject  # written only for an error
+        self._subject = subject  # formatted only for an error
         self._made = time.monotonic()
-        # Guarded by the lock of the registry that made the future, as is collect(); read without it by silent().
-        self._silent: dict[str, Asked] = {}
+        # Guarded by the lock of the registry that made the future, as is collect(); silent() reads it without.
+        self._silent: dict[str, AskedSubscription] = {}
         self._failed: dict[str, BaseException] = {}
 
     def cancel(self) -> bool:
-        """False: a change that is on its way cannot be called back."""
+        """False: a change cannot be recalled."""
         self._guard.check()
         return False
 
     def running(self) -> bool:
-        """True until it is answered."""
+        """True until it completes."""
         return not self.done()
 
     def silent(self) -> tuple[str, ...]:
-        """Names of the subscriptions that have not answered yet."""
+        """Return the names of the subscriptions that have not acknowledged yet."""
         return tuple(self._silent.copy())
 
     def result(self, timeout: float | None = None) -> Outcome:
-        """Wait for every answer, up to *timeout* seconds (``default_timeout`` when None)."""
+        """Wait for all acknowledgements, up to *timeout* seconds (``default_timeout`` when None)."""
         timeout = self._seconds(timeout)
         try:
             return super().result(timeout)
@@ -151,7 +157,7 @@ class PropagationFuture(GuardedFuture[Outcome]):
             raise self._too_late(timeout) from None
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """As ``result``, but returns what it would raise; ``DoneTimeout`` is raised."""
+        """Return the exception that ``result`` would raise; ``DoneTimeout`` is raised."""
         timeout = self._seconds(timeout)
         try:
             return super().exception(timeout)
@@ -160,17 +166,19 @@ class PropagationFuture(GuardedFuture[Outcome]):
                 return super().exception()
             raise self._too_late(timeout) from None
 
-    def expect(self, outcome: Outcome, asked: dict[str, Asked], complete: Callable[[], None] | None = None) -> None:
-        """Say who answers (the dict is the future's own from now on), what success is, and what completes futures.
+    def expect(
+        self, outcome: Outcome, asked: dict[str, AskedSubscription], run_deferred: Callable[[], None] | None = None
+    ) -> None:
+        """Set the result of success, the subscriptions to wait for, and the function that completes futures.
 
-        Called once, under the registry's lock.
+        Called once, under the registry's lock. The future keeps the dict *asked*.
         """
         self._outcome = outcome
-        self._complete = complete
+        self._run_deferred = run_deferred
         self._silent = asked
 
     def collect(self, name: str, error: BaseException | None) -> bool:
-        """Take the answer of *name*; True when it was the last one. Called under the registry's lock."""
+        """Take the acknowledgement of *name*; True when it was the last one. Called under the registry's lock."""
         if error is not None:
             self._failed[name] = error
         self._silent.pop(name, None)
@@ -184,43 +192,43 @@ class PropagationFuture(GuardedFuture[Outcome]):
             self.set_exception(_combine(self._subject(), self._failed))
 
     def _seconds(self, timeout: float | None) -> float:
-        # Infinity is a fair way to say "however long it takes", and more than a lock can wait.
+        # Infinity is a valid timeout, but more than a lock can wait.
         return min(self.default_timeout if timeout is None else timeout, threading.TIMEOUT_MAX)
 
     def _answered_after_all(self) -> bool:
-        """Look once more: a queue that was full all the time is a ``DeliveryTimeout``, which is due at this moment."""
+        """Check again: the ``DeliveryTimeout`` of a queue that was full all the time is due at this moment."""
         for one in self._silent.copy().values():
             one.tick()
-        if self._complete is not None:
-            self._complete()  # it may be answered, and wait behind the slow callback of another one
+        if self._run_deferred is not None:
+            self._run_deferred()  # the completion may wait behind a slow callback of another future
         return self.done()
 
     def _too_late(self, timeout: float) -> DoneTimeout:
         silent = self.silent()
         names = ", ".join(silent)
-        # Who asks again and again, or waits elsewhere and then asks, has waited longer than this call did.
+        # A caller that asks repeatedly, or that waits elsewhere first, has waited longer than this call.
         timeout = max(timeout, time.monotonic() - self._made)
-        subject = self._subject()
-        log.warning("%s: done was not called within %.1f s by: %s", subject, timeout, names)
-        return DoneTimeout(f"{subject}: done was not called within {timeout:.1f} s by: {names}", silent)
+        message = f"{self._subject()}: done was not called within {timeout:.1f} s by: {names}"
+        log.warning("%s", message)
+        return DoneTimeout(message, silent)
 
 
 def aggregate_done(futures: Mapping[str, concurrent.futures.Future[None]]) -> concurrent.futures.Future[None]:
-    """One future for many answers: completes when all have, and raises all that failed together.
+    """Combine many acknowledgements into one future, which completes after all of them.
 
     Args:
-      futures: Name of the one who answers to its future; may be empty.
+      futures: Subscriber name to its future; may be empty.
 
     Returns:
       A future with the result None, or ``PropagationError`` with every failure by name.
 
     Threads: any.
-    Source: Go ``AggregateDone``; D12, D13.
+    Source: Go ``AggregateDone``; contract C9.
     """
     combined: concurrent.futures.Future[None] = concurrent.futures.Future()
     combined.set_running_or_notify_cancel()
     lock = threading.Lock()  # guards the two below
-    names = tuple(futures)  # the caller may go on with the mapping
+    names = tuple(futures)  # the caller may change the mapping afterwards
     missing = set(names)
     failed: dict[str, BaseException] = {}
 
@@ -257,13 +265,13 @@ def check_answer(error: object) -> None:
 
 
 def _combine(subject: str, failed: Mapping[str, BaseException]) -> DatasyncError:
-    """One error out of several: the library's own when nobody refused and all failed for one cause."""
+    """Make one error of several: a specific one when no subscriber rejected the event and all failed for one cause."""
     names = ", ".join(failed)
     errors = list(failed.values())
     if all(isinstance(error, DeliveryTimeout) for error in errors):
         return DeliveryTimeout(f"{subject}: the queue stayed full of: {names}")
     if all(isinstance(error, DoneTimeout) for error in errors):
-        return DoneTimeout(f"{subject}: given up, done was never called by: {names}", failed)
+        return DoneTimeout(f"{subject}: abandoned, done was never called by: {names}", failed)
     if all(isinstance(error, ClosedError) for error in errors):
-        return ClosedError(f"{subject}: closed before it was answered by: {names}")
+        return ClosedError(f"{subject}: closed before it was acknowledged by: {names}")
     return PropagationError(failed)

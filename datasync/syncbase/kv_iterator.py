@@ -1,6 +1,6 @@
 """The pairs under one prefix of a RESYNC.
 
-Source: cn-infra ``datasync/syncbase/kv_iterator.go``; contract section 2.
+Source: cn-infra ``datasync/syncbase/kv_iterator.go``; contract C7.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datasync.events import KeyVal
 
 
 class KVIterator:
-    """Hands out *items* once, with ``get_next`` or as a Python iterator. What *items* raises is raised to the reader.
+    """Returns *items* once, through ``get_next`` or as a Python iterator. An exception of *items* reaches the reader.
 
     Threads: one at a time.
     """
@@ -22,7 +22,7 @@ class KVIterator:
         self._items = iter(items)
 
     def get_next(self) -> tuple[KeyVal | None, bool]:
-        """The next pair and False; ``(None, True)`` past the last one."""
+        """Return the next pair and False; ``(None, True)`` after the last one."""
         for kv in self._items:
             return kv, False
         return None, True

@@ -1,6 +1,6 @@
-"""Which prefixes a key has: plain string prefixes, as many as you like.
+"""The lookup of a key's prefixes, which are plain strings.
 
-The cost of a look-up does not depend on how many prefixes there are, only on how many different lengths they have.
+The cost of a lookup does not depend on the number of prefixes, only on the number of their different lengths.
 Source: contract C5.
 """
 
@@ -13,13 +13,13 @@ ValueT = TypeVar("ValueT")
 
 
 class PrefixTable(Generic[ValueT]):
-    """Prefix to a value. Threads: the owner's lock."""
+    """A mapping of prefixes to values. Threads: the owner's lock."""
 
     __slots__ = ("_ascending", "_lengths", "_values")
 
     def __init__(self) -> None:
         self._values: dict[str, ValueT] = {}
-        self._lengths: dict[int, int] = {}  # length to the number of prefixes that have it
+        self._lengths: dict[int, int] = {}  # length to the number of prefixes with that length
         self._ascending: tuple[int, ...] = ()
 
     @staticmethod
@@ -40,23 +40,23 @@ class PrefixTable(Generic[ValueT]):
         return len(self._values)
 
     def get(self, prefix: str) -> ValueT | None:
-        """The value of exactly *prefix*."""
+        """Return the value of exactly *prefix*."""
         return self._values.get(prefix)
 
     def set(self, prefix: str, value: ValueT) -> None:
-        """Add *prefix*, or give it another value."""
+        """Set the value of *prefix*."""
         if prefix not in self._values:
             self._count(len(prefix), +1)
         self._values[prefix] = value
 
     def remove(self, prefix: str) -> None:
-        """Forget *prefix*; one that is not there is ignored."""
+        """Remove *prefix*; without effect for an unknown one."""
         if prefix in self._values:
             del self._values[prefix]
             self._count(len(prefix), -1)
 
     def matching(self, key: str) -> list[ValueT]:
-        """The values of all prefixes of *key*, shortest first."""
+        """Return the values of all prefixes of *key*, shortest first."""
         values = self._values
         found = []
         for length in self._ascending:
@@ -66,20 +66,20 @@ class PrefixTable(Generic[ValueT]):
         return found
 
     def matching_all(self, keys: Sequence[str]) -> list[ValueT] | None:
-        """As ``matching``, for all of *keys* at once; None where they may differ."""
+        """Return ``matching`` for all *keys* at once; None if the keys may have different prefixes."""
         if not keys:
             return []
         return self.matching(keys[0]) if self._alike(keys) else None
 
     def longest(self, key: str) -> str | None:
-        """The longest prefix of *key*."""
+        """Return the longest prefix of *key*, None when there is none."""
         for length in reversed(self._ascending):
             if length <= len(key) and key[:length] in self._values:
                 return key[:length]
         return None
 
     def grouped(self, keys: Collection[str]) -> dict[str, list[str]]:
-        """Every prefix, and those of *keys* that have no longer one."""
+        """Return every prefix with those of *keys* that have no longer prefix."""
         groups: dict[str, list[str]] = {prefix: [] for prefix in self._values}
         if keys and self._alike(keys):
             longest = self.longest(next(iter(keys)))
@@ -93,7 +93,7 @@ class PrefixTable(Generic[ValueT]):
         return groups
 
     def copy(self) -> PrefixTable[ValueT]:
-        """A table of its own with the same content."""
+        """Return an independent table with the same content."""
         twin: PrefixTable[ValueT] = PrefixTable()
         twin._values = self._values.copy()
         twin._lengths = self._lengths.copy()
@@ -101,10 +101,10 @@ class PrefixTable(Generic[ValueT]):
         return twin
 
     def _alike(self, keys: Collection[str]) -> bool:
-        """True when all *keys* surely have the same prefixes; there is at least one."""
+        """Return True if all *keys*, of which there is at least one, certainly have the same prefixes."""
         if len(keys) == 1 or not self._ascending:
             return True
-        # What the first and the last in order begin with, all between begin with: two tell for a thousand.
+        # A start that the first and the last key in order have in common is common to all keys between them.
         most = self._ascending[-1]
         return most == 0 or min(keys)[:most] == max(keys)[:most]
 

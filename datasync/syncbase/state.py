@@ -1,4 +1,4 @@
-"""The last known state of a source, and with it the previous value and the revision of every change.
+"""The last known state of a source, which gives every change its revision and its previous value.
 
 Source: cn-infra ``datasync/syncbase/prev_revisions.go``; contract C1, C6.
 """
@@ -9,38 +9,39 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 
+from datasync.runtime.wording import counted
 from datasync.serializer import Serializer
 from datasync.syncbase.change import DEFAULT_SERIALIZER, DELETE, PUT, ChangeResp, Payload, StateKeyVal, new_change_resp
 
-#: What is kept per key: the revision at which it was set, and the value.
+#: The revision at which a key was set, and its value.
 StateEntry = tuple[int, Payload]
 
 
 class FrozenState(dict[str, StateEntry]):
-    """A copy of the state that nobody changes; a class of its own because a plain dict cannot be referenced weakly."""
+    """An immutable copy of the state; a class of its own because a plain dict does not support weak references."""
 
     __slots__ = ("__weakref__",)
 
     def __repr__(self) -> str:
-        return f"<state of {len(self)} key(s)>"
+        return f"<state of {counted(len(self), 'key')}>"
 
 
 class PrevRevisions:
-    """Key to revision and value, with a revision counter that never goes back by itself.
+    """Key to revision and value, with a revision counter that only ``replace`` can decrease.
 
     Args:
-      serializer: Reads values that are bytes.
+      serializer: Decodes values that are bytes.
 
     Threads: any.
     """
 
     def __init__(self, serializer: Serializer = DEFAULT_SERIALIZER) -> None:
         self.serializer = serializer
-        # Guards the three below: a transaction is seen whole or not at all.
+        # Guards the three below, so that readers see a transaction whole or not at all.
         self._lock = threading.Lock()
         self._entries: dict[str, StateEntry] = {}
         self._revision = 0
-        # The copy that freeze() gave out last, for as long as somebody holds it.
+        # The last copy made by freeze(), as long as it is in use.
         self._frozen: weakref.ref[FrozenState] | None = None
 
     @property
@@ -52,40 +53,40 @@ class PrevRevisions:
         return len(self._entries)
 
     def get(self, key: str) -> StateKeyVal | None:
-        """The pair of *key*, None when there is none."""
+        """Return the pair of *key*, None when there is none."""
         entry = self._entries.get(key)
         return None if entry is None else self.view(key, entry)
 
     def put(self, key: str, value: Payload) -> tuple[StateKeyVal | None, int]:
-        """Set *key* at the next revision; returns the pair before and that revision."""
+        """Set *key* at the next revision; return the previous pair and that revision."""
         return self.put_with_revision(key, value, 0)
 
     def put_with_revision(self, key: str, value: Payload, revision: int) -> tuple[StateKeyVal | None, int]:
-        """Set *key* at *revision*, or at the next one where *revision* would not go forward."""
+        """Set *key* at *revision*, or at the next one if *revision* is not greater than the current one."""
         changes, _ = self.apply(((key, value),), revision)
         return self._before(changes), self._revision
 
     def delete(self, key: str) -> StateKeyVal | None:
-        """Forget *key*; returns the pair that was there. Source: Go ``Del``."""
+        """Delete *key*; return the pair that was there. Source: Go ``Del``."""
         changes, _ = self.apply(((key, None),), 0)
         return self._before(changes)
 
     def list_keys(self) -> list[str]:
-        """All keys."""
+        """Return all keys."""
         return list(self.freeze())
 
     def cleanup(self) -> None:
-        """Forget every key; the revision stays."""
+        """Delete every key; the revision stays."""
         self.replace({}, self._revision)
 
     def apply(
         self, ops: Iterable[tuple[str, Payload | None]], revision: int = 0
     ) -> tuple[tuple[ChangeResp, ...], list[str]]:
-        """Apply one transaction: (key, value) pairs, None for a delete, a key once.
+        """Apply one transaction: (key, value) pairs, None for a delete, each key once.
 
         Returns:
           The changes with their previous values, and the keys that were ignored because there was nothing to delete.
-          All changes have one revision: *revision* where it goes forward, else the next one.
+          All changes have the same revision: *revision* if it is greater than the current one, else the next one.
         """
         changes: list[ChangeResp] = []
         ignored: list[str] = []
@@ -110,7 +111,7 @@ class PrevRevisions:
         return tuple(changes), ignored
 
     def replace(self, entries: dict[str, StateEntry], revision: int) -> Mapping[str, StateEntry]:
-        """Make *entries* the state, at *revision* (which may go back: the source did). Returns the state before."""
+        """Make *entries* the state at *revision*, which may be lower than before. Return the previous state."""
         with self._lock:
             before, self._entries = self._entries, entries
             self._revision = revision
@@ -118,12 +119,12 @@ class PrevRevisions:
         return before
 
     def advance(self, revision: int) -> None:
-        """Note that nothing else happened up to *revision*."""
+        """Note that there were no other changes up to *revision*."""
         with self._lock:
             self._revision = max(self._revision, revision)
 
     def freeze(self) -> FrozenState:
-        """The state as it is now, unchanged for ever. Callers in a row share one copy; the values are never copied."""
+        """Return the current state as an immutable copy, shared until the next change. Values are never copied."""
         with self._lock:
             frozen = self._frozen() if self._frozen is not None else None
             if frozen is None:
@@ -132,7 +133,7 @@ class PrevRevisions:
             return frozen
 
     def view(self, key: str, entry: StateEntry) -> StateKeyVal:
-        """*entry* as subscribers see it."""
+        """Return *entry* as subscribers receive it."""
         return StateKeyVal(key, entry[0], entry[1], self.serializer)
 
     def _before(self, changes: Sequence[ChangeResp]) -> StateKeyVal | None:

@@ -1,4 +1,4 @@
-"""What callers may hand in: checked here, before anything changes.
+"""The checks of arguments, done before anything changes.
 
 Source: contract C11, C16.
 """
@@ -17,14 +17,14 @@ from datasync.syncbase.change import DELETE, PUT, Change, ChangeBytes, Payload, 
 
 
 def payloads(values: Mapping[str, KeyVal | ChangeValue]) -> tuple[list[tuple[str, Payload | None]], int]:
-    """What is kept of *values*, in order, None for a delete; and the highest of their revisions."""
-    if not isinstance(values, (dict, Mapping)):  # dict first: it is nearly always one, and an ABC takes its time
+    """Return the payloads of *values* in order, None for a delete, and the highest of their revisions."""
+    if not isinstance(values, (dict, Mapping)):  # dict first: it nearly always is one, and the check of an ABC is slow
         raise InvalidArgumentError(f"changes must be a mapping from key to change, not {type(values).__name__}")
     ops: list[tuple[str, Payload | None]] = []
     highest = 0
     for key, value in values.items():
         kind = type(value)
-        if (kind is Change or kind is ChangeBytes) and type(key) is str:  # they were checked when they were made
+        if (kind is Change or kind is ChangeBytes) and type(key) is str:  # checked when they were made
             own, revision, deletes = value._key, value._revision, value._op is DELETE  # type: ignore[union-attr]
         else:
             own, revision, deletes = _read(key, value)
@@ -37,19 +37,19 @@ def payloads(values: Mapping[str, KeyVal | ChangeValue]) -> tuple[list[tuple[str
 
 
 def _read(key: str, value: KeyVal | ChangeValue) -> tuple[str, int, bool]:
-    """The key and revision of *value*, and whether it is a delete; it may be of anybody's making."""
+    """Return the key and revision of *value*, of any class, and True if it is a delete."""
     check_key(key)
     get_change_type: Callable[[], Op] | None = getattr(value, "get_change_type", None)
     op = PUT if get_change_type is None else get_change_type()
     if (op is not PUT and op is not DELETE) or not callable(getattr(value, "get_value", None)):
-        raise InvalidArgumentError(f"the value of {key!r} is no change: {type(value).__name__}")
+        raise InvalidArgumentError(f"the value of {key!r} is not a valid change: {type(value).__name__}")
     revision = value.get_revision()
     check_revision(key, revision)
     return value.get_key(), revision, op is DELETE
 
 
 def captured(ctx: contextvars.Context | None) -> contextvars.Context:
-    """The context as it is now: whoever gave it may go on with it."""
+    """Return a copy of *ctx*, or of the current context: the caller may change the original afterwards."""
     if ctx is None:
         return contextvars.copy_context()
     if not isinstance(ctx, contextvars.Context):
@@ -58,6 +58,7 @@ def captured(ctx: contextvars.Context | None) -> contextvars.Context:
 
 
 def check_prefix(prefix: object) -> None:
+    """Raise ``InvalidArgumentError`` unless *prefix* is a string."""
     if not isinstance(prefix, str):
         raise InvalidArgumentError(f"a key prefix must be a string, not {type(prefix).__name__}")
 
@@ -69,9 +70,10 @@ def check_watch(
     prefixes: Sequence[str],
     in_flight: int,
 ) -> None:
+    """Check the arguments of ``Registry.watch``."""
     check_key(resync_name, "a resync name")
     if change_queue is None and resync_queue is None:
-        raise InvalidArgumentError(f"{resync_name!r} is interested in nothing: both queues are None")
+        raise InvalidArgumentError(f"{resync_name!r} would receive no events: both queues are None")
     for one in (change_queue, resync_queue):
         if one is not None and not callable(getattr(one, "put_nowait", None)):
             raise InvalidArgumentError(f"the queue of {resync_name!r} must be a queue.Queue, not {type(one).__name__}")
@@ -80,4 +82,4 @@ def check_watch(
     for prefix in prefixes:
         check_prefix(prefix)
     if len(set(prefixes)) != len(prefixes):
-        raise SubscriptionError(f"{resync_name!r} names a prefix twice")
+        raise SubscriptionError(f"{resync_name!r} gives a prefix twice")

@@ -91,7 +91,7 @@ def test_c9_a_subscriber_that_leaves_is_neither_a_closed_server_nor_a_broken_ses
             answer = send()
             take(events)
             registration.close()
-            with pytest.raises(NotReadyError, match="closed before it was answered by: guest"):
+            with pytest.raises(NotReadyError, match="closed before it was acknowledged by: guest"):
                 answer.result(5)
         assert client.status().reconnects == 0
 

@@ -1,4 +1,4 @@
-"""Transactions inside this process: a program that is its own source."""
+"""Transactions inside this process, for a program that is its own source."""
 
 from datasync.kvdbsync.local.bytes_txn import BytesTxn
 from datasync.kvdbsync.local.proto_txn import ProtoTxn
@@ -8,6 +8,6 @@ __all__ = [
     # Transactions
     "ProtoTxn",
     "BytesTxn",
-    # Where they usually go
+    # The default registry
     "DEFAULT_REGISTRY",
 ]

@@ -9,11 +9,11 @@ from datasync.syncbase.change import ChangeBytes
 
 
 class BytesTxn(LocalTxn[ResultT]):
-    """Puts and deletes of bytes, as :class:`~datasync.kvdbsync.local.ProtoTxn` does of messages.
+    """Puts and deletes of bytes, like :class:`~datasync.kvdbsync.local.ProtoTxn` for messages.
 
     Args:
       commit: Called once per ``commit``, with all operations.
-      serializer: Reads the bytes when a subscriber asks for the value; JSON unless told.
+      serializer: Decodes the bytes when a subscriber reads the value; JSON by default.
 
     Source: Go ``local.BytesTxn``.
     """
@@ -23,11 +23,11 @@ class BytesTxn(LocalTxn[ResultT]):
         self._serializer = serializer
 
     def put(self, key: str, data: bytes) -> BytesTxn[ResultT]:
-        """Set *key* to a copy of *data*. Raises ``InvalidArgumentError`` when these are no text and no bytes."""
+        """Set *key* to a copy of *data*. Raises ``InvalidArgumentError`` unless they are a string and bytes."""
         self._add(ChangeBytes(key, data, serializer=self._serializer))
         return self
 
     def delete(self, key: str) -> BytesTxn[ResultT]:
-        """Delete *key*; the result of ``commit`` tells when there was nothing to delete."""
+        """Delete *key*; the result of ``commit`` lists it if it did not exist."""
         self._add(ChangeBytes(key, op=Op.DELETE))
         return self

@@ -19,12 +19,12 @@ class ProtoTxn(LocalTxn[ResultT]):
         """Set *key* to a copy of *value*.
 
         Raises:
-          InvalidArgumentError: *key* is empty or no text, or *value* is no complete message; None too.
+          InvalidArgumentError: *key* is empty or not a string, or *value* is not a complete message.
         """
         self._add(Change(key, value))
         return self
 
     def delete(self, key: str) -> ProtoTxn[ResultT]:
-        """Delete *key*; the result of ``commit`` tells when there was nothing to delete."""
+        """Delete *key*; the result of ``commit`` lists it if it did not exist."""
         self._add(Change(key, op=Op.DELETE))
         return self

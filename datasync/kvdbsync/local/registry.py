@@ -1,4 +1,4 @@
-"""The registry that this process shares with itself."""
+"""The default registry of the process."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import sys
 
 from datasync.syncbase.registry import Registry
 
-#: The registry of the process, for sources and subscribers that do not care to pass one around. Source: Go
-#: ``local.DefaultRegistry``.
+#: The registry for sources and subscribers that are not given another one. Source: Go ``local.DefaultRegistry``.
 DEFAULT_REGISTRY = Registry("local")
 
 
 def _renew_in_child() -> None:
-    # A forked child gets one of its own under the same name, so that a pre-forking server may import this before it
-    # forks. Whoever took the parent's object out of the module before the fork gets ForkedError from it.
+    # A forked child gets a registry of its own under the same name, so that a pre-forking server may import this module
+    # before it forks. Code that holds the parent's object from before the fork gets ForkedError.
     global DEFAULT_REGISTRY
     DEFAULT_REGISTRY = Registry("local")
     package = sys.modules.get("datasync.kvdbsync.local")

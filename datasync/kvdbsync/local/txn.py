@@ -1,4 +1,4 @@
-"""What both kinds of local transaction share: operations gathered in order, then handed over at once."""
+"""The common base of local transactions: operations collected in order, then committed at once."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Generic, Protocol, TypeVar
 from datasync.errors import InvalidArgumentError
 from datasync.events import ChangeValue
 from datasync.runtime.threads import ForkGuard
+from datasync.runtime.wording import counted
 
 ResultT = TypeVar("ResultT")
 ResultT_co = TypeVar("ResultT_co", covariant=True)
 
 
 class CommitFunction(Protocol[ResultT_co]):
-    """Where a transaction goes: a registry's ``propagate_changes``, ``propagate_resync``, ``submit_changes``, ..."""
+    """The target of a transaction: a registry's ``propagate_changes``, ``propagate_resync``, ``submit_changes``, ..."""
 
     def __call__(self, changes: Mapping[str, ChangeValue], /, *, ctx: contextvars.Context | None = None) -> ResultT_co:
         """Apply *changes*, in their order, as one transaction."""
-        ...
 
 
 class LocalTxn(Generic[ResultT]):
-    """Operations on keys; the last one per key wins, and its place in the order is that of that last one.
+    """Operations on keys. The last one per key wins, and takes its place at the end of the order.
 
     Args:
       commit: Called once per ``commit``, with all operations.
 
-    Threads: any; no lock is held while committing. An operation that meets a commit in another thread is in it, or
-    waits for the next.
-    Source: cn-infra ``datasync/kvdbsync/local``; contract section 2.
+    Threads: any; no lock is held while committing. An operation during a commit in another thread becomes part of it,
+    or of the next one.
+    Source: cn-infra ``datasync/kvdbsync/local``; contract C4.
     """
 
     def __init__(self, commit: CommitFunction[ResultT]) -> None:
@@ -43,10 +43,10 @@ class LocalTxn(Generic[ResultT]):
         self._changes: dict[str, ChangeValue] = {}
 
     def commit(self, ctx: contextvars.Context | None = None) -> ResultT:
-        """Hand everything over as one transaction, and return or raise what *commit* of the constructor does.
+        """Commit everything as one transaction; return the result of the constructor's *commit*, or raise its error.
 
-        The transaction is empty then, and can be used again, also when this raises: an error does not mean that
-        nothing was applied (``DoneTimeout``, ``PropagationError``), so what was sent is never sent again by itself.
+        The transaction is empty afterwards and can be used again, also after an error. An error does not mean that
+        nothing was applied (``DoneTimeout``, ``PropagationError``), so the operations are not sent again.
         """
         self._guard.check()
         with self._lock:
@@ -60,4 +60,4 @@ class LocalTxn(Generic[ResultT]):
             self._changes[change.get_key()] = change
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {len(self._changes)} operation(s)>"
+        return f"<{type(self).__name__} of {counted(len(self._changes), 'operation')}>"
