@@ -155,7 +155,7 @@ def test_a_stream_that_the_shell_closed_is_no_traceback_and_never_the_store_s_fi
     command = f"'{sys.executable}' -m datasync"
 
     def shell(line: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["sh", "-c", line], capture_output=True, text=True, env=environment(), timeout=20)
+        return subprocess.run(["sh", "-c", line], capture_output=True, text=True, env=environment(), timeout=50)
 
     # when commands are run so / then they do what they can, and the file is whole
     assert shell(f"{command} list {url} <&- >&- 2>&-").returncode == 0
@@ -191,7 +191,7 @@ def test_colour_is_for_terminals_that_want_it(extra: dict[str, str], coloured: b
     # given a terminal
     ours, theirs = pty.openpty()
     code = "from datasync.cli.console import make_console; make_console().print('x', style='red')"
-    subprocess.run([sys.executable, "-c", code], stdout=theirs, env=environment(extra), timeout=10, check=True)
+    subprocess.run([sys.executable, "-c", code], stdout=theirs, env=environment(extra), timeout=50, check=True)
     shown = os.read(ours, 1000)
     os.close(ours)
     os.close(theirs)

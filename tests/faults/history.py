@@ -354,3 +354,5 @@ class Course:
     #: From when to when the server took no connections; attempts are to be recorded meanwhile and for 30 s after.
     away: tuple[float, float] | None = None
     forks: list[Fork] = field(default_factory=list)
+    #: The factor by which threads were slower than on an idle machine: limits of seconds are multiplied by it.
+    slowdown: float = 1.0

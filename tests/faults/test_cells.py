@@ -64,6 +64,7 @@ def test_i1_to_i16_each_workload_with_all_misfortunes_by_turns(workload: str) ->
     assert result.events
 
 
+@pytest.mark.timeout(180)
 def test_i12_memory_is_bounded_while_consumers_hang_and_large_values_are_written() -> None:
     # given a process whose allocator serves nothing else / when consumers hang in it / then it does not grow
     result = Apart().run(Cell("sqlite", "cut", "flood", 1, WORKLOADS["flood"].least))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from datasync.runtime.timers import Alarms
-from tests.conftest import wait_until
+from tests.conftest import PATIENT, wait_until
 
 
 @pytest.fixture
@@ -26,13 +26,13 @@ def test_alarms_ring_in_the_order_of_their_times(alarms: Alarms) -> None:
     rung: list[int] = []
     ready, over = threading.Event(), threading.Event()
     now = time.monotonic()
-    alarms.set(now, lambda: ready.wait(5))
+    alarms.set(now, lambda: ready.wait(PATIENT))
     for delay in (3, 1, 2):
         alarms.set(now + delay / 1000, lambda delay=delay: rung.append(delay))  # type: ignore[misc]
     alarms.set(now + 0.004, over.set)
     # when it goes on / then they ring in order
     ready.set()
-    assert over.wait(5)
+    assert over.wait(PATIENT)
     assert rung == [1, 2, 3]
 
 
@@ -40,7 +40,7 @@ def test_an_earlier_alarm_wakes_a_worker_that_sleeps_for_a_later_one(alarms: Ala
     rung = threading.Event()
     alarms.set(time.monotonic() + 3600, lambda: None)
     alarms.set(time.monotonic() + 0.01, rung.set)
-    assert rung.wait(5)
+    assert rung.wait(PATIENT)
 
 
 def test_c15_an_alarm_that_raises_does_not_kill_the_worker(alarms: Alarms, caplog: pytest.LogCaptureFixture) -> None:
@@ -52,7 +52,7 @@ def test_c15_an_alarm_that_raises_does_not_kill_the_worker(alarms: Alarms, caplo
     alarms.set(time.monotonic(), poisoned)
     # when another one follows / then it rings
     alarms.set(time.monotonic(), rung.set)
-    assert rung.wait(5)
+    assert rung.wait(PATIENT)
     assert "an alarm of test failed" in caplog.text
 
 
@@ -68,10 +68,10 @@ def test_a_cancelled_alarm_does_not_ring_and_lets_go_of_its_callback(alarms: Ala
 
     def hold() -> None:
         held.set()
-        ready.wait(5)
+        ready.wait(PATIENT)
 
     alarms.set(time.monotonic(), hold)
-    assert held.wait(5)
+    assert held.wait(PATIENT)
     alarm = alarms.set(time.monotonic(), owner.ring)
     gone = weakref.ref(owner)
     # when it is taken back, twice
@@ -84,7 +84,7 @@ def test_a_cancelled_alarm_does_not_ring_and_lets_go_of_its_callback(alarms: Ala
     over = threading.Event()
     alarms.set(time.monotonic(), over.set)
     ready.set()
-    assert over.wait(5)
+    assert over.wait(PATIENT)
     assert rung == []
 
 
@@ -98,7 +98,7 @@ def test_c15_ten_thousand_cancelled_alarms_leave_nothing_behind(alarms: Alarms) 
     assert len(alarms._heap) < 10
     rung = threading.Event()
     last = alarms.set(time.monotonic(), rung.set)
-    assert rung.wait(5)
+    assert rung.wait(PATIENT)
     alarms.cancel(last)
     alarms.cancel(lasting)
     assert len(alarms._heap) == alarms._cancelled == 0
@@ -119,13 +119,13 @@ def test_c15_a_stop_between_the_look_and_the_sleep_is_not_missed() -> None:
     alarms._wake = Wake()
     rung = threading.Event()
     alarms.set(time.monotonic(), rung.set)
-    assert rung.wait(5)
+    assert rung.wait(PATIENT)
     # when it happens / then the worker ends by itself
     closing.set()
     alarms.set(time.monotonic() + 3600, lambda: None)  # wakes it, and gives it nothing to do
     worker = alarms._worker
     assert worker is not None
-    wait_until(lambda: not worker.alive, "the worker ended", timeout=5)
+    wait_until(lambda: not worker.alive, "the worker ended")
     alarms.close()
 
 
@@ -141,7 +141,7 @@ def test_c15_close_may_be_called_twice_and_from_an_alarm() -> None:
 
     alarms.set(time.monotonic(), close)
     # when it rings / then nothing hangs and later alarms are ignored
-    assert closed.wait(5)
+    assert closed.wait(PATIENT)
     alarms.set(time.monotonic(), lambda: pytest.fail("rang after close"))
     alarms.close()
     assert alarms._heap == []
@@ -168,4 +168,4 @@ def test_c15_where_no_thread_can_be_had_an_alarm_waits_for_the_next_one(
         alarms.set(time.monotonic(), rung.set)
     # and it rings with the first one that finds a thread
     alarms.set(time.monotonic() + 3600, lambda: None)
-    assert rung.wait(5)
+    assert rung.wait(PATIENT)

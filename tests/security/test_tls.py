@@ -28,7 +28,9 @@ from datasync.grpcsync import ClientTLS, ServerTLS
 from datasync.grpcsync import serve as serve_grpc
 from datasync.keyval.etcd import EtcdConfig, EtcdStore
 from datasync.restsync import Adapter, Client, serve
+from tests.conftest import PATIENT
 from tests.security.fuzz.etcd_targets import SEEDS, _Anything
+from tests.support.timing import at_most
 
 DAY = datetime.timedelta(days=1)
 #: What the error says, in the words of OpenSSL or of grpc in its versions.
@@ -99,7 +101,7 @@ def etcd_server(pems: Pems, client_ca: Path | None = None) -> Iterator[int]:
 Own = Pems | None
 
 
-def ask_rest(port: int, ca: Path, own: Own = None) -> None:
+def ask_rest(port: int, ca: Path, own: Own = None, *, seconds: float = 1.0) -> None:
     tls: Any = ca
     if own is not None:
         tls = ssl.create_default_context(cafile=ca)
@@ -108,27 +110,27 @@ def ask_rest(port: int, ca: Path, own: Own = None) -> None:
         client.get("a")
 
 
-def watch_rest(port: int, ca: Path, own: Own = None) -> None:
+def watch_rest(port: int, ca: Path, own: Own = None, *, seconds: float = 1.0) -> None:
     tls: Any = ca
     if own is not None:
         tls = ssl.create_default_context(cafile=ca)
         tls.load_cert_chain(own.certificate, own.key)
     with Client(f"https://127.0.0.1:{port}", tls=tls) as client:
         client.watch("w", Queue(), None, "")
-        client.wait_ready(1.0)
+        client.wait_ready(at_most(seconds))
 
 
-def ask_grpc(port: int, ca: Path, own: Own = None) -> None:
+def ask_grpc(port: int, ca: Path, own: Own = None, *, seconds: float = 1.0) -> None:
     tls = ClientTLS(ca) if own is None else ClientTLS(ca, own.certificate, own.key)
     with GrpcClient(f"127.0.0.1:{port}", tls=tls) as client:
-        client.wait_ready(1.0)
+        client.wait_ready(at_most(seconds))
 
 
-def ask_etcd(port: int, ca: Path, own: Own = None) -> None:
+def ask_etcd(port: int, ca: Path, own: Own = None, *, seconds: float = 1.0) -> None:
     files = {"ca_file": str(ca)} | (
         {} if own is None else {"cert_file": str(own.certificate), "key_file": str(own.key)}
     )
-    with EtcdStore(EtcdConfig(endpoints=(f"127.0.0.1:{port}",), dial_timeout=0.5, **files)) as store:
+    with EtcdStore(EtcdConfig(endpoints=(f"127.0.0.1:{port}",), dial_timeout=at_most(seconds), **files)) as store:
         store.read("k/a")
 
 
@@ -145,9 +147,9 @@ def test_who_is_signed_by_the_named_authority_for_this_address_gets_through(
     place: Place, serving: Serving, ask: Serving
 ) -> None:
     with serving(place.issue("127.0.0.1")) as port:
-        ask(port, place.ca)
+        ask(port, place.ca, seconds=PATIENT)
     with serving(place.issue("127.0.0.1"), client_ca=place.ca) as port:
-        ask(port, place.ca, place.issue("client.example"))
+        ask(port, place.ca, place.issue("client.example"), seconds=PATIENT)
 
 
 @WAYS
@@ -213,7 +215,7 @@ def old_server(pems: Pems) -> Iterator[int]:
             yield door.getsockname()[1]
         finally:
             over.set()
-            thread.join(5)
+            thread.join(PATIENT)
 
 
 def _shake_hands(door: socket.socket, context: ssl.SSLContext, over: threading.Event) -> None:

@@ -54,7 +54,7 @@ def check_neighbours(
         for at, entry, ready in ready_changes(reading):
             commit = committed(truth, entry)
             late = 0.0 if commit is None else entry.time - max(ready, commit)
-            if commit is not None and late > bound and not _overlaps(bad, commit, entry.time):
+            if commit is not None and late > bound * course.slowdown and not _overlaps(bad, commit, entry.time):
                 return reading.violation("I10", at, f"a change came {late:.3f} s late, while another watcher failed")
     return None
 
@@ -175,7 +175,7 @@ def check_silences(truth: Truth, readings: Sequence[Reading], course: Course) ->
             return course_violation("I14", "it was noticed before it began", silence)
         if known is None:
             return course_violation("I14", "nobody ever noticed that the connection was dead", silence)
-        if known - silence.begin > silence.limit:
+        if known - silence.begin > silence.limit * course.slowdown:
             return course_violation("I14", f"unnoticed for {known - silence.begin:.3f} s", silence)
     return None
 

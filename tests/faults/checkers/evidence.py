@@ -28,7 +28,7 @@ def evidence(
             counts["I8"] += 1
         counts["I9"] += len(reading.accepted)
         counts["I10"] += failures(reading)
-    if _memory_tells(course):
+    if memory_tells(course):
         counts["I12"] += len(course.samples)
     if course.away is not None and course.away[1] - course.away[0] >= STORM_OUTAGE:
         counts["I13"] += len(course.attempts)
@@ -61,7 +61,7 @@ def _of_log(reading: Reading, counts: Counter[str]) -> int:
     return events
 
 
-def _memory_tells(course: Course) -> bool:
+def memory_tells(course: Course) -> bool:
     """True when somebody was stuck, and so much was written meanwhile that keeping it would have been seen."""
     early, late = judged_samples(course)
     if not early or not late or not any(any(sample.pending.values()) for sample in course.samples):
