@@ -28,7 +28,8 @@ from datasync.grpcsync import ClientTLS, ServerTLS
 from datasync.grpcsync import serve as serve_grpc
 from datasync.keyval.etcd import EtcdConfig, EtcdStore
 from datasync.restsync import Adapter, Client, serve
-from tests.conftest import PATIENT
+from datasync.syncbase.status import TransportState
+from tests.conftest import PATIENT, wait_until
 from tests.security.fuzz.etcd_targets import SEEDS, _Anything
 from tests.support.timing import at_most
 
@@ -101,7 +102,7 @@ def etcd_server(pems: Pems, client_ca: Path | None = None) -> Iterator[int]:
 Own = Pems | None
 
 
-def ask_rest(port: int, ca: Path, own: Own = None, *, seconds: float = 1.0) -> None:
+def ask_rest(port: int, ca: Path, own: Own = None) -> None:
     tls: Any = ca
     if own is not None:
         tls = ssl.create_default_context(cafile=ca)
@@ -110,27 +111,33 @@ def ask_rest(port: int, ca: Path, own: Own = None, *, seconds: float = 1.0) -> N
         client.get("a")
 
 
-def watch_rest(port: int, ca: Path, own: Own = None, *, seconds: float = 1.0) -> None:
+def watch_rest(port: int, ca: Path, own: Own = None) -> None:
     tls: Any = ca
     if own is not None:
         tls = ssl.create_default_context(cafile=ca)
         tls.load_cert_chain(own.certificate, own.key)
     with Client(f"https://127.0.0.1:{port}", tls=tls) as client:
         client.watch("w", Queue(), None, "")
-        client.wait_ready(at_most(seconds))
+        _settled(client)
 
 
-def ask_grpc(port: int, ca: Path, own: Own = None, *, seconds: float = 1.0) -> None:
+def ask_grpc(port: int, ca: Path, own: Own = None) -> None:
     tls = ClientTLS(ca) if own is None else ClientTLS(ca, own.certificate, own.key)
     with GrpcClient(f"127.0.0.1:{port}", tls=tls) as client:
-        client.wait_ready(at_most(seconds))
+        _settled(client)
 
 
-def ask_etcd(port: int, ca: Path, own: Own = None, *, seconds: float = 1.0) -> None:
+def _settled(client: Client | GrpcClient) -> None:
+    """Return when it is connected; raise ``NotReadyError`` with the reason when its first attempt has failed."""
+    wait_until(lambda: (now := client.status()).last_error or now.state is TransportState.READY, "it has tried")
+    client.wait_ready(0.01)
+
+
+def ask_etcd(port: int, ca: Path, own: Own = None) -> None:
     files = {"ca_file": str(ca)} | (
         {} if own is None else {"cert_file": str(own.certificate), "key_file": str(own.key)}
     )
-    with EtcdStore(EtcdConfig(endpoints=(f"127.0.0.1:{port}",), dial_timeout=at_most(seconds), **files)) as store:
+    with EtcdStore(EtcdConfig(endpoints=(f"127.0.0.1:{port}",), dial_timeout=at_most(0.5), **files)) as store:
         store.read("k/a")
 
 
@@ -147,9 +154,9 @@ def test_who_is_signed_by_the_named_authority_for_this_address_gets_through(
     place: Place, serving: Serving, ask: Serving
 ) -> None:
     with serving(place.issue("127.0.0.1")) as port:
-        ask(port, place.ca, seconds=PATIENT)
+        ask(port, place.ca)
     with serving(place.issue("127.0.0.1"), client_ca=place.ca) as port:
-        ask(port, place.ca, place.issue("client.example"), seconds=PATIENT)
+        ask(port, place.ca, place.issue("client.example"))
 
 
 @WAYS
