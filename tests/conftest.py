@@ -23,7 +23,10 @@ from hypothesis import HealthCheck, settings
 
 T = TypeVar("T")
 
-#: Seconds that a thread which was told to end may take to do so, before a test is failed for it.
+#: Seconds that any wait may take that must succeed. A quiet machine needs a fraction of it; a wait that compares with a
+#: limit of the product has a number of its own.
+PATIENT = 30.0
+#: Seconds within which a thread that was told to end must have ended, or the test fails.
 THREAD_GRACE = 3.0
 
 #: Part of every value, token and password that tests use where they can: a log that holds it fails the test.
@@ -51,7 +54,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in `pytest &`; what 
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if in_ci() else "dev"))
 
 
-def wait_until(condition: Callable[[], T], sentence: str, timeout: float = 10.0) -> T:
+def wait_until(condition: Callable[[], T], sentence: str, timeout: float = PATIENT) -> T:
     """Return the first true value of *condition*, or fail: "*sentence*: not true within *timeout* s"."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
@@ -61,7 +64,7 @@ def wait_until(condition: Callable[[], T], sentence: str, timeout: float = 10.0)
     return value
 
 
-def take(queue: Queue[Any], timeout: float = 5.0) -> Any:
+def take(queue: Queue[Any], timeout: float = PATIENT) -> Any:
     """The next item of *queue*, or fail when none comes within *timeout* seconds."""
     try:
         return queue.get(timeout=timeout)

@@ -21,7 +21,7 @@ SMALL = ("--scale", "0.01", "--repeats", "1")
 
 
 def bench(
-    ours: list[float], floor: list[float], calls: list[str], row: Row, peer: Sequence[float | Exception] = ()
+    ours: list[float], baseline: list[float], calls: list[str], row: Row, peer: Sequence[float | Exception] = ()
 ) -> Bench:
     """One whose runs give these figures; the first of each is the warm-up. An error among those of *peer* is raised."""
 
@@ -34,10 +34,10 @@ def bench(
                 raise figure
             return {row.name: figure}
 
-        mine, theirs, others = iter(ours), iter(floor), iter(peer)
+        mine, theirs, others = iter(ours), iter(baseline), iter(peer)
         yield Sides(
             lambda: side("ours", mine),
-            lambda: side("floor", theirs),
+            lambda: side("baseline", theirs),
             ["a note", "a note"],
             (lambda: side("peer", others)) if peer else None,
         )
@@ -53,9 +53,9 @@ def test_runs_alternate_and_the_warm_up_does_not_count() -> None:
     # when
     (result,) = measure(one)
     # then
-    assert calls == ["ours", "floor"] * 4 + ["cleaned up"]
-    assert (result.ours, result.floor, result.ratio, result.runs) == (30, 10, 3, 3)
-    assert result.row.met(result.ours, result.floor, result.ratio) is False
+    assert calls == ["ours", "baseline"] * 4 + ["cleaned up"]
+    assert (result.ours, result.baseline, result.ratio, result.runs) == (30, 10, 3, 3)
+    assert result.row.met(result.ours, result.baseline, result.ratio) is False
     assert result.notes == ("a note",)
 
 
@@ -63,7 +63,7 @@ def test_the_ratio_is_that_of_pairs_so_that_a_slow_moment_slows_both() -> None:
     # given a machine that was ten times slower for two of three pairs
     (result,) = measure(bench([0, 20, 200, 200], [1, 10, 100, 100], [], Row("x", "s")))
     assert result.ratio == 2
-    assert result.row.met(result.ours, result.floor, result.ratio) is None
+    assert result.row.met(result.ours, result.baseline, result.ratio) is None
 
 
 def test_a_peer_runs_in_turn_with_the_others_and_has_a_column() -> None:
@@ -73,9 +73,9 @@ def test_a_peer_runs_in_turn_with_the_others_and_has_a_column() -> None:
     # when
     (result,) = measure(one)
     # then the warm-up of neither counts
-    assert calls == ["ours", "floor", "peer"] * 4 + ["cleaned up"]
+    assert calls == ["ours", "baseline", "peer"] * 4 + ["cleaned up"]
     assert (result.peer, result.peer_ratio, result.peer_fails) == (60, 0.5, "")
-    assert (result.ours, result.floor, result.ratio) == (30, 10, 3)
+    assert (result.ours, result.baseline, result.ratio) == (30, 10, 3)
     # and the table names it
     table = command.table([result])
     assert columns(table, "x")["peer"] == "60 ±17 %"
@@ -113,10 +113,10 @@ def test_a_peer_that_fails_is_listed_with_the_reason_and_nothing_else_fails(
     monkeypatch.setitem(command.BENCHES, "some", one)
     # when
     code = command.main(["some", "--json", str(tmp_path / "figures.json")])
-    # then it is not asked again, ours and the floor are as without it, and both outputs say why
+    # then it is not asked again, ours and the baseline are as without it, and both outputs say why
     assert code == 0
     assert calls.count("peer") == at + 1
-    assert calls.count("ours") == calls.count("floor") == 4
+    assert calls.count("ours") == calls.count("baseline") == 4
     output = capsys.readouterr()
     assert columns(output.out, "x")["peer"] == "fails"
     assert f"some: the peer is another; it fails: {why}\n" in output.out
@@ -141,7 +141,7 @@ def test_rates_are_better_when_higher() -> None:
     assert Row("x", "1/s", 0.8, higher_is_better=True).met(7, 10, 0.7) is False
 
 
-def test_a_target_may_have_a_part_that_does_not_grow_with_the_floor() -> None:
+def test_a_target_may_have_a_part_that_does_not_grow_with_the_baseline() -> None:
     row = Row("x", "ms", 1.2, extra=60)
     assert row.met(71, 10, 7.1) is True
     assert row.met(73, 10, 7.3) is False
@@ -167,7 +167,7 @@ def test_a_bench_runs_and_tells_its_figures(name: str, tmp_path: Path, capsys: p
     assert all(figure["ratio"] > 0 for figure in figures)
     table = capsys.readouterr().out
     assert figures[0]["row"]["name"] in table
-    assert "the floor is" in table
+    assert "the baseline is" in table
 
 
 @pytest.mark.etcd
@@ -229,7 +229,7 @@ def on_etcd(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> list
     ("scale", "sizes"), [(1.0, [10, 100, 1_000]), (0.5, [10, 100]), (0.1, [10, 100]), (0.001, [10])]
 )
 def test_a_curve_has_a_point_at_each_size_up_to_the_scale(scale: float, sizes: list[int]) -> None:
-    # given a bench that takes three units for each, and a floor that takes two
+    # given a bench that takes three units for each, and a baseline that takes two
     def at(size: int) -> AbstractContextManager[Sides]:
         return nullcontext(Sides(lambda: {f"row-{size}": 3.0 * size}, lambda: {f"row-{size}": 2.0 * size}))
 
@@ -239,7 +239,7 @@ def test_a_curve_has_a_point_at_each_size_up_to_the_scale(scale: float, sizes: l
     points = grow(curve, scale=scale, repeats=1).points
     # then
     assert [point.size for point in points] == sizes
-    assert {(point.ours, point.floor, point.ratio) for point in points} == {(3.0, 2.0, 1.5)}
+    assert {(point.ours, point.baseline, point.ratio) for point in points} == {(3.0, 2.0, 1.5)}
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_a_growth_curve_is_measured_and_drawn(
     assert code == 0, output.err
     (grown,) = json.loads((tmp_path / "figures.json").read_text())["growth"]
     assert (grown["name"], [point["size"] for point in grown["points"]]) == (name, sizes)
-    assert all(point["ours"] > 0 and point["floor"] > 0 for point in grown["points"])
+    assert all(point["ours"] > 0 and point["baseline"] > 0 for point in grown["points"])
     assert f"{sizes[-1]:,}  " in output.out
     (picture,) = (tmp_path / "new").iterdir()
     assert picture.name == f"growth-{name}.png"
@@ -273,7 +273,7 @@ def test_a_growth_curve_is_measured_and_drawn(
 
 def test_a_curve_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--plot", str(tmp_path), "round-trip"]) == 2
-    assert "there is no curve round-trip; known: prefixes, " in capsys.readouterr().err
+    assert "unknown curve round-trip; known: prefixes, " in capsys.readouterr().err
 
 
 def test_a_bench_that_breaks_is_told_and_fails(
@@ -286,4 +286,4 @@ def test_a_bench_that_breaks_is_told_and_fails(
 
 def test_a_name_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["round-tripp"]) == 2
-    assert "there is no bench round-tripp; known: round-trip, " in capsys.readouterr().err
+    assert "unknown bench round-tripp; known: round-trip, " in capsys.readouterr().err

@@ -6,6 +6,7 @@ import contextvars
 import threading
 
 from datasync.context import current_source, with_source
+from tests.conftest import PATIENT
 
 
 def test_outside_an_event_there_is_no_source() -> None:
@@ -37,7 +38,7 @@ def test_two_threads_can_run_in_the_copies_at_once() -> None:
     seen: list[str] = []
 
     def work() -> None:
-        inside.wait(5)
+        inside.wait(PATIENT)
         seen.append(current_source.get())
 
     threads = [threading.Thread(target=with_source(context, name).run, args=(work,)) for name in ("one", "two")]
@@ -45,5 +46,5 @@ def test_two_threads_can_run_in_the_copies_at_once() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENT)
     assert sorted(seen) == ["one", "two"]

@@ -1,1 +1,1 @@
-"""Figures, each beside a floor that is measured in the same run: ``python -m tests.benchmarks``."""
+"""Figures, each with a baseline that is measured in the same run: ``python -m tests.benchmarks``."""

@@ -1,9 +1,9 @@
-"""``python -m tests.benchmarks [NAMES] [--json FILE] [--repeats N] [--scale X]``: prints a table of ratios.
+"""``python -m tests.benchmarks [NAMES] [--json FILE] [--repeats N] [--scale X]``: print a table of ratios.
 
-Without names all run. A bench whose server is not on this machine is listed as skipped. The exit code says whether
-every bench could be run, not whether the targets were met nor what became of a peer: figures are for reading.
+Without names all benches run. A bench whose server is not installed is skipped. The exit code is 0 when every bench
+ran, whether or not its targets were met and whether or not its peer failed.
 
-``--plot FOLDER`` draws growth curves instead: what one change, delivery or key costs as there are more and more.
+``--plot FOLDER`` draws growth curves instead: the cost of one change, delivery or key against the number of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BENCHES: dict[str, Bench] = {bench.name: bench for module in MODULES for bench i
 
 CURVES: dict[str, growth.Curve] = {curve.name: curve for curve in growth.CURVES}
 
-COLUMNS = ("bench", "ours", "floor", "peer", "unit", "ratio", "target", "")
+COLUMNS = ("bench", "ours", "baseline", "peer", "unit", "ratio", "target", "")
 
 T = TypeVar("T")
 
@@ -37,13 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.list:
         for bench in BENCHES.values():
-            print(f"{bench.name:14} beside {bench.floor}")
+            print(f"{bench.name:14} baseline: {bench.baseline}")
         return 0
     known: dict[str, Any] = CURVES if options.plot else BENCHES
     unknown = [name for name in options.names if name not in known]
     if unknown:
         what = "curve" if options.plot else "bench"
-        print(f"there is no {what} {', '.join(unknown)}; known: {', '.join(known)}", file=sys.stderr)
+        print(f"unknown {what} {', '.join(unknown)}; known: {', '.join(known)}", file=sys.stderr)
         return 2
     return (_plot if options.plot else _measure)(options, options.names or list(known))
 
@@ -75,7 +75,7 @@ def _plot(options: argparse.Namespace, names: Sequence[str]) -> int:
 
 
 def _each(names: Iterable[str], run: Callable[[str], T]) -> tuple[list[T], bool]:
-    """What those gave that could be run, and whether one broke."""
+    """Return the results of those that could be run, and whether any failed."""
     results, failed = [], False
     for name in names:
         print(f"running {name} …", file=sys.stderr, flush=True)
@@ -96,16 +96,16 @@ def _write(file: str | None, what: str, results: Iterable[Any]) -> None:
 
 
 def table(results: Sequence[Result]) -> str:
-    """The results as text; ± is half of the range of the middle half of the runs."""
+    """The results as text; ± is half of the interquartile range, in per cent of the median."""
     lines: list[tuple[str, ...]] = [COLUMNS]
     for result in results:
         row = result.row
-        met = row.met(result.ours, result.floor, result.ratio)
+        met = row.met(result.ours, result.baseline, result.ratio)
         lines.append(
             (
                 row.name,
                 f"{_number(result.ours)} ±{result.ours_spread:.0f} %",
-                f"{_number(result.floor)} ±{result.floor_spread:.0f} %",
+                f"{_number(result.baseline)} ±{result.baseline_spread:.0f} %",
                 _peer(result),
                 row.unit,
                 f"{result.ratio:.2f}",
@@ -117,9 +117,9 @@ def table(results: Sequence[Result]) -> str:
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     text.insert(1, "  ".join("-" * width for width in widths))
     notes = [f"{result.bench}: {note}" for result in results for note in result.notes]
-    floors = dict.fromkeys(f"{result.bench}: the floor is {result.floor_is}" for result in results)
+    baselines = dict.fromkeys(f"{result.bench}: the baseline is {result.baseline_is}" for result in results)
     peers = dict.fromkeys(_about_the_peer(result) for result in results if result.peer_is)
-    return "\n".join([_machine(), "", *text, "", *floors, *peers, *dict.fromkeys(notes)])
+    return "\n".join([_machine(), "", *text, "", *baselines, *peers, *dict.fromkeys(notes)])
 
 
 def _peer(result: Result) -> str:
@@ -145,18 +145,18 @@ def _machine() -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHES)}; of curves: {', '.join(CURVES)}"
+        "names", nargs="*", metavar="NAME", help=f"benches: {', '.join(BENCHES)}; curves: {', '.join(CURVES)}"
     )
-    parser.add_argument("--plot", metavar="FOLDER", help="growth curves, PNG, into that folder; needs matplotlib")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
-    parser.add_argument("--repeats", type=int, metavar="N", help="runs that count, instead of each bench's own number")
+    parser.add_argument("--plot", metavar="FOLDER", help="draw growth curves (PNG) into this folder; needs matplotlib")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--repeats", type=int, metavar="N", help="measured runs of each bench")
     parser.add_argument(
         "--scale",
         type=float,
         default=1.0,
-        help="of all sizes, of curves the greatest; figures of other scales say little",
+        help="factor of all sizes; of a curve, of its largest size. Figures of different scales cannot be compared",
     )
-    parser.add_argument("--list", action="store_true", help="name the benches and end")
+    parser.add_argument("--list", action="store_true", help="list the benches and their baselines")
     return parser
 
 

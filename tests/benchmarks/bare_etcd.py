@@ -1,4 +1,4 @@
-"""etcd with nothing around it: the floor of the etcd benches."""
+"""A bare gRPC client of etcd: the baseline of the etcd benches."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.keys import prefix_range
 from tests.benchmarks.limits import State
 
-#: Keys in a page of a listing: what the driver comes to with values of 200 bytes. For each page the server counts all
-#: keys that are left, so that a floor with smaller pages would not be one.
+#: Keys per page of a snapshot: the page size that the driver chooses for values of 200 bytes. The server counts all
+#: remaining keys for each page, so smaller pages would make the baseline slower than it has to be.
 PAGE = 17_500
-#: Puts that are on their way while the server is filled.
+#: Concurrent puts while the server is filled.
 WINDOW = 400
 
-#: A history comes in messages of any size.
+#: Responses of a watch may be of any size.
 OPTIONS = [("grpc.max_receive_message_length", -1)]
 
 
 class BareEtcd:
-    """A channel, and the calls as they come out of it. A context manager that closes it."""
+    """A channel and its raw calls. A context manager that closes the channel."""
 
     def __init__(self, endpoint: str) -> None:
         self._channel = grpc.insecure_channel(endpoint, OPTIONS)
@@ -35,7 +35,7 @@ class BareEtcd:
         )
 
     def fill(self, keys: Iterable[tuple[bytes, bytes]], per_commit: int = 1) -> None:
-        """Put every pair, *per_commit* of them at a revision."""
+        """Put all pairs, *per_commit* of them in each transaction."""
         under_way: list[Any] = []
         ops: list[pb.RequestOp] = []
         for key, value in keys:
@@ -54,7 +54,7 @@ class BareEtcd:
         return int(self._range(pb.RangeRequest(key=b"\0")).header.revision)
 
     def listed(self, prefix: str) -> dict[str, tuple[int, bytes]]:
-        """Page after page at one revision, into a dict."""
+        """Read all pages at one revision into a dict."""
         key, end = prefix_range(prefix)
         found: dict[str, tuple[int, bytes]] = {}
         revision = 0
@@ -68,7 +68,7 @@ class BareEtcd:
             key = page.kvs[-1].key + b"\0"
 
     def watch(self, prefix: str, after: int) -> tuple[Any, Callable[[], None]]:
-        """A watch of all after a revision: its responses, and what ends it."""
+        """Watch everything after a revision; return the responses and a function that ends the watch."""
         key, end = prefix_range(prefix)
         create = pb.WatchCreateRequest(key=key, range_end=end, start_revision=after + 1)
         requests: queue.Queue[pb.WatchRequest | None] = queue.Queue()
@@ -82,7 +82,7 @@ class BareEtcd:
         return call, stop
 
     def watched(self, prefix: str, after: int, wanted: int, state: State | None = None) -> None:
-        """Watch, and read *wanted* events as they come, into *state* where there is one."""
+        """Watch until *wanted* events were read, and store them in *state* if it is given."""
         responses, stop = self.watch(prefix, after)
         counted = 0
         for response in responses:
@@ -109,7 +109,7 @@ class BareEtcd:
 
 
 class BareWatch:
-    """A thread that calls back with each key and value that is put. A context manager that ends it."""
+    """A thread that calls back with each key and value that is put. A context manager that ends the thread."""
 
     def __init__(self, etcd: BareEtcd, prefix: str, after: int, callback: Callable[[str, bytes], object]) -> None:
         self._responses, self._stop = etcd.watch(prefix, after)
@@ -125,7 +125,7 @@ class BareWatch:
             pass  # cancelled
 
     def __enter__(self) -> BareWatch:
-        next(self._responses)  # the watch stands from here on
+        next(self._responses)  # the watch is established
         self._thread.start()
         return self
 

@@ -1,4 +1,4 @@
-"""etcd: replay of a history, and a snapshot with its memory, beside bare grpcio on the same server."""
+"""etcd: the replay of a history, and a snapshot with its memory, against bare grpcio on the same server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VALUE = b'{"name":"GigabitEthernet0/0/0","enabled":true,"mtu":1500}'
 
 @contextmanager
 def server() -> Iterator[EtcdServer]:
-    """The newest etcd that is here."""
+    """The newest etcd on this machine."""
     try:
         program = find_etcd("3.5")
     except pytest.skip.Exception:
@@ -68,7 +68,7 @@ def replay(name: str, per_commit: int) -> Callable[[float], AbstractContextManag
                     notes.append("the consumer was outrun: a RESYNC (overflow) stands for a part of the events")
                 return watch.figures
 
-            def floor(state: State | None = None) -> Figures:
+            def baseline(state: State | None = None) -> Figures:
                 with Stopwatch(name, events) as watch:
                     bare.watched(PREFIX, before, events, state)
                 return watch.figures
@@ -79,16 +79,16 @@ def replay(name: str, per_commit: int) -> Callable[[float], AbstractContextManag
                         watching.wait()
                 return watch.figures
 
-            yield Sides(ours, floor, notes, peer)
-            # By time of a core: over the clock the server has a say as well.
+            yield Sides(ours, baseline, notes, peer)
+            # CPU time of this process: wall-clock time depends on the server as well.
             cpu = f"{name}-cpu"
-            notes.append(reached(State.parts, lambda: 1 / floor(State())[cpu], lambda: 1 / floor()[cpu]))
+            notes.append(reached(State.parts, lambda: 1 / baseline(State())[cpu], lambda: 1 / baseline()[cpu]))
 
     return prepare
 
 
 class Stopwatch:
-    """Events per second, and what one costs in time of this process's cores."""
+    """Events per second of wall-clock time, and per second of CPU time."""
 
     def __init__(self, name: str, events: int) -> None:
         self._name = name
@@ -121,7 +121,7 @@ def snapshot(scale: float, keys: int = KEYS) -> Iterator[Sides]:
             assert len(keys) == count
             return {row: seconds}
 
-        def floor(objects: bool = False) -> Figures:
+        def baseline(objects: bool = False) -> Figures:
             started = time.perf_counter()
             found = bare.listed(PREFIX)
             if objects:
@@ -133,9 +133,9 @@ def snapshot(scale: float, keys: int = KEYS) -> Iterator[Sides]:
             return {row: seconds}
 
         notes: list[str] = []
-        yield Sides(ours, floor, notes)
+        yield Sides(ours, baseline, notes)
         parts = "a state that stays what it was, and an object for each key that is read"
-        notes.append(reached(parts, lambda: 1 / floor(objects=True)[row], lambda: 1 / floor()[row]))
+        notes.append(reached(parts, lambda: 1 / baseline(objects=True)[row], lambda: 1 / baseline()[row]))
 
 
 @contextmanager
@@ -144,8 +144,8 @@ def snapshot_memory(scale: float, keys: int = KEYS) -> Iterator[Sides]:
     row = f"etcd-snapshot-peak-{keys}"
     with filled(count) as (running, _):
         size = sum(len(_key(number)) + VALUE_SIZE for number in range(count)) / 1e6
-        peak = _peak("floor", running) / 1e6
-        notes = [f"the bare listing, kept in a dict, has its peak at {peak:.0f} MB: {peak / size:.2f} of the floor"]
+        peak = _peak("baseline", running) / 1e6
+        notes = [f"the bare listing, kept in a dict, has its peak at {peak:.0f} MB: {peak / size:.2f} of the baseline"]
         yield Sides(lambda: {row: _peak("ours", running) / 1e6}, lambda: {row: size}, notes)
 
 

@@ -1,6 +1,6 @@
-"""How far memory grows while a listing is read: a process for each measurement, so that nothing is there before.
+"""Memory growth while a snapshot is read, measured in a new process each time.
 
-``python -m tests.benchmarks.etcd_memory ours|floor HOST:PORT PREFIX`` prints bytes.
+``python -m tests.benchmarks.etcd_memory ours|baseline HOST:PORT PREFIX`` prints bytes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from tests.benchmarks.replay import Consumer
 
 def main(side: str, endpoint: str, prefix: str) -> None:
     with BareEtcd(endpoint) as bare, connect(f"etcd://{endpoint}") as store:
-        # Everything is imported and connected before it counts.
+        # Imports and the connection are not measured.
         bare.listed("nothing/")
         store.scan("nothing/")
         before = _memory("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         if side == "ours":
             consumer = Consumer(store, prefix)
             event = consumer.first_resync()

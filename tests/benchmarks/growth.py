@@ -1,6 +1,6 @@
-"""Growth: what one change, delivery or key costs, as there are ten times as many, and ten times again.
+"""Growth curves: the cost of one change, delivery or key against the number of them, by powers of ten.
 
-A point is a bench at its own size: ours and floor in turn, medians of the runs after a warm-up.
+A point is a bench of one size: ours and baseline alternate; medians of the runs after a warm-up.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from tests.benchmarks.harness import Bench, Row, Sides, measure
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What grows, and what is looked at meanwhile.
+    """The quantity that grows, and the figure that is measured.
 
     Args:
       name: For the command line and the file.
       of: What there is more and more of.
       unit: Of the figures; the hope is that they stay as they are.
-      floor: What the floor does, in words.
+      baseline: What the baseline does, in words.
       sizes: From few to many.
       at: Both sides at a size.
       row: The figure that they return; ``{size}`` stands for the size.
@@ -32,7 +32,7 @@ class Curve:
     name: str
     of: str
     unit: str
-    floor: str
+    baseline: str
     sizes: Sequence[int]
     at: Callable[[int], AbstractContextManager[Sides]]
     row: str
@@ -46,48 +46,51 @@ class Point:
 
     size: int
     ours: float
-    floor: float
+    baseline: float
     ratio: float
     ours_spread: float
-    floor_spread: float
+    baseline_spread: float
 
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """A curve that was measured."""
+    """A measured curve."""
 
     name: str
     of: str
     unit: str
-    floor: str
+    baseline: str
     points: Sequence[Point]
 
 
 def grow(curve: Curve, *, scale: float = 1.0, repeats: int | None = None) -> Grown:
-    """Measure *curve* up to *scale* of its greatest size; its smallest is always there."""
+    """Measure *curve* up to *scale* of its largest size; the smallest size is always measured."""
     sizes = [size for size in curve.sizes if size <= scale * curve.sizes[-1]] or curve.sizes[:1]
     points = [_point(curve, size, repeats or curve.repeats) for size in sizes]
-    return Grown(curve.name, curve.of, curve.unit, curve.floor, points)
+    return Grown(curve.name, curve.of, curve.unit, curve.baseline, points)
 
 
 def _point(curve: Curve, size: int, repeats: int) -> Point:
     row = Row(curve.row.format(size=size), curve.unit)
-    bench = Bench(curve.name, curve.floor, [row], lambda scale: curve.at(size), repeats)
+    bench = Bench(curve.name, curve.baseline, [row], lambda scale: curve.at(size), repeats)
     (result,) = measure(bench)
-    ours, floor = curve.scaled(result.ours, size), curve.scaled(result.floor, size)
-    return Point(size, ours, floor, result.ratio, result.ours_spread, result.floor_spread)
+    ours, baseline = curve.scaled(result.ours, size), curve.scaled(result.baseline, size)
+    return Point(size, ours, baseline, result.ratio, result.ours_spread, result.baseline_spread)
 
 
 def table(grown: Grown) -> str:
     """The points as text."""
     width = max(14, len(grown.of))
     lines = [
-        f"{grown.name}: {grown.unit}; the floor is {grown.floor}",
-        f"{grown.of:>{width}}  {'ours':>14}  {'floor':>14}  ratio",
+        f"{grown.name}: {grown.unit}; the baseline is {grown.baseline}",
+        f"{grown.of:>{width}}  {'ours':>14}  {'baseline':>14}  ratio",
     ]
     for point in grown.points:
-        ours, floor = f"{point.ours:.3g} ±{point.ours_spread:.0f} %", f"{point.floor:.3g} ±{point.floor_spread:.0f} %"
-        lines.append(f"{point.size:{width},}  {ours:>14}  {floor:>14}  {point.ratio:5.2f}")
+        ours, baseline = (
+            f"{point.ours:.3g} ±{point.ours_spread:.0f} %",
+            f"{point.baseline:.3g} ±{point.baseline_spread:.0f} %",
+        )
+        lines.append(f"{point.size:{width},}  {ours:>14}  {baseline:>14}  {point.ratio:5.2f}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Over gRPC: changes whose answer has come back, beside a stream that echoes."""
+"""gRPC: acknowledged changes per second, against a stream that echoes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ECHO = "/bench.Echo/echo"
 
 
 class Echo:
-    """The floor: a bidirectional stream of the same messages with nothing behind it, and its client."""
+    """The baseline: a server that answers a bidirectional stream of the same messages at once, and its client."""
 
     def __init__(self) -> None:
         self._executor = ThreadPerCallExecutor()
@@ -43,7 +43,7 @@ class Echo:
         )
 
     def run(self, count: int, in_flight: int) -> None:
-        """Send *count* requests, at most *in_flight* without an answer."""
+        """Send *count* requests, with at most *in_flight* unanswered."""
         requests: queue.Queue[DataChangeRequest | None] = queue.Queue()
         replies = self._call(iter(requests.get, None))
         for number in range(count):
@@ -56,7 +56,7 @@ class Echo:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """A stream over which nothing is said, and a thread that waits for its replies."""
+        """An idle stream, and a thread that waits for its replies."""
         requests: queue.Queue[DataChangeRequest | None] = queue.Queue()
         replies = self._call(iter(requests.get, None))
         thread = threading.Thread(target=lambda: list(replies))
@@ -97,7 +97,7 @@ def _bench(in_flight: int, count: int) -> Bench:
                 future.result()
             return {row: size / (time.perf_counter() - started)}
 
-        def floor() -> Figures:
+        def baseline() -> Figures:
             started = time.perf_counter()
             echo.run(size, in_flight)
             return {row: size / (time.perf_counter() - started)}
@@ -106,7 +106,7 @@ def _bench(in_flight: int, count: int) -> Bench:
             with serve("127.0.0.1:0") as server, Client(server.address, in_flight=in_flight) as client:
                 server.adapter.watch("bench", events, events, "k", in_flight=in_flight)
                 client.wait_ready(10)
-                yield Sides(ours, floor)
+                yield Sides(ours, baseline)
         echo.close()
 
     return Bench(

@@ -1,6 +1,6 @@
-"""How a figure is taken: warm-up, then ours, floor, peer, ours, floor, peer, …; medians, and how far runs were apart.
+"""The measurement of a figure: a warm-up, then ours, baseline, peer, ours, baseline, peer, …; medians and spreads.
 
-The ratio is the median of the pairs' ratios: what slows the machine down for a moment slows both of a pair.
+The ratio is the median of the ratios of pairs: a short disturbance of the machine slows both runs of a pair.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ Side = Callable[[], Figures]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. *target* is of the ratio ours / floor, plus *extra* of the row's unit; rates are better
-    when higher."""
+    """One line of the table.
+
+    *target* limits the ratio ours / baseline; *extra*, in the row's unit, is added to it. Rates are better when higher.
+    """
 
     name: str
     unit: str
@@ -30,12 +32,12 @@ class Row:
     higher_is_better: bool = False
     extra: float = 0.0
 
-    def met(self, ours: float, floor: float, ratio: float) -> bool | None:
-        """None where there is no target."""
+    def met(self, ours: float, baseline: float, ratio: float) -> bool | None:
+        """Whether the target is met; None without a target."""
         if self.target is None:
             return None
         if self.extra:
-            return ours <= self.target * floor + self.extra
+            return ours <= self.target * baseline + self.extra
         return ratio >= self.target if self.higher_is_better else ratio <= self.target
 
     @property
@@ -48,16 +50,18 @@ class Row:
 
 
 class PeerFailed(Exception):
-    """Raised by a peer's side that did not do the work; the text says why."""
+    """Raised by the side of a peer that did not do the work; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """What is compared. *notes* is filled while the runs go on, and printed under the row. A *peer* that raises is
-    listed as failing."""
+    """The sides of a comparison.
+
+    The runs may append to *notes*, which are printed below the table. A *peer* that raises is listed as failing.
+    """
 
     ours: Side
-    floor: Side
+    baseline: Side
     notes: list[str] = field(default_factory=list)
     peer: Side | None = None
 
@@ -67,16 +71,16 @@ class Bench:
     """A comparison.
 
     Args:
-      name: For the command line.
-      floor: What the floor does, in words.
-      rows: The figures that both sides return.
-      prepare: Makes both sides for a scale (1.0: as the rows say); leaving the context cleans up.
-      repeats: Runs that count.
-      peer: What the peer is, in words; empty where there is none.
+      name: Name on the command line.
+      baseline: Description of the baseline.
+      rows: Figures that each side returns.
+      prepare: Makes the sides for a scale (1.0: the sizes that the rows name); leaving the context cleans up.
+      repeats: Measured runs.
+      peer: Description of the peer; empty without one.
     """
 
     name: str
-    floor: str
+    baseline: str
     rows: Sequence[Row]
     prepare: Callable[[float], AbstractContextManager[Sides]]
     repeats: int = 7
@@ -87,17 +91,17 @@ class Bench:
 class Result:
     """A measured row: medians, the spread of each side (half of the middle half, per cent of the median).
 
-    *ratio* is ours / floor, *peer_ratio* ours / peer; *peer* is None where there is none or where it fails.
+    *ratio* is ours / baseline, *peer_ratio* ours / peer; *peer* is None without a peer and when it fails.
     """
 
     bench: str
     row: Row
-    floor_is: str
+    baseline_is: str
     ours: float
-    floor: float
+    baseline: float
     ratio: float
     ours_spread: float
-    floor_spread: float
+    baseline_spread: float
     runs: int
     notes: tuple[str, ...] = ()
     peer_is: str = ""
@@ -108,7 +112,7 @@ class Result:
 
 
 def measure(bench: Bench, *, scale: float = 1.0, repeats: int | None = None) -> list[Result]:
-    """Run *bench* and sum it up."""
+    """Run *bench* and return its rows."""
     taken = Taken()
     with bench.prepare(scale) as sides:
         for number in range(WARM_UP + (repeats or bench.repeats)):
@@ -121,20 +125,20 @@ class Taken:
 
     def __init__(self) -> None:
         self.ours: list[Figures] = []
-        self.floor: list[Figures] = []
+        self.baseline: list[Figures] = []
         self.peer: list[Figures] = []
-        #: Why there are no figures of the peer.
+        #: The reason why the peer has no figures.
         self.peer_fails = ""
 
     def run(self, sides: Sides, *, counts: bool) -> None:
         """One run of each side."""
-        for side, figures in ((sides.ours, self.ours), (sides.floor, self.floor)):
+        for side, figures in ((sides.ours, self.ours), (sides.baseline, self.baseline)):
             self._run(side, figures, counts)
         if sides.peer is None or self.peer_fails:
             return
         try:
             self._run(sides.peer, self.peer, counts)
-        except Exception as error:  # whatever it is, it is the peer's: ours and the floor go on
+        except Exception as error:  # an error of the peer does not end the bench
             self.peer.clear()
             self.peer_fails = str(error) if isinstance(error, PeerFailed) else f"{type(error).__name__}: {error}"
 
@@ -147,16 +151,16 @@ class Taken:
 
 
 def _summed_up(bench: Bench, row: Row, taken: Taken, notes: Sequence[str]) -> Result:
-    ours, floor, peer = ([run[row.name] for run in runs] for runs in (taken.ours, taken.floor, taken.peer))
+    ours, baseline, peer = ([run[row.name] for run in runs] for runs in (taken.ours, taken.baseline, taken.peer))
     return Result(
         bench=bench.name,
         row=row,
-        floor_is=bench.floor,
+        baseline_is=bench.baseline,
         ours=statistics.median(ours),
-        floor=statistics.median(floor),
-        ratio=_ratio(ours, floor),
+        baseline=statistics.median(baseline),
+        ratio=_ratio(ours, baseline),
         ours_spread=spread(ours),
-        floor_spread=spread(floor),
+        baseline_spread=spread(baseline),
         runs=len(ours),
         notes=tuple(dict.fromkeys(notes)),
         peer_is=bench.peer,
@@ -172,7 +176,7 @@ def _ratio(ours: Sequence[float], others: Sequence[float]) -> float:
 
 
 def spread(figures: Sequence[float]) -> float:
-    """Half of the range that the middle half of *figures* lies in, in per cent of their median."""
+    """Half of the interquartile range of *figures*, in per cent of their median."""
     if len(figures) < 2:
         return 0.0
     low, _, high = statistics.quantiles(figures, n=4, method="inclusive")

@@ -1,6 +1,6 @@
-"""What an agent costs that has nothing to do: etcd, gRPC and REST open at once, or SQLite alone, in its own process.
+"""The CPU use of an idle agent, in its own process: etcd, gRPC and REST together, or SQLite alone.
 
-``python -m tests.benchmarks.idle all|store|grpcio URL SECONDS`` prints per cent of a core, and its threads' names.
+``python -m tests.benchmarks.idle all|store|grpcio URL SECONDS`` prints per cent of a core and the names of its threads.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ALLOWED = 0.2
 
 @contextmanager
 def somewhere() -> Iterator[str]:
-    """The address of an etcd, or a SQLite file where there is none."""
+    """The address of an etcd server, or a SQLite file if there is none."""
     try:
         with server() as running:
             yield running.url
@@ -101,7 +101,7 @@ def _agent(stack: ExitStack, kind: str, url: str) -> None:
 
 
 def _bare_grpcio(stack: ExitStack, url: str) -> None:
-    """What the agent has of grpcio, with nothing around it."""
+    """The gRPC servers and channels of the agent, without datasync."""
     etcd = stack.enter_context(BareEtcd(url.removeprefix("etcd://")))
     stack.enter_context(BareWatch(etcd, "bench/", etcd.revision(), lambda key, value: None))
     echo = Echo()
@@ -110,7 +110,7 @@ def _bare_grpcio(stack: ExitStack, url: str) -> None:
 
 
 def _servers_and_clients(stack: ExitStack, events: queue.Queue[Any]) -> None:
-    """gRPC and REST, both ends of each, watched."""
+    """A server and a watching client of gRPC and of REST."""
     grpc_server = stack.enter_context(grpcsync.serve("127.0.0.1:0"))
     rest_adapter = stack.enter_context(restsync.Adapter())
     rest_server = stack.enter_context(restsync.serve("127.0.0.1:0", rest_adapter))

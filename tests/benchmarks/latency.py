@@ -1,6 +1,6 @@
-"""From a commit in another process to the consumer's thread, and from a mended connection to the last missed event.
+"""Latency from a commit in another process to the consumer, and from a reconnect to the last missed event.
 
-The writer puts the time of its monotonic clock, which is the whole machine's, into each value.
+The writer puts the time of its monotonic clock, which all processes of a machine share, into each value.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.support.running import environment
 COMMITS = 200
 MISSED = 10_000
 
-# Irregular, so that it never falls into step with a poll.
+# Irregular intervals, so that commits never coincide with a poll.
 _WRITE = """
 import random, sys, time
 from datasync.keyval.urls import connect
@@ -59,7 +59,7 @@ class Delays:
         self.all: list[float] = []
 
     def note(self, value: bytes | str, moment: float | None = None) -> None:
-        """*moment* is when the consumer had it, now if not said: what it makes of the value is its own time."""
+        """Record a value that the consumer received at *moment* (default: now); decoding it is not measured."""
         moment = moment or time.monotonic()
         sent = float(value.strip(b'"') if isinstance(value, bytes) else value)
         self.all.append(1e3 * (moment - sent))
@@ -112,7 +112,7 @@ def etcd_latency(scale: float) -> Iterator[Sides]:
         def ours() -> Figures:
             return through_the_library(store, running.url, commits, 0.01).figures("etcd-put")
 
-        def floor() -> Figures:
+        def baseline() -> Figures:
             delays = Delays()
             over = threading.Event()
 
@@ -142,10 +142,12 @@ def etcd_latency(scale: float) -> Iterator[Sides]:
                         delays.note(values.get(timeout=PATIENCE))
             return delays.figures("etcd-put")
 
-        sides = Sides(ours, floor, peer=peer)
+        sides = Sides(ours, baseline, peer=peer)
         yield sides
-        more = statistics.median(queued()["etcd-put-p50"] - floor()["etcd-put-p50"] for _ in range(PAIRS))
-        sides.notes.append(f"the limit: a queue to the consumer's thread alone adds {more:.2f} ms to the floor's p50")
+        more = statistics.median(queued()["etcd-put-p50"] - baseline()["etcd-put-p50"] for _ in range(PAIRS))
+        sides.notes.append(
+            f"the limit: a queue to the consumer's thread alone adds {more:.2f} ms to the baseline's p50"
+        )
 
 
 @contextmanager
@@ -174,7 +176,7 @@ def etcd_resume(scale: float) -> Iterator[Sides]:
                 consumer.close()
             return {"etcd-resume-10000": ended - healed}
 
-        def floor() -> Figures:
+        def baseline() -> Figures:
             before = bare.revision()
             fill()
             counted = 0
@@ -201,7 +203,7 @@ def etcd_resume(scale: float) -> Iterator[Sides]:
                     watching.wait()
                     return {"etcd-resume-10000": time.perf_counter() - healed}
 
-        sides = Sides(ours, floor, peer=peer)
+        sides = Sides(ours, baseline, peer=peer)
         yield sides
         sides.notes.append(
             f"the limit: {statistics.median(pauses):.2g} s of it pass before the next attempt, since the first ones"

@@ -1,6 +1,6 @@
-"""What is out of reach, and by how much: floors with the parts that the contract asks for, and nothing else.
+"""The limits of what is possible: baselines with the parts that the contract requires, and nothing more.
 
-A note under the row says which part of the floor's rate such a loop still has; ours cannot have more.
+A note below the table gives the share of the baseline's rate that such a loop reaches; ours cannot reach more.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from tests.benchmarks.local import Slotted
 PAIRS = 3
 
 
-def reached(parts: str, least: Callable[[], float], floor: Callable[[], float]) -> str:
-    """The note: *least* and *floor* return rates."""
-    ratio = statistics.median(least() / floor() for _ in range(PAIRS))
-    return f"the limit: with {parts}, the floor has {ratio:.2f} of its rate"
+def reached(parts: str, least: Callable[[], float], baseline: Callable[[], float]) -> str:
+    """Return the note; *least* and *baseline* return rates."""
+    ratio = statistics.median(least() / baseline() for _ in range(PAIRS))
+    return f"the limit: with {parts}, the baseline has {ratio:.2f} of its rate"
 
 
 class State:
-    """The least that knows the value before a change: an object and an entry of a dict for each."""
+    """The minimum that knows previous values: an object and a dict entry for each change."""
 
     parts = "an object and an entry of a dict for each change, which previous values take"
 

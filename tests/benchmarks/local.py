@@ -22,7 +22,7 @@ CALLERS = 8
 
 
 class Slotted:
-    """What the floor makes of a change."""
+    """The change object of the baseline."""
 
     __slots__ = ("key", "previous", "revision", "value")
 
@@ -37,7 +37,7 @@ class Slotted:
 def answering(
     take: Callable[[], Any], answer: Callable[[Any], object], wake: Callable[[None], object]
 ) -> Iterator[None]:
-    """A consumer thread; *wake* puts the None that ends it."""
+    """A consumer thread; *wake* puts the None that ends the thread."""
 
     def consume() -> None:
         while (item := take()) is not None:
@@ -65,7 +65,7 @@ def round_trip(scale: float) -> Iterator[Sides]:
         for _ in range(count):
             registry.propagate_changes({"k": Change("k", value)})
 
-    def floor() -> None:
+    def baseline() -> None:
         for _ in range(count):
             future: Future[None] = Future()
             bare.put(future)
@@ -79,16 +79,16 @@ def round_trip(scale: float) -> Iterator[Sides]:
 
     with answering(events.get, lambda event: event.done(), events.put):
         with answering(bare.get, lambda future: future.set_result(None), bare.put), _least(value, count) as least:
-            pairs = [(timed(least), timed(floor)) for _ in range(5)]
+            pairs = [(timed(least), timed(baseline)) for _ in range(5)]
             wall, cpu = (statistics.median(one[row] / other[row] for one, other in pairs) for row in pairs[0][0])
-            note = f"copy of the message, context, state, event, who is in flight, no more: {wall:.2f} × the floor"
-            yield Sides(lambda: timed(ours), lambda: timed(floor), [f"{note}, cpu {cpu:.2f} ×"])
+            note = f"copy of the message, context, state, event, who is in flight, no more: {wall:.2f} × the baseline"
+            yield Sides(lambda: timed(ours), lambda: timed(baseline), [f"{note}, cpu {cpu:.2f} ×"])
     registry.close()
 
 
 @contextmanager
 def _least(value: StringValue, count: int) -> Iterator[Callable[[], None]]:
-    """Round trips with the parts that no registry could do without, in a row: how near one could come to the floor."""
+    """Round trips with only the parts that every registry needs: the nearest that one can come to the baseline."""
     events: queue.Queue[Any] = queue.Queue()
     lock = threading.Lock()
     state: dict[str, tuple[int, object]] = {}
@@ -153,7 +153,7 @@ def _from_threads(call: Callable[[int], None], count: int) -> Figures:
 @contextmanager
 def transaction(scale: float) -> Iterator[Sides]:
     size, rounds = 1_000, max(1, int(30 * scale))
-    # The caller's own part, one message each, is made beforehand: it is neither the registry's nor the floor's.
+    # The messages are the caller's own cost and are made before the measurement.
     changes = {f"key/{n:04}": Change(f"key/{n:04}", StringValue(value="v")) for n in range(size)}
     events: queue.Queue[Any] = queue.Queue()
     registry = Registry("bench")
@@ -168,7 +168,7 @@ def transaction(scale: float) -> Iterator[Sides]:
             future.result()
         return {"local-transaction-1000": 1e9 * (time.perf_counter() - started) / (rounds * size)}
 
-    def floor() -> Figures:
+    def baseline() -> Figures:
         started = time.perf_counter()
         for revision in range(rounds):
             made = []
@@ -177,7 +177,7 @@ def transaction(scale: float) -> Iterator[Sides]:
                 state[key] = (revision, change)
         return {"local-transaction-1000": 1e9 * (time.perf_counter() - started) / (rounds * size)}
 
-    yield Sides(ours, floor)
+    yield Sides(ours, baseline)
     registry.close()
 
 
@@ -197,7 +197,7 @@ def _with_prefixes(count: int, scale: float) -> tuple[Callable[[], Figures], Cal
     events: queue.Queue[Any] = queue.Queue()
     registry = Registry("bench")
     registry.watch("bench", events, events, *(f"config/{number:08}/" for number in range(count)))
-    # Both sides have the same keys for 10 prefixes or 100,000: what differs is the prefixes, not the state.
+    # The keys are the same for 10 prefixes and for 100,000, so only the number of prefixes differs.
     keys = [f"config/{number * count // 1_000:08}/{number}" for number in range(1_000)]
     changes = [{key: Change(key, value)} for key in keys]
 
@@ -232,7 +232,7 @@ def fan_out(scale: float, count: int = 1_000) -> Iterator[Sides]:
                 one.get().done()
         return {"fan-out-1000": 1e6 * spent / (rounds * subscriptions)}
 
-    def floor() -> Figures:
+    def baseline() -> Figures:
         spent = 0.0
         for _ in range(rounds):
             started = time.perf_counter()
@@ -243,7 +243,7 @@ def fan_out(scale: float, count: int = 1_000) -> Iterator[Sides]:
                 one.get()
         return {"fan-out-1000": 1e6 * spent / (rounds * subscriptions)}
 
-    yield Sides(ours, floor)
+    yield Sides(ours, baseline)
     registry.close()
 
 

@@ -1,7 +1,7 @@
-"""Peers: clients of others at the same work. One that cannot do it is listed with the reason, and fails nothing else.
+"""Peers: other client libraries with the same task. A peer that fails is listed with the reason.
 
-cslab-etcd3, the maintained fork of python-etcd3, gets what it needs to do well: a channel without a limit of message
-size, as the floor has, and its callbacks, which are its shortest way from the wire to the caller.
+cslab-etcd3, the maintained fork of python-etcd3, gets a channel without a limit of message size, as the
+baseline has, and uses callbacks, its shortest way from the connection to the caller.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ETCD3 = "cslab-etcd3 (imported as etcd3), a callback out of watch_prefix"
 
 
 class Etcd3:
-    """A client of the peer, made at its first use: one that is absent or cannot be imported is one that fails."""
+    """A client of the peer, created on first use: a missing or broken library counts as a failure of the peer."""
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
@@ -76,7 +76,7 @@ class Etcd3Watch:
             raise PeerFailed(f"{self._counted:,} of {self._wanted:,} events came: {why}")
 
     def _take(self, response: Any) -> None:
-        # Called in the peer's thread, with an error or None in place of a response when the stream is over.
+        # Called in the peer's thread; at the end of the stream with an error or None in place of a response.
         if not hasattr(response, "events"):
             self._end = response
             self._over.set()
@@ -89,7 +89,7 @@ class Etcd3Watch:
 
 
 def _told(end: Any) -> str:
-    """What ended a stream, in one line: an error of grpc prints as many."""
+    """The error that ended a stream, on one line; gRPC errors print several."""
     if hasattr(end, "code"):
         return f"{end.code().name} ({end.details()})"
     return repr(end)

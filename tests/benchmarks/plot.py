@@ -1,4 +1,4 @@
-"""The picture of a growth curve: ours and the floor over sizes that grow tenfold."""
+"""The picture of a growth curve: ours and the baseline over sizes that grow tenfold."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from pathlib import Path
 import matplotlib
 
 from tests.benchmarks.growth import Grown
-from tests.support.drawing import GROUND, INK, dress
+from tests.support.plots import GROUND, INK, dress
 
 matplotlib.use("Agg")
 
 from matplotlib import pyplot
 
-OURS, FLOOR = "#2f6db5", "#8a8f94"
+OURS, BASELINE = "#2f6db5", "#8a8f94"
 
 
 def draw(grown: Grown, file: Path) -> None:
-    """Write the picture into *file*."""
+    """Write the picture to *file*."""
     sizes = [point.size for point in grown.points]
     figure, axis = pyplot.subplots(figsize=(7, 3.4))
     figure.patch.set_facecolor(GROUND)
     sides: list[tuple[str, str, Sequence[float], Sequence[float]]] = [
         ("ours", OURS, [point.ours for point in grown.points], [point.ours_spread for point in grown.points]),
-        (grown.floor, FLOOR, [point.floor for point in grown.points], [point.floor_spread for point in grown.points]),
+        (
+            grown.baseline,
+            BASELINE,
+            [point.baseline for point in grown.points],
+            [point.baseline_spread for point in grown.points],
+        ),
     ]
     for label, colour, values, spreads in sides:
         bars = [value * spread / 100 for value, spread in zip(values, spreads, strict=True)]

@@ -1,4 +1,4 @@
-"""The same history again: a store that lists nothing at an early revision, so that all the rest is streamed."""
+"""Replays of a history: a store whose snapshot is empty at an early revision, so that everything is streamed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE = 120.0
 
 
 class EmptyScan(Scan):
-    """What a listing at *revision* found: nothing."""
+    """An empty snapshot at *revision*."""
 
     def __init__(self, revision: int) -> None:
         self.revision = revision
@@ -29,10 +29,10 @@ class EmptyScan(Scan):
 
 
 class From(Store):
-    """*store* as it was to one who listed it at *revision*, when there was nothing in it."""
+    """*store* with an empty snapshot at *revision*, from which everything later is streamed."""
 
     def __init__(self, store: Store, revision: int) -> None:
-        self.capabilities = store.capabilities  # type: ignore[misc]  # those of the instance
+        self.capabilities = store.capabilities  # type: ignore[misc]  # the instance's own
         self.idle_limit = store.idle_limit
         self._store = store
         self._revision = revision
@@ -61,7 +61,7 @@ class From(Store):
 
 
 class Consumer:
-    """Counts the changes under *prefix* and answers each event."""
+    """Counts the changes under *prefix* and acknowledges each event."""
 
     def __init__(self, store: Store, prefix: str) -> None:
         self._events: queue.Queue[Any] = queue.Queue()
@@ -70,7 +70,7 @@ class Consumer:
         self.overflows = 0
 
     def first_resync(self) -> ResyncEvent:
-        """Start, and take the first event; the caller answers it."""
+        """Start, and take the first event, which the caller acknowledges."""
         self.plugin.after_init()
         event: ResyncEvent = self._events.get(timeout=PATIENCE)
         return event

@@ -1,4 +1,4 @@
-"""Over HTTP: puts per second from 16 clients in a process of their own, and what 1,000 event streams weigh."""
+"""REST: puts per second from 16 clients in another process, and the memory of 1,000 event streams."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def peer(*arguments: object) -> float:
 
 
 def bare(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-    """The least that answers a put: read the body, say yes."""
+    """The minimum that answers a put: read the body and respond."""
     environ["wsgi.input"].read()
     start_response("200 OK", [("Content-Type", "application/json")])
     return [b'{"key": "k", "revision": 1}']
 
 
 class Least:
-    """The least that does what a put promises: JSON that is read, and the answer of a subscriber in his own thread."""
+    """The minimum that keeps the promise of a put: parse the JSON, and wait for a subscriber in another thread."""
 
     parts = "JSON that is read, a queue to the subscriber's thread and his answer"
 
@@ -67,11 +67,11 @@ def puts(scale: float) -> Iterator[Sides]:
 
         notes: list[str] = []
         least = Least()
-        with bare_server(bare) as floor, answering(events.get, lambda event: event.done(), events.put):
-            yield Sides(lambda: {"rest-puts-16": rate(server)}, lambda: {"rest-puts-16": rate(floor)}, notes)
+        with bare_server(bare) as baseline, answering(events.get, lambda event: event.done(), events.put):
+            yield Sides(lambda: {"rest-puts-16": rate(server)}, lambda: {"rest-puts-16": rate(baseline)}, notes)
             with bare_server(least) as other:
                 with answering(least.asked.get, lambda answer: answer.set_result(None), least.asked.put):
-                    notes.append(reached(Least.parts, lambda: rate(other), lambda: rate(floor)))
+                    notes.append(reached(Least.parts, lambda: rate(other), lambda: rate(baseline)))
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def streams(scale: float) -> Iterator[Sides]:
     def side(kind: str) -> Figures:
         return {"rest-streams-1000": peer("streams", kind, count)}
 
-    yield Sides(lambda: side("ours"), lambda: side("floor"))
+    yield Sides(lambda: side("ours"), lambda: side("baseline"))
 
 
 BENCHES = [

@@ -14,7 +14,7 @@ CLIENTS = 16
 
 
 def puts(port: int, count: int) -> float:
-    """Seconds for *count* puts over kept connections."""
+    """Seconds for *count* puts over persistent connections."""
     gate = threading.Barrier(CLIENTS + 1)
     body = b'{"name":"eth0","mtu":1500}'
 
@@ -43,7 +43,7 @@ def puts(port: int, count: int) -> float:
 
 
 def streams(kind: str, count: int) -> float:
-    """KiB of resident memory for each of *count* event streams, or of *count* connections that ask for nothing."""
+    """KiB of resident memory for each of *count* event streams, or of *count* idle connections."""
     from datasync.restsync import Adapter, serve
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -51,7 +51,7 @@ def streams(kind: str, count: int) -> float:
     with Adapter() as adapter:
         limits = {"max_connections": count + 10, "max_streams": count + 10}
         with serve("127.0.0.1:0", adapter, **limits) as server:  # type: ignore[arg-type]
-            peers = [_open(server.port, kind)]  # the first one loads what all share
+            peers = [_open(server.port, kind)]  # the first one loads shared modules
             before = _resident()
             peers += [_open(server.port, kind) for _ in range(count)]
             grown = _resident() - before

@@ -1,4 +1,4 @@
-"""SQLite: changes that another process commits."""
+"""SQLite: changes per second that another process commits."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ with SQLiteStore(sys.argv[1], synchronous="off") as store:
         txn.commit()
 """
 
-# The table that the driver reads; the floor reads it with nothing around.
+# The table that the driver reads; the baseline reads it without the library.
 _READ = "SELECT revision, key, value FROM log WHERE revision > ? ORDER BY revision, place LIMIT 1000"
 
 
 def start_writer(path: Path, changes: int) -> subprocess.Popen[bytes]:
-    """Another process that commits *changes*, ten at a time."""
+    """Another process that commits *changes* in transactions of ten."""
     return subprocess.Popen([sys.executable, "-c", _WRITE, str(path), str(changes)], env=environment())
 
 
 def poll(connection: sqlite3.Connection, after: int, wanted: int, state: State | None = None) -> tuple[float, float]:
-    """The bare loop: when the first and the last of *wanted* rows came. They go into *state* where there is one."""
+    """The bare loop: the times of the first and last of *wanted* rows, which go into *state* if it is given."""
     counted, first = 0, 0.0
     while counted < wanted:
         rows = connection.execute(_READ, (after,)).fetchall()
         if not rows:
             time.sleep(POLL_INTERVAL)
             continue
-        if len(rows) == 1000 and rows[-1][0] != rows[0][0]:  # the last commit may be cut: leave it to the next page
+        if len(rows) == 1000 and rows[-1][0] != rows[0][0]:  # the last commit may continue
             rows = [row for row in rows if row[0] != rows[-1][0]]
         first = first or time.perf_counter()
         after = rows[-1][0]
@@ -110,13 +110,13 @@ def live(scale: float) -> Iterator[Sides]:
                     notes.append("the consumer was outrun: a RESYNC (overflow) stands for a part of the changes")
                 return {"sqlite-live-50000": changes / (ended - first)}
 
-            def floor() -> Figures:
+            def baseline() -> Figures:
                 after = store.scan("").revision
                 with start_writer(path, changes):
                     first, ended = poll(connection, after, changes)
                 return {"sqlite-live-50000": changes / (ended - first)}
 
-            yield Sides(ours, floor, notes)
+            yield Sides(ours, baseline, notes)
 
 
 BENCHES = [

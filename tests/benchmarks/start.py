@@ -1,4 +1,4 @@
-"""From nothing to the first RESYNC: imports, opening a SQLite file, and reading it."""
+"""Start time: imports, opening a SQLite file, and reading it up to the first RESYNC."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.running import environment
 
 KEYS = 100
 
-# Both have protobuf loaded, as whoever uses the library has, and print milliseconds.
+# Both import protobuf first, as every user of the library does, and print milliseconds.
 _HEAD = """
 import sys, time
 import google.protobuf.message
@@ -34,7 +34,7 @@ with Plugin(kv=connect("sqlite:///" + sys.argv[1]), prefix="bench/") as plugin:
     print(1e3 * (time.perf_counter() - began))
     event.done()
 """
-_FLOOR = """
+_BASELINE = """
 import sqlite3
 connection = sqlite3.connect(sys.argv[1])
 keys = [key for key, _ in connection.execute("SELECT key, value FROM kv")]
@@ -51,7 +51,7 @@ def first_resync(scale: float) -> Iterator[Sides]:
             for number in range(KEYS):
                 broker.put(f"key/{number}", b'{"mtu":1500}')
 
-        # Compiled once, by the warm-up, as pip compiles what it installs: even where Python is told to write nothing.
+        # The warm-up compiles the modules, as pip does, even where Python must not write bytecode.
         compiled = environment({"PYTHONPYCACHEPREFIX": str(Path(folder) / "bytecode"), "PYTHONDONTWRITEBYTECODE": ""})
 
         def side(program: str) -> Figures:
@@ -59,7 +59,7 @@ def first_resync(scale: float) -> Iterator[Sides]:
             done = subprocess.run(command, env=compiled, stdout=subprocess.PIPE, text=True, check=True)
             return {"start-to-resync": float(done.stdout)}
 
-        yield Sides(lambda: side(_OURS), lambda: side(_FLOOR))
+        yield Sides(lambda: side(_OURS), lambda: side(_BASELINE))
 
 
 BENCHES = [

@@ -15,7 +15,7 @@ from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.futures import Outcome
 from datasync.syncbase.status import TransportStatus
 from tests.conformance.transports import Trait, Transport
-from tests.conftest import wait_until
+from tests.conftest import PATIENT, wait_until
 from tests.support.registries import Texts, changes, text
 
 
@@ -64,7 +64,7 @@ class RestServer(Transport):
     def close(self) -> None:
         self._adapter.close()
         for thread in self._waiting:
-            thread.join(5)
+            thread.join(PATIENT)
         self._client.close()
         self._server.close()
 

@@ -15,7 +15,7 @@ from datasync.kvdbsync.plugin import Plugin
 from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
 from datasync.syncbase.status import TransportState
 from tests.conformance.transports import Stored, Trait
-from tests.conftest import take, wait_until
+from tests.conftest import PATIENT, take, wait_until
 from tests.support.registries import as_json, is_resync, plain, state, text, told
 
 pytestmark = pytest.mark.needs(Trait.WRITES)
@@ -25,14 +25,14 @@ def follow(plugin: Plugin, name: str = "agent", *prefixes: str) -> Queue[Any]:
     """A subscription whose first RESYNC is answered."""
     queue: Queue[Any] = Queue()
     plugin.watch(name, queue, queue, *(prefixes or ("",)))
-    first = take(queue, 10)
+    first = take(queue)
     assert is_resync(first)
     first.done()
     return queue
 
 
 def next_change(queue: Queue[Any]) -> list[tuple[str, str | None, str | None]]:
-    event = take(queue, 10)
+    event = take(queue)
     event.done()
     return told(event)
 
@@ -120,7 +120,7 @@ def test_c17_a_value_with_a_ttl_ends_as_a_delete_with_its_value(transport: Store
     transport.plugin.put("short", text("v"), with_ttl(1))
     transport.plugin.put("stays", text("v"))
     assert next_changes(queue, 2) == [("short", "v", None), ("stays", "v", None)]
-    event = take(queue, 20)
+    event = take(queue)
     (change,) = event.get_changes()
     assert (change.get_key(), change.get_change_type()) == ("short", Op.DELETE)
     buffer = text("")
@@ -167,7 +167,7 @@ def test_it_says_when_it_is_not_started_and_when_it_is_closed(transport: Stored)
 
 def test_c18_status_from_the_start_to_the_end(transport: Stored) -> None:
     plugin = transport.plugin
-    plugin.wait_ready(10)
+    plugin.wait_ready(PATIENT)
     status = plugin.status()
     assert (status.state, status.name, status.last_error) == (TransportState.READY, transport.source, None)
     assert status.silence is not None
@@ -183,7 +183,7 @@ def test_c18_status_from_the_start_to_the_end(transport: Stored) -> None:
 def test_c15_an_agent_can_come_and_go_and_leaves_no_thread(transport: Stored) -> None:
     # given the threads of a store that was used once
     with Plugin(transport.other, transport.prefix) as warm:
-        warm.wait_ready(10)
+        warm.wait_ready(PATIENT)
     before = {thread.name for thread in threading.enumerate() if thread.name.startswith("datasync")}
     # when agents come and go
     for number in range(10):
@@ -211,7 +211,7 @@ def test_c13_an_agent_that_was_away_starts_with_the_state_as_it_is(transport: St
     with Plugin(transport.other, transport.prefix) as plugin:
         fresh: Queue[Any] = Queue()
         plugin.watch("agent", fresh, fresh, "")
-        event = take(fresh, 10)
+        event = take(fresh)
         assert state(event) == {"kept": "2", "new": "1"}
         event.done()
         transport.commit({"kept": "3"})

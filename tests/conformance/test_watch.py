@@ -17,7 +17,7 @@ from datasync.events import ChangeEvent, ResyncEvent, ResyncReason
 from datasync.runtime.timeouts import Timeouts
 from datasync.syncbase.status import SubscriptionState
 from tests.conformance.transports import Trait, Transport
-from tests.conftest import take, wait_until
+from tests.conftest import PATIENT, take, wait_until
 from tests.support.registries import is_resync, plain, removed, state, told, values
 
 needs = pytest.mark.needs
@@ -37,7 +37,7 @@ class Subscriber:
 
     def next(self, error: BaseException | None = None) -> Any:
         """Take the next event, check it, and answer it; its effect is in the view unless *error* is given."""
-        event = take(self.queue, 10)
+        event = take(self.queue)
         view = self._after(event)
         assert event.done(error) is True
         assert event.done() is False
@@ -345,7 +345,7 @@ def test_c11_without_a_queue_events_count_as_done(transport: Transport) -> None:
     transport.watch("no resyncs", change_queue, None, "")
     registration = transport.watch("no changes", None, resync_queue, "")
     if Trait.FOLLOWS in transport.traits:
-        take(resync_queue, 10).done()
+        take(resync_queue).done()
     # when changes come
     answers = [transport.commit({"k": str(number)}) for number in range(2)]
     for number in range(2):
@@ -423,7 +423,7 @@ def test_c16_a_value_that_does_not_decode_stops_nothing(transport: Transport) ->
     queue: Queue[Any] = Queue()
     transport.watch("agent", queue, queue, "")
     if Trait.FOLLOWS in transport.traits:
-        take(queue, 10).done()
+        take(queue).done()
     # when something comes that is no JSON
     transport.write("bad", b"\xff{ no json")
     event = take(queue)
@@ -448,7 +448,7 @@ def test_c15_a_consumers_thread_may_close_its_subscription_and_the_transport(tra
         take(queue).done()
 
     def consume() -> None:
-        event = queue.get(timeout=10)
+        event = queue.get(timeout=PATIENT)
         registration.close()
         event.done()
         transport.close()
@@ -458,8 +458,8 @@ def test_c15_a_consumers_thread_may_close_its_subscription_and_the_transport(tra
     thread.start()
     # when a change comes / then it closes everything from there
     transport.commit({"k": "v"})
-    assert over.wait(15)
-    thread.join(5)
+    assert over.wait(PATIENT)
+    thread.join(PATIENT)
 
 
 def test_c18_status_follows(transport: Transport) -> None:

@@ -1,7 +1,7 @@
-"""The proof under faults, as a command.
+"""Run cells: random histories of a source with faults, recorded and checked.
 
-One cell, or the same one again: ``python -m tests.faults --source etcd --fault kill9 --workload steady --seed 7``. Each
-cell prints a line, and the table comes last. The exit status is 0 only when nothing was violated.
+One cell, which can be repeated: ``python -m tests.faults --source etcd --fault kill9 --workload steady --seed 7``. The
+command prints a line for each cell, and a table at the end. Its exit status is 0 when nothing was violated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.faults.workloads.workload import WORKLOADS
 
 @dataclass(frozen=True)
 class Known:
-    """One source, as far as cells are chosen by it."""
+    """The faults and workloads of one source."""
 
     source: str
     faults: tuple[str, ...]
@@ -36,7 +36,7 @@ class Known:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what was asked for and print the table."""
+    """Run the cells that *arguments* ask for, and print the table."""
     options = _parser().parse_args(arguments)
     if options.log:
         logging.basicConfig(level=logging.DEBUG, format="%(relativeCreated)d %(threadName)s %(message)s")
@@ -58,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def know(name: str) -> Known | None:
-    """Ask the source itself what may happen to it; None when it cannot be had here."""
+    """Ask the source for its faults and workloads; None when it is not available on this machine."""
     try:
         source = make_source(name, random.Random(0))
-    except BaseException as error:  # a server that is not there ends a test with one of these
+    except BaseException as error:  # a missing server raises an outcome of pytest
         if isinstance(error, KeyboardInterrupt):
             raise
-        _say(f"{name}: cannot be had: {error}")
+        _say(f"{name}: not available: {error}")
         return None
     try:
         fit = (one.name for one in WORKLOADS.values() if fits(one, sourced=source.sourced, within=source.within))
@@ -76,19 +76,23 @@ def know(name: str) -> Known | None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--source", choices=sorted(SOURCES), action="append", help="scripted unless told; with --matrix, all of them")
-    add("--fault", default="", help=f"{RANDOM}, unless told, is all of them by turns, {NONE} is none; see --list")
+    add("--source", choices=sorted(SOURCES), action="append", help="default: scripted; with --matrix: all")
+    add(
+        "--fault",
+        default="",
+        help=f"default: {RANDOM}, which is all of them in random order; {NONE} is no fault; see --list",
+    )
     add("--workload", choices=list(WORKLOADS), default="mixed")
-    add("--seed", type=int, default=1, help="of the first cell; --histories goes on from there")
-    add("--seconds", type=float, default=0.0, help=f"for which a cell goes on; {SECONDS:g} unless told")
-    add("--histories", type=int, default=1, help="so many cells, one after another, each with the next seed")
-    add("--matrix", action="store_true", help="source x fault x workload, each fault with some of the workloads")
-    add("--full", action="store_true", help="the matrix with all of them")
-    add("--forever", action="store_true", help="random cells until ^C")
-    add("--jobs", type=int, default=2, help="cells at a time")
-    add("--list", action="store_true", help="sources, their faults, and workloads")
-    add("--json", metavar="FILE", help="write the results there as well")
-    add("--log", action="store_true", help="what the library logs")
+    add("--seed", type=int, default=1, help="seed of the first cell")
+    add("--seconds", type=float, default=0.0, help=f"duration of a cell; default: {SECONDS:g}")
+    add("--histories", type=int, default=1, help="number of cells to run one after another, each with the next seed")
+    add("--matrix", action="store_true", help="source x fault x workload, where each fault meets some of the workloads")
+    add("--full", action="store_true", help="the matrix with all workloads for each fault")
+    add("--forever", action="store_true", help="random cells until Ctrl-C")
+    add("--jobs", type=int, default=2, help="cells that run at the same time")
+    add("--list", action="store_true", help="list sources, faults and workloads")
+    add("--json", metavar="FILE", help="also write the results to this file")
+    add("--log", action="store_true", help="print the log of the library")
     return parser
 
 
@@ -129,7 +133,7 @@ def _forever(known: Sequence[Known], options: argparse.Namespace) -> Iterator[Ce
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM ends it as ^C does, and ^C does so in the background of a shell as well, where it is ignored."""
+    """Let SIGTERM and Ctrl-C end the run, also as a background job of a shell, where Ctrl-C is ignored by default."""
     before = [(number, signal.signal(number, signal.default_int_handler)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         yield

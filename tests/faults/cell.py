@@ -1,4 +1,4 @@
-"""Cells: one source, one fault, one workload, one seed; what a cell came to; and which of all cells to run."""
+"""Cells: one source, fault, workload and seed; the result of a cell; the choice of cells for a matrix."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from tests.faults.workloads.workload import WORKLOADS, Workload
 
-#: Faults that every source has: all of its misfortunes by turns, and none of them.
+#: Faults that every source has: all of its misfortunes in random order, and none of them.
 RANDOM, NONE = "random", "none"
-#: Seconds that a cell goes on, unless told otherwise or its workload ends by itself.
+#: Default duration of a cell in seconds, unless its workload ends by itself.
 SECONDS = 5.0
 #: Workloads that each fault meets in the reduced matrix, and faults that each workload meets, at least. ``crowd`` meets
 #: all faults, and all workloads meet ``random``.
@@ -19,7 +19,7 @@ LEAST = 3
 
 @dataclass(frozen=True)
 class Cell:
-    """That one misfortune, again and again, under that workload; *seconds* 0 is for as long as the workload says."""
+    """One fault, repeated, under one workload. With *seconds* 0 the workload determines the duration."""
 
     source: str
     fault: str
@@ -33,7 +33,7 @@ class Cell:
 
     @property
     def arguments(self) -> list[str]:
-        """What to say on the command line to run it, again."""
+        """Command line arguments that run this cell."""
         said = ["--source", self.source, "--fault", self.fault, "--workload", self.workload, "--seed", str(self.seed)]
         return [*said, "--seconds", f"{self.seconds:g}"] if self.seconds else said
 
@@ -44,50 +44,50 @@ class Cell:
 
 @dataclass
 class Result:
-    """What one cell came to. Plain values only: it is also written as JSON."""
+    """The result of one cell. Plain values only, because it is also written as JSON."""
 
     cell: Cell
     events: int = 0
     changes: int = 0
     resyncs: dict[str, int] = field(default_factory=dict)
     misfortunes: dict[str, int] = field(default_factory=dict)
-    #: By invariant how often it could have been violated.
+    #: For each invariant, how often it could have been violated.
     evidence: dict[str, int] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
-    #: What else went wrong: the cell itself, or a promise that no log shows.
+    #: Errors of the cell itself, and violations that no log shows.
     troubles: list[str] = field(default_factory=list)
-    #: Seconds from healing to the last right view; None when it never came.
+    #: Seconds from healing until the last view was correct; None if that never happened.
     converged: float | None = None
-    #: Seconds that each misfortune was felt after its own end, where that was over before the next one.
+    #: Seconds that the effect of each misfortune outlasted it, unless the next one began before that.
     felt: list[float] = field(default_factory=list)
-    #: Why the cell proves nothing, whatever else it came to.
+    #: Reasons why the cell proves nothing.
     lacks: list[str] = field(default_factory=list)
-    #: Seconds that all of it took.
+    #: Total duration in seconds.
     took: float = 0.0
 
     @property
     def good(self) -> bool:
-        """Nothing is wrong. That may be because nothing could be: see ``counts``."""
+        """True when nothing is wrong, which may be because nothing could go wrong: see ``counts``."""
         return not self.violations and not self.troubles and not self.lost
 
     @property
     def lost(self) -> bool:
-        """It was to converge, and never did."""
+        """True when the cell had to converge and did not."""
         return self.converged is None and not WORKLOADS[self.cell.workload].leaves
 
     @property
     def counts(self) -> bool:
-        """False for a cell that is only good because it could not have been anything else."""
+        """False for a cell that is good only because it could not fail."""
         return not (self.good and self.lacks)
 
     @property
     def healings(self) -> list[float]:
-        """Seconds until all was right again, for each time that something had healed."""
+        """Seconds until every view was correct again, for each recovery."""
         return self.felt if self.converged is None else [*self.felt, self.converged]
 
     @property
     def why(self) -> str:
-        """The first thing that is wrong, or why nothing could be, and how to run it again."""
+        """The first problem, or the reason why the cell proves nothing, and the command that repeats it."""
         reasons = [*self.violations, *self.troubles] or [f"it proves nothing: {one}" for one in self.lacks]
         reasons = reasons or ["not converged"]
         more = [f"and {len(reasons) - 1} more"] if len(reasons) > 1 else []
@@ -95,7 +95,7 @@ class Result:
 
     def __str__(self) -> str:
         bad = len(self.violations) + len(self.troubles)
-        when = f"in {self.converged:.3f} s" if self.converged is not None else "never" if self.lost else "not asked for"
+        when = f"in {self.converged:.3f} s" if self.converged is not None else "never" if self.lost else "not required"
         return f"{self.cell.name}: {self.events} events, {self.changes} changes, {bad} violations, converged {when}"
 
     def as_json(self) -> dict[str, Any]:
@@ -108,10 +108,10 @@ class Result:
 
 
 def fits(workload: Workload, *, sourced: bool, within: bool) -> bool:
-    """Whether a source is fit for *workload*.
+    """Whether a source suits *workload*.
 
-    A caller is told of a refusal and decides himself: then a watcher's view is nobody's promise. And where the history
-    is kept in this process, its memory says nothing of the library.
+    Where callers feed the registry, a rejection is reported to the caller, and the view of a watcher is not guaranteed.
+    Where this process keeps the history, its memory says nothing about the library.
     """
     return (sourced or workload.polite) and not (within and workload.value)
 
@@ -119,7 +119,7 @@ def fits(workload: Workload, *, sourced: bool, within: bool) -> bool:
 def product(
     source: str, faults: Sequence[str], workloads: Sequence[str], *, seed: int, seconds: float, full: bool = False
 ) -> Iterator[Cell]:
-    """The cells of one source: all of them, or so many that each fault meets a few workloads, and the other way."""
+    """The cells of one source: all of them, or enough that each fault meets a few workloads and vice versa."""
     others = [name for name in workloads if name != "crowd"]
     share = min(len(others), max(LEAST - 1, -(-LEAST * len(others) // max(1, len(faults)))))
     place = 0

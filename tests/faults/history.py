@@ -1,10 +1,10 @@
-"""What really happened at the source, and what one watcher saw of it.
+"""Recorded histories: the truth of the source, the log of each watcher, and the course of the whole cell.
 
 The truth is a list of epochs: a source that is wiped or restored from a copy begins a new one, which shares its past
-with the one before up to ``base``. A log is the total order of what one watcher was given, answered and asked for.
-A course is what was measured around the watchers, for the invariants that no log shows.
+with the previous epoch up to ``base``. A log is the total order of the events, acknowledgements and calls of one
+watcher. A course has the measurements for the invariants that no single log shows.
 
-Every moment is of the monotonic clock, which all processes of a machine share; every span is in seconds.
+Times are those of the monotonic clock, which all processes of a machine share; durations are in seconds.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import NamedTuple
 
 from datasync.events import Op, ResyncReason
 
-#: Operations between two states that are kept, at least; a large state is kept as seldom as it is large.
+#: Minimum operations between two states that are kept; the larger the state, the fewer are kept.
 MARK = 500
-#: States that are kept because they were asked for last.
+#: States that are kept because they were requested last.
 ASKED = 16
-#: Bytes of a value beyond which only its length and its digest are kept, in the truth and in the logs alike.
+#: Size in bytes above which the truth and the logs keep only the length and digest of a value.
 LONG = 1000
 
 
 def brief(value: bytes) -> bytes:
-    """What stands for *value* in the truth and in the logs."""
+    """The form of *value* in the truth and in the logs."""
     if len(value) <= LONG:
         return value
     return b"%d bytes %s" % (len(value), blake2b(value, digest_size=16).hexdigest().encode())
@@ -50,26 +50,26 @@ class TruthCommit(NamedTuple):
 
 
 class Epoch:
-    """The whole history of the source in one of its lives; up to *base* it is that of the life *before*.
+    """The history of the source in one epoch; up to *base* it is the history of the epoch *before*.
 
-    A state is kept now and then and the rest is folded from there: keeping the state of each commit would need the
-    product of both. The value that each operation replaced is noted as it is recorded.
+    Some states are kept and the others are folded from there: keeping a state for each commit would need too much
+    memory. The value that each operation replaced is recorded with it.
     """
 
     def __init__(self, base: int = 0, before: Epoch | None = None) -> None:
         kept = 0 if before is None else before.position(base)
         self.base = base
-        #: When this life began.
+        #: Time at which this epoch began.
         self.began = time.monotonic() if before is not None else 0.0
         self.commits: list[TruthCommit] = [] if before is None else before.commits[:kept]
-        #: When the writer heard of each commit; 0 where nobody says.
+        #: Time at which the writer learned of each commit; 0 if unknown.
         self.times: list[float] = [] if before is None else before.times[:kept]
-        #: What the operations of each commit replaced, in their order; None where there was nothing.
+        #: The values that the operations of each commit replaced, in order; None where there was no value.
         self.previous: list[tuple[bytes | None, ...]] = [] if before is None else before.previous[:kept]
         #: The state after the last commit.
         self.state: dict[str, bytes] = {} if before is None else dict(before.fold(base))
         self._revisions: list[int] = [] if before is None else before._revisions[:kept]
-        #: States by the number of commits that they are made of, with the operations since the last one.
+        #: Kept states with the number of commits that they include.
         self._marks: list[tuple[int, dict[str, bytes]]] = (
             [(0, {})] if before is None else [mark for mark in before._marks if mark[0] <= kept]
         )
@@ -77,7 +77,7 @@ class Epoch:
         self._asked: OrderedDict[int, Mapping[str, bytes]] = OrderedDict()
 
     def record(self, commit: TruthCommit, moment: float) -> None:
-        """*commit* is the next one."""
+        """Add the next commit."""
         if self._revisions and commit.revision <= self._revisions[-1]:
             raise ValueError(f"revision {commit.revision} was recorded after {self._revisions[-1]}")
         self.previous.append(tuple(self.state.get(key) for key, _ in commit.ops))
@@ -91,11 +91,11 @@ class Epoch:
             self._unmarked = 0
 
     def position(self, revision: int) -> int:
-        """How many commits there are up to *revision*."""
+        """The number of commits up to *revision*."""
         return bisect_right(self._revisions, revision)
 
     def fold(self, revision: int) -> Mapping[str, bytes]:
-        """The state at *revision*; not to be altered."""
+        """The state at *revision*, which must not be altered."""
         count = self.position(revision)
         known = self._asked.pop(count, None)
         if known is None:
@@ -104,13 +104,13 @@ class Epoch:
             for commit in self.commits[start:count]:
                 apply(state, commit)
             known = state
-        self._asked[count] = known  # several watchers ask for the same one, soon after each other
+        self._asked[count] = known  # several watchers request the same state one after another
         if len(self._asked) > ASKED:
             self._asked.popitem(last=False)
         return known
 
     def at(self, revision: int) -> int | None:
-        """The place of the commit that made *revision* in ``commits``."""
+        """The index in ``commits`` of the commit that made *revision*."""
         place = self.position(revision) - 1
         return place if place >= 0 and self._revisions[place] == revision else None
 
@@ -120,7 +120,7 @@ class Epoch:
 
 
 def apply(state: dict[str, bytes], commit: TruthCommit) -> None:
-    """Change *state* as *commit* does."""
+    """Apply *commit* to *state*."""
     for key, value in commit.ops:
         if value is None:
             state.pop(key, None)
@@ -129,32 +129,32 @@ def apply(state: dict[str, bytes], commit: TruthCommit) -> None:
 
 
 class Truth:
-    """Every commit of every epoch, recorded by the only one who writes. Threads: the writer's; read at the end."""
+    """Every commit of every epoch, recorded by the only writer. Threads: the writer's; read at the end."""
 
     def __init__(self) -> None:
         self.epochs: list[Epoch] = [Epoch()]
         self._ever: set[Op1] | None = None
 
     def record(self, revision: int, ops: Iterable[Op1], moment: float | None = None) -> None:
-        """The source applied a transaction, a moment ago."""
+        """Record a transaction that the source has just applied."""
         self._ever = None
         commit = TruthCommit(revision, tuple(ops))
         self.epochs[-1].record(commit, time.monotonic() if moment is None else moment)
 
     def rewind(self, base: int) -> None:
-        """The source lost everything above *base*."""
+        """Record that the source lost everything above *base*."""
         self._ever = None
         self.epochs.append(Epoch(base, self.epochs[-1]))
 
     def had(self, key: str, value: bytes) -> bool:
-        """True when *key* had *value* at some time; asked when all is over."""
+        """True when *key* had *value* at some time; called at the end."""
         if self._ever is None:
             self._ever = {op for epoch in self.epochs for commit in epoch.commits for op in commit.ops}
         return (key, value) in self._ever
 
     @property
     def state(self) -> Mapping[str, bytes]:
-        """What the source holds now: not a copy, it follows each commit."""
+        """The current state of the source: a view that follows each commit."""
         return MappingProxyType(self.epochs[-1].state)
 
 
@@ -169,7 +169,7 @@ class Seen(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """One pair out of ``get_removed``."""
+    """One pair of ``get_removed``."""
 
     key: str
     value: bytes
@@ -208,7 +208,7 @@ class PutResync(PutEvent):
 
 @dataclass(slots=True)
 class Answering:
-    """``done`` of event *number* is being called, with an error or without."""
+    """The call of ``done`` of event *number*, with an error or without."""
 
     time: float
     number: int
@@ -217,7 +217,7 @@ class Answering:
 
 @dataclass(slots=True)
 class Answered:
-    """``done`` returned; *first* is what it said."""
+    """The return of ``done``; *first* is its result."""
 
     time: float
     number: int
@@ -240,20 +240,20 @@ Entry = Watched | PutChange | PutResync | Answering | Answered | Asked
 
 @dataclass
 class Log:
-    """What happened to one watcher, in order."""
+    """The entries of one watcher, in order."""
 
     name: str
-    #: Seconds after which an unanswered event was to be given up.
+    #: Seconds after which an unacknowledged event had to be abandoned.
     abandon: float
     entries: list[Entry] = field(default_factory=list)
-    #: True when the source had healed and everything was to be delivered before the log ended.
+    #: True when the source had healed and everything had to be delivered before the log ended.
     complete: bool = True
-    #: True when a reader feeds the registry; then a RESYNC comes first, and commits may be merged into one event.
+    #: True when a reader feeds the registry: a RESYNC comes first, and commits may be merged into one event.
     sourced: bool = True
-    #: When the log ended.
+    #: Time at which the log ended.
     end: float = 0.0
-    #: True for a consumer that takes and answers each event at once, through queues with room: it must not notice what
-    #: goes wrong with others.
+    #: True for a consumer that acknowledges each event at once, through queues with room: failures of other consumers
+    #: must not affect it.
     prompt: bool = False
     #: Seconds before the RESYNC that follows a failed event: the first pause and the longest (``FAILURE_BACKOFF``).
     backoff: tuple[float, float] = (1.0, 300.0)
@@ -264,7 +264,7 @@ class Log:
 
 
 class Strike(NamedTuple):
-    """A misfortune that really happened; from *begin* to *end* the source or the way to it was not well."""
+    """A misfortune that happened; from *begin* to *end* the source or the connection to it was disturbed."""
 
     name: str
     begin: float
@@ -272,20 +272,20 @@ class Strike(NamedTuple):
 
 
 class Silence(NamedTuple):
-    """A connection that passed nothing any more and said nothing of it (I14)."""
+    """A half-open connection (I14)."""
 
-    #: When the black hole began.
+    #: Time at which the black hole began.
     begin: float
-    #: When the transport's status first said so (``DOWN``, or one more reconnect); None when it never did.
+    #: Time at which the status of the transport showed it (``DOWN``, or one more reconnect); None if it never did.
     noticed: float | None
-    #: Seconds that noticing may take: the driver's idle limit plus 1.
+    #: Seconds within which it must be detected: the driver's idle limit plus 1.
     limit: float
-    #: When the black hole ended; None when it lasted until it was noticed, or to the end.
+    #: Time at which the black hole ended; None when it lasted until it was detected, or to the end.
     ended: float | None = None
 
 
 class Sample(NamedTuple):
-    """The process under test at one moment (I12). *rss* in bytes, *pending* in changes, by name of the watcher."""
+    """The process under test at one moment (I12): *rss* in bytes, *pending* in changes by name of the watcher."""
 
     time: float
     rss: int
@@ -294,12 +294,12 @@ class Sample(NamedTuple):
     pending: Mapping[str, int]
     #: Bytes of keys and values that the source had applied by then.
     written: int = 0
-    #: Bytes that the records of the harness itself took by then in the same process, as far as it knows.
+    #: Estimated bytes that the records of the harness took by then in the same process.
     recorded: int = 0
 
 
 class Closing(NamedTuple):
-    """A ``close()`` that took *seconds*, and was to take at most *bound* (I15); *what* says of what and from where."""
+    """A ``close()`` that took *seconds*, with a limit of *bound* (I15); *what* names the object and the caller."""
 
     what: str
     seconds: float
@@ -307,50 +307,52 @@ class Closing(NamedTuple):
 
 
 class Footprint(NamedTuple):
-    """What was there before the first watcher, or after the last one (I16)."""
+    """Resources before the first watcher, or after the last one (I16)."""
 
     threads: int
     descriptors: int
-    #: Watchers that the server itself counts; None where it does not say.
+    #: Watchers that the server counts; None if it does not report them.
     server_watchers: int | None = None
-    #: Names of the threads, so that one which was left behind can be told.
+    #: Names of the threads, to identify one that was left behind.
     names: tuple[str, ...] = ()
 
 
 class Fork(NamedTuple):
-    """What a child did with a handle that its parent had open (I17)."""
+    """The use of a parent's handle in a child (I17)."""
 
-    #: The moment or the manner of the fork, and the handle.
+    #: The moment or kind of the fork, and the handle.
     what: str
-    #: ``"works"``, the name of the exception that its use raised (``"ForkedError"``), or what else became of it.
+    #: ``"works"``, the name of the exception that the use raised (``"ForkedError"``), or another outcome.
     answer: str
-    #: How long the answer took, and how long it may take.
+    #: Duration of the use, and its limit.
     seconds: float
     limit: float
-    #: What was wrong with the parent's handle afterwards; empty when it was used again and went on as before.
+    #: What was wrong with the parent's handle afterwards; empty when it still worked.
     parent: str
 
 
 @dataclass
 class Course:
-    """What was measured around the watchers. What is not filled in was not measured, and proves nothing."""
+    """Measurements of a cell. A field that is not set was not measured, and proves nothing."""
 
-    #: When somebody asked for RESYNCs in person: those wait for no backoff.
+    #: Times at which a RESYNC was requested explicitly, which skips the backoff.
     requests: list[float] = field(default_factory=list)
-    #: When the last fault had healed, and when every view was right; None when it never was.
+    #: Times at which the last fault had healed, and at which every view was correct; None if that never happened.
     healed: float | None = None
     converged: float | None = None
     strikes: list[Strike] = field(default_factory=list)
     silences: list[Silence] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    #: ``MAX_PENDING`` as it was in force while the samples were taken.
+    #: The ``MAX_PENDING`` that was in force while the samples were taken.
     max_pending: int = 10_000
     closings: list[Closing] = field(default_factory=list)
     before: Footprint | None = None
     after: Footprint | None = None
-    #: Each attempt of any of *clients* to reach the server, as the server or a proxy in front of it saw it (I13).
+    #: Times of the connection attempts of all *clients*, as the server or a proxy saw them (I13).
     attempts: list[float] = field(default_factory=list)
     clients: int = 0
-    #: From when to when the server took no connections; attempts are to be recorded meanwhile and for 30 s after.
+    #: The time span in which the server accepted no connections; attempts are recorded until 30 s after it.
     away: tuple[float, float] | None = None
     forks: list[Fork] = field(default_factory=list)
+    #: Factor by which threads were slower than on an idle machine; limits in seconds are multiplied by it.
+    slowdown: float = 1.0

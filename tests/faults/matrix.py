@@ -1,4 +1,4 @@
-"""Many cells, each in a process of its own, so that one that hangs is killed and told of; and the table of them all."""
+"""Many cells, each in a process of its own, so that a cell that hangs can be killed and reported."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from pathlib import Path
 
 from tests.faults.cell import Cell, Result
 
-#: Seconds that a cell may take beyond its own before it shows where it hangs, and before it is killed.
+#: Seconds beyond its duration after which a cell prints where it hangs, and after which it is killed.
 HANGS, KILLED = 90.0, 100.0
 
 
 class Apart:
-    """Runs cells in processes, each with all that it starts in a session of its own. Threads: any."""
+    """Runs each cell in a process with a session of its own. Threads: any."""
 
     def __init__(self, *, seconds: float = KILLED) -> None:
         self._seconds = seconds
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards the next two fields
         self._running: set[subprocess.Popen[str]] = set()
         self._closed = False
 
     def run(self, cell: Cell) -> Result:
-        """The result of *cell*, also when its process had to be killed."""
+        """The result of *cell*, even if its process had to be killed."""
         with tempfile.TemporaryDirectory(prefix="datasync-cell-", ignore_cleanup_errors=True) as folder:
             path = Path(folder) / "result.json"
             process = self._start(cell, path, folder)
             try:
                 said, _ = process.communicate(timeout=cell.seconds + self._seconds)
             except subprocess.TimeoutExpired:
-                said = "it hangs"
+                said = "the cell hangs"
             finally:
                 self._kill(process)
                 process.wait()
@@ -48,7 +48,7 @@ class Apart:
             return Result(cell, troubles=[f"no result, exit status {process.returncode}: {said[-4000:]}"])
 
     def close(self) -> None:
-        """Kill what runs; nothing is started any more."""
+        """Kill the running processes; no further one is started."""
         with self._lock:
             self._closed = True
             for process in self._running:
@@ -65,13 +65,13 @@ class Apart:
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
-                env=os.environ | {"TMPDIR": folder},  # also what a killed one leaves there is removed
+                env=os.environ | {"TMPDIR": folder},  # removed even after a kill
             )
             self._running.add(process)
             return process
 
     def _kill(self, process: subprocess.Popen[str]) -> None:
-        """With its session: a server that it has started may have outlived it."""
+        """Kill the session as well: servers may outlive the process that started them."""
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -79,7 +79,7 @@ class Apart:
 
 
 def run_many(cells: Iterable[Cell], jobs: int, say: Callable[[Result], None]) -> list[Result]:
-    """Run *cells*, *jobs* at a time, until they are over or ^C comes; *say* is told of each."""
+    """Run *cells*, *jobs* at a time, until all have ended or Ctrl-C is pressed; call *say* with each result."""
     results: list[Result] = []
     waiting: set[Future[Result]] = set()
     coming: Iterator[Cell] = iter(cells)
@@ -95,8 +95,8 @@ def run_many(cells: Iterable[Cell], jobs: int, say: Callable[[Result], None]) ->
             for future in done:
                 results.append(future.result())
                 say(results[-1])
-    except KeyboardInterrupt:  # those that run have no part in the table
+    except KeyboardInterrupt:  # cells that still run are not in the table
         return results
     finally:
         apart.close()
-        pool.shutdown(wait=False)  # their processes are dead; and a second ^C is not to be waited with
+        pool.shutdown(wait=False)  # their processes are dead, and a second Ctrl-C must not wait

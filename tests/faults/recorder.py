@@ -1,4 +1,4 @@
-"""Writes a watcher's log: queues that note each put in the moment it happens, and answers that note themselves."""
+"""The recorder of a watcher's log: queues record each put at the moment it happens, and each acknowledgement."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.faults.history import (
 
 
 class RawSerializer:
-    """The stored bytes are the message's only field: histories are about order, not about formats."""
+    """Stores the only field of the message: histories are about order, not about formats."""
 
     def marshal(self, message: Message) -> bytes:
         assert isinstance(message, BytesValue)
@@ -40,12 +40,12 @@ class RawSerializer:
 
 
 class Recorder:
-    """The log of one watcher. Threads: any; the order of the entries is the order of the facts."""
+    """The log of one watcher. Threads: any; the entries are in the order in which things happened."""
 
     def __init__(self, name: str, abandon: float) -> None:
         self.log = Log(name, abandon)
         self._lock = threading.Lock()
-        #: Events that were put so far, and bytes that the log takes, about.
+        #: Events that were put so far, and the estimated bytes of the log.
         self.count = self.size = 0
 
     def watched(self, prefixes: tuple[str, ...], in_flight: int) -> None:
@@ -55,7 +55,7 @@ class Recorder:
         self._note(Asked(time.monotonic(), what, prefix, over))
 
     def put(self, event: Any) -> PutChange | PutResync:
-        """*event* is being put: called with the queue's mutex held, before anybody can take it."""
+        """Record the put of *event*; called with the mutex of the queue held, before a consumer can take the event."""
         with self._lock:
             entry = _read(event, self.count)
             self.count += 1
@@ -90,8 +90,8 @@ class RecordingQueue(Queue[Any]):
 
 
 def _read(event: Any, number: int) -> PutChange | PutResync:
-    """All that a consumer can read out of *event*."""
-    now = getattr(event, "put_at", time.monotonic())  # the moment from which on an answer is waited for
+    """Everything that a consumer can read from *event*."""
+    now = getattr(event, "put_at", time.monotonic())  # the moment from which the acknowledgement is awaited
     if isinstance(event, ResyncEvent):
         values = {
             prefix: {kv.get_key(): brief(kv.get_value(BytesValue()).value) for kv in pairs}
@@ -105,7 +105,7 @@ def _read(event: Any, number: int) -> PutChange | PutResync:
 
 
 def _size(entry: PutChange | PutResync) -> int:
-    """Of the entry, and of the two entries of its answer."""
+    """Estimated bytes of the entry and of the two entries of its acknowledgement."""
     pairs = len(entry.changes) if isinstance(entry, PutChange) else sum(map(len, entry.values.values()))
     return 1000 + 300 * pairs
 

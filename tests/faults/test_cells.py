@@ -64,6 +64,7 @@ def test_i1_to_i16_each_workload_with_all_misfortunes_by_turns(workload: str) ->
     assert result.events
 
 
+@pytest.mark.timeout(180)
 def test_i12_memory_is_bounded_while_consumers_hang_and_large_values_are_written() -> None:
     # given a process whose allocator serves nothing else / when consumers hang in it / then it does not grow
     result = Apart().run(Cell("sqlite", "cut", "flood", 1, WORKLOADS["flood"].least))
@@ -147,7 +148,7 @@ def test_a_cell_in_which_nothing_was_proven_does_not_count_and_says_so(monkeypat
     result = run_cell(Cell("memory", "cut", "steady", 1, 0.5))
     assert result.good
     assert not result.counts
-    assert "it proves nothing: no watcher was given any event" in result.why
+    assert "it proves nothing: no watcher received an event" in result.why
 
 
 # The command.
@@ -227,7 +228,7 @@ def test_a_cell_that_hangs_is_killed_and_told_of() -> None:
     # given no time at all / when a cell is run apart / then it is killed
     result = Apart(seconds=-9.5).run(Cell("memory", "cut", "steady", 1, 10.0))
     assert not result.good
-    assert "it hangs" in result.why
+    assert "the cell hangs" in result.why
 
 
 def test_a_cell_without_a_result_is_told_of() -> None:

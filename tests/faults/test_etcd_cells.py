@@ -16,14 +16,14 @@ from datasync.events import Op, ResyncEvent
 from datasync.keyval.etcd import EtcdConfig, EtcdStore
 from datasync.keyval.types import PutOp
 from datasync.kvdbsync.plugin import Plugin
-from tests.conftest import absent, take, wait_until
+from tests.conftest import PATIENT, absent, take, wait_until
 from tests.faults.cell import Cell
 from tests.faults.history import Truth, TruthCommit
 from tests.faults.recorder import RawSerializer
 from tests.faults.runner import run_cell
 from tests.faults.sources.etcd import WATCHERS
 from tests.faults.sources.etcd_writer import SureWriter, read_account
-from tests.support.programs import etcd_servers
+from tests.support.executables import etcd_servers
 from tests.support.proxy import TcpProxy
 from tests.support.servers import EtcdCluster, EtcdServer
 
@@ -83,7 +83,7 @@ def test_i3_i6_watchers_are_told_of_a_lease_that_was_revoked_and_of_the_value_th
         # then it goes, and comes again, with the value before told truly both times
         seen: list[tuple[str, Op, bytes | None]] = []
         while len(seen) < 2:
-            event = take(queue, 10.0)
+            event = take(queue)
             for change in event.get_changes():
                 before = BytesValue()
                 existed = change.get_prev_value(before)
@@ -129,7 +129,7 @@ def test_a_transaction_of_the_writer_that_got_no_answer_counts_only_if_it_was_ap
                 # when the writer asks what became of it, as soon as it can
                 healed = _later(proxy.swallowed.wait, proxy.heal)
                 writer.write([("a", b"lost or not %d" % number)])
-                healed.join(5)
+                healed.join(PATIENT)
                 proxy.swallowed.clear()
                 # then the record is what the server holds
                 writer.check()
@@ -167,10 +167,10 @@ def test_c13_the_others_go_on_without_a_leader_that_was_cut_off_and_whoever_is_c
             wait_until(lambda: leader.metric(WATCHERS) == 1, "it follows the leader")
             # when the leader is cut off from the others, who elect another one and take a change
             cluster.cut(leader)
-            wait_until(lambda: any(member.is_leader for member in others), "there is another leader", 20.0)
+            wait_until(lambda: any(member.is_leader for member in others), "there is another leader")
             writer.commit([PutOp("p/new", b"1")])
             # then the watcher gets it while the old leader is still cut off: that one has no quorum, and says so
-            event = take(queue, 20.0)
+            event = take(queue)
             assert [change.get_key() for change in event.get_changes()] == ["new"]
             event.done()
             assert plugin.status().reconnects >= 1

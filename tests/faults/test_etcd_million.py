@@ -24,7 +24,7 @@ from tests.benchmarks.bare_etcd import BareEtcd
 from tests.conftest import wait_until
 from tests.faults.recorder import RawSerializer
 from tests.faults.sources.etcd import WATCHERS
-from tests.support.programs import etcd_servers
+from tests.support.executables import etcd_servers
 from tests.support.proxy import TcpProxy
 from tests.support.servers import EtcdServer
 

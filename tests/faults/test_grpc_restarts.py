@@ -83,17 +83,17 @@ def test_i9_c17_an_agent_that_lost_its_state_gets_all_of_it_before_any_change(se
         for number in range(4):
             life = Life(port, number, random.Random(chance.random()))
             lives.append(life)
-            wait_until(lambda life=life: len(life.applied) > 30, "the sender is back, and goes on", 20)
+            wait_until(lambda life=life: len(life.applied) > 30, "the sender is back, and goes on")
             if number < 3:
                 troubles += life.end(complete=False)
         # when it is done
         over.set()
         writer.join()
         sender.settle()
-        wait_until(lambda: sender.settled, "the sender is done", 20)
+        wait_until(lambda: sender.settled, "the sender is done")
         last = lives[-1]
         wait_until(
-            lambda: all(member.view_is(sender.wanted) for member in last.members), "everybody sees what it wants", 10
+            lambda: all(member.view_is(sender.wanted) for member in last.members), "everybody sees what it wants"
         )
         troubles += last.end(complete=True)
     finally:

@@ -61,7 +61,7 @@ class Breakable(ScriptedStore):
         super().__init__(Truth())
         self.down = False
         self.pages: list[Exception] = []
-        self._streams: list[Any] = []
+        self.streams: list[Any] = []
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
         if self.down:
@@ -73,12 +73,12 @@ class Breakable(ScriptedStore):
         if self.down:
             raise StoreConnectionError("down")
         stream = super().stream(prefix, after)
-        self._streams.append(stream)
+        self.streams.append(stream)
         return stream
 
     def cut(self) -> None:
         self.down = True
-        for stream in self._streams:
+        for stream in self.streams:
             stream.cancel()
 
 
@@ -227,10 +227,10 @@ def test_c13_without_history_a_stream_that_ends_without_a_word_is_followed_by_a_
     store, sink = Forgetful(), Sink()
     reader = StoreReader(store, "", sink)
     reader.start()
-    wait_until(lambda: store._streams, "the store is followed")
+    wait_until(lambda: store.streams, "the store is followed")
     # when its stream ends, and something is written before the next one
     write(store, [("a", b"1")])
-    for stream in list(store._streams):
+    for stream in list(store.streams):
         stream.cancel()
     # then it is listed: what came between cannot be streamed
     wait_until(lambda: ResyncReason.RECONNECTED in sink.reasons, "the store was listed again")

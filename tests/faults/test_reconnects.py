@@ -131,7 +131,7 @@ def test_i16_many_reconnects_leave_nothing_behind(
     monkeypatch.setattr(rest_reader, "BACKOFF", (0.001, 0.005))
     kinds: Counter[str] = Counter()
     with CLIENTS[kind]() as scene:
-        wait_until(scene.ready, "the client is there", 15)
+        wait_until(scene.ready, "the client is there")
         lose(scene, 10)
         wait_until(lambda: scene.streams() == 1, "the server forgot the others")
         before, kinds_before = count(kinds), kinds.copy()

@@ -13,7 +13,7 @@ from datasync.errors import DatasyncError, StoreConnectionError, UnknownOutcome
 from datasync.events import Op
 from datasync.restsync import Adapter, Client, Server, serve
 from datasync.syncbase.change import Change
-from tests.conftest import wait_until
+from tests.conftest import PATIENT, wait_until
 from tests.support.child_process import Peer
 from tests.support.proxy import free_port
 
@@ -135,7 +135,7 @@ def test_c17_writers_of_a_server_that_is_killed_are_told_what_is_known(remote: R
     # when the server is killed
     remote.peer.kill()
     for writer in writers:
-        writer.join(20)
+        writer.join(PATIENT)
         assert not writer.is_alive()
     # then what was answered was applied, what could not be sent was not, and the rest is said to be unknown
     applied = {line.split('"')[5] for line in remote.log.read_text().splitlines()}

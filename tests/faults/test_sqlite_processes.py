@@ -179,6 +179,6 @@ def test_c17_on_a_disk_that_is_full_each_transaction_is_there_as_a_whole_or_not_
     else:
         pytest.skip("this user may not mount a disk of his own")
     done = subprocess.run(
-        [*unshare, "sh", "-c", mount, FULL], capture_output=True, text=True, timeout=40, check=False, cwd=ROOT
+        [*unshare, "sh", "-c", mount, FULL], capture_output=True, text=True, timeout=50, check=False, cwd=ROOT
     )
     assert done.stdout == "over\n", done.stderr

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from datasync.grpcsync import Client, Server, serve
+from tests.conftest import PATIENT
 from tests.grpcsync.support import Subscriber, Wire
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with serve("127.0.0.1:0") as running:
+    with serve("127.0.0.1:0", change_timeout=PATIENT) as running:
         yield running
 
 
@@ -26,7 +27,7 @@ def wire(server: Server) -> Iterator[Wire]:
 @pytest.fixture
 def client(server: Server) -> Iterator[Client]:
     with Client(server.address) as one:
-        one.wait_ready(10)
+        one.wait_ready(PATIENT)
         yield one
 
 

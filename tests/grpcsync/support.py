@@ -20,6 +20,7 @@ from datasync.syncbase.msg import (
     PingReply,
     PingRequest,
 )
+from tests.conftest import PATIENT
 from tests.support.registries import is_resync, state, told
 
 
@@ -48,7 +49,7 @@ class Subscriber:
 
     def close(self) -> None:
         self.queue.put(None)
-        self._thread.join(5)
+        self._thread.join(PATIENT)
 
     def __enter__(self) -> Subscriber:
         return self

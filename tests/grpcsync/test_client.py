@@ -32,9 +32,9 @@ from datasync.grpcsync.client.session import SessionManager
 from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
 from datasync.syncbase.msg import CONTENT_PROTO
 from datasync.syncbase.status import TransportState
-from tests.conftest import CANARY, take, wait_until
+from tests.conftest import CANARY, PATIENT, take, wait_until
 from tests.grpcsync.support import Subscriber
-from tests.support.calls import all_calls_freed
+from tests.support.grpc_calls import all_calls_freed
 from tests.support.proxy import TcpProxy, free_port
 from tests.support.registries import removed, stored, text
 
@@ -81,7 +81,7 @@ def test_c9_a_subscriber_that_leaves_is_neither_a_closed_server_nor_a_broken_ses
         take(events)
         # when the subscriber leaves instead / then the session begins, and is the first one
         registration.close()
-        client.wait_ready(5)
+        client.wait_ready(PATIENT)
         assert client.status().reconnects == 0
         assert isinstance(client.status().last_error, NotReadyError)
         # and a resync, or a change, of which the same becomes is answered as what it is
@@ -92,7 +92,7 @@ def test_c9_a_subscriber_that_leaves_is_neither_a_closed_server_nor_a_broken_ses
             take(events)
             registration.close()
             with pytest.raises(NotReadyError, match="closed before it was acknowledged by: guest"):
-                answer.result(5)
+                answer.result(PATIENT)
         assert client.status().reconnects == 0
 
 
@@ -110,7 +110,7 @@ def test_other_answers_keep_the_class_that_a_local_caller_would_get() -> None:
         take(events).done()
         answered = client.put_async("k/b", text("1"))
         take(events).done()
-        assert answered.result(5) is None
+        assert answered.result(PATIENT) is None
 
 
 def test_many_requests_are_answered_in_their_order(client: Client, subscriber: Subscriber) -> None:
@@ -143,7 +143,7 @@ def test_never_more_in_flight_than_allowed(server: Server, in_flight: int) -> No
             event.done()
         for _ in range(30 - in_flight):
             take(events).done()
-        assert [future.result(5) for future in futures] == [None] * 30
+        assert [future.result(PATIENT) for future in futures] == [None] * 30
 
 
 def test_a_resync_keeps_its_place_between_changes(client: Client, subscriber: Subscriber, server: Server) -> None:
@@ -152,7 +152,7 @@ def test_a_resync_keeps_its_place_between_changes(client: Client, subscriber: Su
     middle = client.resync_async({"k/0": text("new")})
     after = client.put_async("k/after", text("v"))
     for future in (*before, middle, after):
-        assert future.result(10) is None
+        assert future.result(PATIENT) is None
     # then the subscriber saw them in that order
     kinds = [kind for kind, _ in subscriber.seen]
     assert kinds == ["change"] * 50 + ["resync"] + ["change"]
@@ -274,7 +274,7 @@ def test_what_waits_is_sent_when_the_server_comes_up() -> None:
         with serve(f"127.0.0.1:{port}") as server:
             server.adapter.watch("agent", subscriber.queue, None, "k/")
             try:
-                assert future.result(10) is None
+                assert future.result(PATIENT) is None
             except SubscriptionError:  # it was quicker than the subscriber
                 client.put("k/a", text("v"))
             client.close()
@@ -290,15 +290,15 @@ def test_c17_a_request_without_an_answer_has_an_unknown_outcome_and_is_not_repea
         # when the connection breaks / then nobody knows
         proxy.reset()
         with pytest.raises(UnknownOutcome, match="'k/a' was sent and not answered"):
-            future.result(5)
+            future.result(PATIENT)
         assert event.done() is True
         # and the client is back, without having sent it again
-        client.wait_ready(10)
+        client.wait_ready(PATIENT)
         second = client.put_async("k/b", text("v"))
         event = take(events)
         assert [change.get_key() for change in event.get_changes()] == ["k/b"]
         event.done()
-        assert second.result(5) is None
+        assert second.result(PATIENT) is None
         status = client.status()
         assert (status.unknown, status.ok, status.reconnects) == (1, 1, 1)
 
@@ -311,7 +311,7 @@ def test_a_peer_that_never_answers_is_left_after_the_answer_timeout() -> None:
             with pytest.raises(UnknownOutcome, match=r"no answer for 0\.3 s"):
                 client.put("k/a", text("v"))
             take(events).done()
-            client.wait_ready(10)
+            client.wait_ready(PATIENT)
             proxy.black_hole(up=False, down=True)
             with pytest.raises(UnknownOutcome, match="resync was sent and not answered"):
                 client.resync({})
@@ -338,7 +338,7 @@ def test_a_stream_that_ends_by_age_loses_nothing_and_leaves_nothing_unknown() ->
             while client.status().reconnects < 5:
                 futures = [client.put_async("k/a", text(str(number + step))) for step in range(50)]
                 for future in futures:
-                    assert future.result(10) is None
+                    assert future.result(PATIENT) is None
                 number += 50
         # then each was applied once, in order
         assert [value for _, value, _ in subscriber.changes] == [str(one) for one in range(number)]
@@ -352,7 +352,7 @@ def test_a_wrong_token_is_told_at_once_and_a_renewed_one_is_taken_up() -> None:
             with pytest.raises(PermissionDenied, match="a valid token is needed"):
                 client.put("k/a", text("v"))
             tokens.append(f"{CANARY}-right")
-            client.wait_ready(10)
+            client.wait_ready(PATIENT)
             client.put("k/a", text("v"))
         with Client(server.address, token=f"{CANARY}-right") as client:
             client.put("k/a", text("v"))
@@ -374,14 +374,14 @@ def test_a_restarted_server_gets_everything_again_from_the_callable() -> None:
     with Subscriber() as first, Subscriber() as second:
         server = restarted(port, first)
         with Client(f"127.0.0.1:{port}", state=lambda: truth) as client:
-            client.wait_ready(10)
+            client.wait_ready(PATIENT)
             assert first.resyncs == [{"k/a": "1"}]
             # when the server restarts, without any memory
             truth["k/b"] = text("2")
             server.close()
             with restarted(port, second):
                 # then it has the state of now, and changes go on after it
-                wait_until(lambda: second.resyncs == [{"k/a": "1", "k/b": "2"}], "the state was sent", 15)
+                wait_until(lambda: second.resyncs == [{"k/a": "1", "k/b": "2"}], "the state was sent")
                 client.put("k/c", text("3"))
                 assert second.seen[-1] == ("change", [("k/c", "3", None)])
                 client.close()
@@ -429,7 +429,7 @@ def test_what_was_applied_is_kept_and_sent_again_when_asked_for() -> None:
             assert first.resyncs == [{"k/a": "1", "k/b": "2"}]
             server.close()
             with restarted(port, second):
-                wait_until(lambda: second.resyncs == [{"k/a": "1", "k/c": "3"}], "the state was sent", 15)
+                wait_until(lambda: second.resyncs == [{"k/a": "1", "k/c": "3"}], "the state was sent")
                 client.close()
 
 
@@ -444,7 +444,7 @@ def test_a_state_that_a_subscriber_refuses_or_that_raises_is_told_in_the_status(
         server.adapter.watch("agent", None, subscriber.queue, "k/")
         # a refusal keeps nothing back
         with Client(server.address, state=lambda: {"k/a": text("1")}) as client:
-            client.wait_ready(10)
+            client.wait_ready(PATIENT)
             assert "not like this" in str(client.status().last_error)
         # without a state there is no session
         with Client(server.address, state=broken, send_timeout=0.3) as client:
@@ -459,7 +459,7 @@ def test_a_state_that_a_subscriber_refuses_or_that_raises_is_told_in_the_status(
 def test_closing_waits_for_the_answers_that_are_due(server: Server, subscriber: Subscriber) -> None:
     client = Client(server.address)
     futures = [client.put_async(f"k/{number}", text("v")) for number in range(100)]
-    client.wait_ready(10)
+    client.wait_ready(PATIENT)
     client.close()
     client.close()
     assert [future.result(0) for future in futures] == [None] * 100
@@ -516,11 +516,11 @@ def test_c15_a_callback_may_send_more_and_close_but_not_wait(client: Client, sub
     # then waiting there is an error instead of a deadlock, and sending works
     refusal = take(told)
     assert "use put_async()" in str(refusal)
-    assert take(told).result(5) is None
+    assert take(told).result(PATIENT) is None
     # and closing from there ends it too
     closed = threading.Event()
     client.put_async("k/d", text("v")).add_done_callback(lambda _: (client.close(), closed.set()))
-    assert closed.wait(5)
+    assert closed.wait(PATIENT)
     wait_until(lambda: client.status().state is TransportState.CLOSED, "it is closed")
 
 
@@ -535,7 +535,7 @@ def test_c15_a_callback_that_would_end_the_thread_ends_no_future_but_its_own(
     for future in futures:
         future.add_done_callback(leave)
     # then every request has its answer, and the client goes on
-    assert [future.exception(5) for future in futures] == [None] * 20
+    assert [future.exception(PATIENT) for future in futures] == [None] * 20
     client.put("k/a", text("v"))
     assert client.status().reconnects == 0
     # and the same where requests are given up, by their clock or by close
@@ -565,7 +565,7 @@ def test_callers_that_wait_for_room_are_freed_by_close() -> None:
     thread.start()
     client.close()
     assert isinstance(take(caught), (ClosedError, StoreConnectionError))
-    thread.join(5)
+    thread.join(PATIENT)
 
 
 def leave_after_an_answer(server: Server) -> None:
@@ -587,7 +587,7 @@ def leave_where_the_state_raises(server: Server) -> None:
 
 def leave_a_server_that_is_closed(server: Server) -> None:
     with Client(server.address) as client:
-        client.wait_ready(10)
+        client.wait_ready(PATIENT)
         server.close()
         wait_until(lambda: client.status().last_error, "the session is over")
 

@@ -16,11 +16,12 @@ from datasync.errors import DatasyncError, ForkedError, InvalidArgumentError, Un
 from datasync.grpcsync import Client, Limits, Result, Server, serve
 from datasync.syncbase import msg
 from datasync.syncbase.msg import DataResyncRequests
-from tests.conftest import take, wait_until
+from tests.conftest import PATIENT, take, wait_until
 from tests.grpcsync.support import Feed, Subscriber, Wire
 from tests.support.proxy import TcpProxy, free_port
 from tests.support.registries import is_resync, stored, text
 from tests.support.running import Running
+from tests.support.timing import at_most
 
 #: A client that streams for ever: target, then a line for each hundred answers.
 SENDER = """
@@ -87,24 +88,24 @@ def test_every_future_ends_when_the_server_is_killed_with_requests_in_flight() -
         Client(f"127.0.0.1:{port}", in_flight=20, send_timeout=60) as client,
     ):
         receiver.wait_for("ready")
-        client.wait_ready(10)
+        client.wait_ready(PATIENT)
         answered = client.put_async("k/a", text("v"))
-        assert answered.result(5) is None
+        assert answered.result(PATIENT) is None
         futures = [client.put_async(f"k/{number}held", text("v")) for number in range(40)]
         wait_until(lambda: client.status().in_flight == 20, "the window is full")
         # when it is killed
         receiver.send(signal.SIGKILL)
         receiver.wait()
         # then what was sent is unknown at once
-        wait_until(lambda: ended(*futures[:20]), "every request that was sent is settled", 5)
+        wait_until(lambda: ended(*futures[:20]), "every request that was sent is settled")
         assert {type(future.exception(0)) for future in futures[:20]} == {UnknownOutcome}
         # and what was not is sent to the server that comes back, and settled with it
         with Running("-c", RECEIVER, str(port)) as again:
             again.wait_for("ready")
-            wait_until(lambda: client.status().in_flight == 20, "the rest was sent", 15)
+            wait_until(lambda: client.status().in_flight == 20, "the rest was sent")
             again.send(signal.SIGKILL)
             again.wait()
-            wait_until(lambda: ended(*futures), "every future has ended", 5)
+            wait_until(lambda: ended(*futures), "every future has ended")
             assert {type(future.exception(0)) for future in futures[20:]} == {UnknownOutcome}
 
 
@@ -132,13 +133,13 @@ def test_i14_a_half_open_connection_is_detected_by_either_side(way: dict[str, bo
             proxy.black_hole(**way)
             # then its outcome is unknown, and the stream gone: long before any other limit (the end of one side reaches
             # the other through the proxy)
-            error = future.exception(8)
+            error = future.exception(PATIENT)
             assert isinstance(error, UnknownOutcome)
-            wait_until(lambda: server.adapter.status().streams == 0, "the stream is gone", 8)
+            wait_until(lambda: server.adapter.status().streams == 0, "the stream is gone")
             # and when the connection works again, the client reconnects
             proxy.heal()
-            client.wait_ready(15)
-            assert client.put_async("other/b", text("v")).result(10) is None
+            client.wait_ready(PATIENT)
+            assert client.put_async("other/b", text("v")).result(PATIENT) is None
 
 
 def test_connections_that_are_of_age_lose_nothing() -> None:
@@ -195,7 +196,7 @@ def test_4_mib_pass_and_64_mib_are_refused_on_either_side(server: Server, client
 def test_c8_a_slow_consumer_slows_its_own_sender_only(server: Server) -> None:
     # given a subscriber that takes its time, and one that does not
     gate = threading.Event()
-    with Subscriber(lambda event: (gate.wait(10), None)[1]) as slow, Subscriber() as quick:
+    with Subscriber(lambda event: (gate.wait(PATIENT), None)[1]) as slow, Subscriber() as quick:
         server.adapter.watch("slow", slow.queue, None, "slow/")
         server.adapter.watch("quick", quick.queue, None, "quick/")
         with Client(server.address) as patient, Client(server.address) as other:
@@ -206,7 +207,7 @@ def test_c8_a_slow_consumer_slows_its_own_sender_only(server: Server) -> None:
             assert not any(future.done() for future in held)
             gate.set()
             for future in held:
-                assert future.result(10) is None
+                assert future.result(PATIENT) is None
 
 
 def test_200_open_streams_do_not_keep_a_call_waiting_nor_the_server_from_closing(server: Server) -> None:
@@ -224,7 +225,7 @@ def test_200_open_streams_do_not_keep_a_call_waiting_nor_the_server_from_closing
         # when the server closes / then it does so within its bound (C15), and every stream is told
         begin = time.monotonic()
         server.close()
-        assert time.monotonic() - begin < 4.0
+        assert time.monotonic() - begin < at_most(4.0)
         codes = set()
         for call in calls:
             with pytest.raises(Exception, match="UNAVAILABLE"):
@@ -284,14 +285,14 @@ def test_i9_every_future_ends_while_the_connection_breaks_repeatedly(server: Ser
             for number in range(300):
                 futures.append(client.put_async(f"k/{number}", text(str(number))))
                 if number % 60 == 30:
-                    client.wait_ready(15)
+                    client.wait_ready(PATIENT)
                     proxy.reset_after(200)
                     wait_until(lambda: proxy.budget == 0, "the line broke")
                     proxy.heal()
             # then every future ends, applied or unknown, and nothing else
             kinds: dict[str, int] = {}
             for future in futures:
-                error = future.exception(20)
+                error = future.exception(PATIENT)
                 kinds[type(error).__name__] = kinds.get(type(error).__name__, 0) + 1
             assert set(kinds) <= {"NoneType", "UnknownOutcome"}
             assert kinds.get("UnknownOutcome", 0) <= 5 * 8
@@ -410,7 +411,7 @@ def test_c9_every_future_ends_when_the_client_gets_no_thread(
         futures = [client.put_async(f"k/{number}", text(str(number))) for number in range(5)]
         # then each request is answered over the next stream, or unknown; no answer goes to another one
         for future in futures:
-            assert isinstance(future.exception(10), (UnknownOutcome, type(None)))
+            assert isinstance(future.exception(PATIENT), (UnknownOutcome, type(None)))
         client.put("k/a", text("v"))
         # and those that were reported as applied are
         told = {str(number) for number, future in enumerate(futures) if future.exception(0) is None}

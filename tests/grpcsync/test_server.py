@@ -25,7 +25,7 @@ from datasync.syncbase import msg
 from datasync.syncbase.msg import CONTENT_PROTO, DataChangeRequest, DataResyncRequests, Seq
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState
-from tests.conftest import CANARY, take, wait_until
+from tests.conftest import CANARY, PATIENT, take, wait_until
 from tests.grpcsync.support import Feed, Subscriber, Wire
 from tests.support.registries import removed, state, stored, text, told, values
 
@@ -380,7 +380,7 @@ def test_c15_sources_and_subscriptions_that_come_at_once_all_find_each_other(ser
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENT)
     # then every subscription watches the same prefixes in every source
     for registry in server.adapter.registries.values():
         prefixes = {name: sorted(one.prefixes) for name, one in registry.subscriptions.items()}
@@ -398,7 +398,7 @@ def test_nothing_is_fed_to_a_new_source_before_every_subscription_watches_it(
 
     def hesitate(registration: SourcesRegistration, registry: Registry) -> None:
         entered.set()
-        gate.wait(10)
+        gate.wait(PATIENT)
         attach(registration, registry)
 
     server.adapter.watch("agent", Queue(), None, "k/")
@@ -409,13 +409,13 @@ def test_nothing_is_fed_to_a_new_source_before_every_subscription_watches_it(
         for _ in range(2)
     ]
     threads[0].start()
-    assert entered.wait(5)
+    assert entered.wait(PATIENT)
     # when another stream speaks for it too / then it waits as well, instead of finding nobody there
     threads[1].start()
     threads[1].join(0.1)
     gate.set()
     for thread in threads:
-        thread.join(5)
+        thread.join(PATIENT)
     assert found == [["agent"], ["agent"]]
 
 
@@ -500,7 +500,7 @@ def test_messages_beyond_the_limit_are_refused_before_they_are_read() -> None:
                 assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                 assert wire.ping() == "it works"
     adapter.close()
-    foreign.stop(None).wait(5)
+    foreign.stop(None).wait(PATIENT)
     executor.shutdown()
 
 
@@ -626,7 +626,7 @@ def test_d46_closing_an_adapter_leaves_the_server_of_others_running() -> None:
         assert echo(HealthCheckRequest(service="x")).service == "x"
         with pytest.raises(ClosedError):
             adapter.watch("other", subscriber.queue, None, "k/")
-    foreign.stop(None).wait(5)
+    foreign.stop(None).wait(PATIENT)
     executor.shutdown()
 
 

@@ -17,9 +17,10 @@ from datasync.grpcsync.server.fencing import SessionFences
 from datasync.syncbase.msg import DataResyncReplies, DataResyncRequests
 from datasync.syncbase.msg.convert import CONTENT_JSON, resync_requests
 from datasync.syncbase.msg.datamsg_pb2 import Seq
-from tests.conftest import take, wait_until
+from tests.conftest import PATIENT, take, wait_until
 from tests.support.proxy import TcpProxy
 from tests.support.registries import is_resync, plain, text
+from tests.support.timing import at_most
 
 
 def test_c3_what_a_dead_line_still_holds_is_not_applied_after_the_full_state_that_settled_it() -> None:
@@ -33,7 +34,7 @@ def test_c3_what_a_dead_line_still_holds_is_not_applied_after_the_full_state_tha
         Client(f"ipv4:{line.address},{other.address}", answer_timeout=0.5, state=lambda: wanted) as client,
     ):
         server.adapter.watch("agent", events, events, "k/")
-        client.wait_ready(10)
+        client.wait_ready(PATIENT)
         registry = server.adapter.registry
         take(events).done()  # the full state
         held = [client.put_async(key, value) for key, value in wanted.items()]
@@ -83,7 +84,7 @@ def test_c15_a_resync_whose_sender_has_gone_keeps_no_thread(server: Server) -> N
     wait_until(
         lambda: not [one for one in threading.enumerate() if one.name.startswith("datasync-grpcsync-call")],
         "the thread of the call has ended",
-        2.0,
+        at_most(2.0),
     )
     event.done()
     channel.close()

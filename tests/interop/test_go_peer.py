@@ -21,7 +21,7 @@ import pytest
 from datasync.errors import DatasyncError, PropagationError, UnknownOutcome
 from datasync.grpcsync import Client, Result, serve
 from datasync.syncbase.msg import CONTENT_PROTO
-from tests.conftest import CANARY, take
+from tests.conftest import CANARY, PATIENT, take
 from tests.grpcsync.support import Subscriber
 from tests.interop.golang import go_peer
 from tests.support.proxy import free_port
@@ -44,7 +44,7 @@ class GoProcess:
         self._reader.start()
 
     def line(self) -> str:
-        text: str = take(self._lines, 20)
+        text: str = take(self._lines)
         return text
 
     def told(self) -> dict[str, Any]:
@@ -71,11 +71,11 @@ class GoProcess:
         assert self._process.stdout is not None
         self._process.stdin.close()  # both modes end when nobody is there to give commands
         try:
-            self._process.wait(5)
+            self._process.wait(PATIENT)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(5)
-        self._reader.join(5)
+            self._process.wait(PATIENT)
+        self._reader.join(PATIENT)
         self._process.stdout.close()
 
     def _read(self) -> None:
@@ -229,7 +229,7 @@ def test_many_requests_to_a_go_server_keep_their_order(go: Callable[..., GoProce
     peer = go("serve")
     with Client(peer.line().strip()) as client:
         futures = [client.put_async(f"k/{n}", text("v")) for n in range(500)]
-        assert [future.result(20) for future in futures] == [None] * 500
+        assert [future.result(PATIENT) for future in futures] == [None] * 500
     assert [peer.told()["items"][0]["key"] for _ in range(500)] == [f"k/{n}" for n in range(500)]
 
 
@@ -242,7 +242,7 @@ def test_c17_a_stream_that_a_go_server_breaks_leaves_the_outcome_unknown(go: Cal
         client.put("k/a", text("v"))
         # until the server is killed
         future = client.put_async("k/b", text("v"))
-        future.exception(10)
+        future.exception(PATIENT)
         peer.kill()
         late = client.put_async("k/c", text("v"))
         client.close(timeout=0.2)

@@ -25,7 +25,7 @@ from datasync.keyval.memory import MemoryStore
 from datasync.keyval.watcher import Watch, Watcher
 from datasync.runtime.timeouts import Timeouts
 from datasync.serializer import SerializerProto
-from tests.conftest import take, wait_until
+from tests.conftest import PATIENT, take, wait_until
 from tests.support.registries import plain, text
 
 
@@ -84,7 +84,7 @@ def test_d53_a_slow_callback_loses_nothing(store: MemoryStore) -> None:
     go_on, seen = threading.Event(), []
 
     def slow(change: Any) -> None:
-        go_on.wait(10)
+        go_on.wait(PATIENT)
         seen.append(read(change))
 
     with store.new_watcher().watch(slow):
@@ -248,7 +248,7 @@ def test_c15_a_watch_that_its_callback_closes_calls_it_no_more(store: MemoryStor
     watch = store.new_watcher().watch(close)
     # when there are more in it / then it does not hear of them
     store.commit([PutOp("a", b"1"), PutOp("b", b"1")])
-    assert closed.wait(5)
+    assert closed.wait(PATIENT)
     wait_until(lambda: not watch._reader._worker.alive, "the reader ended")
     assert seen == ["a"]
 

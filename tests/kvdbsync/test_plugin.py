@@ -36,7 +36,7 @@ from datasync.resync.orchestrator import Plugin as Orchestrator
 from datasync.runtime.timeouts import Timeouts
 from datasync.serializer import SerializerProto
 from datasync.syncbase.status import SubscriptionState, TransportState
-from tests.conftest import take, wait_until
+from tests.conftest import PATIENT, take, wait_until
 from tests.support.registries import as_json, is_resync, removed, state, text, told, values
 
 AWAY = StoreConnectionError("nobody at the door")
@@ -128,7 +128,7 @@ def test_d34_d40_watch_works_before_and_after_the_start_and_needs_no_orchestrato
     # when the plugin starts, and another one is made
     plugin.init()
     plugin.after_init()
-    plugin.wait_ready(5)
+    plugin.wait_ready(PATIENT)
     late: Queue[Any] = Queue()
     plugin.watch("late", late, late, "")
     # then both get the state, relative to the plugin's prefix, and then the changes
@@ -166,7 +166,7 @@ def test_a_delayed_start_is_refused_unless_it_is_allowed(plugin: Plugin, store: 
         plugin.put("k", text("v"))
     store.fail_with(None)
     plugin.after_init()
-    plugin.wait_ready(5)
+    plugin.wait_ready(PATIENT)
 
 
 def plugin_at_once(store: MemoryStore) -> Plugin:
@@ -190,7 +190,7 @@ def test_a_delayed_start_that_is_allowed_begins_when_the_store_is_there(store: M
         # when it comes
         store.fail_with(None)
         # then everything begins, and the first RESYNC is the first
-        plugin.wait_ready(5)
+        plugin.wait_ready(PATIENT)
         event = answer(queue)
         assert (state(event), event.reason) == ({"a/1": "1"}, ResyncReason.INITIAL)
 
@@ -307,7 +307,7 @@ def test_c13_a_store_that_went_back_in_time_is_listed_again(
 def test_c13_one_reader_serves_all_subscriptions(plugin: Plugin, store: MemoryStore) -> None:
     # given a running plugin
     plugin.after_init()
-    plugin.wait_ready(5)
+    plugin.wait_ready(PATIENT)
     readers = [thread.name for thread in threading.enumerate() if "reader" in thread.name]
     # when many subscribe
     for number in range(20):
@@ -451,7 +451,7 @@ def consume(queue: Queue[Any], seen: list[Any], error: BaseException | None = No
     """Answers everything until None comes."""
 
     def run() -> None:
-        while (event := queue.get(timeout=20)) is not None:
+        while (event := queue.get(timeout=PATIENT)) is not None:
             seen.append(event)
             event.done(error)
 
@@ -469,7 +469,7 @@ def test_c2_c14_with_an_orchestrator_the_first_resync_waits_for_it(
         queue: Queue[Any] = Queue()
         registration = plugin.watch("agent", queue, queue, "")
         assert isinstance(registration, WatchRegistration)
-        plugin.wait_ready(5)
+        plugin.wait_ready(PATIENT)
         put(other, a="2")
         wait_until(lambda: plugin.registry.revision > 2, "the change was read")
         assert queue.empty()
@@ -488,7 +488,7 @@ def test_c2_c14_with_an_orchestrator_the_first_resync_waits_for_it(
         assert orchestrator.do_resync().ok
         assert seen[2].reason is ResyncReason.REQUESTED
         queue.put(None)
-        consumer.join(5)
+        consumer.join(PATIENT)
 
 
 def test_c2_a_subscription_that_comes_after_the_first_do_resync_does_not_wait_for_another(
@@ -497,7 +497,7 @@ def test_c2_a_subscription_that_comes_after_the_first_do_resync_does_not_wait_fo
     # given an orchestrator that has done its resync, as an agent has it do once after all is set up
     put(other, a="1")
     with Plugin(store, "/agent/", orchestrator, timeouts=IMPATIENT) as plugin:
-        plugin.wait_ready(5)
+        plugin.wait_ready(PATIENT)
         assert orchestrator.do_resync().ok
         # when a subscription is made / then it is not left waiting for ever
         queue: Queue[Any] = Queue()
@@ -511,13 +511,13 @@ def test_c14_d29_a_refused_resync_is_in_the_report(store: MemoryStore, orchestra
     with Plugin(store, "/agent/", orchestrator, timeouts=IMPATIENT) as plugin:
         queue: Queue[Any] = Queue()
         plugin.watch("agent", queue, queue, "")
-        plugin.wait_ready(5)
+        plugin.wait_ready(PATIENT)
         seen: list[Any] = []
         refusal = ValueError("no")
         consumer = consume(queue, seen, refusal)
         report = orchestrator.do_resync()
         queue.put(None)
-        consumer.join(5)
+        consumer.join(PATIENT)
     assert [result.outcome for result in report.results] == [ResyncOutcome.FAILED]
     assert "agent" in str(report)
     error = report.results[0].error
@@ -537,8 +537,8 @@ def test_c12_d26_two_plugins_share_an_orchestrator_and_a_name_and_each_speaks_fo
         Plugin(store, "/agent/", orchestrator, timeouts=IMPATIENT) as one,
         Plugin(second, "/agent/", orchestrator, timeouts=IMPATIENT) as two,
     ):
-        one.wait_ready(5)
-        two.wait_ready(5)
+        one.wait_ready(PATIENT)
+        two.wait_ready(PATIENT)
         registration = KVProtoWatchers(one, two).watch("agent", queue, queue, "")
         seen: list[Any] = []
         consumer = consume(queue, seen)
@@ -561,7 +561,7 @@ def test_c12_d26_two_plugins_share_an_orchestrator_and_a_name_and_each_speaks_fo
         assert one.status().subscriptions == two.status().subscriptions == {}
         assert orchestrator.do_resync().results == ()
         queue.put(None)
-        consumer.join(5)
+        consumer.join(PATIENT)
         second.fail_with(None)
 
 
@@ -571,7 +571,7 @@ def test_c14_closing_a_registration_or_the_plugin_leaves_the_order(
     # given three subscriptions
     plugin = Plugin(store, "/agent/", orchestrator, timeouts=IMPATIENT)
     plugin.after_init()
-    plugin.wait_ready(5)
+    plugin.wait_ready(PATIENT)
     registrations = [plugin.watch(name, None, Queue(1), "") for name in ("one", "two", "three")]
     # when one of them is closed, twice
     registrations[1].close()
@@ -627,7 +627,7 @@ def test_d05_d38_close_ends_the_threads_and_leaves_the_store_open(plugin: Plugin
     stuck.put("in the way")
     plugin.watch("stuck", stuck, stuck, "")
     plugin.after_init()
-    plugin.wait_ready(5)
+    plugin.wait_ready(PATIENT)
     # when it is closed, twice
     plugin.close()
     plugin.close()
@@ -654,7 +654,7 @@ def test_c15_close_from_a_consumers_thread(plugin: Plugin, other: MemoryStore) -
 
     def run() -> None:
         while True:
-            event = queue.get(timeout=10)
+            event = queue.get(timeout=PATIENT)
             if not is_resync(event):
                 plugin.close()
                 assert event.done() is False
@@ -666,8 +666,8 @@ def test_c15_close_from_a_consumers_thread(plugin: Plugin, other: MemoryStore) -
     thread.start()
     # when one comes / then it ends
     put(other, k="v")
-    assert over.wait(10)
-    thread.join(5)
+    assert over.wait(PATIENT)
+    thread.join(PATIENT)
 
 
 def test_c15_close_from_eight_threads_at_once(plugin: Plugin, other: MemoryStore) -> None:
@@ -675,12 +675,12 @@ def test_c15_close_from_eight_threads_at_once(plugin: Plugin, other: MemoryStore
     start = threading.Barrier(8)
 
     def close() -> None:
-        start.wait(5)
+        start.wait(PATIENT)
         plugin.close()
 
     with ThreadPoolExecutor(8) as pool:
         for closing in [pool.submit(close) for _ in range(8)]:
-            closing.result(10)
+            closing.result(PATIENT)
 
 
 def test_c15_close_while_it_is_connecting() -> None:
@@ -690,7 +690,7 @@ def test_c15_close_while_it_is_connecting() -> None:
     class Slow(MemoryStore):
         def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
             listing.set()
-            go_on.wait(10)
+            go_on.wait(PATIENT)
             return super().scan(prefix, keys_only=keys_only)
 
     queue: Queue[Any] = Queue()
@@ -698,20 +698,20 @@ def test_c15_close_while_it_is_connecting() -> None:
         plugin = Plugin(store, timeouts=IMPATIENT)
         plugin.watch("agent", queue, queue, "")
         plugin.after_init()
-        assert listing.wait(5)
+        assert listing.wait(PATIENT)
         # when it is closed meanwhile
         with ThreadPoolExecutor(1) as pool:
             closing = pool.submit(plugin.close)
             wait_until(lambda: plugin.status().state is TransportState.CLOSED, "it is closed")
             go_on.set()
-            closing.result(5)
+            closing.result(PATIENT)
         # then nothing that was read afterwards reaches anybody
         assert queue.empty()
 
 
 def test_a_store_that_is_closed_by_the_application_ends_the_reader(plugin: Plugin, store: MemoryStore) -> None:
     plugin.after_init()
-    plugin.wait_ready(5)
+    plugin.wait_ready(PATIENT)
     store.close()
     wait_until(lambda: plugin.status().state is TransportState.DOWN, "the end is noticed")
     assert isinstance(plugin.status().last_error, ClosedError)
@@ -801,5 +801,5 @@ def test_c15_a_start_that_found_no_thread_may_be_tried_again(monkeypatch: pytest
                 plugin.after_init()
         # when one can be had again / then the plugin starts
         plugin.after_init()
-        plugin.wait_ready(5)
+        plugin.wait_ready(PATIENT)
         plugin.close()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import absent, in_ci
-from tests.support.programs import etcd_servers
+from tests.support.executables import etcd_servers
 from tests.support.running import run
 from tests.support.servers import EtcdServer
 

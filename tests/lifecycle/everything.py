@@ -35,7 +35,7 @@ from datasync.syncbase.registry import Registry
 #: What may be called on an open handle; in a forked child each is refused or works, and none hangs.
 Uses = dict[str, Callable[[], object]]
 #: Seconds after which a test gives up.
-PATIENCE = 20.0
+PATIENCE = 30.0
 
 
 def limit_life(seconds: int) -> None:

@@ -27,7 +27,7 @@ from datasync.kvdbsync import Plugin
 from datasync.runtime.timeouts import Timeouts
 from datasync.syncbase.change import Change
 from datasync.syncbase.registry import Registry
-from tests.conftest import take, wait_until
+from tests.conftest import PATIENT, take, wait_until
 from tests.faults.checkers.course import check_footprint
 from tests.faults.history import Course, Footprint, Truth
 from tests.faults.sources.scripted_store import Faults, FaultyStore
@@ -85,7 +85,7 @@ def registry(folder: Path, etcd: EtcdServer | None) -> Iterator[Any]:
 def _plugin(url: str) -> Iterator[Any]:
     with connect(url) as store, Plugin(store, "/baseline/") as plugin:
         plugin.put("a/b", text("v"))
-        plugin.wait_ready(20)
+        plugin.wait_ready(PATIENT)
         yield plugin
 
 
@@ -119,7 +119,7 @@ def rest_client(folder: Path, etcd: EtcdServer | None) -> Iterator[Any]:
 def grpc_adapter(folder: Path, etcd: EtcdServer | None) -> Iterator[Any]:
     with grpcsync.serve("127.0.0.1:0") as server, grpcsync.Client(server.address) as client:
         server.adapter.registry.submit_changes({"a/b": Change("a/b", text("v"))})
-        client.wait_ready(20)
+        client.wait_ready(PATIENT)
         yield server.adapter
 
 
@@ -177,7 +177,7 @@ def check_reconnects(
 ) -> None:
     with Consumer("baseline") as consumer, Plugin(store, "/baseline/") as plugin:
         plugin.watch("agent", consumer.queue, consumer.queue, "")
-        plugin.wait_ready(20)
+        plugin.wait_ready(PATIENT)
         # given a reader that streams, and has had its first breaks
         writer.commit([PutOp("/baseline/k", b'"first"')])
         assert consumer.wait_for(lambda: consumer.values == ["first"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.lifecycle.conftest import Program
+from tests.support.timing import at_most
 
 #: Seconds within which a signal has to come out. ``etcd`` closes a store with a watch that is not there yet.
 LIMIT = 2.0
@@ -16,10 +17,11 @@ def test_c15_signals_come_out_of_every_call_that_waits(program: Program) -> None
     told = program("signals")
     # then each comes out of each call, soon
     assert len(told["results"]) >= 50
+    limit, close_limit = at_most(LIMIT), at_most(CLOSE_LIMIT)
     for call, number, what, seconds in told["results"]:
         assert what == {"SIGINT": "KeyboardInterrupt", "SIGTERM": "Stop"}[number], (call, number, what)
-        assert seconds < LIMIT, (call, number)
+        assert seconds < limit, (call, number)
     # and everything still works, and can be closed, and leaves no thread
     assert told["troubles"] == []
-    assert told["closed"] < CLOSE_LIMIT
+    assert told["closed"] < close_limit
     assert told["left"] == []

@@ -23,7 +23,7 @@ from datasync.kvdbsync import Plugin
 from datasync.syncbase.change import Change
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState
-from tests.conftest import wait_until
+from tests.conftest import PATIENT, wait_until
 from tests.faults.checkers.judge import check_all
 from tests.faults.history import Op1, Truth
 from tests.faults.recorder import RawSerializer
@@ -151,7 +151,7 @@ class Crowd:
         for member in self.members:
             member.consumer.heal()
         state = self.truth.state
-        wait_until(lambda: not self._behind(state), "all views are right", timeout=20)
+        wait_until(lambda: not self._behind(state), "all views are right")
         for member in self.members:
             member.consumer.stop()
             assert member.consumer.errors == []
@@ -195,7 +195,7 @@ def stress_plugin(url: str, seed: int, seconds: float) -> Crowd:
         for closer in closers:
             closer.start()
         for closer in closers:
-            closer.join(10)
+            closer.join(PATIENT)
         return crowd
 
 
@@ -244,7 +244,7 @@ def test_c9_c15_a_crowd_of_callers_on_one_registry(seed: int, restless: None) ->
         # then every invariant holds, and each caller gets his one answer
         crowd.check()
         for answer in answers:
-            error = answer.exception(10)
+            error = answer.exception(PATIENT)
             assert error is None or isinstance(error, ClosedError), error  # a guest that left without a word
     assert crowd.rounds > 100
 

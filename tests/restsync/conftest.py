@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from datasync.restsync import Adapter, Client, Server, serve
+from tests.conftest import PATIENT
 from tests.restsync.support import Http, Subscriber
 
 
@@ -25,7 +26,7 @@ def subscriber(adapter: Adapter) -> Iterator[Subscriber]:
 
 @pytest.fixture
 def server(adapter: Adapter) -> Iterator[Server]:
-    with serve("127.0.0.1:0", adapter, done_timeout=0.5) as server:
+    with serve("127.0.0.1:0", adapter, done_timeout=PATIENT) as server:
         yield server
 
 

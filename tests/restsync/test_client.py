@@ -38,7 +38,7 @@ from datasync.restsync.client.connection import StreamConnection, read_url
 from datasync.serializer import SerializerProto
 from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.status import TransportState
-from tests.conftest import CANARY, take, wait_until
+from tests.conftest import CANARY, PATIENT, take, wait_until
 from tests.restsync.support import Http, Subscriber
 from tests.support.proxy import free_port
 from tests.support.registries import is_resync, plain, removed, state, text, told
@@ -156,9 +156,10 @@ def test_c9_a_refusal_is_a_propagation_error_with_its_text(client: Client, subsc
     assert str(caught.value.errors["agent"]) == "ValueError: not with me"
 
 
-def test_c9_silence_is_a_done_timeout_that_names_the_silent(client: Client, subscriber: Subscriber) -> None:
-    with pytest.raises(DoneTimeout) as caught:
-        client.put("net/silent", text("x"))
+def test_c9_silence_is_a_done_timeout_that_names_the_silent(adapter: Adapter, subscriber: Subscriber) -> None:
+    with serve("127.0.0.1:0", adapter, done_timeout=0.2) as server, Client(server.url) as client:
+        with pytest.raises(DoneTimeout) as caught:
+            client.put("net/silent", text("x"))
     assert caught.value.silent == ("agent",)
     subscriber.events[-1].done()
 
@@ -235,7 +236,7 @@ def canned() -> Iterator[Any]:
 
     yield start
     for thread in threads:
-        thread.join(5)
+        thread.join(PATIENT)
 
 
 def answer(status: int, body: bytes = b"", content_type: str = "text/html", extra: str = "") -> bytes:

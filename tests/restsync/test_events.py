@@ -20,6 +20,7 @@ from datasync.syncbase.change import Change, ChangeResp
 from tests.conftest import CANARY, take, wait_until
 from tests.restsync.support import events_of
 from tests.support.registries import changes, text
+from tests.support.timing import at_most
 
 
 class Stream:
@@ -184,7 +185,7 @@ def test_c15_streams_end_with_their_adapter(adapter: Adapter) -> None:
     worker = Worker("test-stream", lambda worker: (list(pieces), ended.set()))  # type: ignore[arg-type, func-returns-value]
     worker.start()
     adapter.close()
-    assert ended.wait(2)
+    assert ended.wait(at_most(2))
     worker.close()
 
 

@@ -18,9 +18,9 @@ from datasync.keyval import connect
 from datasync.kvdbsync.plugin import Plugin
 from datasync.restsync import Adapter, Server, serve
 from datasync.restsync.app.dashboard import PAGE, PAGE_POLICY
-from tests.conftest import CANARY, absent, wait_until
+from tests.conftest import CANARY, PATIENT, absent, wait_until
 from tests.restsync.support import Http, Subscriber
-from tests.support.programs import system
+from tests.support.executables import system
 
 browser = pytest.mark.browser
 
@@ -103,7 +103,7 @@ def page(chromium: Any, tmp_path: Path) -> Page:
 def shown(adapter: Adapter) -> Iterator[Server]:
     """A server whose page may show values, beside a store that the process follows as well."""
     with connect(f"memory://{uuid4().hex}") as store, Plugin(kv=store) as plugin:
-        with serve("127.0.0.1:0", adapter, show_values=True, sources=[plugin], done_timeout=0.5) as server:
+        with serve("127.0.0.1:0", adapter, show_values=True, sources=[plugin], done_timeout=PATIENT) as server:
             yield server
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from datasync.errors import ForkedError
 from datasync.runtime.threads import ForkGuard, Worker
-from tests.conftest import wait_until
+from tests.conftest import PATIENT, wait_until
 
 
 def until_stopped(worker: Worker) -> None:
@@ -52,10 +52,10 @@ def test_close_wakes_a_target_that_waits_elsewhere() -> None:
 def test_signal_does_not_wait() -> None:
     # given two workers, one of which can only end after the other was told to
     told = threading.Event()
-    first = Worker("first", lambda worker: told.wait(10) and None)
+    first = Worker("first", lambda worker: told.wait(PATIENT) and None)
 
     def tell(worker: Worker) -> None:
-        worker.stopping.wait(10)
+        worker.stopping.wait(PATIENT)
         told.set()
 
     second = Worker("second", tell)
@@ -79,7 +79,7 @@ def test_a_worker_may_close_itself() -> None:
 def test_a_thread_that_does_not_end_is_left_behind_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
     # given a target that does not look
     let_go = threading.Event()
-    worker = Worker("stubborn", lambda worker: let_go.wait(10) and None)
+    worker = Worker("stubborn", lambda worker: let_go.wait(PATIENT) and None)
     worker.start()
     # when it is closed / then that takes no longer than was asked for, and is logged
     assert worker.close(0.02) is False
@@ -142,7 +142,7 @@ def test_c15_importing_starts_no_thread() -> None:
         "import threading, datasync, datasync.syncbase, datasync.kvdbsync, datasync.resync, datasync.keyval\n"
         "assert threading.active_count() == 1, threading.enumerate()"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -164,27 +164,27 @@ def refuse(_: object) -> None:
 
 def test_c15_a_worker_can_be_closed_while_another_thread_is_about_to_start_it(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a worker whose thread is made, and not started yet
-    worker = Worker("test", lambda worker: worker.stopping.wait(10))
+    worker = Worker("test", lambda worker: worker.stopping.wait(PATIENT))
     entered, gate = threading.Event(), threading.Event()
     start = threading.Thread.start
 
     def hesitate(thread: threading.Thread) -> None:
         if thread.name == worker.name:
             entered.set()
-            gate.wait(5)
+            gate.wait(PATIENT)
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", hesitate)
     starter = threading.Thread(target=worker.start)
     starter.start()
-    assert entered.wait(5)
+    assert entered.wait(PATIENT)
     # when it is closed / then that waits for the thread, and for its end
     closed: list[bool] = []
     closer = threading.Thread(target=lambda: closed.append(worker.close()))
     closer.start()
     closer.join(0.1)
     gate.set()
-    closer.join(5)
-    starter.join(5)
+    closer.join(PATIENT)
+    starter.join(PATIENT)
     assert closed == [True]
     assert not worker.alive

@@ -12,7 +12,7 @@ import pytest
 
 from datasync.runtime.clock import Clock
 from datasync.runtime.timers import Timers
-from tests.conftest import take, wait_until
+from tests.conftest import PATIENT, take, wait_until
 from tests.support.clock import ManualClock
 
 
@@ -87,7 +87,7 @@ def test_c15_a_timer_that_raises_does_not_kill_the_worker(
     timers.set(clock.monotonic(), poisoned)
     # when another one follows / then it is called
     timers.set(clock.monotonic(), called.set)
-    assert called.wait(5)
+    assert called.wait(PATIENT)
     assert "a timer of test failed" in caplog.text
 
 
@@ -103,10 +103,10 @@ def test_a_cancelled_timer_is_not_called_and_releases_its_callback(timers: Timer
 
     def hold() -> None:
         held.set()
-        ready.wait(5)
+        ready.wait(PATIENT)
 
     timers.set(clock.monotonic(), hold)
-    assert held.wait(5)
+    assert held.wait(PATIENT)
     timer = timers.set(clock.monotonic(), owner.call)
     gone = weakref.ref(owner)
     # when it is cancelled, twice
@@ -119,7 +119,7 @@ def test_a_cancelled_timer_is_not_called_and_releases_its_callback(timers: Timer
     over = threading.Event()
     timers.set(clock.monotonic(), over.set)
     ready.set()
-    assert over.wait(5)
+    assert over.wait(PATIENT)
     assert called == []
 
 
@@ -133,7 +133,7 @@ def test_c15_ten_thousand_cancelled_timers_leave_nothing_behind(timers: Timers, 
     assert len(timers) < 10
     called = threading.Event()
     last = timers.set(clock.monotonic(), called.set)
-    assert called.wait(5)
+    assert called.wait(PATIENT)
     timers.cancel(last)
     timers.cancel(lasting)
     assert len(timers) == timers._cancelled == 0
@@ -154,7 +154,7 @@ def test_c15_a_stop_between_the_read_of_the_flag_and_the_wait_is_not_missed(cloc
     timers._wake = Wake()
     called = threading.Event()
     timers.set(clock.monotonic(), called.set)
-    assert called.wait(5)
+    assert called.wait(PATIENT)
     # when it happens / then the worker ends by itself
     closing.set()
     timers.set(clock.monotonic() + 3600, lambda: None)  # wakes it, and gives it nothing to do
@@ -176,7 +176,7 @@ def test_c15_close_may_be_called_twice_and_from_a_timer(clock: ManualClock) -> N
 
     timers.set(clock.monotonic(), close)
     # when it is called / then nothing hangs and later timers are ignored
-    assert closed.wait(5)
+    assert closed.wait(PATIENT)
     timers.set(clock.monotonic(), lambda: pytest.fail("called after close"))
     timers.close()
     assert len(timers) == 0
@@ -203,4 +203,4 @@ def test_c15_where_no_thread_can_be_had_a_timer_waits_for_the_next_one(
         timers.set(clock.monotonic(), called.set)
     # and it is called with the first one that finds a thread
     timers.set(clock.monotonic() + 3600, lambda: None)
-    assert called.wait(5)
+    assert called.wait(PATIENT)

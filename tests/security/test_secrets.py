@@ -32,7 +32,7 @@ from datasync.kvdbsync.local import BytesTxn, ProtoTxn
 from datasync.restsync import Adapter, Client, serve
 from datasync.resync import Plugin as ResyncPlugin
 from datasync.syncbase import Change, ChangeBytes, KeyVal, KeyValBytes, Registry
-from tests.conftest import CANARY, take, wait_until
+from tests.conftest import CANARY, PATIENT, take, wait_until
 from tests.restsync.support import Http
 from tests.support.registries import text
 from tests.support.running import run
@@ -104,7 +104,7 @@ def world(tmp_path: Path) -> Iterator[list[Any]]:
         kept += [adapter, server, client, client.watch("mirror", queue, queue, "")]
         adapter.registry.submit_changes({"k/a": ChangeBytes("k/a", VALUE)})
         take(answers).done()
-        client.wait_ready(10)
+        client.wait_ready(PATIENT)
         wait_until(lambda: client.registry.get("k/a"), "the mirror has the value")
         kept += [client.get("k/a"), client.list(), list(adapter.replay_buffer.after(0) or [])]
         grpc_server = enter(serve_grpc("127.0.0.1:0", token=CANARY))
@@ -113,7 +113,7 @@ def world(tmp_path: Path) -> Iterator[list[Any]]:
         sender = enter(GrpcClient(grpc_server.address, token=CANARY, keep_state=True))
         future = sender.put_async("k/a", text("v"))
         take(peer).done()
-        future.result(10)
+        future.result(PATIENT)
         kept += [grpc_server, sender, sender.put_async("k/b", text("w")), take(peer)]
         while not queue.empty():
             kept.append(queue.get())

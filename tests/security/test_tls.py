@@ -28,7 +28,10 @@ from datasync.grpcsync import ClientTLS, ServerTLS
 from datasync.grpcsync import serve as serve_grpc
 from datasync.keyval.etcd import EtcdConfig, EtcdStore
 from datasync.restsync import Adapter, Client, serve
+from datasync.syncbase.status import TransportState
+from tests.conftest import PATIENT, wait_until
 from tests.security.fuzz.etcd_targets import SEEDS, _Anything
+from tests.support.timing import at_most
 
 DAY = datetime.timedelta(days=1)
 #: What the error says, in the words of OpenSSL or of grpc in its versions.
@@ -115,20 +118,26 @@ def watch_rest(port: int, ca: Path, own: Own = None) -> None:
         tls.load_cert_chain(own.certificate, own.key)
     with Client(f"https://127.0.0.1:{port}", tls=tls) as client:
         client.watch("w", Queue(), None, "")
-        client.wait_ready(1.0)
+        _settled(client)
 
 
 def ask_grpc(port: int, ca: Path, own: Own = None) -> None:
     tls = ClientTLS(ca) if own is None else ClientTLS(ca, own.certificate, own.key)
     with GrpcClient(f"127.0.0.1:{port}", tls=tls) as client:
-        client.wait_ready(1.0)
+        _settled(client)
+
+
+def _settled(client: Client | GrpcClient) -> None:
+    """Return when it is connected; raise ``NotReadyError`` with the reason when its first attempt has failed."""
+    wait_until(lambda: (now := client.status()).last_error or now.state is TransportState.READY, "it has tried")
+    client.wait_ready(0.01)
 
 
 def ask_etcd(port: int, ca: Path, own: Own = None) -> None:
     files = {"ca_file": str(ca)} | (
         {} if own is None else {"cert_file": str(own.certificate), "key_file": str(own.key)}
     )
-    with EtcdStore(EtcdConfig(endpoints=(f"127.0.0.1:{port}",), dial_timeout=0.5, **files)) as store:
+    with EtcdStore(EtcdConfig(endpoints=(f"127.0.0.1:{port}",), dial_timeout=at_most(0.5), **files)) as store:
         store.read("k/a")
 
 
@@ -213,7 +222,7 @@ def old_server(pems: Pems) -> Iterator[int]:
             yield door.getsockname()[1]
         finally:
             over.set()
-            thread.join(5)
+            thread.join(PATIENT)
 
 
 def _shake_hands(door: socket.socket, context: ssl.SSLContext, over: threading.Event) -> None:

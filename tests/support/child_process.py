@@ -20,7 +20,7 @@ from typing import IO, Any
 from tests.support.running import environment
 
 #: Seconds in which a program must be up, and in which it must answer.
-UP = 20.0
+UP = 30.0
 ANSWER = 30.0
 
 Answer = dict[str, Any]
@@ -101,7 +101,7 @@ class Peer:
             assert process.stdin is not None
             _close(process.stdin)
         try:
-            process.wait(5)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             self.kill()
         with self._lock:
@@ -130,10 +130,10 @@ class Peer:
         self._signal(how)
         self._signal(signal.SIGCONT)
         try:
-            process.wait(5)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(5)
+            process.wait(30)
 
     def _release(self) -> None:
         """Give back the pipes of a process that has ended; not before, because somebody may still read what it said."""

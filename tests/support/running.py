@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from tests.support.timing import at_most
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -24,7 +26,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def run(
     *arguments: str,
-    timeout: float = 25.0,
+    timeout: float = 50.0,
     stdin: bytes = b"",
     extra: Mapping[str, str] | None = None,
     cwd: Path | None = None,
@@ -68,7 +70,7 @@ class Running:
         with self._told:
             return "".join(self._lines)
 
-    def wait_for(self, text: str, timeout: float = 10.0, *, times: int = 1) -> None:
+    def wait_for(self, text: str, timeout: float = 30.0, *, times: int = 1) -> None:
         """Return when *text* was printed at least *times*, or fail with what was printed instead."""
         deadline = time.monotonic() + timeout
         with self._told:
@@ -81,10 +83,10 @@ class Running:
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    def wait(self, timeout: float = 5.0) -> int:
-        """The exit code."""
-        code = self._process.wait(timeout)
-        self._reader.join(timeout)
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, within *timeout* seconds, or five on an idle machine."""
+        code = self._process.wait(at_most(5.0) if timeout is None else timeout)
+        self._reader.join(30)
         return code
 
     def __enter__(self) -> Running:
@@ -95,8 +97,8 @@ class Running:
     ) -> None:
         if self._process.poll() is None:
             self._process.kill()
-            self._process.wait(5)
-        self._reader.join(5)
+            self._process.wait(30)
+        self._reader.join(30)
         assert self._process.stdout is not None
         self._process.stdout.close()
 

@@ -15,12 +15,12 @@ from types import TracebackType
 import pytest
 
 from tests.conftest import absent
+from tests.support.executables import etcd_servers, from_wheel, system
 from tests.support.peer_network import PeerNetwork
-from tests.support.programs import etcd_servers, from_wheel, system
 from tests.support.proxy import free_port
 
 #: Seconds that a server may take to come up.
-START_TIMEOUT = 20.0
+START_TIMEOUT = 40.0
 #: A member that is alone elects itself after this time, which is most of what a restart takes: milliseconds.
 _ALONE = ("--heartbeat-interval", "10", "--election-timeout", "100")
 #: Only what goes wrong is worth a line in the log that a failed start shows.
@@ -45,7 +45,7 @@ def etcdctl(endpoint: str, *args: str, check: bool = True) -> str:
     if program is None:
         absent("etcdctl")
     environment = {**os.environ, "ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": endpoint}
-    done = subprocess.run([program, *args], env=environment, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run([program, *args], env=environment, capture_output=True, text=True, timeout=40, check=False)
     assert not check or done.returncode == 0, f"etcdctl {' '.join(args)}: {done.stderr.strip()}"
     return done.stdout
 
@@ -323,7 +323,7 @@ def version_of(program: Path) -> str:
     if known is None:
         try:
             told = subprocess.run(
-                [program, "--version"], capture_output=True, text=True, timeout=10, check=False
+                [program, "--version"], capture_output=True, text=True, timeout=40, check=False
             ).stdout
         except OSError:
             told = ""

@@ -17,6 +17,7 @@ from datasync.errors import (
 )
 from datasync.runtime.threads import ForkGuard
 from datasync.syncbase.futures import DoneCallback, DoneFuture, Outcome, PropagationFuture, aggregate_done
+from tests.conftest import PATIENT
 
 REFUSED = ValueError("refused")
 
@@ -40,10 +41,10 @@ def test_c9_exactly_one_of_many_threads_is_first() -> None:
             barrier = threading.Barrier(8)
 
             def race(answer: Any = answer, barrier: threading.Barrier = barrier) -> bool:
-                barrier.wait(5)
+                barrier.wait(PATIENT)
                 return bool(answer.done())
 
-            assert sorted(one.result(5) for one in [pool.submit(race) for _ in range(8)]) == [False] * 7 + [True]
+            assert sorted(one.result(PATIENT) for one in [pool.submit(race) for _ in range(8)]) == [False] * 7 + [True]
     assert seen == [None]
 
 
@@ -74,7 +75,7 @@ def test_c15_a_callback_of_the_future_may_come_back_in() -> None:
     # when it is answered, in a thread of its own so that a deadlock would be found
     thread = threading.Thread(target=answer.done, daemon=True)
     thread.start()
-    thread.join(5)
+    thread.join(PATIENT)
     # then nothing hangs
     assert not thread.is_alive()
     assert seen == [False]
@@ -127,7 +128,7 @@ def test_d13_all_failures_are_kept_in_the_order_of_the_names() -> None:
     assert not combined.done()
     futures["a"].done(KeyError("of a"))
     # then both failures are there
-    error = combined.exception(5)
+    error = combined.exception(PATIENT)
     assert isinstance(error, PropagationError)
     assert list(error.errors) == ["a", "c"]
 
@@ -139,7 +140,7 @@ def test_d12_a_hundred_answers_at_once_are_all_counted() -> None:
     barrier = threading.Barrier(8)
 
     def answer(part: int) -> None:
-        barrier.wait(5)
+        barrier.wait(PATIENT)
         for one in list(answers.values())[part::8]:
             one.done()
             one.done(REFUSED)
@@ -147,7 +148,7 @@ def test_d12_a_hundred_answers_at_once_are_all_counted() -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(answer, range(8)))
     # then the last one completes it, and the second answers count for nothing
-    assert combined.result(5) is None
+    assert combined.result(PATIENT) is None
 
 
 def test_nobody_to_wait_for_is_an_answer() -> None:
@@ -158,7 +159,7 @@ def test_a_cancelled_future_is_a_failure() -> None:
     future: concurrent.futures.Future[None] = concurrent.futures.Future()
     combined = aggregate_done({"one": future})
     future.cancel()
-    error = combined.exception(5)
+    error = combined.exception(PATIENT)
     assert isinstance(error, PropagationError)
     assert isinstance(error.errors["one"], concurrent.futures.CancelledError)
 

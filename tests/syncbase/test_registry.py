@@ -32,7 +32,7 @@ from datasync.syncbase.change import Change, ChangeBytes, KeyVal
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState, TransportState
-from tests.conftest import take, wait_until
+from tests.conftest import PATIENT, take, wait_until
 from tests.support.registries import (
     changes,
     commits,
@@ -622,7 +622,7 @@ def test_d03_unregister_and_close_do_not_wait_for_a_consumer_that_reads_nothing(
 
     threading.Thread(target=end, daemon=True).start()
     # then they return, nothing is put any more, and the registry goes on for others
-    assert done.wait(5)
+    assert done.wait(PATIENT)
     with pytest.raises(ClosedError):
         futures[0].result()
     assert stuck.qsize() == 1
@@ -1009,7 +1009,7 @@ def test_d11_subscriptions_may_come_and_go_while_others_look(registry: Registry)
         for future in [pool.submit(come_and_go, number) for number in range(3)]:
             future.result(30)
         stop.set()
-        assert looking.result(5) > 0
+        assert looking.result(PATIENT) > 0
     assert registry.subscriptions == {}
 
 
@@ -1050,7 +1050,7 @@ def test_close_wakes_who_waits_for_readiness(mirror: Registry) -> None:
         wait_until(lambda: waiting.running(), "it waits")
         mirror.close()
         with pytest.raises(ClosedError):
-            waiting.result(5)
+            waiting.result(PATIENT)
 
 
 def test_the_registry_is_what_the_protocols_say(registry: Registry) -> None:

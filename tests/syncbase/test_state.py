@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from datasync.events import Op
 from datasync.syncbase.state import PrevRevisions
+from tests.conftest import PATIENT
 
 keys = st.sampled_from(["a", "b", "c"])
 datas = st.none() | st.sampled_from([b'"1"', b'"2"', b'""'])
@@ -112,7 +113,7 @@ def test_d17_no_update_of_many_threads_is_lost() -> None:
     start = threading.Barrier(4)
 
     def work(number: int) -> list[int]:
-        start.wait(5)
+        start.wait(PATIENT)
         return [state.put(f"k{step % 5}", f'"{number}"'.encode())[1] for step in range(200)]
 
     with ThreadPoolExecutor(4) as pool:

@@ -27,7 +27,7 @@ from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState
-from tests.conftest import take, wait_until
+from tests.conftest import PATIENT, take, wait_until
 from tests.support.clock import ManualClock
 from tests.support.registries import changes, commits, is_resync, removed, snapshot, state, stored, told
 
@@ -318,7 +318,7 @@ def test_c8_a_closed_subscription_with_a_full_queue_is_looked_at_no_more(
     called = threading.Event()
     registry._core.timers.set(clock.monotonic() + 60.0, called.set)
     clock.advance(60.0)
-    assert called.wait(5)
+    assert called.wait(PATIENT)
     assert "RESYNC" not in caplog.text
     assert len(registry._core.timers) == 0
 
@@ -562,7 +562,7 @@ def in_time(action: Callable[[], object], what: str) -> None:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(10)
+    thread.join(PATIENT)
     assert not thread.is_alive(), f"{what} hangs"
     assert not failed, f"{what} raised {failed}"
 
@@ -665,7 +665,7 @@ def test_c15_close_and_unregister_from_inside_a_put(registry: Registry) -> None:
         made[name] = registry.watch(name, queue, queue, "a/")
     # when a change comes / then nothing hangs, and the caller has its answer
     future = registry.submit_changes(changes({"x": "1"}))
-    in_time(lambda: registry.submit_changes(changes({"a/1": "1"})).exception(5), "propagating")
+    in_time(lambda: registry.submit_changes(changes({"a/1": "1"})).exception(PATIENT), "propagating")
     future.result()
     assert registry.subscriptions == {}
 
@@ -678,7 +678,7 @@ def test_c15_two_queues_that_close_each_others_subscription_do_not_wait_for_each
     both = threading.Barrier(2)
 
     def meet_and_close(_: Any) -> None:
-        both.wait(5)
+        both.wait(PATIENT)
         registry.close()
 
     for name in ("one", "two"):
@@ -688,7 +688,7 @@ def test_c15_two_queues_that_close_each_others_subscription_do_not_wait_for_each
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(registry.submit_changes, changes({f"{name}/k": "v"})) for name in ("one", "two")]
         for future in futures:
-            assert isinstance(future.result(10).exception(0), ClosedError)
+            assert isinstance(future.result(PATIENT).exception(0), ClosedError)
 
 
 def test_c11_no_close_returns_while_a_put_is_under_way(registry: Registry) -> None:
@@ -697,13 +697,13 @@ def test_c11_no_close_returns_while_a_put_is_under_way(registry: Registry) -> No
 
     def hold(_: Any) -> None:
         started.set()
-        go_on.wait(5)
+        go_on.wait(PATIENT)
 
     queue = Deliberate(hold)
     registration = registry.watch("agent", queue, queue, "")
     with ThreadPoolExecutor(4) as pool:
         pool.submit(registry.submit_changes, changes({"k": "v"}))
-        assert started.wait(5)
+        assert started.wait(PATIENT)
         # when it is closed by three threads, and unregistered
         closes = [pool.submit(registration.close) for _ in range(3)]
         wait_until(lambda: registry.subscriptions == {}, "the subscription is gone")
@@ -712,7 +712,7 @@ def test_c11_no_close_returns_while_a_put_is_under_way(registry: Registry) -> No
         assert queue.empty()
         go_on.set()
         for close in closes:
-            close.result(5)
+            close.result(PATIENT)
             assert queue.qsize() == 1
 
 
@@ -807,13 +807,13 @@ def test_c15_close_from_eight_threads_at_once(registry: Registry) -> None:
     start = threading.Barrier(8)
 
     def close() -> None:
-        start.wait(5)
+        start.wait(PATIENT)
         registry.close()
 
     # when eight close it / then all return, and the waiting caller is told once
     with ThreadPoolExecutor(8) as pool:
         for closing in [pool.submit(close) for _ in range(8)]:
-            closing.result(10)
+            closing.result(PATIENT)
     assert isinstance(future.exception(0), ClosedError)
 
 
@@ -918,12 +918,12 @@ def test_c3_c15_many_submitters_consumers_and_registrars_lose_and_repeat_nothing
             one.result(50)
     # then every caller has an answer, every view is the state, and no event contradicted the one before
     for future in futures:
-        error = future.exception(20)
+        error = future.exception(PATIENT)
         assert error is None or isinstance(error, ClosedError), error
     for queue in queues.values():
         queue.put(stop)
     for consumer in consumers:
-        consumer.join(20)
+        consumer.join(PATIENT)
         assert not consumer.is_alive()
     assert wrong == []
     expected = stored(registry, "a")
@@ -1002,7 +1002,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_c15_i17_after_a_fork_the_childs_handles_are_refused_and_nothing_hangs() -> None:
-    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=40, check=False)
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr
 
@@ -1058,7 +1058,7 @@ def test_d38_a_feeding_thread_never_waits_for_a_consumer(mirror: Registry) -> No
         over.set()
 
     threading.Thread(target=feed, daemon=True).start()
-    assert over.wait(5)
+    assert over.wait(PATIENT)
 
 
 def test_a_queue_that_is_full_once_raises_full_like_any_other(registry: Registry) -> None:
@@ -1094,7 +1094,7 @@ def test_c15_a_callback_or_queue_that_exits_ends_no_worker(registry: Registry) -
 
     future.add_done_callback(leave)
     # when the delivery worker gives the change up, and calls it
-    assert called.wait(5)
+    assert called.wait(PATIENT)
     # then the worker comes back when there is room
     queue.get()
     event = take(queue)
@@ -1107,8 +1107,8 @@ def test_c15_a_callback_or_queue_that_exits_ends_no_worker(registry: Registry) -
 
     stranger = Deliberate(no_room)
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(registry.watch, "stranger", stranger, stranger, "").result(5)
-        refused = pool.submit(registry.submit_changes, changes({"k": "2"})).result(5)
+        pool.submit(registry.watch, "stranger", stranger, stranger, "").result(PATIENT)
+        refused = pool.submit(registry.submit_changes, changes({"k": "2"})).result(PATIENT)
     take(queue).done()
     with pytest.raises(PropagationError, match="stranger: SystemExit"):
         refused.result()
@@ -1137,7 +1137,7 @@ def test_c8_c11_a_log_handler_may_ask_the_registry(registry: Registry) -> None:
         registration = registry.watch("agent", queue, queue, "")
         future = registry.submit_changes(changes({"k": "1"}))
         with pytest.raises(DeliveryTimeout):
-            future.result(5)
+            future.result(PATIENT)
         registration.close()
     finally:
         logger.removeHandler(handler)
@@ -1173,14 +1173,14 @@ def test_c9_a_slow_callback_of_one_caller_does_not_keep_the_answer_from_another(
 
     def slow(_: Any) -> None:
         held.set()
-        go_on.wait(10)
+        go_on.wait(PATIENT)
 
     first.add_done_callback(slow)
     # when both are answered at once
     closing = threading.Thread(target=registration.close)
     closing.start()
     try:
-        assert held.wait(5)
+        assert held.wait(PATIENT)
         # then the second one has its answer, which is not that nobody answered
         with pytest.raises(ClosedError):
             second.result(0.05)

@@ -1,6 +1,6 @@
-"""The invariants of answers, each checked offline on one watcher's log: I9 settling, I10 retries, I11 in flight.
+"""The invariants of acknowledgements, checked on the log of one watcher: I9 settling, I10 retries, I11 in flight.
 
-Source: contract section 6, clauses C3, C4, C9 and C10.
+Source: contract, clauses C3, C4, C9 and C10.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from datasync.events import ResyncReason
 from tests.faults.checkers.reading import ABANDON_TOLERANCE, Reading, Violation
 from tests.faults.history import Answered, Answering, Asked, PutChange, PutResync, Truth, Watched
 
-#: A pause of the backoff may be this much shorter than the one that doubles from failure to failure: how much of it is
-#: jitter is not promised, only that there is some.
+#: The share by which jitter may shorten a delay of the backoff, which doubles from failure to failure. The contract
+#: promises jitter, but not how much.
 JITTER = 0.5
-#: RESYNCs that wait for no backoff: somebody asked for them.
+#: RESYNCs that skip the backoff, because they were requested.
 _ASKED_FOR = (ResyncReason.REQUESTED, ResyncReason.PREFIX, ResyncReason.INITIAL)
 
 
 def check_answers(truth: Truth, reading: Reading) -> Violation | None:
-    """I9: every event settles exactly once: by its consumer, by close, or by being given up (C9)."""
+    """I9: every event settles exactly once: by its consumer, by close, or by being abandoned (C9)."""
     log = reading.log
     put_at: dict[int, float] = {}
     settled: set[int] = set()
-    under_way: Counter[int] = Counter()  # answers to each event that have begun and not returned
+    under_way: Counter[int] = Counter()  # calls of done for each event that have begun and not returned
     closing = closed = False
     for at, entry in enumerate(log.entries):
         if isinstance(entry, (PutChange, PutResync)):
@@ -55,7 +55,7 @@ def check_answers(truth: Truth, reading: Reading) -> Violation | None:
 
 
 def check_in_flight(truth: Truth, reading: Reading) -> Violation | None:
-    """I11: never more in flight than allowed; a RESYNC goes alone, and nothing before it is settled (C3, C4)."""
+    """I11: never more events in flight than allowed; a RESYNC alone, after everything before it settled (C3, C4)."""
     given_up = reading.log.abandon * ABANDON_TOLERANCE
     limit = 1
     flying: dict[int, PutChange | PutResync] = {}
@@ -79,25 +79,25 @@ def check_in_flight(truth: Truth, reading: Reading) -> Violation | None:
 
 
 class _Pause:
-    """The pause that has to follow a failure: its beginning, and how many failures there were since a success."""
+    """The delay that must follow a failure: its beginning, and the number of failures since a success."""
 
     def __init__(self, begin: float, failures: int, backoff: tuple[float, float]) -> None:
         first, most = backoff
         least = min(most, first * 2.0 ** min(failures - 1, 64))
         self.begin = begin
         self.failures = failures
-        # The first pause may not be shorter than it says; of those that follow it is promised that they grow.
+        # The first delay has a minimum; of the following ones the contract promises only that they increase.
         self.least = least if failures == 1 else max(min(first, most), least * JITTER)
 
 
 def check_retries(truth: Truth, reading: Reading) -> Violation | None:
-    """I10: whoever refuses events, or does not answer, gets the next RESYNC after a pause that grows (C10).
+    """I10: after an event was rejected or not acknowledged, the next RESYNC follows with an increasing delay (C10).
 
     The log states the backoff: ``first`` seconds after one failure, doubling up to ``most`` while nothing is accepted
-    in between. Only the RESYNCs that follow a failure by themselves have to wait, not those that somebody asked for.
+    in between. Only RESYNCs that follow a failure automatically must wait, not those that were requested.
     """
     log = reading.log
-    if not log.sourced:  # there a caller is told, and nothing follows by itself
+    if not log.sourced:  # there the caller is notified, and no RESYNC follows automatically
         return None
     limit, failures = 1, 0
     pause: _Pause | None = None
@@ -106,14 +106,14 @@ def check_retries(truth: Truth, reading: Reading) -> Violation | None:
         if isinstance(entry, Watched):
             limit = entry.in_flight
         elif isinstance(entry, Answering):
-            # Whatever was given up before this has begun the pause.
+            # The delay began with whatever was abandoned before this.
             begin = min([entry.time, *(put + log.abandon for put in unanswered.values())])
             unanswered.pop(entry.number, None)
             if pause is None and entry.number not in reading.accepted:
-                # It had been given up: a RESYNC is due all the same, for what replaced it may have been handled first.
+                # It was abandoned: a RESYNC is due anyway, because what replaced it may have been handled first.
                 pause = _Pause(begin, 1, log.backoff)
             elif pause is None and entry.refused and not reading.accepted[entry.number]:
-                # With several in flight two answers may cross: then only the first pause is certain.
+                # With several events in flight two acknowledgements may cross: then only the first delay is certain.
                 failures = failures + 1 if limit == 1 else 1
                 pause = _Pause(begin, failures, log.backoff)
         elif isinstance(entry, Answered):

@@ -1,8 +1,8 @@
-"""The invariants of what a watcher is told and in which order, each checked offline on its log and the recorded truth.
+"""The invariants of events and their order (I1, I2, I4-I7), checked on the log of a watcher and the recorded truth.
 
-Each checker returns the first violation that it finds, or None, in a time that grows no faster than the log.
+Each checker returns the first violation or None, in time linear in the size of the log.
 
-Source: contract section 6 (I1, I2, I4-I7), clauses C2-C7, C11 and C13.
+Source: contract, clauses C2-C7, C11 and C13.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from tests.faults.checkers.reading import Reading, Violation, shown, under
 from tests.faults.checkers.sequence import fitting_epochs
 from tests.faults.history import Asked, Op1, PutChange, PutResync, Truth, Watched
 
-#: Changes of an event that is made of several transactions, at most.
+#: Maximum changes of an event that merges several transactions.
 MAX_BATCH = 1000
 
 
 def check_prefixes(truth: Truth, reading: Reading) -> Violation | None:
-    """I1: nothing but what was asked for; each key under its longest prefix; every prefix has its entry (C5, C11)."""
-    owed: dict[str, int] = {}  # prefixes that a RESYNC still had to bring, since which entry
-    asking: set[str] = set()  # prefixes whose registration is under way; a RESYNC may bring them before it returns
-    known: set[str] = set()  # prefixes that it cannot overlook: they were there in the beginning, or in the last one
+    """I1: only registered prefixes; each key under its longest prefix; an entry for every prefix (C5, C11)."""
+    owed: dict[str, int] = {}  # prefixes that still need a RESYNC, with the index of the entry that required it
+    asking: set[str] = set()  # prefixes whose register call has not returned; a RESYNC may include them already
+    known: set[str] = set()  # prefixes that must be included: registered at the beginning, or in the last RESYNC
     names: tuple[str, ...] = ()
     scope_of_names = None
     for at, entry, scope in reading.steps:
@@ -38,7 +38,7 @@ def check_prefixes(truth: Truth, reading: Reading) -> Violation | None:
                 return reading.violation("I1", at, f"the RESYNC has no entry for {overlooked}")
             known = set(scope.delivered_must)
             asking -= named
-            # A prefix that was registered while this RESYNC was being put is brought by the next one.
+            # A prefix that was registered while this RESYNC was being put is included in the next one.
             owed = {prefix: owed.get(prefix, at) for prefix in scope.must - named}
         elif isinstance(entry, Asked) and entry.what == "register":
             if not entry.over:
@@ -59,7 +59,7 @@ def check_prefixes(truth: Truth, reading: Reading) -> Violation | None:
 
 
 def _wrongly_sorted(entry: PutResync, may: frozenset[str]) -> str:
-    """What is wrong with the prefixes of a RESYNC; empty when nothing is."""
+    """The error in the prefixes of a RESYNC; empty if there is none."""
     if strangers := set(entry.values) - may:
         return f"the RESYNC names prefixes nobody registered: {strangers}"
     for prefix, pairs in entry.values.items():
@@ -75,7 +75,7 @@ def _wrongly_sorted(entry: PutResync, may: frozenset[str]) -> str:
 
 
 def check_snapshots(truth: Truth, reading: Reading) -> Violation | None:
-    """I2: each RESYNC is the truth's state at its revision, in some epoch (C2)."""
+    """I2: each RESYNC is the state of the truth at its revision, in some epoch (C2)."""
     for at, entry, _ in reading.steps:
         if isinstance(entry, PutResync) and next(fitting_epochs(truth, entry), None) is None:
             right, pairs = under(truth.epochs[-1].fold(entry.revision), entry.values), shown(entry)
@@ -88,7 +88,7 @@ def check_snapshots(truth: Truth, reading: Reading) -> Violation | None:
 
 
 def check_revisions(truth: Truth, reading: Reading) -> Violation | None:
-    """I4: revisions grow, unless a RESYNC says that the source went back; and it says so only when it did (C3, C6)."""
+    """I4: revisions increase, unless a RESYNC reports a rewind, which it does only after one (C3, C6)."""
     last = -1
     for at, entry, _ in reading.steps:
         if isinstance(entry, PutChange):
@@ -108,7 +108,7 @@ def check_revisions(truth: Truth, reading: Reading) -> Violation | None:
 
 
 def check_transactions(truth: Truth, reading: Reading) -> Violation | None:
-    """I5: a transaction is never split over two events (C4)."""
+    """I5: a transaction is never split into two events (C4)."""
     seen: set[int] = set()
     for at, entry, _ in reading.steps:
         if isinstance(entry, PutResync):
@@ -130,8 +130,8 @@ def check_transactions(truth: Truth, reading: Reading) -> Violation | None:
 
 
 def check_previous(truth: Truth, reading: Reading) -> Violation | None:
-    """I6: each previous value is the truth's just before (C6)."""
-    replaced: list[dict[Op1, bytes | None]] = []  # by the commit that the last change was of, in each epoch
+    """I6: each previous value is the value in the truth just before (C6)."""
+    replaced: list[dict[Op1, bytes | None]] = []  # by the commit of the last change, in each epoch
     of: int | None = None
     for at, entry, _ in reading.steps:
         if not isinstance(entry, PutChange):
@@ -150,18 +150,18 @@ def check_previous(truth: Truth, reading: Reading) -> Violation | None:
 def _replaced(truth: Truth, revision: int) -> list[dict[Op1, bytes | None]]:
     found = []
     for number, epoch in enumerate(truth.epochs):
-        place = epoch.at(revision) if number == 0 or revision > epoch.base else None  # else that of the life before
+        place = epoch.at(revision) if number == 0 or revision > epoch.base else None  # otherwise of the epoch before
         if place is not None:
             found.append(dict(zip(epoch.commits[place].ops, epoch.previous[place], strict=True)))
     return found
 
 
 def check_removed(truth: Truth, reading: Reading) -> Violation | None:
-    """I7: a RESYNC lists what was offered before and is gone, and nothing that is there (C7).
+    """I7: a RESYNC lists what was delivered before and is deleted, and nothing that exists (C7).
 
-    Only a delete that was accepted counts as told: whoever refuses one, or says nothing, hears of it again.
+    Only an accepted delete counts as delivered: one that was rejected or not acknowledged is listed again.
     """
-    offered: dict[str, int] = {}  # key to the revision at which it was offered last
+    offered: dict[str, int] = {}  # key to the revision at which it was delivered last
     for at, entry, scope in reading.steps:
         if isinstance(entry, PutChange):
             for change in entry.changes:
@@ -185,7 +185,7 @@ def check_removed(truth: Truth, reading: Reading) -> Violation | None:
 
 
 def _wrongly_removed(truth: Truth, entry: PutResync, there: dict[str, bytes], offered: dict[str, int]) -> str:
-    """What is wrong with what a RESYNC says is gone; empty when nothing is."""
+    """The error in the removed keys of a RESYNC; empty if there is none."""
     listed = {gone.key for gone in entry.removed}
     if len(listed) != len(entry.removed):
         return "a key was removed twice"

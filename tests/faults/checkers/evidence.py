@@ -1,7 +1,7 @@
-"""How much each invariant was put to the test, and what a cell lacks: a cell in which nothing happened is not good.
+"""The evidence of a cell: how often each invariant was tested, and what is missing.
 
-A checker that finds nothing says as little of a log without events as of a perfect one. So what it looked at is
-counted, and a cell says for itself when it proves nothing.
+A checker finds nothing in a perfect log, and nothing in an empty one either. So the checked items are counted, and a
+cell in which nothing could fail is not good.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.faults.history import Course, PutChange, PutResync, Truth, TruthCommi
 def evidence(
     truth: Truth, readings: Sequence[Reading], course: Course, told: Sequence[TruthCommit] | None
 ) -> Counter[str]:
-    """By invariant how often it could have been violated: 0 where a verdict would say nothing.
+    """Count by invariant how often it could have been violated.
 
     I0 is the record itself: the commits that the source confirmed.
     """
@@ -28,7 +28,7 @@ def evidence(
             counts["I8"] += 1
         counts["I9"] += len(reading.accepted)
         counts["I10"] += failures(reading)
-    if _memory_tells(course):
+    if memory_tells(course):
         counts["I12"] += len(course.samples)
     if course.away is not None and course.away[1] - course.away[0] >= STORM_OUTAGE:
         counts["I13"] += len(course.attempts)
@@ -43,7 +43,7 @@ def evidence(
 
 
 def _of_log(reading: Reading, counts: Counter[str]) -> int:
-    """Count what one log is evidence of; gives the number of its events."""
+    """Count the evidence of one log; return its number of events."""
     events = 0
     for _, entry, _ in reading.steps:
         if isinstance(entry, PutResync):
@@ -61,8 +61,8 @@ def _of_log(reading: Reading, counts: Counter[str]) -> int:
     return events
 
 
-def _memory_tells(course: Course) -> bool:
-    """True when somebody was stuck, and so much was written meanwhile that keeping it would have been seen."""
+def memory_tells(course: Course) -> bool:
+    """True when a consumer hung, and enough was written meanwhile that keeping it would be visible."""
     early, late = judged_samples(course)
     if not early or not late or not any(any(sample.pending.values()) for sample in course.samples):
         return False
@@ -79,26 +79,26 @@ def lacks(
     idle: bool = False,
     failing: bool = False,
 ) -> list[str]:
-    """Why the cell would be good whatever the library does; empty when it could have failed.
+    """The reasons why the cell could not have failed; empty if it could.
 
     Args:
-      calm: No misfortune was to strike.
-      idle: Nothing was to be written but what the watchers find.
-      failing: A consumer was to refuse events, or not to answer.
+      calm: No misfortune was planned.
+      idle: No writes were planned.
+      failing: A consumer rejects events or does not acknowledge them.
     """
     found = []
     steps = [step.entry for reading in readings for step in reading.steps]
     staying = [reading for reading in readings if not reading.closed]
     if not any(isinstance(entry, (PutChange, PutResync)) for entry in steps):
-        found.append("no watcher was given any event")
+        found.append("no watcher received an event")
     elif not idle and not any(isinstance(entry, PutChange) for entry in steps):
-        found.append("no watcher was given a single change")
+        found.append("no watcher received a change")
     if not staying:
-        found.append("no watcher was there at the end")
+        found.append("no watcher was registered at the end")
     elif not any(_has_something(truth, reading) for reading in staying):
-        found.append("nothing of what the source held in the end was anybody's business")
+        found.append("no watcher had anything of the final state of the source")
     if course.healed is None:
-        found.append("nobody noted when all had healed")
+        found.append("the time of healing was not recorded")
     times = truth.epochs[-1].times
     if not times and len(truth.epochs) == 1:
         found.append("nothing was written")
@@ -111,14 +111,14 @@ def lacks(
 
 def _misfortune_lacks(truth: Truth, course: Course, idle: bool) -> list[str]:
     if not course.strikes:
-        return ["the misfortune never happened"]
+        return ["the misfortune did not happen"]
     struck = min(strike.begin for strike in course.strikes)
     if not idle and not any(moment > struck for epoch in truth.epochs for moment in epoch.times):
-        return ["nothing was written once the misfortune had struck"]
+        return ["nothing was written after the misfortune"]
     return []
 
 
 def _has_something(truth: Truth, reading: Reading) -> bool:
-    """True when the source's last state has something for the watcher, or it was told of something at all."""
+    """True when the watcher received a change, or the final state has something for it."""
     told = any(isinstance(step.entry, PutChange) for step in reading.steps)
     return told or any(bool(under(truth.state, step.scope.must)) for step in reading.steps[-1:])

@@ -1,6 +1,6 @@
-"""A client that does all as it should, written from the contract and not from the library: what a checker must pass.
+"""A correct client, written from the contract and not from the library: checkers must pass its logs.
 
-It decides nothing: whoever drives it says which events it is given, and it writes the log that must come of that.
+The caller decides which events it gets, and it writes the log that must follow from that.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tests.faults.history import (
 
 #: Seconds from one entry of a log to the next.
 STEP = 0.1
-#: Seconds after which an unanswered event is given up.
+#: Seconds after which an unacknowledged event is abandoned.
 ABANDON = 60.0
 
 
 class Honest:
-    """The log of one watcher in the epoch *epoch* of *truth*, a number that its driver may alter."""
+    """The log of one watcher in the epoch number *epoch* of *truth*, which the caller may change."""
 
     def __init__(
         self, truth: Truth, prefixes: tuple[str, ...], *, in_flight: int = 1, epoch: int = -1, name: str = "client"
@@ -38,13 +38,13 @@ class Honest:
         self.prefixes = prefixes
         self.log = Log(name, ABANDON)
         self.clock = 0.0
-        self._named = prefixes  # those of the last RESYNC that are still registered
+        self._named = prefixes  # prefixes of the last RESYNC that are still registered
         self._number = -1
         self._offered: dict[str, tuple[bytes, int]] = {}
         self._add(Watched(self._now(), prefixes, in_flight))
 
     def resync(self, reason: ResyncReason, revision: int, *, refuse: bool = False) -> int:
-        """The full state at *revision* is put and answered; gives the number of the event."""
+        """Put and acknowledge the full state at *revision*; return the number of the event."""
         state = self.truth.epochs[self.epoch].fold(revision)
         values: dict[str, dict[str, bytes]] = {prefix: {} for prefix in self.prefixes}
         for key, value in under(state, self.prefixes).items():
@@ -65,14 +65,14 @@ class Honest:
         return number
 
     def change(self, *revisions: int, refuse: bool = False) -> int | None:
-        """The commits of *revisions* are put as one event and answered; None when nothing of them is wanted."""
+        """Put and acknowledge the commits of *revisions* as one event; None when no prefix matches."""
         number = self.put(*revisions, refuse=refuse)
         if number is not None:
             self._answer(number, refuse)
         return number
 
     def put(self, *revisions: int, refuse: bool = False) -> int | None:
-        """As ``change``, and the answer follows by ``answer``; *refuse* tells already what it will be."""
+        """Put as ``change`` does; ``answer`` acknowledges later. *refuse* says whether it will be a rejection."""
         epoch = self.truth.epochs[self.epoch]
         changes = []
         for revision in revisions:
@@ -88,7 +88,7 @@ class Honest:
         return number
 
     def answer(self, *numbers: int) -> None:
-        """These events are accepted, in this order."""
+        """Accept these events, in this order."""
         for number in numbers:
             self._answer(number, False)
 

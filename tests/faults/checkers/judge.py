@@ -1,7 +1,4 @@
-"""All checkers, by the invariant that each checks: what a runner calls when a cell is over.
-
-Source: contract section 6.
-"""
+"""All checkers by invariant; the runner calls ``judge`` at the end of a cell."""
 
 from __future__ import annotations
 
@@ -59,7 +56,7 @@ __all__ = [
 
 Checker = Callable[[Truth, Reading], Violation | None]
 
-#: What one log shows.
+#: Checkers of a single log.
 CHECKERS: Mapping[str, Checker] = {
     "I1": check_prefixes,
     "I2": check_snapshots,
@@ -93,14 +90,14 @@ class Judgement:
     violations: list[Violation]
     #: By invariant how often it could have been violated.
     evidence: Counter[str]
-    #: Why the cell would be good whatever the library does: it is not good then.
+    #: Reasons why the cell could not have failed: it is not good then.
     lacks: list[str]
-    #: How long each misfortune was felt that was over before the next one began.
+    #: Recoveries that ended before the next misfortune began.
     recovered: list[Recovery]
 
     @property
     def good(self) -> bool:
-        """Nothing was violated, and something could have been."""
+        """True when nothing was violated and something could have been."""
         return not self.violations and not self.lacks
 
 
@@ -115,14 +112,14 @@ def judge(
     idle: bool = False,
     failing: bool = False,
 ) -> Judgement:
-    """Check all that there is of a cell: the record, each log, the course, and whether they prove anything.
+    """Check the record, each log and the course of a cell, and whether they prove anything.
 
     Args:
-      told: What the source said itself (``Source.history``).
+      told: The history that the source reports (``Source.history``).
       convergence: Seconds for I8.
-      calm: No misfortune was to strike.
-      idle: Nothing was to be written but what the watchers find.
-      failing: A consumer was to refuse events, or not to answer.
+      calm: No misfortune was planned.
+      idle: No writes were planned.
+      failing: A consumer rejects events or does not acknowledge them.
     """
     readings = [Reading(log, course.requests) for log in logs]
     recovered = recoveries(truth, readings, course)
@@ -142,6 +139,6 @@ def judge(
 
 
 def check_all(truth: Truth, log: Log) -> list[Violation]:
-    """What each checker of a log finds in *log*."""
+    """The violations that the checkers of a log find in *log*."""
     reading = Reading(log)
     return [found for checker in CHECKERS.values() if (found := checker(truth, reading)) is not None]

@@ -1,6 +1,6 @@
-"""One reading of a log for all checkers: which prefixes may apply to each event, given that calls take time.
+"""One reading of a log for all checkers: the prefixes that may apply to each event, given that calls take time.
 
-Nothing here is the library's: what is under test is written again, as the contract says it.
+It uses nothing of the library: the rules under test are written again from the contract.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tests.faults.history import (
     Watched,
 )
 
-#: An event is given up a little before or after its time; nobody is blamed for what happens then.
+#: An event may be abandoned a little before or after its time; what happens in between is not judged.
 ABANDON_TOLERANCE = 0.5
 
 
 @dataclass(frozen=True)
 class Violation:
-    """*where* is the number of the entry in the log; *context* the entries around it."""
+    """A violation at entry number *where* of the log; *context* has the entries around it."""
 
     invariant: str
     watcher: str
@@ -42,18 +42,18 @@ class Violation:
 class Scope(NamedTuple):
     """The prefixes of a watcher at one moment."""
 
-    #: Those that are registered for certain, and those that may be, because a call is under way.
+    #: Prefixes that are registered for certain, and those that may be because a call has not returned.
     must: frozenset[str]
     may: frozenset[str]
-    #: Those of the last RESYNC without what is surely, or perhaps, unregistered since.
+    #: Prefixes of the last RESYNC without those that have certainly, or possibly, been unregistered since.
     delivered_may: frozenset[str]
     delivered_must: frozenset[str]
-    #: What an event may have been filtered with.
+    #: Sets of prefixes that an event may have been filtered with.
     filters: tuple[tuple[str, ...], ...]
 
 
 class Step(NamedTuple):
-    """One entry of the log that is about prefixes or events, its place, and the prefixes at that moment."""
+    """One entry of the log about prefixes or events, its index, and the prefixes at that moment."""
 
     at: int
     entry: Watched | Asked | PutChange | PutResync
@@ -61,20 +61,20 @@ class Step(NamedTuple):
 
 
 class Reading:
-    """A log with what several checkers want to know of it; *log* is not altered while this is used."""
+    """A log with what several checkers need; *log* must not change while this is in use."""
 
     def __init__(self, log: Log, requests: Sequence[float] = ()) -> None:
         self.log = log
-        #: When somebody asked for RESYNCs in person (``Course.requests``).
+        #: Times at which a RESYNC was requested (``Course.requests``).
         self.requests = requests
         self.steps = list(_steps(log))
-        #: Whether the first answer to an event accepted it; an event that nobody answered is not in here.
+        #: Whether the first acknowledgement of an event accepted it; an event without one is missing.
         self.accepted = _accepted(log)
-        #: True when its owner closed the subscription on the way.
+        #: True when its owner closed the subscription before the end.
         self.closed = any(isinstance(step.entry, Asked) and step.entry.what == "close" for step in self.steps)
 
     def violation(self, invariant: str, at: int, what: str) -> Violation:
-        """*what* is wrong at entry *at*, and what is around it."""
+        """The violation *what* at entry *at*, with the entries around it."""
         entries = self.log.entries
         around = range(max(0, at - 6), min(len(entries), at + 3))
         lines = [f"{'->' if n == at else '  '} {n}: {_line(entries[n])}" for n in around]
@@ -82,23 +82,23 @@ class Reading:
 
     @property
     def last(self) -> int:
-        """The place of the last entry."""
+        """The index of the last entry."""
         return len(self.log.entries) - 1
 
 
 def course_violation(invariant: str, what: str, *around: object) -> Violation:
-    """*what* is wrong around the watchers; the first of *around* is what shows it."""
+    """The violation *what* of the whole cell; *around* is its evidence."""
     lines = [f"-> {around[0]!r}", *(f"   {one!r}" for one in around[1:])] if around else []
     return Violation(invariant, "the course", what, 0, "\n".join(lines))
 
 
 def longest(key: str, prefixes: Iterable[str]) -> str | None:
-    """The longest of *prefixes* that *key* has."""
+    """The longest of *prefixes* of *key*."""
     return max((prefix for prefix in prefixes if key.startswith(prefix)), key=len, default=None)
 
 
 def under(state: Mapping[str, bytes], prefixes: Collection[str]) -> Mapping[str, bytes]:
-    """What of *state* has one of *prefixes*."""
+    """The part of *state* under *prefixes*."""
     if "" in prefixes:
         return state
     names = tuple(prefixes)
@@ -106,7 +106,7 @@ def under(state: Mapping[str, bytes], prefixes: Collection[str]) -> Mapping[str,
 
 
 def wanted(commit: TruthCommit, prefixes: tuple[str, ...]) -> Sequence[Op1]:
-    """What of *commit* has one of *prefixes*."""
+    """The operations of *commit* under *prefixes*."""
     return [op for op in commit.ops if op[0].startswith(prefixes)]
 
 
@@ -120,17 +120,17 @@ def _steps(log: Log) -> Iterable[Step]:
     may: set[str] = set()
     delivered_may: set[str] = set()
     delivered_must: set[str] = set()
-    leaving: set[str] = set()  # their unregister is under way
+    leaving: set[str] = set()  # their unregister call has not returned
     scope = _scope(must, may, delivered_may, delivered_must)
     for at, entry in enumerate(log.entries):
-        if isinstance(entry, PutChange):  # most are, and these change nothing
+        if isinstance(entry, PutChange):  # most entries are, and they change no prefixes
             yield Step(at, entry, scope)
             continue
         if isinstance(entry, (Answering, Answered)):
             continue
         if isinstance(entry, Watched):
             must, may = set(entry.prefixes), set(entry.prefixes)
-            if not log.sourced:  # what a registry does not hold needs no RESYNC
+            if not log.sourced:  # a prefix without keys needs no RESYNC
                 delivered_may, delivered_must = set(entry.prefixes), set(entry.prefixes)
         elif isinstance(entry, Asked):
             if entry.what == "register":
@@ -146,7 +146,7 @@ def _steps(log: Log) -> Iterable[Step]:
                     delivered_must.discard(entry.prefix)
         else:
             delivered_may = set(entry.values)
-            # Also one whose register has not returned yet: what a RESYNC has brought is delivered from then on.
+            # Also one whose register call has not returned: its changes follow the RESYNC that includes it.
             delivered_must = delivered_may - leaving
         scope = _scope(must, may, delivered_may, delivered_must)
         yield Step(at, entry, scope)

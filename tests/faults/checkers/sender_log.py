@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 from tests.faults.history import Op1
 
-#: Ends of an operation after which it was applied, or needed not be: the agent had it.
+#: Results of an operation that the agent received: it was applied, or had no effect.
 ANSWERS = ("ok", "absent", "PropagationError", "DoneTimeout", "DeliveryTimeout", "SubscriptionError")
-#: Ends of an operation that never reached the agent.
+#: Results of an operation that never reached the agent.
 NOT_SENT = ("StoreConnectionError", "ClosedError", "PermissionDenied", "InvalidArgumentError")
-#: Whether it did is not known.
+#: Results after which it is unknown whether the operation reached the agent.
 UNKNOWN = ("UnknownOutcome", "NotReadyError", "StoreError", "lost")
 
 
 class Sent(NamedTuple):
-    """An operation that the sender was told; *size* of one that is too large and no part of what is wanted."""
+    """An operation that the sender was asked to send; *wanted* is False for one that is too large to be applied."""
 
     number: int
     key: str
@@ -26,7 +26,7 @@ class Sent(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """What became of operation *number*, and when the sender said so (a count of its reports)."""
+    """The result of operation *number*; *at* is the number of the sender's report."""
 
     number: int
     end: str
@@ -34,14 +34,14 @@ class Ended(NamedTuple):
 
 
 class Told(NamedTuple):
-    """A full state up to operation *number* is being sent."""
+    """The sending of a full state up to operation *number*."""
 
     number: int
     at: int
 
 
 class Applied(NamedTuple):
-    """What the registry did: operations, or a full state."""
+    """Operations or a full state that the registry applied."""
 
     revision: int
     ops: tuple[Op1, ...]
@@ -50,12 +50,12 @@ class Applied(NamedTuple):
 
 @dataclass
 class SenderLog:
-    """All that one sender was told and said, over all its lives."""
+    """Everything that one sender was asked and reported, in all its processes."""
 
     sent: list[Sent] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
-    #: Full states that have a place between the operations.
+    #: Numbers of the full states that were requested between operations.
     resyncs: list[int] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
 
@@ -66,7 +66,7 @@ class SenderLog:
 
 
 def check_sender(log: SenderLog, applied: Sequence[Applied]) -> list[str]:
-    """What is wrong with *applied*, given *log*."""
+    """The errors in *applied*, given *log*."""
     troubles = list(log.closed)
     ends: dict[int, Ended] = {}
     for end in log.ended:
@@ -79,7 +79,7 @@ def check_sender(log: SenderLog, applied: Sequence[Applied]) -> list[str]:
     for one in log.sent:
         end = ends.get(one.number)
         if end is None or one.value is None:
-            continue  # a delete of what is not there leaves no trace
+            continue  # a delete of a missing key leaves no trace
         if not one.wanted and one.number in numbers:
             troubles.append(f"operation {one.number} was above the limit, and applied")
         elif end.end in ("ok", *ANSWERS) and one.number not in numbers:
@@ -92,7 +92,7 @@ def check_sender(log: SenderLog, applied: Sequence[Applied]) -> list[str]:
 
 
 def _match(log: SenderLog, applied: Sequence[Applied], ends: Mapping[int, Ended]) -> tuple[set[int], list[str]]:
-    """Follow *applied* in its order; the numbers of the operations in it, and what is out of order."""
+    """Follow *applied* in order; return the numbers of its operations, and the errors in their order."""
     troubles = []
     puts = {one.value: one for one in log.sent if one.value is not None}
     deletes: dict[str, list[int]] = {}
@@ -137,7 +137,7 @@ def _match(log: SenderLog, applied: Sequence[Applied], ends: Mapping[int, Ended]
 
 
 class _Folds:
-    """The states that a sender wanted, asked for in any order but mostly forwards."""
+    """The states that a sender wanted, for requests in any order, but mostly ascending."""
 
     def __init__(self, sent: Sequence[Sent]) -> None:
         self._sent = sent

@@ -1,7 +1,7 @@
-"""I3: between two RESYNCs exactly the operations of the source, in its order (C3), for logs of any length.
+"""I3: between two RESYNCs exactly the operations of the source, in its order (C3).
 
-A watcher may be in one of several epochs of the truth, because two of them share their beginning: where it may be is
-followed from event to event.
+A watcher may be in one of several epochs of the truth, because epochs share their beginning. The checker follows the
+possible positions from event to event.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from tests.faults.history import PutChange, PutResync, Seen, Truth
 
 Filters = tuple[tuple[str, ...], ...]
 
-#: After these the watcher may be in a later epoch. A source that went back, grew past what was seen and forgot how
-#: cannot be told from one that only forgot; and what a queue did not take comes again as failed.
+#: After these the watcher may be in a later epoch. A source that was restored, grew beyond the seen revision and was
+#: compacted looks like one that was only compacted; and what a queue did not accept is delivered again as failed.
 _LEAPS = (ResyncReason.REWOUND, ResyncReason.COMPACTED, ResyncReason.FAILED)
 
 
 class Place(NamedTuple):
-    """The epochs that a watcher may be in, and the revision up to which it was told."""
+    """The epochs that a watcher may be in, and the revision up to which it was notified."""
 
     epochs: frozenset[int]
     revision: int
 
     def reachable(self, truth: Truth) -> frozenset[int]:
-        """The epochs that share the watcher's past: a rewind to a later revision cannot be noticed."""
+        """The epochs that share the watcher's past: a rewind to a later revision cannot be detected."""
         epochs = truth.epochs
         if len(epochs) == 1:
             return self.epochs
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
 
 def check_changes(truth: Truth, reading: Reading) -> Violation | None:
-    """I3: between RESYNCs exactly the truth's operations, in its order; in the end nothing is missing (C3)."""
+    """I3: between RESYNCs exactly the operations of the truth, in order; at the end nothing is missing (C3)."""
     place: Place | None = None
     for step in reading.steps:
         if isinstance(step.entry, (PutChange, PutResync)):
@@ -55,7 +55,7 @@ def check_changes(truth: Truth, reading: Reading) -> Violation | None:
 
 
 def follow(truth: Truth, reading: Reading, place: Place | None, step: Step) -> tuple[Place | None, str]:
-    """Where the watcher is after the event of *step*; None and the reason when it cannot have got there."""
+    """The position after the event of *step*; None and the reason when the event is wrong."""
     entry = step.entry
     if isinstance(entry, PutResync):
         after = _after_resync(truth, place, entry)
@@ -79,7 +79,7 @@ def _at_the_end(truth: Truth, reading: Reading, place: Place | None, filters: Fi
         if reading.log.sourced:
             return reading.violation("I3", reading.last, "the first RESYNC never came")
         missing = list(under(truth.state, filters[-1]))
-        if missing:  # a registry that held any of this sent a RESYNC, one that did not sent it as it came
+        if missing:  # a registry with any of these keys sent a RESYNC, one without them sent the changes
             return reading.violation("I3", reading.last, f"never delivered: {missing[:3]}")
         return None
     newest = len(truth.epochs) - 1
@@ -92,18 +92,18 @@ def _at_the_end(truth: Truth, reading: Reading, place: Place | None, filters: Fi
 
 
 def fitting_epochs(truth: Truth, entry: PutResync) -> Iterator[int]:
-    """The epochs whose state at the revision of *entry* is what it shows."""
+    """The epochs whose state at the revision of *entry* equals it."""
     pairs = shown(entry)
     fits = False
     for number, epoch in enumerate(truth.epochs):
-        if number == 0 or entry.revision > epoch.base:  # else it is the same as in the life before
+        if number == 0 or entry.revision > epoch.base:  # otherwise it is the same as in the previous epoch
             fits = under(epoch.fold(entry.revision), entry.values) == pairs
         if fits:
             yield number
 
 
 def _without_resync(truth: Truth, revision: int, filters: Filters) -> Place:
-    """Where a watcher is that is told *revision* first, and no RESYNC: nothing was there when it came."""
+    """The position of a watcher whose first event is a CHANGE at *revision*: there were no keys when it registered."""
     empty = [
         number
         for number, epoch in enumerate(truth.epochs)
@@ -115,9 +115,9 @@ def _without_resync(truth: Truth, revision: int, filters: Filters) -> Place:
 def _after_resync(truth: Truth, before: Place | None, entry: PutResync) -> Place:
     right = set(fitting_epochs(truth, entry))
     if not right:
-        right = set(range(len(truth.epochs)))  # that is I2's business
+        right = set(range(len(truth.epochs)))  # checked by I2
     if before is not None and entry.reason in _LEAPS:
-        # Whoever tells an earlier revision tells of a later life; in the same one it would be an old copy.
+        # An earlier revision belongs to a later epoch; in the same one it would be outdated.
         earliest = min(before.epochs) + (entry.revision < before.revision)
         right = {number for number in right if number >= earliest}
     elif before is not None:
@@ -142,7 +142,7 @@ def _after_change(truth: Truth, place: Place, changes: Sequence[Seen], filters: 
 def _mismatch(
     truth: Truth, number: int, revision: int, groups: Sequence[tuple[int, list[Seen]]], filters: Filters
 ) -> str:
-    """Why the truth's commits of epoch *number* after *revision* do not come to *groups*; empty when they do."""
+    """The reason why the commits of epoch *number* after *revision* differ from *groups*; empty if they do not."""
     epoch = truth.epochs[number]
     commits = epoch.commits
     position, count = epoch.position(revision), len(commits)

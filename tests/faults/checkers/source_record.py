@@ -1,4 +1,4 @@
-"""The record of the harness against the source's own account: with a wrong record the checkers would prove nothing."""
+"""I0: the record of the harness against the history of the source. With a wrong record the checkers prove nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tests.faults.history import Truth, TruthCommit
 
 
 def check_record(truth: Truth, told: Sequence[TruthCommit] | None) -> Violation | None:
-    """I0: what was recorded is what the source says of its last life, as far back as it still knows.
+    """I0: the record equals the history that the source reports of its last epoch, as far back as it has it.
 
     Args:
-      told: What ``Source.history`` gave: oldest first; what is older than its first commit was compacted.
+      told: The result of ``Source.history``: oldest first; older commits were compacted.
     """
     if told is None:
         return None
@@ -31,7 +31,7 @@ def check_record(truth: Truth, told: Sequence[TruthCommit] | None) -> Violation 
 
 
 def _effect(commit: TruthCommit) -> dict[str, bytes | None]:
-    """Without the order inside of the transaction, which I3 checks."""
+    """The operations without their order in the transaction, which I3 checks."""
     return dict(commit.ops)
 
 

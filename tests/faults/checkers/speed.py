@@ -14,14 +14,14 @@ from tests.faults.checkers.judge import CHECKERS, judge
 from tests.faults.checkers.reading import Reading
 from tests.faults.history import Course, Log, Op1, Truth
 
-#: Keys of the truth: so many does a state have.
+#: Keys of a state.
 KEYS = 200
 #: Changes between two RESYNCs.
 BETWEEN = 1000
 
 
 def long_truth(commits: int, most: int, seed: int = 1) -> Truth:
-    """So many transactions, each of 1 to *most* keys."""
+    """A truth of *count* transactions, each of 1 to *most* keys."""
     chance = random.Random(seed)
     keys = [f"{folder}/{number}" for number in range(KEYS // 4) for folder in "abcd"]
     there: set[str] = set()
@@ -37,7 +37,7 @@ def long_truth(commits: int, most: int, seed: int = 1) -> Truth:
 
 
 def long_log(truth: Truth, prefixes: tuple[str, ...]) -> Log:
-    """One event for each commit, and a RESYNC after every thousandth."""
+    """A log with one event for each commit, and a RESYNC after every thousandth."""
     client = Honest(truth, prefixes)
     client.resync(ResyncReason.INITIAL, 1)
     for number, commit in enumerate(truth.epochs[0].commits, 1):
@@ -48,7 +48,7 @@ def long_log(truth: Truth, prefixes: tuple[str, ...]) -> Log:
 
 
 def measure(name: str, truth: Truth, logs: Sequence[Log]) -> str:
-    """A line with what it took to judge *logs*."""
+    """A line with the time and memory of judging *logs*."""
     events = sum(len(log.puts()) for log in logs)
     changes = sum(len(getattr(put, "changes", ())) for log in logs for put in log.puts())
     over = max(log.end for log in logs)
@@ -64,12 +64,12 @@ def measure(name: str, truth: Truth, logs: Sequence[Log]) -> str:
 
 
 def _most() -> float:
-    """MiB that this process has had at most: with the logs themselves, which are not the checkers'."""
+    """Peak memory of this process in MiB, which includes the logs."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def shares(truth: Truth, log: Log) -> str:
-    """What each checker takes of it."""
+    """The time of each checker."""
     lines = []
     began = time.process_time()
     reading = Reading(log)

@@ -1,7 +1,7 @@
 """The tables of the documentation: ``python -m tests.faults.report --matrix FILE --soak FILE --into PAGE``.
 
-Takes what ``python -m tests.faults --json`` and ``python -m tests.faults.soak --json`` wrote, and puts tables of it
-between the marks of the page; without ``--into`` they are printed. What lies outside of the marks is left alone.
+Reads the files that ``python -m tests.faults --json`` and ``python -m tests.faults.soak --json`` wrote, and puts their
+tables between the markers of the page; without ``--into`` the tables are printed.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from tests.faults.soak.verdict import percentile
 from tests.faults.soak.verdict import table as soak_table
 from tests.faults.soak.world import Record
 
-#: What each invariant says, in a few words.
+#: Each invariant in a few words.
 INVARIANTS = {
-    "I1": "nothing but the prefixes that were asked for",
+    "I1": "only keys under the registered prefixes",
     "I2": "a RESYNC is the state at its revision",
     "I3": "CHANGEs are exactly the operations of the source",
-    "I4": "revisions only grow",
-    "I5": "transactions come whole",
-    "I6": "the value before a change is right",
+    "I4": "revisions only increase",
+    "I5": "transactions are delivered whole",
+    "I6": "previous values are correct",
     "I7": "missed deletes are listed",
-    "I8": "everybody is in step again",
-    "I9": "every event settles once",
-    "I10": "a failing subscriber is retried in bounds, and harms nobody",
-    "I11": "never more in flight than allowed",
+    "I8": "every view is in sync again",
+    "I9": "every event settles exactly once",
+    "I10": "a failing subscriber is retried within limits and does not affect others",
+    "I11": "never more events in flight than allowed",
     "I12": "memory is bounded behind a stuck subscriber",
     "I13": "no storm of reconnects",
-    "I14": "half-open connections are found in time",
-    "I15": "close() ends in time",
+    "I14": "half-open connections are detected in time",
+    "I15": "close() returns in time",
     "I16": "nothing is left behind",
-    "I17": "a fork at any moment",
+    "I17": "a fork is safe at any moment",
 }
 
-#: What stands above the table of invariants.
-CHECKED = """How often each invariant could have been violated in these cells, and was not unless it says so above.
-Those without a figure are checked [elsewhere](#how-it-is-checked)."""
+#: The text above the table of invariants.
+CHECKED = """How often each invariant could have been violated in these cells. Violations are in the table above.
+Invariants without a figure are checked [elsewhere](#how-it-is-checked)."""
 
 
 def matrix_section(results: Sequence[Result]) -> str:
@@ -50,7 +50,7 @@ def matrix_section(results: Sequence[Result]) -> str:
     by_source = [_row(f"{name}", [one for one in results if one.cell.source == name]) for name in sources]
     by_source.append(_row("**all**", results))
     counted = {name: sum(result.evidence.get(name, 0) for result in results) for name in INVARIANTS}
-    heads = ("source", "cells", "events checked", "changes", "violations", "in step, p50", "p99", "slowest")
+    heads = ("source", "cells", "events checked", "changes", "violations", "in sync, p50", "p99", "slowest")
     by_fault = []
     for name in sources:
         for fault in dict.fromkeys(one.cell.fault for one in results if one.cell.source == name):
@@ -63,7 +63,7 @@ def matrix_section(results: Sequence[Result]) -> str:
             *([f"Not counted, because they prove nothing: {', '.join(empty)}."] if empty else []),
             CHECKED,
             _markdown(
-                ("", "says", "checked"),
+                ("", "states", "checked"),
                 [(name, INVARIANTS[name], f"{count:,}") for name, count in counted.items() if count],
             ),
             "By fault, over all workloads:",
@@ -73,15 +73,15 @@ def matrix_section(results: Sequence[Result]) -> str:
 
 
 def soak_section(record: Record) -> str:
-    """The table of a soak, as it was printed."""
+    """The table that a soak printed."""
     return f"```text\n{soak_table(record)}\n```"
 
 
 def fill(page: str, name: str, section: str) -> str:
-    """*page* with *section* between its marks called *name*.
+    """*page* with *section* between the markers called *name*.
 
     Raises:
-      ValueError: The page has no such marks.
+      ValueError: The page does not have these markers.
     """
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     filled, count = re.subn(
@@ -96,11 +96,11 @@ def fill(page: str, name: str, section: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read, format, and write or print."""
+    """Read the files, and write or print the tables."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.report", description=__doc__)
-    parser.add_argument("--matrix", metavar="FILE", nargs="+", help="JSON of cells; several are taken together")
-    parser.add_argument("--soak", metavar="FILE", help="JSON of a soak")
-    parser.add_argument("--into", metavar="PAGE", help="a page with marks; without it the tables are printed")
+    parser.add_argument("--matrix", metavar="FILE", nargs="+", help="JSON files of cells, which are merged")
+    parser.add_argument("--soak", metavar="FILE", help="JSON file of a soak")
+    parser.add_argument("--into", metavar="PAGE", help="page with markers; without it the tables are printed")
     options = parser.parse_args(arguments)
     sections: dict[str, Callable[[], str]] = {}
     if options.matrix:
@@ -136,7 +136,7 @@ def _row(name: str, results: Sequence[Result]) -> tuple[str, ...]:
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    words = ("", "source", "fault", "says")
+    words = ("", "source", "fault", "states")
     aligned = ["---" if head in words else "--:" for head in heads]
     lines = [heads, aligned, *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

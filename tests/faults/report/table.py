@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from tests.faults.cell import Result
 
-#: The rows of the proof.
+#: Invariants, in the order of the summary.
 INVARIANTS = [f"I{number}" for number in range(1, 18)]
 
 
 def table(results: Sequence[Result]) -> str:
-    """A row for each source and one for all; below it the misfortunes and the RESYNCs that came of them."""
+    """A row for each source and one for all sources; below it the misfortunes and the RESYNCs that they caused."""
     sources = sorted({result.cell.source for result in results})
     heads = (
         "source",
@@ -40,9 +40,9 @@ def table(results: Sequence[Result]) -> str:
         resyncs.update(result.resyncs)
     lines += [f"misfortunes: {_listed(misfortunes)}", f"resyncs: {_listed(resyncs)}"]
     healed = sum(len(result.healings) for result in results)
-    lines.append(f"p50 and p99 are of {healed:,} healings: of each misfortune, and in the end of each cell")
+    lines.append(f"p50 and p99 are of {healed:,} recoveries: after each misfortune, and at the end of each cell")
     if empty := [result.cell.name for result in results if not result.counts]:
-        lines.append(f"prove nothing, and are not counted: {len(empty)}, as {empty[0]}")
+        lines.append(f"{len(empty)} cells prove nothing and are not counted, first {empty[0]}")
     lines.append("checked: " + ", ".join(f"{name} {evidence[name]:,}" for name in INVARIANTS))
     return "\n".join(lines)
 

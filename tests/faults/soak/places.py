@@ -21,7 +21,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from tests.conftest import absent
-from tests.support.programs import etcd_servers
+from tests.support.executables import etcd_servers
 from tests.support.proxy import TcpProxy
 from tests.support.running import environment
 from tests.support.servers import EtcdServer

@@ -8,7 +8,7 @@ import matplotlib
 
 from tests.faults.soak.verdict import MIB, WARM_UP, slope
 from tests.faults.soak.world import Record
-from tests.support.drawing import GROUND, INK, RED, dress
+from tests.support.plots import GROUND, INK, RED, dress
 
 matplotlib.use("Agg")
 

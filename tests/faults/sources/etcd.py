@@ -20,7 +20,7 @@ from tests.conftest import absent
 from tests.faults.history import Silence, TruthCommit
 from tests.faults.sources.etcd_writer import SureWriter, read_account
 from tests.faults.sources.source import KEYS, Misfortune, Ops, Source, random_ops
-from tests.support.programs import etcd_servers
+from tests.support.executables import etcd_servers
 from tests.support.proxy import TcpProxy
 from tests.support.servers import EtcdServer, version_of
 

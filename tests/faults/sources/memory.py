@@ -1,4 +1,4 @@
-"""Sources in this process: the scripted store, and the library's store in memory."""
+"""Sources in this process: the scripted store, and the library's memory store."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class ScriptedSource(Source):
             self.honest.rewind(self.chance.randint(max(1, self.honest.revision - 20), self.honest.revision))
 
     def grow(self) -> None:
-        """Let the restored store pass every revision that was ever seen."""
+        """Write until the restored store is beyond every revision that was ever seen."""
         seen = max((commit.revision for epoch in self.truth.epochs for commit in epoch.commits), default=1)
         while self.honest.revision <= seen:
             self.write(random_ops(self.chance))
 
 
 class RecordedSource(Source):
-    """A store of the library; its truth is what its only writer was answered."""
+    """A store of the library; its truth is built from the responses to its only writer."""
 
     def __init__(self, chance: random.Random, inner: Store) -> None:
         super().__init__(chance)
@@ -71,7 +71,7 @@ class RecordedSource(Source):
         self.prefix = "/service/"
 
     def foreign(self) -> None:
-        """Somebody writes beside the watched prefix: the revision moves on, and nothing is to be told."""
+        """Write outside the watched prefix: the revision increases, and nothing must be delivered."""
         with self.lock:
             write(self.inner, [("/foreign", b"x")])
 

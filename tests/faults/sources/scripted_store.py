@@ -1,7 +1,4 @@
-"""A store whose every misfortune is decided by the test: an honest one in memory, and faults around any store.
-
-Source: contract C13; section 6, "Faults".
-"""
+"""Scripted stores: one in memory whose history the test controls, and a wrapper that adds faults to any store (C13)."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ PAGE = 3
 
 
 class ScriptedStore(Store):
-    """Tells the truth while it is asked, and keeps it: every commit, compaction and rewind is on record."""
+    """A correct store in memory. It records every commit and rewind, and compacts and rewinds on request."""
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
         {Capability.HISTORY, Capability.REVISION, Capability.TXN, Capability.CAS, Capability.CONSISTENT_LIST}
@@ -38,8 +35,8 @@ class ScriptedStore(Store):
         self.state: dict[str, KeyValue] = {}
         self.commits: list[TruthCommit] = []
         self.revision = self.oldest = 1
-        #: Revision and epoch of the last listing. A commit that was streamed is a reader's own proof that the past is
-        #: still the same; after a listing only the store can tell.
+        #: Revision and epoch of the last snapshot. A streamed commit proves to a reader that the past is unchanged;
+        #: after a snapshot only the store can know.
         self.listed = (0, 0)
 
     @property
@@ -80,21 +77,21 @@ class ScriptedStore(Store):
         with self.changed:
             revision, epochs = self.listed
             if after == revision and any(epoch.base < after for epoch in self.truth.epochs[epochs:]):
-                raise RewoundError(f"what was listed at revision {after} is gone")
+                raise RewoundError(f"the snapshot at revision {after} is gone")
         return _ScriptedStream(self, prefix, after)
 
     def close(self) -> None:
         pass
 
     def compact(self, revision: int | None = None) -> None:
-        """Forget the commits up to *revision*, or up to the present one."""
+        """Compact the commits up to *revision*, by default up to the current one."""
         with self.changed:
             self.oldest = max(self.oldest, self.revision if revision is None else min(revision, self.revision))
             self.commits = [commit for commit in self.commits if commit.revision > self.oldest]
             self.changed.notify_all()
 
     def rewind(self, base: int) -> None:
-        """Go back to what was at revision *base*, as a server does that was restored from a copy; 1 is empty."""
+        """Return to the state at revision *base*, like a server that was restored from a copy; 1 is empty."""
         with self.changed:
             self.truth.rewind(base)
             self.commits = [commit for commit in self.commits if commit.revision <= base]
@@ -165,15 +162,15 @@ class _ScriptedStream(Stream):
 
 
 class Faults:
-    """What goes wrong, decided by *chance*; nothing any more after ``heal``. Threads: any."""
+    """Random faults, until ``heal``. Threads: any."""
 
-    #: Every class of error that a driver may raise, and some that it must not.
+    #: Every class of error that a driver may raise, and some that it must not raise.
     ERRORS = (StoreConnectionError, PermissionDenied, StoreError, UnknownOutcome, ValueError, OSError, RuntimeError)
 
     def __init__(self, chance: random.Random, rate: float) -> None:
         self._chance = chance
         self._lock = threading.Lock()  # random.Random is shared by threads
-        #: How often something is raised that nobody asked for.
+        #: Probability of an error in each call.
         self.rate = rate
         self._streams: weakref.WeakSet[FaultyStream] = weakref.WeakSet()
         self.cut_off = False
@@ -204,7 +201,7 @@ class Faults:
             return not self.healed.is_set() and self._chance.random() < self.rate * share
 
     def strike(self, where: str, share: float = 1.0) -> None:
-        """Raise something, perhaps."""
+        """Raise an error at random."""
         if self.cut_off:
             raise StoreConnectionError(f"cut off while {where}")
         if self.happens(share):
@@ -214,14 +211,14 @@ class Faults:
             raise kind(f"scripted, while {where}")
 
     def pause(self) -> None:
-        """Stand still for a moment, perhaps."""
+        """Pause at random."""
         if self.happens(0.5):
             with self._lock:
                 seconds = self._chance.uniform(0.001, 0.02)
             self.healed.wait(seconds)
 
     def pieces(self, count: int) -> list[int]:
-        """Where to cut a batch of *count* commits."""
+        """The ends of the pieces into which a batch of *count* commits is split."""
         with self._lock:
             if self.healed.is_set() or count < 2 or self._chance.random() < 0.5:
                 return [count]
@@ -230,12 +227,12 @@ class Faults:
 
 
 class FaultyStore(Store):
-    """*inner* behind a bad connection."""
+    """*inner* behind an unreliable connection."""
 
     def __init__(self, inner: Store, faults: Faults) -> None:
         self.inner = inner
         self.faults = faults
-        # An instance has the abilities of what it wraps.
+        # the capabilities of the wrapped store
         self.capabilities = inner.capabilities  # type: ignore[misc]
 
     @property
@@ -283,7 +280,7 @@ class _FaultyScan(Scan):
 
 
 class FaultyStream(Stream):
-    """Splits and merges batches, adds bookmarks, is silent, and breaks anywhere between two commits."""
+    """Splits and merges batches, adds bookmarks, pauses, and breaks between any two commits."""
 
     def __init__(self, inner: Stream, after: int, faults: Faults) -> None:
         self._inner = inner
@@ -305,7 +302,7 @@ class FaultyStream(Stream):
         for batch in self._inner:
             self._check()
             if self._faults.happens(0.03):
-                return  # without a word
+                return  # without an error
             if batch is None and not held:
                 yield None
                 continue
@@ -326,7 +323,7 @@ class FaultyStream(Stream):
             start = end
             self._faults.pause()
             if self._faults.happens():
-                yield Batch(self._position, ())  # a bookmark that says nothing new
+                yield Batch(self._position, ())  # a bookmark without news
             self._position = revision if end == len(commits) else piece[-1].revision
             yield Batch(self._position, piece)
             self._check()

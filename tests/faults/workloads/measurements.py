@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.history import Closing, Course, Footprint, Sample
+from tests.support.timing import at_most
 
 #: Seconds between two samples, and seconds that what is ending may take until the last footprint.
 EVERY, GRACE = 0.1, 3.0
@@ -53,7 +54,7 @@ def close(what: str, closes: Callable[[], object], course: Course, in_flight: fl
     try:
         closes()
     finally:
-        course.closings.append(Closing(what, time.monotonic() - began, CLOSE_BOUND + in_flight))
+        course.closings.append(Closing(what, time.monotonic() - began, at_most(CLOSE_BOUND) + in_flight))
 
 
 def sample(pending: dict[str, int], written: int, recorded: int) -> Sample:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from datasync.keyval.etcd import EtcdConfig, EtcdStore
+from tests.conftest import PATIENT
 from tests.support.proxy import TcpProxy
 from tests.support.servers import EtcdServer, etcd34, etcd35, find_etcd  # noqa: F401 - fixtures
 
@@ -70,10 +71,11 @@ def proxy(calm34: EtcdServer) -> Iterator[TcpProxy]:
 
 @pytest.fixture
 def open_store() -> Iterator[OpenStore]:
-    """``open_store("host:port", ..., operation_timeout=1.0)``."""
+    """``open_store("host:port", ..., idle_limit=1.0)``: calls have all the time they need on a busy machine."""
     opened: list[EtcdStore] = []
 
     def open_store(*endpoints: str, **settings: Any) -> EtcdStore:
+        settings = {"dial_timeout": PATIENT, "operation_timeout": PATIENT, **settings}
         opened.append(EtcdStore(EtcdConfig(endpoints=endpoints, **settings)))
         return opened[-1]
 

@@ -20,10 +20,11 @@ from datasync.keyval.etcd.endpoint import Endpoint
 from datasync.keyval.types import DeleteOp, PutOp, RewoundError
 from tests.conftest import take, wait_until
 from tests.keyval.etcd.conftest import OpenStore, while_stopped
-from tests.support.calls import all_calls_freed
+from tests.support.grpc_calls import all_calls_freed
 from tests.support.proxy import TcpProxy, free_port
 from tests.support.servers import EtcdCluster, EtcdServer, find_etcd
 from tests.support.stores import END, Following, following, state
+from tests.support.timing import at_most
 
 pytestmark = pytest.mark.etcd
 
@@ -77,7 +78,7 @@ def test_c3_nothing_is_lost_or_repeated_over_kills_of_the_server(server: EtcdSer
 
 
 def test_d61_a_write_right_after_a_restart_needs_no_second_try(server: EtcdServer, open_store: OpenStore) -> None:
-    store = open_store(server.endpoint)
+    store = open_store(server.endpoint, dial_timeout=2.0)
     put(store, "a")
     server.kill()
     with pytest.raises(StoreConnectionError):
@@ -113,14 +114,23 @@ def test_c17_a_write_that_was_sent_and_not_answered_has_an_unknown_outcome(
 def test_c17_a_write_whose_connection_is_reset_is_not_repeated(
     calm34: EtcdServer, proxy: TcpProxy, open_store: OpenStore
 ) -> None:
-    store = open_store(proxy.address, operation_timeout=5.0)
-    put(store, "a")
-    proxy.reset_after(0)
-    with pytest.raises(UnknownOutcome, match="'b'"):
-        put(store, "b")
-    proxy.heal()
+    store = open_store(proxy.address, dial_timeout=1.0)
+
+    def reset_while_putting(key: str) -> bool:
+        put(store, "a")
+        proxy.reset_after(0)
+        try:
+            with pytest.raises(UnknownOutcome, match=f"'{key}'"):
+                put(store, key)
+        except StoreConnectionError:  # the server had something else to say first: nothing was sent
+            return False
+        finally:
+            proxy.heal()
+        return True
+
+    sent = next(key for number in range(10) if reset_while_putting(key := f"b{number}"))
     # then it is there once, or not at all when the reset came first: not twice
-    assert '"Version" : 2' not in calm34.ctl("get", "b", "-w", "fields")
+    assert '"Version" : 2' not in calm34.ctl("get", sent, "-w", "fields")
 
 
 def test_a_read_whose_connection_is_reset_is_made_again(proxy: TcpProxy, open_store: OpenStore) -> None:
@@ -409,7 +419,7 @@ def test_i14_a_frozen_server_is_found_within_the_idle_limit(
         error = follower.ending()
         # then the stream ends within the limit and a second
         assert isinstance(error, StoreConnectionError)
-        assert time.monotonic() - frozen < limit + 1
+        assert time.monotonic() - frozen < at_most(limit + 1)
         server.thaw()
 
 
@@ -424,7 +434,7 @@ def test_i14_a_black_hole_is_found_within_the_idle_limit(
         cut = time.monotonic()
         error = follower.ending()
         assert isinstance(error, StoreConnectionError)
-        assert time.monotonic() - cut < 1.6
+        assert time.monotonic() - cut < at_most(1.6)
 
 
 def test_a_quiet_stream_lives_longer_than_the_idle_limit(calm: EtcdServer, open_store: OpenStore) -> None:
@@ -496,7 +506,7 @@ def test_c15_cancel_ends_a_stream_at_once_also_while_it_connects(
     begun = time.monotonic()
     follower.close()
     assert take(follower.queue) == END
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < at_most(1.0)
 
 
 def test_a_stream_that_was_cancelled_before_it_began_is_empty(calm34: EtcdServer, open_store: OpenStore) -> None:
@@ -539,13 +549,13 @@ def test_d59_a_member_without_quorum_ends_the_watch_and_another_takes_over(
             # when that one dies, then it goes on with the next
             first.kill()
             assert isinstance(follower.ending(), StoreConnectionError)
-        wait_until(lambda: _written(store, "p/2"), "the remaining two take writes", timeout=20)
+        wait_until(lambda: _written(store, "p/2"), "the remaining two take writes")
         (seen,) = resumed(store, "p/", position, position + 1)
         with following(store, "p/", seen.revision) as follower:
             take(follower.queue)
             # and when the quorum is gone, the watch does not hang in silence
             third.kill()
-            assert isinstance(wait_until(lambda: _end_of(follower), "the watch ends", timeout=20), StoreConnectionError)
+            assert isinstance(wait_until(lambda: _end_of(follower), "the watch ends"), StoreConnectionError)
         with pytest.raises((StoreConnectionError, UnknownOutcome)):
             put(store, "p/3")
 

@@ -16,7 +16,7 @@ from datasync.kvdbsync.plugin import Plugin
 from datasync.runtime.threads import Worker
 from tests.conftest import take, wait_until
 from tests.keyval.etcd.conftest import OpenStore
-from tests.support.calls import all_calls_freed
+from tests.support.grpc_calls import all_calls_freed
 from tests.support.servers import EtcdServer
 from tests.support.stores import following, state
 

@@ -22,7 +22,7 @@ from datasync.kvdbsync import local
 from datasync.kvdbsync.local import BytesTxn, ProtoTxn
 from datasync.serializer import SerializerProto
 from datasync.syncbase.registry import Registry
-from tests.conftest import take
+from tests.conftest import PATIENT, take
 
 
 class Recorder:
@@ -207,9 +207,9 @@ def test_threads_that_put_and_commit_lose_and_repeat_nothing() -> None:
     with ThreadPoolExecutor(5) as pool:
         draining = pool.submit(drain)
         for future in [pool.submit(fill, thread) for thread in range(4)]:
-            future.result(20)
+            future.result(PATIENT)
         filled.set()
-        draining.result(20)
+        draining.result(PATIENT)
     txn.commit()
     # then every operation was sent exactly once
     sent = [key for changes, _ in commit.calls for key in changes]
@@ -238,7 +238,7 @@ def test_c4_a_transaction_arrives_as_one_event(registry: Registry) -> None:
         ("a/2", "2"),
     ]
     event.done()
-    assert future.result(5).ignored == ("a/0",)
+    assert future.result(PATIENT).ignored == ("a/0",)
 
 
 def test_a_transaction_can_be_a_resync(registry: Registry) -> None:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.conftest import wait_until
+from tests.conftest import PATIENT, wait_until
 from tests.support.proxy import TcpProxy
 
 
@@ -24,7 +24,7 @@ def test_a_connection_that_has_lost_bytes_passes_none_after_them(way: str) -> No
             assert receiver.recv(100) == b"before"
             proxy.black_hole()
             sender.sendall(b"lost")
-            proxy.swallowed.wait(5)
+            proxy.swallowed.wait(PATIENT)
             proxy.holes = {"up": False, "down": False}  # as in heal(), before it has ended the connections
             sender.sendall(b"after")
             sender.shutdown(socket.SHUT_WR)
