@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from datasync.errors import ClosedError
 from datasync.events import ResyncReason
@@ -52,6 +53,9 @@ class RegistryCore:
         """Raise ``ClosedError`` after ``close``. Called under the lock."""
         if self.health.closed:
             raise ClosedError(f"the registry {self.source!r} is closed")
+
+    def __reduce__(self) -> NoReturn:
+        self.guard.__reduce__()
 
     def run_deferred(self) -> None:
         """Run what was deferred. Called without the lock: users' callbacks and log handlers run in here."""
