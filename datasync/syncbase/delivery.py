@@ -76,19 +76,15 @@ def _begin_next_locked(waiting: Iterable[EventOwner], retry: bool) -> QueuedEven
 class PutTurn:
     """The turn of the one thread that puts an event of a subscription. Threads: the registry's lock."""
 
-    __slots__ = ("_awaited", "_over", "holder")
+    __slots__ = ("awaited", "holder", "over")
 
     def __init__(self, lock: threading.Lock) -> None:
         #: The thread that puts, as a new object for each put; None while no thread does.
         self.holder: tuple[int] | None = None
-        self._over = threading.Condition(lock)
-        self._awaited = 0  # threads that wait for the end of the turn
-
-    def end_locked(self) -> None:
-        """End the turn."""
-        self.holder = None
-        if self._awaited:
-            self._over.notify_all()
+        #: Notified at the end of a turn that other threads await.
+        self.over = threading.Condition(lock)
+        #: Number of threads that wait for the end of the turn.
+        self.awaited = 0
 
     def await_end_locked(self) -> None:
         """Wait for the put of another thread. A put does not block, so the wait is short.
@@ -97,8 +93,8 @@ class PutTurn:
         """
         holder = self.holder
         if holder is not None and holder[0] != threading.get_ident():
-            self._awaited += 1
+            self.awaited += 1
             try:
-                self._over.wait_for(lambda: self.holder is not holder, CLOSE_TIMEOUT)
+                self.over.wait_for(lambda: self.holder is not holder, CLOSE_TIMEOUT)
             finally:
-                self._awaited -= 1
+                self.awaited -= 1

@@ -36,6 +36,34 @@ _SOURCE_REASONS = {ResyncReason.COMPACTED, ResyncReason.RECONNECTED, ResyncReaso
 class Subscription:
     """The stream of one resync name. Call methods that end in ``_locked`` with the registry's lock held."""
 
+    __slots__ = (
+        "_abandon",
+        "_backlog",
+        "_barrier",
+        "_closed",
+        "_core",
+        "_failed",
+        "_failure_backoff",
+        "_full_backoff",
+        "_full_since",
+        "_in_flight",
+        "_last_error",
+        "_late",
+        "_limit",
+        "_missed",
+        "_now",
+        "_ok",
+        "_resync",
+        "_resyncs",
+        "_timeouts",
+        "_timer",
+        "_turn",
+        "change_queue",
+        "name",
+        "prefixes",
+        "resync_queue",
+    )
+
     def __init__(
         self,
         core: RegistryCore,
@@ -54,6 +82,7 @@ class Subscription:
         self._core = core
         self._now = core.now
         self._timeouts = core.timeouts
+        self._abandon = core.timeouts.abandon
         self._limit = in_flight
         self._closed = False
 
@@ -223,19 +252,18 @@ class Subscription:
         """Do what has become due: called by the delivery worker, and by a caller whose timeout has passed."""
         if self._core.guard.forked:  # a caller's future in a child, where the lock may be held for ever
             return
-        abandon = self._timeouts.abandon
         with self._core.lock:
             if self._closed:
                 return
             self._cancel_timer_locked()
             now = self._now()
-            silent = [event for event in self._in_flight if event.put_at + abandon <= now]
+            silent = [event for event in self._in_flight if event.put_at + self._abandon <= now]
             if self._full_since is not None and now - self._full_since >= self._timeouts.delivery:
                 self._overflow_locked(f"its queue was full for {self._timeouts.delivery:.1f} s")
             if self._in_flight:
-                self._set_timer_locked(min(event.put_at for event in self._in_flight) + abandon)
+                self._set_timer_locked(min(event.put_at for event in self._in_flight) + self._abandon)
         for event in silent:
-            message = f"{event!r} was abandoned: done was not called within {abandon:.0f} s"
+            message = f"{event!r} was abandoned: done was not called within {self._abandon:.0f} s"
             log.warning("%s: %s", self._core.source, message)
             self.settle(event, DoneTimeout(message, (self.name,)), abandoned=True)
         self._retry()
@@ -278,11 +306,15 @@ class Subscription:
             event = self._make_resync_locked(self._resync, now)
         elif self._backlog and not self._barrier and len(self._in_flight) < self._limit:
             now = self._now()
-            event = QueuedChange(self, now, *self._backlog.take())
+            backlog = self._backlog
+            first = backlog.popleft()
+            backlog.changes -= len(first.changes)
+            following = backlog.take_following(first) if backlog and first.waiter is None else ()
+            event = QueuedChange(self, first.context, now, first, following)
         else:
             return None
         self._in_flight[event] = None
-        self._set_timer_locked(now + self._timeouts.abandon)
+        self._set_timer_locked(now + self._abandon)
         self._turn.holder = (threading.get_ident(),)
         return event
 
@@ -290,7 +322,10 @@ class Subscription:
         self, event: QueuedEvent, wanted: bool, failure: BaseException | None, retry: bool
     ) -> QueuedEvent | None:
         """Take the result of the put of *event*; return the event to put next, None also when the queue was full."""
-        self._turn.end_locked()
+        turn = self._turn
+        turn.holder = None
+        if turn.awaited:
+            turn.over.notify_all()
         if failure is not None:
             if isinstance(failure, queue.Full):
                 self._take_back_locked(event)
@@ -308,13 +343,14 @@ class Subscription:
             self,
             pending.context or self._core.context,
             now,
-            pending=pending,
-            revision=self._core.state.revision,
-            state=state,
-            prefixes=self.prefixes.copy(),
-            removed=self._missed.listed(state, self.__contains__),
-            serializer=self._core.state.serializer,
-            missed=self._missed,
+            pending,
+            self._missed,
+            pending.reason,
+            self._core.state.revision,
+            self._missed.listed(state, self.__contains__),
+            state,
+            self.prefixes.copy(),
+            self._core.state.serializer,
         )
         self._resync = None
         self._barrier = True

@@ -135,7 +135,17 @@ def test_c16_no_object_that_is_alive_shows_a_value_or_secret_in_its_repr(world: 
     assert telling == set()
     handles = {kind.__qualname__ for kind in seen}
     assert len(handles) > 70, sorted(handles)
-    for name in ("EtcdConfig", "StoredKeyVal", "ChangeResp", "Server", "Client", "Commit", "RestKeyVal", "Request"):
+    for name in (
+        "EtcdConfig",
+        "StoredKeyVal",
+        "StateKeyVal",
+        "ChangeResp",
+        "Server",
+        "Client",
+        "Commit",
+        "RestKeyVal",
+        "Request",
+    ):
         assert name in handles
 
 
