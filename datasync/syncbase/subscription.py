@@ -36,33 +36,14 @@ _SOURCE_REASONS = {ResyncReason.COMPACTED, ResyncReason.RECONNECTED, ResyncReaso
 class Subscription:
     """The stream of one resync name. Call methods that end in ``_locked`` with the registry's lock held."""
 
+    # Slots, because a change may go out to thousands of subscriptions.
+    # fmt: off
     __slots__ = (
-        "_abandon",
-        "_backlog",
-        "_barrier",
-        "_closed",
-        "_core",
-        "_failed",
-        "_failure_backoff",
-        "_full_backoff",
-        "_full_since",
-        "_in_flight",
-        "_last_error",
-        "_late",
-        "_limit",
-        "_missed",
-        "_now",
-        "_ok",
-        "_resync",
-        "_resyncs",
-        "_timeouts",
-        "_timer",
-        "_turn",
-        "change_queue",
-        "name",
-        "prefixes",
-        "resync_queue",
+        "_abandon", "_backlog", "_barrier", "_closed", "_core", "_failed", "_failure_backoff", "_full_backoff",
+        "_full_since", "_in_flight", "_last_error", "_late", "_limit", "_missed", "_now", "_ok", "_resync", "_resyncs",
+        "_timeouts", "_timer", "_turn", "change_queue", "name", "prefixes", "resync_queue",
     )
+    # fmt: on
 
     def __init__(
         self,
