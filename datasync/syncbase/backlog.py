@@ -31,11 +31,6 @@ class Backlog(deque[PendingTransaction]):
         #: Number of changes in all transactions; code that appends or takes one updates it.
         self.changes = 0
 
-    @property
-    def waiters(self) -> list[PropagationFuture]:
-        """The callers that wait for a transaction in here."""
-        return [transaction.waiter for transaction in self if transaction.waiter is not None]
-
     def take_following(self, first: PendingTransaction) -> list[PendingTransaction]:
         """Take the transactions that go into one event with *first*, which has no waiter.
 
@@ -66,7 +61,7 @@ class Backlog(deque[PendingTransaction]):
         """Drop every change that is not *wanted*; return the waiters of transactions of which nothing is left."""
         finished: list[PropagationFuture] = []
         waiting = list(self)
-        self.drop()
+        self.drain()
         for transaction in waiting:
             kept = [change for change in transaction.changes if wanted(change)]
             if kept:
@@ -77,7 +72,9 @@ class Backlog(deque[PendingTransaction]):
                 finished.append(transaction.waiter)
         return finished
 
-    def drop(self) -> None:
-        """Drop every transaction."""
+    def drain(self) -> list[PropagationFuture]:
+        """Drop every transaction; return the callers that wait for one."""
+        waiters = [transaction.waiter for transaction in self if transaction.waiter is not None]
         self.clear()
         self.changes = 0
+        return waiters

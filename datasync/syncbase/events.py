@@ -30,10 +30,8 @@ class EventOwner(Protocol):
     name: str
     change_queue: Queue[Any] | None
     resync_queue: Queue[Any] | None
-
-    @property
-    def source(self) -> str:
-        """Name of the source."""
+    #: Name of the source.
+    source: str
 
     def settle(self, event: QueuedEvent, error: BaseException | None) -> bool:
         """Take the acknowledgement of *event* and go on; True when it was the first one."""

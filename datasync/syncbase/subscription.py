@@ -20,7 +20,7 @@ from datasync.runtime.timers import Timer
 from datasync.syncbase.backlog import MAX_PENDING, Backlog
 from datasync.syncbase.change import StateKeyVal
 from datasync.syncbase.core import PendingResync, PendingTransaction, RegistryCore
-from datasync.syncbase.delivery import PutTurn, deliver
+from datasync.syncbase.delivery import PutTurn, deliver, is_full
 from datasync.syncbase.events import QueuedChange, QueuedEvent, QueuedResync
 from datasync.syncbase.futures import PropagationFuture, check_answer
 from datasync.syncbase.missed_deletes import MissedDeletes
@@ -41,7 +41,7 @@ class Subscription:
     __slots__ = (
         "_abandon", "_backlog", "_barrier", "_closed", "_core", "_failed", "_failure_backoff", "_full_backoff",
         "_full_since", "_in_flight", "_last_error", "_late", "_limit", "_missed", "_now", "_ok", "_resync", "_resyncs",
-        "_timeouts", "_timer", "_turn", "change_queue", "name", "prefixes", "resync_queue",
+        "_timeouts", "_timer", "_turn", "change_queue", "name", "prefixes", "resync_queue", "source",
     )
     # fmt: on
 
@@ -57,6 +57,7 @@ class Subscription:
         resync: PendingResync | None,
     ) -> None:
         self.name = name
+        self.source = core.source
         self.prefixes: PrefixTable[None] = PrefixTable.of(prefixes)
         self.change_queue = change_queue
         self.resync_queue = resync_queue
@@ -82,11 +83,6 @@ class Subscription:
         self._ok = self._failed = self._late = 0
         self._resyncs: Counter[ResyncReason] = Counter()
         self._last_error: BaseException | None = None
-
-    @property
-    def source(self) -> str:
-        """Name of the source, for events."""
-        return self._core.source
 
     def __contains__(self, key: str) -> bool:
         return self.prefixes.longest(key) is not None
@@ -120,7 +116,7 @@ class Subscription:
             resync = self._resync = PendingResync(reason)
             for transaction in self._backlog:
                 self._missed.not_applied(transaction.changes)
-            self._absorb_backlog_locked(resync)
+            resync.waiters += self._backlog.drain()
         elif self._missed.started:
             resync.reason = _stronger(resync.reason, reason)
         if reason is ResyncReason.REQUESTED:
@@ -152,12 +148,11 @@ class Subscription:
         self._full_since = None
         self._cancel_timer_locked()
         waiters = [waiter for event in self._in_flight for waiter in event.waiters]
-        waiters += self._backlog.waiters
+        waiters += self._backlog.drain()
         if self._resync is not None:
             waiters += self._resync.waiters
         self._answer_locked(waiters, ClosedError(f"the subscription {self.name!r} was closed"))
         self._in_flight.clear()
-        self._backlog.drop()
         self._resync = None
         self._turn.await_end_locked()
 
@@ -245,7 +240,7 @@ class Subscription:
                 self._set_timer_locked(min(event.put_at for event in self._in_flight) + self._abandon)
         for event in silent:
             message = f"{event!r} was abandoned: done was not called within {self._abandon:.0f} s"
-            log.warning("%s: %s", self._core.source, message)
+            log.warning("%s: %s", self.source, message)
             self.settle(event, DoneTimeout(message, (self.name,)), abandoned=True)
         self._retry()
 
@@ -256,12 +251,7 @@ class Subscription:
         """Check for room before an event is made, without the lock: the answer may be outdated."""
         if self._full_since is None:
             return False
-        target = self.change_queue if self._resync is None else self.resync_queue
-        try:
-            full: bool = target.full()  # type: ignore[union-attr]
-        except Exception:  # None, or a queue class of the user
-            full = False
-        if not full:
+        if not is_full(self.change_queue if self._resync is None else self.resync_queue):
             return False
         with self._core.lock:
             self._retry_later_locked()
@@ -356,7 +346,7 @@ class Subscription:
             if self._resync is not None:  # or a RESYNC may have become due
                 for transaction in self._backlog:
                     self._missed.not_applied(transaction.changes)
-                self._absorb_backlog_locked(self._resync)
+                self._resync.waiters += self._backlog.drain()
         if self._backlog or self._resync is not None:
             if self._full_since is None:
                 self._full_since = self._now()
@@ -369,7 +359,7 @@ class Subscription:
         later, self._missed = self._missed, event.missed
         for transaction in self._backlog:
             self._missed.not_offered(transaction.changes)
-        self._absorb_backlog_locked(event.pending)
+        event.pending.waiters += self._backlog.drain()
         self._missed.add(later)
         if newer is not None:
             event.pending.waiters += newer.waiters
@@ -390,11 +380,6 @@ class Subscription:
         if self._resync is not None:
             waiters, self._resync.waiters = self._resync.waiters, []
             self._answer_locked(waiters, DeliveryTimeout(f"not delivered to {self.name!r}: {cause}"))
-
-    def _absorb_backlog_locked(self, resync: PendingResync) -> None:
-        """Let the callers of the backlog wait for *resync* instead."""
-        resync.waiters += self._backlog.waiters
-        self._backlog.drop()
 
     def _filter_backlog_locked(self) -> None:
         """Drop pending changes that no prefix matches any more; a caller of nothing else counts as answered."""
@@ -427,7 +412,7 @@ class Subscription:
                 self._core.deferred.append(waiter.finish)
 
     def _warn_locked(self, message: str) -> None:
-        self._core.deferred.append(lambda: log.warning("%s: %s", self._core.source, message))
+        self._core.deferred.append(lambda: log.warning("%s: %s", self.source, message))
 
     def _set_timer_locked(self, at: float) -> None:
         if self._timer is None or at < self._timer.at:

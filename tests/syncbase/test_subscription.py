@@ -477,7 +477,7 @@ def test_c10_the_pause_after_a_failure_grows_with_jitter_up_to_a_limit_and_reset
         take(queue).done(ValueError("no"))
         assert queue.empty()
         assert subscription._resync is not None
-        pause = subscription._resync.not_before - clock.monotonic()
+        pause = round(subscription._resync.not_before - clock.monotonic(), 6)
         clock.advance(pause + 0.001)
         return pause
 
