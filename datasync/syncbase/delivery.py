@@ -1,7 +1,7 @@
 """The delivery of events: the only code that puts on a user's queue.
 
-An event is decided on under the registry's lock and put outside of it, by one thread at a time per subscription. Order
-is kept that way, and ``close`` can wait until no put is in progress.
+The next event of a subscription is chosen under the registry's lock and put without it, by one thread at a time. This
+keeps the order, and lets ``close`` wait until no put is in progress.
 
 Source: contract C3, C8, C11.
 """
@@ -27,11 +27,11 @@ def deliver(
 ) -> None:
     """Put *event* and every event that may follow it, then those of *subscriptions*, one subscription after the other.
 
-    Runs what was deferred afterwards: no user code runs between two puts. An interrupt (^C, in the main thread only) is
-    raised at the end, so that it costs no other subscription its event.
+    What was deferred runs afterwards, so that no user code runs between two puts. An interrupt (^C, in the main thread
+    only) is raised at the end, so that the other subscriptions get their events.
 
     Args:
-      event: An event that a subscription has begun already.
+      event: An event that a subscription has already begun.
       retry: Also try a queue that was found full before: for the delivery worker, and after an acknowledgement.
     """
     waiting = iter(subscriptions)
@@ -76,7 +76,7 @@ def _begin_next_locked(waiting: Iterable[EventOwner], retry: bool) -> QueuedEven
 
 
 def is_full(target: Queue[Any] | None) -> bool:
-    """Return True if *target* says that it is full; the answer may be outdated."""
+    """Return True if *target* is full; the result may be outdated."""
     try:
         return bool(target.full())  # type: ignore[union-attr]
     except Exception:  # None, or a queue class of the user

@@ -1,6 +1,6 @@
 """The stream of one subscriber: its backlog, its events in flight, and the RESYNC that is due.
 
-Source: contract C2-C5, C7-C11; the defects D1, D3, D8, D12, D31, D36, D38 of cn-infra.
+Source: contract C2-C5, C7-C11.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ class Subscription:
 
     def tick(self) -> None:
         """Do what has become due: called by the delivery worker, and by a caller whose timeout has passed."""
-        if self._core.guard.forked:  # a caller's future in a child, where the lock may be held for ever
+        if self._core.guard.forked:  # a caller's future in a child, where the lock may be held forever
             return
         with self._core.lock:
             if self._closed:
@@ -248,7 +248,7 @@ class Subscription:
         deliver(self._core, () if self._still_full() else (self,), retry=True)
 
     def _still_full(self) -> bool:
-        """Check for room before an event is made, without the lock: the answer may be outdated."""
+        """Check for room before an event is made, without the lock: the result may be outdated."""
         if self._full_since is None:
             return False
         if not is_full(self.change_queue if self._resync is None else self.resync_queue):
@@ -382,7 +382,7 @@ class Subscription:
             self._answer_locked(waiters, DeliveryTimeout(f"not delivered to {self.name!r}: {cause}"))
 
     def _filter_backlog_locked(self) -> None:
-        """Drop pending changes that no prefix matches any more; a caller of nothing else counts as answered."""
+        """Drop pending changes that no prefix matches any more; a transaction without any left counts as done."""
         self._answer_locked(self._backlog.keep(lambda change: change.key in self), None)
 
     # Failed events.
@@ -401,7 +401,7 @@ class Subscription:
         if self._core.sourced:
             self.want_resync_locked(reason)
             now = self._now()
-            if self._resync is not None and self._resync.not_before <= now:  # else several events failed together
+            if self._resync is not None and self._resync.not_before <= now:  # otherwise several events failed together
                 self._resync.not_before = now + self._failure_backoff.next()
 
     # Helpers, under the lock.

@@ -1,4 +1,4 @@
-"""One subscriber's stream when its owner is slow, stuck, failing, silent, or comes back in (C8–C10, C15)."""
+"""One subscriber's stream when its owner is slow, stuck, failing, silent, or calls back in (C8–C10, C15)."""
 
 from __future__ import annotations
 
@@ -346,7 +346,7 @@ def test_c15_twenty_thousand_transactions_without_a_queue_do_not_recurse(registr
 # -- C9, C10: no answer, and a refusal
 
 
-def test_c9_an_event_that_is_never_answered_is_given_up_and_its_caller_told(
+def test_c9_an_event_that_is_never_answered_is_abandoned_and_its_caller_told(
     registry: Registry, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     # given a consumer that never answers
