@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from queue import Queue
-from typing import Any, TypeVar, cast, overload
+from typing import Any, ClassVar, TypeVar, cast, overload
 
 from google.protobuf.message import Message
 
@@ -31,6 +31,9 @@ class _Members(Sequence[T]):
 
     __slots__ = ("_members",)
 
+    #: The interface of the members.
+    _kind: ClassVar[Any]
+
     def __init__(self, *members: T | Iterable[T]) -> None:
         # An aggregate is both a member and an iterable: it counts as a member.
         if len(members) == 1 and not self._fits(members[0]) and isinstance(members[0], Iterable):
@@ -41,9 +44,8 @@ class _Members(Sequence[T]):
                 raise InvalidArgumentError(f"member {place} of {name} has the wrong type {type(member).__name__}")
         self._members = cast("tuple[T, ...]", members)
 
-    @staticmethod
-    def _fits(member: object) -> bool:
-        raise NotImplementedError
+    def _fits(self, member: object) -> bool:
+        return isinstance(member, self._kind)
 
     @overload
     def __getitem__(self, place: int) -> T: ...
@@ -69,10 +71,7 @@ class KVProtoWatchers(_Members[KeyValProtoWatcher]):
     """
 
     __slots__ = ()
-
-    @staticmethod
-    def _fits(member: object) -> bool:
-        return isinstance(member, KeyValProtoWatcher)
+    _kind = KeyValProtoWatcher
 
     def watch(
         self, resync_name: str, change_queue: Queue[Any] | None, resync_queue: Queue[Any] | None, *key_prefixes: str
@@ -147,10 +146,7 @@ class KVProtoWriters(_Members[KeyProtoValWriter]):
     """
 
     __slots__ = ()
-
-    @staticmethod
-    def _fits(member: object) -> bool:
-        return isinstance(member, KeyProtoValWriter)
+    _kind = KeyProtoValWriter
 
     def put(self, key: str, data: Message, *opts: PutOption) -> None:
         """Write to every member, even if one fails.

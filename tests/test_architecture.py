@@ -61,6 +61,9 @@ EXTRAS = {
 }
 
 
+#: Public names that several packages define, each for its own transport or level. Any other class name is used once.
+CONTRACT_NAMES = {"Adapter", "BytesTxn", "Client", "KeyVal", "Plugin", "ProtoTxn", "Server", "Watcher"}
+
 #: Limits of size.
 MAX_MODULE_LINES, MAX_CLASS_LINES, MAX_FOLDER_MODULES = 460, 400, 18
 
@@ -221,6 +224,17 @@ def oversized(modules: dict[str, Module]) -> list[str]:
     return found + [f"{name} has {count} modules" for name, count in folders.items() if count > MAX_FOLDER_MODULES]
 
 
+def ambiguous(modules: dict[str, Module]) -> list[str]:
+    """Class names that more than one module defines, with these modules."""
+    places: dict[str, list[str]] = {}
+    for module in modules.values():
+        for node in module.classes:
+            places.setdefault(node.name, []).append(module.name)
+    return [
+        f"{name}: {', '.join(found)}" for name, found in places.items() if len(found) > 1 and name not in CONTRACT_NAMES
+    ]
+
+
 def test_every_module_has_a_floor() -> None:
     homeless = [name for name, module in MODULES.items() if name != "datasync" and module.home not in FLOORS]
     assert homeless == []
@@ -248,6 +262,7 @@ def test_client_libraries_are_imported_in_their_driver_only() -> None:
 @pytest.mark.parametrize(
     ("half", "others"),
     [
+        ("datasync.restsync.client", ("datasync.restsync.app", "datasync.restsync.httpd")),
         ("datasync.grpcsync.client", ("datasync.grpcsync.server",)),
     ],
 )
@@ -258,6 +273,10 @@ def test_a_client_imports_nothing_of_its_server(half: str, others: tuple[str, ..
 
 def test_modules_classes_and_folders_are_small() -> None:
     assert oversized(MODULES) == []
+
+
+def test_a_class_name_means_one_thing() -> None:
+    assert ambiguous(MODULES) == []
 
 
 def test_threads_are_started_in_one_module_only() -> None:
@@ -342,7 +361,8 @@ def house(tmp_path: Path) -> Path:
         "restsync/client/client.py": "from datasync.restsync.app import application\nclass Long:\n"
         + "    x = 1\n" * 400,
         "restsync/app/__init__.py": "",
-        "restsync/app/application.py": "",
+        "restsync/app/application.py": "class Answer: pass\nclass Client: pass\n",
+        "restsync/client/answers.py": "class Answer: pass\nclass Client: pass\n",
         **{f"grpcsync/module{number}.py": "" for number in range(19)},
         "grpcsync/generated_pb2.py": "#\n" * 1000,
         "cli/__init__.py": "",
@@ -374,6 +394,9 @@ def test_each_rule_finds_the_module_that_breaks_it(house: Path) -> None:
     }
     assert across(modules, "datasync.restsync.client", "datasync.restsync.app", "datasync.restsync.httpd") == [
         "datasync.restsync.client.client imports datasync.restsync.app.application"
+    ]
+    assert [sorted(line.partition(": ")[2].split(", ")) for line in ambiguous(modules)] == [
+        ["datasync.restsync.app.application", "datasync.restsync.client.answers"]
     ]
     assert sorted(oversized(modules)) == [
         "datasync.grpcsync has 19 modules",

@@ -9,7 +9,6 @@ import logging
 import threading
 from collections.abc import Callable
 from queue import Queue
-from types import TracebackType
 from typing import Any
 
 from google.protobuf.message import Message
@@ -33,7 +32,7 @@ from datasync.syncbase.status import TransportStatus
 log = logging.getLogger(__name__)
 
 
-class Plugin:
+class Plugin(Closable):
     """A mirror of everything under *prefix* of a store, which it delivers to subscribers; also writes to the store.
 
     One thread follows the store, whatever the number of subscriptions: choose the narrowest sufficient *prefix*.
@@ -200,11 +199,6 @@ class Plugin:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _check_started(self, key: str) -> None:
         self._guard.check()

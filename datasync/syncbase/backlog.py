@@ -21,32 +21,23 @@ MAX_PENDING = 10_000
 class Backlog(deque[PendingTransaction]):
     """The pending transactions of one subscription, oldest first. Threads: the registry's lock.
 
-    A deque, so that neither the test for emptiness nor the append of the data path costs a call of Python code.
+    A deque, so that the data path appends, takes and tests for emptiness without a call of Python code.
     """
 
     __slots__ = ("changes",)
 
     def __init__(self) -> None:
         super().__init__()
-        #: Number of changes in all transactions; whoever appends adds to it.
+        #: Number of changes in all transactions; code that appends or takes one updates it.
         self.changes = 0
 
-    @property
-    def waiters(self) -> list[PropagationFuture]:
-        """The callers that wait for a transaction in here."""
-        return [transaction.waiter for transaction in self if transaction.waiter is not None]
-
-    def take(self) -> tuple[PendingTransaction, list[PendingTransaction]]:
-        """Take the oldest transaction, and those that go into one event with it.
+    def take_following(self, first: PendingTransaction) -> list[PendingTransaction]:
+        """Take the transactions that go into one event with *first*, which has no waiter.
 
         Transactions of a store are merged as long as no key comes twice and the event stays below ``MAX_BATCH``. A
         caller's transaction goes alone, so that each caller gets its own acknowledgement.
         """
-        first = self.popleft()
-        self.changes -= len(first.changes)
         merged: list[PendingTransaction] = []
-        if first.waiter is not None or not self:
-            return first, merged
         size = len(first.changes)
         keys = {change.key for change in first.changes}
         while self and size + len(self[0].changes) <= MAX_BATCH:
@@ -58,7 +49,7 @@ class Backlog(deque[PendingTransaction]):
             size += len(names)
             self.changes -= len(names)
             merged.append(self.popleft())
-        return first, merged
+        return merged
 
     def put_back(self, transactions: Iterable[PendingTransaction]) -> None:
         """Put *transactions*, oldest first, back in front of the others."""
@@ -70,7 +61,7 @@ class Backlog(deque[PendingTransaction]):
         """Drop every change that is not *wanted*; return the waiters of transactions of which nothing is left."""
         finished: list[PropagationFuture] = []
         waiting = list(self)
-        self.drop()
+        self.drain()
         for transaction in waiting:
             kept = [change for change in transaction.changes if wanted(change)]
             if kept:
@@ -81,7 +72,9 @@ class Backlog(deque[PendingTransaction]):
                 finished.append(transaction.waiter)
         return finished
 
-    def drop(self) -> None:
-        """Drop every transaction."""
+    def drain(self) -> list[PropagationFuture]:
+        """Drop every transaction; return the callers that wait for one."""
+        waiters = [transaction.waiter for transaction in self if transaction.waiter is not None]
         self.clear()
         self.changes = 0
+        return waiters

@@ -66,7 +66,7 @@ class RegistryCore:
                 return
             try:
                 act()
-            except BaseException:  # the future logs an Exception of a callback; this is sys.exit() or ^C
+            except BaseException:  # a future logs the Exceptions of callbacks: this is sys.exit() or ^C
                 if in_main_thread():
                     raise
                 log.exception("%s: a callback tried to end a thread that is not its own", self.source)

@@ -1,7 +1,7 @@
 """The delivery of events: the only code that puts on a user's queue.
 
-An event is decided on under the registry's lock and put outside of it, by one thread at a time per subscription. Order
-is kept that way, and ``close`` can wait until no put is in progress.
+The next event of a subscription is chosen under the registry's lock and put without it, by one thread at a time. This
+keeps the order, and lets ``close`` wait until no put is in progress.
 
 Source: contract C3, C8, C11.
 """
@@ -12,6 +12,8 @@ import logging
 import threading
 from collections.abc import Iterable
 from functools import partial
+from queue import Queue
+from typing import Any
 
 from datasync.runtime.threads import CLOSE_TIMEOUT, in_main_thread
 from datasync.syncbase.core import RegistryCore
@@ -25,11 +27,11 @@ def deliver(
 ) -> None:
     """Put *event* and every event that may follow it, then those of *subscriptions*, one subscription after the other.
 
-    Runs what was deferred afterwards: no user code runs between two puts. An interrupt (^C, in the main thread only) is
-    raised at the end, so that it costs no other subscription its event.
+    What was deferred runs afterwards, so that no user code runs between two puts. An interrupt (^C, in the main thread
+    only) is raised at the end, so that the other subscriptions get their events.
 
     Args:
-      event: An event that a subscription has begun already.
+      event: An event that a subscription has already begun.
       retry: Also try a queue that was found full before: for the delivery worker, and after an acknowledgement.
     """
     waiting = iter(subscriptions)
@@ -73,22 +75,26 @@ def _begin_next_locked(waiting: Iterable[EventOwner], retry: bool) -> QueuedEven
     return None
 
 
+def is_full(target: Queue[Any] | None) -> bool:
+    """Return True if *target* is full; the result may be outdated."""
+    try:
+        return bool(target.full())  # type: ignore[union-attr]
+    except Exception:  # None, or a queue class of the user
+        return False
+
+
 class PutTurn:
     """The turn of the one thread that puts an event of a subscription. Threads: the registry's lock."""
 
-    __slots__ = ("_awaited", "_over", "holder")
+    __slots__ = ("awaited", "holder", "over")
 
     def __init__(self, lock: threading.Lock) -> None:
         #: The thread that puts, as a new object for each put; None while no thread does.
         self.holder: tuple[int] | None = None
-        self._over = threading.Condition(lock)
-        self._awaited = 0  # threads that wait for the end of the turn
-
-    def end_locked(self) -> None:
-        """End the turn."""
-        self.holder = None
-        if self._awaited:
-            self._over.notify_all()
+        #: Notified at the end of a turn that other threads await.
+        self.over = threading.Condition(lock)
+        #: Number of threads that wait for the end of the turn.
+        self.awaited = 0
 
     def await_end_locked(self) -> None:
         """Wait for the put of another thread. A put does not block, so the wait is short.
@@ -97,8 +103,8 @@ class PutTurn:
         """
         holder = self.holder
         if holder is not None and holder[0] != threading.get_ident():
-            self._awaited += 1
+            self.awaited += 1
             try:
-                self._over.wait_for(lambda: self.holder is not holder, CLOSE_TIMEOUT)
+                self.over.wait_for(lambda: self.holder is not holder, CLOSE_TIMEOUT)
             finally:
-                self._awaited -= 1
+                self.awaited -= 1

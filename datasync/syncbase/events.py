@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from queue import Queue
 from typing import Any, Protocol
 
@@ -29,10 +30,8 @@ class EventOwner(Protocol):
     name: str
     change_queue: Queue[Any] | None
     resync_queue: Queue[Any] | None
-
-    @property
-    def source(self) -> str:
-        """Name of the source."""
+    #: Name of the source.
+    source: str
 
     def settle(self, event: QueuedEvent, error: BaseException | None) -> bool:
         """Take the acknowledgement of *event* and go on; True when it was the first one."""
@@ -46,18 +45,16 @@ class EventOwner(Protocol):
         """Take the result of the put of *event*; return the event to put next, None when there is none."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class QueuedEvent:
     """The part that both kinds of event have in common. Threads: any."""
 
-    __slots__ = ("_context", "abandoned", "owner", "put_at")
-
-    def __init__(self, owner: EventOwner, context: contextvars.Context, put_at: float) -> None:
-        self.owner = owner
-        self._context = context
-        #: Monotonic time of the put.
-        self.put_at = put_at
-        #: True while a late acknowledgement would be counted.
-        self.abandoned = False
+    owner: EventOwner
+    _context: contextvars.Context
+    #: Monotonic time of the put.
+    put_at: float
+    #: True while a late acknowledgement would be counted.
+    abandoned: bool = field(default=False, init=False)
 
     @property
     def waiters(self) -> Sequence[PropagationFuture]:
@@ -78,26 +75,13 @@ class QueuedEvent:
         return with_source(self._context, self.owner.source)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class QueuedChange(QueuedEvent):
     """A ``ChangeEvent``: one transaction, or several whole ones in order."""
 
-    __slots__ = ("_following", "first")
-
-    def __init__(
-        self,
-        owner: EventOwner,
-        put_at: float,
-        first: PendingTransaction,
-        following: Sequence[PendingTransaction] = (),
-    ) -> None:
-        # The body of super().__init__() without the call: most events are of this kind.
-        self.owner = owner
-        self._context = first.context
-        self.put_at = put_at
-        self.abandoned = False
-        #: The first transaction, and mostly the only one.
-        self.first = first
-        self._following = following
+    #: The first transaction, and mostly the only one.
+    first: PendingTransaction
+    _following: Sequence[PendingTransaction]
 
     @property
     def waiters(self) -> Sequence[PropagationFuture]:
@@ -119,48 +103,22 @@ class QueuedChange(QueuedEvent):
         return f"<ChangeEvent for {self.owner.name!r}: {counted(len(self.get_changes()), 'change')}>"
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class QueuedResync(QueuedEvent):
     """A ``ResyncEvent``: the full state at one revision. It is grouped by prefix at the first ``get_values``."""
 
-    __slots__ = (
-        "_grouped",
-        "_prefixes",
-        "_serializer",
-        "_state",
-        "missed",
-        "pending",
-        "reason",
-        "removed",
-        "revision",
-    )
-
-    def __init__(
-        self,
-        owner: EventOwner,
-        context: contextvars.Context,
-        put_at: float,
-        *,
-        pending: PendingResync,
-        revision: int,
-        state: Mapping[str, StateEntry],
-        prefixes: PrefixTable[None],
-        removed: dict[str, StateKeyVal],
-        serializer: Serializer,
-        missed: MissedDeletes,
-    ) -> None:
-        super().__init__(owner, context, put_at)
-        self.reason: ResyncReason = pending.reason
-        self.revision = revision
-        #: The pending RESYNC that this event fulfils; it becomes pending again when the queue is full.
-        self.pending = pending
-        #: The missed deletes that the subscription had noted, for the same case.
-        self.missed = missed
-        #: Keys that are gone, with their last known values.
-        self.removed = removed
-        self._state = state
-        self._prefixes = prefixes
-        self._serializer = serializer
-        self._grouped: dict[str, list[str]] | None = None
+    #: The pending RESYNC that this event fulfils; it becomes pending again when the queue is full.
+    pending: PendingResync
+    #: The missed deletes that the subscription had noted, for the same case.
+    missed: MissedDeletes
+    reason: ResyncReason
+    revision: int
+    #: Keys that are gone, with their last known values.
+    removed: dict[str, StateKeyVal]
+    _state: Mapping[str, StateEntry]
+    _prefixes: PrefixTable[None]
+    _serializer: Serializer
+    _grouped: dict[str, list[str]] | None = field(default=None, init=False)
 
     @property
     def waiters(self) -> Sequence[PropagationFuture]:

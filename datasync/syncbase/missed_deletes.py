@@ -3,7 +3,7 @@
 A key counts as offered once an event contained it, delivered or not. Its delete must be reported unless a CHANGE that
 was applied reported it. The delete of a key that was created and deleted while a RESYNC was due need not be.
 
-Source: contract C7; D32, D40 of cn-infra.
+Source: contract C7.
 """
 
 from __future__ import annotations

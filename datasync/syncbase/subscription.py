@@ -1,6 +1,6 @@
 """The stream of one subscriber: its backlog, its events in flight, and the RESYNC that is due.
 
-Source: contract C2-C5, C7-C11; the defects D1, D3, D8, D12, D31, D36, D38 of cn-infra.
+Source: contract C2-C5, C7-C11.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datasync.runtime.timers import Timer
 from datasync.syncbase.backlog import MAX_PENDING, Backlog
 from datasync.syncbase.change import StateKeyVal
 from datasync.syncbase.core import PendingResync, PendingTransaction, RegistryCore
-from datasync.syncbase.delivery import PutTurn, deliver
+from datasync.syncbase.delivery import PutTurn, deliver, is_full
 from datasync.syncbase.events import QueuedChange, QueuedEvent, QueuedResync
 from datasync.syncbase.futures import PropagationFuture, check_answer
 from datasync.syncbase.missed_deletes import MissedDeletes
@@ -36,6 +36,15 @@ _SOURCE_REASONS = {ResyncReason.COMPACTED, ResyncReason.RECONNECTED, ResyncReaso
 class Subscription:
     """The stream of one resync name. Call methods that end in ``_locked`` with the registry's lock held."""
 
+    # Slots, because a change may go out to thousands of subscriptions.
+    # fmt: off
+    __slots__ = (
+        "_abandon", "_backlog", "_barrier", "_closed", "_core", "_failed", "_failure_backoff", "_full_backoff",
+        "_full_since", "_in_flight", "_last_error", "_late", "_limit", "_missed", "_now", "_ok", "_resync", "_resyncs",
+        "_timeouts", "_timer", "_turn", "change_queue", "name", "prefixes", "resync_queue", "source",
+    )
+    # fmt: on
+
     def __init__(
         self,
         core: RegistryCore,
@@ -48,12 +57,14 @@ class Subscription:
         resync: PendingResync | None,
     ) -> None:
         self.name = name
+        self.source = core.source
         self.prefixes: PrefixTable[None] = PrefixTable.of(prefixes)
         self.change_queue = change_queue
         self.resync_queue = resync_queue
         self._core = core
         self._now = core.now
         self._timeouts = core.timeouts
+        self._abandon = core.timeouts.abandon
         self._limit = in_flight
         self._closed = False
 
@@ -72,11 +83,6 @@ class Subscription:
         self._ok = self._failed = self._late = 0
         self._resyncs: Counter[ResyncReason] = Counter()
         self._last_error: BaseException | None = None
-
-    @property
-    def source(self) -> str:
-        """Name of the source, for events."""
-        return self._core.source
 
     def __contains__(self, key: str) -> bool:
         return self.prefixes.longest(key) is not None
@@ -110,7 +116,7 @@ class Subscription:
             resync = self._resync = PendingResync(reason)
             for transaction in self._backlog:
                 self._missed.not_applied(transaction.changes)
-            self._absorb_backlog_locked(resync)
+            resync.waiters += self._backlog.drain()
         elif self._missed.started:
             resync.reason = _stronger(resync.reason, reason)
         if reason is ResyncReason.REQUESTED:
@@ -142,12 +148,11 @@ class Subscription:
         self._full_since = None
         self._cancel_timer_locked()
         waiters = [waiter for event in self._in_flight for waiter in event.waiters]
-        waiters += self._backlog.waiters
+        waiters += self._backlog.drain()
         if self._resync is not None:
             waiters += self._resync.waiters
         self._answer_locked(waiters, ClosedError(f"the subscription {self.name!r} was closed"))
         self._in_flight.clear()
-        self._backlog.drop()
         self._resync = None
         self._turn.await_end_locked()
 
@@ -221,22 +226,21 @@ class Subscription:
 
     def tick(self) -> None:
         """Do what has become due: called by the delivery worker, and by a caller whose timeout has passed."""
-        if self._core.guard.forked:  # a caller's future in a child, where the lock may be held for ever
+        if self._core.guard.forked:  # a caller's future in a child, where the lock may be held forever
             return
-        abandon = self._timeouts.abandon
         with self._core.lock:
             if self._closed:
                 return
             self._cancel_timer_locked()
             now = self._now()
-            silent = [event for event in self._in_flight if event.put_at + abandon <= now]
+            silent = [event for event in self._in_flight if event.put_at + self._abandon <= now]
             if self._full_since is not None and now - self._full_since >= self._timeouts.delivery:
                 self._overflow_locked(f"its queue was full for {self._timeouts.delivery:.1f} s")
             if self._in_flight:
-                self._set_timer_locked(min(event.put_at for event in self._in_flight) + abandon)
+                self._set_timer_locked(min(event.put_at for event in self._in_flight) + self._abandon)
         for event in silent:
-            message = f"{event!r} was abandoned: done was not called within {abandon:.0f} s"
-            log.warning("%s: %s", self._core.source, message)
+            message = f"{event!r} was abandoned: done was not called within {self._abandon:.0f} s"
+            log.warning("%s: %s", self.source, message)
             self.settle(event, DoneTimeout(message, (self.name,)), abandoned=True)
         self._retry()
 
@@ -244,15 +248,10 @@ class Subscription:
         deliver(self._core, () if self._still_full() else (self,), retry=True)
 
     def _still_full(self) -> bool:
-        """Check for room before an event is made, without the lock: the answer may be outdated."""
+        """Check for room before an event is made, without the lock: the result may be outdated."""
         if self._full_since is None:
             return False
-        target = self.change_queue if self._resync is None else self.resync_queue
-        try:
-            full: bool = target.full()  # type: ignore[union-attr]
-        except Exception:  # None, or a queue class of the user
-            full = False
-        if not full:
+        if not is_full(self.change_queue if self._resync is None else self.resync_queue):
             return False
         with self._core.lock:
             self._retry_later_locked()
@@ -278,11 +277,15 @@ class Subscription:
             event = self._make_resync_locked(self._resync, now)
         elif self._backlog and not self._barrier and len(self._in_flight) < self._limit:
             now = self._now()
-            event = QueuedChange(self, now, *self._backlog.take())
+            backlog = self._backlog
+            first = backlog.popleft()
+            backlog.changes -= len(first.changes)
+            following = backlog.take_following(first) if backlog and first.waiter is None else ()
+            event = QueuedChange(self, first.context, now, first, following)
         else:
             return None
         self._in_flight[event] = None
-        self._set_timer_locked(now + self._timeouts.abandon)
+        self._set_timer_locked(now + self._abandon)
         self._turn.holder = (threading.get_ident(),)
         return event
 
@@ -290,7 +293,10 @@ class Subscription:
         self, event: QueuedEvent, wanted: bool, failure: BaseException | None, retry: bool
     ) -> QueuedEvent | None:
         """Take the result of the put of *event*; return the event to put next, None also when the queue was full."""
-        self._turn.end_locked()
+        turn = self._turn
+        turn.holder = None
+        if turn.awaited:
+            turn.over.notify_all()
         if failure is not None:
             if isinstance(failure, queue.Full):
                 self._take_back_locked(event)
@@ -308,13 +314,14 @@ class Subscription:
             self,
             pending.context or self._core.context,
             now,
-            pending=pending,
-            revision=self._core.state.revision,
-            state=state,
-            prefixes=self.prefixes.copy(),
-            removed=self._missed.listed(state, self.__contains__),
-            serializer=self._core.state.serializer,
-            missed=self._missed,
+            pending,
+            self._missed,
+            pending.reason,
+            self._core.state.revision,
+            self._missed.listed(state, self.__contains__),
+            state,
+            self.prefixes.copy(),
+            self._core.state.serializer,
         )
         self._resync = None
         self._barrier = True
@@ -339,7 +346,7 @@ class Subscription:
             if self._resync is not None:  # or a RESYNC may have become due
                 for transaction in self._backlog:
                     self._missed.not_applied(transaction.changes)
-                self._absorb_backlog_locked(self._resync)
+                self._resync.waiters += self._backlog.drain()
         if self._backlog or self._resync is not None:
             if self._full_since is None:
                 self._full_since = self._now()
@@ -352,7 +359,7 @@ class Subscription:
         later, self._missed = self._missed, event.missed
         for transaction in self._backlog:
             self._missed.not_offered(transaction.changes)
-        self._absorb_backlog_locked(event.pending)
+        event.pending.waiters += self._backlog.drain()
         self._missed.add(later)
         if newer is not None:
             event.pending.waiters += newer.waiters
@@ -374,13 +381,8 @@ class Subscription:
             waiters, self._resync.waiters = self._resync.waiters, []
             self._answer_locked(waiters, DeliveryTimeout(f"not delivered to {self.name!r}: {cause}"))
 
-    def _absorb_backlog_locked(self, resync: PendingResync) -> None:
-        """Let the callers of the backlog wait for *resync* instead."""
-        resync.waiters += self._backlog.waiters
-        self._backlog.drop()
-
     def _filter_backlog_locked(self) -> None:
-        """Drop pending changes that no prefix matches any more; a caller of nothing else counts as answered."""
+        """Drop pending changes that no prefix matches any more; a transaction without any left counts as done."""
         self._answer_locked(self._backlog.keep(lambda change: change.key in self), None)
 
     # Failed events.
@@ -399,7 +401,7 @@ class Subscription:
         if self._core.sourced:
             self.want_resync_locked(reason)
             now = self._now()
-            if self._resync is not None and self._resync.not_before <= now:  # else several events failed together
+            if self._resync is not None and self._resync.not_before <= now:  # otherwise several events failed together
                 self._resync.not_before = now + self._failure_backoff.next()
 
     # Helpers, under the lock.
@@ -410,7 +412,7 @@ class Subscription:
                 self._core.deferred.append(waiter.finish)
 
     def _warn_locked(self, message: str) -> None:
-        self._core.deferred.append(lambda: log.warning("%s: %s", self._core.source, message))
+        self._core.deferred.append(lambda: log.warning("%s: %s", self.source, message))
 
     def _set_timer_locked(self, at: float) -> None:
         if self._timer is None or at < self._timer.at:
