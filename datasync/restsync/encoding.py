@@ -49,14 +49,10 @@ class ReceivedValue(ChangeBytes):
 
 
 def parse_json(data: bytes, depth: int = MAX_DEPTH, *, unique: bool = False) -> Any:
-    """Parse *data* as strict JSON: UTF-8, no NaN, no infinity.
+    """Parse *data* as strict JSON: UTF-8, no NaN, no infinity, at most *depth* levels.
 
-    Args:
-      depth: Nesting levels that are allowed.
-      unique: Reject an object with a repeated name: to write it again would lose one of the two values.
-
-    Raises:
-      Problem: The data is not valid; the text has the position and never the content.
+    *unique* rejects an object with a repeated name: writing it again would lose one of the two values.
+    Raises ``Problem``, whose text has the position and never the content.
     """
     try:
         document = (_UNIQUE_DECODER if unique else _DECODER).decode(data.decode())
@@ -91,10 +87,9 @@ def value_of_item(item: Mapping[str, Any], content_type: str) -> bytes:
 
 
 def content_of(key: str, value: object) -> tuple[bytes, str]:
-    """Return the bytes of a value that a registry holds under *key*, and their content type.
+    """Return the bytes of a value of a registry, and their content type.
 
-    Raises:
-      InvalidArgumentError: The value is an object of this process without a serialized form.
+    Raises ``InvalidArgumentError`` for an object of this process that has no serialized form.
     """
     if isinstance(value, ReceivedValue):
         return value.data or b"", value.content_type

@@ -41,11 +41,7 @@ def check_text(text: str, subject: str) -> None:
 
 
 def key_of_path(path: str) -> str:
-    """Return the key in *path*, the part of ``PATH_INFO`` after ``/keys/``.
-
-    Raises:
-      InvalidArgumentError: The path is not valid UTF-8, or not a valid key.
-    """
+    """Return the key in *path*, the part of ``PATH_INFO`` after ``/keys/``. Raises ``InvalidArgumentError``."""
     try:
         key = path.encode("latin-1").decode()  # WSGI: each byte of the decoded path is one character
     except UnicodeError:

@@ -8,14 +8,7 @@ from typing import Any
 from datasync.errors import InvalidArgumentError
 from datasync.restsync.app.adapter import Adapter
 from datasync.restsync.app.application import Application
-from datasync.restsync.httpd.connection import (
-    BODY_TIMEOUT,
-    KEEP_ALIVE,
-    MAX_CONNECTIONS,
-    READ_TIMEOUT,
-    WRITE_TIMEOUT,
-    ConnectionLimits,
-)
+from datasync.restsync.httpd.connection import DEFAULT_LIMITS, ConnectionLimits
 from datasync.restsync.httpd.server import Server, ServerTls, make_server_context
 
 log = logging.getLogger(__name__)
@@ -26,11 +19,11 @@ def serve(
     adapter: Adapter | Application,
     *,
     tls: ServerTls | None = None,
-    max_connections: int = MAX_CONNECTIONS,
-    read_timeout: float = READ_TIMEOUT,
-    body_timeout: float = BODY_TIMEOUT,
-    write_timeout: float = WRITE_TIMEOUT,
-    keep_alive: float = KEEP_ALIVE,
+    max_connections: int = DEFAULT_LIMITS.connections,
+    read_timeout: float = DEFAULT_LIMITS.read_timeout,
+    body_timeout: float = DEFAULT_LIMITS.body_timeout,
+    write_timeout: float = DEFAULT_LIMITS.write_timeout,
+    keep_alive: float = DEFAULT_LIMITS.keep_alive,
     **options: Any,
 ) -> Server:
     """Serve *adapter* on *address*, and return at once.
@@ -40,10 +33,8 @@ def serve(
       adapter: It stays open when the server closes. An ``Application`` is served with the options that it has.
       tls: Certificate for HTTPS: a context, or files.
       max_connections: Connections at once; one more gets 503.
-      read_timeout: Seconds for a whole request head, and for a TLS handshake.
-      body_timeout: Seconds for a whole request body.
-      write_timeout: Seconds that a client may take to accept a chunk of a response.
-      keep_alive: Seconds that a connection may stay open without a request.
+      read_timeout, body_timeout, write_timeout, keep_alive: Seconds for a whole head, for a whole body, for the client
+        to accept a chunk of a response, and for a connection without a request.
       options: Arguments of ``Application``: ``token``, ``page``, ``show_values``, …
 
     Raises:

@@ -132,17 +132,17 @@ def test_the_page_shows_what_the_process_knows_as_it_changes(
     kind = f"{'phone' if size == PHONE else 'laptop'}-{'dark' if dark else 'light'}"
     # given an open page with nothing on it
     page.open(f"{shown.url}/", size, dark=dark)
-    page.wait("live", "No keys yet", "All quiet", "agent", "net/")
+    page.wait("live", "No keys yet", "No writes yet", "agent", "net/")
     page.shoot(f"empty-{kind}")
     # when keys are put, deleted and replaced / then it shows them without being asked
     fill(shown)
     page.wait("net/interface/eth1", '{"mtu":9000}', "Resync", "Delete", "synced", "1 requested")
-    assert page.find("#events").text.count("answered in") == 9
+    assert page.find("#events").text.count("took ") == 9
     page.shoot(f"busy-{kind}")
     # when a subscriber refuses / then that stands at the top, with its words
     http = Http(shown.url)
     http.put("net/refuse/this", 1)
-    page.wait("agent has not accepted the last event", "ValueError: not with me", "failing", "422")
+    page.wait("agent rejected the last event", "ValueError: not with me", "failing", "422")
     page.shoot(f"failing-{kind}")
     # and nobody watches / then that is among the last requests as well
     http.put("other", 1)
@@ -161,14 +161,14 @@ def test_clicking_and_typing_through_the_page(page: Page, shown: Server, subscri
     wait_until(lambda: "eth0" not in page.text("#keys"), "eth0 is gone")
     assert "net/interface/eth1" in page.text("#keys")
     page.type("#filter", "nothing like that")
-    page.wait("No key contains that")
+    page.wait("No matching keys")
     page.shoot("filter-laptop-light")
     # when the other source is chosen / then its state is shown
     page.type("#filter", " ")
     page.find("#filter").clear()
     page.find("#sources button:nth-child(2)").click()
     page.wait("reconnects", place="#tiles")
-    page.wait("Nobody watches yet", place="#subscriptions")
+    page.wait("No subscriptions yet", place="#subscriptions")
     page.shoot("other-source-laptop-light")
     page.find("#sources button:nth-child(1)").click()
     page.wait("event streams", place="#tiles")
@@ -207,7 +207,7 @@ def test_a_server_that_goes_away_is_noticed_and_what_was_known_stays(
     page.wait("net/a")
     # when the server ends
     server.close()
-    page.wait("out of reach", place="#live")
+    page.wait("disconnected", place="#live")
     assert "net/a" in page.text()
     page.shoot("out-of-reach-laptop-light")
     # and comes back / then the page goes on by itself
@@ -221,12 +221,12 @@ def test_a_token_is_asked_for_and_kept_until_the_tab_is_closed(
 ) -> None:
     with serve("127.0.0.1:0", adapter, token=f"{CANARY}-sesame") as server:
         page.open(f"{server.url}/", PHONE)
-        page.wait("A token, please")
+        page.wait("Token required")
         assert "agent" not in page.text()
         page.shoot("token-phone-light")
         page.type("#token", "wrong")
         page.find("#login button").click()
-        page.wait("That token is not accepted")
+        page.wait("The token is not valid")
         page.type("#token", f"{CANARY}-sesame")
         page.find("#login button").click()
         page.wait("agent", "live")

@@ -135,7 +135,16 @@ def test_c16_no_object_that_is_alive_shows_a_value_or_secret_in_its_repr(world: 
     assert telling == set()
     handles = {kind.__qualname__ for kind in seen}
     assert len(handles) > 70, sorted(handles)
-    for name in ("EtcdConfig", "StateKeyVal", "ChangeResp", "Server", "Client", "Commit", "RestKeyVal", "PendingRequest"):
+    for name in (
+        "EtcdConfig",
+        "StateKeyVal",
+        "ChangeResp",
+        "Server",
+        "Client",
+        "Commit",
+        "RestKeyVal",
+        "PendingRequest",
+    ):
         assert name in handles
 
 

@@ -258,11 +258,12 @@ class Application:
         pair = self._adapter.registry.get(key)
         revision = 0 if pair is None else pair.revision
         tag = event_id(self._adapter, revision)
+        headers = {} if pair is None else {"ETag": f'"{tag}"'}
         if match is not None and (pair is None or not names_tag(match, tag, weak=False)):
             state = "does not exist" if pair is None else "has another revision, see ETag"
-            raise Problem("conflict", f"{key!r} {state}", headers=_tag_header(pair and tag))
+            raise Problem("conflict", f"{key!r} {state}", headers=headers)
         if none_match is not None and pair is not None and names_tag(none_match, tag, weak=True):
-            raise Problem("conflict", f"{key!r} has a revision that the condition excludes", headers=_tag_header(tag))
+            raise Problem("conflict", f"{key!r} has a revision that the condition excludes", headers=headers)
         return {key: revision}
 
     # All keys.
@@ -418,7 +419,3 @@ def _json_response(text: str, status: int = 200) -> Response:
 
 def _written(key: str, outcome: Outcome) -> str:
     return f'{{"key":{json.dumps(key)},"revision":{outcome.revision}}}'
-
-
-def _tag_header(tag: str | None) -> dict[str, str]:
-    return {"ETag": f'"{tag}"'} if tag else {}

@@ -57,13 +57,7 @@ PAGE_POLICY = _policy(PAGE)
 def overview(
     adapter: Adapter, sources: tuple[MonitoredTransport, ...], *, values: bool, prefix: str, limit: int
 ) -> dict[str, Any]:
-    """Return everything that the page shows.
-
-    Args:
-      values: Include values, and not only keys and sizes.
-      prefix: Text that a key must contain to be included.
-      limit: Keys per transport.
-    """
+    """Return everything that the page shows: at most *limit* keys per transport, those that contain *prefix*."""
     shown = [_transport(one, values=values, prefix=prefix, limit=limit) for one in (adapter, *sources)]
     records = [_request(record) for record in adapter.replay_buffer.records()]
     return {"values": values, "sources": shown, "events": records}
@@ -95,11 +89,7 @@ def _subscription(name: str, status: SubscriptionStatus) -> dict[str, Any]:
         "name": name,
         "state": status.state.value,
         "prefixes": list(status.prefixes),
-        "pending": status.pending,
-        "in_flight": status.in_flight,
-        "ok": status.ok,
-        "failed": status.failed,
-        "late": status.late,
+        **{count: getattr(status, count) for count in ("pending", "in_flight", "ok", "failed", "late")},
         "resyncs": sum(status.resyncs.values()),
         "last_error": error_text(status.last_error),
     }
@@ -110,12 +100,7 @@ def _pair(pair: StateKeyVal, values: bool) -> dict[str, Any]:
         content, content_type = content_of(pair.key, pair.value)
     except DatasyncError:
         content, content_type = b"", "an object of this process"
-    shown: dict[str, Any] = {
-        "key": pair.key,
-        "revision": pair.revision,
-        "content_type": content_type,
-        "size": len(content),
-    }
+    shown = {"key": pair.key, "revision": pair.revision, "content_type": content_type, "size": len(content)}
     if values:
         readable = content_type == CONTENT_JSON
         text = content[:VALUE_SHOWN].decode("utf-8", "replace") if readable else content[: VALUE_SHOWN // 4].hex(" ")
@@ -124,7 +109,4 @@ def _pair(pair: StateKeyVal, values: bool) -> dict[str, Any]:
 
 
 def _request(record: RequestRecord) -> dict[str, Any]:
-    shown = record._asdict()
-    shown["at"] = round(record.at, 3)
-    shown["seconds"] = round(record.seconds, 4)
-    return shown
+    return record._asdict() | {"at": round(record.at, 3), "seconds": round(record.seconds, 4)}

@@ -12,6 +12,7 @@ Json = dict[str, Any]
 
 _BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
 _VALUE = {name: ({"schema": {}} if name.endswith("json") else _BINARY) for name in SERIALIZERS}
+_INTEGER: Json = {"type": "integer"}
 _TAG = {"ETag": {"schema": {"type": "string"}, "description": "The revision, for If-Match and If-None-Match."}}
 
 
@@ -56,7 +57,7 @@ _EVENT: Json = {
         "event": {"type": "string", "enum": ["resync", "items", "synced", "change"]},
         "data": {"type": "string", "description": "JSON."},
         "id": {"type": "string"},
-        "retry": {"type": "integer"},
+        "retry": _INTEGER,
     },
 }
 
@@ -66,7 +67,7 @@ _ITEM: Json = {
     "description": "value has a JSON value, data any other value in base64.",
     "properties": {
         "key": {"type": "string"},
-        "revision": {"type": "integer"},
+        "revision": _INTEGER,
         "content_type": {"type": "string", "enum": list(SERIALIZERS)},
         "value": {},
         "data": {"type": "string", "format": "byte"},
@@ -74,7 +75,7 @@ _ITEM: Json = {
 }
 
 
-def _object(*required: str, op: str = "") -> Json:
+def _item(*required: str, op: str = "") -> Json:
     """Return the schema of one item of a full state or of a transaction."""
     types = ["application/json"] if "value" in required else list(SERIALIZERS)
     properties: Json = {
@@ -94,71 +95,37 @@ def _object(*required: str, op: str = "") -> Json:
     }
 
 
+def _record(**properties: Json) -> Json:
+    """Return the schema of an object with all of *properties*."""
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _items(name: str, *kinds: Json) -> Json:
+    """Return the schema of a body that has a list of items of any of *kinds* under *name*."""
+    items = {"type": "array", "items": {"oneOf": list(kinds)}}
+    return _record(**{name: items}) | {"additionalProperties": False}
+
+
 _SCHEMAS: Json = {
     "Item": _ITEM,
-    "Listing": {
-        "type": "object",
-        "required": ["revision", "items", "next"],
-        "properties": {
-            "revision": {"type": "integer"},
-            "items": {"type": "array", "items": {"$ref": "#/components/schemas/Item"}},
-            "next": {
-                "type": "string",
-                "nullable": True,
-                "description": "Value of after= for the next page; null on the last page.",
-            },
-        },
-    },
-    "State": {
-        "type": "object",
-        "required": ["items"],
-        "additionalProperties": False,
-        "properties": {
-            "items": {
-                "type": "array",
-                "items": {"oneOf": [_object("key", "value"), _object("key", "data")]},
-            }
-        },
-    },
-    "Transaction": {
-        "type": "object",
-        "required": ["changes"],
-        "additionalProperties": False,
-        "properties": {
-            "changes": {
-                "type": "array",
-                "items": {
-                    "oneOf": [
-                        _object("op", "key", "value", op="Put"),
-                        _object("op", "key", "data", op="Put"),
-                        _object("op", "key", op="Delete"),
-                    ]
-                },
-            }
-        },
-    },
-    "Committed": {
-        "type": "object",
-        "required": ["revision", "ignored"],
-        "properties": {
-            "revision": {"type": "integer"},
-            "ignored": {
-                "type": "array",
-                "items": {"type": "string"},
-                "description": "Deletes of keys that did not exist.",
-            },
-        },
-    },
-    "Written": {
-        "type": "object",
-        "required": ["key", "revision"],
-        "properties": {"key": {"type": "string"}, "revision": {"type": "integer"}},
-    },
-    "Replaced": {
-        "type": "object",
-        "required": ["keys", "revision"],
-        "properties": {"keys": {"type": "integer"}, "revision": {"type": "integer"}},
-    },
+    "Listing": _record(
+        revision=_INTEGER,
+        items={"type": "array", "items": {"$ref": "#/components/schemas/Item"}},
+        next={"type": "string", "nullable": True, "description": "The next after=; null on the last page."},
+    ),
+    "State": _items("items", _item("key", "value"), _item("key", "data")),
+    "Transaction": _items(
+        "changes",
+        _item("op", "key", "value", op="Put"),
+        _item("op", "key", "data", op="Put"),
+        _item("op", "key", op="Delete"),
+    ),
+    "Committed": _record(
+        revision=_INTEGER,
+        ignored={"type": "array", "items": {"type": "string"}, "description": "Deletes of keys that did not exist."},
+    ),
+    "Written": _record(key={"type": "string"}, revision=_INTEGER),
+    "Replaced": _record(keys=_INTEGER, revision=_INTEGER),
     "Problem": {
         "type": "object",
         "description": "RFC 9457. errors: subscriber to its rejection; silent: subscribers that did not acknowledge.",
@@ -166,7 +133,7 @@ _SCHEMAS: Json = {
         "properties": {
             "type": {"type": "string", "enum": [URN + code for code in PROBLEMS]},
             "title": {"type": "string"},
-            "status": {"type": "integer"},
+            "status": _INTEGER,
             "detail": {"type": "string"},
             "errors": {"type": "object", "additionalProperties": {"type": "string"}},
             "silent": {"type": "array", "items": {"type": "string"}},
@@ -198,10 +165,7 @@ def _resync() -> Json:
     return {
         "operationId": "resync",
         "summary": "Replace the whole state, and wait until every subscriber has acknowledged a RESYNC",
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/State"}}},
-        },
+        "requestBody": {"required": True, "content": _json_of("State")},
         "responses": {
             "200": _success("Every subscriber has accepted it.", "Replaced"),
             **_problems(*_BODY_PROBLEMS, "refused", "internal", "closed", "unanswered"),
@@ -213,10 +177,7 @@ def _transaction() -> Json:
     return {
         "operationId": "transaction",
         "summary": "Apply changes as one transaction, and wait for the subscribers",
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Transaction"}}},
-        },
+        "requestBody": {"required": True, "content": _json_of("Transaction")},
         "responses": {
             "200": _success("Every subscriber has accepted it.", "Committed"),
             **_problems("unwatched", *_BODY_PROBLEMS, *_CHANGE_PROBLEMS),
@@ -312,8 +273,11 @@ def _problem(code: str) -> Json:
 
 
 def _success(description: str, schema: str, headers: Json | None = None) -> Json:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-    return {"description": description, "content": content, **({"headers": headers} if headers else {})}
+    return {"description": description, "content": _json_of(schema), **({"headers": headers} if headers else {})}
+
+
+def _json_of(schema: str) -> Json:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
 
 
 def _query(name: str, schema: Json, description: str) -> Json:

@@ -108,10 +108,7 @@ class ReplayBuffer:
         return found
 
     def wait(self, revision: int, timeout: float, ended: Callable[[], bool]) -> None:
-        """Wait until there is a transaction after *revision*, or ``wake`` is called and *ended* returns True.
-
-        Returns after *timeout* seconds in any case.
-        """
+        """Wait up to *timeout* seconds for a transaction after *revision*, or for a ``wake`` while *ended* is True."""
         deadline = time.monotonic() + timeout
         with self._news:
             while self._last <= revision and not ended():

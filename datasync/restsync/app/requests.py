@@ -38,7 +38,7 @@ ENVELOPE = 3
 
 _ACCEPTED = ", ".join(SERIALIZERS)
 _PARAMETER = re.compile(r';[ \t]*([\w!#$%&\'*+.^`|~-]+)=(?:"((?:[^"\\]|\\.)*)"|([\w!#$%&\'*+.^`|~-]+))', re.ASCII)
-_ENTITY_TAG = re.compile(r'[ \t]*([Ww]/)?(?:"([^"]*)"|([^" \t,]+))[ \t]*(?:,|\Z)')
+_ENTITY_TAG = re.compile(r'(?:\A|,)[ \t]*(W/)?(?:"([^"]*)"|([^" \t,]+))(?=[ \t]*(?:,|\Z))', re.IGNORECASE)
 
 
 def check_authorized(tokens: TokenCheck, environ: WSGIEnvironment) -> None:
@@ -51,24 +51,9 @@ def check_authorized(tokens: TokenCheck, environ: WSGIEnvironment) -> None:
 
 
 def names_tag(header: str, tag: str, *, weak: bool) -> bool:
-    """Return True when the entity tags in *header* include *tag*; ``*`` includes every tag.
-
-    Args:
-      weak: Count weak tags too (``W/"…"``), as ``If-None-Match`` does.
-    """
-    if header == "*":
-        return True
-    position = 0
-    while True:
-        match = _ENTITY_TAG.match(header, position)
-        if match is None:  # skip a malformed tag up to the next comma
-            position = header.find(",", position) + 1
-            if not position:
-                return False
-            continue
-        if tag in match.group(2, 3) and (weak or not match[1]):
-            return True
-        position = match.end()
+    """Return True when *header* lists the entity tag *tag*; ``*`` lists every tag. *weak*: weak tags match too."""
+    tags = _ENTITY_TAG.findall(header)
+    return header == "*" or any(tag in (quoted, bare) and (weak or not mark) for mark, quoted, bare in tags)
 
 
 # The query: every name must be known, and every text is checked.
@@ -130,11 +115,7 @@ def seconds_of(arguments: Mapping[str, list[str]], name: str, default: float, le
 
 
 def read_value(environ: WSGIEnvironment, key: str, limit: int) -> ReceivedValue:
-    """Return the put that the request asks for.
-
-    Raises:
-      Problem: The content type is not supported, or the body is too large or is not valid JSON.
-    """
+    """Return the put that the request asks for. Raises ``Problem`` when its body or content type is not valid."""
     content_type = content_type_of(environ)
     data = read_bytes(environ, limit)
     if content_type == CONTENT_JSON:

@@ -141,8 +141,10 @@ class Client(Closable):
             connect_timeout=connect_timeout,
             max_response=max_answer,
         )
+        # The mirror keeps JSON as bytes, and every other value with a serializer of its own.
+        mirrored = SerializerJSON() if isinstance(self._serializer, SerializerProto) else self._serializer
         #: The mirror while something is watched: ``registry.get(key)`` and ``registry.items(prefix)`` read it locally.
-        self.registry = Registry(self._address.name, serializer=self._serializer_of_mirror(), sourced=True)
+        self.registry = Registry(self._address.name, serializer=mirrored, sourced=True)
         self._reader = StreamReader(
             self._address,
             context,
@@ -152,10 +154,9 @@ class Client(Closable):
             connect_timeout=connect_timeout,
             idle_limit=idle_limit,
         )
-        # Guards _started and _closed: one thread starts the reader, and none after close().
+        # Guards _started and the end of the requests: one thread starts the reader, and none after close().
         self._lock = threading.Lock()
         self._started = False
-        self._closed = False
 
     # Writes.
 
@@ -299,7 +300,7 @@ class Client(Closable):
         """
         registration = self.registry.watch(resync_name, change_queue, resync_queue, *key_prefixes, in_flight=in_flight)
         with self._lock:
-            start = not self._started and not self._closed
+            start = not self._started and not self._requests.closed
             self._started = True
             if start:
                 self._reader.start()
@@ -318,8 +319,7 @@ class Client(Closable):
         if self._requests.guard.forked:
             return
         with self._lock:
-            self._closed = True
-        self._requests.end()
+            self._requests.closed = True
         self.registry.close()
         self._reader.close()
         self._requests.close()
@@ -353,11 +353,6 @@ class Client(Closable):
         if response.status != 200:
             raise self._requests.error(subject, response, write=True)
         return response
-
-    def _serializer_of_mirror(self) -> Serializer:
-        # The mirror keeps JSON as bytes, and every other value with its serializer. A JSON serializer with options of
-        # its own is the caller's.
-        return SerializerJSON() if isinstance(self._serializer, SerializerProto) else self._serializer
 
 
 def _is_no_such_key(response: ReceivedResponse) -> bool:

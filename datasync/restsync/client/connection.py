@@ -1,8 +1,7 @@
 """Connections to a server: a pool for requests, and a connection for the event stream that any thread can disconnect.
 
-``HTTPResponse.shutdown()`` of urllib3 does not replace the second: it exists only once the headers have arrived, so it
-interrupts neither a connection attempt, nor a TLS handshake, nor the wait for the headers; and over TLS it drops the
-state that the reading thread uses.
+``HTTPResponse.shutdown()`` of urllib3 cannot replace the second. It exists only after the headers have arrived, so it
+does not interrupt connecting, a TLS handshake or the wait for headers; over TLS it drops the reading thread's state.
 """
 
 from __future__ import annotations
@@ -20,14 +19,7 @@ from typing import Any, NamedTuple
 
 import urllib3
 from urllib3.connection import HTTPConnection
-from urllib3.exceptions import (
-    ClosedPoolError,
-    ConnectTimeoutError,
-    HTTPError,
-    LocationParseError,
-    NewConnectionError,
-    SSLError,
-)
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, LocationParseError, NewConnectionError, SSLError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 
@@ -132,7 +124,8 @@ class RequestPool:
         self._max_response = max_response
         self._timeout = urllib3.Timeout(connect=connect_timeout, read=timeout)
         self.guard = ForkGuard(f"the client of {address.name}")
-        self._closed = False
+        #: Set before ``close`` to reject new requests.
+        self.closed = False
         common: dict[str, Any] = {"maxsize": POOL_SIZE, "retries": False}
         self._pool: urllib3.HTTPConnectionPool = (
             urllib3.HTTPConnectionPool(address.host, address.port, **common)
@@ -166,11 +159,11 @@ class RequestPool:
         """
         self.guard.check()
         name = self._address.name
-        if self._closed:
+        timeouts = self._timeout
+        if timeout is not None:
+            timeouts = urllib3.Timeout(connect=timeouts.connect_timeout, read=timeout)
+        if self.closed:
             raise ClosedError(f"{subject}: the client of {name} is closed")
-        timeouts = (
-            self._timeout if timeout is None else urllib3.Timeout(connect=self._timeout.connect_timeout, read=timeout)
-        )
         try:
             response = self._pool.urlopen(
                 method,
@@ -188,7 +181,7 @@ class RequestPool:
                     response.release_conn()  # without this the connection is closed, and not reused
         except (NewConnectionError, ConnectTimeoutError) as error:
             raise StoreConnectionError(f"{subject}: {name}: {describe(error)}") from error
-        except ClosedPoolError as error:
+        except urllib3.exceptions.ClosedPoolError as error:
             raise ClosedError(f"{subject}: the client of {name} is closed") from error
         except (HTTPError, OSError, ValueError) as error:
             if write and not _before_sending(error):
@@ -206,13 +199,9 @@ class RequestPool:
             return StoreError(f"{subject}: {self._address.name} redirects, and the client does not follow redirects")
         return error_of(subject, response.status, response.content_type, response.data, write=write)
 
-    def end(self) -> None:
-        """Send no more requests; pending ones may finish."""
-        self._closed = True
-
     def close(self) -> None:
-        """Close the connections; a pending request ends first."""
-        self._closed = True
+        """Close the connections; the one of a pending request closes after it."""
+        self.closed = True
         self._pool.close()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import ssl
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote
@@ -15,7 +16,7 @@ from urllib.parse import quote
 from datasync.commits import Batch, Commit
 from datasync.errors import ClosedError, DatasyncError, ForkedError, StoreConnectionError, StoreError
 from datasync.events import Op, ResyncReason
-from datasync.restsync.client.connection import ClientTls, ServerAddress, StreamConnection, make_client_context
+from datasync.restsync.client.connection import ServerAddress, StreamConnection
 from datasync.restsync.encoding import CONTENT_EVENTS, CONTENT_JSON, SERIALIZERS, value_of_item
 from datasync.restsync.problems import error_of
 from datasync.runtime.backoff import AFTER_BREAK, Backoff
@@ -89,7 +90,7 @@ class StreamReader:
     def __init__(
         self,
         address: ServerAddress,
-        tls: ClientTls | None,
+        context: ssl.SSLContext | None,
         headers: dict[str, str],
         prefix: str,
         registry: Registry,
@@ -98,7 +99,7 @@ class StreamReader:
         idle_limit: float,
     ) -> None:
         self._address = address
-        self._context = make_client_context(tls, address.scheme)
+        self._context = context
         self._headers = headers
         self._prefix = prefix
         self._registry = registry

@@ -13,7 +13,7 @@ import ssl
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
 from datasync.errors import InvalidArgumentError
@@ -35,34 +35,33 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Connections at once; one more gets 503.
-MAX_CONNECTIONS = 1024
-#: Seconds for a whole head, and for a TLS handshake.
-READ_TIMEOUT = 10.0
-#: Seconds for a whole body.
-BODY_TIMEOUT = 60.0
-#: Seconds that a client may take to accept a chunk of a response.
-WRITE_TIMEOUT = 20.0
-#: Seconds that a connection may stay open without a request.
-KEEP_ALIVE = 60.0
 #: Seconds that the server reads on after an error response, so that the client receives it.
 LINGER = 2.0
 
 
-class ConnectionLimits:
+class ConnectionLimits(NamedTuple):
     """The number of connections, and the timeouts of each in seconds."""
 
-    def __init__(
-        self, connections: int, read_timeout: float, body_timeout: float, write_timeout: float, keep_alive: float
-    ) -> None:
-        self.connections = connections
-        self.read_timeout = read_timeout
-        self.body_timeout = body_timeout
-        self.write_timeout = write_timeout
-        self.keep_alive = keep_alive
-        for name, number in vars(self).items():
+    #: One connection more gets 503.
+    connections: int = 1024
+    #: For a whole head, and for a TLS handshake.
+    read_timeout: float = 10.0
+    #: For a whole body.
+    body_timeout: float = 60.0
+    #: For the client to accept a chunk of a response.
+    write_timeout: float = 20.0
+    #: For a connection without a request.
+    keep_alive: float = 60.0
+
+    def check(self) -> None:
+        """Raise ``InvalidArgumentError`` unless every limit is above 0."""
+        for name, number in self._asdict().items():
             if not isinstance(number, (int, float)) or number <= 0:
                 raise InvalidArgumentError(f"{name} must be a number above 0")
+
+
+#: The limits unless others are given.
+DEFAULT_LIMITS = ConnectionLimits()
 
 
 class ConnectionOwner(Protocol):

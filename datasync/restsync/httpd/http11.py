@@ -81,10 +81,7 @@ class BufferedSocket:
     def read_head(self, idle: float) -> RequestHead | None:
         """Return the next request; None when the client disconnects first, or sends nothing for *idle* seconds.
 
-        After the first byte, the rest of the head must arrive within the read timeout.
-
-        Raises:
-          BadRequest, PeerGone.
+        After the first byte, the rest must arrive within the read timeout. Raises ``BadRequest`` or ``PeerGone``.
         """
         try:
             if not self._buffer and not self._receive(time.monotonic() + idle):

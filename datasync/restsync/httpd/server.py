@@ -47,6 +47,7 @@ class Server(Closable):
       limits: Limits of every connection, and of their number.
 
     Raises:
+      InvalidArgumentError: A limit is not above 0.
       StoreConnectionError: The server cannot listen on the address.
 
     Threads: any.
@@ -59,6 +60,7 @@ class Server(Closable):
         context: ssl.SSLContext | None,
         limits: ConnectionLimits,
     ) -> None:
+        limits.check()
         self.application = application
         self.limits = limits
         self.context = context
@@ -72,7 +74,7 @@ class Server(Closable):
         except OSError as error:
             host, port = address
             raise StoreConnectionError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-        self._acceptor = Worker(f"restsync-accept-{self.address}", self._accept, wake=self._listener.wake)
+        self._acceptor = Worker(f"restsync-accept-{self.address}", self._listener.run, wake=self._listener.wake)
 
     @property
     def port(self) -> int:
@@ -159,9 +161,6 @@ class Server(Closable):
         with self._lock:
             self._connections.pop(connection, None)
 
-    def _accept(self, worker: Worker) -> None:
-        self._listener.accept_until(worker)
-
 
 class _Listener(socketserver.TCPServer):
     """The listening socket. ``Server`` starts the threads, and not ``socketserver``."""
@@ -180,13 +179,13 @@ class _Listener(socketserver.TCPServer):
             close_in_children(one)
 
     def wake(self) -> None:
-        """Let ``accept_until`` check ``stopping``."""
+        """Let ``run`` check ``stopping``."""
         try:
             self._wake_sender.send(b"x")
         except OSError:
             pass
 
-    def accept_until(self, worker: Worker) -> None:
+    def run(self, worker: Worker) -> None:
         """Accept connections until *worker* is stopping."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.socket, selectors.EVENT_READ)
