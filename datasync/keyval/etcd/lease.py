@@ -209,10 +209,7 @@ def _compare_revision(key: bytes, revision: int) -> pb.Compare:
 
 
 class PutLeases:
-    """The leases of one commit's expiring values, one per TTL.
-
-    Threads: one.
-    """
+    """The leases of one commit's expiring values, one per TTL. Threads: one."""
 
     def __init__(self, client: EtcdClient) -> None:
         self._client = client

@@ -41,10 +41,7 @@ _forsaken: set[tuple[int, int]] = set()
 
 
 class Database:
-    """The file at *path*: its identity on disk, and new connections to it.
-
-    Threads: any.
-    """
+    """The file at *path*: its identity on disk, and new connections to it. Threads: any."""
 
     def __init__(self, path: str, *, lock_timeout: float, synchronous: str) -> None:
         self.path = path

@@ -22,7 +22,6 @@ from datasync.keyval.types import KeyValue, PutOp
 PAGE = 1000
 #: The history is trimmed when the revision passes a multiple of this.
 TRIM_EVERY = 64
-
 #: Revisions whose commit times a store remembers: enough for all readers that are between two streams.
 MAX_COMMIT_TIMES = 256
 
@@ -56,10 +55,7 @@ def commit_time(connection: sqlite3.Connection, revision: int) -> float | None:
 
 
 class CommitTimes:
-    """The commit times of recently read revisions. If another file was copied over this one, they differ.
-
-    Threads: any.
-    """
+    """The commit times of recently read revisions, which differ if another file was copied here. Threads: any."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _times
