@@ -21,7 +21,7 @@ PROTO = {"Content-Type": "application/x-protobuf"}
 
 
 class Subscriber:
-    """Acknowledges every event of its prefixes, in a thread: rejects keys with ``refuse``, ignores keys with ``silent``,
+    """Handles every event of its prefixes in a thread: rejects keys with ``refuse``, ignores keys with ``silent``,
     and accepts the rest. A *willing* subscriber accepts everything."""
 
     def __init__(self, watcher: Any, *prefixes: str, name: str = "agent", willing: bool = False) -> None:
