@@ -42,10 +42,6 @@ class Response:
         self._body = body.encode() if isinstance(body, str) else body
         self._on_close = on_close
 
-    def tag(self, tag: str) -> None:
-        """Set the entity tag."""
-        self.headers["ETag"] = f'"{tag}"'
-
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         headers = list(self.headers.items())
         body = self._body

@@ -48,7 +48,8 @@ def serve(
         application = adapter
     else:
         application = Application(adapter, **options)
-    if not _is_loopback(host) and not application.guarded:
+    loopback = host in ("localhost", "::1") or host.startswith("127.")
+    if not loopback and not application.guarded:
         log.warning("%s:%d accepts reads and writes from everyone: give serve(...) a token", host, port)
     limits = ConnectionLimits(max_connections, read_timeout, body_timeout, write_timeout, keep_alive)
     server = Server((host, port), application, make_server_context(tls), limits)
@@ -68,7 +69,3 @@ def split_address(address: str | tuple[str, int]) -> tuple[str, int]:
     if not host or not (port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 65536):
         raise InvalidArgumentError(f"an address must be host:port, not {str(address)[:80]!r}")
     return host, int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")

@@ -1,4 +1,4 @@
-"""Both sides of REST, as the suite sees a transport."""
+"""The adapter and the client of REST as transports of the suite."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class RestServer(Transport):
         def run() -> None:
             try:
                 future.set_result(txn.commit())
-            except SubscriptionError:  # nobody watches: then a peer cannot change it, but the process itself can
+            except SubscriptionError:  # without a subscriber a client cannot change the key, but the process itself can
                 future.set_result(self._adapter.registry.propagate_changes(changes(values)))
             except BaseException as error:
                 future.set_exception(error)
 
         self._waiting.append(threading.Thread(target=run))
         self._waiting[-1].start()
-        # Requests on several connections have no order between them but that of their arrival.
+        # Requests on several connections are ordered only by their arrival.
         wait_until(lambda: future.done() or self._adapter.registry.revision > before, "the transaction has arrived")
         return future
 

@@ -1,4 +1,4 @@
-"""What the tests over HTTP share: a subscriber that answers as it is told, and raw connections."""
+"""Helpers of the tests over HTTP: a subscriber with a scripted reaction, and raw connections."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ PROTO = {"Content-Type": "application/x-protobuf"}
 
 
 class Subscriber:
-    """Answers every event of its prefixes, in a thread: keys with ``refuse`` badly, with ``silent`` never, unless it
-    is *willing* to accept whatever comes."""
+    """Handles every event of its prefixes in a thread: rejects keys with ``refuse``, ignores keys with ``silent``,
+    and accepts the rest. A *willing* subscriber accepts everything."""
 
     def __init__(self, watcher: Any, *prefixes: str, name: str = "agent", willing: bool = False) -> None:
         self._willing = willing
@@ -95,14 +95,14 @@ class Http:
 
 @contextmanager
 def raw(server: Server, text: bytes = b"") -> Iterator[socket.socket]:
-    """A bare connection, on which *text* was sent."""
+    """Open a plain connection, and send *text* on it."""
     with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
         connection.sendall(text)
         yield connection
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What comes until the other side ends the connection."""
+    """Return the bytes that arrive until the server closes the connection."""
     text = b""
     try:
         while piece := connection.recv(65536):

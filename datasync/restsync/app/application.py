@@ -222,7 +222,7 @@ class Application:
         created = self._adapter.registry.get(key) is None
         outcome = self._commit(environ, key, value)
         response = _json_response(_written(key, outcome), 201 if created else 200)
-        response.tag(event_id(self._adapter, outcome.revision))
+        response.headers["ETag"] = f'"{event_id(self._adapter, outcome.revision)}"'
         return response
 
     def _delete(self, environ: WSGIEnvironment, key: str) -> Response:
@@ -379,7 +379,7 @@ class Application:
         known = environ.get("HTTP_IF_NONE_MATCH")
         if known is not None and names_tag(known, tag, weak=True):
             response = Response(status=304)
-        response.tag(tag)
+        response.headers["ETag"] = f'"{tag}"'
         return response
 
 

@@ -57,7 +57,7 @@ PAGE_POLICY = _policy(PAGE)
 def overview(
     adapter: Adapter, sources: tuple[MonitoredTransport, ...], *, values: bool, prefix: str, limit: int
 ) -> dict[str, Any]:
-    """Return everything that the page shows: at most *limit* keys per transport, those that contain *prefix*."""
+    """Return everything that the page shows: per transport at most *limit* keys that contain *prefix*."""
     shown = [_transport(one, values=values, prefix=prefix, limit=limit) for one in (adapter, *sources)]
     records = [_request(record) for record in adapter.replay_buffer.records()]
     return {"values": values, "sources": shown, "events": records}
