@@ -18,7 +18,7 @@ from tests.faults.soak.views import Told, View, text_of
 from tests.faults.soak.world import Happened, Record, Soak
 
 #: Not judged in seconds: the first ones of a process are all warm-up, and nobody is promised a speed here.
-TIMED = ("memory", "in step again", "slowest")
+TIMED = ("memory", "in sync again", "slowest")
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def broken(record: Record) -> list[Rule]:
     ("rule", "changes"),
     [
         ("violations", {"violations": ["I3"]}),
-        ("in step", {"faults": [Happened("etcd", "reset", 10.0, 10.0, {"etcd/all": 2.5})]}),
+        ("in sync", {"faults": [Happened("etcd", "reset", 10.0, 10.0, {"etcd/all": 2.5})]}),
         ("memory", {"samples": [{"time": float(t), "rss": t * MIB // 300} for t in range(1200)]}),
         ("threads", {"final": {"threads": 31, "descriptors": 16, "watches": 1, "objects": 45_000}}),
         ("descriptors", {"final": {"threads": 30, "descriptors": 21, "watches": 1, "objects": 45_000}}),

@@ -38,7 +38,7 @@ def draw(record: Record, file: str) -> None:
     for fault in record.faults:
         ways.plot(fault.healed / 60, max(fault.slowest, 0.001), "o", markersize=4, color=COLOURS[fault.source])
     ways.set_yscale("log")
-    ways.set_ylabel("in step after s")
+    ways.set_ylabel("in sync after s")
     ways.set_xlabel("minutes")
     for axis in axes:
         dress(axis)

@@ -239,7 +239,7 @@ class Source:
         return sum(one.pending for one in self.transport.status().subscriptions.values())
 
     def behind(self, state: Mapping[str, str]) -> dict[str, str]:
-        """Who is not in step with *state*, and how."""
+        """The subscribers that are not in sync with *state*, and their differences."""
         found = {}
         ways = self.transport.status().subscriptions
         for one in self.subscribers:

@@ -1,4 +1,4 @@
-"""What a run is judged by: the figures, the rules, and a table."""
+"""The verdict of a run: its figures, the rules, and a table."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import NamedTuple
 from tests.faults.soak.world import Record
 
 MIB = 1024 * 1024
-#: Bytes that resident memory may grow per ``SPAN``: fitted over what is after the warm-up.
+#: Bytes that resident memory may grow in ``SPAN`` seconds, fitted over the time after the warm-up.
 GROWTH, SPAN = 1 * MIB, 600.0
-#: What is warm-up.
+#: The share of the run that is warm-up.
 WARM_UP = 1 / 3
-#: Descriptors that the client libraries may hold more of, or fewer, than at the beginning: connections that are
-#: being closed, pools.
+#: Difference of descriptors that client libraries may cause: connections that are being closed, pools.
 DESCRIPTORS = 3
-#: Seconds after healing in which 99 of 100 must be in step again (I8).
+#: Seconds after healing within which 99 of 100 recoveries must be complete (I8).
 CONVERGENCE = 2.0
-#: Seconds for one close().
+#: Maximum seconds for one close().
 CLOSE = 5.0
 
 
@@ -31,7 +30,7 @@ class Rule(NamedTuple):
 
 
 def judge(record: Record) -> list[Rule]:
-    """All rules, kept or broken."""
+    """All rules, with their results."""
     growth, span = grown([(sample["time"], sample["rss"]) for sample in record.samples])
     allowed = GROWTH * max(1.0, span / SPAN)
     times = sorted(fault.slowest for fault in record.faults)
@@ -40,7 +39,7 @@ def judge(record: Record) -> list[Rule]:
     return [
         Rule("violations", str(max(record.totals["violations"], len(record.violations))), "0", not record.violations),
         Rule(
-            "in step again, p99",
+            "in sync again, p99",
             f"{percentile(times, 99):.2f} s",
             f"{CONVERGENCE:g} s",
             percentile(times, 99) <= CONVERGENCE,
@@ -51,7 +50,7 @@ def judge(record: Record) -> list[Rule]:
             f"{allowed / MIB:.2f} MiB",
             growth <= allowed,
         ),
-        Rule("threads, end against beginning", f"{more['threads']:+d}", "0", more["threads"] <= 0),
+        Rule("threads, end minus beginning", f"{more['threads']:+d}", "0", more["threads"] <= 0),
         Rule(
             "descriptors, likewise",
             f"{more['descriptors']:+d}",
@@ -66,7 +65,7 @@ def judge(record: Record) -> list[Rule]:
 
 
 def grown(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """How much a straight line through *points* rises after the warm-up, and over how many seconds."""
+    """The rise of the regression line through *points* after the warm-up, and its seconds."""
     if not points:
         return 0.0, 0.0
     first, last = points[0][0], points[-1][0]
@@ -76,7 +75,7 @@ def grown(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Of the line with the least squares."""
+    """The slope of the regression line."""
     count = len(points)
     middle_x = sum(x for x, _ in points) / count
     middle_y = sum(y for _, y in points) / count
@@ -85,12 +84,12 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 
 
 def percentile(times: Sequence[float], percent: int) -> float:
-    """Of sorted *times*."""
+    """The percentile of sorted *times*."""
     return times[min(len(times) - 1, len(times) * percent // 100)] if times else 0.0
 
 
 def table(record: Record) -> str:
-    """The figures and the verdict, as text."""
+    """The figures and the verdict as text."""
     times = sorted(fault.slowest for fault in record.faults)
     totals = record.totals
     resyncs = ", ".join(f"{name} {count}" for name, count in sorted(totals["resyncs"].items()))
@@ -105,16 +104,16 @@ def table(record: Record) -> str:
         ("transactions written", f"{record.transactions:,}"),
         ("events checked", f"{totals['events']:,} with {totals['changes']:,} changes"),
         ("RESYNCs", resyncs),
-        ("refusals that the sender heard", totals["refused"]),
+        ("rejections that the sender got", totals["refused"]),
         ("subscriptions made and closed", f"{totals['visits']:,}"),
-        ("views compared with the truth", f"{record.comparisons:,}"),
+        ("views compared with the source", f"{record.comparisons:,}"),
         ("snapshots compared", f"{totals.get('snapshots', 0):,}"),
-        ("in step again, p50 / p99 / max", " / ".join(f"{percentile(times, p):.2f} s" for p in (50, 99, 100))),
+        ("in sync again, p50 / p99 / max", " / ".join(f"{percentile(times, p):.2f} s" for p in (50, 99, 100))),
         (
             "a thread waited for a core",
             " / ".join(f"{percentile(late, p):.2f} s" for p in (50, 99, 100)),
         ),
-        ("objects of Python, begin / end", f"{record.baseline['objects']:,} / {record.final['objects']:,}"),
+        ("Python objects, begin / end", f"{record.baseline['objects']:,} / {record.final['objects']:,}"),
     ]
     lines = [f"{name:>32}  {value}" for name, value in rows]
     lines.append("")
@@ -124,5 +123,5 @@ def table(record: Record) -> str:
 
 
 def _stopped(record: Record, time: float) -> bool:
-    """True when it was a fault that kept the agent from its core, then or just before."""
+    """True when a fault had frozen the agent then or just before."""
     return any(one.source == "agent" and one.began <= time <= one.healed + 2 for one in record.faults)

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.faults.soak.places import PLACES, Child, Place
 
-#: Seconds in which everybody must be in step again; a longer way is a violation (I8).
+#: Seconds within which every subscriber must be in sync again; longer is a violation (I8).
 NEVER = 60.0
 #: Seconds that a fault may last, as a share of the time between two.
 SHARE = 0.65
@@ -21,7 +21,7 @@ SHARE = 0.65
 
 @dataclass
 class Happened:
-    """One fault: when it began and ended, in seconds since the beginning; when everybody was in step again."""
+    """One fault: its begin and end in seconds since the start, and when each subscriber was in sync again."""
 
     source: str
     fault: str
@@ -160,7 +160,7 @@ class Soak:
         self._compare(happened, healed)
         self._say(
             f"{began:7.1f} s  {source:6} {fault:30} {happened.healed - began:5.1f} s, "
-            f"in step after {happened.slowest:6.3f} s"
+            f"in sync after {happened.slowest:6.3f} s"
         )
         self._go()
 
@@ -181,7 +181,7 @@ class Soak:
         answer = self._ask(do="expect", states=states, timeout=NEVER)
         self.record.comparisons += len(answer["times"])
         if answer["waiting"]:
-            self._violation(f"I8: not in step after {NEVER:g} s: {answer['waiting']}; {answer['status']}")
+            self._violation(f"I8: not in sync after {NEVER:g} s: {answer['waiting']}; {answer['status']}")
         if happened is not None:
             for subscriber, when in answer["times"].items():
                 if happened.source in (subscriber.partition("/")[0], "agent"):

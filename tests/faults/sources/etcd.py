@@ -1,4 +1,4 @@
-"""A real etcd as the source of cells: killed, frozen, compacted, wiped, restored, and cut off by a proxy."""
+"""An etcd server as the source of cells: killed, frozen, compacted, wiped, restored, and disconnected by a proxy."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.support.executables import etcd_servers
 from tests.support.proxy import TcpProxy
 from tests.support.servers import EtcdServer, version_of
 
-#: Seconds of silence that the watched store puts up with, and what noticing may take beyond that.
+#: Idle limit of the watched store in seconds, and the time that detection may take beyond it.
 IDLE_LIMIT, GRACE = 1.0, 1.0
-#: Bytes of the largest request, as etcd has it unless told otherwise.
+#: Bytes of the largest request, the default of etcd.
 MAX_REQUEST = 3 << 19
-#: Operations of the largest transaction: the one of the contract, and the writer's marker.
+#: Operations of the largest transaction: the limit of the contract, and the writer's marker.
 MAX_OPS = 128 + 1
-#: Its own count of the watchers that it serves.
+#: The server's count of its watchers.
 WATCHERS = "etcd_debugging_mvcc_watcher_total"
 
 #: Releases of etcd that lose answered transactions when they are killed (its issue 13766).
@@ -40,12 +40,12 @@ _REFUSED = "the server took what is beyond its limit"
 
 
 class EtcdFaults(Source):
-    """What etcds have in common. The watched store goes through proxies, the writer does not."""
+    """Faults of one or more etcd servers. The watched store connects through proxies, the writer directly."""
 
     prefix = "/h/"
     pace = 0.06
     transactions = 80
-    #: Bytes that a server says before it answers anything.
+    #: Bytes that a server sends before its first response.
     _greeting = 0
 
     def __init__(self, chance: random.Random) -> None:
@@ -53,7 +53,7 @@ class EtcdFaults(Source):
         programs = list(etcd_servers().values())
         if not programs:
             absent("etcd")
-        # Those of 3.5.0 to 3.5.2, killed under load, forget what they have answered: then there is no truth to compare.
+        # 3.5.0 to 3.5.2, when killed under load, lose transactions that they have acknowledged: there is no truth then.
         sound = [program for program in programs if version_of(program) not in FORGETFUL]
         self._program = chance.choice(sound or programs)
         self._folder = tempfile.TemporaryDirectory(prefix="datasync-faults-")
@@ -61,7 +61,7 @@ class EtcdFaults(Source):
         self._plugin: Any = None
         self._large = 0
 
-    #: What the watched store goes through, one proxy for each server.
+    #: The proxies of the watched store, one for each server.
     _proxies: Sequence[TcpProxy]
     _servers: Sequence[EtcdServer]
     _writer: SureWriter
@@ -70,11 +70,11 @@ class EtcdFaults(Source):
     def _open(self) -> None:
         """The watched store, and the writer's."""
         self._writer = SureWriter(EtcdStore(self._patient()), self.prefix, self.truth)
-        self._writer.foreign()  # what is measured first is to have its connection
+        self._writer.foreign()  # the first measurement must include its connection
         self.store = EtcdStore(self._hasty())
 
     def _patient(self) -> EtcdConfig:
-        """The writer's: it waits longer than a server stands still."""
+        """The settings of the writer, which waits longer than a server is frozen."""
         endpoints = tuple(server.endpoint for server in self._servers)
         return EtcdConfig(endpoints=endpoints, operation_timeout=10.0, dial_timeout=3.0)
 
@@ -131,7 +131,7 @@ class EtcdFaults(Source):
         self._mend()
 
     def settle(self) -> None:
-        # Connections of the harness are not what is left behind.
+        # Connections of the harness do not count as left behind.
         self.store.close()
         self._writer.store.close()
         self._writer.store = EtcdStore(self._patient())
@@ -151,7 +151,7 @@ class EtcdFaults(Source):
         self._folder.cleanup()
 
     def cut_off(self, *meanwhile: Misfortune) -> None:
-        """Nothing listens for a while, in which *meanwhile* happens."""
+        """Refuse connections for a while, and run *meanwhile*."""
         self._each(TcpProxy.refuse)
         self.faults.healed.wait(self.chance.uniform(0, 0.05))
         for happens in meanwhile:
@@ -166,7 +166,7 @@ class EtcdFaults(Source):
     def _metadata(self, channel: grpc.Channel) -> Sequence[tuple[str, str]]:
         return ()
 
-    # The way.
+    # The connection.
 
     def _each(self, happens: Callable[[TcpProxy], object]) -> None:
         for proxy in self._proxies:
@@ -184,8 +184,7 @@ class EtcdFaults(Source):
         self._unheard(lambda: self._each(lambda proxy: proxy.black_hole(up=up, down=down)), self._mend)
 
     def _unheard(self, begin: Misfortune, end: Misfortune) -> None:
-        """A connection that is there, and on which nothing is heard from *begin* to *end*: until that was noticed, or
-        for a shorter time."""
+        """Make the connection half-open from *begin* to *end*: until that was detected, or for a shorter time."""
         before = self._plugin.status()
         began = time.monotonic()
         begin()
@@ -205,12 +204,12 @@ class EtcdFaults(Source):
             if status.state is not TransportState.READY or status.reconnects > reconnects:
                 self.course.silences.append(Silence(began, now, limit))
                 return
-            # Half a hole lets words through as long as they need no answer: then it is not silent yet.
+            # A hole in one direction passes data that needs no response: the connection is not silent yet.
             began = max(began, now - (status.silence or 0.0))
             self.faults.healed.wait(0.01)
         self.course.silences.append(Silence(began, None, limit, now))
 
-    # What the server holds.
+    # The data of the server.
 
     def _foreign(self) -> None:
         with self.lock:
@@ -220,13 +219,13 @@ class EtcdFaults(Source):
         self._writer.compact(revision)
 
     def _compact_somewhere(self) -> None:
-        """Up to a revision that was written before."""
+        """Compact up to a revision that was written before."""
         commits = self.truth.epochs[-1].commits
         if commits:
             self._compact(self.chance.choice(commits).revision)
 
     def _compact_at_resume(self) -> None:
-        """Just where the reader will go on: one revision before that, there, and one after it."""
+        """Compact at the revision where the reader resumes, one before it, or one after it."""
         self._each(TcpProxy.refuse)
         place = self._plugin.status().revision + self.chance.choice((-1, 0, 1, 2))
         for _ in range(3):
@@ -236,7 +235,7 @@ class EtcdFaults(Source):
         self._mend()
 
     def _list_again(self) -> None:
-        """Make it list, in small pages, as soon as it has a connection again."""
+        """Make the reader list again, in small pages, as soon as it is connected again."""
         self._each(TcpProxy.refuse)
         self.store.config = replace(self.store.config, page_size=max(3, len(self.truth.state) // 15))
         self.write([(key, b"p%d" % self._writer.highest) for key in KEYS])
@@ -263,7 +262,7 @@ class EtcdFaults(Source):
         self._mend()
 
     def _write_large(self) -> None:
-        """A value so large that its transaction is just as large as may be; later it is deleted again."""
+        """Put a value of the largest size that a request may have; it is deleted later."""
         self._large += 1
         value = b"large %d " % self._large
         self.write([("a/large", value.ljust(MAX_REQUEST - 600, b"."))])
@@ -277,7 +276,7 @@ class EtcdFaults(Source):
         self._refused(self._many(MAX_OPS))
 
     def _refused(self, ops: Ops) -> None:
-        """The server wants none of that; nothing is lost, and nothing is written."""
+        """Send a request that the server rejects; nothing is lost, and nothing is written."""
         try:
             self.write(ops)
         except InvalidArgumentError:
@@ -285,12 +284,12 @@ class EtcdFaults(Source):
         raise AssertionError(_REFUSED)
 
     def _many(self, number: int) -> Ops:
-        """A transaction of so many keys."""
+        """Commit a transaction of many keys."""
         self._large += 1
         return [(f"b/many/{n}", b"m%d-%d" % (self._large, n) if self._large % 2 else None) for n in range(number)]
 
     def _grow(self) -> None:
-        """Write until every revision is passed that was ever seen, and a little beyond."""
+        """Write until the store is beyond every revision that was ever seen."""
         seen = self._writer.highest
         self.write(random_ops(self.chance))
         while self._writer.revision() <= seen and not self.faults.healed.is_set():
@@ -299,14 +298,14 @@ class EtcdFaults(Source):
 
 
 class EtcdSource(EtcdFaults):
-    """One server and one proxy."""
+    """One server behind one proxy."""
 
     def __init__(self, chance: random.Random) -> None:
         super().__init__(chance)
         self._server = self._make_server()
         self._servers = [self._server]
         self._proxies = [TcpProxy(("127.0.0.1", self._server.port))]
-        self._saved = 0  # the revision that the last copy was made at; 0: there is none
+        self._saved = 0  # the revision of the last copy; 0: none
         self._copies = 0
         self._open()
 
@@ -349,11 +348,11 @@ class EtcdSource(EtcdFaults):
         self._server.start()
 
     def _compact_back(self) -> None:
-        """Up to the present revision, or to one that was seen in the life before."""
+        """Compact up to the current revision, or to one that was seen in the previous epoch."""
         self._compact(self.chance.choice((None, max(1, self._writer.revision() - self.chance.randint(0, 6)))))
 
     def _save(self) -> None:
-        """Keep a copy to go back to."""
+        """Save a copy to restore later."""
         with self.lock:
             self._saved = self._writer.foreign()
             self._copies += 1
@@ -362,10 +361,10 @@ class EtcdSource(EtcdFaults):
             self._server.start()
 
     def _restore(self) -> None:
-        """Go back to the last copy; now and then, and at first, one that is made just before."""
+        """Restore the last copy; at first, and sometimes later, one that is made just before."""
         if not self._saved or self.chance.random() < 0.3:
             self._save()
-            for _ in range(self.chance.randint(0, 3)):  # where nobody else writes there is something to lose as well
+            for _ in range(self.chance.randint(0, 3)):  # without another writer there must be something to lose as well
                 self.write(random_ops(self.chance))
             self.faults.healed.wait(self.chance.uniform(0, 0.3))
         with self.lock:

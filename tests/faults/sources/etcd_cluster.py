@@ -1,4 +1,4 @@
-"""Three etcds as the source of cells, each behind a proxy of its own: members die, freeze, lag, lose the leader."""
+"""An etcd cluster as the source of cells, a proxy for each member: members die, freeze, lag, lose the leader."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NO_LEADER = 10.0
 
 
 class EtcdClusterSource(EtcdFaults):
-    """The watched store knows all three proxies, the writer all three members."""
+    """The watched store has the addresses of the proxies, the writer those of the members."""
 
     def __init__(self, chance: random.Random) -> None:
         super().__init__(chance)
@@ -71,7 +71,7 @@ class EtcdClusterSource(EtcdFaults):
     def _channel(self) -> grpc.Channel:
         return grpc.insecure_channel(self._servers[0].endpoint, [("grpc.max_receive_message_length", -1)])
 
-    # Who.
+    # Members.
 
     def _connected(self) -> EtcdServer:
         """The member that the watched store is connected to."""
@@ -85,7 +85,7 @@ class EtcdClusterSource(EtcdFaults):
     def _others(self, member: EtcdServer) -> list[EtcdServer]:
         return [server for server in self._servers if server is not member]
 
-    # What.
+    # Faults.
 
     def _kill(self, who: Callable[[], EtcdServer]) -> None:
         member = who()
@@ -94,27 +94,27 @@ class EtcdClusterSource(EtcdFaults):
         member.start()
 
     def _freeze(self, who: Callable[[], EtcdServer]) -> None:
-        """Longer than the idle limit, or than an election takes, or less."""
+        """Freeze for more or less time than the idle limit or an election takes."""
         member = who()
         member.freeze()
         self.faults.healed.wait(self.chance.uniform(0.1, 2.5 * IDLE_LIMIT))
         member.thaw()
 
     def _partition(self, who: Callable[[], EtcdServer]) -> None:
-        """It does not hear the others any more, nor they it; its clients still do, and the others go on without it."""
+        """Partition the member from the others but not from its clients; the others continue without it."""
         self._cluster.cut(who())
         self.faults.healed.wait(self.chance.uniform(0.2, 6 * ELECTION / 1000))
         self._cluster.heal()
 
     def _part_with_connected(self) -> None:
-        """Its proxy alone misbehaves: there are two others."""
+        """Disturb only its proxy: there are two others."""
         proxy = self._proxies[self._servers.index(self._connected())]
         self.chance.choice((proxy.refuse, proxy.black_hole, proxy.freeze))()
         self.faults.healed.wait(self.chance.uniform(0.1, 2.5 * IDLE_LIMIT))
         proxy.heal()
 
     def _lose_quorum(self) -> None:
-        """Both others die; our member has no leader, says so, and the status with it (I14, C18)."""
+        """Kill both others; the member has no leader and reports it, and so does the status (I14, C18)."""
         others = self._others(self._connected())
         for member in others:
             member.kill()
@@ -133,7 +133,7 @@ class EtcdClusterSource(EtcdFaults):
             member.thaw()
 
     def _expect_down(self) -> None:
-        """Wait until the status says that the source is away, or for a shorter time."""
+        """Wait until the status reports that the source is down, or for a shorter time."""
         if self.chance.random() < 0.3:
             self.faults.healed.wait(self.chance.uniform(0, 2.0))
             return
@@ -151,8 +151,8 @@ class EtcdClusterSource(EtcdFaults):
                 leader.ctl("move-leader", fields[0], check=False)  # another election may have come before
 
     def _meet_lagging(self) -> None:
-        """A follower sleeps while much is written, wakes, and is the only one who can be reached: it must not tell of
-        the past (C2, I4)."""
+        """Freeze a follower during many writes, and make it the only reachable member: it must not report an old state
+        (C2, I4)."""
         member = self._follower()
         mine = self._servers.index(member)
         member.freeze()
@@ -162,7 +162,7 @@ class EtcdClusterSource(EtcdFaults):
         for place, proxy in enumerate(self._proxies):
             if place != mine:
                 proxy.refuse()
-        if self.chance.random() < 0.5:  # and it is asked for a list
+        if self.chance.random() < 0.5:  # and a list is requested from it
             with self.lock:
                 self._writer.foreign()
                 self._writer.compact()
@@ -171,7 +171,7 @@ class EtcdClusterSource(EtcdFaults):
         self._mend()
 
     def _roll(self) -> None:
-        """All members are restarted, one after another."""
+        """Restart all members, one after another."""
         for member in self.chance.sample(self._servers, len(self._servers)):
             self.chance.choice((member.stop, member.kill))()
             member.start()

@@ -1,4 +1,4 @@
-"""An etcd with passwords and TLS, as the source of cells: tokens run out, permissions go, certificates change."""
+"""An etcd server with passwords and TLS as the source of cells: tokens expire, permissions and certificates change."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tests.faults.sources.etcd import IDLE_LIMIT, EtcdSource
 from tests.faults.sources.source import Misfortune
 from tests.support.servers import EtcdServer, etcdctl
 
-#: Who reads, and who writes.
+#: The reading user, and the writing user.
 READER, PASSWORD, ROOT = "agent", "agents-password", "root"
-#: What the command line client waits for an answer.
+#: Seconds that the command line client waits for a response.
 PATIENCE = "15s"
-#: Seconds that a token lives when it is not used.
+#: Lifetime of an unused token in seconds.
 TOKEN = 1
 
 
 class EtcdSecureSource(EtcdSource):
-    """The watched store's user may read the prefix and nothing else. A copy goes back to the same users."""
+    """The user of the watched store may only read the prefix. A copy contains the same users."""
 
-    _greeting = 3000  # the handshake, with two certificates, and the answer to the password
+    _greeting = 3000  # the handshake, with two certificates, and the response to the password
 
     def __init__(self, chance: random.Random) -> None:
         self._authority = trustme.CA()
@@ -39,7 +39,7 @@ class EtcdSecureSource(EtcdSource):
         self._certificate = (folder / "server.pem", folder / "server.key")
         self._authority.cert_pem.write_to_path(str(self._ca))
         self._issue()
-        # As much work for a password as must be, or that is what a cell on a busy machine waits for.
+        # The cheapest hash that etcd accepts: otherwise a cell on a busy machine waits mostly for passwords.
         flags = (*self._flags(), "--auth-token-ttl", str(TOKEN), "--bcrypt-cost", "4")
         server = EtcdServer(self._program, folder / "etcd", *flags, certificates=self._certificate).start()
         self._server = server
@@ -88,10 +88,10 @@ class EtcdSecureSource(EtcdSource):
         etcdctl(f"https://{self._server.endpoint}", *said, check=check)
 
     def _issue(self) -> None:
-        """A new certificate of the same authority; the server reads it at the next handshake."""
+        """Write a new certificate of the same authority; the server reads it at the next handshake."""
         leaf = self._authority.issue_cert("127.0.0.1", "localhost")
         chain, key = self._certificate
-        # Not in place: the server may read just now.
+        # Not in place: the server may be reading it.
         for path, pems in ((chain, leaf.cert_chain_pems), (key, [leaf.private_key_pem])):
             fresh = path.with_suffix(".new")
             fresh.write_bytes(b"".join(pem.bytes() for pem in pems))
@@ -114,20 +114,20 @@ class EtcdSecureSource(EtcdSource):
         self._ctl("role", "grant-permission", READER, "read", self.prefix, "--prefix")
 
     def _revoke(self) -> None:
-        """The permission goes, for long enough that it is noticed or not, and comes again."""
+        """Revoke the permission for a long or short time, and grant it again."""
         self._ctl("role", "revoke-permission", READER, self.prefix, "--prefix", check=False)
         self.faults.healed.wait(self.chance.uniform(0, 2 * IDLE_LIMIT))
         self._grant()
 
     def _change_users(self) -> None:
-        """Any change of users makes every token older than the users."""
+        """Change the users, which invalidates every token."""
         name = f"other-{self.chance.randrange(1 << 30)}"
         self._ctl("user", "add", f"{name}:{name}", check=False)
         self.faults.healed.wait(self.chance.uniform(0, 0.3))
         self._ctl("user", "delete", name, check=False)
 
     def _rotate(self) -> None:
-        """The server is restarted with another certificate of the same authority."""
+        """Restart the server with another certificate of the same authority."""
         self._server.kill()
         self._issue()
         self.faults.healed.wait(self.chance.uniform(0, 0.3))

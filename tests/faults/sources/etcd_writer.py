@@ -1,7 +1,7 @@
-"""The only writer of an etcd that a cell is about, and etcd's own account of what it wrote.
+"""The only writer of an etcd source, and the history that etcd itself reports.
 
-The writer reaches the servers directly and knows of each transaction whether it was applied, whatever happens to them.
-The account is read by a bare watch, which shares the messages with the driver and nothing else.
+The writer connects to the servers directly, and finds out for each transaction whether it was applied, whatever happens
+to the servers. The history is read by a bare watch, which shares only the protobuf messages with the driver.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from datasync.keyval.types import Condition, PutOp
 from tests.faults.history import Op1, Truth, TruthCommit, brief
 from tests.faults.sources.scripted_store import as_op
 
-#: Not under the watched prefix.
+#: Outside the watched prefix.
 MARKER = "marker"
-#: Seconds in which servers that were started again must answer their writer.
+#: Seconds within which restarted servers must respond to the writer.
 BACK = 30.0
-#: Seconds that the account may take to come.
+#: Seconds within which the history must arrive.
 ACCOUNT = 30.0
 
 _ALL = b"\0"
@@ -33,17 +33,17 @@ T = TypeVar("T")
 
 
 class SureWriter:
-    """Each transaction also moves a marker, provided that it still stands where the one before left it.
+    """Each transaction also moves a marker, on condition that the previous transaction left it unchanged.
 
-    What got no answer may be applied for a long time: by a server that stood still, by a leader that was cut off. So
-    before it counts as lost the marker is moved by another transaction, after which the first one cannot be applied.
+    A transaction without a response may be applied much later: by a frozen server, or by a leader that was partitioned.
+    So before it counts as lost, another transaction moves the marker, after which the first one cannot be applied.
 
     Threads: one at a time; the caller's lock.
     """
 
     def __init__(self, store: EtcdStore, prefix: str, truth: Truth) -> None:
         self.store = store
-        #: The highest revision that was ever written, in all lives of the store.
+        #: The highest revision that was ever written, in all epochs of the store.
         self.highest = 0
         self._prefix = prefix
         self._truth = truth
@@ -52,10 +52,10 @@ class SureWriter:
         self._state: dict[str, bytes] = {}
 
     def write(self, ops: Sequence[tuple[str, bytes | None]]) -> int:
-        """Commit (key, value) pairs, None for a delete, and record what came of it; the revision, 0 for nothing.
+        """Commit (key, value) pairs, None for a delete, and record the commit; return its revision, 0 for none.
 
         Raises:
-          InvalidArgumentError: The server refuses them.
+          InvalidArgumentError: The server rejects them.
         """
         revision = self._commit([as_op(self._prefix + key, value) for key, value in ops])
         if not revision:
@@ -76,27 +76,27 @@ class SureWriter:
         return revision
 
     def foreign(self) -> int:
-        """Write beside the prefix: the revision moves on, and nothing is to be told."""
+        """Write outside the prefix: the revision increases, and nothing must be delivered."""
         return self.write([])
 
     def rewound(self, base: int) -> None:
-        """The store, which answers again, has lost everything above *base*."""
+        """Record that the store, which responds again, has lost everything above *base*."""
         self._truth.rewind(base)
         self._state = dict(self._truth.state)
         self._marker = self._patiently(self._read)
 
     def compact(self, revision: int | None = None) -> None:
-        """Up to *revision*, by default the present one, if that can be."""
+        """Compact up to *revision*, by default the current one, if possible."""
         try:
             self.store.compact(revision)
         except (CompactedError, InvalidArgumentError, StoreError):
-            pass  # that far already, not there yet, or the server is away
+            pass  # already compacted, not reached yet, or the server is down
 
     def revision(self) -> int:
         return self._patiently(self.store.revision)
 
     def check(self) -> None:
-        """What was recorded is what is there."""
+        """Check that the store equals the record."""
         there = self._patiently(lambda: list(self.store.scan(self._prefix)))
         held = {pair.key[len(self._prefix) :]: brief(pair.value) for pair in there}
         assert held == dict(self._truth.state) == self._state, "the record of the writer is not what the server holds"
@@ -114,7 +114,7 @@ class SureWriter:
         return done.revision
 
     def _find_out(self, marker: bytes) -> int:
-        """The revision of the transaction that set *marker*, 0 when it was not applied and never will be."""
+        """The revision of the transaction that set *marker*; 0 if it was not applied and never will be."""
         before = self._marker
         ours = {before, marker}
 
@@ -154,23 +154,20 @@ class SureWriter:
 def read_account(
     channel: grpc.Channel, prefix: str, last: int, metadata: Sequence[tuple[str, str]] = ()
 ) -> list[TruthCommit] | None:
-    """The commits under *prefix* that etcd still has, up to revision *last*, which wrote something somewhere.
-
-    None when there are none any more.
-    """
+    """The commits under *prefix* that etcd still has, up to revision *last*; None if it has none."""
     start = 1
     while start <= last:
         commits, oldest = _read_from(channel, prefix.encode(), start, last, metadata)
         if not oldest:
             return commits or None
-        start = oldest + 1  # of what was deleted at the compacted revision itself nothing is left
+        start = oldest + 1  # nothing is left of a delete at the compacted revision itself
     return None
 
 
 def _read_from(
     channel: grpc.Channel, prefix: bytes, start: int, last: int, metadata: Sequence[tuple[str, str]]
 ) -> tuple[list[TruthCommit], int]:
-    """The commits, and the revision up to which all is compacted, in which case there are none."""
+    """The commits, and the compacted revision if it is the reason that there are none."""
     watch = channel.stream_stream(
         "/etcdserverpb.Watch/Watch", pb.WatchRequest.SerializeToString, pb.WatchResponse.FromString
     )

@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--done-timeout", type=float, default=0.3)
     options = parser.parse_args()
     LoggedReplayBuffer.file = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+    assert adapter_module.ReplayBuffer is ReplayBuffer  # type: ignore[attr-defined]
     adapter_module.ReplayBuffer = LoggedReplayBuffer  # type: ignore[attr-defined]
     served = Served(options.port, options.history, {"done_timeout": options.done_timeout})
     names = [name for name in vars(Served) if not name.startswith("_")]
