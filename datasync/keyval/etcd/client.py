@@ -111,7 +111,8 @@ class EtcdClient:
                     self._discard_token(token)
                     continue
                 again = fault.elsewhere and (fault.unsent or not write)
-                if fault.unsent:
+                # A connection that was reset after the request was sent leaves a channel that reconnects too.
+                if fault.unsent or error.code() is grpc.StatusCode.UNAVAILABLE:
                     missed.add(endpoint)
                 # An endpoint that did not respond in time is not retried; an unreachable one may come up. A stream is
                 # not retried here, because its reader has a backoff of its own.
