@@ -343,14 +343,15 @@ def test_a_token_that_the_server_forgot_is_renewed_within_the_call(guarded: Etcd
 
 @pytest.mark.parametrize("version", ["3.4", "3.5"])
 def test_a_token_that_ran_out_does_not_end_a_quiet_stream(version: str, tmp_path: Path, open_store: OpenStore) -> None:
-    # given tokens that live for four seconds, and a stream that is quiet for longer and asks for progress more often
-    with EtcdServer(find_etcd(version), tmp_path / "etcd", "--auth-token-ttl", "4") as server:
+    # given tokens that live for six seconds, and a stream that is quiet for longer and asks for progress more often
+    with EtcdServer(find_etcd(version), tmp_path / "etcd", "--auth-token-ttl", "6") as server:
         server.enable_auth("agent", CANARY, "p/")
         store = open_store(server.endpoint, username="agent", password=CANARY, idle_limit=4.5)
         start = store.commit([PutOp("p/1", b"1")]).revision
         with following(store, "p/", start) as follower:
-            for _ in range(4):  # the first at once, the others a third of the idle limit apart
-                take(follower.queue)
+            for _ in range(6):  # the first at once, the others a third of the idle limit apart
+                bookmark = take(follower.queue)
+                assert isinstance(bookmark, Batch), f"the stream ended early: {bookmark!r}"
             # then it still tells of changes
             follower.until(store.commit([PutOp("p/1", b"2")]).revision)
 
