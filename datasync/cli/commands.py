@@ -21,7 +21,7 @@ from datasync.options import with_prefix
 
 def _on_version(context: click.Context, _: click.Parameter, given: bool) -> None:
     if given:
-        _print_version()
+        context.invoke(version)
         context.exit()
 
 
@@ -62,7 +62,13 @@ def demo(agent: tuple[str, str] | None) -> int:
 @cli.command()
 def version() -> None:
     """Print the version."""
-    _print_version()
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        click.echo(installed("datasync-kv"))
+    except PackageNotFoundError:
+        click.echo("unknown: datasync-kv is not installed; the command runs from a source tree")
 
 
 @cli.command()
@@ -137,16 +143,6 @@ def watch(url: str, prefix: str) -> None:
                     _write(_format(prefix, changes.get()))
             except KeyboardInterrupt:
                 pass
-
-
-def _print_version() -> None:
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        click.echo(installed("datasync-kv"))
-    except PackageNotFoundError:
-        click.echo("unknown: datasync-kv is not installed; the command runs from a source tree")
 
 
 def _open(url: str, *, create: bool = False) -> Store:

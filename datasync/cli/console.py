@@ -13,8 +13,6 @@ PLAIN_WIDTH = 100
 
 def make_console() -> Console:
     """Return a console on standard output."""
-    if not sys.stdout.isatty():
-        return Console(color_system=None, highlight=False, width=PLAIN_WIDTH)
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown"):
-        return Console(color_system=None, highlight=False)
-    return Console(highlight=False)
+    terminal = sys.stdout.isatty()
+    plain = not terminal or os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
+    return Console(color_system=None if plain else "auto", highlight=False, width=None if terminal else PLAIN_WIDTH)

@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from datasync.api import WatchRegistration
 from datasync.cli.console import make_console
 from datasync.cli.story import Story
 from datasync.events import ChangeEvent, Op, ResyncEvent
@@ -85,7 +84,7 @@ class StatusMonitor:
 
     def __init__(self, plugin: Plugin) -> None:
         self._events: queue.Queue[ResyncEvent | ChangeEvent] = queue.Queue()
-        self._registration: WatchRegistration = plugin.watch("demo", self._events, self._events, STATUS)
+        plugin.watch("demo", self._events, self._events, STATUS)
         self.last = AgentStatus()
         self.present = False
 
@@ -210,7 +209,8 @@ class Demo(Closable):
         self._start_agent()
         status = self._wait_acknowledged(revision, "RESYNC (initial)")
         self._check("the restarted agent receives what it missed", status.resyncs == 1 and not status.rejected)
-        revision = self._write("disable eth3", self._txn().put(INTERFACES + "eth3", _switched_off()))
+        disabled = Interface(name="eth3", description="rack 2", mtu=1500, ip_addresses=["10.3.0.1/16"])
+        revision = self._write("disable eth3", self._txn().put(INTERFACES + "eth3", disabled))
         status = self._wait_acknowledged(revision, "CHANGE")
         self._check("the restarted agent receives further changes", status.changes == 1 and not status.rejected)
 
@@ -319,12 +319,6 @@ def _summary(console: Console, demo: Demo, failure: DemoError | None, seconds: f
 
 def _interface(name: str, description: str, mtu: int, *addresses: str) -> Interface:
     return Interface(name=name, description=description, enabled=True, mtu=mtu, ip_addresses=addresses)
-
-
-def _switched_off() -> Interface:
-    interface = _interface("eth3", "rack 2", 1500, "10.3.0.1/16")
-    interface.enabled = False
-    return interface
 
 
 def _route(destination: str, next_hop: str, out_interface: str) -> Route:

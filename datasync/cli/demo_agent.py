@@ -9,8 +9,9 @@ from pathlib import Path
 
 from datasync.cli.console import make_console
 from datasync.cli.story import Story
-from datasync.examples.agent import block_signals, follow
+from datasync.examples.agent import follow
 from datasync.examples.dataplane import Dataplane
+from datasync.examples.launch import block_signals
 from datasync.runtime.threads import Worker
 
 

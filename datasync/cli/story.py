@@ -36,7 +36,7 @@ class Story:
         if report.event == "CHANGE":
             self.say(f"CHANGE at revision {report.revision}", "bold")
             for difference in report.differences:
-                self._line(_sign(difference), f"{difference.key}  {describe_fields(difference)}")
+                self._line(difference.sign, f"{difference.key}  {describe_fields(difference)}")
         else:
             same = f", {report.same} unchanged" if report.same else ""
             self.say(f"{report.event} at revision {report.revision}: {len(report.differences)} to apply{same}", "bold")
@@ -54,14 +54,8 @@ class Story:
         for heading in ("", "key", "in the dataplane", "in the store"):
             table.add_column(heading, overflow="fold")  # a narrow terminal cuts nothing off
         for difference in report.differences:
-            table.add_row(
-                _sign(difference), difference.key, _shown(difference, old=True), _shown(difference, old=False)
-            )
+            table.add_row(difference.sign, difference.key, _shown(difference, old=True), _shown(difference, old=False))
         self._console.print(Padding(table, (0, 0, 0, INDENT)))
-
-
-def _sign(difference: Difference) -> str:
-    return "+" if difference.old is None else "-" if difference.new is None else "~"
 
 
 def _shown(difference: Difference, *, old: bool) -> Text:

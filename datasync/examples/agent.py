@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from queue import Queue
 from typing import Any
@@ -36,14 +37,13 @@ from datasync import (
     with_client_lifetime_ttl,
 )
 from datasync.examples.dataplane import INTERFACES, ROUTES, ConfigurationError, Dataplane, Item, new_item
+from datasync.examples.launch import ENDING, block_signals, launch
 from datasync.examples.netconf_pb2 import AgentStatus
 from datasync.kvdbsync.servicelabel import agent_prefix
 from datasync.runtime.threads import Worker
 
 #: Key prefix of the agents' own status.
 STATUS = "status/"
-#: Signals that end the agent.
-ENDING = {signal.SIGINT, signal.SIGTERM}
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class Difference:
     key: str
     old: Item | None
     new: Item | None
+
+    @property
+    def sign(self) -> str:
+        """``+`` for an added key, ``-`` for a removed one, ``~`` for a changed one."""
+        return "+" if self.old is None else "-" if self.new is None else "~"
 
 
 @dataclass
@@ -168,20 +173,14 @@ class NetworkAgent:
 
 def print_report(report: Report) -> None:
     """Print one line for the event and one per key."""
-    print(f"{report.event} at revision {report.revision}", flush=True)
-    for line in describe(report):
-        print(f"  {line}", flush=True)
-
-
-def describe(report: Report) -> list[str]:
-    """Return a line for each key that was added (+), removed (-), changed (~) or rejected (!)."""
-    lines = []
+    print(f"{report.event} at revision {report.revision}")
     for difference in report.differences:
-        sign = "+" if difference.old is None else "-" if difference.new is None else "~"
-        lines.append(f"{sign} {difference.key}  {describe_fields(difference)}")
+        print(f"  {difference.sign} {difference.key}  {describe_fields(difference)}")
     if report.same:
-        lines.append(f"= {report.same} unchanged")
-    return lines + [f"! {key}  rejected: {problem}" for key, problem in report.rejected.items()]
+        print(f"  = {report.same} unchanged")
+    for key, problem in report.rejected.items():
+        print(f"  ! {key}  rejected: {problem}")
+    sys.stdout.flush()
 
 
 def describe_fields(difference: Difference) -> str:
@@ -226,16 +225,18 @@ def _previous(change: ProtoWatchResp) -> Item | None:
         return None  # the previous value was rejected when it arrived
 
 
-def follow(
-    url: str,
-    label: str | None = None,
-    *,
-    dataplane: Dataplane | None = None,
-    report: Callable[[Report], object] = print_report,
-) -> None:
+@contextmanager
+def running(agent: NetworkAgent) -> Iterator[None]:
+    """Run *agent* in a thread for the time of the block."""
+    with closing(Worker("examples-agent", lambda _: agent.run(), wake=agent.stop)) as worker:
+        worker.start()
+        yield
+
+
+def follow(url: str, *, dataplane: Dataplane | None = None, report: Callable[[Report], object] = print_report) -> None:
     """Run an agent on the store at *url* until SIGINT or SIGTERM. It writes its status to the store."""
     block_signals()
-    with connect(url) as store, Plugin(kv=store, prefix=agent_prefix(label)) as plugin:
+    with connect(url) as store, Plugin(kv=store, prefix=agent_prefix()) as plugin:
 
         def write_status(handled: Report) -> None:
             report(handled)
@@ -245,38 +246,16 @@ def follow(
                 print(f"{agent.name}: the status was not written: {error}", file=sys.stderr)
 
         agent = NetworkAgent(plugin, dataplane, report=write_status)
-        worker = Worker("examples-agent", lambda _: agent.run(), wake=agent.stop)
-        worker.start()
-        signal.sigwait(ENDING)
-        worker.close()
+        with running(agent):
+            signal.sigwait(ENDING)
 
 
-def block_signals() -> None:
-    """Leave SIGINT and SIGTERM to ``sigwait``: a handler must not put on a queue whose lock it may have interrupted.
-
-    Call this before the first thread starts, because threads inherit the signal mask.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-
-
-def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        print("usage: python -m datasync.examples.agent URL, for example sqlite:network.db", file=sys.stderr)
-        return 2
-    return run(arguments[0])
-
-
-def run(url: str) -> int:
-    """Run an agent on *url* until a signal, and return the exit code."""
+def run(url: str) -> None:
+    """Run an agent on *url* until a signal."""
     print("network-agent: press Ctrl-C to end", flush=True)
-    try:
-        follow(url)
-    except DatasyncError as error:
-        print(f"agent: {error}", file=sys.stderr)
-        return 1
+    follow(url)
     print("network-agent: ended", flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    launch(run, "URL")

@@ -22,18 +22,8 @@ which is ``vpp1`` otherwise.
 
 from __future__ import annotations
 
-import sys
-
 from datasync.examples.agent import run
-
-
-def main(arguments: list[str]) -> int:
-    url = arguments[0] if arguments else "etcd://127.0.0.1:2379"
-    if len(arguments) > 1 or not url.startswith("etcd:"):
-        print("usage: python -m datasync.examples.etcd_agent [etcd://HOST:PORT,HOST:PORT]", file=sys.stderr)
-        return 2
-    return run(url)
-
+from datasync.examples.launch import launch
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    launch(run, "etcd://HOST:PORT,HOST:PORT", "etcd://127.0.0.1:2379")

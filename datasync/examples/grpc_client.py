@@ -10,14 +10,13 @@ configuration again to an agent that restarts.
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Mapping
 
 from google.protobuf.message import Message
 
 from datasync import DatasyncError
-from datasync.examples.agent import ENDING, block_signals
 from datasync.examples.dataplane import INTERFACES, ROUTES
+from datasync.examples.launch import ENDING, block_signals, launch
 from datasync.examples.netconf_pb2 import Interface, Route
 from datasync.grpcsync import Client
 
@@ -47,24 +46,15 @@ def push(client: Client) -> None:
     print(f"eth3 can be deleted again: {client.delete(INTERFACES + 'eth3')}", flush=True)
 
 
-def main(arguments: list[str]) -> int:
-    targets = [argument for argument in arguments if argument != "--stay"]
-    if len(targets) > 1:
-        print("usage: python -m datasync.examples.grpc_client [HOST:PORT] [--stay]", file=sys.stderr)
-        return 2
+def run(address: str, stay: bool) -> None:
     block_signals()
-    try:
-        # The client keeps what was applied, for an agent that restarts with an empty state.
-        with Client(targets[0] if targets else "127.0.0.1:9111", source="example", keep_state=True) as client:
-            client.wait_ready(5)
-            push(client)
-            if "--stay" in arguments:
-                signal.sigwait(ENDING)
-    except DatasyncError as error:
-        print(f"client: {error}", file=sys.stderr)
-        return 1
-    return 0
+    # The client keeps what was applied, for an agent that restarts with an empty state.
+    with Client(address, source="example", keep_state=True) as client:
+        client.wait_ready(5)
+        push(client)
+        if stay:
+            signal.sigwait(ENDING)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    launch(run, "HOST:PORT", "127.0.0.1:9111", "--stay")

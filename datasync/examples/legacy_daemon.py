@@ -12,12 +12,12 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from queue import Queue
 
-from datasync import ChangeEvent, DatasyncError, Op, ResyncEvent
+from datasync import ChangeEvent, Op, ResyncEvent
+from datasync.examples.launch import launch
 from datasync.examples.netconf_pb2 import Interface
 from datasync.keyval.sqlite import SQLiteStore
 from datasync.kvdbsync import Plugin
@@ -29,7 +29,7 @@ log = logging.getLogger("legacy-daemon")
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 WORKERS = 3
 
-Job = tuple[Callable[[], None], Future[None]]
+Job = tuple[Interface, Future[None]]
 
 
 class Daemon:
@@ -86,14 +86,14 @@ class Daemon:
 
     def _submit(self, interface: Interface) -> Future[None]:
         future: Future[None] = Future()
-        self._jobs.put((lambda: configure(interface), future))
+        self._jobs.put((interface, future))
         return future
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            act, future = job
+            interface, future = job
             try:
-                act()
+                configure(interface)
             except Exception as error:
                 future.set_exception(error)
             else:
@@ -112,27 +112,19 @@ def configure(interface: Interface) -> None:
     log.info("%s: mtu %d by %s", interface.name, interface.mtu, threading.current_thread().name)
 
 
-def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        print("usage: python -m datasync.examples.legacy_daemon FILE", file=sys.stderr)
-        return 2
+def run(path: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stdout)
     # Before the first thread starts: threads inherit the mask, and sigwait() below receives the signals.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        daemon = Daemon(arguments[0])
-        daemon.start()
-    except DatasyncError as error:
-        log.error("%s", error)
-        return 1
+    daemon = Daemon(path)
+    daemon.start()
     log.info("ready")
     while (number := signal.sigwait(SIGNALS)) == signal.SIGHUP:
         daemon.reload()
     log.info("%s: stopping", signal.Signals(number).name)
     daemon.stop()
     log.info("stopped; threads left: %d", threading.active_count() - 1)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    launch(run, "FILE")

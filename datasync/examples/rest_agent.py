@@ -22,33 +22,22 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 
-from datasync import DatasyncError
-from datasync.examples.agent import ENDING, NetworkAgent, block_signals
+from datasync.examples.agent import NetworkAgent, running
+from datasync.examples.launch import ENDING, block_signals, launch
 from datasync.restsync import Adapter, serve
-from datasync.runtime.threads import Worker
 
 
-def main(arguments: list[str]) -> int:
-    address = arguments[0] if arguments else "127.0.0.1:9191"
+def run(address: str) -> None:
+    """Run an agent that serves *address* until SIGINT or SIGTERM."""
     block_signals()
-    try:
-        with Adapter("network") as adapter:
-            agent = NetworkAgent(adapter)
-            worker = Worker("examples-agent", lambda _: agent.run(), wake=agent.stop)
-            worker.start()
-            token = os.environ.get("DATASYNC_TOKEN") or None
-            with serve(address, adapter, token=token, show_values=True) as server:
-                print(f"network-agent: {server.url}/, press Ctrl-C to end", flush=True)
-                signal.sigwait(ENDING)
-            worker.close()
-    except DatasyncError as error:
-        print(f"agent: {error}", file=sys.stderr)
-        return 1
+    token = os.environ.get("DATASYNC_TOKEN") or None
+    with Adapter("network") as adapter, running(NetworkAgent(adapter)):
+        with serve(address, adapter, token=token, show_values=True) as server:
+            print(f"network-agent: {server.url}/, press Ctrl-C to end", flush=True)
+            signal.sigwait(ENDING)
     print("network-agent: ended", flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    launch(run, "HOST:PORT", "127.0.0.1:9191")

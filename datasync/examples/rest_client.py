@@ -8,11 +8,11 @@ Set ``DATASYNC_TOKEN`` as for the agent.
 from __future__ import annotations
 
 import os
-import sys
 from queue import Queue
 from typing import Any
 
-from datasync import ConflictError, DatasyncError, Op, PropagationError
+from datasync import ConflictError, Op, PropagationError
+from datasync.examples.launch import launch
 from datasync.examples.netconf_pb2 import Interface
 from datasync.kvdbsync.local import ProtoTxn
 from datasync.restsync import Client
@@ -67,16 +67,10 @@ def play(client: Client) -> None:
         print(f"  {error.errors['network-agent']}")
 
 
-def main(arguments: list[str]) -> int:
-    url = arguments[0] if arguments else "http://127.0.0.1:9191"
-    try:
-        with Client(url, token=os.environ.get("DATASYNC_TOKEN") or None) as client:
-            play(client)
-    except DatasyncError as error:
-        print(f"client: {error}", file=sys.stderr)
-        return 1
-    return 0
+def run(url: str) -> None:
+    with Client(url, token=os.environ.get("DATASYNC_TOKEN") or None) as client:
+        play(client)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    launch(run, "URL", "http://127.0.0.1:9191")

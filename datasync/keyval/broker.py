@@ -167,9 +167,7 @@ class BytesTxn:
         return result
 
     def _add(self, op: WriteOp) -> BytesTxn:
-        self._ops.pop(
-            op.key, None
-        )  # a dict keeps the place of a key that is set again; the last operation moves to the end
+        self._ops.pop(op.key, None)  # a dict keeps the place of a key that is set again; the last operation moves on
         self._ops[op.key] = op
         return self
 

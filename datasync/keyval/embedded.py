@@ -44,8 +44,7 @@ def check_position(name: str, position: int, oldest: int, current: int) -> None:
     if current < position:
         raise RewoundError(f"{name} is at revision {current}, below {position}")
     if position < oldest > 1:
-        message = f"{name} has no history after revision {position}, only after {oldest}"
-        raise CompactedError(message, oldest)
+        raise CompactedError(f"{name} has no history after revision {position}, only after {oldest}", oldest)
 
 
 def check_setting(name: str, value: float, *, zero: bool = False) -> None:

@@ -128,16 +128,14 @@ class Watch(Closable):
         self._reader.start()
         try:
             ready = self._ready.wait(timeout)
-        except BaseException:  # ^C, or an invalid timeout: the caller has no watch yet that it could close
+            if isinstance(self._error, (ClosedError, ForkedError)):
+                raise self._error
+            if not ready:
+                why = f": {self._error}" if self._error is not None else ""
+                raise NotReadyError(f"{self._name} could not be read within {timeout:.1f} s{why}") from self._error
+        except BaseException:  # also ^C, or an invalid timeout: the caller has no watch yet that it could close
             self.close()
             raise
-        if isinstance(self._error, (ClosedError, ForkedError)):
-            self.close()
-            raise self._error
-        if not ready:
-            self.close()
-            why = f": {self._error}" if self._error is not None else ""
-            raise NotReadyError(f"{self._name} could not be read within {timeout:.1f} s{why}") from self._error
 
     def close(self) -> None:
         """End the watch. May be called twice and from the callback. No callback starts after that."""

@@ -13,7 +13,7 @@ from tests.support.running import Running, run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "datasync" / "examples"
 #: Modules that are not examples themselves.
-PARTS = {"__init__", "dataplane", "netconf_pb2"}
+PARTS = {"__init__", "dataplane", "launch", "netconf_pb2"}
 TESTED = {
     "agent",
     "etcd_agent",

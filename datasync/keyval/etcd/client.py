@@ -16,10 +16,9 @@ from datasync.errors import ClosedError, InvalidArgumentError, StoreError, Unkno
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.cancel_scope import CancelScope
 from datasync.keyval.etcd.config import EtcdConfig
-from datasync.keyval.etcd.endpoint import Endpoint, Metadata
+from datasync.keyval.etcd.endpoint import Endpoint, Metadata, PendingCall
 from datasync.keyval.etcd.errors import Fault, find_fault, translate
 from datasync.keyval.etcd.methods import AUTHENTICATE, Method, RequestT, ResponseT
-from datasync.keyval.etcd.pending_call import PendingCall
 from datasync.keyval.etcd.tls import explain
 from datasync.runtime.grpcio import forget_traceback
 from datasync.runtime.threads import ForkGuard
@@ -139,8 +138,7 @@ class EtcdClient:
         if self._closed or self._guard.forked:
             return None
         try:
-            endpoint = self._endpoints[self._current]
-            return PendingCall(endpoint, endpoint.begin(method, request, timeout, _metadata(self._token)))
+            return self._endpoints[self._current].begin(method, request, timeout, _metadata(self._token))
         except ValueError:  # the channel was closed meanwhile, or a TLS file cannot be read
             return None
 

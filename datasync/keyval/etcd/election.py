@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 from datasync.errors import ClosedError, DatasyncError, NotReadyError, StoreError
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
@@ -88,9 +87,7 @@ class Leadership:
     def __enter__(self) -> Leadership:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.resign()
 
     def wait_elected(self, timeout: float | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Generic
 
 import grpc
 
@@ -55,7 +55,7 @@ class Endpoint:
                 return response
             future = callee.future(request, timeout=timeout, metadata=metadata)
             scope.attach(future)
-            response = result_of(future)
+            response = _result_of(future)
             return response
         finally:
             if scope is not None:
@@ -67,10 +67,12 @@ class Endpoint:
         callee = self._callee(method, "stream_stream")
         return self._counted(lambda: callee(requests, metadata=metadata))
 
-    def begin(self, method: Method[RequestT, Any], request: RequestT, timeout: float, metadata: Metadata) -> Any:
-        """Start the call of ``unary`` and return its future."""
+    def begin(
+        self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float, metadata: Metadata
+    ) -> PendingCall[ResponseT]:
+        """Start the call of ``unary``."""
         callee: Any = self._callee(method, "unary_unary")
-        return self._counted(lambda: callee.future(request, timeout=timeout, metadata=metadata))
+        return PendingCall(self, self._counted(lambda: callee.future(request, timeout=timeout, metadata=metadata)))
 
     def reset(self, *, only_idle: bool = False) -> None:
         """Close the channel; the next call creates a new one.
@@ -117,7 +119,27 @@ class Endpoint:
             self._busy -= 1
 
 
-def result_of(call: Any) -> Any:
+class PendingCall(Generic[ResponseT]):
+    """A call to *endpoint* that was sent before its response is needed. Threads: one."""
+
+    def __init__(self, endpoint: Endpoint, call: Any) -> None:
+        self.endpoint = endpoint
+        self._call = call
+
+    def result(self) -> ResponseT:
+        """Wait for the response. Call it once; raises what ``Endpoint.unary`` raises."""
+        call, self._call = self._call, None
+        result: ResponseT = _result_of(call)
+        return result
+
+    def cancel(self) -> None:
+        """Cancel the call unless its result was taken."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+
+def _result_of(call: Any) -> Any:
     try:
         return call.result()
     except grpc.FutureCancelledError:

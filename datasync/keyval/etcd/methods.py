@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -12,15 +13,13 @@ RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
 
 
+@dataclass(frozen=True, slots=True)
 class Method(Generic[RequestT, ResponseT]):
-    """A method of etcd's API: its path, and the types of request and response."""
+    """A method of etcd's API."""
 
-    __slots__ = ("path", "request", "response")
-
-    def __init__(self, path: str, request: type[RequestT], response: type[ResponseT]) -> None:
-        self.path = path
-        self.request = request
-        self.response = response
+    path: str
+    request: type[RequestT]
+    response: type[ResponseT]
 
 
 RANGE = Method("/etcdserverpb.KV/Range", pb.RangeRequest, pb.RangeResponse)

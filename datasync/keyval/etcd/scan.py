@@ -15,9 +15,9 @@ from datasync.keyval.driver import Scan
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.client import EtcdClient
 from datasync.keyval.etcd.continuity import ContinuityCheck, ScanDigest
+from datasync.keyval.etcd.endpoint import PendingCall
 from datasync.keyval.etcd.keys import check_page, prefix_range, unexpected_response
 from datasync.keyval.etcd.methods import RANGE
-from datasync.keyval.etcd.pending_call import PendingCall
 from datasync.keyval.etcd.stream import LARGE_VALUE
 from datasync.keyval.types import KeyValue
 

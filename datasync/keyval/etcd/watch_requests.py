@@ -66,7 +66,10 @@ class WatchRequests:
 
     def cancel_watch(self, watch_id: int) -> None:
         """Cancel the watch *watch_id* of a probe that was answered."""
-        self._send(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=watch_id)))
+        request = pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=watch_id))
+        with self._condition:
+            self._outbox.append(request)
+            self._condition.notify_all()
 
     def end(self) -> None:
         with self._condition:
@@ -99,8 +102,3 @@ class WatchRequests:
         if call is not None:
             call.cancel()
         raise StopIteration
-
-    def _send(self, request: pb.WatchRequest) -> None:
-        with self._condition:
-            self._outbox.append(request)
-            self._condition.notify_all()

@@ -10,19 +10,15 @@ class CommitSignal:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._count = 0
-
-    @property
-    def count(self) -> int:
-        """The number of signals. Read it before the file: ``wait`` returns at once if a commit follows."""
-        return self._count
+        #: The number of signals. Read it before the file: ``wait`` returns at once if a commit follows.
+        self.count = 0
 
     def wake(self) -> None:
         with self._changed:
-            self._count += 1
+            self.count += 1
             self._changed.notify_all()
 
     def wait(self, count: int, timeout: float) -> None:
         with self._changed:
-            if self._count == count:
+            if self.count == count:
                 self._changed.wait(timeout)

@@ -30,11 +30,10 @@ class StoreLease:
 
     def ensure(self, connection: sqlite3.Connection, current: int) -> int:
         """Make sure that a lease exists to which keys can be bound. Return the revision, as ``renew`` does."""
-        if self.id and connection.execute("SELECT 1 FROM lease WHERE id = ?", (self.id,)).fetchone():
-            return current
-        if self.id:
+        if not self.id:
+            self._grant(connection)
+        elif not connection.execute("SELECT 1 FROM lease WHERE id = ?", (self.id,)).fetchone():
             return self.renew(connection, current)
-        self._grant(connection)
         return current
 
     def note(self, effect: Mapping[str, PutOp | None], revision: int) -> None:
@@ -74,8 +73,7 @@ class StoreLease:
     def _drop_taken_over(self, connection: sqlite3.Connection, *, lost: bool) -> None:
         """Forget keys that another client put or deleted: only expired keys are put again."""
         held = {key.decode() for (key,) in connection.execute("SELECT key FROM kv WHERE lease = ?", (self.id,))}
-        missing = [key for key in self._owned if key not in held]
-        for key in missing:
+        for key in self._owned.keys() - held:
             if not lost or not self._expired(connection, key):
                 del self._owned[key]
 

@@ -26,8 +26,8 @@ class SQLiteScan(Scan):
         self._cursor: sqlite3.Cursor | None = None
         # Weak: the connection must not keep an abandoned scan alive.
         self._connection = SharedConnection(database, before_fork=weakref.WeakMethod(self._read_ahead))
-        self._columns = "key, x'', revision" if keys_only else "key, value, revision"
-        self._range = tables.key_range(prefix)
+        value = "x''" if keys_only else "value"
+        limits = tables.key_range(prefix)
         self._path = database.path
         # An abandoned scan must not keep SQLite from resetting the write-ahead log.
         self._closer = weakref.finalize(self, self._connection.close)
@@ -38,7 +38,7 @@ class SQLiteScan(Scan):
                 self.commit_time = tables.commit_time(connection, self.revision)
                 self.generation = database.generation
                 self._cursor = connection.execute(
-                    f"SELECT {self._columns} FROM kv WHERE key >= ? AND key < ? ORDER BY key", self._range
+                    f"SELECT key, {value}, revision FROM kv WHERE key >= ? AND key < ? ORDER BY key", limits
                 )
         except BaseException:
             self._closer()

@@ -94,10 +94,8 @@ class SQLiteStore(Store):
         self._age, self._bytes = history_age, history_bytes
         self._database = Database(self._path, lock_timeout=lock_timeout, synchronous=synchronous)
         # Two connections: with a write-ahead log readers never wait, except for a writer on the same connection.
-        self._reading, self._writing = (
-            SharedConnection(self._database),
-            SharedConnection(self._database, for_writing=True),
-        )
+        self._reading = SharedConnection(self._database)
+        self._writing = SharedConnection(self._database, for_writing=True)
         self._lease = StoreLease(session_ttl)
         self._renewer: Worker | None = None
         #: Guards the fields below.

@@ -83,7 +83,8 @@ class SQLiteStream(Stream):
                     yielded = now
                     yield None
                 if not more:
-                    self._database.commit_signal.wait(wakes, self._time_to_wait())
+                    due = self._poll_interval if self._due is None else max(self._due - time.monotonic(), 0.0)
+                    self._database.commit_signal.wait(wakes, min(self._poll_interval, due))
         except DatasyncError:
             if not self._cancelled:  # otherwise this is the requested end
                 raise
@@ -108,7 +109,9 @@ class SQLiteStream(Stream):
             connection.execute("BEGIN")  # reads bounds and commits at the same revision
             oldest, current, self._due = tables.bounds(connection)
             check_position(self._database.path, self._position, oldest, current)
-            self._check_commit_time(tables.commit_time(connection, self._position))
+            found = tables.commit_time(connection, self._position)
+            if self._commit_time is not None and found != self._commit_time:  # an older copy that has grown since
+                raise RewoundError(f"{self._database.path}: revision {self._position} has changed since it was read")
             batch, more = tables.commits(connection, self._prefix, self._position, current)
             self._commit_time = tables.commit_time(connection, batch.revision)  # of the caller's next position
             connection.execute("COMMIT")
@@ -124,16 +127,6 @@ class SQLiteStream(Stream):
             log.warning("%s: expired keys could not be deleted yet: %s", self._database.path, error)
             self._due = time.monotonic() + EXPIRY_PAUSE
 
-    def _check_commit_time(self, found: float | None) -> None:
-        """Detect an older copy that was written over the file and has grown since."""
-        if self._commit_time is not None and found != self._commit_time:
-            raise RewoundError(f"{self._database.path}: revision {self._position} has changed since it was read")
-
     def _check_generation(self) -> None:
         if self._database.generation != self._generation:
             raise RewoundError(f"{self._database.path} was replaced by another file")
-
-    def _time_to_wait(self) -> float:
-        if self._due is None:
-            return self._poll_interval
-        return min(self._poll_interval, max(self._due - time.monotonic(), 0.0))
