@@ -36,16 +36,13 @@ class _Members(Sequence[T]):
 
     def __init__(self, *members: T | Iterable[T]) -> None:
         # An aggregate is both a member and an iterable: it counts as a member.
-        if len(members) == 1 and not self._fits(members[0]) and isinstance(members[0], Iterable):
+        if len(members) == 1 and not isinstance(members[0], self._kind) and isinstance(members[0], Iterable):
             members = tuple(members[0])
         for place, member in enumerate(members):
-            if not self._fits(member):
+            if not isinstance(member, self._kind):
                 name = type(self).__name__
                 raise InvalidArgumentError(f"member {place} of {name} has the wrong type {type(member).__name__}")
         self._members = cast("tuple[T, ...]", members)
-
-    def _fits(self, member: object) -> bool:
-        return isinstance(member, self._kind)
 
     @overload
     def __getitem__(self, place: int) -> T: ...

@@ -102,14 +102,9 @@ class Plugin(Closable):
         finally:
             self._end_turn()
         report = ResyncReport(tuple(results))
+        seconds = time.monotonic() - started
         level = logging.INFO if report.ok else logging.WARNING
-        log.log(
-            level,
-            "resync of %s in %.1f s: %s",
-            counted(len(results), "registration"),
-            time.monotonic() - started,
-            report,
-        )
+        log.log(level, "resync of %s in %.1f s: %s", counted(len(results), "registration"), seconds, report)
         return report
 
     def close(self) -> None:
