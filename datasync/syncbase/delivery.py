@@ -12,8 +12,6 @@ import logging
 import threading
 from collections.abc import Iterable
 from functools import partial
-from queue import Queue
-from typing import Any
 
 from datasync.runtime.threads import CLOSE_TIMEOUT, in_main_thread
 from datasync.syncbase.core import RegistryCore
@@ -73,14 +71,6 @@ def _begin_next_locked(waiting: Iterable[EventOwner], retry: bool) -> QueuedEven
         if event is not None:
             return event
     return None
-
-
-def is_full(target: Queue[Any] | None) -> bool:
-    """Return True if *target* is full; the result may be outdated."""
-    try:
-        return bool(target.full())  # type: ignore[union-attr]
-    except Exception:  # None, or a queue class of the user
-        return False
 
 
 class PutTurn:

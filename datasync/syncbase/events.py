@@ -1,12 +1,12 @@
 """The events on a subscriber's queue.
 
-Source: cn-infra ``datasync/syncbase/events.go``; contract C7, C9.
+Source: cn-infra ``datasync/syncbase/events.go``, ``kv_iterator.go``; contract C7, C9.
 """
 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Queue
 from typing import Any, Protocol
@@ -18,10 +18,33 @@ from datasync.serializer import Serializer
 from datasync.syncbase.change import ChangeResp, StateKeyVal, new_state_key_val
 from datasync.syncbase.core import PendingResync, PendingTransaction
 from datasync.syncbase.futures import PropagationFuture
-from datasync.syncbase.kv_iterator import KVIterator
 from datasync.syncbase.missed_deletes import MissedDeletes
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.state import StateEntry
+
+
+class KVIterator:
+    """Returns *items* once, through ``get_next`` or as a Python iterator. An exception of *items* reaches the reader.
+
+    Threads: one at a time.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Iterable[KeyVal]) -> None:
+        self._items = iter(items)
+
+    def get_next(self) -> tuple[KeyVal | None, bool]:
+        """Return the next pair and False; ``(None, True)`` after the last one."""
+        for kv in self._items:
+            return kv, False
+        return None, True
+
+    def __iter__(self) -> Iterator[KeyVal]:
+        return self
+
+    def __next__(self) -> KeyVal:
+        return next(self._items)
 
 
 class EventOwner(Protocol):

@@ -846,7 +846,7 @@ def test_c15_ten_thousand_subscriptions_leave_nothing_behind(mirror: Registry) -
         assert threading.active_count() == threads
         assert len(gc.get_objects()) - objects < 200
         assert list(mirror.subscriptions) == ["other"]
-        assert len(mirror._router) == 1
+        assert len(mirror._router._by_prefix) == 1
         assert len(mirror._core.timers) < 10
     finally:
         logging.getLogger("datasync").setLevel(logging.NOTSET)
