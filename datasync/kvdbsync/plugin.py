@@ -66,8 +66,6 @@ class Plugin(Closable):
     ) -> None:
         if not isinstance(kv, Store):
             raise InvalidArgumentError(f"kv must be a store from keyval.connect(), not {type(kv).__name__}")
-        if not isinstance(prefix, str):
-            raise InvalidArgumentError(f"a prefix must be a string, not {type(prefix).__name__}")
         if resync is not None and not callable(getattr(resync, "register", None)):
             raise InvalidArgumentError(f"resync must be a resync.Plugin, not {type(resync).__name__}")
         check_serializer(serializer)

@@ -90,10 +90,8 @@ class StatusQueue(Queue[Any]):
             if event not in self.queue:
                 return False
             self.queue.remove(event)
-            self.unfinished_tasks -= 1  # or join() would wait for a task that no consumer can finish
-            if not self.unfinished_tasks:
-                self.all_tasks_done.notify_all()
-            return True
+        self.task_done()  # or join() would wait for a task that no consumer can finish
+        return True
 
 
 class QueueRegistration:
