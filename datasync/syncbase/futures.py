@@ -119,7 +119,7 @@ class PropagationFuture(GuardedFuture[Outcome]):
     """
 
     _outcome: Outcome
-    _run_deferred: Callable[[], None] | None = None
+    _run_deferred: Callable[[], None]
 
     def __init__(self, subject: Callable[[], str], default_timeout: float, guard: ForkGuard) -> None:
         super().__init__(guard)
@@ -153,9 +153,7 @@ class PropagationFuture(GuardedFuture[Outcome]):
         """Return the exception that ``result`` would raise; ``DoneTimeout`` is raised."""
         return self._wait(super().exception, timeout)
 
-    def expect(
-        self, outcome: Outcome, asked: dict[str, AskedSubscription], run_deferred: Callable[[], None] | None = None
-    ) -> None:
+    def expect(self, outcome: Outcome, asked: dict[str, AskedSubscription], run_deferred: Callable[[], None]) -> None:
         """Set the result of success, the subscriptions to wait for, and the function that completes futures.
 
         Called once, under the registry's lock. The future keeps the dict *asked*.
@@ -192,8 +190,7 @@ class PropagationFuture(GuardedFuture[Outcome]):
         """Check again: the ``DeliveryTimeout`` of a queue that was full all the time is due at this moment."""
         for one in self._silent.copy().values():
             one.tick()
-        if self._run_deferred is not None:
-            self._run_deferred()  # the completion may wait behind a slow callback of another future
+        self._run_deferred()  # the completion may wait behind a slow callback of another future
         return self.done()
 
     def _too_late(self, timeout: float) -> DoneTimeout:
