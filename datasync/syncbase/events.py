@@ -48,7 +48,7 @@ class KVIterator:
 
 
 class EventOwner(Protocol):
-    """The subscription of an event, as the event and its delivery see it."""
+    """The part of a ``Subscription`` that its events and their delivery use."""
 
     name: str
     change_queue: Queue[Any] | None
@@ -56,16 +56,13 @@ class EventOwner(Protocol):
     #: Name of the source.
     source: str
 
-    def settle(self, event: QueuedEvent, error: BaseException | None) -> bool:
-        """Take the acknowledgement of *event* and go on; True when it was the first one."""
+    def settle(self, event: QueuedEvent, error: BaseException | None) -> bool: ...
 
-    def begin_locked(self, retry: bool = False) -> QueuedEvent | None:
-        """Return the event that the calling thread is to put now, None when there is none."""
+    def begin_locked(self, retry: bool = False) -> QueuedEvent | None: ...
 
     def after_put_locked(
         self, event: QueuedEvent, wanted: bool, failure: BaseException | None, retry: bool
-    ) -> QueuedEvent | None:
-        """Take the result of the put of *event*; return the event to put next, None when there is none."""
+    ) -> QueuedEvent | None: ...
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -182,16 +182,12 @@ class PropagationFuture(GuardedFuture[Outcome]):
         try:
             return ask(timeout)
         except concurrent.futures.TimeoutError:
-            if self._answered_after_all():
+            for one in self._silent.copy().values():
+                one.tick()  # the ``DeliveryTimeout`` of a queue that was full all the time is due at this moment
+            self._run_deferred()  # the completion may wait behind a slow callback of another future
+            if self.done():
                 return ask(None)
             raise self._too_late(timeout) from None
-
-    def _answered_after_all(self) -> bool:
-        """Check again: the ``DeliveryTimeout`` of a queue that was full all the time is due at this moment."""
-        for one in self._silent.copy().values():
-            one.tick()
-        self._run_deferred()  # the completion may wait behind a slow callback of another future
-        return self.done()
 
     def _too_late(self, timeout: float) -> DoneTimeout:
         silent = self.silent()
