@@ -119,10 +119,8 @@ class Plugin(Closable):
             registration.close()
 
     def _ask(self, registration: QueueRegistration) -> ResyncResult | None:
-        result = registration.ask(
-            RESYNC_ACCEPT_TIMEOUT if self._accept_timeout is None else self._accept_timeout,
-            RESYNC_ACK_TIMEOUT if self._ack_timeout is None else self._ack_timeout,
-        )
+        accept_timeout = self._accept_timeout or RESYNC_ACCEPT_TIMEOUT
+        result = registration.ask(accept_timeout, self._ack_timeout or RESYNC_ACK_TIMEOUT)
         with self._lock:
             if self._closed:
                 raise ClosedError("the resync orchestrator was closed during do_resync()")

@@ -35,8 +35,7 @@ def deliver(
     waiting = iter(subscriptions)
     verbose = log.isEnabledFor(logging.DEBUG)
     interrupted: BaseException | None = None
-    more = True
-    while more:
+    while True:
         try:
             if event is None:
                 with core.lock:
@@ -58,7 +57,7 @@ def deliver(
                     event = owner.after_put_locked(event, target is not None, failure, retry)
                     event = event or _begin_next_locked(waiting, retry)
             core.run_deferred()
-            more = False
+            break
         except BaseException as error:
             interrupted, event = error, None
     if interrupted is not None:

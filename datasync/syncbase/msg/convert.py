@@ -128,15 +128,13 @@ def change_reply(request: DataChangeRequest, error: BaseException | None = None)
 
 def resync_replies(requests: DataResyncRequests, error: BaseException | None = None) -> DataResyncReplies:
     """Return the replies to *requests*: one for each key, with the id of the request."""
-    replies = DataResyncReplies()
-    if requests.HasField("msgId"):
-        replies.msgId.CopyFrom(requests.msgId)
+    msg_id = requests.msgId if requests.HasField("msgId") else None
+    replies = DataResyncReplies(msgId=msg_id)
     if error is not None:
         replies.error.message = error_text(error)
     for item in requests.dataResyncs:
-        reply = replies.dataResyncs.replies.add(key=item.key, result=_OK if error is None else _FAILED)
-        if requests.HasField("msgId"):
-            reply.resyncId.CopyFrom(requests.msgId)
+        result = _OK if error is None else _FAILED
+        replies.dataResyncs.replies.add(resyncId=msg_id, key=item.key, result=result)
     return replies
 
 
