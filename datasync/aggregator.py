@@ -36,16 +36,13 @@ class _Members(Sequence[T]):
 
     def __init__(self, *members: T | Iterable[T]) -> None:
         # An aggregate is both a member and an iterable: it counts as a member.
-        if len(members) == 1 and not self._fits(members[0]) and isinstance(members[0], Iterable):
+        if len(members) == 1 and not isinstance(members[0], self._kind) and isinstance(members[0], Iterable):
             members = tuple(members[0])
         for place, member in enumerate(members):
-            if not self._fits(member):
+            if not isinstance(member, self._kind):
                 name = type(self).__name__
                 raise InvalidArgumentError(f"member {place} of {name} has the wrong type {type(member).__name__}")
         self._members = cast("tuple[T, ...]", members)
-
-    def _fits(self, member: object) -> bool:
-        return isinstance(member, self._kind)
 
     @overload
     def __getitem__(self, place: int) -> T: ...
@@ -177,7 +174,13 @@ class KVProtoWriters(_Members[KeyProtoValWriter]):
 
 def _reach_all(members: Iterable[T], act: Callable[[T], Any]) -> list[Any]:
     """Call *act* for every member, then raise all failures together."""
-    results, errors = _attempt(members, act)
+    results: list[Any] = []
+    errors: list[BaseException] = []
+    for member in members:
+        try:
+            results.append(act(member))
+        except Exception as error:
+            errors.append(error)
     if errors:
         # The first as the cause, so that its traceback is printed; all are in .errors.
         raise AggregateError(errors) from errors[0]
@@ -186,18 +189,9 @@ def _reach_all(members: Iterable[T], act: Callable[[T], Any]) -> list[Any]:
 
 def _roll_back(error: BaseException, done: Sequence[T], undo: Callable[[T], Any]) -> None:
     """Call *undo* for *done*, last first. Raise only if that fails and *error* can be raised together with it."""
-    _, errors = _attempt(reversed(done), undo)
-    # Never replace a KeyboardInterrupt with another error.
-    if errors and isinstance(error, Exception):
-        raise AggregateError([error, *errors]) from error
-
-
-def _attempt(members: Iterable[T], act: Callable[[T], Any]) -> tuple[list[Any], list[BaseException]]:
-    results: list[Any] = []
-    errors: list[BaseException] = []
-    for member in members:
-        try:
-            results.append(act(member))
-        except Exception as error:
-            errors.append(error)
-    return results, errors
+    try:
+        _reach_all(reversed(done), undo)
+    except AggregateError as failed:
+        # Never replace a KeyboardInterrupt with another error.
+        if isinstance(error, Exception):
+            raise AggregateError([error, *failed.errors]) from error

@@ -74,7 +74,7 @@ class PropagationError(DatasyncError):
 
     def __init__(self, errors: Mapping[str, BaseException]) -> None:
         self.errors: dict[str, BaseException] = dict(errors)
-        listing = "; ".join(f"{name}: {_summary(error)}" for name, error in self.errors.items())
+        listing = "; ".join(f"{name}: {error_text(error)}" for name, error in self.errors.items())
         super().__init__(f"rejected by {counted(len(self.errors), 'subscription')}: {listing}")
 
     def __reduce__(self) -> tuple[Any, ...]:  # Exception would restore it from its message
@@ -86,7 +86,7 @@ class AggregateError(DatasyncError):
 
     def __init__(self, errors: Iterable[BaseException]) -> None:
         self.errors: tuple[BaseException, ...] = tuple(errors)
-        super().__init__(f"{counted(len(self.errors), 'member')} failed: " + "; ".join(map(_summary, self.errors)))
+        super().__init__(f"{counted(len(self.errors), 'member')} failed: " + "; ".join(map(error_text, self.errors)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.errors,)
@@ -134,5 +134,6 @@ class PublishError(MessagingError):
     """The broker did not acknowledge a message."""
 
 
-def _summary(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
+    """Return the class name and the text of *error*."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,9 +1,6 @@
 """A key-value store as a transport: its changes arrive as events."""
 
-# The transport
 from datasync.kvdbsync.plugin import Plugin
-
-# The prefix of an agent's keys
 from datasync.kvdbsync.servicelabel import (
     ALL_AGENTS_PREFIX,
     DEFAULT_LABEL,

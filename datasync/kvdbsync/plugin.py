@@ -66,12 +66,11 @@ class Plugin(Closable):
     ) -> None:
         if not isinstance(kv, Store):
             raise InvalidArgumentError(f"kv must be a store from keyval.connect(), not {type(kv).__name__}")
-        if not isinstance(prefix, str):
-            raise InvalidArgumentError(f"a prefix must be a string, not {type(prefix).__name__}")
         if resync is not None and not callable(getattr(resync, "register", None)):
             raise InvalidArgumentError(f"resync must be a resync.Plugin, not {type(resync).__name__}")
         check_serializer(serializer)
         serializer = serializer or SerializerJSON()
+        name = name or (f"{kv.name}#{prefix}" if prefix else kv.name)
         self._kv = kv
         self._prefix = prefix
         self._resync = resync
@@ -79,9 +78,7 @@ class Plugin(Closable):
         self._allow_delayed_start = allow_delayed_start
         self._guard = ForkGuard(f"the plugin of {kv.name}")
         #: The mirror: ``registry.get(key)`` and ``registry.items(prefix)`` read it without network access.
-        self.registry = Registry(
-            name or _source_name(kv, prefix), serializer=serializer, sourced=True, timeouts=timeouts
-        )
+        self.registry = Registry(name, serializer=serializer, sourced=True, timeouts=timeouts)
         self._broker = ProtoWrapper(kv, serializer).new_broker(prefix)
         self._lock = threading.Lock()  # guards the three below: one thread starts the reader, and none does after close
         self._places: set[ResyncRegistration] = set()
@@ -236,7 +233,3 @@ class OrchestratedRegistration(Closable):
         self._registration.close()
         self._place.close()
         self._forget(self._place)
-
-
-def _source_name(kv: Store, prefix: str) -> str:
-    return f"{kv.name}#{prefix}" if prefix else kv.name

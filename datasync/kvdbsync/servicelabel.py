@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from datasync.errors import InvalidArgumentError
+from datasync.serializer import check_key
 
 #: Environment variable for this agent's label.
 LABEL_VARIABLE = "MICROSERVICE_LABEL"
@@ -39,11 +40,8 @@ def different_agent_prefix(label: str) -> str:
     return f"{ALL_AGENTS_PREFIX}{_checked('the agent label', label)}/"
 
 
-def _checked(what: str, label: object) -> str:
-    if not isinstance(label, str):
-        raise InvalidArgumentError(f"{what} must be a string, not {type(label).__name__}")
-    if not label:
-        raise InvalidArgumentError(f"{what} must not be empty")
+def _checked(what: str, label: str) -> str:
+    check_key(label, what)
     # With a slash in a label, one agent's prefix could be the start of another agent's keys.
     if "/" in label or not label.isprintable() or any(map(str.isspace, label)):
         raise InvalidArgumentError(f"{what} must not contain a slash, space or unprintable character: {label!r}")

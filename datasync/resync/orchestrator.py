@@ -102,14 +102,9 @@ class Plugin(Closable):
         finally:
             self._end_turn()
         report = ResyncReport(tuple(results))
+        seconds = time.monotonic() - started
         level = logging.INFO if report.ok else logging.WARNING
-        log.log(
-            level,
-            "resync of %s in %.1f s: %s",
-            counted(len(results), "registration"),
-            time.monotonic() - started,
-            report,
-        )
+        log.log(level, "resync of %s in %.1f s: %s", counted(len(results), "registration"), seconds, report)
         return report
 
     def close(self) -> None:
@@ -124,10 +119,8 @@ class Plugin(Closable):
             registration.close()
 
     def _ask(self, registration: QueueRegistration) -> ResyncResult | None:
-        result = registration.ask(
-            RESYNC_ACCEPT_TIMEOUT if self._accept_timeout is None else self._accept_timeout,
-            RESYNC_ACK_TIMEOUT if self._ack_timeout is None else self._ack_timeout,
-        )
+        accept_timeout = self._accept_timeout or RESYNC_ACCEPT_TIMEOUT
+        result = registration.ask(accept_timeout, self._ack_timeout or RESYNC_ACK_TIMEOUT)
         with self._lock:
             if self._closed:
                 raise ClosedError("the resync orchestrator was closed during do_resync()")

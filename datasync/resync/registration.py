@@ -29,13 +29,14 @@ class _EventState(Enum):
 class QueuedStatusEvent:
     """A ``StatusEvent``, ended once: by its consumer, by a timeout, or by close."""
 
-    __slots__ = ("_accepted", "_count_late", "_ended", "_error", "_lock", "_state", "resync_name", "status")
+    __slots__ = ("_count_late", "_ended", "_error", "_lock", "_state", "accepted", "resync_name", "status")
 
     def __init__(self, resync_name: str, status: ResyncStatus, count_late: Callable[[], None]) -> None:
         self.resync_name = resync_name
         self.status = status
         self._count_late = count_late
-        self._accepted = threading.Event()
+        #: Set when a consumer took the event.
+        self.accepted = threading.Event()
         self._ended = threading.Event()
         self._lock = threading.Lock()  # guards _state and _error: an acknowledgement and a timeout may race
         self._state = _EventState.WAITING if status is ResyncStatus.STARTED else _EventState.CLOSED
@@ -58,16 +59,8 @@ class QueuedStatusEvent:
                 return False
             self._state, self._error = state, error
         self._ended.set()
-        self._accepted.set()  # also ends a wait for acceptance
+        self.accepted.set()  # also ends a wait for acceptance
         return True
-
-    def accept(self) -> None:
-        """Note that a consumer took the event."""
-        self._accepted.set()
-
-    def wait_accepted(self, timeout: float) -> bool:
-        """Wait for acceptance, up to *timeout* seconds; False when it did not come."""
-        return self._accepted.wait(timeout)
 
     def wait_ended(self, timeout: float) -> tuple[ResyncOutcome, BaseException | None]:
         """Wait for the outcome; after *timeout* seconds abandon the event, unless an acknowledgement was faster."""
@@ -88,7 +81,7 @@ class StatusQueue(Queue[Any]):
     def _get(self) -> Any:
         event = super()._get()
         if isinstance(event, QueuedStatusEvent):  # a consumer may put a wake-up of its own here
-            event.accept()
+            event.accepted.set()
         return event
 
     def withdraw(self, event: QueuedStatusEvent) -> bool:
@@ -97,10 +90,8 @@ class StatusQueue(Queue[Any]):
             if event not in self.queue:
                 return False
             self.queue.remove(event)
-            self.unfinished_tasks -= 1  # or join() would wait for a task that no consumer can finish
-            if not self.unfinished_tasks:
-                self.all_tasks_done.notify_all()
-            return True
+        self.task_done()  # or join() would wait for a task that no consumer can finish
+        return True
 
 
 class QueueRegistration:
@@ -151,13 +142,13 @@ class QueueRegistration:
         self, event: QueuedStatusEvent, accept_timeout: float, ack_timeout: float
     ) -> tuple[ResyncOutcome, BaseException | None]:
         if self._handler is not None:
-            event.accept()
+            event.accepted.set()
             try:
                 self._handler(event)
             except Exception as error:
                 event.end(_EventState.ACKNOWLEDGED, error)
                 return ResyncOutcome.FAILED, error
-        elif not event.wait_accepted(accept_timeout) and self.status_queue.withdraw(event):
+        elif not event.accepted.wait(accept_timeout) and self.status_queue.withdraw(event):
             event.end(_EventState.ABANDONED)
             return ResyncOutcome.NOT_ACCEPTED, None
         return event.wait_ended(ack_timeout)

@@ -1,6 +1,5 @@
 """Growing delays between attempts.
 
-On floor 0 because a reader uses it between connections, and a subscription between RESYNCs.
 Source: contract C10, C13.
 """
 

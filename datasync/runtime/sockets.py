@@ -5,6 +5,7 @@ On floor 0 because it concerns the process, not a protocol. Source: contract C15
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import weakref
@@ -27,10 +28,8 @@ def _after_fork_in_child() -> None:
         # waits for the files made from the socket.
         descriptor = socket.socket.detach(one)
         if descriptor >= 0:
-            try:
+            with contextlib.suppress(OSError):
                 os.close(descriptor)
-            except OSError:
-                pass
     _sockets.clear()
 
 

@@ -3,7 +3,7 @@
 A registry puts an event at once, in the thread that feeds it or acknowledges an event. Only a full queue, a backoff and
 an unacknowledged event need a later attempt, and that attempt is all this thread does.
 
-Source: contract C1, C8, C9, C10.
+Source: contract C1, C8-C10, C15.
 """
 
 from __future__ import annotations
@@ -12,26 +12,37 @@ import heapq
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from datasync.runtime.clock import SYSTEM_CLOCK, Clock
 from datasync.runtime.threads import Worker
 
 log = logging.getLogger(__name__)
 
 
+class Clock:
+    """The monotonic clock of the process, of which a test sets the time. Threads: any."""
+
+    #: The present, in seconds since an arbitrary moment.
+    monotonic = staticmethod(time.monotonic)
+
+    def wait(self, event: threading.Event, until: float | None) -> None:
+        """Wait for *event*, but no longer than until the time *until*; None waits for the event alone."""
+        event.wait(None if until is None else max(0.0, until - self.monotonic()))
+
+
+#: The clock of everything that is not given another one.
+SYSTEM_CLOCK = Clock()
+
+
+@dataclass(slots=True, order=True)
 class Timer:
     """A time and its callback; ``callback`` is None once it was called or cancelled."""
 
-    __slots__ = ("_order", "at", "callback")
-
-    def __init__(self, at: float, order: int, callback: Callable[[], None]) -> None:
-        self.at = at
-        self.callback: Callable[[], None] | None = callback
-        self._order = order
-
-    def __lt__(self, other: Timer) -> bool:
-        return (self.at, self._order) < (other.at, other._order)
+    at: float
+    _order: int
+    callback: Callable[[], None] | None = field(compare=False)
 
 
 class Timers:

@@ -4,8 +4,8 @@ from datasync.runtime.timeouts import ABANDON_TIMEOUT, Timeouts
 from datasync.syncbase.adapter import Adapter
 from datasync.syncbase.backlog import MAX_BATCH, MAX_PENDING
 from datasync.syncbase.change import Change, ChangeBytes, ChangeResp, KeyVal, KeyValBytes
+from datasync.syncbase.events import KVIterator
 from datasync.syncbase.futures import DoneCallback, DoneFuture, Outcome, PropagationFuture, aggregate_done
-from datasync.syncbase.kv_iterator import KVIterator
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT, Registry
 from datasync.syncbase.state import PrevRevisions

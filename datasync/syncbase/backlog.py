@@ -6,7 +6,7 @@ Source: contract C4, C8.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from datasync.syncbase.change import ChangeResp
 from datasync.syncbase.core import PendingTransaction
@@ -51,9 +51,8 @@ class Backlog(deque[PendingTransaction]):
             merged.append(self.popleft())
         return merged
 
-    def put_back(self, transactions: Iterable[PendingTransaction]) -> None:
+    def put_back(self, transactions: Sequence[PendingTransaction]) -> None:
         """Put *transactions*, oldest first, back in front of the others."""
-        transactions = tuple(transactions)
         self.extendleft(reversed(transactions))
         self.changes += sum(len(transaction.changes) for transaction in transactions)
 

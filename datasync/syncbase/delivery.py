@@ -12,8 +12,6 @@ import logging
 import threading
 from collections.abc import Iterable
 from functools import partial
-from queue import Queue
-from typing import Any
 
 from datasync.runtime.threads import CLOSE_TIMEOUT, in_main_thread
 from datasync.syncbase.core import RegistryCore
@@ -37,8 +35,7 @@ def deliver(
     waiting = iter(subscriptions)
     verbose = log.isEnabledFor(logging.DEBUG)
     interrupted: BaseException | None = None
-    more = True
-    while more:
+    while True:
         try:
             if event is None:
                 with core.lock:
@@ -60,7 +57,7 @@ def deliver(
                     event = owner.after_put_locked(event, target is not None, failure, retry)
                     event = event or _begin_next_locked(waiting, retry)
             core.run_deferred()
-            more = False
+            break
         except BaseException as error:
             interrupted, event = error, None
     if interrupted is not None:
@@ -73,14 +70,6 @@ def _begin_next_locked(waiting: Iterable[EventOwner], retry: bool) -> QueuedEven
         if event is not None:
             return event
     return None
-
-
-def is_full(target: Queue[Any] | None) -> bool:
-    """Return True if *target* is full; the result may be outdated."""
-    try:
-        return bool(target.full())  # type: ignore[union-attr]
-    except Exception:  # None, or a queue class of the user
-        return False
 
 
 class PutTurn:

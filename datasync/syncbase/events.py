@@ -1,12 +1,12 @@
 """The events on a subscriber's queue.
 
-Source: cn-infra ``datasync/syncbase/events.go``; contract C7, C9.
+Source: cn-infra ``datasync/syncbase/events.go``, ``kv_iterator.go``; contract C7, C9.
 """
 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Queue
 from typing import Any, Protocol
@@ -18,14 +18,37 @@ from datasync.serializer import Serializer
 from datasync.syncbase.change import ChangeResp, StateKeyVal, new_state_key_val
 from datasync.syncbase.core import PendingResync, PendingTransaction
 from datasync.syncbase.futures import PropagationFuture
-from datasync.syncbase.kv_iterator import KVIterator
 from datasync.syncbase.missed_deletes import MissedDeletes
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.state import StateEntry
 
 
+class KVIterator:
+    """Returns *items* once, through ``get_next`` or as a Python iterator. An exception of *items* reaches the reader.
+
+    Threads: one at a time.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Iterable[KeyVal]) -> None:
+        self._items = iter(items)
+
+    def get_next(self) -> tuple[KeyVal | None, bool]:
+        """Return the next pair and False; ``(None, True)`` after the last one."""
+        for kv in self._items:
+            return kv, False
+        return None, True
+
+    def __iter__(self) -> Iterator[KeyVal]:
+        return self
+
+    def __next__(self) -> KeyVal:
+        return next(self._items)
+
+
 class EventOwner(Protocol):
-    """The subscription of an event, as the event and its delivery see it."""
+    """The part of a ``Subscription`` that its events and their delivery use."""
 
     name: str
     change_queue: Queue[Any] | None
@@ -33,16 +56,13 @@ class EventOwner(Protocol):
     #: Name of the source.
     source: str
 
-    def settle(self, event: QueuedEvent, error: BaseException | None) -> bool:
-        """Take the acknowledgement of *event* and go on; True when it was the first one."""
+    def settle(self, event: QueuedEvent, error: BaseException | None) -> bool: ...
 
-    def begin_locked(self, retry: bool = False) -> QueuedEvent | None:
-        """Return the event that the calling thread is to put now, None when there is none."""
+    def begin_locked(self, retry: bool = False) -> QueuedEvent | None: ...
 
     def after_put_locked(
         self, event: QueuedEvent, wanted: bool, failure: BaseException | None, retry: bool
-    ) -> QueuedEvent | None:
-        """Take the result of the put of *event*; return the event to put next, None when there is none."""
+    ) -> QueuedEvent | None: ...
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -11,7 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from datasync.errors import (
     ClosedError,
@@ -22,6 +22,8 @@ from datasync.errors import (
     PropagationError,
 )
 from datasync.runtime.threads import ForkGuard, GuardedFuture
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +44,14 @@ class _DoneOnce(ABC):
     """A ``done`` of which the first call counts. Threads: any."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _called
-        self._called = False
+        self._called = threading.Lock()  # taken by the first call, and never released
 
     def done(self, error: BaseException | None = None) -> bool:
         """Acknowledge; True for the call that counted."""
         check_answer(error)
-        with self._lock:
-            if self._called:
-                return False
-            self._called = True
-        self._answered(error)  # without the lock: user code in here may call back
+        if not self._called.acquire(blocking=False):
+            return False
+        self._answered(error)
         return True
 
     @abstractmethod
@@ -120,7 +119,7 @@ class PropagationFuture(GuardedFuture[Outcome]):
     """
 
     _outcome: Outcome
-    _run_deferred: Callable[[], None] | None = None
+    _run_deferred: Callable[[], None]
 
     def __init__(self, subject: Callable[[], str], default_timeout: float, guard: ForkGuard) -> None:
         super().__init__(guard)
@@ -148,27 +147,13 @@ class PropagationFuture(GuardedFuture[Outcome]):
 
     def result(self, timeout: float | None = None) -> Outcome:
         """Wait for all acknowledgements, up to *timeout* seconds (``default_timeout`` when None)."""
-        timeout = self._seconds(timeout)
-        try:
-            return super().result(timeout)
-        except concurrent.futures.TimeoutError:
-            if self._answered_after_all():
-                return super().result()
-            raise self._too_late(timeout) from None
+        return self._wait(super().result, timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the exception that ``result`` would raise; ``DoneTimeout`` is raised."""
-        timeout = self._seconds(timeout)
-        try:
-            return super().exception(timeout)
-        except concurrent.futures.TimeoutError:
-            if self._answered_after_all():
-                return super().exception()
-            raise self._too_late(timeout) from None
+        return self._wait(super().exception, timeout)
 
-    def expect(
-        self, outcome: Outcome, asked: dict[str, AskedSubscription], run_deferred: Callable[[], None] | None = None
-    ) -> None:
+    def expect(self, outcome: Outcome, asked: dict[str, AskedSubscription], run_deferred: Callable[[], None]) -> None:
         """Set the result of success, the subscriptions to wait for, and the function that completes futures.
 
         Called once, under the registry's lock. The future keeps the dict *asked*.
@@ -191,24 +176,24 @@ class PropagationFuture(GuardedFuture[Outcome]):
         else:
             self.set_exception(_combine(self._subject(), self._failed))
 
-    def _seconds(self, timeout: float | None) -> float:
+    def _wait(self, ask: Callable[[float | None], T], timeout: float | None) -> T:
         # Infinity is a valid timeout, but more than a lock can wait.
-        return min(self.default_timeout if timeout is None else timeout, threading.TIMEOUT_MAX)
-
-    def _answered_after_all(self) -> bool:
-        """Check again: the ``DeliveryTimeout`` of a queue that was full all the time is due at this moment."""
-        for one in self._silent.copy().values():
-            one.tick()
-        if self._run_deferred is not None:
+        timeout = min(self.default_timeout if timeout is None else timeout, threading.TIMEOUT_MAX)
+        try:
+            return ask(timeout)
+        except concurrent.futures.TimeoutError:
+            for one in self._silent.copy().values():
+                one.tick()  # the ``DeliveryTimeout`` of a queue that was full all the time is due at this moment
             self._run_deferred()  # the completion may wait behind a slow callback of another future
-        return self.done()
+            if self.done():
+                return ask(None)
+            raise self._too_late(timeout) from None
 
     def _too_late(self, timeout: float) -> DoneTimeout:
         silent = self.silent()
-        names = ", ".join(silent)
         # A caller that asks repeatedly, or that waits elsewhere first, has waited longer than this call.
         timeout = max(timeout, time.monotonic() - self._made)
-        message = f"{self._subject()}: done was not called within {timeout:.1f} s by: {names}"
+        message = f"{self._subject()}: done was not called within {timeout:.1f} s by: {', '.join(silent)}"
         log.warning("%s", message)
         return DoneTimeout(message, silent)
 

@@ -28,9 +28,6 @@ class MissedDeletes:
         self._gone: dict[str, StateKeyVal] = {}
         self._unoffered: set[str] = set()  # created while a RESYNC was due
 
-    def __len__(self) -> int:
-        return len(self._gone) + len(self._unoffered)
-
     def not_applied(self, changes: Iterable[ChangeResp]) -> None:
         """Note *changes* of an event that was rejected, abandoned, or never put."""
         for change in changes:

@@ -109,9 +109,5 @@ class PrefixTable(Generic[ValueT]):
         return most == 0 or min(keys)[:most] == max(keys)[:most]
 
     def _count(self, length: int, step: int) -> None:
-        count = self._lengths.get(length, 0) + step
-        if count:
-            self._lengths[length] = count
-        else:
-            del self._lengths[length]
-        self._ascending = tuple(sorted(self._lengths))
+        self._lengths[length] = self._lengths.get(length, 0) + step
+        self._ascending = tuple(sorted(length for length, count in self._lengths.items() if count))

@@ -19,11 +19,10 @@ from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.commits import Batch
 from datasync.errors import ConflictError, NotReadyError, SubscriptionError
 from datasync.events import ChangeValue, KeyVal, ResyncReason
-from datasync.runtime.clock import SYSTEM_CLOCK, Clock
 from datasync.runtime.closing import Closable
 from datasync.runtime.threads import ForkGuard
 from datasync.runtime.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from datasync.runtime.timers import Timers
+from datasync.runtime.timers import SYSTEM_CLOCK, Clock, Timers
 from datasync.runtime.wording import counted
 from datasync.serializer import Serializer
 from datasync.syncbase.backlog import MAX_BATCH
@@ -282,7 +281,7 @@ class Registry(Closable):
             self._health.heard()
             self._replace_locked(cast("dict[str, StateEntry]", entries), revision, reason, None, None)
             subscriptions = list(self._router.subscriptions.values())
-        self._health.release()
+        self._health.released.set()
         log.info("%s: read %s at revision %d (%s)", self.name, counted(len(entries), "key"), revision, reason.value)
         deliver(self._core, subscriptions)
 
@@ -373,7 +372,7 @@ class Registry(Closable):
           ClosedError, ForkedError.
         """
         self._guard.check()
-        self._health.wait(timeout)
+        self._health.released.wait(timeout)
         with self._lock:
             self._core.check_open()
             ready, error = self._health.ready, self._health.last_error
@@ -389,7 +388,7 @@ class Registry(Closable):
             self._health.closed = True
             for subscription in list(self._router.subscriptions.values()):
                 self._router.close_locked(subscription)
-        self._health.release()
+        self._health.released.set()
         self._core.run_deferred()
         self._core.timers.close()
 

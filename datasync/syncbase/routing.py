@@ -30,10 +30,6 @@ class Router:
         self.subscriptions: dict[str, Subscription] = {}
         self._by_prefix: PrefixTable[tuple[Subscription, ...]] = PrefixTable()
 
-    def __len__(self) -> int:
-        """Return the number of prefixes that any subscription watches."""
-        return len(self._by_prefix)
-
     def add_locked(self, subscription: Subscription) -> None:
         """Add *subscription* with its prefixes."""
         self.subscriptions[subscription.name] = subscription
@@ -76,10 +72,11 @@ class Router:
         context: contextvars.Context | None = None,
     ) -> tuple[dict[Subscription, PendingTransaction], list[str]]:
         """Return the transaction for each subscription, and the keys that no subscription watches."""
+        context = context or self._core.context
         keys = [change.key for change in changes]
         groups = self._by_prefix.matching_all(keys)
         if groups is not None:  # the whole transaction goes to the same ones: as one object, however many they are
-            everything = PendingTransaction(changes, waiter, context or self._core.context)
+            everything = PendingTransaction(changes, waiter, context)
             return {one: everything for group in groups for one in group}, [] if groups else keys
         deliveries: dict[Subscription, list[ChangeResp]] = {}
         unwatched: list[str] = []
@@ -98,7 +95,6 @@ class Router:
                 theirs = [deliveries.setdefault(subscription, []) for subscription in members]
             for wanted in theirs:
                 wanted.append(change)
-        context = context or self._core.context
         return {one: PendingTransaction(wanted, waiter, context) for one, wanted in deliveries.items()}, unwatched
 
     def _index_locked(self, subscription: Subscription, prefix: str) -> None:

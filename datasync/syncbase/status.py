@@ -74,7 +74,7 @@ class TransportStatus:
 
 
 class SourceHealth:
-    """The condition of a registry's source. Threads: the registry's lock, except for ``release`` and ``wait``.
+    """The condition of a registry's source. Threads: the registry's lock, except for ``released``.
 
     Args:
       ready: True when there is no source to wait for.
@@ -90,10 +90,11 @@ class SourceHealth:
         self.last_error: BaseException | None = None
         #: RESYNCs of subscriptions that were closed, by reason.
         self.resyncs: Counter[ResyncReason] = Counter()
-        self._now = now
-        self._released = threading.Event()
+        #: Set once the source was read, or the registry was closed.
+        self.released = threading.Event()
         if ready:
-            self._released.set()
+            self.released.set()
+        self._now = now
         self._last_heard: float | None = None
         self._lost = False
         self._reconnects = 0
@@ -118,14 +119,6 @@ class SourceHealth:
         """Note that the source cannot be read because of *error*."""
         self._lost = True
         self.last_error = error
-
-    def release(self) -> None:
-        """Release every ``wait``: the source was read, or the registry was closed."""
-        self._released.set()
-
-    def wait(self, timeout: float) -> None:
-        """Wait for ``release``, up to *timeout* seconds."""
-        self._released.wait(timeout)
 
     def status(self, name: str, revision: int, subscriptions: Mapping[str, SubscriptionStatus]) -> TransportStatus:
         """Return the status of the transport *name* with its *subscriptions*."""

@@ -20,7 +20,7 @@ from datasync.runtime.timers import Timer
 from datasync.syncbase.backlog import MAX_PENDING, Backlog
 from datasync.syncbase.change import StateKeyVal
 from datasync.syncbase.core import PendingResync, PendingTransaction, RegistryCore
-from datasync.syncbase.delivery import PutTurn, deliver, is_full
+from datasync.syncbase.delivery import PutTurn, deliver
 from datasync.syncbase.events import QueuedChange, QueuedEvent, QueuedResync
 from datasync.syncbase.futures import PropagationFuture, check_answer
 from datasync.syncbase.missed_deletes import MissedDeletes
@@ -251,7 +251,11 @@ class Subscription:
         """Check for room before an event is made, without the lock: the result may be outdated."""
         if self._full_since is None:
             return False
-        if not is_full(self.change_queue if self._resync is None else self.resync_queue):
+        target = self.change_queue if self._resync is None else self.resync_queue
+        try:
+            if target is None or not target.full():
+                return False
+        except Exception:  # a queue class of the user
             return False
         with self._core.lock:
             self._retry_later_locked()

@@ -10,8 +10,7 @@ from queue import Queue
 
 import pytest
 
-from datasync.runtime.clock import Clock
-from datasync.runtime.timers import Timers
+from datasync.runtime.timers import Clock, Timers
 from tests.conftest import PATIENT, take, wait_until
 from tests.support.clock import ManualClock
 

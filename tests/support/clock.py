@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from datasync.runtime.clock import Clock
+from datasync.runtime.timers import Clock
 
 
 class ManualClock(Clock):

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from datasync.runtime.clock import SYSTEM_CLOCK, Clock
 from datasync.runtime.timeouts import Timeouts
+from datasync.runtime.timers import SYSTEM_CLOCK, Clock
 from datasync.syncbase.registry import Registry
 from tests.support.clock import ManualClock
 

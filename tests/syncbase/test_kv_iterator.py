@@ -9,7 +9,7 @@ import pytest
 from datasync.errors import StoreError
 from datasync.events import KeyValIterator
 from datasync.syncbase.change import KeyVal
-from datasync.syncbase.kv_iterator import KVIterator
+from datasync.syncbase.events import KVIterator
 from tests.support.registries import text
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from google.protobuf.message import Message
 
-from datasync.errors import AggregateError, DatasyncError, InvalidArgumentError
+from datasync.errors import AggregateError, DatasyncError, InvalidArgumentError, error_text
 from datasync.events import ChangeValue, Op
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_key
 from datasync.syncbase.change import ChangeBytes, KeyValBytes
@@ -122,21 +122,19 @@ def change_reply(request: DataChangeRequest, error: BaseException | None = None)
         # An unknown operation is returned unchanged.
         operationType=request.operationType,
         result=_OK if error is None else _FAILED,
-        error_text=_text(error),
+        error_text="" if error is None else error_text(error),
     )
 
 
 def resync_replies(requests: DataResyncRequests, error: BaseException | None = None) -> DataResyncReplies:
     """Return the replies to *requests*: one for each key, with the id of the request."""
-    replies = DataResyncReplies()
-    if requests.HasField("msgId"):
-        replies.msgId.CopyFrom(requests.msgId)
+    msg_id = requests.msgId if requests.HasField("msgId") else None
+    replies = DataResyncReplies(msgId=msg_id)
     if error is not None:
-        replies.error.message = _text(error)
+        replies.error.message = error_text(error)
     for item in requests.dataResyncs:
-        reply = replies.dataResyncs.replies.add(key=item.key, result=_OK if error is None else _FAILED)
-        if requests.HasField("msgId"):
-            reply.resyncId.CopyFrom(requests.msgId)
+        result = _OK if error is None else _FAILED
+        replies.dataResyncs.replies.add(resyncId=msg_id, key=item.key, result=result)
     return replies
 
 
@@ -163,9 +161,3 @@ def _serializer(key: str, content_type: str) -> Serializer:
     if serializer is None:
         raise InvalidArgumentError(f"unknown content type {content_type[:80]!r} of {key!r}: use {CONTENT_JSON}")
     return serializer
-
-
-def _text(error: BaseException | None) -> str:
-    if error is None:
-        return ""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
