@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from datasync.errors import (
@@ -134,12 +135,10 @@ def error_text(error: BaseException | None) -> str:
 
 def code_of(content_type: str, body: bytes) -> tuple[str, dict[str, Any]]:
     """Return the code and the members of a problem document; both empty when *body* is not one."""
-    if content_type.partition(";")[0].strip() != PROBLEM_TYPE:
-        return "", {}
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return "", {}
+    document = None
+    if content_type.partition(";")[0].strip() == PROBLEM_TYPE:
+        with suppress(ValueError, RecursionError):
+            document = json.loads(body)
     if not isinstance(document, dict):
         return "", {}
     kind = document.get("type")

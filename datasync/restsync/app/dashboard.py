@@ -15,7 +15,6 @@ from typing import Any, Protocol, runtime_checkable
 
 from datasync.errors import DatasyncError
 from datasync.restsync.app.adapter import Adapter
-from datasync.restsync.app.replay_buffer import RequestRecord
 from datasync.restsync.encoding import CONTENT_JSON, content_of
 from datasync.restsync.problems import error_text
 from datasync.syncbase.change import StateKeyVal
@@ -59,7 +58,10 @@ def overview(
 ) -> dict[str, Any]:
     """Return everything that the page shows: per transport at most *limit* keys that contain *prefix*."""
     shown = [_transport(one, values=values, prefix=prefix, limit=limit) for one in (adapter, *sources)]
-    records = [_request(record) for record in adapter.replay_buffer.records()]
+    records = [
+        record._asdict() | {"at": round(record.at, 3), "seconds": round(record.seconds, 4)}
+        for record in adapter.replay_buffer.records()
+    ]
     return {"values": values, "sources": shown, "events": records}
 
 
@@ -106,7 +108,3 @@ def _pair(pair: StateKeyVal, values: bool) -> dict[str, Any]:
         text = content[:VALUE_SHOWN].decode("utf-8", "replace") if readable else content[: VALUE_SHOWN // 4].hex(" ")
         shown["value"] = text + ("…" if len(content) > (VALUE_SHOWN if readable else VALUE_SHOWN // 4) else "")
     return shown
-
-
-def _request(record: RequestRecord) -> dict[str, Any]:
-    return record._asdict() | {"at": round(record.at, 3), "seconds": round(record.seconds, 4)}

@@ -24,7 +24,7 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 
 from datasync.errors import ClosedError, InvalidArgumentError, StoreConnectionError, StoreError, UnknownOutcome
-from datasync.restsync.problems import error_of
+from datasync.restsync.problems import error_of, error_text
 from datasync.runtime.sockets import close_in_children
 from datasync.runtime.threads import ForkGuard
 
@@ -352,7 +352,7 @@ def describe(error: BaseException) -> str:
         return f"the server's certificate is not valid ({inner.verify_message})"
     if isinstance(inner, OSError) and inner.strerror:
         return inner.strerror
-    return f"{type(inner).__name__}: {inner}" if str(inner) else type(inner).__name__
+    return error_text(inner)
 
 
 def _read_all(response: BaseHTTPResponse, limit: int) -> bytes | None:
