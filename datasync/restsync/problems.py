@@ -71,12 +71,11 @@ PROBLEMS: dict[str, ProblemKind] = {
     "unanswered": ProblemKind(504, "A subscriber did not acknowledge in time", DoneTimeout, (DoneTimeout,)),
 }
 
-#: Exceptions for the statuses of a proxy, or of a server that is not ours.
+#: Exceptions for the statuses of a proxy, or of a server that is not ours; ``StoreError`` for all others.
 _BY_STATUS: dict[int, type[DatasyncError]] = {
     400: InvalidArgumentError,
     401: PermissionDenied,
     403: PermissionDenied,
-    404: StoreError,
     405: UnsupportedError,
     408: StoreConnectionError,
     413: InvalidArgumentError,

@@ -93,11 +93,13 @@ class PendingReply:
 
     def _check_outcome(self, outcome: Outcome) -> tuple[BaseException | None, bool]:
         key = self._request.key
-        if outcome.ignored:
+        watched, absent = not outcome.unwatched, bool(outcome.ignored)
+        if absent:
             # No subscriber was notified, because there was nothing to delete. Check whether one watches the key.
             watched = any(key in one for one in self._registry.subscriptions.values())
-            return None if watched else _unwatched(key), True
-        return _unwatched(key) if outcome.unwatched else None, False
+        if watched:
+            return None, absent
+        return SubscriptionError(f"no subscriber watches {key!r}; the value is kept for later subscribers"), absent
 
 
 class ChangeStream:
@@ -271,7 +273,3 @@ class ChangeStream:
         if was_full:
             self._changed.notify_all()
         return pending
-
-
-def _unwatched(key: str) -> SubscriptionError:
-    return SubscriptionError(f"no subscriber watches {key!r}; the value is kept for later subscribers")

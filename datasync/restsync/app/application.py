@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -267,24 +268,16 @@ class Application:
     def _transaction(self, environ: WSGIEnvironment) -> Response:
         _check_unconditional(environ)
         changes = read_changes(environ, self._max_resync)
-        registry = self._adapter.registry
+        submit = partial(self._adapter.registry.submit_changes, changes, timeout=self._done_timeout, only_watched=True)
         subject = count_of_keys(len(changes)) + (f", first {next(iter(changes))!r}" if changes else "")
-        outcome = self._answered(
-            "Transaction",
-            subject,
-            lambda: registry.submit_changes(changes, timeout=self._done_timeout, only_watched=True),
-        )
+        outcome = self._answered("Transaction", subject, submit)
         return _json_response(json.dumps({"revision": outcome.revision, "ignored": list(outcome.ignored)}))
 
     def _resync(self, environ: WSGIEnvironment) -> Response:
         _check_unconditional(environ)
         values = read_resync(environ, self._max_resync)
-        registry = self._adapter.registry
-        outcome = self._answered(
-            "Resync",
-            count_of_keys(len(values)),
-            lambda: registry.submit_resync(values, timeout=self._resync_timeout),
-        )
+        submit = partial(self._adapter.registry.submit_resync, values, timeout=self._resync_timeout)
+        outcome = self._answered("Resync", count_of_keys(len(values)), submit)
         return _json_response(json.dumps({"revision": outcome.revision, "keys": len(values)}))
 
     def _events(self, environ: WSGIEnvironment) -> Response:

@@ -9,6 +9,7 @@ import contextvars
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from queue import Queue
 from typing import Any, overload
@@ -269,16 +270,12 @@ class Client(Closable):
         response = self._requests.send("GET", query, subject)
         if response.status != 200:
             raise self._requests.error(subject, response)
-        try:
-            listing = _listing(response.data, self._prefix)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # its text may quote a value
-            listing = None
-            failure = StoreError(f"{subject}: the response is not from a datasync server")
-        else:
+        failure = StoreError(f"{subject}: the response is not from a datasync server")
+        with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):  # their text may quote a value
+            if (listing := _listing(response.data, self._prefix)) is not None:
+                return listing
             failure = StoreConnectionError(f"{self._address.name}: the {subject} ended early")
-        if listing is None:
-            raise failure
-        return listing
+        raise failure
 
     # Watching.
 

@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from os import PathLike, fspath
 from typing import Any, NamedTuple
 
@@ -260,11 +260,9 @@ class StreamConnection:
         with self._lock:
             sock = self._socket
         if sock is not None:
-            try:
+            with suppress(OSError, ValueError):
                 # Not SSLSocket.shutdown: it drops the TLS state while another thread may read with it.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
-            except (OSError, ValueError):
-                pass
 
     def close(self) -> None:
         """Release the connection. Only the reading thread calls this."""

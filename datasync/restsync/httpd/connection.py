@@ -13,6 +13,7 @@ import ssl
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -129,20 +130,16 @@ class HttpConnection:
 
     def cut(self) -> None:
         """Disconnect now, and wake the thread that reads or writes."""
-        try:
+        with suppress(OSError, ValueError):
             # Not SSLSocket.shutdown: it drops the TLS state while another thread may read with it.
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-        except (OSError, ValueError):
-            pass
 
     def refuse(self) -> None:
         """Send 503 where no TLS handshake comes first, and close. Does not block: the accepting thread calls it."""
-        try:
+        with suppress(OSError):
             self._socket.setblocking(False)
             if self._server.context is None:
                 self._socket.send(refusal(503, "too many connections"))
-        except OSError:
-            pass
         self._socket.close()
         self.over.set()
 
