@@ -6,8 +6,7 @@ Calls use paths instead of generated stubs, because stubs differ between version
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-from google.protobuf.message import Message
+from operator import methodcaller
 
 from datasync.errors import InvalidArgumentError
 from datasync.runtime.tokens import SCHEME, bearer
@@ -30,6 +29,8 @@ TOKEN_KEY = "authorization"
 PONG = "it works"
 #: Maximum length of a source name, in characters.
 MAX_SOURCE_NAME = 200
+#: Encodes a message for gRPC.
+serialize = methodcaller("SerializeToString")
 
 
 def check_source(name: object) -> str:
@@ -52,11 +53,6 @@ def token_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     """Return the token in *metadata*, empty if there is none."""
     scheme, _, token = value_of(metadata, TOKEN_KEY).partition(" ")
     return token if scheme == SCHEME else ""
-
-
-def serialize(message: Message) -> bytes:
-    """Encode *message* for gRPC."""
-    return message.SerializeToString()
 
 
 def value_of(metadata: Iterable[tuple[str, str | bytes]], key: str) -> str:

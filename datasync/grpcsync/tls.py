@@ -49,16 +49,25 @@ class ServerTLS:
     def credentials(self) -> grpc.ServerCredentials:
         """Build gRPC's server credentials. Raises ``InvalidArgumentError`` if a file cannot be read."""
         current = self._read()
-        return grpc.dynamic_ssl_server_credentials(
-            _configuration(current), _CertificateReloader(self, current).fetch, self.client_ca is not None
-        )
 
-    def _read(self) -> tuple[bytes, bytes, bytes | None]:
-        return (
-            _pem("the certificate", self.certificate),
-            _pem("the key", self.key),
-            None if self.client_ca is None else _pem("client_ca", self.client_ca),
-        )
+        def reload() -> grpc.ServerCertificateConfiguration | None:  # gRPC calls it in one thread at a time
+            nonlocal current
+            try:
+                loaded = self._read()
+            except InvalidArgumentError as error:  # a file is being written: the next connection reads it again
+                log.warning("cannot reload the server certificate, keeping the current one: %s", error)
+                return None
+            if loaded == current:
+                return None
+            log.info("reloaded the server certificate")
+            current = loaded
+            return _configuration(*loaded)
+
+        return grpc.dynamic_ssl_server_credentials(_configuration(*current), reload, self.client_ca is not None)
+
+    def _read(self) -> tuple[bytes | None, ...]:
+        pems = ("the certificate", self.certificate), ("the key", self.key), ("client_ca", self.client_ca)
+        return tuple(_pem(what, source) for what, source in pems)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -88,39 +97,20 @@ class ClientTLS:
     def credentials(self) -> grpc.ChannelCredentials:
         """Build gRPC's channel credentials. Raises ``InvalidArgumentError`` if a file cannot be read."""
         return grpc.ssl_channel_credentials(
-            root_certificates=None if self.ca is None else _pem("ca", self.ca),
-            private_key=None if self.key is None else _pem("the key", self.key),
-            certificate_chain=None if self.certificate is None else _pem("the certificate", self.certificate),
+            root_certificates=_pem("ca", self.ca),
+            private_key=_pem("the key", self.key),
+            certificate_chain=_pem("the certificate", self.certificate),
         )
 
 
-class _CertificateReloader:
-    """Passes changed files to gRPC. Threads: gRPC's own, one at a time."""
-
-    def __init__(self, tls: ServerTLS, current: tuple[bytes, bytes, bytes | None]) -> None:
-        self._tls = tls
-        self._current = current
-
-    def fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        try:
-            loaded = self._tls._read()
-        except InvalidArgumentError as error:  # a file is being written: the next connection reads it again
-            log.warning("cannot reload the server certificate, keeping the current one: %s", error)
-            return None
-        if loaded == self._current:
-            return None
-        log.info("reloaded the server certificate")
-        self._current = loaded
-        return _configuration(loaded)
-
-
-def _configuration(pems: tuple[bytes, bytes, bytes | None]) -> grpc.ServerCertificateConfiguration:
-    certificate, key, client_ca = pems
+def _configuration(
+    certificate: bytes | None, key: bytes | None, client_ca: bytes | None
+) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
 
 
-def _pem(what: str, source: Pem) -> bytes:
-    return source if isinstance(source, bytes) else read_file(what, source)
+def _pem(what: str, source: Pem | None) -> bytes | None:
+    return source if source is None or isinstance(source, bytes) else read_file(what, source)
 
 
 def advice(details: str, tls: ClientTLS | None) -> str:

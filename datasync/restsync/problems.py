@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from datasync.errors import (
@@ -70,12 +71,11 @@ PROBLEMS: dict[str, ProblemKind] = {
     "unanswered": ProblemKind(504, "A subscriber did not acknowledge in time", DoneTimeout, (DoneTimeout,)),
 }
 
-#: Exceptions for the statuses of a proxy, or of a server that is not ours.
+#: Exceptions for the statuses of a proxy, or of a server that is not ours; ``StoreError`` for all others.
 _BY_STATUS: dict[int, type[DatasyncError]] = {
     400: InvalidArgumentError,
     401: PermissionDenied,
     403: PermissionDenied,
-    404: StoreError,
     405: UnsupportedError,
     408: StoreConnectionError,
     413: InvalidArgumentError,
@@ -134,12 +134,10 @@ def error_text(error: BaseException | None) -> str:
 
 def code_of(content_type: str, body: bytes) -> tuple[str, dict[str, Any]]:
     """Return the code and the members of a problem document; both empty when *body* is not one."""
-    if content_type.partition(";")[0].strip() != PROBLEM_TYPE:
-        return "", {}
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return "", {}
+    document = None
+    if content_type.partition(";")[0].strip() == PROBLEM_TYPE:
+        with suppress(ValueError, RecursionError):
+            document = json.loads(body)
     if not isinstance(document, dict):
         return "", {}
     kind = document.get("type")

@@ -234,10 +234,12 @@ class Client(Closable):
         if self._state is not None:
             state = self._resync_of(self._state())
         else:
+            state = DataResyncRequests()
             with self._lock:
                 if self._kept is None:
                     return None
-                state = _full_state_of(self._kept)
+                for key, put in self._kept.items():
+                    state.dataResyncs.add(key=key, content=put.content, content_type=put.content_type)
         self._check_size(state, "the full state")
         return state
 
@@ -258,14 +260,6 @@ class Client(Closable):
                 self._kept.pop(message.key, None)
             else:
                 self._kept[message.key] = message
-
-
-def _full_state_of(puts: Mapping[str, DataChangeRequest]) -> DataResyncRequests:
-    """Build the resync for the state that *puts*, by key, add up to."""
-    requests = DataResyncRequests()
-    for key, put in puts.items():
-        requests.dataResyncs.add(key=key, content=put.content, content_type=put.content_type)
-    return requests
 
 
 def _reject_options(key: str, what: str, opts: Sequence[PutOption | DelOption]) -> None:

@@ -45,16 +45,6 @@ class PendingRequest(Generic[MessageT]):
         self.future: GuardedFuture[Any] = GuardedFuture(ForkGuard(f"the result of {what}"))
         self.future.set_running_or_notify_cancel()  # a request that may be in flight cannot be cancelled
 
-    def settle(self, result: bool | None, error: DatasyncError | None) -> None:
-        """Complete the future. Called without a lock, because the callbacks of the future run here."""
-        try:
-            if error is None:
-                self.future.set_result(result)
-            else:
-                self.future.set_exception(error)
-        except BaseException:  # the future logs an Exception of a callback; this is sys.exit()
-            log.exception("%s: a callback of the future tried to end the thread of the client", self.what)
-
 
 #: A change or a resync.
 AnyRequest = PendingRequest[DataChangeRequest] | PendingRequest[DataResyncRequests]
@@ -216,13 +206,19 @@ class RequestQueue:
             self.finish(request, None, error_for(request))
 
     def finish(self, request: AnyRequest, result: bool | None, error: DatasyncError | None) -> None:
-        """Settle *request* and count the result."""
+        """Count the result of *request*, and settle it: without the lock, because callbacks of the future run here."""
         kind = "ok" if error is None else "unknown" if isinstance(error, UnknownOutcome) else "failed"
         with self.lock:
             self.counts[kind] += 1
         if error is None:
             self._applied(request)
-        request.settle(result, error)
+        try:
+            if error is None:
+                request.future.set_result(result)
+            else:
+                request.future.set_exception(error)
+        except BaseException:  # the future logs an Exception of a callback; this is sys.exit()
+            log.exception("%s: a callback of the future tried to end the thread of the client", request.what)
 
     # Called by the threads of a stream.
 

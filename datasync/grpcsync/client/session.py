@@ -132,7 +132,9 @@ class SessionManager:
             while not worker.stopping.is_set():
                 session = ClientSession()
                 try:
-                    self._connect()
+                    result = self._wait_for_call(self._channel.open(CONNECT_TIMEOUT))
+                    if result.reply is None:
+                        raise result.error
                     self._run_session(session)
                 except DatasyncError as error:
                     session.failure = error
@@ -150,11 +152,6 @@ class SessionManager:
                 lambda one: ClosedError(f"{one.what} was not sent: the client of {self._target} was closed")
             )
             self._channel.close()
-
-    def _connect(self) -> None:
-        result = self._wait_for_call(self._channel.open(CONNECT_TIMEOUT))
-        if result.reply is None:
-            raise result.error
 
     def _run_session(self, session: ClientSession) -> None:
         """Send and receive until the stream ends, then settle or requeue the requests without a reply.

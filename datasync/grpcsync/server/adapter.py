@@ -21,10 +21,8 @@ from datasync.errors import ClosedError, DatasyncError, DecodeError, InvalidArgu
 from datasync.grpcsync.error_codes import mark_resync
 from datasync.grpcsync.limits import Limits
 from datasync.grpcsync.protocol import (
-    DATA_CHANGES,
-    DATA_RESYNCS,
-    PING,
     PONG,
+    SERVICE,
     SESSION_KEY,
     SOURCE_KEY,
     TAKEN_KEY,
@@ -106,7 +104,7 @@ class Adapter(Closable):
         self._lock = threading.Lock()  # guards the two below
         self._streams: set[ChangeStream] = set()
         self._closed = False
-        server.add_generic_rpc_handlers((_ServiceHandler(self._methods()),))
+        server.add_generic_rpc_handlers(self._handlers())
 
     # The watcher, for the application.
 
@@ -183,13 +181,14 @@ class Adapter(Closable):
 
     # The service, called by gRPC. Requests arrive as bytes, so that a parse error gets a status of its own.
 
-    def _methods(self) -> dict[str, grpc.RpcMethodHandler]:
-        return {
-            DATA_CHANGES: grpc.stream_stream_rpc_method_handler(self._data_changes, response_serializer=serialize),
-            DATA_RESYNCS: grpc.unary_unary_rpc_method_handler(self._data_resyncs, response_serializer=serialize),
-            PING: grpc.unary_unary_rpc_method_handler(self._ping, response_serializer=serialize),
-            **(self._health.handlers() if self._health is not None else {}),
+    def _handlers(self) -> list[grpc.GenericRpcHandler]:
+        methods = {
+            "dataChanges": grpc.stream_stream_rpc_method_handler(self._data_changes, response_serializer=serialize),
+            "dataResyncs": grpc.unary_unary_rpc_method_handler(self._data_resyncs, response_serializer=serialize),
+            "ping": grpc.unary_unary_rpc_method_handler(self._ping, response_serializer=serialize),
         }
+        own = grpc.method_handlers_generic_handler(SERVICE, methods)
+        return [own] if self._health is None else [own, self._health.handler()]
 
     def _data_changes(self, requests: Iterator[bytes], context: Any) -> Iterator[DataChangeReply]:
         registry = self._admit(context)
@@ -309,16 +308,6 @@ class Adapter(Closable):
             _abort(context, grpc.StatusCode.UNAUTHENTICATED, "a valid token is needed")
         if self._guard.forked or self._closed:
             _abort(context, *_CLOSED)
-
-
-class _ServiceHandler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no annotations
-    """Finds methods by path; returns None for the methods of other services."""
-
-    def __init__(self, methods: dict[str, grpc.RpcMethodHandler]) -> None:
-        self._methods = methods
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        return self._methods.get(handler_call_details.method)
 
 
 def _end_streams(streams: Collection[ChangeStream], end: FinalStatus) -> None:

@@ -93,11 +93,13 @@ class PendingReply:
 
     def _check_outcome(self, outcome: Outcome) -> tuple[BaseException | None, bool]:
         key = self._request.key
-        if outcome.ignored:
+        watched, absent = not outcome.unwatched, bool(outcome.ignored)
+        if absent:
             # No subscriber was notified, because there was nothing to delete. Check whether one watches the key.
             watched = any(key in one for one in self._registry.subscriptions.values())
-            return None if watched else _unwatched(key), True
-        return _unwatched(key) if outcome.unwatched else None, False
+        if watched:
+            return None, absent
+        return SubscriptionError(f"no subscriber watches {key!r}; the value is kept for later subscribers"), absent
 
 
 class ChangeStream:
@@ -115,23 +117,15 @@ class ChangeStream:
         self._pending: deque[PendingReply] = deque()
         self._bytes = 0
         self._reading = True  # False once the worker has ended
-        self._taken = 0
+        #: Number of requests submitted or rejected; final once ``replies`` has ended.
+        self.taken = 0
         self._submitting = False
-        self._end: FinalStatus | None = None
+        #: The final status; None if the client ended the stream.
+        self.ended_because: FinalStatus | None = None
         self._at_once = False  # do not wait for pending replies
         self._gone = False  # True once the call is over
         self._expires_at = None if limits.stream_age is None else time.monotonic() + limits.stream_age
         self.worker: Worker | None = None
-
-    @property
-    def taken(self) -> int:
-        """Number of requests submitted or rejected; final once ``replies`` has ended."""
-        return self._taken
-
-    @property
-    def ended_because(self) -> FinalStatus | None:
-        """The final status; None if the client ended the stream."""
-        return self._end
 
     def start(self, requests: Iterator[bytes], peer: str) -> None:
         """Start the reading thread."""
@@ -146,7 +140,7 @@ class ChangeStream:
     def end(self, end: FinalStatus, *, at_once: bool = False) -> None:
         """Take no more requests, then reply to all those taken; with *at_once* only to those whose result is known."""
         with self._changed:
-            self._end = self._end or end
+            self.ended_because = self.ended_because or end
             self._at_once = self._at_once or at_once
             self._changed.notify_all()
 
@@ -164,7 +158,11 @@ class ChangeStream:
 
     def _read(self, requests: Iterator[bytes]) -> None:
         try:
-            while self._wait_for_room():
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._over or not self._full)
+                    if self._over:
+                        break
                 try:
                     raw = next(requests, None)
                 except Exception:  # gRPC raises a bare Exception when the call was cancelled or failed
@@ -181,15 +179,9 @@ class ChangeStream:
                 self._reading = self._submitting = False
                 self._changed.notify_all()
 
-    def _wait_for_room(self) -> bool:
-        """Wait until the window has room. False if the stream is over."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._over or not self._full)
-            return not self._over
-
     @property
     def _over(self) -> bool:
-        return self._gone or self._end is not None
+        return self._gone or self.ended_because is not None
 
     @property
     def _full(self) -> bool:
@@ -214,7 +206,7 @@ class ChangeStream:
         with self._changed:
             if self._over:
                 return  # not counted as taken: the client may send it again over another stream
-            self._taken += 1
+            self.taken += 1
             self._submitting = True
         future = pending.submit(self._limits, self._timeout)
         if pending.orphaned:
@@ -222,7 +214,7 @@ class ChangeStream:
         with self._changed:
             self._submitting = False
             if pending.orphaned:
-                self._taken -= 1
+                self.taken -= 1
                 return
             self._pending.append(pending)
             self._bytes += pending.size
@@ -254,8 +246,8 @@ class ChangeStream:
         if self._gone:
             return None
         now = time.monotonic()
-        if self._expires_at is not None and now >= self._expires_at and self._end is None:
-            self._end = (grpc.StatusCode.UNAVAILABLE, "the stream has reached its maximum age: open a new one")
+        if self._expires_at is not None and now >= self._expires_at and self.ended_because is None:
+            self.ended_because = (grpc.StatusCode.UNAVAILABLE, "the stream has reached its maximum age: open a new one")
             self._changed.notify_all()
         if self._pending:
             oldest = self._pending[0]
@@ -265,8 +257,8 @@ class ChangeStream:
             if self._at_once:
                 return None
             due = max(0.0, oldest.since + self._timeout - now)
-            return due if self._expires_at is None or self._end is not None else min(due, self._expires_at - now)
-        if self._end is not None or not self._reading:
+            return due if self._expires_at is None or self._over else min(due, self._expires_at - now)
+        if self._over or not self._reading:
             # A request that is being submitted counts as taken, so its reply belongs to this stream.
             return IDLE_WAIT if self._submitting and not self._at_once else None
         return IDLE_WAIT if self._expires_at is None else self._expires_at - now
@@ -281,7 +273,3 @@ class ChangeStream:
         if was_full:
             self._changed.notify_all()
         return pending
-
-
-def _unwatched(key: str) -> SubscriptionError:
-    return SubscriptionError(f"no subscriber watches {key!r}; the value is kept for later subscribers")

@@ -31,12 +31,13 @@ class HealthService:
         self._serving = True
         self._watchers = 0
 
-    def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
-        """Return the method handlers by path."""
-        return {
-            CHECK: grpc.unary_unary_rpc_method_handler(self.check, response_serializer=serialize),
-            WATCH: grpc.unary_stream_rpc_method_handler(self.watch, response_serializer=serialize),
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Return the handler of the service."""
+        methods = {
+            "Check": grpc.unary_unary_rpc_method_handler(self.check, response_serializer=serialize),
+            "Watch": grpc.unary_stream_rpc_method_handler(self.watch, response_serializer=serialize),
         }
+        return grpc.method_handlers_generic_handler(HEALTH_SERVICE, methods)
 
     def stop(self) -> None:
         """Report NOT_SERVING from now on, also to the running watch calls, which then end."""

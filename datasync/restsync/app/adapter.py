@@ -22,15 +22,13 @@ from datasync.syncbase.status import TransportStatus
 
 
 class _SendableRegistry(Registry):
-    """The registry of an adapter. It accepts only values that can be sent over HTTP."""
+    """The registry of an adapter: ``InvalidArgumentError`` for a value without bytes, and then nothing is applied."""
 
     def submit_changes(self, changes: Mapping[str, ChangeValue], **options: Any) -> PropagationFuture:
-        """Submit as every registry; ``InvalidArgumentError`` for a value without bytes, and then nothing is applied."""
         check_sendable(changes)
         return super().submit_changes(changes, **options)
 
     def submit_resync(self, values: Mapping[str, KeyVal], **options: Any) -> PropagationFuture:
-        """Submit as every registry; ``InvalidArgumentError`` for a value without bytes, and then nothing is applied."""
         check_sendable(values)
         return super().submit_resync(values, **options)
 

@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -177,47 +178,33 @@ class Application:
         if path in ("", "/") and self._page:
             return self._serve_page(environ, path)
         if path == "/openapi.json":
-            return _only(environ, GET=lambda: _json_response(json.dumps(document(_mounted_at(environ) or "/"))))
+            return _only(environ, GET=lambda _: _json_response(json.dumps(document(_mounted_at(environ) or "/"))))
         check_authorized(self._tokens, environ)
         self._adapter.guard.check()
         if self._adapter.closed and path != "/status":  # the state of a closed adapter is out of date
             raise Problem("closed", "the adapter is closed")
         if path == "/keys":
-            return _only(
-                environ,
-                GET=lambda: self._list(environ),
-                PUT=lambda: self._resync(environ),
-                PATCH=lambda: self._transaction(environ),
-            )
+            return _only(environ, GET=self._list, PUT=self._resync, PATCH=self._transaction)
         if path.startswith("/keys/"):
-            return self._one_key(environ, path.removeprefix("/keys/"))
+            return _only(environ, GET=self._get, PUT=self._put, DELETE=self._delete)
         if path == "/events":
-            return _only(environ, GET=lambda: self._events(environ))
+            return _only(environ, GET=self._events)
         if path == "/status" and self._page:
-            return _only(environ, GET=lambda: self._status(environ))
+            return _only(environ, GET=self._status)
         raise Problem("not-found", "see /openapi.json for the paths")
-
-    def _one_key(self, environ: WSGIEnvironment, path: str) -> Response:
-        # Check the method first: 405 does not depend on the key.
-        return _only(
-            environ,
-            GET=lambda: self._get(environ, key_of_path(path)),
-            PUT=lambda: self._put(environ, key_of_path(path)),
-            DELETE=lambda: self._delete(environ, key_of_path(path)),
-        )
 
     # One key.
 
-    def _get(self, environ: WSGIEnvironment, key: str) -> Response:
-        read_query(environ)
+    def _get(self, environ: WSGIEnvironment) -> Response:
+        key = _key_of(environ)
         pair = self._adapter.registry.get(key)
         if pair is None:
             raise _no_such_key(key)
         content, content_type = content_of(pair.key, pair.value)
         return self._tagged(environ, pair.revision, Response(content, 200, content_type))
 
-    def _put(self, environ: WSGIEnvironment, key: str) -> Response:
-        read_query(environ)
+    def _put(self, environ: WSGIEnvironment) -> Response:
+        key = _key_of(environ)
         value = read_value(environ, key, self._max_body)
         created = self._adapter.registry.get(key) is None
         outcome = self._commit(environ, key, value)
@@ -225,8 +212,8 @@ class Application:
         response.headers["ETag"] = f'"{event_id(self._adapter, outcome.revision)}"'
         return response
 
-    def _delete(self, environ: WSGIEnvironment, key: str) -> Response:
-        read_query(environ)
+    def _delete(self, environ: WSGIEnvironment) -> Response:
+        key = _key_of(environ)
         if self._adapter.registry.get(key) is None and not environ.get("HTTP_IF_MATCH"):
             raise _no_such_key(key)
         outcome = self._commit(environ, key, ChangeBytes(key, op=Op.DELETE))
@@ -235,13 +222,11 @@ class Application:
         return _json_response(_written(key, outcome))
 
     def _commit(self, environ: WSGIEnvironment, key: str, change: ChangeBytes) -> Outcome:
-        registry = self._adapter.registry
-
         def submit() -> PropagationFuture:
             for _ in range(ATTEMPTS):
                 expected = self._expected(environ, key)
                 try:
-                    return registry.submit_changes(
+                    return self._adapter.registry.submit_changes(
                         {key: change}, timeout=self._done_timeout, expected=expected, only_watched=True
                     )
                 except ConflictError:
@@ -281,28 +266,18 @@ class Application:
         return self._tagged(environ, revision, _json_response(text))
 
     def _transaction(self, environ: WSGIEnvironment) -> Response:
-        read_query(environ)
         _check_unconditional(environ)
         changes = read_changes(environ, self._max_resync)
-        registry = self._adapter.registry
+        submit = partial(self._adapter.registry.submit_changes, changes, timeout=self._done_timeout, only_watched=True)
         subject = count_of_keys(len(changes)) + (f", first {next(iter(changes))!r}" if changes else "")
-        outcome = self._answered(
-            "Transaction",
-            subject,
-            lambda: registry.submit_changes(changes, timeout=self._done_timeout, only_watched=True),
-        )
+        outcome = self._answered("Transaction", subject, submit)
         return _json_response(json.dumps({"revision": outcome.revision, "ignored": list(outcome.ignored)}))
 
     def _resync(self, environ: WSGIEnvironment) -> Response:
-        read_query(environ)
         _check_unconditional(environ)
         values = read_resync(environ, self._max_resync)
-        registry = self._adapter.registry
-        outcome = self._answered(
-            "Resync",
-            count_of_keys(len(values)),
-            lambda: registry.submit_resync(values, timeout=self._resync_timeout),
-        )
+        submit = partial(self._adapter.registry.submit_resync, values, timeout=self._resync_timeout)
+        outcome = self._answered("Resync", count_of_keys(len(values)), submit)
         return _json_response(json.dumps({"revision": outcome.revision, "keys": len(values)}))
 
     def _events(self, environ: WSGIEnvironment) -> Response:
@@ -335,9 +310,9 @@ class Application:
     def _serve_page(self, environ: WSGIEnvironment, path: str) -> Response:
         if not path:  # the relative links of the page need the slash
             location = quote(_mounted_at(environ)) + "/"
-            return _only(environ, GET=lambda: Response(b"", 308, "text/plain", {"Location": location}))
+            return _only(environ, GET=lambda _: Response(b"", 308, "text/plain", {"Location": location}))
         headers = {"Content-Security-Policy": PAGE_POLICY, "Referrer-Policy": "no-referrer"}
-        return _only(environ, GET=lambda: Response(PAGE, 200, "text/html; charset=utf-8", headers))
+        return _only(environ, GET=lambda _: Response(PAGE, 200, "text/html; charset=utf-8", headers))
 
     def _status(self, environ: WSGIEnvironment) -> Response:
         arguments = read_query(environ, "prefix", "limit")
@@ -387,7 +362,7 @@ class Application:
 wsgi_app = Application
 
 
-def _only(environ: WSGIEnvironment, **handlers: Callable[[], Response]) -> Response:
+def _only(environ: WSGIEnvironment, **handlers: Callable[[WSGIEnvironment], Response]) -> Response:
     """Call the handler of the request's method; HEAD is GET without the body."""
     method = environ["REQUEST_METHOD"].upper()
     handler = handlers.get("GET" if method == "HEAD" else method)
@@ -395,7 +370,14 @@ def _only(environ: WSGIEnvironment, **handlers: Callable[[], Response]) -> Respo
         allowed = ", ".join(["HEAD", *handlers] if "GET" in handlers else handlers)
         detail = f"{method} is not allowed here: use {allowed}"
         raise Problem("method-not-allowed", detail, headers={"Allow": allowed})
-    return handler()
+    return handler(environ)
+
+
+def _key_of(environ: WSGIEnvironment) -> str:
+    """Return the key in the path of a request, which must not have a query."""
+    key = key_of_path(environ["PATH_INFO"].removeprefix("/keys/"))
+    read_query(environ)
+    return key
 
 
 def _mounted_at(environ: WSGIEnvironment) -> str:
@@ -405,6 +387,8 @@ def _mounted_at(environ: WSGIEnvironment) -> str:
 
 
 def _check_unconditional(environ: WSGIEnvironment) -> None:
+    """Raise ``Problem`` for a request with a query or a condition."""
+    read_query(environ)
     if environ.get("HTTP_IF_MATCH") or environ.get("HTTP_IF_NONE_MATCH"):
         raise Problem("bad-request", "If-Match and If-None-Match are for single keys")
 

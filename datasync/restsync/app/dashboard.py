@@ -9,13 +9,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import heapq
-import re
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from datasync.errors import DatasyncError
 from datasync.restsync.app.adapter import Adapter
-from datasync.restsync.app.replay_buffer import RequestRecord
 from datasync.restsync.encoding import CONTENT_JSON, content_of
 from datasync.restsync.problems import error_text
 from datasync.syncbase.change import StateKeyVal
@@ -37,12 +35,9 @@ class MonitoredTransport(Protocol):
 
 def _policy(page: str) -> str:
     """Return the policy that allows the script and the style of *page*, by their digests."""
-    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
-    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
-    assert script is not None
-    assert style is not None
+    script, style = (page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0] for tag in ("script", "style"))
     return (
-        f"default-src 'none'; script-src {_digest(script[1])}; style-src {_digest(style[1])}; connect-src 'self'; "
+        f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
@@ -59,7 +54,10 @@ def overview(
 ) -> dict[str, Any]:
     """Return everything that the page shows: per transport at most *limit* keys that contain *prefix*."""
     shown = [_transport(one, values=values, prefix=prefix, limit=limit) for one in (adapter, *sources)]
-    records = [_request(record) for record in adapter.replay_buffer.records()]
+    records = [
+        record._asdict() | {"at": round(record.at, 3), "seconds": round(record.seconds, 4)}
+        for record in adapter.replay_buffer.records()
+    ]
     return {"values": values, "sources": shown, "events": records}
 
 
@@ -106,7 +104,3 @@ def _pair(pair: StateKeyVal, values: bool) -> dict[str, Any]:
         text = content[:VALUE_SHOWN].decode("utf-8", "replace") if readable else content[: VALUE_SHOWN // 4].hex(" ")
         shown["value"] = text + ("…" if len(content) > (VALUE_SHOWN if readable else VALUE_SHOWN // 4) else "")
     return shown
-
-
-def _request(record: RequestRecord) -> dict[str, Any]:
-    return record._asdict() | {"at": round(record.at, 3), "seconds": round(record.seconds, 4)}

@@ -16,31 +16,6 @@ _INTEGER: Json = {"type": "integer"}
 _TAG = {"ETag": {"schema": {"type": "string"}, "description": "The revision, for If-Match and If-None-Match."}}
 
 
-def document(base: str = "/") -> Json:
-    """Return the document of an application that is mounted at *base*."""
-    return {
-        "openapi": "3.0.3",
-        "info": {
-            "title": "datasync over HTTP",
-            "version": "1",
-            "description": "Changes for the subscribers of a process. The response to a change is sent when every "
-            "subscriber of its key has acknowledged it. A value is JSON or bytes, and is kept byte for byte.",
-        },
-        "servers": [{"url": base}],
-        "security": [{"token": []}, {}],
-        "paths": {
-            "/keys": {"get": _list(), "put": _resync(), "patch": _transaction()},
-            "/keys/{key}": {"parameters": [_KEY], "get": _get(), "put": _put(), "delete": _delete()},
-            "/events": {"get": _events()},
-        },
-        "components": {
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "schemas": _SCHEMAS,
-            "responses": {code: _problem(code) for code in PROBLEMS},
-        },
-    }
-
-
 _KEY: Json = {
     "name": "key",
     "in": "path",
@@ -142,115 +117,6 @@ _SCHEMAS: Json = {
 }
 
 
-def _list() -> Json:
-    return {
-        "operationId": "list",
-        "summary": "List the pairs under a prefix in key order, a page at a time",
-        "parameters": [
-            _query("prefix", {"type": "string", "maxLength": MAX_KEY}, "Plain text; all keys without it."),
-            _query("after", {"type": "string", "maxLength": MAX_KEY}, "Only keys after this one."),
-            _query("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "Pairs on a page."),
-            _query("values", {"type": "boolean", "default": True}, "false: without values."),
-            _header("If-None-Match", "304 while no key has changed."),
-        ],
-        "responses": {
-            "200": _success("A page; ETag is the revision of the whole state.", "Listing", _TAG),
-            "304": {"description": "No key has changed.", "headers": _TAG},
-            **_problems("bad-request", "unauthorized", "closed"),
-        },
-    }
-
-
-def _resync() -> Json:
-    return {
-        "operationId": "resync",
-        "summary": "Replace the whole state, and wait until every subscriber has acknowledged a RESYNC",
-        "requestBody": {"required": True, "content": _json_of("State")},
-        "responses": {
-            "200": _success("Every subscriber has accepted it.", "Replaced"),
-            **_problems(*_BODY_PROBLEMS, "refused", "internal", "closed", "unanswered"),
-        },
-    }
-
-
-def _transaction() -> Json:
-    return {
-        "operationId": "transaction",
-        "summary": "Apply changes as one transaction, and wait for the subscribers",
-        "requestBody": {"required": True, "content": _json_of("Transaction")},
-        "responses": {
-            "200": _success("Every subscriber has accepted it.", "Committed"),
-            **_problems("unwatched", *_BODY_PROBLEMS, *_CHANGE_PROBLEMS),
-        },
-    }
-
-
-def _get() -> Json:
-    return {
-        "operationId": "get",
-        "summary": "Get the value of a key, byte for byte",
-        "parameters": [_header("If-None-Match", "304 while the key has this revision.")],
-        "responses": {
-            "200": {"description": "The value.", "content": _VALUE, "headers": _TAG},
-            "304": {"description": "The value has not changed.", "headers": _TAG},
-            **_problems("bad-request", "unauthorized", "no-such-key", "closed"),
-        },
-    }
-
-
-def _put() -> Json:
-    return {
-        "operationId": "put",
-        "summary": "Create or change a key, and wait for its subscribers",
-        "parameters": [
-            _header("If-Match", "Only if the key has this revision; *: only if the key exists."),
-            _header("If-None-Match", "*: only if the key does not exist."),
-        ],
-        "requestBody": {"required": True, "content": _VALUE},
-        "responses": {
-            "200": _success("Changed, and accepted by every subscriber.", "Written", _TAG),
-            "201": _success("Created, and accepted by every subscriber.", "Written", _TAG),
-            **_problems("unwatched", "conflict", *_BODY_PROBLEMS, *_CHANGE_PROBLEMS),
-        },
-    }
-
-
-def _delete() -> Json:
-    return {
-        "operationId": "delete",
-        "summary": "Delete a key, and wait for its subscribers",
-        "parameters": [_header("If-Match", "Only if the key has this revision.")],
-        "responses": {
-            "200": _success("Deleted, and accepted by every subscriber.", "Written"),
-            **_problems("bad-request", "unauthorized", "no-such-key", "conflict", *_CHANGE_PROBLEMS),
-        },
-    }
-
-
-def _events() -> Json:
-    return {
-        "operationId": "events",
-        "summary": "Stream a snapshot, then every transaction, as server-sent events",
-        "description": "Events: resync, items, synced, change. Last-Event-ID resumes the stream after that event; when "
-        "the server cannot resume it, the stream starts with a resync that has the reason.",
-        "parameters": [
-            {
-                **_query(
-                    "prefix", {"type": "array", "items": {"type": "string", "maxLength": MAX_KEY}}, "Prefixes of keys."
-                ),
-                "explode": True,
-            },
-            _query("follow", {"type": "boolean", "default": True}, "false: end the stream when it has caught up."),
-            _query("heartbeat", {"type": "number", "minimum": 0.1, "maximum": 60}, "Seconds between heartbeats."),
-            _header("Last-Event-ID", "Resume after this event."),
-        ],
-        "responses": {
-            "200": {"description": "The stream.", "content": {"text/event-stream": {"schema": _EVENT}}},
-            **_problems("bad-request", "unauthorized", "overloaded"),
-        },
-    }
-
-
 #: Problems of every request with a body, and of every change of keys.
 _BODY_PROBLEMS = ("bad-request", "unauthorized", "too-large", "unsupported-type")
 _CHANGE_PROBLEMS = ("refused", "internal", "undelivered", "unanswered")
@@ -286,3 +152,124 @@ def _query(name: str, schema: Json, description: str) -> Json:
 
 def _header(name: str, description: str) -> Json:
     return {"name": name, "in": "header", "required": False, "schema": {"type": "string"}, "description": description}
+
+
+_LIST: Json = {
+    "operationId": "list",
+    "summary": "List the pairs under a prefix in key order, a page at a time",
+    "parameters": [
+        _query("prefix", {"type": "string", "maxLength": MAX_KEY}, "Plain text; all keys without it."),
+        _query("after", {"type": "string", "maxLength": MAX_KEY}, "Only keys after this one."),
+        _query("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "Pairs on a page."),
+        _query("values", {"type": "boolean", "default": True}, "false: without values."),
+        _header("If-None-Match", "304 while no key has changed."),
+    ],
+    "responses": {
+        "200": _success("A page; ETag is the revision of the whole state.", "Listing", _TAG),
+        "304": {"description": "No key has changed.", "headers": _TAG},
+        **_problems("bad-request", "unauthorized", "closed"),
+    },
+}
+
+_RESYNC: Json = {
+    "operationId": "resync",
+    "summary": "Replace the whole state, and wait until every subscriber has acknowledged a RESYNC",
+    "requestBody": {"required": True, "content": _json_of("State")},
+    "responses": {
+        "200": _success("Every subscriber has accepted it.", "Replaced"),
+        **_problems(*_BODY_PROBLEMS, "refused", "internal", "closed", "unanswered"),
+    },
+}
+
+_TRANSACTION: Json = {
+    "operationId": "transaction",
+    "summary": "Apply changes as one transaction, and wait for the subscribers",
+    "requestBody": {"required": True, "content": _json_of("Transaction")},
+    "responses": {
+        "200": _success("Every subscriber has accepted it.", "Committed"),
+        **_problems("unwatched", *_BODY_PROBLEMS, *_CHANGE_PROBLEMS),
+    },
+}
+
+_GET: Json = {
+    "operationId": "get",
+    "summary": "Get the value of a key, byte for byte",
+    "parameters": [_header("If-None-Match", "304 while the key has this revision.")],
+    "responses": {
+        "200": {"description": "The value.", "content": _VALUE, "headers": _TAG},
+        "304": {"description": "The value has not changed.", "headers": _TAG},
+        **_problems("bad-request", "unauthorized", "no-such-key", "closed"),
+    },
+}
+
+_PUT: Json = {
+    "operationId": "put",
+    "summary": "Create or change a key, and wait for its subscribers",
+    "parameters": [
+        _header("If-Match", "Only if the key has this revision; *: only if the key exists."),
+        _header("If-None-Match", "*: only if the key does not exist."),
+    ],
+    "requestBody": {"required": True, "content": _VALUE},
+    "responses": {
+        "200": _success("Changed, and accepted by every subscriber.", "Written", _TAG),
+        "201": _success("Created, and accepted by every subscriber.", "Written", _TAG),
+        **_problems("unwatched", "conflict", *_BODY_PROBLEMS, *_CHANGE_PROBLEMS),
+    },
+}
+
+_DELETE: Json = {
+    "operationId": "delete",
+    "summary": "Delete a key, and wait for its subscribers",
+    "parameters": [_header("If-Match", "Only if the key has this revision.")],
+    "responses": {
+        "200": _success("Deleted, and accepted by every subscriber.", "Written"),
+        **_problems("bad-request", "unauthorized", "no-such-key", "conflict", *_CHANGE_PROBLEMS),
+    },
+}
+
+_EVENTS: Json = {
+    "operationId": "events",
+    "summary": "Stream a snapshot, then every transaction, as server-sent events",
+    "description": "Events: resync, items, synced, change. Last-Event-ID resumes the stream after that event; when "
+    "the server cannot resume it, the stream starts with a resync that has the reason.",
+    "parameters": [
+        {
+            **_query(
+                "prefix", {"type": "array", "items": {"type": "string", "maxLength": MAX_KEY}}, "Prefixes of keys."
+            ),
+            "explode": True,
+        },
+        _query("follow", {"type": "boolean", "default": True}, "false: end the stream when it has caught up."),
+        _query("heartbeat", {"type": "number", "minimum": 0.1, "maximum": 60}, "Seconds between heartbeats."),
+        _header("Last-Event-ID", "Resume after this event."),
+    ],
+    "responses": {
+        "200": {"description": "The stream.", "content": {"text/event-stream": {"schema": _EVENT}}},
+        **_problems("bad-request", "unauthorized", "overloaded"),
+    },
+}
+
+
+def document(base: str = "/") -> Json:
+    """Return the document of an application that is mounted at *base*."""
+    return {
+        "openapi": "3.0.3",
+        "info": {
+            "title": "datasync over HTTP",
+            "version": "1",
+            "description": "Changes for the subscribers of a process. The response to a change is sent when every "
+            "subscriber of its key has acknowledged it. A value is JSON or bytes, and is kept byte for byte.",
+        },
+        "servers": [{"url": base}],
+        "security": [{"token": []}, {}],
+        "paths": {
+            "/keys": {"get": _LIST, "put": _RESYNC, "patch": _TRANSACTION},
+            "/keys/{key}": {"parameters": [_KEY], "get": _GET, "put": _PUT, "delete": _DELETE},
+            "/events": {"get": _EVENTS},
+        },
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": _SCHEMAS,
+            "responses": {code: _problem(code) for code in PROBLEMS},
+        },
+    }

@@ -9,6 +9,8 @@ import contextvars
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from queue import Queue
 from typing import Any, overload
 from urllib.parse import quote
@@ -23,6 +25,7 @@ from datasync.restsync.client.connection import (
     ClientTls,
     ReceivedResponse,
     RequestPool,
+    StreamConnection,
     make_client_context,
     read_url,
 )
@@ -45,6 +48,7 @@ RESPONSE_TIMEOUT = 10.0
 IDLE_LIMIT = 30.0
 #: Bytes of a response.
 MAX_RESPONSE = 256 * 1024 * 1024
+_JSON_HEADERS = {"Content-Type": CONTENT_JSON}
 
 
 class RestKeyVal(KeyValBytes):
@@ -145,15 +149,8 @@ class Client(Closable):
         mirrored = SerializerJSON() if isinstance(self._serializer, SerializerProto) else self._serializer
         #: The mirror while something is watched: ``registry.get(key)`` and ``registry.items(prefix)`` read it locally.
         self.registry = Registry(self._address.name, serializer=mirrored, sourced=True)
-        self._reader = StreamReader(
-            self._address,
-            context,
-            headers,
-            prefix,
-            self.registry,
-            connect_timeout=connect_timeout,
-            idle_limit=idle_limit,
-        )
+        connect = partial(StreamConnection, self._address, context, connect_timeout, idle_limit)
+        self._reader = StreamReader(self._address, connect, headers, prefix, self.registry, idle_limit)
         # Guards _started and the end of the requests: one thread starts the reader, and none after close().
         self._lock = threading.Lock()
         self._started = False
@@ -192,7 +189,7 @@ class Client(Closable):
         path = self._path(key)
         if read_del_options(opts):
             raise UnsupportedError(f"{key!r}: a REST server deletes single keys only")
-        return self._write("DELETE", path, f"delete of {key!r}", _conditions(if_match, False), None)
+        return bool(self._write("DELETE", path, f"delete of {key!r}", _conditions(if_match, False), None))
 
     def resync(self, values: Mapping[str, Message]) -> int:
         """Replace the whole state of the server with *values*, and wait for all subscribers.
@@ -213,7 +210,7 @@ class Client(Closable):
             items.append({"key": key, "value": json.loads(SerializerJSON().marshal(message))})
         subject = f"resync of {count_of_keys(len(items))}"
         body = json.dumps({"items": items}).encode()
-        return _revision(subject, self._write_json("PUT", subject, body))
+        return int(self._write("PUT", "/keys", subject, _JSON_HEADERS, body)["revision"])
 
     def propagate_changes(
         self,
@@ -236,11 +233,11 @@ class Client(Closable):
         """
         items = [_change_text(self._prefix + key, change) for key, change in changes.items()]
         subject = f"transaction of {count_of_keys(len(items))}"
-        response = self._write_json("PATCH", subject, f'{{"changes":[{",".join(items)}]}}'.encode(), timeout)
-        revision = _revision(subject, response)
-        ignored = json.loads(response.data).get("ignored")
-        named = ignored if isinstance(ignored, list) else []
-        return Outcome(revision, tuple(key.removeprefix(self._prefix) for key in named if isinstance(key, str)))
+        body = f'{{"changes":[{",".join(items)}]}}'.encode()
+        written = self._write("PATCH", "/keys", subject, _JSON_HEADERS, body, timeout)
+        named = written.get("ignored")
+        ignored = [key for key in named if isinstance(key, str)] if isinstance(named, list) else []
+        return Outcome(written["revision"], tuple(key.removeprefix(self._prefix) for key in ignored))
 
     # Reads.
 
@@ -273,16 +270,12 @@ class Client(Closable):
         response = self._requests.send("GET", query, subject)
         if response.status != 200:
             raise self._requests.error(subject, response)
-        try:
-            listing = _listing(response.data, self._prefix)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # its text may quote a value
-            listing = None
-            failure = StoreError(f"{subject}: the response is not from a datasync server")
-        else:
+        failure = StoreError(f"{subject}: the response is not from a datasync server")
+        with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):  # their text may quote a value
+            if (listing := _listing(response.data, self._prefix)) is not None:
+                return listing
             failure = StoreConnectionError(f"{self._address.name}: the {subject} ended early")
-        if listing is None:
-            raise failure
-        return listing
+        raise failure
 
     # Watching.
 
@@ -334,35 +327,34 @@ class Client(Closable):
             path_of_key(key)  # raises for this key
         return f"/keys/{path_of_key(self._prefix + key)}"
 
-    def _write(self, method: str, path: str, subject: str, headers: dict[str, str], body: bytes | None) -> bool:
-        """Write one key. Returns False when a delete found no key."""
-        response = self._requests.send(method, path, subject, headers=headers, body=body, write=True)
-        if response.status in (200, 201):
-            _revision(subject, response)
-            return True
+    def _write(
+        self,
+        method: str,
+        path: str,
+        subject: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        timeout: float | None = None,
+    ) -> dict[str, Any]:
+        """Return the document of a write that succeeded, with its revision; empty when a delete found no key."""
+        response = self._requests.send(method, path, subject, headers=headers, body=body, write=True, timeout=timeout)
+        if response.status == 200 or (response.status == 201 and path != "/keys"):
+            return _written(subject, response)
         if method == "DELETE" and _is_no_such_key(response):
-            return False
+            return {}
         raise self._requests.error(subject, response, write=True)
-
-    def _write_json(self, method: str, subject: str, body: bytes, timeout: float | None = None) -> ReceivedResponse:
-        """Write several keys, and return the response of a success."""
-        headers = {"Content-Type": CONTENT_JSON}
-        response = self._requests.send(
-            method, "/keys", subject, headers=headers, body=body, write=True, timeout=timeout
-        )
-        if response.status != 200:
-            raise self._requests.error(subject, response, write=True)
-        return response
 
 
 def _is_no_such_key(response: ReceivedResponse) -> bool:
     return code_of(response.content_type, response.data)[0] == "no-such-key"
 
 
-def _revision(subject: str, response: ReceivedResponse) -> int:
-    """Return the revision of a write that succeeded; without one the response is truncated, or of another server."""
+def _written(subject: str, response: ReceivedResponse) -> dict[str, Any]:
+    """Return the document of a success; without a revision it is truncated, or of another server."""
     try:
-        return check_revision(json.loads(response.data)["revision"])
+        document: dict[str, Any] = json.loads(response.data)
+        check_revision(document["revision"])
+        return document
     except (ValueError, TypeError, KeyError, RecursionError):
         text = f"{subject}: the response is not from a datasync server; the write may have been applied"
     raise UnknownOutcome(text)  # outside the handler: the context would quote the response

@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from os import PathLike, fspath
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 
 from datasync.errors import ClosedError, InvalidArgumentError, StoreConnectionError, StoreError, UnknownOutcome
-from datasync.restsync.problems import error_of
+from datasync.restsync.problems import error_of, error_text
 from datasync.runtime.sockets import close_in_children
 from datasync.runtime.threads import ForkGuard
 
@@ -260,11 +260,9 @@ class StreamConnection:
         with self._lock:
             sock = self._socket
         if sock is not None:
-            try:
+            with suppress(OSError, ValueError):
                 # Not SSLSocket.shutdown: it drops the TLS state while another thread may read with it.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
-            except (OSError, ValueError):
-                pass
 
     def close(self) -> None:
         """Release the connection. Only the reading thread calls this."""
@@ -352,7 +350,7 @@ def describe(error: BaseException) -> str:
         return f"the server's certificate is not valid ({inner.verify_message})"
     if isinstance(inner, OSError) and inner.strerror:
         return inner.strerror
-    return f"{type(inner).__name__}: {inner}" if str(inner) else type(inner).__name__
+    return error_text(inner)
 
 
 def _read_all(response: BaseHTTPResponse, limit: int) -> bytes | None:

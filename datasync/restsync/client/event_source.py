@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
@@ -90,21 +89,17 @@ class StreamReader:
     def __init__(
         self,
         address: ServerAddress,
-        context: ssl.SSLContext | None,
+        connect: Callable[[], StreamConnection],
         headers: dict[str, str],
         prefix: str,
         registry: Registry,
-        *,
-        connect_timeout: float,
         idle_limit: float,
     ) -> None:
         self._address = address
-        self._context = context
+        self._connect = connect
         self._headers = headers
         self._prefix = prefix
         self._registry = registry
-        self._connect_timeout = connect_timeout
-        self._idle_limit = idle_limit
         heartbeat = min(max(idle_limit / 3, 0.1), 60.0)
         self._target = f"{address.path}/events?prefix={quote(prefix, safe='')}&heartbeat={heartbeat:g}"
         self._last_id = ""
@@ -147,8 +142,7 @@ class StreamReader:
 
     def _follow(self, worker: Worker) -> None:
         """Follow one connection from its start to its end."""
-        connection = StreamConnection(self._address, self._context, self._connect_timeout, self._idle_limit)
-        self._connection = connection
+        self._connection = connection = self._connect()
         self._snapshot = None
         try:
             if worker.stopping.is_set():  # close() came between, and cut the previous connection

@@ -13,6 +13,7 @@ import ssl
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -82,9 +83,8 @@ class HttpConnection:
 
     def __init__(self, server: ConnectionOwner, peer: socket.socket, address: Any) -> None:
         self._server = server
-        self._raw = peer
         self._peer = address
-        self._socket: socket.socket = peer
+        self._socket = peer
         self._lock = threading.Lock()  # guards _busy and _ending
         self._busy = False
         self._ending = False
@@ -101,12 +101,12 @@ class HttpConnection:
         """Serve the connection: the handshake, then one request after the other."""
         self._thread = threading.get_ident()
         try:
-            self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 # The send buffer takes heartbeats for a vanished client for hours; unacknowledged data ends that.
                 milliseconds = int(self._server.limits.write_timeout * 1000)
-                self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
             if self._server.context is not None:
                 self._handshake(self._server.context)
             limits = self._server.limits
@@ -116,7 +116,7 @@ class HttpConnection:
         except (PeerGone, OSError, ValueError) as error:
             log.debug("%s: %s", self._peer[0], type(error).__name__)
         finally:
-            self._close()
+            self._socket.close()
             self._server.forget(self)
             self.over.set()
 
@@ -130,21 +130,17 @@ class HttpConnection:
 
     def cut(self) -> None:
         """Disconnect now, and wake the thread that reads or writes."""
-        try:
+        with suppress(OSError, ValueError):
             # Not SSLSocket.shutdown: it drops the TLS state while another thread may read with it.
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-        except (OSError, ValueError):
-            pass
 
     def refuse(self) -> None:
         """Send 503 where no TLS handshake comes first, and close. Does not block: the accepting thread calls it."""
-        try:
-            self._raw.setblocking(False)
+        with suppress(OSError):
+            self._socket.setblocking(False)
             if self._server.context is None:
-                self._raw.send(refusal(503, "too many connections"))
-        except OSError:
-            pass
-        self._raw.close()
+                self._socket.send(refusal(503, "too many connections"))
+        self._socket.close()
         self.over.set()
 
     def _one_request(self, stream: BufferedSocket) -> bool:
@@ -207,8 +203,8 @@ class HttpConnection:
     def _handshake(self, context: ssl.SSLContext) -> None:
         """Complete the TLS handshake within the read timeout, however slowly its bytes arrive."""
         deadline = time.monotonic() + self._server.limits.read_timeout
-        self._raw.getpeername()  # raises for a disconnected client, as wrap_socket() would, which leaks the socket then
-        self._socket = secured = context.wrap_socket(self._raw, server_side=True, do_handshake_on_connect=False)
+        self._socket.getpeername()  # raises for a disconnected client; wrap_socket() would too, and leak the socket
+        self._socket = secured = context.wrap_socket(self._socket, server_side=True, do_handshake_on_connect=False)
         close_in_children(secured)
         secured.setblocking(False)
         with selectors.DefaultSelector() as selector:
@@ -275,9 +271,3 @@ class HttpConnection:
             return not socket.socket.recv(self._socket, 1, socket.MSG_PEEK)
         except (OSError, ValueError):
             return True
-
-    def _close(self) -> None:
-        try:
-            self._socket.close()
-        finally:
-            self._raw.close()

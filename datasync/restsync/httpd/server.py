@@ -16,6 +16,7 @@ import socketserver
 import ssl
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from datasync.errors import InvalidArgumentError, StoreConnectionError
@@ -180,10 +181,8 @@ class _Listener(socketserver.TCPServer):
 
     def wake(self) -> None:
         """Let ``run`` check ``stopping``."""
-        try:
+        with suppress(OSError):
             self._wake_sender.send(b"x")
-        except OSError:
-            pass
 
     def run(self, worker: Worker) -> None:
         """Accept connections until *worker* is stopping."""

@@ -21,7 +21,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 
 from datasync.context import current_source
 from datasync.grpcsync.limits import Limits
-from datasync.grpcsync.server.adapter import Adapter, _ServiceHandler
+from datasync.grpcsync.server.adapter import Adapter
 from datasync.grpcsync.server.executor import ThreadPerCallExecutor
 from datasync.grpcsync.server.server import _options
 from datasync.grpcsync.server.sources import SourcesRegistration
@@ -356,7 +356,7 @@ class GrpcSource(Source):
         age = None if max_age is None else max_age * 0.8
         self._adapter._limits = replace(self._limits, stream_age=age)
         self._server, self._executor = _make_server(max_age)
-        self._server.add_generic_rpc_handlers((_ServiceHandler(self._adapter._methods()),))
+        self._server.add_generic_rpc_handlers(self._adapter._handlers())
         self._listen()
 
     def _stop_server(self, grace: float | None = None) -> None:
