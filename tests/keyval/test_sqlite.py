@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from datasync.keyval.sqlite import SQLiteStore, schema, tables
 from datasync.keyval.sqlite.tables import PAGE, TRIM_EVERY
 from datasync.options import with_client_lifetime_ttl, with_ttl
 from datasync.runtime.threads import Worker
-from tests.conftest import wait_until
+from tests.conftest import PATIENT, wait_until
 from tests.support.stores import all_after, fold, following, state
 
 ROOT = Path(__file__).parents[2]
@@ -774,3 +774,48 @@ def test_c15_an_interrupt_ends_the_wait_for_another_process_s_lock(path: Path) -
         other.close()
         store.commit([PutOp("a", b"2")])
         assert state(store) == {"a": b"2"}
+
+
+def open_a_second_store(path: Path) -> None:
+    SQLiteStore(path).close()
+
+
+def open_a_file_that_is_not_ours(path: Path) -> None:
+    # a hard link: another path to the same file, which another application marked as its own
+    link = path.with_name("link.db")
+    link.hardlink_to(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA application_id = 7")
+        connection.execute("PRAGMA wal_checkpoint").fetchall()
+        with pytest.raises(StoreError, match="belongs to another application"):
+            SQLiteStore(link)
+        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+        connection.execute("PRAGMA wal_checkpoint").fetchall()
+
+
+def move_the_file_under_another_store(path: Path) -> None:
+    other = path.with_name("other.db")
+    with SQLiteStore(other) as store:
+        other.rename(path.with_name("away.db"))
+        other.hardlink_to(path)
+        with suppress(StoreError):
+            store.check()  # finds the file of the first store in the place of its own
+
+
+@pytest.mark.parametrize(
+    "disturb", [open_a_second_store, open_a_file_that_is_not_ours, move_the_file_under_another_store]
+)
+def test_c23_no_other_handle_of_a_process_ends_its_locks_on_the_file(path: Path, disturb: Any) -> None:
+    # given a store, whose locks on the file are those of its process
+    with SQLiteStore(path) as store:
+        store.commit([PutOp("a", b"1")])
+        # when the process opens the file in another way
+        disturb(path)
+        # then a second process that closes its store knows that it is not the last user of the log
+        with script("store = SQLiteStore(path); store.check(); store.close()", path) as other:
+            assert other.wait(PATIENT) == 0
+        assert path.with_name("store.db-wal").exists()
+        # and a third one sees what the first acknowledges from then on
+        store.commit([PutOp("b", b"2")])
+        with script("print(SQLiteStore(path).read('b').value)", path) as third:
+            assert third.communicate(timeout=PATIENT)[0] == "b'2'\n"

@@ -1,7 +1,6 @@
 """The SQLite file: its creation, validation, connections, replacement, and the translation of its errors.
 
-A file that is not a datasync store is never written. Its header is read without SQLite, because SQLite would already
-recover a foreign journal and create files next to it.
+A file that is not a datasync store is never written: its header is read first, without recovering a foreign journal.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ log = logging.getLogger(__name__)
 
 #: Parts of SQLite's messages about a file whose content or schema is not ours.
 _DAMAGES = ("not a database", "malformed", "no such", "has no column", "columns but", "column named", "cannot modify")
-_MAGIC = b"SQLite format 3\0"
+_HEADER = ("application_id", "user_version")
 
 #: Held while a connection is opened, and from before a fork until after it: no connection opens in between.
 opening = threading.Lock()
@@ -141,7 +140,8 @@ class Database:
             self._recognise(header)
         elif header is None:
             try:  # not by SQLite, because of the mode, which SQLite also gives to the -wal and -shm files
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+                with opening:  # before another thread of this process can have a lock on it
+                    os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             except FileExistsError:
                 pass  # another process was faster
             except OSError as error:
@@ -170,36 +170,59 @@ class Database:
             if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
                 log.warning("%s: every user of this machine can write to %s: remove that permission", self.path, what)
 
-    def _header(self) -> bytes | None:
-        """Return the first bytes of the file, or None if it does not exist."""
+    def _header(self) -> tuple[int, ...] | None:
+        """Return the application id and the format of the file: () if it is empty, None if it does not exist.
+
+        SQLite reads them, as from a file that nobody changes: it takes no lock, recovers no journal and creates no
+        file. An own descriptor would release, when closed, every lock that SQLite has on the file in this process.
+        """
         try:
-            if stat.S_ISDIR(os.stat(self.path).st_mode):
-                raise StoreError(f"{self.path} is a directory: name a file in it")
-            with open(self.path, "rb") as file:
-                return file.read(100)
+            found = os.stat(self.path)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise self._os_error(error) from error
+        if stat.S_ISDIR(found.st_mode):
+            raise StoreError(f"{self.path} is a directory: name a file in it")
+        if not found.st_size:
+            return ()
+        if not os.access(self.path, os.R_OK):
+            raise self._os_error(PermissionError())
+        with opening, self.mapped("open"):
+            connection = sqlite3.connect(self._uri("mode=ro&immutable=1"), uri=True)
+            try:
+                return tuple(connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _HEADER)
+            except sqlite3.DatabaseError as error:
+                if "not a database" not in str(error):
+                    raise
+                raise StoreError(
+                    f"{self.path} is not an SQLite database; it was not changed: name another file"
+                ) from error
+            finally:
+                connection.close()
 
-    def _recognise(self, header: bytes | None) -> None:
+    def _recognise(self, header: tuple[int, ...] | None) -> None:
         if not header:
             raise StoreConnectionError(f"{self.path} is empty: another process is creating it, or emptied it")
-        if not header.startswith(_MAGIC) or len(header) < 100:
-            raise StoreError(f"{self.path} is not an SQLite database; it was not changed: name another file")
-        if int.from_bytes(header[68:72], "big") != schema.APPLICATION_ID:
+        application, version = header
+        if application != schema.APPLICATION_ID:
             raise StoreError(f"{self.path} belongs to another application; it was not changed: name another file")
-        version = int.from_bytes(header[60:64], "big")
         if version != schema.FORMAT:
             raise StoreError(
                 f"{self.path} has format {version}, this version of datasync reads format {schema.FORMAT};"
                 " it was not changed: use the version that created it"
             )
 
+    def _uri(self, mode: str) -> str:
+        return f"{Path(os.path.abspath(self.path)).as_uri()}?{mode}"
+
     def _raw(self) -> sqlite3.Connection:
-        uri = Path(os.path.abspath(self.path)).as_uri() + "?mode=rw"  # does not create a file
         connection = sqlite3.connect(
-            uri, uri=True, timeout=self._lock_timeout, isolation_level=None, check_same_thread=False
+            self._uri("mode=rw"),  # does not create a file
+            uri=True,
+            timeout=self._lock_timeout,
+            isolation_level=None,
+            check_same_thread=False,
         )
         try:
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
