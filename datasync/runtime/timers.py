@@ -1,7 +1,7 @@
-"""Callbacks at monotonic times, from one worker thread that starts with the first timer.
+"""Callbacks at monotonic times, from one thread, the delivery worker, which starts with the first timer.
 
 A registry puts an event at once, in the thread that feeds it or acknowledges an event. Only a full queue, a backoff and
-an unacknowledged event need a later attempt, and that attempt is all this thread does.
+an unacknowledged event need a later attempt, and that attempt is all the delivery worker does.
 
 Source: contract C1, C8-C10, C15.
 """
@@ -102,7 +102,7 @@ class Timers:
                 self._cancelled = 0
 
     def close(self) -> None:
-        """Drop all timers and end the worker. May be called twice, and from a callback."""
+        """Drop all timers and end the delivery worker. May be called twice, and from a callback."""
         with self._lock:
             self._closed = True
             self._heap.clear()

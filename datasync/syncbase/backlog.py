@@ -1,4 +1,4 @@
-"""The transactions that wait for a subscriber.
+"""The pending transactions of a subscription.
 
 Source: contract C4, C8.
 """
@@ -14,28 +14,29 @@ from datasync.syncbase.futures import PropagationFuture
 
 #: Changes in one event, unless one transaction is larger.
 MAX_BATCH = 1000
-#: Pending changes of one subscription; more turn into a RESYNC.
+#: Pending changes of one subscription; beyond this they are replaced by one RESYNC. Also the limit on the callers that
+#: wait for one RESYNC.
 MAX_PENDING = 10_000
 
 
 class Backlog(deque[PendingTransaction]):
-    """The pending transactions of one subscription, oldest first. Threads: the registry's lock.
+    """The pending transactions of one subscription, oldest first. Call with the registry's lock held.
 
-    A deque, so that the data path appends, takes and tests for emptiness without a call of Python code.
+    A deque, so that append, popleft and bool() run in C.
     """
 
-    __slots__ = ("changes",)
+    __slots__ = ("change_count",)
 
     def __init__(self) -> None:
         super().__init__()
-        #: Number of changes in all transactions; code that appends or takes one updates it.
-        self.changes = 0
+        #: Number of changes in all transactions. Kept up to date by the code that appends or takes a transaction.
+        self.change_count = 0
 
     def take_following(self, first: PendingTransaction) -> list[PendingTransaction]:
         """Take the transactions that go into one event with *first*, which has no waiter.
 
-        Transactions of a store are merged as long as no key comes twice and the event stays below ``MAX_BATCH``. A
-        caller's transaction goes alone, so that each caller gets its own acknowledgement.
+        Transactions without a waiter (from a store) are merged as long as no key comes twice and the event does not
+        exceed ``MAX_BATCH``. A caller's transaction goes alone, so that each caller gets its own acknowledgement.
         """
         merged: list[PendingTransaction] = []
         size = len(first.changes)
@@ -47,33 +48,33 @@ class Backlog(deque[PendingTransaction]):
                 break
             keys.update(names)
             size += len(names)
-            self.changes -= len(names)
+            self.change_count -= len(names)
             merged.append(self.popleft())
         return merged
 
     def put_back(self, transactions: Sequence[PendingTransaction]) -> None:
         """Put *transactions*, oldest first, back in front of the others."""
         self.extendleft(reversed(transactions))
-        self.changes += sum(len(transaction.changes) for transaction in transactions)
+        self.change_count += sum(len(transaction.changes) for transaction in transactions)
 
-    def keep(self, wanted: Callable[[ChangeResp], bool]) -> list[PropagationFuture]:
-        """Drop every change that is not *wanted*; return the waiters of transactions of which nothing is left."""
-        finished: list[PropagationFuture] = []
-        waiting = list(self)
-        self.drain()
-        for transaction in waiting:
+    def drop_unwanted(self, wanted: Callable[[ChangeResp], bool]) -> list[PropagationFuture]:
+        """Drop every change that is not *wanted*. Return the futures of the dropped transactions."""
+        dropped: list[PropagationFuture] = []
+        before = list(self)
+        self.drop_all()
+        for transaction in before:
             kept = [change for change in transaction.changes if wanted(change)]
             if kept:
                 # A new object: other subscriptions may share the old one.
                 self.append(PendingTransaction(kept, transaction.waiter, transaction.context))
-                self.changes += len(kept)
+                self.change_count += len(kept)
             elif transaction.waiter is not None:
-                finished.append(transaction.waiter)
-        return finished
+                dropped.append(transaction.waiter)
+        return dropped
 
-    def drain(self) -> list[PropagationFuture]:
-        """Drop every transaction; return the callers that wait for one."""
+    def drop_all(self) -> list[PropagationFuture]:
+        """Drop every transaction. Return the futures of the dropped transactions."""
         waiters = [transaction.waiter for transaction in self if transaction.waiter is not None]
         self.clear()
-        self.changes = 0
+        self.change_count = 0
         return waiters

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class RegistryCore:
     """The state that a registry and its subscriptions share."""
 
-    #: Name of the source: ``datasync.current_source`` inside an event's context.
+    #: Name of the source; an event's handler reads it from ``datasync.current_source``.
     source: str
     #: The last known state: previous values, revisions.
     state: PrevRevisions

@@ -23,23 +23,23 @@ log = logging.getLogger(__name__)
 def deliver(
     core: RegistryCore, subscriptions: Iterable[EventOwner], event: QueuedEvent | None = None, *, retry: bool = False
 ) -> None:
-    """Put *event* and every event that may follow it, then those of *subscriptions*, one subscription after the other.
+    """Put *event* (if given) and its successors, then all that *subscriptions* have ready, one after the other.
 
-    What was deferred runs afterwards, so that no user code runs between two puts. An interrupt (^C, in the main thread
-    only) is raised at the end, so that the other subscriptions get their events.
+    ``core.deferred`` (callbacks, log lines) runs afterwards: no user code runs between two puts. An interrupt (^C, in
+    the main thread only) is raised at the end, so that the other subscriptions get their events.
 
     Args:
       event: An event that a subscription has already begun.
-      retry: Also try a queue that was found full before: for the delivery worker, and after an acknowledgement.
+      retry: Also try a queue that was full last time. Set by the delivery worker and after an acknowledgement.
     """
-    waiting = iter(subscriptions)
+    remaining = iter(subscriptions)
     verbose = log.isEnabledFor(logging.DEBUG)
-    interrupted: BaseException | None = None
+    raised: BaseException | None = None
     while True:
         try:
             if event is None:
                 with core.lock:
-                    event = _begin_next_locked(waiting, retry)
+                    event = _begin_next_locked(remaining, retry)
             while event is not None:
                 owner = event.owner
                 target = owner.change_queue if isinstance(event, QueuedChange) else owner.resync_queue
@@ -50,22 +50,22 @@ def deliver(
                 except BaseException as error:
                     failure = error
                     if not isinstance(error, Exception) and in_main_thread():
-                        interrupted = interrupted or error
+                        raised = raised or error
                 with core.lock:
                     if verbose and failure is None:
                         core.deferred.append(partial(log.debug, "%s: %r", core.source, event))
                     event = owner.after_put_locked(event, target is not None, failure, retry)
-                    event = event or _begin_next_locked(waiting, retry)
+                    event = event or _begin_next_locked(remaining, retry)
             core.run_deferred()
             break
         except BaseException as error:
-            interrupted, event = error, None
-    if interrupted is not None:
-        raise interrupted
+            raised, event = error, None
+    if raised is not None:
+        raise raised
 
 
-def _begin_next_locked(waiting: Iterable[EventOwner], retry: bool) -> QueuedEvent | None:
-    for owner in waiting:
+def _begin_next_locked(remaining: Iterable[EventOwner], retry: bool) -> QueuedEvent | None:
+    for owner in remaining:
         event = owner.begin_locked(retry)
         if event is not None:
             return event
@@ -73,12 +73,12 @@ def _begin_next_locked(waiting: Iterable[EventOwner], retry: bool) -> QueuedEven
 
 
 class PutTurn:
-    """The turn of the one thread that puts an event of a subscription. Threads: the registry's lock."""
+    """The turn of the one thread that puts an event of a subscription. Call with the registry's lock held."""
 
     __slots__ = ("awaited", "holder", "over")
 
     def __init__(self, lock: threading.Lock) -> None:
-        #: The thread that puts, as a new object for each put; None while no thread does.
+        #: The thread that puts: a new tuple for each put, so that ``is not`` detects the next put. None between puts.
         self.holder: tuple[int] | None = None
         #: Notified at the end of a turn that other threads await.
         self.over = threading.Condition(lock)
@@ -86,9 +86,10 @@ class PutTurn:
         self.awaited = 0
 
     def await_end_locked(self) -> None:
-        """Wait for the put of another thread. A put does not block, so the wait is short.
+        """Wait for the put of another thread. Releases the lock meanwhile.
 
-        It is bounded because a queue class of the user may block, or close another subscription inside its put.
+        A put does not block, so the wait is short. It is bounded because a queue class of the user may block,
+        or close another subscription inside its put.
         """
         holder = self.holder
         if holder is not None and holder[0] != threading.get_ident():

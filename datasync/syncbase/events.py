@@ -61,7 +61,7 @@ class EventOwner(Protocol):
     def begin_locked(self, retry: bool = False) -> QueuedEvent | None: ...
 
     def after_put_locked(
-        self, event: QueuedEvent, wanted: bool, failure: BaseException | None, retry: bool
+        self, event: QueuedEvent, has_queue: bool, failure: BaseException | None, retry: bool
     ) -> QueuedEvent | None: ...
 
 
@@ -82,7 +82,7 @@ class QueuedEvent:
         raise NotImplementedError
 
     def done(self, error: BaseException | None = None) -> bool:
-        """Acknowledge the event: None for success. True for the call that settled it, False for a later one.
+        """Acknowledge the event: None for success. True for the call that counted, False for a later one.
 
         Raises:
           InvalidArgumentError: *error* is neither None nor an exception; the event stays open.

@@ -15,7 +15,7 @@ from datasync.syncbase.change import ChangeResp, StateKeyVal
 
 
 class MissedDeletes:
-    """The missed deletes of one subscription between two RESYNCs. Threads: the registry's lock.
+    """The missed deletes of one subscription between two RESYNCs. Call with the registry's lock held.
 
     Args:
       started: False until the subscriber was offered anything at all.

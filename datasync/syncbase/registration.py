@@ -61,5 +61,5 @@ class Registration(Closable):
         if self._core.guard.forked:
             return
         with self._core.lock:
-            self._router.close_locked(self._subscription)
+            self._router.remove_locked(self._subscription)
         self._core.run_deferred()

@@ -1,8 +1,8 @@
-"""The hub of one source: its last known state, and the data path from a change to every subscriber and back.
+"""The registry of one source: it keeps the last known state and forwards the changes to the subscriptions.
 
-A transport feeds it (``feed_*`` from a reader's thread, ``submit_*`` from callers). The state computes previous values
-and revisions once, and each :class:`~datasync.syncbase.subscription.Subscription` that watches a key receives one
-transaction in which the key appears once.
+Changes enter through ``feed_*`` (a reader's thread) or ``submit_*`` (callers). Previous values and revisions are
+computed once for all subscriptions. A :class:`~datasync.syncbase.subscription.Subscription` with overlapping prefixes
+still gets each change once.
 
 Source: cn-infra ``datasync/syncbase/watcher.go``; contract C1-C11, C18.
 """
@@ -48,17 +48,17 @@ Observer = Callable[[int, "Sequence[ChangeResp] | None"], object]
 
 
 class Registry(Closable):
-    """A watcher that is fed by its owner.
+    """Keeps the last known state of one source and forwards its changes to the subscriptions.
 
     Args:
-      name: Name of the source; ``datasync.current_source`` inside every event's context.
+      name: Name of the source; an event's handler reads it from ``datasync.current_source``.
       serializer: Reads values that come as bytes without a serializer of their own; JSON by default.
       sourced: True when a reader feeds the registry. It then waits for the first snapshot, and a failed event is
         followed by a RESYNC.
       timeouts: Durations that differ from the defaults.
       clock: Replaces the monotonic clock, in tests.
 
-    Threads: any; no lock is held while waiting, on a user's queue, or in user code.
+    Threads: any; no lock is held while waiting, on a user's queue, or in user code, except in observers.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Registry(Closable):
     def request_resync(
         self, resync_name: str, *, ctx: contextvars.Context | None = None, timeout: float = RESYNC_DONE_TIMEOUT
     ) -> PropagationFuture:
-        """Send a RESYNC with the last known state to one subscription. Raises ``SubscriptionError``."""
+        """Make a RESYNC with the last known state due for one subscription. Raises ``SubscriptionError``."""
         self._guard.check()
         future = PropagationFuture(lambda: f"{self.name}: resync of {resync_name!r}", timeout, self._guard)
         with self._lock:
@@ -155,7 +155,7 @@ class Registry(Closable):
         ctx: contextvars.Context | None = None,
         timeout: float = DEFAULT_NOTIF_TIMEOUT,
     ) -> Outcome:
-        """Deliver *changes* to every subscription whose prefix matches, and wait for their ``done``.
+        """Deliver *changes* to every subscription whose prefix matches, and wait for the acknowledgements.
 
         Args:
           changes: Mapping ``key -> ChangeValue``, applied as one transaction; may be empty.
@@ -212,7 +212,7 @@ class Registry(Closable):
                 self._router.check_watched_locked(changes)
             applied, ignored = self._state.apply(ops, revision)
             at = self._state.revision
-            self._observe_locked(at, applied)
+            self._notify_observers_locked(at, applied)
             deliveries, unwatched = self._router.route_locked(applied, future, context)
             outcome = Outcome(at, tuple(ignored), tuple(unwatched))
             future.expect(outcome, {one.name: one for one in deliveries}, self._core.run_deferred)
@@ -231,7 +231,7 @@ class Registry(Closable):
         timeout: float = RESYNC_DONE_TIMEOUT,
         reason: ResyncReason = ResyncReason.REQUESTED,
     ) -> Outcome:
-        """Make *values* the whole state, send it to every subscription, and wait for their ``done``.
+        """Make *values* the whole state, send it to every subscription, and wait for the acknowledgements.
 
         Args:
           values: Mapping ``key -> KeyVal``; changes that delete are ignored.
@@ -286,7 +286,7 @@ class Registry(Closable):
         deliver(self._core, subscriptions)
 
     def feed_changes(self, batch: Batch) -> None:
-        """Apply the commits of *batch* in order; the source is complete up to the batch's revision with them."""
+        """Apply the commits of *batch* in order. After them the state is current up to ``batch.revision``."""
         touched: dict[Subscription, None] = {}
         fed = 0
         for commit in batch.commits:
@@ -294,7 +294,7 @@ class Registry(Closable):
                 if self._health.closed:
                     return
                 applied, _ = self._state.apply(commit.ops, commit.revision)
-                self._observe_locked(self._state.revision, applied)
+                self._notify_observers_locked(self._state.revision, applied)
                 for subscription, transaction in self._router.route_locked(applied)[0].items():
                     subscription.accept_locked(transaction)
                     touched[subscription] = None
@@ -325,7 +325,7 @@ class Registry(Closable):
         return list(self._pairs(self._state.freeze(), prefix))
 
     def snapshot(self, prefix: str = "") -> tuple[int, Iterator[StateKeyVal]]:
-        """Return the current revision, and the pairs under *prefix* at that revision, which are made one by one."""
+        """Return the current revision, and the pairs under *prefix* at it. They are made lazily, while you iterate."""
         self._guard.check()
         with self._lock:
             revision, state = self._state.revision, self._state.freeze()
@@ -381,13 +381,13 @@ class Registry(Closable):
             raise NotReadyError(f"{self.name} was not read within {timeout:.1f} s{why}") from error
 
     def close(self) -> None:
-        """Close every subscription and end the worker; waiting callers get ``ClosedError``. May be called twice."""
+        """Close all subscriptions and the delivery worker; waiting callers get ``ClosedError``. May be called twice."""
         if self._guard.forked:
             return
         with self._lock:
             self._health.closed = True
             for subscription in list(self._router.subscriptions.values()):
-                self._router.close_locked(subscription)
+                self._router.remove_locked(subscription)
         self._health.released.set()
         self._core.run_deferred()
         self._core.timers.close()
@@ -404,12 +404,12 @@ class Registry(Closable):
             if found != revision:
                 raise ConflictError(f"{self.name}: {key!r} has revision {found}, not {revision}")
 
-    def _observe_locked(self, revision: int, changes: Sequence[ChangeResp] | None) -> None:
+    def _notify_observers_locked(self, revision: int, changes: Sequence[ChangeResp] | None) -> None:
         for observer in self._observers:
             observer(revision, changes)
 
     def _first_resync_locked(self, prefixes: Sequence[str], held: bool) -> PendingResync | None:
-        """Return the RESYNC that a stream starts with; without a source only where there is a matching key."""
+        """Return the first RESYNC of a subscription. Without a reader: None if no known key matches."""
         if not self._core.sourced and not held:
             table = PrefixTable.of(prefixes)
             if all(table.longest(key) is None for key in self._state.freeze()):
@@ -425,7 +425,7 @@ class Registry(Closable):
         context: contextvars.Context | None,
     ) -> None:
         before = self._state.replace(entries, revision)
-        self._observe_locked(revision, None)
+        self._notify_observers_locked(revision, None)
         gone = [self._state.view(key, entry) for key, entry in before.items() if key not in entries]
         created = [key for key in entries if key not in before]
         self._health.ready = True

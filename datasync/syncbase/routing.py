@@ -1,4 +1,4 @@
-"""The subscriptions of a registry: by name, and by the prefixes that lead from a key to them.
+"""The routing of changes: an index of the subscriptions by name and by watched prefix.
 
 Source: contract C4, C5, C11.
 """
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Router:
-    """Finds the subscriptions of a key. Threads: the registry's lock."""
+    """Finds the subscriptions of a key. Call with the registry's lock held."""
 
     __slots__ = ("_by_prefix", "_core", "subscriptions")
 
@@ -49,8 +49,8 @@ class Router:
             self._unindex_locked(subscription, prefix)
             subscription.drop_prefix_locked(prefix)
 
-    def close_locked(self, subscription: Subscription) -> None:
-        """Remove *subscription* and end its stream; may be called twice."""
+    def remove_locked(self, subscription: Subscription) -> None:
+        """Remove and close *subscription*; may be called twice."""
         if self.subscriptions.get(subscription.name) is subscription:
             del self.subscriptions[subscription.name]
             self._core.health.resyncs.update(subscription.status_locked().resyncs)
@@ -72,17 +72,18 @@ class Router:
         context: contextvars.Context | None = None,
     ) -> tuple[dict[Subscription, PendingTransaction], list[str]]:
         """Return the transaction for each subscription, and the keys that no subscription watches."""
-        context = context or self._core.context
+        context = self._core.context if context is None else context
         keys = [change.key for change in changes]
         groups = self._by_prefix.matching_all(keys)
-        if groups is not None:  # the whole transaction goes to the same ones: as one object, however many they are
+        if groups is not None:  # all keys have the same subscriptions, so they share one transaction object
             everything = PendingTransaction(changes, waiter, context)
             return {one: everything for group in groups for one in group}, [] if groups else keys
         deliveries: dict[Subscription, list[ChangeResp]] = {}
         unwatched: list[str] = []
         matching = self._by_prefix.matching
         members: tuple[Subscription, ...] | None = None
-        theirs: list[list[ChangeResp]] = []  # the lists of *members*, the same for most changes in a row
+        # Those of *members*: cached, because neighbouring changes usually have the same subscribers.
+        theirs: list[list[ChangeResp]] = []
         for change in changes:
             found = matching(change.key)
             if not found:

@@ -74,7 +74,7 @@ class TransportStatus:
 
 
 class SourceHealth:
-    """The condition of a registry's source. Threads: the registry's lock, except for ``released``.
+    """The condition of a registry's source. Call with the registry's lock held, except for ``released``.
 
     Args:
       ready: True when there is no source to wait for.

@@ -1,4 +1,4 @@
-"""The stream of one subscriber: its backlog, its events in flight, and the RESYNC that is due.
+"""One subscription: its backlog, its events in flight, and the RESYNC that is due.
 
 Source: contract C2-C5, C7-C11.
 """
@@ -29,19 +29,20 @@ from datasync.syncbase.status import SubscriptionState, SubscriptionStatus
 
 log = logging.getLogger(__name__)
 
-#: Reasons about the source, which replace a reason about the subscriber.
+#: Reasons about the source, which replace a reason about the subscription.
 _SOURCE_REASONS = {ResyncReason.COMPACTED, ResyncReason.RECONNECTED, ResyncReason.REWOUND}
 
 
 class Subscription:
-    """The stream of one resync name. Call methods that end in ``_locked`` with the registry's lock held."""
+    """The pending and unacknowledged events of one subscription. ``_locked`` methods need the registry's lock."""
 
     # Slots, because a change may go out to thousands of subscriptions.
     # fmt: off
     __slots__ = (
-        "_abandon", "_backlog", "_barrier", "_closed", "_core", "_failed", "_failure_backoff", "_full_backoff",
-        "_full_since", "_in_flight", "_last_error", "_late", "_limit", "_missed", "_now", "_ok", "_resync", "_resyncs",
-        "_timeouts", "_timer", "_turn", "change_queue", "name", "prefixes", "resync_queue", "source",
+        "_abandon", "_backlog", "_closed", "_core", "_failed", "_failure_backoff", "_full_backoff", "_full_since",
+        "_in_flight", "_last_error", "_late_count", "_max_in_flight", "_missed", "_now", "_ok", "_resync",
+        "_resync_in_flight", "_resyncs", "_timeouts", "_timer", "_turn", "change_queue", "name", "prefixes",
+        "resync_queue", "source",
     )
     # fmt: on
 
@@ -65,12 +66,12 @@ class Subscription:
         self._now = core.now
         self._timeouts = core.timeouts
         self._abandon = core.timeouts.abandon
-        self._limit = in_flight
+        self._max_in_flight = in_flight
         self._closed = False
 
         self._backlog = Backlog()
         self._in_flight: dict[QueuedEvent, None] = {}
-        self._barrier = False  # a RESYNC is in flight
+        self._resync_in_flight = False
         self._resync = resync  # due, and not put yet
         self._missed = MissedDeletes(started=resync is None)
 
@@ -80,17 +81,17 @@ class Subscription:
         self._failure_backoff = Backoff(*core.timeouts.failure_backoff, spread=(1.0, 1.5))
         self._timer: Timer | None = None
 
-        self._ok = self._failed = self._late = 0
+        self._ok = self._failed = self._late_count = 0
         self._resyncs: Counter[ResyncReason] = Counter()
         self._last_error: BaseException | None = None
 
     def __contains__(self, key: str) -> bool:
         return self.prefixes.longest(key) is not None
 
-    # From the registry, under the lock; each is followed by deliver() without it.
+    # Called by the registry with the lock held. The caller then releases it and calls deliver().
 
     def accept_locked(self, transaction: PendingTransaction) -> None:
-        """Take a transaction. While a RESYNC is due the transaction, and its caller, become part of that."""
+        """Take a transaction. While a RESYNC is due, that covers it, and its caller waits for the RESYNC."""
         if self._resync is not None:
             self._missed.not_offered(transaction.changes)
             if transaction.waiter is not None:
@@ -100,9 +101,9 @@ class Subscription:
             return
         backlog = self._backlog
         backlog.append(transaction)
-        backlog.changes += len(transaction.changes)
-        if backlog.changes > MAX_PENDING and len(backlog) > 1:
-            self._overflow_locked(f"{backlog.changes} changes are pending")
+        backlog.change_count += len(transaction.changes)
+        if backlog.change_count > MAX_PENDING and len(backlog) > 1:
+            self._overflow_locked(f"{backlog.change_count} changes are pending")
 
     def want_resync_locked(
         self,
@@ -110,48 +111,51 @@ class Subscription:
         waiter: PropagationFuture | None = None,
         context: contextvars.Context | None = None,
     ) -> None:
-        """Make a RESYNC due; the backlog becomes part of it."""
+        """Make a RESYNC due. It covers the backlog, whose callers then wait for the RESYNC."""
         resync = self._resync
         if resync is None:
             resync = self._resync = PendingResync(reason)
             for transaction in self._backlog:
                 self._missed.not_applied(transaction.changes)
-            resync.waiters += self._backlog.drain()
-        elif self._missed.started:
+            resync.waiters += self._backlog.drop_all()
+        elif self._missed.started:  # the first RESYNC stays INITIAL
             resync.reason = _stronger(resync.reason, reason)
         if reason is ResyncReason.REQUESTED:
             resync.held = False
             resync.not_before = 0.0  # an explicit request does not wait: the backoff is against loops
-        resync.context = resync.context if context is None else context  # not "or": an empty context is false
+        resync.context = resync.context if context is None else context
         if waiter is not None:
             resync.waiters.append(waiter)
 
     def replaced_locked(self, gone: Iterable[StateKeyVal], created: Iterable[str]) -> None:
-        """Note the keys that a new full state removed and created; call ``want_resync_locked`` before."""
+        """Note the keys that a new full state removed and created. Call it after ``want_resync_locked``."""
         if self._missed.started:  # a subscriber that was offered nothing has nothing to miss
             self._missed.replaced([kv for kv in gone if kv.key in self], [key for key in created if key in self])
 
     def drop_prefix_locked(self, prefix: str) -> None:
-        """Drop *prefix* and every pending change that no other prefix matches; it counts as done for its caller."""
+        """Drop *prefix* and every pending change that no other prefix matches. May release the lock meanwhile.
+
+        A transaction with no changes left counts as acknowledged.
+        """
         self.prefixes.remove(prefix)
         self._filter_backlog_locked()
         if not self._backlog and self._resync is None:
-            self._full_since = None  # nothing is left to retry, so no retry would reset it
+            self._full_since = None  # only a retry resets this, and there is nothing left to retry
         self._turn.await_end_locked()
 
     def close_locked(self) -> None:
-        """End the stream: no event is put afterwards, and every waiting caller gets ``ClosedError``."""
-        if self._closed:
-            self._turn.await_end_locked()  # another thread closes it right now: every close makes the promise
+        """Put no more events, and fail every waiting caller with ``ClosedError``. May release the lock meanwhile."""
+        if self._closed:  # maybe another thread is closing it; this call too must return only when no put is running
+            self._turn.await_end_locked()
             return
         self._closed = True
         self._full_since = None
         self._cancel_timer_locked()
         waiters = [waiter for event in self._in_flight for waiter in event.waiters]
-        waiters += self._backlog.drain()
+        waiters += self._backlog.drop_all()
         if self._resync is not None:
             waiters += self._resync.waiters
-        self._answer_locked(waiters, ClosedError(f"the subscription {self.name!r} was closed"))
+        self._report_locked(waiters, ClosedError(f"the subscription {self.name!r} was closed"))
         self._in_flight.clear()
         self._resync = None
         self._turn.await_end_locked()
@@ -171,11 +175,11 @@ class Subscription:
         return SubscriptionStatus(
             state=state,
             prefixes=tuple(self.prefixes),
-            pending=self._backlog.changes,
+            pending=self._backlog.change_count,
             in_flight=len(self._in_flight),
             ok=self._ok,
             failed=self._failed,
-            late=self._late,
+            late=self._late_count,
             resyncs=dict(+self._resyncs),
             last_error=self._last_error,
         )
@@ -183,7 +187,7 @@ class Subscription:
     # Acknowledgements and retries, without the lock.
 
     def settle(self, event: QueuedEvent, error: BaseException | None, *, abandoned: bool = False) -> bool:
-        """Take the acknowledgement of *event* and go on; True when it was the first one."""
+        """Take the acknowledgement of *event*, then put what may follow. Return False if it was acknowledged before."""
         check_answer(error)
         self._core.guard.check()
         with self._core.lock:
@@ -201,44 +205,44 @@ class Subscription:
     def _settle_locked(self, event: QueuedEvent, error: BaseException | None, abandoned: bool = False) -> bool:
         late = self._now() - event.put_at > self._timeouts.delivery
         if event not in self._in_flight:
-            if event.abandoned:  # its one late acknowledgement; a second one changes nothing
+            if event.abandoned:  # abandoned earlier, acknowledged now; another acknowledgement changes nothing
                 event.abandoned = False
-                self._late += 1
-                # The RESYNC in its place may have been handled before it: two queues have no common order.
+                self._late_count += 1
+                # The replacing RESYNC may have been handled first (two queues have no common order), so send another.
                 if not self._closed:
                     self._start_over_locked(ResyncReason.UNANSWERED)
             return False
         event.abandoned = abandoned
         if late and not abandoned:
-            self._late += 1
+            self._late_count += 1
         del self._in_flight[event]
         self._last_error = error
-        self._answer_locked(event.waiters, error)
+        self._report_locked(event.waiters, error)
         if isinstance(event, QueuedResync):
-            self._barrier = False
+            self._resync_in_flight = False
         if error is None:
             self._ok += 1
             self._failure_backoff.reset()
         else:
             self._failed += 1
-            self._failed_locked(event, ResyncReason.UNANSWERED if abandoned else ResyncReason.FAILED)
+            self._after_failure_locked(event, ResyncReason.UNANSWERED if abandoned else ResyncReason.FAILED)
         return True
 
     def tick(self) -> None:
-        """Do what has become due: called by the delivery worker, and by a caller whose timeout has passed."""
-        if self._core.guard.forked:  # a caller's future in a child, where the lock may be held forever
+        """Do what has become due. Called by the delivery worker, or by ``PropagationFuture`` when its timeout ends."""
+        if self._core.guard.forked:  # after os.fork() the lock may never be released
             return
         with self._core.lock:
             if self._closed:
                 return
             self._cancel_timer_locked()
             now = self._now()
-            silent = [event for event in self._in_flight if event.put_at + self._abandon <= now]
+            overdue = [event for event in self._in_flight if event.put_at + self._abandon <= now]
             if self._full_since is not None and now - self._full_since >= self._timeouts.delivery:
                 self._overflow_locked(f"its queue was full for {self._timeouts.delivery:.1f} s")
             if self._in_flight:
                 self._set_timer_locked(min(event.put_at for event in self._in_flight) + self._abandon)
-        for event in silent:
+        for event in overdue:
             message = f"{event!r} was abandoned: done was not called within {self._abandon:.0f} s"
             log.warning("%s: %s", self.source, message)
             self.settle(event, DoneTimeout(message, (self.name,)), abandoned=True)
@@ -248,14 +252,14 @@ class Subscription:
         deliver(self._core, () if self._still_full() else (self,), retry=True)
 
     def _still_full(self) -> bool:
-        """Check for room before an event is made, without the lock: the result may be outdated."""
+        """Return True if the queue is still full; then also schedule a retry. Without the lock: may be outdated."""
         if self._full_since is None:
             return False
         target = self.change_queue if self._resync is None else self.resync_queue
         try:
             if target is None or not target.full():
                 return False
-        except Exception:  # a queue class of the user
+        except Exception:  # a queue class without a working ``full()``
             return False
         with self._core.lock:
             self._retry_later_locked()
@@ -264,9 +268,10 @@ class Subscription:
     # Delivery, under the lock.
 
     def begin_locked(self, retry: bool = False) -> QueuedEvent | None:
-        """Return the event that this thread is to put now. While another thread puts, that one goes on with it.
+        """Return the event that this thread is to put now.
 
-        Two queues have no common order, so a RESYNC is put alone.
+        None while another thread is putting; that thread continues with the next event. Two queues have no
+        common order, so a RESYNC is put alone.
         """
         if self._closed or self._turn.holder is not None or (self._full_since is not None and not retry):
             return None
@@ -279,11 +284,11 @@ class Subscription:
                 self._set_timer_locked(self._resync.not_before)
                 return None
             event = self._make_resync_locked(self._resync, now)
-        elif self._backlog and not self._barrier and len(self._in_flight) < self._limit:
+        elif self._backlog and not self._resync_in_flight and len(self._in_flight) < self._max_in_flight:
             now = self._now()
             backlog = self._backlog
             first = backlog.popleft()
-            backlog.changes -= len(first.changes)
+            backlog.change_count -= len(first.changes)
             following = backlog.take_following(first) if backlog and first.waiter is None else ()
             event = QueuedChange(self, first.context, now, first, following)
         else:
@@ -294,9 +299,9 @@ class Subscription:
         return event
 
     def after_put_locked(
-        self, event: QueuedEvent, wanted: bool, failure: BaseException | None, retry: bool
+        self, event: QueuedEvent, has_queue: bool, failure: BaseException | None, retry: bool
     ) -> QueuedEvent | None:
-        """Take the result of the put of *event*; return the event to put next, None also when the queue was full."""
+        """Take the result of the put of *event*; return the next. None if nothing may be put, or the queue was full."""
         turn = self._turn
         turn.holder = None
         if turn.awaited:
@@ -308,7 +313,7 @@ class Subscription:
             # From a queue class of the user, or a queue that was shut down.
             self._warn_locked(f"{event!r} could not be put: the queue raised {type(failure).__name__}")
         self._full_since = None
-        if failure is not None or not wanted:  # an event without a queue counts as done
+        if failure is not None or not has_queue:  # an event without a queue counts as acknowledged
             self._settle_locked(event, failure)
         return self.begin_locked(retry)
 
@@ -316,7 +321,7 @@ class Subscription:
         state = self._core.state.freeze()
         event = QueuedResync(
             self,
-            pending.context or self._core.context,
+            self._core.context if pending.context is None else pending.context,
             now,
             pending,
             self._missed,
@@ -328,7 +333,7 @@ class Subscription:
             self._core.state.serializer,
         )
         self._resync = None
-        self._barrier = True
+        self._resync_in_flight = True
         self._missed = MissedDeletes(started=True)
         self._resyncs[pending.reason] += 1
         return event
@@ -336,12 +341,12 @@ class Subscription:
     # A queue that was full.
 
     def _take_back_locked(self, event: QueuedEvent) -> None:
-        """Make *event* pending again, as if it had never been taken."""
+        """Undo ``begin_locked``: the queue was full."""
         if event not in self._in_flight:
             return  # closed meanwhile
         del self._in_flight[event]
         if isinstance(event, QueuedResync):
-            self._barrier = False
+            self._resync_in_flight = False
             self._resyncs[event.reason] -= 1
             self._take_back_resync_locked(event)
         elif isinstance(event, QueuedChange):
@@ -350,7 +355,7 @@ class Subscription:
             if self._resync is not None:  # or a RESYNC may have become due
                 for transaction in self._backlog:
                     self._missed.not_applied(transaction.changes)
-                self._resync.waiters += self._backlog.drain()
+                self._resync.waiters += self._backlog.drop_all()
         if self._backlog or self._resync is not None:
             if self._full_since is None:
                 self._full_since = self._now()
@@ -363,12 +368,12 @@ class Subscription:
         later, self._missed = self._missed, event.missed
         for transaction in self._backlog:
             self._missed.not_offered(transaction.changes)
-        event.pending.waiters += self._backlog.drain()
+        event.pending.waiters += self._backlog.drop_all()
         self._missed.add(later)
         if newer is not None:
             event.pending.waiters += newer.waiters
             event.pending.context = event.pending.context if newer.context is None else newer.context
-            if self._missed.started:
+            if self._missed.started:  # the first RESYNC stays INITIAL
                 event.pending.reason = _stronger(event.pending.reason, newer.reason)
 
     def _retry_later_locked(self) -> None:
@@ -376,22 +381,22 @@ class Subscription:
         self._set_timer_locked(min(self._now() + self._full_backoff.next(), since + self._timeouts.delivery))
 
     def _overflow_locked(self, cause: str) -> None:
-        """Replace the backlog with one RESYNC, and report that to the callers."""
+        """Replace the backlog with one RESYNC, and fail the callers waiting for it with ``DeliveryTimeout``."""
         self._full_since = None
         if self._resync is None:
             self._warn_locked(f"subscription {self.name!r} gets a RESYNC: {cause}")
             self.want_resync_locked(ResyncReason.OVERFLOW)
         if self._resync is not None:
             waiters, self._resync.waiters = self._resync.waiters, []
-            self._answer_locked(waiters, DeliveryTimeout(f"not delivered to {self.name!r}: {cause}"))
+            self._report_locked(waiters, DeliveryTimeout(f"not delivered to {self.name!r}: {cause}"))
 
     def _filter_backlog_locked(self) -> None:
-        """Drop pending changes that no prefix matches any more; a transaction without any left counts as done."""
-        self._answer_locked(self._backlog.keep(lambda change: change.key in self), None)
+        """Drop pending changes that no prefix matches any more. A transaction with none left counts as acknowledged."""
+        self._report_locked(self._backlog.drop_unwanted(lambda change: change.key in self), None)
 
     # Failed events.
 
-    def _failed_locked(self, event: QueuedEvent, reason: ResyncReason) -> None:
+    def _after_failure_locked(self, event: QueuedEvent, reason: ResyncReason) -> None:
         if isinstance(event, QueuedResync):
             self._missed.give_back(event.removed)
             if event.reason is ResyncReason.REWOUND:
@@ -401,16 +406,16 @@ class Subscription:
         self._start_over_locked(reason)
 
     def _start_over_locked(self, reason: ResyncReason) -> None:
-        """Make a RESYNC due after a backoff, where no caller receives the error."""
+        """Make a RESYNC due after a backoff. Only with a reader: otherwise the caller gets the error and decides."""
         if self._core.sourced:
             self.want_resync_locked(reason)
             now = self._now()
-            if self._resync is not None and self._resync.not_before <= now:  # otherwise several events failed together
+            if self._resync is not None and self._resync.not_before <= now:  # otherwise a backoff is already running
                 self._resync.not_before = now + self._failure_backoff.next()
 
     # Helpers, under the lock.
 
-    def _answer_locked(self, waiters: Iterable[PropagationFuture], error: BaseException | None) -> None:
+    def _report_locked(self, waiters: Iterable[PropagationFuture], error: BaseException | None) -> None:
         for waiter in waiters:
             if waiter.collect(self.name, error):
                 self._core.deferred.append(waiter.finish)
@@ -430,5 +435,5 @@ class Subscription:
 
 
 def _stronger(reason: ResyncReason, later: ResyncReason) -> ResyncReason:
-    """Return the reason to report of two: one about the source goes first, and a rewind before all others."""
+    """Return the reason to report: REWOUND wins; then the later reason about the source; then the earlier reason."""
     return later if later in _SOURCE_REASONS and reason is not ResyncReason.REWOUND else reason

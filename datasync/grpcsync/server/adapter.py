@@ -1,5 +1,7 @@
 """``msg.DataMsgService`` on a gRPC server: requests become events, and acknowledgements become replies.
 
+``replies`` decides what a reply says; ``grpcsync.error_codes`` has the result codes.
+
 Source: cn-infra ``datasync/grpcsync``; contract C1-C12, C15, C16, C18.
 """
 
@@ -18,7 +20,6 @@ import grpc
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.errors import ClosedError, DatasyncError, DecodeError, InvalidArgumentError
-from datasync.grpcsync.error_codes import mark_resync
 from datasync.grpcsync.limits import Limits
 from datasync.grpcsync.protocol import (
     PONG,
@@ -33,6 +34,7 @@ from datasync.grpcsync.protocol import (
 from datasync.grpcsync.server.change_stream import SUPERSEDED, ChangeStream, FinalStatus
 from datasync.grpcsync.server.fencing import SenderSession, SessionFences
 from datasync.grpcsync.server.health import HealthService
+from datasync.grpcsync.server.replies import reply_to_resync
 from datasync.grpcsync.server.sources import SourceRegistries, SourcesRegistration, TooManySources
 from datasync.grpcsync.server.validation import checked_resync, parse
 from datasync.grpcsync.status import AdapterStatus, combine
@@ -43,7 +45,6 @@ from datasync.runtime.tokens import TokenCheck
 from datasync.serializer import Serializer
 from datasync.syncbase.change import KeyValBytes
 from datasync.syncbase.futures import PropagationFuture
-from datasync.syncbase.msg.convert import resync_replies
 from datasync.syncbase.msg.datamsg_pb2 import DataChangeReply, DataResyncReplies, DataResyncRequests, PingReply
 from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT, Registry
 from datasync.syncbase.status import TransportState
@@ -230,14 +231,12 @@ class Adapter(Closable):
             if not self._wait(future, timeout, context):
                 return DataResyncReplies()
             future.result(0)
-        except ClosedError as error:
-            # A subscription that has just closed raises it as well, and that is an ordinary result.
-            if self._closed or registry.status().state is TransportState.CLOSED:
-                _abort(context, *_CLOSED)
-            return mark_resync(resync_replies(requests, error), error)
         except DatasyncError as error:
-            return mark_resync(resync_replies(requests, error), error)
-        return resync_replies(requests)
+            # A subscription that has just closed raises ClosedError as well, and that is an ordinary result.
+            if isinstance(error, ClosedError) and (self._closed or registry.status().state is TransportState.CLOSED):
+                _abort(context, *_CLOSED)
+            return reply_to_resync(requests, error)
+        return reply_to_resync(requests)
 
     def _submit_resync(
         self, registry: Registry, values: Mapping[str, KeyValBytes], timeout: float, context: Any

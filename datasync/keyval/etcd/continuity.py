@@ -1,4 +1,4 @@
-"""The check that a store still has the history that was read from it, and was not emptied or restored from a copy.
+"""Was the store rewound? Checks that it still has the history that was read, and was not emptied or restored.
 
 A revision below the last one read reveals such a store, but only until enough is written to it. So each scan and stream
 of a prefix remembers evidence: the newest pair that it read, and a later delete. Before a stream starts, they are read

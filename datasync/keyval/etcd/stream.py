@@ -1,5 +1,7 @@
 """The stream of a prefix: one Watch call whose fragments are joined.
 
+A compacted start is reported here: ``_cancelled`` returns it as CompactedError.
+
 A bookmark must not claim too much. The revision in a header is the member's and may be ahead of events that are still
 to come: always in the response to the creation, and in the response to a requested progress report before etcd 3.4.31
 and 3.5.13. So only events, periodic progress reports, and requested ones of later members advance the position.

@@ -1,0 +1,97 @@
+"""The replies of the server: what the reply to a change or a resync says, and with which result code.
+
+``grpcsync.error_codes`` maps errors to result codes; ``syncbase.msg.convert`` makes the messages.
+
+Source: cn-infra ``datasync/grpcsync/msgservice.go``; contract C9, C16.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import time
+
+from datasync.errors import ClosedError, DatasyncError, SubscriptionError
+from datasync.grpcsync.error_codes import mark_change, mark_resync
+from datasync.grpcsync.limits import Limits
+from datasync.grpcsync.server.validation import check_room, checked_change
+from datasync.syncbase.futures import Outcome, PropagationFuture
+from datasync.syncbase.msg.convert import change_reply, resync_replies
+from datasync.syncbase.msg.datamsg_pb2 import (
+    DEL,
+    DataChangeReply,
+    DataChangeRequest,
+    DataResyncReplies,
+    DataResyncRequests,
+)
+from datasync.syncbase.registry import Registry
+
+
+class PendingReply:
+    """A change that was taken, and its reply. ``since`` is the monotonic time at which it became the oldest."""
+
+    __slots__ = ("_error", "_future", "_registry", "_request", "since", "size")
+
+    def __init__(self, registry: Registry, request: DataChangeRequest, size: int) -> None:
+        self._registry = registry
+        self._request = request
+        self._future: PropagationFuture | None = None
+        self._error: BaseException | None = None
+        self.size = size
+        self.since = time.monotonic()
+
+    def submit(self, limits: Limits, timeout: float) -> PropagationFuture | None:
+        """Submit the change to the registry. Returns None if the change is rejected at once."""
+        request, key = self._request, self._request.key
+        try:
+            change = checked_change(request, limits.key_size)
+            if request.operationType != DEL:
+                check_room(key, self._registry, limits.keys)
+            # An empty context: that of gRPC's threads means nothing to subscribers.
+            self._future = self._registry.submit_changes({key: change}, ctx=contextvars.Context(), timeout=timeout)
+        except DatasyncError as error:
+            self._error = error
+            if len(key.encode()) > limits.key_size:
+                key = key[:40]  # do not send back a key that is too long
+        # Keep only the key: the registry owns the value now.
+        self._request = DataChangeRequest(key=key, operationType=request.operationType)
+        return self._future
+
+    @property
+    def orphaned(self) -> bool:
+        """True if the source was closed before it could take the change."""
+        return isinstance(self._error, ClosedError)
+
+    @property
+    def ready(self) -> bool:
+        """True once the result is known."""
+        return self._future is None or self._future.done()
+
+    def reply(self) -> DataChangeReply:
+        """Build the reply; a request that is not ready is reported as unanswered."""
+        error, absent = self._error, False
+        if self._future is not None:
+            try:
+                error = self._future.exception(0)
+            except DatasyncError as late:
+                error = late
+            if error is None:
+                error, absent = self._check_outcome(self._future.result(0))
+        reply = mark_change(change_reply(self._request, error), error)
+        reply.absent = absent
+        return reply
+
+    def _check_outcome(self, outcome: Outcome) -> tuple[BaseException | None, bool]:
+        key = self._request.key
+        watched, absent = not outcome.unwatched, bool(outcome.ignored)
+        if absent:
+            # No subscriber was notified, because there was nothing to delete. Check whether one watches the key.
+            watched = any(key in one for one in self._registry.subscriptions.values())
+        if watched:
+            return None, absent
+        return SubscriptionError(f"no subscriber watches {key!r}; the value is kept for later subscribers"), absent
+
+
+def reply_to_resync(requests: DataResyncRequests, error: DatasyncError | None = None) -> DataResyncReplies:
+    """Build the reply to a resync that was applied, or that failed with *error*."""
+    replies = resync_replies(requests, error)
+    return replies if error is None else mark_resync(replies, error)
