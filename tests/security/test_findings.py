@@ -305,7 +305,7 @@ def test_an_answer_that_is_compressed_is_not_taken_for_a_value(answering: Any) -
 def reader() -> Any:
     registry = Registry("mirror", sourced=True)
     place = ServerAddress("http", "127.0.0.1", 1, "")
-    found = StreamReader(place, None, {}, "p/", registry, connect_timeout=1.0, idle_limit=1.0)
+    found = StreamReader(place, lambda: pytest.fail("not connected"), {}, "p/", registry, idle_limit=1.0)
     for event in EventParser().feed(GOOD.replace(b'"a"', b'"p/a"').replace(b'"b"', b'"p/b"')):
         found._take(event)
     yield found

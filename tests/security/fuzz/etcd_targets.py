@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from datasync.commits import Batch
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.config import EtcdConfig
-from datasync.keyval.etcd.endpoint import Endpoint
+from datasync.keyval.etcd.endpoint import Endpoint, PendingCall
 from datasync.keyval.etcd.store import EtcdStore
 from datasync.keyval.types import Condition, DeleteOp, KeyValue, PutOp
 from tests.security.fuzz.supply import Supply
@@ -177,8 +177,8 @@ class EtcdAnswers(Target):
             with lock:
                 return _answer(method, supply)
 
-        def begin(endpoint: Endpoint, method: Any, *rest: Any) -> _Later:
-            return _Later(lambda: unary(endpoint, method))
+        def begin(endpoint: Endpoint, method: Any, *rest: Any) -> PendingCall[Any]:
+            return PendingCall(endpoint, _Later(lambda: unary(endpoint, method)))
 
         def stream(endpoint: Endpoint, method: Any, *rest: Any) -> _Call:
             return _Call(_answers(supply))

@@ -283,7 +283,7 @@ class Events(Target):
         supply = Supply(data)
         registry = Registry("mirror", sourced=True)
         try:
-            reader = StreamReader(self._place, None, {}, "", registry, connect_timeout=1.0, idle_limit=1.0)
+            reader = StreamReader(self._place, mock.Mock(), {}, "", registry, idle_limit=1.0)
             queue: Queue[Any] = Queue()
             registry.watch("w", queue, queue, "")
             stream = GOOD if supply.chance(2) else b""
