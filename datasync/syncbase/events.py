@@ -24,27 +24,48 @@ from datasync.syncbase.state import StateEntry
 
 
 class KVIterator:
-    """Returns *items* once, through ``get_next`` or as a Python iterator. An exception of *items* reaches the reader.
+    """Iterates over *items*, each time from the start; only ``get_next`` and ``next()`` have a position.
+
+    An exception of *items* reaches the reader. An iterator as *items* can be read once.
 
     Threads: one at a time.
     """
 
-    __slots__ = ("_items",)
+    __slots__ = ("_items", "_position")
 
     def __init__(self, items: Iterable[KeyVal]) -> None:
-        self._items = iter(items)
+        self._items = items
+        self._position: Iterator[KeyVal] | None = None
 
     def get_next(self) -> tuple[KeyVal | None, bool]:
         """Return the next pair and False; ``(None, True)`` after the last one."""
-        for kv in self._items:
-            return kv, False
-        return None, True
+        kv = next(self, None)
+        return kv, kv is None
 
     def __iter__(self) -> Iterator[KeyVal]:
-        return self
+        return iter(self._items)
 
     def __next__(self) -> KeyVal:
-        return next(self._items)
+        if self._position is None:
+            self._position = iter(self._items)
+        return next(self._position)
+
+
+class _StatePairs:
+    """The pairs of *keys* in *state*, created one by one in each iteration. Threads: any."""
+
+    __slots__ = ("_keys", "_serializer", "_state")
+
+    def __init__(self, state: Mapping[str, StateEntry], keys: list[str], serializer: Serializer) -> None:
+        self._state = state
+        self._keys = keys
+        self._serializer = serializer
+
+    def __iter__(self) -> Iterator[StateKeyVal]:
+        state, serializer = self._state, self._serializer
+        for key in self._keys:
+            revision, value = state[key]
+            yield new_state_key_val((key, revision, value, serializer))
 
 
 class EventOwner(Protocol):
@@ -147,21 +168,18 @@ class QueuedResync(QueuedEvent):
     def get_values(self) -> Mapping[str, KVIterator]:
         """Return every registered prefix with its pairs, each key under the longest prefix that matches.
 
-        Each call returns new iterators, which stay readable after ``done``.
+        Each iterator may be iterated again and again, also after ``done``.
         """
         if self._grouped is None:
             self._grouped = self._prefixes.grouped(self._state)
-        return {prefix: KVIterator(self._view(keys)) for prefix, keys in self._grouped.items()}
+        return {
+            prefix: KVIterator(_StatePairs(self._state, keys, self._serializer))
+            for prefix, keys in self._grouped.items()
+        }
 
     def get_removed(self) -> Sequence[KeyVal]:
         """Return the keys that this subscription was offered before and that are gone, with their last known values."""
         return list(self.removed.values())
-
-    def _view(self, keys: list[str]) -> Iterator[StateKeyVal]:
-        state, serializer = self._state, self._serializer
-        for key in keys:
-            revision, value = state[key]
-            yield new_state_key_val((key, revision, value, serializer))
 
     def __repr__(self) -> str:
         return f"<ResyncEvent for {self.owner.name!r}: {self.reason.value}, revision {self.revision}>"

@@ -75,11 +75,22 @@ def check_watch(
     if change_queue is None and resync_queue is None:
         raise InvalidArgumentError(f"{resync_name!r} would receive no events: both queues are None")
     for one in (change_queue, resync_queue):
-        if one is not None and not callable(getattr(one, "put_nowait", None)):
-            raise InvalidArgumentError(f"the queue of {resync_name!r} must be a queue.Queue, not {type(one).__name__}")
+        if one is not None:
+            _check_queue(resync_name, one)
     if not isinstance(in_flight, int) or in_flight < 1:
         raise InvalidArgumentError(f"in_flight of {resync_name!r} must be 1 or more")
     for prefix in prefixes:
         check_prefix(prefix)
     if len(set(prefixes)) != len(prefixes):
         raise SubscriptionError(f"{resync_name!r} gives a prefix twice")
+
+
+def _check_queue(resync_name: str, queue: object) -> None:
+    """Raise unless *queue* can be put on from any thread and hands over the object itself."""
+    kind = queue if isinstance(queue, type) else type(queue)
+    foreign = any(base.__module__.startswith(("asyncio.", "multiprocessing.")) for base in kind.__mro__)
+    if kind is queue or foreign or not callable(getattr(queue, "put_nowait", None)):
+        what = f"the class {kind.__name__}" if kind is queue else f"{kind.__module__}.{kind.__qualname__}"
+        raise InvalidArgumentError(
+            f"the queue of {resync_name!r} must be a queue.Queue() or queue.SimpleQueue(), not {what}"
+        )

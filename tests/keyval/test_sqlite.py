@@ -27,7 +27,7 @@ from datasync.errors import (
     StoreError,
     UnknownOutcome,
 )
-from datasync.keyval import Batch, DeleteOp, PutOp, RewoundError
+from datasync.keyval import Batch, DeleteOp, PutOp, RewoundError, connect
 from datasync.keyval.sqlite import SQLiteStore, schema, tables
 from datasync.keyval.sqlite.tables import PAGE, TRIM_EVERY
 from datasync.options import with_client_lifetime_ttl, with_ttl
@@ -819,3 +819,15 @@ def test_c23_no_other_handle_of_a_process_ends_its_locks_on_the_file(path: Path,
         store.commit([PutOp("b", b"2")])
         with script("print(SQLiteStore(path).read('b').value)", path) as third:
             assert third.communicate(timeout=PATIENT)[0] == "b'2'\n"
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite::memory:", "sqlite:///:memory:", "sqlite::memory:?poll_interval=1", "sqlite::m"]
+)
+def test_c16_the_name_of_sqlites_own_store_in_memory_makes_no_file(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidArgumentError, match="use memory://"):
+        connect(url)
+    assert list(tmp_path.iterdir()) == []

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from queue import Queue
+from typing import Any
 
 import pytest
 
 from datasync.errors import StoreError
-from datasync.events import KeyValIterator
-from datasync.syncbase.change import KeyVal
+from datasync.events import KeyValIterator, Op
+from datasync.syncbase.change import Change, KeyVal
 from datasync.syncbase.events import KVIterator
+from datasync.syncbase.registry import Registry
+from tests.conftest import take
 from tests.support.registries import text
 
 
@@ -25,12 +29,37 @@ def test_get_next_says_all_received_past_the_last_pair() -> None:
     assert iterator.get_next() == (None, True)
 
 
-def test_it_is_a_python_iterator_that_goes_on_where_get_next_left_off() -> None:
+def keys(iterator: KeyValIterator) -> list[str]:
+    return [pair.get_key() for pair in iterator]
+
+
+def test_it_may_be_iterated_again_and_again_and_only_get_next_has_a_position() -> None:
+    # given pairs of which one was taken
     iterator = KVIterator(pairs("a", "b", "c"))
-    first, _ = iterator.get_next()
-    assert first is not None
-    assert [first.get_key(), *(pair.get_key() for pair in iterator)] == ["a", "b", "c"]
+    assert iterator.get_next()[0] is not None
+    # when they are iterated, twice and one loop in another / then each loop has all of them
+    assert keys(iterator) == keys(iterator) == ["a", "b", "c"]
+    assert [(one.get_key(), keys(iterator)) for one in iterator] == [(key, ["a", "b", "c"]) for key in "abc"]
+    # and get_next goes on where it was
+    second, _ = iterator.get_next()
+    assert second is not None
+    assert second.get_key() == "b"
     assert isinstance(iterator, KeyValIterator)
+
+
+def test_the_values_of_a_resync_may_be_logged_first_and_applied_then() -> None:
+    # given a subscriber that keeps the values of its RESYNC
+    events: Queue[Any] = Queue()
+    with Registry() as registry:
+        registry.submit_changes({key: Change(key, text(key), 1, Op.PUT) for key in ("p/a", "p/b")})
+        registry.watch("agent", events, events, "p/")
+        event = take(events)
+        values = event.get_values()
+        # when they are read twice, and once more after the answer / then they are all there each time
+        assert keys(values["p/"]) == ["p/a", "p/b"]
+        assert keys(values["p/"]) == ["p/a", "p/b"]
+        event.done()
+        assert keys(values["p/"]) == ["p/a", "p/b"]
 
 
 def test_d50_what_the_source_raises_is_raised_and_is_no_end() -> None:

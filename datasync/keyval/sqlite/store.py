@@ -88,6 +88,10 @@ class SQLiteStore(Store):
         filename = os.fspath(path)
         if not isinstance(filename, str) or not filename or "\0" in filename:
             raise InvalidArgumentError("the path of an SQLite store must be a non-empty string without NUL")
+        if filename.startswith(":") or os.path.basename(filename) == ":memory:":
+            raise InvalidArgumentError(
+                f"{filename!r} would create a file of that name: for a store in memory, use memory://"
+            )
         self._path = os.path.abspath(filename)
         self._guard = ForkGuard(self.name)
         self._poll_interval = poll_interval
