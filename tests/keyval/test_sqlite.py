@@ -581,6 +581,23 @@ def test_a_writer_killed_at_any_point_leaves_a_whole_store(path: Path) -> None:
     assert revision > 12
 
 
+def test_a_checkpoint_that_was_killed_after_the_header_leaves_a_whole_store(path: Path, tmp_path: Path) -> None:
+    # given the file and the log of a store that was not closed, as they are before a checkpoint
+    copy = tmp_path / "copy.db"
+    with SQLiteStore(path) as store:
+        for number in range(100):
+            store.commit([PutOp(f"k/{number:03}", b"v" * 1000)])
+        copy.with_name("copy.db-wal").write_bytes(path.with_name("store.db-wal").read_bytes())
+        main = bytearray(path.read_bytes())
+    # and a header that counts the pages which the checkpoint would have written next
+    main[28:32] = (len(main) // 4096 + 50).to_bytes(4, "big")
+    main[92:96] = main[24:28]
+    copy.write_bytes(main)
+    # when it is opened / then everything is there
+    with SQLiteStore(copy) as store:
+        assert len(state(store)) == 100
+
+
 # Lifetimes
 
 

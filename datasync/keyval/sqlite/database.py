@@ -191,6 +191,9 @@ class Database:
         with opening, self.mapped("open"):
             connection = sqlite3.connect(self._uri("mode=ro&immutable=1"), uri=True)
             try:
+                # Accept a header that counts more pages than the file has: the log, not read here, has the others
+                # when a process was killed in the middle of a checkpoint.
+                connection.execute("PRAGMA writable_schema = ON")
                 return tuple(connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _HEADER)
             except sqlite3.DatabaseError as error:
                 if "not a database" not in str(error):
