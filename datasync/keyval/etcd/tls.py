@@ -10,6 +10,7 @@ import grpc
 from datasync.errors import InvalidArgumentError
 from datasync.keyval.etcd.config import EtcdConfig
 from datasync.runtime.files import read_file
+from datasync.runtime.sockets import wrap_tls
 
 #: A part of a handshake's error, and the advice for it; the first match applies.
 _ADVICE = (
@@ -53,8 +54,8 @@ def explain(config: EtcdConfig, address: str) -> str:
     try:
         with socket.create_connection((host, int(port)), config.dial_timeout) as raw:
             raw.settimeout(config.dial_timeout)
-            raw.getpeername()  # raises if the peer has gone; wrap_socket() would raise too, but leave the socket open
-            with context.wrap_socket(raw, server_hostname=host) as secured:
+            raw.getpeername()  # raises if the peer has gone: then there is no handshake
+            with wrap_tls(context, raw, server_hostname=host) as secured:
                 if not config.secure:
                     return "the server speaks TLS: set ca-file"
                 # In TLS 1.3 the server checks our certificate after our side of the handshake is complete.

@@ -25,7 +25,7 @@ from urllib3.util import parse_url
 
 from datasync.errors import ClosedError, InvalidArgumentError, StoreConnectionError, StoreError, UnknownOutcome
 from datasync.restsync.problems import error_of, error_text
-from datasync.runtime.sockets import close_in_children
+from datasync.runtime.sockets import close_in_children, wrap_tls
 from datasync.runtime.threads import ForkGuard
 
 log = logging.getLogger(__name__)
@@ -300,9 +300,8 @@ class StreamConnection:
         if self._context is None:
             sock.settimeout(self._idle_limit)
             return sock
-        secured = self._context.wrap_socket(
-            sock, server_hostname=self._address.host.strip("[]"), do_handshake_on_connect=False
-        )
+        host = self._address.host.strip("[]")
+        secured = wrap_tls(self._context, sock, server_hostname=host, do_handshake_on_connect=False)
         self._keep(secured)
         secured.setblocking(False)
         while True:

@@ -28,7 +28,7 @@ from datasync.restsync.httpd.http11 import (
     ResponseWriter,
     refusal,
 )
-from datasync.runtime.sockets import close_in_children
+from datasync.runtime.sockets import close_in_children, wrap_tls
 from datasync.runtime.threads import Worker
 
 if TYPE_CHECKING:
@@ -203,8 +203,8 @@ class HttpConnection:
     def _handshake(self, context: ssl.SSLContext) -> None:
         """Complete the TLS handshake within the read timeout, however slowly its bytes arrive."""
         deadline = time.monotonic() + self._server.limits.read_timeout
-        self._socket.getpeername()  # raises for a disconnected client; wrap_socket() would too, and leak the socket
-        self._socket = secured = context.wrap_socket(self._socket, server_side=True, do_handshake_on_connect=False)
+        self._socket.getpeername()  # raises for a disconnected client, which has no handshake
+        self._socket = secured = wrap_tls(context, self._socket, server_side=True, do_handshake_on_connect=False)
         close_in_children(secured)
         secured.setblocking(False)
         with selectors.DefaultSelector() as selector:
