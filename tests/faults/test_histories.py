@@ -5,6 +5,8 @@ A selection by seed; ``python -m tests.faults`` runs as many as you like, and an
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.faults.__main__ import main
@@ -51,5 +53,9 @@ def test_c2_to_c13_a_history_over_etcd_that_is_killed_restored_and_cut_off(seed:
 def test_the_command_prints_what_it_checked(capsys: pytest.CaptureFixture[str]) -> None:
     # when two histories are asked for / then the table says so, and the exit status that all were good
     assert main(["--source", "memory", "--histories", "2", "--seed", "7"]) == 0
+    # a short cell on a busy machine may prove too little to be counted: the table says how many did
     table = capsys.readouterr().out
-    assert "memory      2" in table
+    counted = re.search(r"^memory +(\d+) ", table, re.MULTILINE)
+    empty = re.search(r"^(\d+) cells prove nothing", table, re.MULTILINE)
+    assert counted is not None, table
+    assert int(counted[1]) + (int(empty[1]) if empty else 0) == 2, table
