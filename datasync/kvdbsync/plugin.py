@@ -220,9 +220,9 @@ class OrchestratedRegistration(Closable):
         self._place = place
         self._forget = forget
 
-    def register(self, resync_name: str, key_prefix: str) -> None:
-        """Add *key_prefix*; a RESYNC that includes it follows. Raises ``SubscriptionError``, ``ClosedError``."""
-        self._registration.register(resync_name, key_prefix)
+    def register(self, resync_name: str, key_prefix: str, *more_prefixes: str) -> None:
+        """Add the prefixes; one RESYNC that includes them follows. Raises ``SubscriptionError``, ``ClosedError``."""
+        self._registration.register(resync_name, key_prefix, *more_prefixes)
 
     def unregister(self, key_prefix: str) -> None:
         """Remove *key_prefix*; without effect for an unknown one."""

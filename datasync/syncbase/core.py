@@ -86,10 +86,14 @@ class PendingTransaction:
 
 @dataclass(slots=True)
 class PendingResync:
-    """A RESYNC that is due. ``held`` until the orchestrator asks for it; ``not_before`` is a monotonic time."""
+    """A RESYNC that is due. ``held`` until the orchestrator asks for it; ``not_before`` is a monotonic time.
+
+    ``undecided`` while ``watch`` still looks whether the state has a key for the subscription.
+    """
 
     reason: ResyncReason
     held: bool = False
+    undecided: bool = False
     not_before: float = 0.0
     context: contextvars.Context | None = None
     waiters: list[PropagationFuture] = field(default_factory=list)

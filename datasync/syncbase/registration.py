@@ -28,24 +28,26 @@ class Registration(Closable):
         """The name given to ``watch``."""
         return self._subscription.name
 
-    def register(self, resync_name: str, key_prefix: str) -> None:
-        """Add *key_prefix*; a RESYNC that includes it follows.
+    def register(self, resync_name: str, key_prefix: str, *more_prefixes: str) -> None:
+        """Add *key_prefix* and *more_prefixes*, all or none; one RESYNC that includes them follows.
 
         Raises:
-          SubscriptionError: *resync_name* is not this subscription's, or it already watches *key_prefix*.
-          InvalidArgumentError: *key_prefix* is not a string.
+          SubscriptionError: *resync_name* is not this subscription's, it already watches a prefix, or one comes twice.
+          InvalidArgumentError: A prefix is not a string.
           ClosedError, ForkedError.
         """
         core, subscription, name = self._core, self._subscription, self._subscription.name
         core.guard.check()
-        check_prefix(key_prefix)
+        prefixes = (key_prefix, *more_prefixes)
+        for prefix in prefixes:
+            check_prefix(prefix)
         with core.lock:
             core.check_open()
             if self._router.subscriptions.get(name) is not subscription:
                 raise ClosedError(f"{core.source}: the subscription {name!r} is closed")
             if resync_name != name:
                 raise SubscriptionError(f"{core.source}: this registration is for {name!r}, not {resync_name!r}")
-            self._router.add_prefix_locked(subscription, key_prefix)
+            self._router.add_prefixes_locked(subscription, prefixes)
             subscription.want_resync_locked(ResyncReason.PREFIX)
         deliver(core, (subscription,))
 

@@ -112,23 +112,30 @@ class Registry(Closable):
         """
         self._guard.check()
         check_watch(resync_name, change_queue, resync_queue, key_prefixes, in_flight)
+        resync = PendingResync(ResyncReason.INITIAL, held=wait_for_resync)
         with self._lock:
             self._core.check_open()
             if resync_name in self._router.subscriptions:
                 raise SubscriptionError(f"{self.name}: the subscription {resync_name!r} already exists")
+            # Without a reader a subscription whose keys are all unknown gets no first RESYNC.
+            resync.undecided = not self._core.sourced and not wait_for_resync
             subscription = Subscription(
-                self._core,
-                resync_name,
-                change_queue,
-                resync_queue,
-                key_prefixes,
-                in_flight=in_flight,
-                resync=self._first_resync_locked(key_prefixes, wait_for_resync),
+                self._core, resync_name, change_queue, resync_queue, key_prefixes, in_flight=in_flight, resync=resync
             )
             self._router.add_locked(subscription)
-        log.info("%s: %r watches %s", self.name, resync_name, counted(len(key_prefixes), "prefix", "prefixes"))
-        deliver(self._core, (subscription,))
-        return Registration(self._core, self._router, subscription)
+            keys = self._state.list_keys() if resync.undecided else []
+        registration = Registration(self._core, self._router, subscription)
+        try:
+            if resync.undecided:  # the search is long: not under the lock, which it would hold for all keys
+                needed = PrefixTable.of(key_prefixes).any_of(keys)
+                with self._lock:
+                    subscription.decide_first_locked(needed)
+            log.info("%s: %r watches %s", self.name, resync_name, counted(len(key_prefixes), "prefix", "prefixes"))
+            deliver(self._core, (subscription,))
+        except BaseException:  # ^C: without the registration the caller could not close it, and the name stayed taken
+            registration.close()
+            raise
+        return registration
 
     def request_resync(
         self, resync_name: str, *, ctx: contextvars.Context | None = None, timeout: float = RESYNC_DONE_TIMEOUT
@@ -331,6 +338,12 @@ class Registry(Closable):
             revision, state = self._state.revision, self._state.freeze()
         return revision, self._pairs(state, prefix)
 
+    def watches(self, key: str) -> bool:
+        """Return True if a subscription watches *key*. As fast with thousands of subscriptions as with one."""
+        self._guard.check()
+        with self._lock:
+            return self._router.watches_locked(key)
+
     def observe(self, observer: Observer) -> None:
         """Call *observer* for every transaction from now on, in order, before any subscriber receives it.
 
@@ -408,14 +421,6 @@ class Registry(Closable):
         for observer in self._observers:
             observer(revision, changes)
 
-    def _first_resync_locked(self, prefixes: Sequence[str], held: bool) -> PendingResync | None:
-        """Return the first RESYNC of a subscription. Without a reader: None if no known key matches."""
-        if not self._core.sourced and not held:
-            table = PrefixTable.of(prefixes)
-            if all(table.longest(key) is None for key in self._state.freeze()):
-                return None
-        return PendingResync(ResyncReason.INITIAL, held=held)
-
     def _replace_locked(
         self,
         entries: dict[str, StateEntry],
@@ -426,9 +431,9 @@ class Registry(Closable):
     ) -> None:
         before = self._state.replace(entries, revision)
         self._notify_observers_locked(revision, None)
-        gone = [self._state.view(key, entry) for key, entry in before.items() if key not in entries]
+        gone = {key: self._state.view(key, entry) for key, entry in before.items() if key not in entries}
         created = [key for key in entries if key not in before]
         self._health.ready = True
         for subscription in self._router.subscriptions.values():
             subscription.want_resync_locked(reason, waiter, context)
-            subscription.replaced_locked(gone, created)
+        self._router.replaced_locked(gone, created)

@@ -20,7 +20,16 @@ StateEntry = tuple[int, Payload]
 class FrozenState(dict[str, StateEntry]):
     """An immutable copy of the state; a class of its own because a plain dict does not support weak references."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "_sorted")
+
+    @property
+    def sorted_keys(self) -> list[str]:
+        """All keys in order, sorted once for everything that reads this state."""
+        try:
+            return self._sorted
+        except AttributeError:
+            self._sorted: list[str] = sorted(self)
+            return self._sorted
 
     def __repr__(self) -> str:
         return f"<state of {counted(len(self), 'key')}>"
@@ -73,7 +82,8 @@ class PrevRevisions:
 
     def list_keys(self) -> list[str]:
         """Return all keys."""
-        return list(self.freeze())
+        with self._lock:
+            return list(self._entries)
 
     def cleanup(self) -> None:
         """Delete every key; the revision stays."""

@@ -93,6 +93,7 @@ class Subscription:
     def accept_locked(self, transaction: PendingTransaction) -> None:
         """Take a transaction. While a RESYNC is due, that covers it, and its caller waits for the RESYNC."""
         if self._resync is not None:
+            self._resync.undecided = False
             self._missed.not_offered(transaction.changes)
             if transaction.waiter is not None:
                 self._resync.waiters.append(transaction.waiter)
@@ -120,6 +121,7 @@ class Subscription:
             resync.waiters += self._backlog.drop_all()
         elif self._missed.started:  # the first RESYNC stays INITIAL
             resync.reason = _stronger(resync.reason, reason)
+        resync.undecided = False
         if reason is ResyncReason.REQUESTED:
             resync.held = False
             resync.not_before = 0.0  # an explicit request does not wait: the backoff is against loops
@@ -127,10 +129,17 @@ class Subscription:
         if waiter is not None:
             resync.waiters.append(waiter)
 
-    def replaced_locked(self, gone: Iterable[StateKeyVal], created: Iterable[str]) -> None:
+    def replaced_locked(self, gone: dict[str, StateKeyVal], created: set[str]) -> None:
         """Note the keys that a new full state removed and created. Call it after ``want_resync_locked``."""
-        if self._missed.started:  # a subscriber that was offered nothing has nothing to miss
-            self._missed.replaced([kv for kv in gone if kv.key in self], [key for key in created if key in self])
+        self._missed.replaced(gone, created)
+
+    def decide_first_locked(self, needed: bool) -> None:
+        """Make the first RESYNC due, or drop it. Without effect if something has joined it meanwhile."""
+        if self._resync is not None and self._resync.undecided:
+            self._resync.undecided = False
+            if not needed:
+                self._resync = None
+                self._missed.started = True
 
     def drop_prefix_locked(self, prefix: str) -> None:
         """Drop *prefix* and every pending change that no other prefix matches. May release the lock meanwhile.
@@ -277,7 +286,7 @@ class Subscription:
             return None
         event: QueuedEvent
         if self._resync is not None:
-            if self._in_flight or self._resync.held or not self._core.health.ready:
+            if self._in_flight or self._resync.held or self._resync.undecided or not self._core.health.ready:
                 return None
             now = self._now()
             if self._resync.not_before > now:
