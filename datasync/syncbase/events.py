@@ -96,6 +96,8 @@ class QueuedEvent:
     put_at: float
     #: True while a late acknowledgement would be counted.
     abandoned: bool = field(default=False, init=False)
+    #: True once a log line has said that ``done`` was not called.
+    reminded: bool = field(default=False, init=False)
 
     @property
     def waiters(self) -> Sequence[PropagationFuture]:

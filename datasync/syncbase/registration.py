@@ -5,6 +5,8 @@ Source: cn-infra ``datasync/syncbase/watcher.go``, ``WatchDataReg``; contract C1
 
 from __future__ import annotations
 
+from functools import partial
+
 from datasync.errors import ClosedError, SubscriptionError
 from datasync.events import ResyncReason
 from datasync.runtime.closing import Closable
@@ -38,6 +40,7 @@ class Registration(Closable):
         """
         core, subscription, name = self._core, self._subscription, self._subscription.name
         core.guard.check()
+        core.check_waitable("register()")
         prefixes = (key_prefix, *more_prefixes)
         for prefix in prefixes:
             check_prefix(prefix)
@@ -54,13 +57,15 @@ class Registration(Closable):
     def unregister(self, key_prefix: str) -> None:
         """Remove *key_prefix*; without effect for an unknown one. No event with its keys is put afterwards."""
         self._core.guard.check()
+        if self._core.postpone(partial(self.unregister, key_prefix)):
+            return
         with self._core.lock:
             self._router.remove_prefix_locked(self._subscription, key_prefix)
         self._core.run_deferred()
 
     def close(self) -> None:
         """End the subscription; no event is put afterwards. May be called twice."""
-        if self._core.guard.forked:
+        if self._core.guard.forked or self._core.postpone(self.close):
             return
         with self._core.lock:
             self._router.remove_locked(self._subscription)

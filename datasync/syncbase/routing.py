@@ -6,17 +6,17 @@ Source: contract C4, C5, C11.
 from __future__ import annotations
 
 import contextvars
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from datasync.errors import SubscriptionError
+from datasync.runtime.logs import get_logger
 from datasync.syncbase.change import ChangeResp, StateKeyVal
 from datasync.syncbase.core import PendingTransaction, RegistryCore
 from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.subscription import Subscription
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Router:
@@ -62,7 +62,7 @@ class Router:
             self._core.health.resyncs.update(subscription.status_locked().resyncs)
             for prefix in subscription.prefixes:
                 self._unindex_locked(subscription, prefix)
-            self._core.deferred.append(lambda: log.info("%s: %r is closed", self._core.source, subscription.name))
+            self._core.later(lambda: log.info("%s: %r is closed", self._core.source, subscription.name))
         subscription.close_locked()
 
     def watches_locked(self, key: str) -> bool:
