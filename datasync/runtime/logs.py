@@ -13,11 +13,10 @@ def get_logger(name: str) -> logging.Logger:
     Otherwise a log line between two steps would leave the second one undone. ^C and ``sys.exit()`` are raised.
     """
     logger = logging.getLogger(name)
-    handle = logger.handle
 
     def handle_safely(record: logging.LogRecord) -> None:
         try:
-            handle(record)
+            type(logger).handle(logger, record)  # as found now: an application may have replaced it since
         except Exception:
             # Not the record: its arguments may be what raised.
             if logging.raiseExceptions and sys.stderr is not None:

@@ -183,6 +183,15 @@ def test_c9_a_subscriber_that_forgets_done_is_named_after_five_seconds_and_after
     event.done()
 
 
+def test_c16_what_watches_all_loggers_also_sees_the_safe_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a logger, and an application that replaces the method of all loggers afterwards
+    log, seen = get_logger("datasync.of_another_test"), list[str]()
+    monkeypatch.setattr(logging.Logger, "handle", lambda logger, record: seen.append(record.getMessage()))
+    # when it logs, then the new method gets the record
+    log.warning("a line")
+    assert seen == ["a line"]
+
+
 class Watched(Queue[Any]):
     """A queue that counts the looks at it."""
 
