@@ -8,8 +8,6 @@ Source: contract C13.
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from itertools import islice
 
@@ -19,10 +17,11 @@ from datasync.events import ResyncReason
 from datasync.keyval.driver import StoreDriver, Stream
 from datasync.keyval.types import Capability, RewoundError
 from datasync.runtime.backoff import AFTER_BREAK, Backoff
+from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Worker
 from datasync.runtime.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Compacted or rewound errors in a row that are retried quickly; after that the full backoff applies.
 QUICK_RETRIES = 2
@@ -54,7 +53,8 @@ class StoreReader:
         self._listing_reason: ResyncReason | None = ResyncReason.INITIAL  # None: resume
         self._revision = 0
         self._anchor: Commit | None = None
-        self._lock = threading.Lock()  # guards _stream
+        self._lost_at: float | None = None
+        self._last_error: type[Exception] | None = None
         self._stream: Stream | None = None
 
     def start(self) -> None:
@@ -107,6 +107,7 @@ class StoreReader:
             reason = ResyncReason.REWOUND  # the listing itself shows that the store was rewound, whatever caused it
         self._revision, self._anchor, self._listing_reason = scan.revision, None, None
         self._sink.feed_snapshot(scan.revision, entries, reason)
+        self._reached()
 
     def _follow(self) -> None:
         """Stream until the stream fails or is cancelled."""
@@ -143,15 +144,13 @@ class StoreReader:
 
     def _open(self, after: int) -> Stream:
         stream = self._store.stream(self._prefix, after)
-        with self._lock:
-            self._stream = stream
+        self._stream = stream  # without a lock: close() sets the flag first and reads this second
         if self._worker.stopping.is_set():  # close() ran before the assignment and found no stream to cancel
             stream.cancel()
         return stream
 
     def _cancel_stream(self) -> None:
-        with self._lock:
-            stream = self._stream
+        stream = self._stream
         if stream is not None:
             stream.cancel()
 
@@ -191,6 +190,7 @@ class StoreReader:
             commits = [Commit(revision, [(key[cut:], value) for key, value in ops]) for revision, ops in batch.commits]
             batch = Batch(batch.revision, commits)
         self._sink.feed_changes(batch)
+        self._reached()
 
     def _recover(self, error: Exception) -> None:
         """Decide whether to list again, log the error, and report the source as lost."""
@@ -203,11 +203,22 @@ class StoreReader:
                 self._request_listing(ResyncReason.COMPACTED)
         elif not self._has_history:
             self._request_listing(ResyncReason.RECONNECTED)
-        if isinstance(error, DatasyncError):
+        self._sink.source_lost(error)
+        first = self._lost_at is None or type(error) is not self._last_error
+        self._lost_at = self._lost_at or time.monotonic()
+        self._last_error = type(error)
+        if not first:  # one line says that the source is lost, and one that it is back
+            log.info("%s: %s; retrying", self._store.name, error)
+        elif isinstance(error, DatasyncError):
             log.warning("%s: %s; retrying", self._store.name, error)
         else:
             log.exception("%s: unexpected error; retrying", self._store.name)
-        self._sink.source_lost(error)
+
+    def _reached(self) -> None:
+        """Say that the source is back, if it was lost."""
+        if self._lost_at is not None:
+            lost_at, self._lost_at = self._lost_at, None
+            log.warning("%s is back after %.1f s", self._store.name, time.monotonic() - lost_at)
 
     def _request_listing(self, reason: ResyncReason) -> None:
         # The first listing stays INITIAL until it succeeds, and REWOUND outlasts every later disconnection.

@@ -7,8 +7,6 @@ Source: cn-infra ``db/keyval`` ``BytesWatcher`` and ``ProtoWatcher``, whose chan
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,9 +19,11 @@ from datasync.keyval.driver import StoreDriver
 from datasync.keyval.reader import StoreReader
 from datasync.keyval.types import ROOT
 from datasync.runtime.closing import Closable
+from datasync.runtime.logs import get_logger
+from datasync.runtime.threads import Flag
 from datasync.serializer import Serializer, SerializerJSON
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Seconds that ``watch`` waits for the initial state, with which later changes are compared.
 START_TIMEOUT = 5.0
@@ -119,7 +119,7 @@ class Watch(Closable):
         self._serializer = serializer
         self._known: dict[str, tuple[int, bytes]] = {}  # used by the reader's thread only
         self._closed = False
-        self._ready = threading.Event()
+        self._ready = Flag()
         self._error: BaseException | None = None
         self._reader = StoreReader(store, prefix, self)
 

@@ -5,7 +5,6 @@ Source: cn-infra ``datasync/kvdbsync``; contract C2, C10-C14, C17, C18.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from queue import Queue
@@ -22,6 +21,7 @@ from datasync.options import DelOption, PutOption
 from datasync.resync.api import ResyncRegistration, StatusEvent
 from datasync.resync.orchestrator import Plugin as Orchestrator
 from datasync.runtime.closing import Closable
+from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard
 from datasync.runtime.timeouts import Timeouts
 from datasync.serializer import Serializer, SerializerJSON, check_serializer
@@ -29,7 +29,7 @@ from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Plugin(Closable):
@@ -80,7 +80,9 @@ class Plugin(Closable):
         #: The mirror: ``registry.get(key)`` and ``registry.items(prefix)`` read it without network access.
         self.registry = Registry(name, serializer=serializer, sourced=True, timeouts=timeouts)
         self._broker = ProtoWrapper(kv, serializer).new_broker(prefix)
-        self._lock = threading.Lock()  # guards the three below: one thread starts the reader, and none does after close
+        # Guards the three below: one thread starts the reader, and none does after close. An RLock, because a finalizer
+        # may close the plugin in the middle of what it guards; that code looks at _closed last.
+        self._lock = threading.RLock()
         self._places: set[ResyncRegistration] = set()
         self._reader: StoreReader | None = None
         self._closed = False
@@ -109,8 +111,12 @@ class Plugin(Closable):
                 raise ClosedError(f"the plugin of {self._kv.name} is closed")
             if self._reader is None:
                 reader = StoreReader(self._kv, self._prefix, self.registry, timeouts=self._timeouts)
-                reader.start()
-                self._reader = reader
+                self._reader = reader  # before the start: a finalizer that closes in the middle finds it
+                try:
+                    reader.start()
+                except BaseException:
+                    self._reader = None
+                    raise
 
     def watch(
         self,
@@ -127,20 +133,21 @@ class Plugin(Closable):
         )
         if self._resync is None:
             return registration
+        place: ResyncRegistration | None = None
         try:
             place = self._resync.register(resync_name, handler=self._start_over)
-        except BaseException:
+            with self._lock:
+                self._places.add(place)  # before the look: a finalizer may close between the two
+                if self._closed:
+                    raise ClosedError(f"the plugin of {self._kv.name} is closed")
+            if self._resync.runs:  # too late for the first do_resync(), which may remain the only one
+                self.registry.request_resync(resync_name)
+        except BaseException:  # also ^C: the caller has nothing yet that it could close
             registration.close()
+            if place is not None:
+                place.close()
+                self._places.discard(place)
             raise
-        with self._lock:
-            closed = self._closed
-            if not closed:
-                self._places.add(place)
-        if closed:  # by another thread meanwhile
-            place.close()
-            raise ClosedError(f"the plugin of {self._kv.name} is closed")
-        if self._resync.runs:  # too late for the first do_resync(), which may remain the only one
-            self.registry.request_resync(resync_name)
         return OrchestratedRegistration(registration, place, self._places.discard)
 
     def put(self, key: str, data: Message, *opts: PutOption) -> None:
@@ -220,9 +227,9 @@ class OrchestratedRegistration(Closable):
         self._place = place
         self._forget = forget
 
-    def register(self, resync_name: str, key_prefix: str) -> None:
-        """Add *key_prefix*; a RESYNC that includes it follows. Raises ``SubscriptionError``, ``ClosedError``."""
-        self._registration.register(resync_name, key_prefix)
+    def register(self, resync_name: str, key_prefix: str, *more_prefixes: str) -> None:
+        """Add the prefixes; one RESYNC that includes them follows. Raises ``SubscriptionError``, ``ClosedError``."""
+        self._registration.register(resync_name, key_prefix, *more_prefixes)
 
     def unregister(self, key_prefix: str) -> None:
         """Remove *key_prefix*; without effect for an unknown one."""

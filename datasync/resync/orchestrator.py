@@ -14,11 +14,12 @@ from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError
 from datasync.resync.api import ResyncRegistration, ResyncReport, ResyncResult
 from datasync.resync.registration import Handler, QueueRegistration
 from datasync.runtime.closing import Closable
+from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard
 from datasync.runtime.wording import counted
 from datasync.serializer import check_key
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Seconds within which a registration must take the event from its queue; read at each resync.
 RESYNC_ACCEPT_TIMEOUT = 1.0
@@ -75,10 +76,11 @@ class Plugin(Closable):
         check_key(resync_name, "a resync name")
         registration = QueueRegistration(resync_name, handler, self._forget, self._count_late)
         with self._lock:
-            if self._closed:
-                raise ClosedError(f"{resync_name!r} cannot be registered: the resync orchestrator is closed")
-            self._registrations.append(registration)
-        return registration
+            self._registrations.append(registration)  # before the look: a finalizer may close between the two
+            if not self._closed:
+                return registration
+            self._registrations.remove(registration)
+        raise ClosedError(f"{resync_name!r} cannot be registered: the resync orchestrator is closed")
 
     def do_resync(self) -> ResyncReport:
         """Make every registration start over, one after the other, and report how each ended.

@@ -14,7 +14,7 @@ from typing import Any
 
 from datasync.errors import ClosedError, InvalidArgumentError
 from datasync.resync.api import ResyncOutcome, ResyncResult, ResyncStatus, StatusEvent
-from datasync.runtime.threads import ForkGuard
+from datasync.runtime.threads import Flag, ForkGuard
 
 Handler = Callable[[StatusEvent], object]
 
@@ -29,18 +29,20 @@ class _EventState(Enum):
 class QueuedStatusEvent:
     """A ``StatusEvent``, ended once: by its consumer, by a timeout, or by close."""
 
-    __slots__ = ("_count_late", "_ended", "_error", "_lock", "_state", "accepted", "resync_name", "status")
+    __slots__ = ("_count_late", "_ended", "_final", "accepted", "resync_name", "status")
 
     def __init__(self, resync_name: str, status: ResyncStatus, count_late: Callable[[], None]) -> None:
         self.resync_name = resync_name
         self.status = status
         self._count_late = count_late
         #: Set when a consumer took the event.
-        self.accepted = threading.Event()
-        self._ended = threading.Event()
-        self._lock = threading.Lock()  # guards _state and _error: an acknowledgement and a timeout may race
-        self._state = _EventState.WAITING if status is ResyncStatus.STARTED else _EventState.CLOSED
-        self._error: BaseException | None = None
+        self.accepted = Flag()
+        self._ended = Flag()
+        # State and error: the first entry stays when an acknowledgement and a timeout race. Without a lock, because a
+        # finalizer may acknowledge.
+        self._final: dict[None, tuple[_EventState, BaseException | None]] = {}
+        if status is not ResyncStatus.STARTED:
+            self._final[None] = (_EventState.CLOSED, None)
 
     def ack(self, error: BaseException | None = None) -> bool:
         """See :class:`~datasync.resync.api.StatusEvent`."""
@@ -54,10 +56,9 @@ class QueuedStatusEvent:
 
     def end(self, state: _EventState, error: BaseException | None = None) -> bool:
         """Move on to the final *state*; False when another call did so first."""
-        with self._lock:
-            if self._state is not _EventState.WAITING:
-                return False
-            self._state, self._error = state, error
+        mine = (state, error)
+        if self._final.setdefault(None, mine) is not mine:
+            return False
         self._ended.set()
         self.accepted.set()  # also ends a wait for acceptance
         return True
@@ -66,9 +67,14 @@ class QueuedStatusEvent:
         """Wait for the outcome; after *timeout* seconds abandon the event, unless an acknowledgement was faster."""
         if not self._ended.wait(timeout) and self.end(_EventState.ABANDONED):
             return ResyncOutcome.TIMED_OUT, None
+        _, error = self._final[None]
         if self._state is _EventState.CLOSED:
             return ResyncOutcome.FAILED, ClosedError(f"{self.resync_name!r} was closed during the resync")
-        return (ResyncOutcome.APPLIED if self._error is None else ResyncOutcome.FAILED), self._error
+        return (ResyncOutcome.APPLIED if error is None else ResyncOutcome.FAILED), error
+
+    @property
+    def _state(self) -> _EventState:
+        return self._final.get(None, (_EventState.WAITING, None))[0]
 
     def __repr__(self) -> str:
         return f"<StatusEvent {self.resync_name} {self.status.value}, {self._state.value}>"
@@ -76,6 +82,14 @@ class QueuedStatusEvent:
 
 class StatusQueue(Queue[Any]):
     """A queue that accepts an event when a consumer takes it, and that can withdraw one that no consumer took."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A finalizer may close the registration in the middle of a call of the queue.
+        self.mutex = threading.RLock()  # type: ignore[assignment]
+        self.not_empty = threading.Condition(self.mutex)
+        self.not_full = threading.Condition(self.mutex)
+        self.all_tasks_done = threading.Condition(self.mutex)
 
     # Queue calls this hook under its mutex: an event is either taken or withdrawn, never both.
     def _get(self) -> Any:
@@ -114,7 +128,7 @@ class QueueRegistration:
         self._on_close = on_close
         self._on_late = on_late
         self._guard = ForkGuard(f"the resync registration {resync_name}")
-        self._lock = threading.Lock()  # guards _pending and _closed
+        self._lock = threading.RLock()  # guards _pending and _closed; a finalizer may close in the middle of ask()
         self._pending: QueuedStatusEvent | None = None
         self._closed = False
 
@@ -123,9 +137,9 @@ class QueueRegistration:
         started = time.monotonic()
         event = QueuedStatusEvent(self.resync_name, ResyncStatus.STARTED, self._on_late)
         with self._lock:
+            self._pending = event  # before the look at _closed: close() looks the other way round
             if self._closed:
                 return None
-            self._pending = event
             if self._handler is None:
                 # Under the lock, so that close() finds it on the queue; the queue is unbounded, so this does not block.
                 self.status_queue.put_nowait(event)

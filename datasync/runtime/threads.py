@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import concurrent.futures
-import logging
+import contextlib
 import os
 import threading
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from datasync.errors import ForkedError
+from datasync.runtime.logs import get_logger
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Seconds that ``Worker.close`` waits for its thread.
 CLOSE_TIMEOUT = 2.0
@@ -33,6 +34,42 @@ if hasattr(os, "register_at_fork"):
 def in_main_thread() -> bool:
     """Return True in the thread that ^C interrupts. In other threads no exception of user code may end a worker."""
     return threading.current_thread() is threading.main_thread()
+
+
+class Flag(threading.Event):
+    """An ``Event`` that a finalizer may set, whatever its thread is doing, even waiting for the same flag.
+
+    An ``Event`` takes a lock, which the interrupted code may hold. This one has a gate instead, which is closed while
+    the flag is False, and is opened and passed in single steps.
+
+    Threads: any; one thread clears.
+    """
+
+    def __init__(self) -> None:  # without that of Event: its lock and flag are what this class replaces
+        self._is_set = False
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        self._open()
+
+    def clear(self) -> None:
+        self._is_set = False
+        self._gate.acquire(blocking=False)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        longest = -1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
+        if not self._is_set and self._gate.acquire(timeout=longest):
+            self._open()  # for the next one that waits
+        return self._is_set
+
+    def _open(self) -> None:
+        with contextlib.suppress(RuntimeError):  # another thread has opened it
+            self._gate.release()
 
 
 class ForkGuard:
@@ -130,12 +167,13 @@ class Worker:
     ) -> None:
         self.name = f"datasync-{name}"
         #: Set by ``close``; wait on it instead of sleeping.
-        self.stopping = threading.Event()
+        self.stopping = Flag()
         self._target = target
         self._wake = wake
         self._guard = ForkGuard(f"the worker {self.name}")
-        # Guards _thread during start(): a thread that has not started cannot be joined.
-        self._lock = threading.Lock()
+        # Guards _thread during start(): a thread that has not started cannot be joined. An RLock, because a finalizer
+        # may close the worker in the middle of start(); it is not joined then.
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:

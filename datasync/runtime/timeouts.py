@@ -11,6 +11,8 @@ from datasync.api import DEFAULT_NOTIF_TIMEOUT
 
 #: Seconds after which an unacknowledged event is abandoned.
 ABANDON_TIMEOUT = 60.0
+#: Seconds after which a log line names a subscription that has not acknowledged an event.
+REMIND_TIMEOUT = 5.0
 #: Seconds before the RESYNC that follows a failed event: the first delay, and the longest.
 FAILURE_BACKOFF = (1.0, 300.0)
 
@@ -22,6 +24,8 @@ class Timeouts:
     #: The time that an event waits for room in a full queue; a later acknowledgement is counted as late.
     delivery: float = DEFAULT_NOTIF_TIMEOUT
     abandon: float = ABANDON_TIMEOUT
+    #: After this time without an acknowledgement a WARNING says that ``done`` was not called.
+    remind: float = REMIND_TIMEOUT
     failure_backoff: tuple[float, float] = FAILURE_BACKOFF
     #: Between two attempts to put an event on a full queue.
     full_queue_backoff: tuple[float, float] = (0.005, 0.1)

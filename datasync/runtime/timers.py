@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from datasync.runtime.threads import Worker
+from datasync.runtime.logs import get_logger
+from datasync.runtime.threads import Flag, Worker
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Clock:
@@ -42,31 +43,58 @@ class Timer:
 
     at: float
     _order: int
-    callback: Callable[[], None] | None = field(compare=False)
+    callback: Callable[[], object] | None = field(compare=False)
+
+
+class Alarm:
+    """The one timer of an object: the earliest of the times that it was set to. Threads: the owner's lock."""
+
+    __slots__ = ("_timer", "_timers")
+
+    def __init__(self, timers: Timers) -> None:
+        self._timers = timers
+        self._timer: Timer | None = None
+
+    def set(self, at: float, callback: Callable[[], object]) -> None:
+        """Call *callback* at the time *at*, unless an earlier time is set."""
+        if self._timer is None or at < self._timer.at:
+            self.cancel()
+            self._timer = self._timers.set(at, callback)
+
+    def cancel(self) -> None:
+        """Forget the time, which may have come."""
+        if self._timer is not None:
+            self._timers.cancel(self._timer)
+            self._timer = None
 
 
 class Timers:
     """The timers of *subject*, which the thread is named after.
 
+    Args:
+      lock: The lock of the owner, for owners that call ``set`` and ``cancel`` with it held. With two locks, a finalizer
+        that interrupts the holder of the inner one could wait for the outer one for ever.
+
     Threads: any. ``set`` may be called under a lock that the callbacks take.
     """
 
-    def __init__(self, subject: str, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, subject: str, clock: Clock = SYSTEM_CLOCK, lock: threading.RLock | None = None) -> None:
         self._subject = subject
         self._clock = clock
-        self._lock = threading.Lock()  # guards all below
+        self._lock = lock or threading.RLock()  # guards all below but _noted
+        self._noted: deque[Callable[[], object]] = deque()
         self._heap: list[Timer] = []
         self._cancelled = 0  # of those in the heap
         self._order = itertools.count()
         self._worker: Worker | None = None
         self._closed = False
-        self._wake = threading.Event()
+        self._wake = Flag()
 
     def __len__(self) -> int:
         """Return the number of timers that are kept, which may include a few cancelled ones."""
         return len(self._heap)
 
-    def set(self, at: float, callback: Callable[[], None]) -> Timer:
+    def set(self, at: float, callback: Callable[[], object]) -> Timer:
         """Call *callback* at the time *at* unless the timer is cancelled first."""
         timer = Timer(at, next(self._order), callback)
         with self._lock:
@@ -80,13 +108,19 @@ class Timers:
             self._wake.set()
         return timer
 
+    def soon(self, callback: Callable[[], object]) -> None:
+        """Have the delivery worker call *callback*, for a finalizer that interrupts the holder of the lock."""
+        self._noted.append(callback)
+        if self._worker is None and not self._closed:
+            self._start_locked()
+        self._wake.set()
+
     def _start_locked(self) -> None:
-        worker = Worker(f"syncbase-delivery-{self._subject}", self._run, wake=self._wake.set)
+        self._worker = Worker(f"syncbase-delivery-{self._subject}", self._run, wake=self._wake.set)
         try:
-            worker.start()
+            self._worker.start()
         except RuntimeError:  # the interpreter starts no more threads, as at its end: what need not wait goes on
-            return  # the next timer tries again
-        self._worker = worker
+            self._worker = None  # the next timer tries again
 
     def cancel(self, timer: Timer) -> None:
         """Cancel *timer* and release its callback; without effect once it was called."""
@@ -114,21 +148,22 @@ class Timers:
     def _run(self, worker: Worker) -> None:
         while True:
             self._wake.clear()  # before the flag is read: close() sets the flag and then wakes
-            if worker.stopping.is_set():
-                return
+            stopping = worker.stopping.is_set()
             following, due = self._due()
             for callback in due:
                 try:
                     callback()
                 except Exception:
                     log.exception("a timer of %s failed", self._subject)
+            if stopping and not self._noted:
+                return
             if not due:
                 self._clock.wait(self._wake, following)
 
-    def _due(self) -> tuple[float | None, list[Callable[[], None]]]:
+    def _due(self) -> tuple[float | None, list[Callable[[], object]]]:
         """Return the time of the next timer, and the callbacks that are due."""
         now = self._clock.monotonic()
-        due = []
+        due: list[Callable[[], object]] = []
         with self._lock:
             while self._heap and self._heap[0].at <= now:
                 timer = heapq.heappop(self._heap)
@@ -137,4 +172,6 @@ class Timers:
                     self._cancelled -= 1
                 else:
                     due.append(callback)
+            while self._noted:
+                due.append(self._noted.popleft())
             return (self._heap[0].at if self._heap else None), due

@@ -12,12 +12,14 @@ import logging
 import threading
 from collections.abc import Iterable
 from functools import partial
+from queue import Full
 
+from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import CLOSE_TIMEOUT, in_main_thread
-from datasync.syncbase.core import RegistryCore
+from datasync.syncbase.core import RegistryCore, interrupted
 from datasync.syncbase.events import EventOwner, QueuedChange, QueuedEvent
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def deliver(
@@ -25,7 +27,7 @@ def deliver(
 ) -> None:
     """Put *event* (if given) and its successors, then all that *subscriptions* have ready, one after the other.
 
-    ``core.deferred`` (callbacks, log lines) runs afterwards: no user code runs between two puts. An interrupt (^C, in
+    What was deferred (callbacks, log lines) runs afterwards: no user code runs between two puts. An interrupt (^C, in
     the main thread only) is raised at the end, so that the other subscriptions get their events.
 
     Args:
@@ -46,6 +48,8 @@ def deliver(
                 failure: BaseException | None = None
                 try:
                     if target is not None:
+                        if interrupted(target):  # by a finalizer, which must not wait for the end of the call
+                            raise Full
                         target.put_nowait(event)
                 except BaseException as error:
                     failure = error
@@ -53,7 +57,7 @@ def deliver(
                         raised = raised or error
                 with core.lock:
                     if verbose and failure is None:
-                        core.deferred.append(partial(log.debug, "%s: %r", core.source, event))
+                        core.later(partial(log.debug, "%s: %r", core.source, event))
                     event = owner.after_put_locked(event, target is not None, failure, retry)
                     event = event or _begin_next_locked(remaining, retry)
             core.run_deferred()
@@ -77,7 +81,7 @@ class PutTurn:
 
     __slots__ = ("awaited", "holder", "over")
 
-    def __init__(self, lock: threading.Lock) -> None:
+    def __init__(self, lock: threading.RLock) -> None:
         #: The thread that puts: a new tuple for each put, so that ``is not`` detects the next put. None between puts.
         self.holder: tuple[int] | None = None
         #: Notified at the end of a turn that other threads await.

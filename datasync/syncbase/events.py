@@ -20,7 +20,7 @@ from datasync.syncbase.core import PendingResync, PendingTransaction
 from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.missed_deletes import MissedDeletes
 from datasync.syncbase.prefixes import PrefixTable
-from datasync.syncbase.state import StateEntry
+from datasync.syncbase.state import FrozenState, StateEntry
 
 
 class KVIterator:
@@ -96,6 +96,8 @@ class QueuedEvent:
     put_at: float
     #: True while a late acknowledgement would be counted.
     abandoned: bool = field(default=False, init=False)
+    #: True once a log line has said that ``done`` was not called.
+    reminded: bool = field(default=False, init=False)
 
     @property
     def waiters(self) -> Sequence[PropagationFuture]:
@@ -156,7 +158,7 @@ class QueuedResync(QueuedEvent):
     revision: int
     #: Keys that are gone, with their last known values.
     removed: dict[str, StateKeyVal]
-    _state: Mapping[str, StateEntry]
+    _state: FrozenState
     _prefixes: PrefixTable[None]
     _serializer: Serializer
     _grouped: dict[str, list[str]] | None = field(default=None, init=False)
@@ -166,12 +168,12 @@ class QueuedResync(QueuedEvent):
         return self.pending.waiters
 
     def get_values(self) -> Mapping[str, KVIterator]:
-        """Return every registered prefix with its pairs, each key under the longest prefix that matches.
+        """Return every registered prefix with its pairs in key order, each key under the longest prefix that matches.
 
         Each iterator may be iterated again and again, also after ``done``.
         """
         if self._grouped is None:
-            self._grouped = self._prefixes.grouped(self._state)
+            self._grouped = self._prefixes.grouped(self._state.sorted_keys)
         return {
             prefix: KVIterator(_StatePairs(self._state, keys, self._serializer))
             for prefix, keys in self._grouped.items()

@@ -6,7 +6,6 @@ Source: cn-infra ``datasync/syncbase/done.go``; contract C9.
 from __future__ import annotations
 
 import concurrent.futures
-import logging
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -21,11 +20,12 @@ from datasync.errors import (
     InvalidArgumentError,
     PropagationError,
 )
+from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard, GuardedFuture
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Outcome(NamedTuple):
@@ -118,9 +118,6 @@ class PropagationFuture(GuardedFuture[Outcome]):
     Threads: any.
     """
 
-    _outcome: Outcome
-    _run_deferred: Callable[[], None]
-
     def __init__(self, subject: Callable[[], str], default_timeout: float, guard: ForkGuard) -> None:
         super().__init__(guard)
         if default_timeout is not None and not isinstance(default_timeout, (int, float)):
@@ -128,6 +125,7 @@ class PropagationFuture(GuardedFuture[Outcome]):
         self.default_timeout = default_timeout
         self._subject = subject  # formatted only for an error
         self._made = time.monotonic()
+        self._outcome: Outcome | None = None
         # Guarded by the lock of the registry that made the future, as is collect(); silent() reads it without.
         self._silent: dict[str, AskedSubscription] = {}
         self._failed: dict[str, BaseException] = {}
@@ -147,20 +145,19 @@ class PropagationFuture(GuardedFuture[Outcome]):
 
     def result(self, timeout: float | None = None) -> Outcome:
         """Wait for all acknowledgements, up to *timeout* seconds (``default_timeout`` when None)."""
-        return self._wait(super().result, timeout)
+        return self._wait(GuardedFuture.result, timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the exception that ``result`` would raise; ``DoneTimeout`` is raised."""
-        return self._wait(super().exception, timeout)
+        return self._wait(GuardedFuture.exception, timeout)
 
-    def expect(self, outcome: Outcome, asked: dict[str, AskedSubscription], run_deferred: Callable[[], None]) -> None:
-        """Set the result of success, the subscriptions to wait for, and the function that completes futures.
+    def expect(self, outcome: Outcome, asked: dict[str, AskedSubscription]) -> None:
+        """Set the result of success and the subscriptions to wait for.
 
         Called once, under the registry's lock. The future keeps the dict *asked*.
         """
-        self._outcome = outcome
-        self._run_deferred = run_deferred
         self._silent = asked
+        self._outcome = outcome
 
     def collect(self, name: str, error: BaseException | None) -> bool:
         """Take the acknowledgement of *name*; True when it was the last one. Called under the registry's lock."""
@@ -171,22 +168,29 @@ class PropagationFuture(GuardedFuture[Outcome]):
 
     def finish(self) -> None:
         """Complete the future. Called once, without the lock: callbacks of the user run in here."""
-        if not self._failed:
-            self.set_result(self._outcome)
-        else:
-            self.set_exception(_combine(self._subject(), self._failed))
+        self._complete(self)
 
-    def _wait(self, ask: Callable[[float | None], T], timeout: float | None) -> T:
+    def _complete(self, future: concurrent.futures.Future[Outcome]) -> None:
+        if not self._failed and self._outcome is not None:
+            future.set_result(self._outcome)
+        else:
+            future.set_exception(_combine(self._subject(), self._failed))
+
+    def _wait(self, ask: Callable[[GuardedFuture[Outcome], float | None], T], timeout: float | None) -> T:
         # Infinity is a valid timeout, but more than a lock can wait.
         timeout = min(self.default_timeout if timeout is None else timeout, threading.TIMEOUT_MAX)
         try:
-            return ask(timeout)
+            return ask(self, timeout)
         except concurrent.futures.TimeoutError:
             for one in self._silent.copy().values():
                 one.tick()  # the ``DeliveryTimeout`` of a queue that was full all the time is due at this moment
-            self._run_deferred()  # the completion may wait behind a slow callback of another future
             if self.done():
-                return ask(None)
+                return ask(self, None)
+            if self._outcome is not None and not self._silent:
+                # All have answered, and the thread of the last one is still in a callback of another future.
+                decided: GuardedFuture[Outcome] = GuardedFuture(self._guard)
+                self._complete(decided)
+                return ask(decided, None)
             raise self._too_late(timeout) from None
 
     def _too_late(self, timeout: float) -> DoneTimeout:
@@ -212,19 +216,16 @@ def aggregate_done(futures: Mapping[str, concurrent.futures.Future[None]]) -> co
     """
     combined: concurrent.futures.Future[None] = concurrent.futures.Future()
     combined.set_running_or_notify_cancel()
-    lock = threading.Lock()  # guards the two below
     names = tuple(futures)  # the caller may change the mapping afterwards
-    missing = set(names)
+    missing = list(range(len(names)))  # each answer takes one, and 0 is the last: without a lock, for finalizers
     failed: dict[str, BaseException] = {}
 
     def answered(name: str, future: concurrent.futures.Future[None]) -> None:
-        with lock:
-            error = concurrent.futures.CancelledError() if future.cancelled() else future.exception()
-            if error is not None:
-                failed[name] = error
-            missing.discard(name)
-            if missing:
-                return
+        error = concurrent.futures.CancelledError() if future.cancelled() else future.exception()
+        if error is not None:
+            failed[name] = error
+        if missing.pop() > 0:
+            return
         ordered = {name: failed[name] for name in names if name in failed}
         complete(combined, PropagationError(ordered) if ordered else None)
 

@@ -21,53 +21,66 @@ class MissedDeletes:
       started: False until the subscriber was offered anything at all.
     """
 
-    __slots__ = ("_gone", "_unoffered", "started")
+    __slots__ = ("_gone", "_shared", "_unoffered", "started")
 
     def __init__(self, *, started: bool) -> None:
         self.started = started
         self._gone: dict[str, StateKeyVal] = {}
         self._unoffered: set[str] = set()  # created while a RESYNC was due
+        self._shared = False  # with other subscriptions: copied before the first change
 
     def not_applied(self, changes: Iterable[ChangeResp]) -> None:
         """Note *changes* of an event that was rejected, abandoned, or never put."""
         for change in changes:
             if change.op is Op.DELETE:
-                self._gone[change.key] = _previous(change)
+                self._own()[0][change.key] = _previous(change)
 
     def not_offered(self, changes: Iterable[ChangeResp]) -> None:
         """Note *changes* that became part of a RESYNC that was already due."""
         if not self.started:
             return
+        gone, unoffered = self._own()
         for change in changes:
             if change.op is Op.DELETE:
-                self._lose(_previous(change))
-            elif change.previous is None and change.key not in self._gone:
-                self._unoffered.add(change.key)
+                if change.key in unoffered:
+                    unoffered.discard(change.key)
+                else:
+                    gone[change.key] = _previous(change)
+            elif change.previous is None and change.key not in gone:
+                unoffered.add(change.key)
 
-    def replaced(self, gone: Iterable[StateKeyVal], created: Iterable[str]) -> None:
-        """Note that a new full state removed *gone* and brought *created*."""
-        if self.started:
-            for kv in gone:
-                self._lose(kv)
-            self._unoffered.update(key for key in created if key not in self._gone)
+    def replaced(self, gone: dict[str, StateKeyVal], created: set[str]) -> None:
+        """Note that a new full state removed *gone* and brought *created*. Keeps both, which many may share."""
+        if not self.started:
+            return
+        if not self._gone and not self._unoffered:
+            self._gone, self._unoffered, self._shared = gone, created, True
+            return
+        mine, unoffered = self._own()
+        for key, pair in gone.items():
+            if key in unoffered:
+                unoffered.discard(key)
+            else:
+                mine[key] = pair
+        unoffered.update(key for key in created if key not in mine)
 
     def add(self, later: MissedDeletes) -> None:
         """Add the notes of *later*, which was begun for a RESYNC that could not be put."""
-        self.replaced(later._gone.values(), later._unoffered)
+        self.replaced(later._gone, later._unoffered)
 
     def give_back(self, removed: dict[str, StateKeyVal]) -> None:
         """Take back *removed*, which a RESYNC listed that was not applied."""
-        self._gone = removed | self._gone
+        self._gone = {**removed, **self._gone}
 
     def listed(self, state: Container[str], wanted: Callable[[str], bool]) -> dict[str, StateKeyVal]:
         """Return the pairs to report: gone, not back in *state*, and under a prefix that is still *wanted*."""
         return {key: kv for key, kv in self._gone.items() if key not in state and wanted(key)}
 
-    def _lose(self, kv: StateKeyVal) -> None:
-        if kv.key in self._unoffered:
-            self._unoffered.discard(kv.key)
-        else:
-            self._gone[kv.key] = kv
+    def _own(self) -> tuple[dict[str, StateKeyVal], set[str]]:
+        """Return the notes to change them."""
+        if self._shared:
+            self._gone, self._unoffered, self._shared = self._gone.copy(), self._unoffered.copy(), False
+        return self._gone, self._unoffered
 
 
 def _previous(change: ChangeResp) -> StateKeyVal:

@@ -6,7 +6,9 @@ Source: contract C5.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 ValueT = TypeVar("ValueT")
@@ -65,6 +67,11 @@ class PrefixTable(Generic[ValueT]):
                 found.append(values[head])
         return found
 
+    def matching_prefixes(self, key: str) -> list[str]:
+        """Return all prefixes of *key*, shortest first."""
+        heads = [key[:length] for length in self._ascending if length <= len(key)]
+        return [head for head in heads if head in self._values]
+
     def matching_all(self, keys: Sequence[str]) -> list[ValueT] | None:
         """Return ``matching`` for all *keys* at once; None if the keys may have different prefixes."""
         if not keys:
@@ -78,19 +85,30 @@ class PrefixTable(Generic[ValueT]):
                 return key[:length]
         return None
 
-    def grouped(self, keys: Collection[str]) -> dict[str, list[str]]:
-        """Return every prefix with those of *keys* that have no longer prefix."""
+    def grouped(self, keys: Sequence[str]) -> dict[str, list[str]]:
+        """Return every prefix with those of *keys*, which are sorted, that have no longer prefix.
+
+        The keys of a prefix stand together: a bisection finds them without a look at the other keys.
+        """
         groups: dict[str, list[str]] = {prefix: [] for prefix in self._values}
-        if keys and self._alike(keys):
-            longest = self.longest(next(iter(keys)))
-            if longest is not None:
-                groups[longest] = list(keys)
-            return groups
-        for key in keys:
-            longest = self.longest(key)
-            if longest is not None:
-                groups[longest].append(key)
+        enclosing: list[tuple[str, int]] = []  # the prefixes of the key at *at*, and where their keys end; longest last
+        at = 0
+        for prefix in (*sorted(self._values), None):
+            start = len(keys) if prefix is None else bisect_left(keys, prefix, at)
+            while enclosing and enclosing[-1][1] <= start:
+                name, end = enclosing.pop()
+                groups[name] += keys[at:end]
+                at = end
+            if prefix is not None:
+                if enclosing:
+                    groups[enclosing[-1][0]] += keys[at:start]
+                at, size = start, len(prefix)
+                enclosing.append((prefix, bisect_right(keys, prefix, at, key=itemgetter(slice(size)))))
         return groups
+
+    def any_of(self, keys: Iterable[str]) -> bool:
+        """Return True if one of *keys* has a prefix."""
+        return any(self.longest(key) is not None for key in keys)
 
     def copy(self) -> PrefixTable[ValueT]:
         """Return an independent table with the same content."""

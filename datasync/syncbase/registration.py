@@ -5,6 +5,8 @@ Source: cn-infra ``datasync/syncbase/watcher.go``, ``WatchDataReg``; contract C1
 
 from __future__ import annotations
 
+from functools import partial
+
 from datasync.errors import ClosedError, SubscriptionError
 from datasync.events import ResyncReason
 from datasync.runtime.closing import Closable
@@ -28,37 +30,42 @@ class Registration(Closable):
         """The name given to ``watch``."""
         return self._subscription.name
 
-    def register(self, resync_name: str, key_prefix: str) -> None:
-        """Add *key_prefix*; a RESYNC that includes it follows.
+    def register(self, resync_name: str, key_prefix: str, *more_prefixes: str) -> None:
+        """Add *key_prefix* and *more_prefixes*, all or none; one RESYNC that includes them follows.
 
         Raises:
-          SubscriptionError: *resync_name* is not this subscription's, or it already watches *key_prefix*.
-          InvalidArgumentError: *key_prefix* is not a string.
+          SubscriptionError: *resync_name* is not this subscription's, it already watches a prefix, or one comes twice.
+          InvalidArgumentError: A prefix is not a string.
           ClosedError, ForkedError.
         """
         core, subscription, name = self._core, self._subscription, self._subscription.name
         core.guard.check()
-        check_prefix(key_prefix)
+        core.check_waitable("register()")
+        prefixes = (key_prefix, *more_prefixes)
+        for prefix in prefixes:
+            check_prefix(prefix)
         with core.lock:
             core.check_open()
             if self._router.subscriptions.get(name) is not subscription:
                 raise ClosedError(f"{core.source}: the subscription {name!r} is closed")
             if resync_name != name:
                 raise SubscriptionError(f"{core.source}: this registration is for {name!r}, not {resync_name!r}")
-            self._router.add_prefix_locked(subscription, key_prefix)
+            self._router.add_prefixes_locked(subscription, prefixes)
             subscription.want_resync_locked(ResyncReason.PREFIX)
         deliver(core, (subscription,))
 
     def unregister(self, key_prefix: str) -> None:
         """Remove *key_prefix*; without effect for an unknown one. No event with its keys is put afterwards."""
         self._core.guard.check()
+        if self._core.postpone(partial(self.unregister, key_prefix)):
+            return
         with self._core.lock:
             self._router.remove_prefix_locked(self._subscription, key_prefix)
         self._core.run_deferred()
 
     def close(self) -> None:
         """End the subscription; no event is put afterwards. May be called twice."""
-        if self._core.guard.forked:
+        if self._core.guard.forked or self._core.postpone(self.close):
             return
         with self._core.lock:
             self._router.remove_locked(self._subscription)

@@ -10,16 +10,17 @@ Source: cn-infra ``datasync/syncbase/watcher.go``; contract C1-C11, C18.
 from __future__ import annotations
 
 import contextvars
-import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import Queue
 from typing import Any, cast
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.commits import Batch
-from datasync.errors import ConflictError, NotReadyError, SubscriptionError
+from datasync.errors import NotReadyError, SubscriptionError
 from datasync.events import ChangeValue, KeyVal, ResyncReason
 from datasync.runtime.closing import Closable
+from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard
 from datasync.runtime.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from datasync.runtime.timers import SYSTEM_CLOCK, Clock, Timers
@@ -27,7 +28,7 @@ from datasync.runtime.wording import counted
 from datasync.serializer import Serializer
 from datasync.syncbase.backlog import MAX_BATCH
 from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, StateKeyVal
-from datasync.syncbase.core import PendingResync, RegistryCore
+from datasync.syncbase.core import FullQueues, PendingResync, RegistryCore
 from datasync.syncbase.delivery import deliver
 from datasync.syncbase.futures import Outcome, PropagationFuture
 from datasync.syncbase.prefixes import PrefixTable
@@ -38,7 +39,7 @@ from datasync.syncbase.status import SourceHealth, TransportStatus
 from datasync.syncbase.subscription import Subscription
 from datasync.syncbase.validation import captured, check_watch, payloads
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Seconds that a caller waits for the acknowledgements of a resync.
 RESYNC_DONE_TIMEOUT = 5.0
@@ -72,7 +73,10 @@ class Registry(Closable):
     ) -> None:
         self.name = name
         self._guard = ForkGuard(f"the registry {name!r}")
-        self._state = PrevRevisions(serializer or DEFAULT_SERIALIZER)
+        timeouts = timeouts or DEFAULT_TIMEOUTS
+        self._lock = lock = threading.RLock()  # guards the state, the router, the timers, the health and the observers
+        timers = Timers(name, clock, lock)
+        self._state = PrevRevisions(serializer or DEFAULT_SERIALIZER, lock)
         self._health = SourceHealth(ready=not sourced, now=clock.monotonic)
         self._core = RegistryCore(
             source=name,
@@ -80,11 +84,12 @@ class Registry(Closable):
             sourced=sourced,
             health=self._health,
             guard=self._guard,
-            timers=Timers(name, clock),
-            timeouts=timeouts or DEFAULT_TIMEOUTS,
+            timers=timers,
+            timeouts=timeouts,
             now=clock.monotonic,
+            lock=lock,
+            full_queues=FullQueues(lock, timers, timeouts, clock.monotonic),
         )
-        self._lock = self._core.lock  # guards the state, the router, the health and the observers
         self._router = Router(self._core)
         self._observers: tuple[Observer, ...] = ()
 
@@ -112,39 +117,51 @@ class Registry(Closable):
         """
         self._guard.check()
         check_watch(resync_name, change_queue, resync_queue, key_prefixes, in_flight)
+        self._core.check_waitable("watch()")
+        resync = PendingResync(ResyncReason.INITIAL, held=wait_for_resync)
         with self._lock:
             self._core.check_open()
             if resync_name in self._router.subscriptions:
                 raise SubscriptionError(f"{self.name}: the subscription {resync_name!r} already exists")
+            # Without a reader a subscription whose keys are all unknown gets no first RESYNC.
+            resync.undecided = not self._core.sourced and not wait_for_resync
             subscription = Subscription(
-                self._core,
-                resync_name,
-                change_queue,
-                resync_queue,
-                key_prefixes,
-                in_flight=in_flight,
-                resync=self._first_resync_locked(key_prefixes, wait_for_resync),
+                self._core, resync_name, change_queue, resync_queue, key_prefixes, in_flight=in_flight, resync=resync
             )
             self._router.add_locked(subscription)
-        log.info("%s: %r watches %s", self.name, resync_name, counted(len(key_prefixes), "prefix", "prefixes"))
-        deliver(self._core, (subscription,))
-        return Registration(self._core, self._router, subscription)
+            keys = self._state.list_keys() if resync.undecided else []
+        registration = Registration(self._core, self._router, subscription)
+        try:
+            if resync.undecided:  # the search is long: not under the lock, which it would hold for all keys
+                needed = PrefixTable.of(key_prefixes).any_of(keys)
+                with self._lock:
+                    subscription.decide_first_locked(needed)
+            log.info("%s: %r watches %s", self.name, resync_name, counted(len(key_prefixes), "prefix", "prefixes"))
+            deliver(self._core, (subscription,))
+        except BaseException:  # ^C: without the registration the caller could not close it, and the name stayed taken
+            registration.close()
+            raise
+        return registration
 
     def request_resync(
         self, resync_name: str, *, ctx: contextvars.Context | None = None, timeout: float = RESYNC_DONE_TIMEOUT
     ) -> PropagationFuture:
         """Make a RESYNC with the last known state due for one subscription. Raises ``SubscriptionError``."""
         self._guard.check()
+        context = captured(ctx)
         future = PropagationFuture(lambda: f"{self.name}: resync of {resync_name!r}", timeout, self._guard)
-        with self._lock:
-            self._core.check_open()
-            subscription = self._router.subscriptions.get(resync_name)
-            if subscription is None:
-                raise SubscriptionError(f"{self.name}: the subscription {resync_name!r} does not exist")
-            future.expect(Outcome(self._state.revision), {resync_name: subscription}, self._core.run_deferred)
-            subscription.want_resync_locked(ResyncReason.REQUESTED, future, captured(ctx))
-        deliver(self._core, (subscription,))
-        return future
+
+        def apply() -> None:
+            with self._lock:
+                self._core.check_open()
+                subscription = self._router.subscriptions.get(resync_name)
+                if subscription is None:
+                    raise SubscriptionError(f"{self.name}: the subscription {resync_name!r} does not exist")
+                future.expect(Outcome(self._state.revision), {resync_name: subscription})
+                subscription.want_resync_locked(ResyncReason.REQUESTED, future, context)
+            deliver(self._core, (subscription,))
+
+        return self._core.submit(future, apply)
 
     # Changes from callers.
 
@@ -176,6 +193,7 @@ class Registry(Closable):
         Threads: any; no lock is held while waiting.
         Source: cn-infra ``Registry.PropagateChanges``; contract C4, C9.
         """
+        self._core.check_waitable("propagate_changes()")
         return self.submit_changes(changes, ctx=ctx, timeout=timeout).result()
 
     def submit_changes(
@@ -204,24 +222,27 @@ class Registry(Closable):
         future = PropagationFuture(
             lambda: f"{self.name}: transaction of {counted(size, 'change')}, first key {first!r}", timeout, self._guard
         )
-        with self._lock:
-            self._core.check_open()
-            if expected is not None:
-                self._check_expected_locked(expected)
-            if only_watched:
-                self._router.check_watched_locked(changes)
-            applied, ignored = self._state.apply(ops, revision)
-            at = self._state.revision
-            self._notify_observers_locked(at, applied)
-            deliveries, unwatched = self._router.route_locked(applied, future, context)
-            outcome = Outcome(at, tuple(ignored), tuple(unwatched))
-            future.expect(outcome, {one.name: one for one in deliveries}, self._core.run_deferred)
-            for subscription, transaction in deliveries.items():
-                subscription.accept_locked(transaction)
-        if not deliveries:
-            future.finish()
-        deliver(self._core, deliveries)
-        return future
+
+        def apply() -> None:
+            with self._lock:
+                self._core.check_open()
+                if expected is not None:
+                    self._state.check(expected, self.name)
+                if only_watched:
+                    self._router.check_watched_locked(changes)
+                applied, ignored = self._state.apply(ops, revision)
+                at = self._state.revision
+                self._notify_observers_locked(at, applied)
+                deliveries, unwatched = self._router.route_locked(applied, future, context)
+                outcome = Outcome(at, tuple(ignored), tuple(unwatched))
+                future.expect(outcome, {one.name: one for one in deliveries})
+                for subscription, transaction in deliveries.items():
+                    subscription.accept_locked(transaction)
+            if not deliveries:
+                future.finish()
+            deliver(self._core, deliveries)
+
+        return self._core.submit(future, apply)
 
     def propagate_resync(
         self,
@@ -243,6 +264,7 @@ class Registry(Closable):
 
         Source: cn-infra ``Registry.PropagateResync``; contract C2, C7, C9.
         """
+        self._core.check_waitable("propagate_resync()")
         return self.submit_resync(values, ctx=ctx, timeout=timeout, reason=reason).result()
 
     def submit_resync(
@@ -259,17 +281,20 @@ class Registry(Closable):
         context = captured(ctx)
         size = len(pairs)
         future = PropagationFuture(lambda: f"{self.name}: resync of {counted(size, 'key')}", timeout, self._guard)
-        with self._lock:
-            self._core.check_open()
-            revision = max(wanted, self._state.revision + 1)
-            entries: dict[str, StateEntry] = {key: (revision, value) for key, value in pairs if value is not None}
-            future.expect(Outcome(revision), dict(self._router.subscriptions), self._core.run_deferred)
-            self._replace_locked(entries, revision, reason, future, context)
-            subscriptions = list(self._router.subscriptions.values())
-        if not subscriptions:
-            future.finish()
-        deliver(self._core, subscriptions)
-        return future
+
+        def apply() -> None:
+            with self._lock:
+                self._core.check_open()
+                revision = max(wanted, self._state.revision + 1)
+                entries: dict[str, StateEntry] = {key: (revision, value) for key, value in pairs if value is not None}
+                future.expect(Outcome(revision), dict(self._router.subscriptions))
+                self._replace_locked(entries, revision, reason, future, context)
+                subscriptions = list(self._router.subscriptions.values())
+            if not subscriptions:
+                future.finish()
+            deliver(self._core, subscriptions)
+
+        return self._core.submit(future, apply)
 
     # Changes from a reader.
 
@@ -322,14 +347,20 @@ class Registry(Closable):
     def items(self, prefix: str = "") -> list[StateKeyVal]:
         """Return the last known pairs under *prefix*, all of one moment."""
         self._guard.check()
-        return list(self._pairs(self._state.freeze(), prefix))
+        return list(self._state.pairs(self._state.freeze(), prefix))
 
     def snapshot(self, prefix: str = "") -> tuple[int, Iterator[StateKeyVal]]:
         """Return the current revision, and the pairs under *prefix* at it. They are made lazily, while you iterate."""
         self._guard.check()
         with self._lock:
             revision, state = self._state.revision, self._state.freeze()
-        return revision, self._pairs(state, prefix)
+        return revision, self._state.pairs(state, prefix)
+
+    def watches(self, key: str) -> bool:
+        """Return True if a subscription watches *key*."""
+        self._guard.check()
+        with self._lock:
+            return self._router.watches_locked(key)
 
     def observe(self, observer: Observer) -> None:
         """Call *observer* for every transaction from now on, in order, before any subscriber receives it.
@@ -372,6 +403,7 @@ class Registry(Closable):
           ClosedError, ForkedError.
         """
         self._guard.check()
+        self._core.check_waitable("wait_ready()")
         self._health.released.wait(timeout)
         with self._lock:
             self._core.check_open()
@@ -382,7 +414,7 @@ class Registry(Closable):
 
     def close(self) -> None:
         """Close all subscriptions and the delivery worker; waiting callers get ``ClosedError``. May be called twice."""
-        if self._guard.forked:
+        if self._guard.forked or self._core.postpone(self.close):
             return
         with self._lock:
             self._health.closed = True
@@ -392,29 +424,11 @@ class Registry(Closable):
         self._core.run_deferred()
         self._core.timers.close()
 
-    def _pairs(self, state: Mapping[str, StateEntry], prefix: str) -> Iterator[StateKeyVal]:
-        return (self._state.view(key, entry) for key, entry in state.items() if key.startswith(prefix))
-
     # Under the lock.
-
-    def _check_expected_locked(self, expected: Mapping[str, int]) -> None:
-        for key, revision in expected.items():
-            pair = self._state.get(key)
-            found = 0 if pair is None else pair.revision
-            if found != revision:
-                raise ConflictError(f"{self.name}: {key!r} has revision {found}, not {revision}")
 
     def _notify_observers_locked(self, revision: int, changes: Sequence[ChangeResp] | None) -> None:
         for observer in self._observers:
             observer(revision, changes)
-
-    def _first_resync_locked(self, prefixes: Sequence[str], held: bool) -> PendingResync | None:
-        """Return the first RESYNC of a subscription. Without a reader: None if no known key matches."""
-        if not self._core.sourced and not held:
-            table = PrefixTable.of(prefixes)
-            if all(table.longest(key) is None for key in self._state.freeze()):
-                return None
-        return PendingResync(ResyncReason.INITIAL, held=held)
 
     def _replace_locked(
         self,
@@ -426,9 +440,9 @@ class Registry(Closable):
     ) -> None:
         before = self._state.replace(entries, revision)
         self._notify_observers_locked(revision, None)
-        gone = [self._state.view(key, entry) for key, entry in before.items() if key not in entries]
+        gone = {key: self._state.view(key, entry) for key, entry in before.items() if key not in entries}
         created = [key for key in entries if key not in before]
         self._health.ready = True
         for subscription in self._router.subscriptions.values():
             subscription.want_resync_locked(reason, waiter, context)
-            subscription.replaced_locked(gone, created)
+        self._router.replaced_locked(gone, created)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from datasync.errors import ConflictError
 from datasync.runtime.wording import counted
 from datasync.serializer import Serializer
 from datasync.syncbase.change import DEFAULT_SERIALIZER, DELETE, PUT, ChangeResp, Payload, StateKeyVal, new_change_resp
@@ -20,7 +21,16 @@ StateEntry = tuple[int, Payload]
 class FrozenState(dict[str, StateEntry]):
     """An immutable copy of the state; a class of its own because a plain dict does not support weak references."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "_sorted")
+
+    @property
+    def sorted_keys(self) -> list[str]:
+        """All keys in order, sorted once for everything that reads this state."""
+        try:
+            return self._sorted
+        except AttributeError:
+            self._sorted: list[str] = sorted(self)
+            return self._sorted
 
     def __repr__(self) -> str:
         return f"<state of {counted(len(self), 'key')}>"
@@ -31,14 +41,15 @@ class PrevRevisions:
 
     Args:
       serializer: Decodes values that are bytes.
+      lock: The lock of the registry. A lock of its own would be a second one that a finalizer can interrupt.
 
     Threads: any.
     """
 
-    def __init__(self, serializer: Serializer = DEFAULT_SERIALIZER) -> None:
+    def __init__(self, serializer: Serializer = DEFAULT_SERIALIZER, lock: threading.RLock | None = None) -> None:
         self.serializer = serializer
         # Guards the three below, so that readers see a transaction whole or not at all.
-        self._lock = threading.Lock()
+        self._lock = lock or threading.RLock()
         self._entries: dict[str, StateEntry] = {}
         self._revision = 0
         # The last copy made by freeze(), as long as it is in use.
@@ -57,6 +68,14 @@ class PrevRevisions:
         entry = self._entries.get(key)
         return None if entry is None else self.view(key, entry)
 
+    def check(self, expected: Mapping[str, int], source: str) -> None:
+        """Raise ``ConflictError`` unless each key has its *expected* revision, 0 for a key that must not exist."""
+        for key, revision in expected.items():
+            entry = self._entries.get(key)
+            found = 0 if entry is None else entry[0]
+            if found != revision:
+                raise ConflictError(f"{source}: {key!r} has revision {found}, not {revision}")
+
     def put(self, key: str, value: Payload) -> tuple[StateKeyVal | None, int]:
         """Set *key* at the next revision; return the previous pair and that revision."""
         return self.put_with_revision(key, value, 0)
@@ -73,7 +92,8 @@ class PrevRevisions:
 
     def list_keys(self) -> list[str]:
         """Return all keys."""
-        return list(self.freeze())
+        with self._lock:
+            return list(self._entries)
 
     def cleanup(self) -> None:
         """Delete every key; the revision stays."""
@@ -135,6 +155,10 @@ class PrevRevisions:
     def view(self, key: str, entry: StateEntry) -> StateKeyVal:
         """Return *entry* as subscribers receive it."""
         return StateKeyVal(key, entry[0], entry[1], self.serializer)
+
+    def pairs(self, state: FrozenState, prefix: str) -> Iterator[StateKeyVal]:
+        """Return the pairs under *prefix* in *state*, made lazily."""
+        return (self.view(key, entry) for key, entry in state.items() if key.startswith(prefix))
 
     def _before(self, changes: Sequence[ChangeResp]) -> StateKeyVal | None:
         if not changes or changes[0].previous is None:

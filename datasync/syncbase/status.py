@@ -5,13 +5,13 @@ Source: contract C18.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 from datasync.events import ResyncReason
+from datasync.runtime.threads import Flag
 
 
 class TransportState(str, Enum):
@@ -37,6 +37,15 @@ class SubscriptionState(str, Enum):
     FAILING = "failing"
     #: The first RESYNC was not put yet.
     WAITING = "waiting"
+
+    @classmethod
+    def of(cls, started: bool, behind: bool, last_error: BaseException | None) -> SubscriptionState:
+        """Return the state of a subscription that *started* with its first RESYNC, or not yet."""
+        if not started:
+            return cls.WAITING
+        if last_error is not None:
+            return cls.FAILING
+        return cls.LAGGING if behind else cls.SYNCED
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +100,7 @@ class SourceHealth:
         #: RESYNCs of subscriptions that were closed, by reason.
         self.resyncs: Counter[ResyncReason] = Counter()
         #: Set once the source was read, or the registry was closed.
-        self.released = threading.Event()
+        self.released = Flag()
         if ready:
             self.released.set()
         self._now = now

@@ -6,20 +6,21 @@ Source: contract C2-C5, C7-C11.
 from __future__ import annotations
 
 import contextvars
-import logging
 import queue
 import threading
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout
 from datasync.events import ResyncReason
 from datasync.runtime.backoff import Backoff
-from datasync.runtime.timers import Timer
+from datasync.runtime.logs import get_logger
+from datasync.runtime.timers import Alarm
 from datasync.syncbase.backlog import MAX_PENDING, Backlog
 from datasync.syncbase.change import StateKeyVal
-from datasync.syncbase.core import PendingResync, PendingTransaction, RegistryCore
+from datasync.syncbase.core import PendingResync, PendingTransaction, RegistryCore, has_room
 from datasync.syncbase.delivery import PutTurn, deliver
 from datasync.syncbase.events import QueuedChange, QueuedEvent, QueuedResync
 from datasync.syncbase.futures import PropagationFuture, check_answer
@@ -27,10 +28,7 @@ from datasync.syncbase.missed_deletes import MissedDeletes
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.status import SubscriptionState, SubscriptionStatus
 
-log = logging.getLogger(__name__)
-
-#: Reasons about the source, which replace a reason about the subscription.
-_SOURCE_REASONS = {ResyncReason.COMPACTED, ResyncReason.RECONNECTED, ResyncReason.REWOUND}
+log = get_logger(__name__)
 
 
 class Subscription:
@@ -39,9 +37,9 @@ class Subscription:
     # Slots, because a change may go out to thousands of subscriptions.
     # fmt: off
     __slots__ = (
-        "_abandon", "_backlog", "_closed", "_core", "_failed", "_failure_backoff", "_full_backoff", "_full_since",
-        "_in_flight", "_last_error", "_late_count", "_max_in_flight", "_missed", "_now", "_ok", "_resync",
-        "_resync_in_flight", "_resyncs", "_timeouts", "_timer", "_turn", "change_queue", "name", "prefixes",
+        "_abandon", "_alarm", "_backlog", "_closed", "_core", "_failed", "_failure_backoff", "_full_since",
+        "_in_flight", "_last_error", "_late_count", "_max_in_flight", "_missed", "_now", "_ok", "_remind", "_resync",
+        "_resync_in_flight", "_resyncs", "_timeouts", "_turn", "change_queue", "name", "prefixes",
         "resync_queue", "source",
     )
     # fmt: on
@@ -60,12 +58,10 @@ class Subscription:
         self.name = name
         self.source = core.source
         self.prefixes: PrefixTable[None] = PrefixTable.of(prefixes)
-        self.change_queue = change_queue
-        self.resync_queue = resync_queue
-        self._core = core
-        self._now = core.now
+        self.change_queue, self.resync_queue = change_queue, resync_queue
+        self._core, self._now = core, core.now
         self._timeouts = core.timeouts
-        self._abandon = core.timeouts.abandon
+        self._abandon, self._remind = core.timeouts.abandon, min(core.timeouts.remind, core.timeouts.abandon)
         self._max_in_flight = in_flight
         self._closed = False
 
@@ -77,9 +73,8 @@ class Subscription:
 
         self._turn = PutTurn(core.lock)
         self._full_since: float | None = None
-        self._full_backoff = Backoff(*core.timeouts.full_queue_backoff, spread=(1.0, 1.0))
         self._failure_backoff = Backoff(*core.timeouts.failure_backoff, spread=(1.0, 1.5))
-        self._timer: Timer | None = None
+        self._alarm = Alarm(core.timers)
 
         self._ok = self._failed = self._late_count = 0
         self._resyncs: Counter[ResyncReason] = Counter()
@@ -93,9 +88,10 @@ class Subscription:
     def accept_locked(self, transaction: PendingTransaction) -> None:
         """Take a transaction. While a RESYNC is due, that covers it, and its caller waits for the RESYNC."""
         if self._resync is not None:
+            self._resync.undecided = False
             self._missed.not_offered(transaction.changes)
             if transaction.waiter is not None:
-                self._resync.waiters.append(transaction.waiter)
+                self._join_locked(self._resync, transaction.waiter)
                 if len(self._resync.waiters) > MAX_PENDING:
                     self._overflow_locked(f"{len(self._resync.waiters)} callers are waiting")
             return
@@ -118,19 +114,33 @@ class Subscription:
             for transaction in self._backlog:
                 self._missed.not_applied(transaction.changes)
             resync.waiters += self._backlog.drop_all()
-        elif self._missed.started:  # the first RESYNC stays INITIAL
-            resync.reason = _stronger(resync.reason, reason)
+        else:
+            resync.strengthen(reason)
+        resync.undecided = False
         if reason is ResyncReason.REQUESTED:
             resync.held = False
             resync.not_before = 0.0  # an explicit request does not wait: the backoff is against loops
         resync.context = resync.context if context is None else context
         if waiter is not None:
-            resync.waiters.append(waiter)
+            self._join_locked(resync, waiter)
 
-    def replaced_locked(self, gone: Iterable[StateKeyVal], created: Iterable[str]) -> None:
+    def _join_locked(self, resync: PendingResync, waiter: PropagationFuture) -> None:
+        if self._full_since is not None and not resync.waiters:  # nobody has waited for room so far
+            self._full_since = self._now()
+            self._alarm.set(self._full_since + self._timeouts.delivery, self.tick)
+        resync.waiters.append(waiter)
+
+    def replaced_locked(self, gone: dict[str, StateKeyVal], created: set[str]) -> None:
         """Note the keys that a new full state removed and created. Call it after ``want_resync_locked``."""
-        if self._missed.started:  # a subscriber that was offered nothing has nothing to miss
-            self._missed.replaced([kv for kv in gone if kv.key in self], [key for key in created if key in self])
+        self._missed.replaced(gone, created)
+
+    def decide_first_locked(self, needed: bool) -> None:
+        """Make the first RESYNC due, or drop it. Without effect if something has joined it meanwhile."""
+        if self._resync is not None and self._resync.undecided:
+            self._resync.undecided = False
+            if not needed:
+                self._resync = None
+                self._missed.started = True
 
     def drop_prefix_locked(self, prefix: str) -> None:
         """Drop *prefix* and every pending change that no other prefix matches. May release the lock meanwhile.
@@ -150,7 +160,8 @@ class Subscription:
             return
         self._closed = True
         self._full_since = None
-        self._cancel_timer_locked()
+        self._core.full_queues.leave_locked(self, self.change_queue, self.resync_queue)
+        self._alarm.cancel()
         waiters = [waiter for event in self._in_flight for waiter in event.waiters]
         waiters += self._backlog.drop_all()
         if self._resync is not None:
@@ -162,18 +173,10 @@ class Subscription:
 
     def status_locked(self) -> SubscriptionStatus:
         """Return the status (C18)."""
-        now = self._now()
-        slow = any(now - event.put_at > self._timeouts.delivery for event in self._in_flight)
-        if not self._missed.started:
-            state = SubscriptionState.WAITING
-        elif self._last_error is not None:
-            state = SubscriptionState.FAILING
-        elif self._resync is not None or self._backlog or slow:
-            state = SubscriptionState.LAGGING
-        else:
-            state = SubscriptionState.SYNCED
+        slow = any(self._now() - event.put_at > self._timeouts.delivery for event in self._in_flight)
+        behind = slow or bool(self._backlog) or self._resync is not None
         return SubscriptionStatus(
-            state=state,
+            state=SubscriptionState.of(self._missed.started, behind, self._last_error),
             prefixes=tuple(self.prefixes),
             pending=self._backlog.change_count,
             in_flight=len(self._in_flight),
@@ -186,18 +189,20 @@ class Subscription:
 
     # Acknowledgements and retries, without the lock.
 
-    def settle(self, event: QueuedEvent, error: BaseException | None, *, abandoned: bool = False) -> bool:
+    def settle(self, event: QueuedEvent, error: BaseException | None) -> bool:
         """Take the acknowledgement of *event*, then put what may follow. Return False if it was acknowledged before."""
         check_answer(error)
         self._core.guard.check()
+        if self._core.postpone(partial(self.settle, event, error)):
+            return event in self._in_flight
         with self._core.lock:
-            first = self._settle_locked(event, error, abandoned)
-            if first and error is not None and not abandoned:
+            first = self._settle_locked(event, error)
+            if first and error is not None:
                 self._warn_locked(f"{event!r} was rejected with {type(error).__name__}")
             full = self._full_since is not None
             following = None if full else self.begin_locked()
         if full:
-            self._retry()  # the subscriber that acknowledges has made room
+            self._retry_if_room()  # the subscriber that acknowledges has made room
         else:
             deliver(self._core, (), following, retry=True)
         return first
@@ -230,40 +235,44 @@ class Subscription:
 
     def tick(self) -> None:
         """Do what has become due. Called by the delivery worker, or by ``PropagationFuture`` when its timeout ends."""
-        if self._core.guard.forked:  # after os.fork() the lock may never be released
+        if self._core.guard.forked or self._core.postpone(self.tick):  # after os.fork() the lock may never be released
             return
         with self._core.lock:
             if self._closed:
                 return
-            self._cancel_timer_locked()
+            self._alarm.cancel()
             now = self._now()
-            overdue = [event for event in self._in_flight if event.put_at + self._abandon <= now]
-            if self._full_since is not None and now - self._full_since >= self._timeouts.delivery:
+            for event in list(self._in_flight):
+                self._remind_locked(event, now - event.put_at)
+            if (
+                self._full_since is not None
+                and self._losing_locked()
+                and now - self._full_since >= self._timeouts.delivery
+            ):
                 self._overflow_locked(f"its queue was full for {self._timeouts.delivery:.1f} s")
             if self._in_flight:
-                self._set_timer_locked(min(event.put_at for event in self._in_flight) + self._abandon)
-        for event in overdue:
+                following = (e.put_at + (self._abandon if e.reminded else self._remind) for e in self._in_flight)
+                self._alarm.set(min(following), self.tick)
+        self._retry_if_room()
+
+    def _remind_locked(self, event: QueuedEvent, seconds: float) -> None:
+        """Say that *event* is not acknowledged after *seconds*, or abandon it, if it is time."""
+        if seconds >= self._abandon:
             message = f"{event!r} was abandoned: done was not called within {self._abandon:.0f} s"
-            log.warning("%s: %s", self.source, message)
-            self.settle(event, DoneTimeout(message, (self.name,)), abandoned=True)
-        self._retry()
+            self._warn_locked(message)
+            self._settle_locked(event, DoneTimeout(message, (self.name,)), abandoned=True)
+        elif seconds >= self._remind and not event.reminded:
+            event.reminded = True
+            self._warn_locked(f"{event!r} was taken or waits since {seconds:.0f} s, and done was not called yet")
 
-    def _retry(self) -> None:
-        deliver(self._core, () if self._still_full() else (self,), retry=True)
+    def retry(self) -> None:
+        """See :class:`~datasync.syncbase.core.WaitsForRoom`."""
+        deliver(self._core, (self,), retry=True)
 
-    def _still_full(self) -> bool:
-        """Return True if the queue is still full; then also schedule a retry. Without the lock: may be outdated."""
-        if self._full_since is None:
-            return False
+    def _retry_if_room(self) -> None:
         target = self.change_queue if self._resync is None else self.resync_queue
-        try:
-            if target is None or not target.full():
-                return False
-        except Exception:  # a queue class without a working ``full()``
-            return False
-        with self._core.lock:
-            self._retry_later_locked()
-        return True
+        full = self._full_since is not None and target is not None and not has_room(target)
+        deliver(self._core, () if full else (self,), retry=True)  # without the lock: may be outdated
 
     # Delivery, under the lock.
 
@@ -277,11 +286,11 @@ class Subscription:
             return None
         event: QueuedEvent
         if self._resync is not None:
-            if self._in_flight or self._resync.held or not self._core.health.ready:
+            if self._in_flight or self._resync.held or self._resync.undecided or not self._core.health.ready:
                 return None
             now = self._now()
             if self._resync.not_before > now:
-                self._set_timer_locked(self._resync.not_before)
+                self._alarm.set(self._resync.not_before, self.tick)
                 return None
             event = self._make_resync_locked(self._resync, now)
         elif self._backlog and not self._resync_in_flight and len(self._in_flight) < self._max_in_flight:
@@ -294,7 +303,7 @@ class Subscription:
         else:
             return None
         self._in_flight[event] = None
-        self._set_timer_locked(now + self._abandon)
+        self._alarm.set(now + self._remind, self.tick)
         self._turn.holder = (threading.get_ident(),)
         return event
 
@@ -345,6 +354,8 @@ class Subscription:
         if event not in self._in_flight:
             return  # closed meanwhile
         del self._in_flight[event]
+        if not self._in_flight:
+            self._alarm.cancel()  # a look at the queue costs nothing for each subscription that waits
         if isinstance(event, QueuedResync):
             self._resync_in_flight = False
             self._resyncs[event.reason] -= 1
@@ -356,11 +367,12 @@ class Subscription:
                 for transaction in self._backlog:
                     self._missed.not_applied(transaction.changes)
                 self._resync.waiters += self._backlog.drop_all()
-        if self._backlog or self._resync is not None:
-            if self._full_since is None:
-                self._full_since = self._now()
-                self._full_backoff.reset()
-            self._retry_later_locked()
+        target = self.change_queue if isinstance(event, QueuedChange) else self.resync_queue
+        if target is not None and (self._backlog or self._resync is not None):
+            self._core.full_queues.wait_locked(target, self)
+            self._full_since = self._full_since or self._now()
+            if self._losing_locked():
+                self._alarm.set(self._full_since + self._timeouts.delivery, self.tick)
 
     def _take_back_resync_locked(self, event: QueuedResync) -> None:
         """Make *event* pending again, together with everything that came during its put."""
@@ -371,14 +383,11 @@ class Subscription:
         event.pending.waiters += self._backlog.drop_all()
         self._missed.add(later)
         if newer is not None:
-            event.pending.waiters += newer.waiters
-            event.pending.context = event.pending.context if newer.context is None else newer.context
-            if self._missed.started:  # the first RESYNC stays INITIAL
-                event.pending.reason = _stronger(event.pending.reason, newer.reason)
+            event.pending.join(newer)
 
-    def _retry_later_locked(self) -> None:
-        since = self._full_since or 0.0
-        self._set_timer_locked(min(self._now() + self._full_backoff.next(), since + self._timeouts.delivery))
+    def _losing_locked(self) -> bool:
+        """Return True if a full queue delays more than a RESYNC that no caller waits for."""
+        return bool(self._backlog) or (self._resync is not None and bool(self._resync.waiters))
 
     def _overflow_locked(self, cause: str) -> None:
         """Replace the backlog with one RESYNC, and fail the callers waiting for it with ``DeliveryTimeout``."""
@@ -418,22 +427,7 @@ class Subscription:
     def _report_locked(self, waiters: Iterable[PropagationFuture], error: BaseException | None) -> None:
         for waiter in waiters:
             if waiter.collect(self.name, error):
-                self._core.deferred.append(waiter.finish)
+                self._core.later(waiter.finish)
 
     def _warn_locked(self, message: str) -> None:
-        self._core.deferred.append(lambda: log.warning("%s: %s", self.source, message))
-
-    def _set_timer_locked(self, at: float) -> None:
-        if self._timer is None or at < self._timer.at:
-            self._cancel_timer_locked()
-            self._timer = self._core.timers.set(at, self.tick)
-
-    def _cancel_timer_locked(self) -> None:
-        if self._timer is not None:
-            self._core.timers.cancel(self._timer)
-            self._timer = None
-
-
-def _stronger(reason: ResyncReason, later: ResyncReason) -> ResyncReason:
-    """Return the reason to report: REWOUND wins; then the later reason about the source; then the earlier reason."""
-    return later if later in _SOURCE_REASONS and reason is not ResyncReason.REWOUND else reason
+        self._core.later(lambda: log.warning("%s: %s", self.source, message))

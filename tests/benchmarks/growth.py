@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from tests.benchmarks import etcd, local, memory
+from tests.benchmarks import crowd, etcd, local, memory
 from tests.benchmarks.harness import Bench, Row, Sides, measure
 
 
@@ -95,6 +95,7 @@ def table(grown: Grown) -> str:
 
 
 KEYS = (1_000, 10_000, 100_000, 1_000_000)
+MANY = (10, 100, 1_000)
 
 CURVES = [
     Curve(
@@ -136,6 +137,66 @@ CURVES = [
         KEYS,
         lambda size: memory.bytes_per_key(1.0, size),
         "registry-bytes-per-key",
+        repeats=3,
+    ),
+    Curve(
+        "replaced",
+        "subscriptions, a folder each",
+        "µs per resync of 20,000 other keys",
+        "a dict of the keys",
+        MANY,
+        crowd.replaced,
+        "crowd-replaced",
+        repeats=3,
+    ),
+    Curve(
+        "replaced-shared",
+        "subscriptions to all keys",
+        "µs per resync of 20,000 other keys",
+        "a dict of the keys",
+        (1, 10, 100),
+        lambda size: crowd.replaced(size, shared=True),
+        "crowd-replaced",
+        repeats=3,
+    ),
+    Curve(
+        "joined",
+        "keys in the registry, none for the subscription",
+        "µs per key of a watch",
+        "a dict of the keys",
+        (1_000, 10_000, 100_000, 300_000),
+        crowd.joined,
+        "crowd-joined",
+        repeats=5,
+    ),
+    Curve(
+        "left",
+        "subscriptions of one prefix",
+        "µs per watch and close",
+        "a dict of the subscriptions",
+        (100, 1_000, 10_000),
+        crowd.left,
+        "crowd-left",
+        repeats=3,
+    ),
+    Curve(
+        "grouped",
+        "subscriptions, a folder each",
+        "µs per get_values of 20,000 keys",
+        "a dict of the subscriptions",
+        MANY,
+        crowd.grouped,
+        "crowd-grouped",
+        repeats=3,
+    ),
+    Curve(
+        "looked-up",
+        "subscriptions, a folder each",
+        "µs per key that nobody watches",
+        "a dict of the subscriptions",
+        (10, 100, 1_000, 10_000),
+        crowd.looked_up,
+        "crowd-looked-up",
         repeats=3,
     ),
 ]

@@ -177,7 +177,7 @@ class Asked:
 def answered(*answers: tuple[str, BaseException | None], extra: str = "") -> PropagationFuture:
     future = PropagationFuture(lambda: "the transaction", 0.01, ForkGuard("the registry"))
     names = [name for name, _ in answers] + ([extra] if extra else [])
-    future.expect(Outcome(7), {name: Asked() for name in names}, lambda: None)
+    future.expect(Outcome(7), {name: Asked() for name in names})
     for name, error in answers:
         if future.collect(name, error):
             future.finish()

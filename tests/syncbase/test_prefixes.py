@@ -60,6 +60,7 @@ def test_c5_keys_are_grouped_under_the_longest_prefix_of_each(prefixes: set[str]
     for prefix in prefixes:
         table.set(prefix, None)
     expected: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
+    several = sorted(several)
     for key in several:
         if (longest := table.longest(key)) is not None:
             expected[longest].append(key)

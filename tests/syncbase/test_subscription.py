@@ -1215,9 +1215,8 @@ def test_c9_a_log_filter_that_raises_leaves_no_event_behind(registry: Registry, 
         logger.setLevel(level)
         logger.addFilter(broken)
     try:
-        # when the first is refused
-        with pytest.raises(RuntimeError):
-            event.done(ValueError("no"))
+        # when the first is refused: the caller is not told of a fault of the log
+        assert event.done(ValueError("no"))
     finally:
         for logger, level_before in zip(loggers, before, strict=True):
             logger.removeFilter(broken)
