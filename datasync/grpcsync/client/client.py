@@ -230,8 +230,7 @@ class Client(Closable):
         with self._lock:
             self._number += 1
             number = self._number
-        # Not longer: the reply repeats it for every key, and must fit the size limit of replies.
-        seq = Seq(originator=self._source[:64] or "datasync", seqCreatedSec=self._started, seq=number)
+        seq = Seq(originator=self._source or "datasync", seqCreatedSec=self._started, seq=number)
         return resync_requests(values, self._content_type, seq)
 
     # Called by the session manager and the queue.
