@@ -28,6 +28,7 @@ from datasync.syncbase.msg.datamsg_pb2 import (
     DataChangeRequest,
     DataResyncReplies,
     DataResyncRequests,
+    Seq,
 )
 
 #: Characters of error text in a reply; subscribers may raise errors of any length.
@@ -128,7 +129,7 @@ def resync_error(replies: DataResyncReplies, requests: DataResyncRequests, peer:
     A reply without an error that does not have each key of the request is none.
     """
     keys = [reply.key for reply in replies.dataResyncs.replies]
-    other_id = replies.HasField("msgId") and replies.msgId != requests.msgId
+    other_id = replies.msgId not in (Seq(), requests.msgId)  # not every peer repeats it
     if other_id or (keys and keys != [request.key for request in requests.dataResyncs]):
         return UnknownOutcome(f"resync: {peer} sent the reply to another request, so it may have been applied")
     failed = next((reply for reply in replies.dataResyncs.replies if reply.result != Result.APPLIED), None)
