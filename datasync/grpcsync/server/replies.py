@@ -86,7 +86,7 @@ class PendingReply:
         watched, absent = not outcome.unwatched, bool(outcome.ignored)
         if absent:
             # No subscriber was notified, because there was nothing to delete. Check whether one watches the key.
-            watched = any(key in one for one in self._registry.subscriptions.values())
+            watched = self._registry.watches(key)
         if watched:
             return None, absent
         return SubscriptionError(f"no subscriber watches {key!r}; the value is kept for later subscribers"), absent
