@@ -15,7 +15,7 @@ from tests.faults.sources.grpc import GrpcSource
 FAULTS = (
     "sender-kill9", "sender-sigstop", "sender-closed", "server-restart", "drop", "reset", "reset-mid-message",
     "cut-pipelined", "away", "black-hole", "black-hole-up", "black-hole-down", "delay", "rate", "freeze", "goaway",
-    "size-cap", "resync", "other-sender",
+    "size-cap", "resync", "other-sender", "strangers",
 )  # fmt: skip
 
 

@@ -95,6 +95,8 @@ def serve(
     """
     check_grpc()
     limits = limits or Limits()
+    if not isinstance(max_connections, int) or max_connections < 1:
+        raise InvalidArgumentError("max_connections must be an integer of 1 or more")
     check_seconds("keepalive", keepalive)
     check_seconds("keepalive_timeout", keepalive_timeout)
     if max_age is not None:
@@ -104,12 +106,7 @@ def serve(
     server = grpc.server(
         executor,
         maximum_concurrent_rpcs=max_calls,
-        options=[
-            *_options(limits, max_age, keepalive, keepalive_timeout),
-            ("grpc.max_allowed_incoming_connections", connection_limit(max_connections)),
-            ("grpc.max_connection_idle_ms", int(MAX_IDLE * 1000)),
-            ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_TIMEOUT * 1000)),
-        ],
+        options=_options(limits, max_connections, max_age, keepalive, keepalive_timeout),
     )
     adapter = Adapter(server, limits=limits, health=health, **options)
     try:
@@ -140,11 +137,16 @@ def _listen(server: grpc.Server, address: str, tls: ServerTLS | None) -> int:
     return port
 
 
-def _options(limits: Limits, max_age: float | None, keepalive: float, timeout: float) -> list[tuple[str, int]]:
+def _options(
+    limits: Limits, max_connections: int, max_age: float | None, keepalive: float, timeout: float
+) -> list[tuple[str, int]]:
     options = [
         *channel_options(keepalive, timeout),
         ("grpc.max_receive_message_length", limits.message_size),
         ("grpc.max_send_message_length", -1),
+        ("grpc.max_allowed_incoming_connections", connection_limit(max_connections)),
+        ("grpc.max_connection_idle_ms", int(MAX_IDLE * 1000)),
+        ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_TIMEOUT * 1000)),
         # Otherwise a second server could share the port without an error.
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_permit_without_calls", 1),
