@@ -33,6 +33,12 @@ def test_c2_to_c13_a_history_of_a_sender_that_dies_hangs_and_is_cut_off(seed: in
     assert result.good, result.why
 
 
+@pytest.mark.parametrize("fault", ["random", "nginx-killed"])
+def test_c2_to_c23_a_history_of_a_sender_that_reaches_its_agent_through_nginx(fault: str) -> None:
+    result = run_cell(Cell("grpc-nginx", fault, "steady", 1, 3.0))
+    assert result.good, result.why
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_i1_to_i16_every_fault_between_a_sender_and_its_agent(fault: str) -> None:

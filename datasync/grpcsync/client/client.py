@@ -117,7 +117,8 @@ class Client(Closable):
         self._source = source
         self._state = state
         self._guard = ForkGuard(f"the gRPC client of {target}")
-        self._lock = threading.Lock()  # guards the two below
+        # Guards the two below. Reentrant, because the collector may run a finalizer of the user's under it.
+        self._lock = threading.RLock()
         self._kept: dict[str, DataChangeRequest] | None = None
         self._number = 0
         self._keep = keep_state

@@ -85,7 +85,8 @@ class RequestQueue:
         self._max_pending = max_pending
         self._applied = applied
         #: Guards everything below, and the sessions. Three conditions, so that only the threads concerned wake up.
-        self.lock = threading.Lock()
+        #: Reentrant, because a finalizer of the user's that the collector runs under it may send or close.
+        self.lock = threading.RLock()
         self._to_send = threading.Condition(self.lock)  # for gRPC's sending thread
         #: For the session manager, and for callers that wait until its state changes.
         self.changed = threading.Condition(self.lock)
@@ -206,8 +207,7 @@ class RequestQueue:
     def fail_pending(self, error_for: Callable[[AnyRequest], DatasyncError]) -> None:
         """Settle every pending request with an error."""
         with self.lock:
-            left = list(self._pending)
-            self._pending.clear()
+            left, self._pending = self._pending, deque()  # at once: see ``lock``
             self._room.notify_all()
         for request in left:
             self.finish(request, None, error_for(request))

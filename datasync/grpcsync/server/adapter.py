@@ -106,7 +106,8 @@ class Adapter(Closable):
         self._sessions = SessionFences()
         self._health = HealthService() if health else None
         self._log = LimitedLog(log)
-        self._lock = threading.Lock()  # guards the two below
+        # Guards the two below. Reentrant, because the collector may run a finalizer of the user's under it.
+        self._lock = threading.RLock()
         self._streams: set[ChangeStream] = set()
         self._closed = False
         server.add_generic_rpc_handlers(self._handlers())
