@@ -19,8 +19,17 @@ from datasync.errors import (
     NotReadyError,
     PropagationError,
     SubscriptionError,
+    UnknownOutcome,
+    UnsupportedError,
 )
-from datasync.syncbase.msg.datamsg_pb2 import DataChangeReply, DataChangeRequest, DataResyncReplies
+from datasync.grpcsync.protocol import SHORTENED_KEY
+from datasync.syncbase.msg.datamsg_pb2 import (
+    DataChangeReply,
+    DataChangeRequest,
+    DataResyncReplies,
+    DataResyncRequests,
+    Seq,
+)
 
 #: Characters of error text in a reply; subscribers may raise errors of any length.
 MAX_TEXT = 4000
@@ -108,8 +117,21 @@ def change_error(reply: DataChangeReply, request: DataChangeRequest, peer: str) 
     return error_of(reply.result, reply.error_text, _short(request.key), peer)
 
 
-def resync_error(replies: DataResyncReplies, peer: str) -> DatasyncError | None:
-    """Return the error in the *replies* of *peer* to a resync, or that of the first failed key; None for success."""
+def is_reply_to(reply: DataChangeReply, request: DataChangeRequest) -> bool:
+    """Return True if *reply* names the key and the operation of *request*."""
+    shortened = reply.result == Result.INVALID and reply.key == request.key[:SHORTENED_KEY]
+    return (reply.key == request.key or shortened) and reply.operationType == request.operationType
+
+
+def resync_error(replies: DataResyncReplies, requests: DataResyncRequests, peer: str) -> DatasyncError | None:
+    """Return the error in the *replies* of *peer* to *requests*, or that of the first failed key; None for success.
+
+    A reply without an error that does not have each key of the request is none.
+    """
+    keys = [reply.key for reply in replies.dataResyncs.replies]
+    other_id = replies.msgId not in (Seq(), requests.msgId)  # not every peer repeats it
+    if other_id or (keys and keys != [request.key for request in requests.dataResyncs]):
+        return UnknownOutcome(f"resync: {peer} sent the reply to another request, so it may have been applied")
     failed = next((reply for reply in replies.dataResyncs.replies if reply.result != Result.APPLIED), None)
     # A peer without this extension sends no code for the whole resync.
     result = replies.result or (Result.REFUSED if failed is None else failed.result)
@@ -117,6 +139,11 @@ def resync_error(replies: DataResyncReplies, peer: str) -> DatasyncError | None:
         return error_of(result, replies.error.message or "no reason given", "resync", peer)
     if failed is not None:
         return error_of(result, failed.error_text, f"resync, {_short(failed.key)}", peer)
+    if requests.dataResyncs and not keys:
+        return UnsupportedError(
+            f"resync: {peer} confirmed none of the {len(requests.dataResyncs)} keys, so they were not applied:"
+            " cn-infra's own server discards full states"
+        )
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from datasync.errors import InvalidArgumentError
+from datasync.runtime.timeouts import check_seconds
 
 #: Bytes per message. gRPC's default of 4 MiB is too small for the full state of a source.
 MAX_MESSAGE_SIZE = 16 * 1024 * 1024
@@ -61,5 +62,5 @@ class Limits:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InvalidArgumentError(f"the limit {name} must be an integer of 1 or more")
-        if self.stream_age is not None and not self.stream_age > 0:
-            raise InvalidArgumentError("the limit stream_age must be more than 0 seconds, or None")
+        if self.stream_age is not None:
+            check_seconds("the limit stream_age", self.stream_age)

@@ -29,6 +29,8 @@ TOKEN_KEY = "authorization"
 PONG = "it works"
 #: Maximum length of a source name, in characters.
 MAX_SOURCE_NAME = 200
+#: Length, in characters, to which a server shortens a key that it rejects as too long.
+SHORTENED_KEY = 40
 #: Encodes a message for gRPC.
 serialize = methodcaller("SerializeToString")
 

@@ -10,6 +10,7 @@ import grpc
 
 from datasync.errors import InvalidArgumentError
 from datasync.runtime.files import read_file
+from datasync.runtime.limited_log import LimitedLog, log_safely
 
 log = logging.getLogger(__name__)
 
@@ -49,18 +50,19 @@ class ServerTLS:
     def credentials(self) -> grpc.ServerCredentials:
         """Build gRPC's server credentials. Raises ``InvalidArgumentError`` if a file cannot be read."""
         current = self._read()
+        limited = LimitedLog(log)
 
         def reload() -> grpc.ServerCertificateConfiguration | None:  # gRPC calls it in one thread at a time
             nonlocal current
             try:
                 loaded = self._read()
             except InvalidArgumentError as error:  # a file is being written: the next connection reads it again
-                log.warning("cannot reload the server certificate, keeping the current one: %s", error)
+                limited.warning("cannot reload the server certificate, keeping the current one: %s", error)
                 return None
             if loaded == current:
                 return None
-            log.info("reloaded the server certificate")
             current = loaded
+            log_safely(log.info, "reloaded the server certificate")
             return _configuration(*loaded)
 
         return grpc.dynamic_ssl_server_credentials(_configuration(*current), reload, self.client_ca is not None)

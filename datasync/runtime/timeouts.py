@@ -5,9 +5,11 @@ On floor 0 because a transport passes one value to its reader and to its registr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
+from datasync.errors import InvalidArgumentError
 
 #: Seconds after which an unacknowledged event is abandoned.
 ABANDON_TIMEOUT = 60.0
@@ -15,6 +17,17 @@ ABANDON_TIMEOUT = 60.0
 REMIND_TIMEOUT = 5.0
 #: Seconds before the RESYNC that follows a failed event: the first delay, and the longest.
 FAILURE_BACKOFF = (1.0, 300.0)
+
+
+def check_seconds(name: str, seconds: float, *, zero: bool = False) -> float:
+    """Return *seconds* if it is a finite number above 0, or 0 itself with *zero*. Raises ``InvalidArgumentError``.
+
+    For arguments, before anything is done with them: None or NaN would fail later, where something was sent already.
+    """
+    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and math.isfinite(seconds)
+    if number and (seconds > 0 or (zero and seconds == 0)):
+        return seconds
+    raise InvalidArgumentError(f"{name} must be a number of seconds {'from' if zero else 'above'} 0, not {seconds!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from tests.faults.sources.grpc import GrpcSource
 FAULTS = (
     "sender-kill9", "sender-sigstop", "sender-closed", "server-restart", "drop", "reset", "reset-mid-message",
     "cut-pipelined", "away", "black-hole", "black-hole-up", "black-hole-down", "delay", "rate", "freeze", "goaway",
-    "size-cap", "resync", "other-sender",
+    "size-cap", "resync", "other-sender", "strangers",
 )  # fmt: skip
 
 
@@ -30,6 +30,12 @@ def test_the_list_above_is_that_of_the_source() -> None:
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_c2_to_c13_a_history_of_a_sender_that_dies_hangs_and_is_cut_off(seed: int) -> None:
     result = run_cell(Cell("grpc", "random", "mixed", seed))
+    assert result.good, result.why
+
+
+@pytest.mark.parametrize("fault", ["random", "nginx-killed"])
+def test_c2_to_c23_a_history_of_a_sender_that_reaches_its_agent_through_nginx(fault: str) -> None:
+    result = run_cell(Cell("grpc-nginx", fault, "steady", 1, 3.0))
     assert result.good, result.why
 
 

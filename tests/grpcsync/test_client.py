@@ -38,6 +38,9 @@ from tests.support.grpc_calls import all_calls_freed
 from tests.support.proxy import TcpProxy, free_port
 from tests.support.registries import removed, stored, text
 
+#: The options of a client that are seconds.
+TIMES = ("send_timeout", "answer_timeout", "keepalive", "keepalive_timeout")
+
 
 class Journal:
     """A writer that keeps what it was given."""
@@ -226,11 +229,21 @@ def test_c16_unusable_arguments_are_refused_before_anything_is_sent(client: Clie
         {"in_flight": 0},
         {"max_pending": 0},
         {"state": dict, "keep_state": True},
+        *({name: bad} for name in TIMES for bad in (None, float("nan"), float("inf"), 0, -1, "1", True)),
     ],
 )
 def test_c16_unusable_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError):
         Client(**{"target": "127.0.0.1:1", **options})
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), -1, "1"])
+def test_c16_an_unusable_timeout_changes_nothing(client: Client, subscriber: Subscriber, bad: Any) -> None:
+    for act in (client.wait_ready, client.close):
+        with pytest.raises(InvalidArgumentError, match="timeout must be"):
+            act(bad)
+    # the client is neither closed nor broken
+    client.put("k/a", text("1"))
 
 
 def test_what_is_too_large_is_refused_here_and_harms_no_other(server: Server, subscriber: Subscriber) -> None:
@@ -320,7 +333,7 @@ def test_a_peer_that_never_answers_is_left_after_the_answer_timeout() -> None:
 
 def test_c9_a_resync_that_is_not_answered_in_time_names_the_silent(server: Server) -> None:
     # given a peer that gives up sooner than the subscribers' time is over / then it still hears who was too slow
-    with Client(server.address, answer_timeout=0.5) as client:
+    with Client(server.address, answer_timeout=4.0) as client:
         events: Queue[Any] = Queue()
         server.adapter.watch("sleepy", None, events, "k/")
         with pytest.raises(DoneTimeout, match="sleepy"):

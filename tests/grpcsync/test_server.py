@@ -29,6 +29,9 @@ from tests.conftest import CANARY, PATIENT, take, wait_until
 from tests.grpcsync.support import Feed, Subscriber, Wire
 from tests.support.registries import removed, state, stored, text, told, values
 
+#: The options of a server that are seconds.
+TIMES = ("change_timeout", "resync_timeout", "keepalive", "keepalive_timeout")
+
 
 def put(key: str, value: str = "v") -> DataChangeRequest:
     return msg.put_request(key, text(value))
@@ -123,6 +126,17 @@ def test_c6_deleting_what_is_not_there_is_told_and_not_delivered(wire: Wire, sub
     assert [(reply.result, reply.absent) for reply in (there, gone)] == [(0, False), (0, True)]
     assert elsewhere.result == Result.UNWATCHED
     assert len(subscriber.changes) == 2
+
+
+def test_c6_the_reply_to_a_delete_of_an_absent_key_asks_no_subscription_in_turn(
+    server: Server, wire: Wire, subscriber: Subscriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given subscriptions that can only be found through the index
+    monkeypatch.delattr(Registry, "subscriptions")
+    # then each key that is not there has its answer
+    replies = wire.changes(msg.delete_request("k/none"), msg.delete_request("elsewhere"))
+    assert results(replies) == [("k/none", Result.APPLIED), ("elsewhere", Result.UNWATCHED)]
+    assert [reply.absent for reply in replies] == [True, True]
 
 
 def test_an_early_change_waits_for_its_subscriber(server: Server, wire: Wire) -> None:
@@ -711,7 +725,15 @@ def test_a_socket_in_the_file_system_serves_too(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"limits": {"window": 0}}, {"limits": {"stream_age": -1}}, {"max_age": 0}, {"name": ""}, {"name": "a\nb"}],
+    [
+        {"limits": {"window": 0}},
+        {"limits": {"stream_age": -1}},
+        {"max_age": 0},
+        {"max_connections": 0},
+        {"name": ""},
+        {"name": "a\nb"},
+        *({name: bad} for name in TIMES for bad in (None, float("nan"), 0)),
+    ],
 )
 def test_c16_unusable_options_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError):

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from datasync.errors import DatasyncError, PropagationError, UnknownOutcome
+from datasync.errors import DatasyncError, PropagationError, UnknownOutcome, UnsupportedError
 from datasync.grpcsync import Client, Result, serve
 from datasync.syncbase.msg import CONTENT_PROTO
 from tests.conftest import CANARY, PATIENT, take
@@ -223,6 +223,31 @@ def test_a_go_servers_bare_number_is_an_error_here(go: Callable[..., GoProcess])
         with pytest.raises(PropagationError, match="result 3"):
             client.resync({"k/a": text("v"), "k/refused": text("v")})
         client.put("k/a", text("v"))
+
+
+def test_c17_c23_cn_infras_own_server_is_found_out_and_not_believed(go: Callable[..., GoProcess]) -> None:
+    # given a server that discards full states, and never answers a change
+    peer = go("serve", "stub")
+    address = peer.line().strip()
+    with Client(address, answer_timeout=1.0) as client:
+        # when a full state is sent / then nobody takes its reply for success
+        with pytest.raises(UnsupportedError, match="confirmed none of the 1 keys"):
+            client.resync({"k/a": text("v")})
+        assert peer.told() == {"call": "resync"}
+        with pytest.raises(UnknownOutcome, match="empty full state"):
+            client.resync({})
+        # when many changes are sent / then one goes out, and the others are told at once that they did not
+        futures = [client.put_async(f"k/{number}", text("v")) for number in range(100)]
+        with pytest.raises(UnknownOutcome, match="never answers one"):
+            futures[0].result(PATIENT)
+        for future in futures[1:]:
+            with pytest.raises(UnsupportedError, match="was not sent"):
+                future.result(PATIENT)
+        assert peer.told()["items"][0]["key"] == "k/0"
+    # and with a full state of its own, a client sends no change at all
+    with Client(address, state=lambda: {"k/a": text("v")}) as client, pytest.raises(UnsupportedError):
+        client.put("k/late", text("v"))
+    assert peer.told() == {"call": "resync"}
 
 
 def test_many_requests_to_a_go_server_keep_their_order(go: Callable[..., GoProcess]) -> None:

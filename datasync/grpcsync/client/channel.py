@@ -117,6 +117,10 @@ class ServerChannel:
         self._ping = channel.unary_unary(PING, serialize, PingReply.FromString)
         self._resyncs = channel.unary_unary(DATA_RESYNCS, serialize, DataResyncReplies.FromString)
         self._changes = channel.stream_stream(DATA_CHANGES, serialize, DataChangeReply.FromString)
+        return self.ping(timeout)
+
+    def ping(self, timeout: float) -> Any:
+        """Send a ping. Returns the call, which is also a future."""
         return self._ping.future(PingRequest(), timeout=timeout, metadata=self._metadata())
 
     def resync(self, requests: DataResyncRequests, timeout: float) -> Any:

@@ -25,6 +25,7 @@ from datasync.options import DelOption, PutOption, read_del_options, read_put_op
 from datasync.runtime.closing import Closable
 from datasync.runtime.grpcio import check_grpc
 from datasync.runtime.threads import CLOSE_TIMEOUT, ForkGuard
+from datasync.runtime.timeouts import check_seconds
 from datasync.runtime.tokens import check_token
 from datasync.serializer import check_key, check_message
 from datasync.syncbase.msg.convert import CONTENT_JSON, delete_request, put_request, resync_requests
@@ -105,6 +106,10 @@ class Client(Closable):
         for name, number in (("in_flight", in_flight), ("max_pending", max_pending)):
             if not isinstance(number, int) or number < 1:
                 raise InvalidArgumentError(f"{name} must be an integer of 1 or more")
+        times = {"send_timeout": send_timeout, "answer_timeout": answer_timeout}
+        times |= {"keepalive": keepalive, "keepalive_timeout": keepalive_timeout}
+        for name, seconds in times.items():
+            check_seconds(name, seconds)
         self.target = target
         self._content_type = content_type
         self._send_timeout = send_timeout
@@ -112,7 +117,8 @@ class Client(Closable):
         self._source = source
         self._state = state
         self._guard = ForkGuard(f"the gRPC client of {target}")
-        self._lock = threading.Lock()  # guards the two below
+        # Guards the two below. Reentrant, because the collector may run a finalizer of the user's under it.
+        self._lock = threading.RLock()
         self._kept: dict[str, DataChangeRequest] | None = None
         self._number = 0
         self._keep = keep_state
@@ -188,7 +194,7 @@ class Client(Closable):
     def wait_ready(self, timeout: float) -> None:
         """Wait up to *timeout* seconds for a session. Raises ``NotReadyError`` with the last error."""
         self._guard.check()
-        self._session.wait_ready(timeout)
+        self._session.wait_ready(check_seconds("timeout", timeout, zero=True))
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """Wait up to *timeout* seconds for the replies to accepted requests, settle the others, and disconnect.
@@ -196,7 +202,7 @@ class Client(Closable):
         Requests that were not sent fail with ``ClosedError``, the others with ``UnknownOutcome``. May be called twice.
         """
         if not self._guard.forked:
-            self._session.close(timeout)
+            self._session.close(check_seconds("timeout", timeout, zero=True))
 
     def __repr__(self) -> str:
         return f"<Client of {self.target}>"

@@ -17,7 +17,8 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.message import Message
 
 from datasync.errors import ClosedError, DatasyncError, StoreConnectionError, UnknownOutcome
-from datasync.grpcsync.error_codes import change_error
+from datasync.grpcsync.error_codes import change_error, is_reply_to
+from datasync.runtime.limited_log import log_safely
 from datasync.runtime.threads import ForkGuard, GuardedFuture
 from datasync.syncbase.msg.datamsg_pb2 import DEL, DataChangeReply, DataChangeRequest, DataResyncRequests
 
@@ -59,6 +60,11 @@ class ClientSession:
         self.over = False
         #: True once changes may be sent.
         self.open = False
+        #: True once the server is known to answer changes. Before, only one is in flight: a server that never answers,
+        #: as cn-infra's, would leave the outcome of a whole window unknown.
+        self.answers = False
+        #: True if the oldest request in flight has waited too long.
+        self.silent = False
         #: Number of replies received.
         self.answered = 0
         #: Monotonic time at which changes could be sent; 0 before.
@@ -79,7 +85,8 @@ class RequestQueue:
         self._max_pending = max_pending
         self._applied = applied
         #: Guards everything below, and the sessions. Three conditions, so that only the threads concerned wake up.
-        self.lock = threading.Lock()
+        #: Reentrant, because a finalizer of the user's that the collector runs under it may send or close.
+        self.lock = threading.RLock()
         self._to_send = threading.Condition(self.lock)  # for gRPC's sending thread
         #: For the session manager, and for callers that wait until its state changes.
         self.changed = threading.Condition(self.lock)
@@ -190,7 +197,8 @@ class RequestQueue:
         with self.lock:
             left = list(self._sent)
             self._sent.clear()
-            known = len(left) if taken is None else max(0, taken - session.answered)
+            # A server that took fewer than it answered contradicts itself.
+            known = len(left) if taken is None or taken < session.answered else taken - session.answered
             self._pending.extendleft(reversed(left[known:]))
         for request in left[:known]:
             text = f"{request.what} was sent and not answered, so it may have been applied: {error}"
@@ -199,8 +207,7 @@ class RequestQueue:
     def fail_pending(self, error_for: Callable[[AnyRequest], DatasyncError]) -> None:
         """Settle every pending request with an error."""
         with self.lock:
-            left = list(self._pending)
-            self._pending.clear()
+            left, self._pending = self._pending, deque()  # at once: see ``lock``
             self._room.notify_all()
         for request in left:
             self.finish(request, None, error_for(request))
@@ -218,7 +225,8 @@ class RequestQueue:
             else:
                 request.future.set_exception(error)
         except BaseException:  # the future logs an Exception of a callback; this is sys.exit()
-            log.exception("%s: a callback of the future tried to end the thread of the client", request.what)
+            text = "%s: a callback of the future tried to end the thread of the client"
+            log_safely(log.exception, text, request.what)
 
     # Called by the threads of a stream.
 
@@ -226,7 +234,8 @@ class RequestQueue:
         """Wait for the next change and room in the window. Returns None when *session* is over."""
         with self.lock:
             while not session.over:
-                if session.open and self._pending and len(self._sent) < self._limit:
+                window = self._limit if session.answers else 1
+                if session.open and self._pending and len(self._sent) < window:
                     head = self._pending[0]
                     if isinstance(head.message, DataChangeRequest):
                         self._pending.popleft()
@@ -245,12 +254,12 @@ class RequestQueue:
             if session.over:
                 return False
             request = self._sent[0] if self._sent else None
-            # A server shortens the keys that it rejects as too long.
-            if request is None or not request.message.key.startswith(reply.key):
+            if request is None or not is_reply_to(reply, request.message):
                 session.failure = StoreConnectionError(f"{self._target}: received a reply that belongs to no request")
                 return False
             self._sent.popleft()
             session.answered += 1
+            session.answers = True
             self.last_response = now = time.monotonic()
             if self._sent:
                 self._sent[0].since = max(self._sent[0].since, now)

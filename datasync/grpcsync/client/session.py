@@ -22,6 +22,7 @@ from datasync.errors import (
     DatasyncError,
     DeliveryTimeout,
     DoneTimeout,
+    InvalidArgumentError,
     NotReadyError,
     PermissionDenied,
     PropagationError,
@@ -35,6 +36,7 @@ from datasync.grpcsync.error_codes import resync_error
 from datasync.grpcsync.status import ClientStatus
 from datasync.runtime.backoff import AFTER_BREAK, Backoff
 from datasync.runtime.grpcio import forget_traceback
+from datasync.runtime.limited_log import log_safely
 from datasync.runtime.threads import Worker
 from datasync.syncbase.msg.datamsg_pb2 import DataResyncRequests
 from datasync.syncbase.status import TransportState
@@ -44,6 +46,11 @@ log = logging.getLogger(__name__)
 #: Results of a full state after which the session continues: the server has the state, although a subscriber rejected
 #: it, did not acknowledge it, or closed.
 STATE_RECEIVED = (PropagationError, DoneTimeout, DeliveryTimeout, NotReadyError)
+#: Errors of a call that the server did not take, after which the next session sends it again.
+TO_BE_REPEATED = (StoreConnectionError, PermissionDenied, UnsupportedError)
+#: Errors of a server that has not applied the call. With any other status it may have: even RESOURCE_EXHAUSTED may be
+#: about the reply.
+NOT_APPLIED = (PermissionDenied, UnsupportedError, InvalidArgumentError)
 #: Seconds of backoff before a reconnect: the first one and the longest one, with full jitter.
 RECONNECT_BACKOFF = (0.1, 30.0)
 #: Seconds that one attempt to connect may take.
@@ -135,6 +142,7 @@ class SessionManager:
                     result = self._wait_for_call(self._channel.open(CONNECT_TIMEOUT))
                     if result.reply is None:
                         raise result.error
+                    session.answers = result.taken is not None
                     self._run_session(session)
                 except DatasyncError as error:
                     session.failure = error
@@ -142,7 +150,7 @@ class SessionManager:
                     # From a callable of the user. Its text may contain secrets, so only the type is reported.
                     place, kind = traceback.extract_tb(error.__traceback__)[-1], type(error).__name__
                     where = f"{place.filename}:{place.lineno}"
-                    log.error("%s: a session could not begin: %s in %s", self._target, kind, where)
+                    log_safely(log.error, "%s: a session could not begin: %s in %s", self._target, kind, where)
                     session.failure = DatasyncError(f"{self._target}: {kind} before sending")
                 self._back_off(session)
         finally:
@@ -170,9 +178,11 @@ class SessionManager:
                 self._sessions += 1
                 queue.last_response = session.began = time.monotonic()
                 queue.begin_locked(session)
-            log.info("%s: connected", self._target)
+            log_safely(log.info, "%s: connected", self._target)
             while (resync := self._wait_for_resync(session)) is not None:
                 self._send_resync(resync)
+            if session.silent and not session.answers:
+                self._check_support(session)
         finally:
             with queue.lock:
                 self._session = None
@@ -193,11 +203,11 @@ class SessionManager:
             self._exchange(state, "the full state")
         except STATE_RECEIVED as error:
             # The server has the state. A subscriber that rejected it must not hold back later changes.
-            log.warning("%s: not every subscriber applied the full state: %s", self._target, error)
+            log_safely(log.warning, "%s: not every subscriber applied the full state: %s", self._target, error)
             with self._queue.lock:
                 self._last_error = error
             return
-        log.info("%s: sent the full state of %d keys", self._target, len(state.dataResyncs))
+        log_safely(log.info, "%s: sent the full state of %d keys", self._target, len(state.dataResyncs))
 
     def _wait_for_resync(self, session: ClientSession) -> PendingRequest[DataResyncRequests] | None:
         """Enforce time limits until a resync is due (returned), or the stream is over (None)."""
@@ -211,6 +221,7 @@ class SessionManager:
                 if queue.waited_locked(now) > self._answer_timeout:
                     text = f"{self._target}: no answer for {self._answer_timeout:.1f} s"
                     session.failure = StoreConnectionError(text)
+                    session.silent = True
                     return None
                 if (resync := queue.resync_due_locked()) is not None:
                     return resync
@@ -222,6 +233,14 @@ class SessionManager:
                     queue.changed.wait(None if queue.asleep else TICK)
                 idle, queue.asleep = not busy, False
             self._fail(expired)
+
+    def _check_support(self, session: ClientSession) -> None:
+        """Find out whether a server that has not answered its first change is unreachable, or answers none."""
+        if self._wait_for_call(self._channel.ping(CONNECT_TIMEOUT)).reply is not None:
+            session.failure = UnsupportedError(
+                f"{self._target} answers pings, but did not answer its first change for {self._answer_timeout:.1f} s:"
+                " cn-infra's own server never answers one"
+            )
 
     def _send_resync(self, request: PendingRequest[DataResyncRequests]) -> None:
         """Send the oldest request, a resync. It stays the oldest one meanwhile, so that no change overtakes it."""
@@ -241,17 +260,17 @@ class SessionManager:
         if result.reply is not None:
             with self._queue.lock:
                 self._queue.last_response = time.monotonic()
-            error = resync_error(result.reply, self._target)
+            error = resync_error(result.reply, state, self._target)
             if error is None or isinstance(error, STATE_RECEIVED):
                 self._backoff.reset()
             if error is not None:
                 raise error
             return
-        if result.taken == 0:
+        if result.taken == 0 and isinstance(result.error, TO_BE_REPEATED):
             raise ResyncNotTaken(result.error)
-        if isinstance(result.error, StoreConnectionError):
-            raise UnknownOutcome(f"{what} was sent and not answered: {result.error}")
-        raise result.error
+        if result.taken == 0 or isinstance(result.error, NOT_APPLIED):
+            raise result.error
+        raise UnknownOutcome(f"{what} was sent and not answered, so it may have been applied: {result.error}")
 
     def _wait_for_call(self, call: Any, under_way: int = 0) -> CallResult:
         """Wait until *call*, which carries the first *under_way* requests, has ended; cancel it at ``close``."""
@@ -278,7 +297,7 @@ class SessionManager:
         if session.answered or (session.began and time.monotonic() - session.began > GOOD_SESSION):
             self._backoff.reset()
         delay = self._backoff.next()
-        log.warning("%s: not connected, reconnecting in %.1f s: %s", self._target, delay, failure)
+        log_safely(log.warning, "%s: not connected, reconnecting in %.1f s: %s", self._target, delay, failure)
         until = time.monotonic() + delay
         self._wait(lambda: time.monotonic() >= until)
 

@@ -31,6 +31,7 @@ from datasync.grpcsync.protocol import (
     token_of,
     value_of,
 )
+from datasync.grpcsync.server.access import GuardedHandlers, Metadata
 from datasync.grpcsync.server.change_stream import SUPERSEDED, ChangeStream, FinalStatus
 from datasync.grpcsync.server.fencing import SenderSession, SessionFences
 from datasync.grpcsync.server.health import HealthService
@@ -40,7 +41,9 @@ from datasync.grpcsync.server.validation import checked_resync, parse
 from datasync.grpcsync.status import AdapterStatus, combine
 from datasync.runtime.closing import Closable
 from datasync.runtime.grpcio import check_grpc
+from datasync.runtime.limited_log import LimitedLog
 from datasync.runtime.threads import CLOSE_TIMEOUT, ForkGuard
+from datasync.runtime.timeouts import check_seconds
 from datasync.runtime.tokens import TokenCheck
 from datasync.serializer import Serializer
 from datasync.syncbase.change import KeyValBytes
@@ -96,13 +99,15 @@ class Adapter(Closable):
             raise InvalidArgumentError(f"server must be a grpc.Server, not {kind.__name__} of {kind.__module__}")
         self._limits = limits or Limits()
         self._tokens = TokenCheck(token)
-        self._change_timeout = change_timeout
-        self._resync_timeout = resync_timeout
+        self._change_timeout = check_seconds("change_timeout", change_timeout)
+        self._resync_timeout = check_seconds("resync_timeout", resync_timeout)
         self._guard = ForkGuard(f"the gRPC adapter {name!r}")
         self._sources = SourceRegistries(name, serializer, self._limits.sources)
         self._sessions = SessionFences()
         self._health = HealthService() if health else None
-        self._lock = threading.Lock()  # guards the two below
+        self._log = LimitedLog(log)
+        # Guards the two below. Reentrant, because the collector may run a finalizer of the user's under it.
+        self._lock = threading.RLock()
         self._streams: set[ChangeStream] = set()
         self._closed = False
         server.add_generic_rpc_handlers(self._handlers())
@@ -188,7 +193,7 @@ class Adapter(Closable):
             "dataResyncs": grpc.unary_unary_rpc_method_handler(self._data_resyncs, response_serializer=serialize),
             "ping": grpc.unary_unary_rpc_method_handler(self._ping, response_serializer=serialize),
         }
-        own = grpc.method_handlers_generic_handler(SERVICE, methods)
+        own = GuardedHandlers(SERVICE, methods, self._has_access, self._check_access)
         return [own] if self._health is None else [own, self._health.handler()]
 
     def _data_changes(self, requests: Iterator[bytes], context: Any) -> Iterator[DataChangeReply]:
@@ -247,6 +252,8 @@ class Adapter(Closable):
                 _abort_untaken(context, SUPERSEDED)
             try:
                 return registry.submit_resync(values, ctx=contextvars.Context(), timeout=timeout)
+            except ClosedError:
+                _abort_untaken(context, _CLOSED)
             finally:
                 session.leave()
 
@@ -274,21 +281,22 @@ class Adapter(Closable):
 
     def _ping(self, raw: bytes, context: Any) -> PingReply:
         self._check_access(context)
+        context.set_trailing_metadata(_NOTHING_TAKEN)  # tells that this server answers each change, unlike cn-infra's
         return PingReply(message=PONG)
 
     def _parse_resync(self, raw: bytes, context: Any) -> DataResyncRequests:
         if len(raw) > self._limits.message_size:
             text = f"a resync of {len(raw)} bytes exceeds the limit of {self._limits.message_size}"
-            _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+            _abort_untaken(context, (grpc.StatusCode.RESOURCE_EXHAUSTED, text))
         try:
             return parse(raw, DataResyncRequests)
         except DecodeError as error:
-            _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            _abort_untaken(context, (grpc.StatusCode.INVALID_ARGUMENT, str(error)))
 
     def _admit(self, context: Any) -> Registry:
         """Return the registry of the client's source. Aborts the call if the client has no access."""
-        context.set_trailing_metadata(_NOTHING_TAKEN)  # for a call that is aborted before its first request is read
         self._check_access(context)
+        context.set_trailing_metadata(_NOTHING_TAKEN)  # for a call that is aborted before its first request is read
         name = value_of(context.invocation_metadata(), SOURCE_KEY) or self._sources.default
         try:
             registry = self._sources.find(name)
@@ -301,12 +309,18 @@ class Adapter(Closable):
         context.set_trailing_metadata(())
         return registry
 
+    def _has_access(self, metadata: Metadata) -> bool:
+        return self._tokens.accepts(token_of(metadata)) and not (self._guard.forked or self._closed)
+
     def _check_access(self, context: Any) -> None:
-        if not self._tokens.accepts(token_of(context.invocation_metadata())):
-            log.warning("%s: rejected a call from %s: no valid token", self._sources.default, context.peer())
-            _abort(context, grpc.StatusCode.UNAUTHENTICATED, "a valid token is needed")
-        if self._guard.forked or self._closed:
-            _abort(context, *_CLOSED)
+        """Abort the call if its sender has no access, or the adapter was closed since the call began."""
+        metadata = context.invocation_metadata()
+        if self._has_access(metadata):
+            return
+        if self._tokens.accepts(token_of(metadata)):
+            _abort_untaken(context, _CLOSED)
+        self._log.warning("%s: rejected a call from %s: no valid token", self._sources.default, context.peer())
+        _abort_untaken(context, (grpc.StatusCode.UNAUTHENTICATED, "a valid token is needed"))
 
 
 def _end_streams(streams: Collection[ChangeStream], end: FinalStatus) -> None:

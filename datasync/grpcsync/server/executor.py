@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from datasync.runtime.limited_log import LimitedLog
 from datasync.runtime.threads import CLOSE_TIMEOUT, Worker
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class ThreadPerCallExecutor(concurrent.futures.Executor):
         #: Calls for which no thread could start; a thread that finishes its own call takes them over.
         self._waiting: deque[Callable[[], None]] = deque()
         self._numbers = itertools.count(1)
+        self._log = LimitedLog(log)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
         """Run *fn* in a new thread; if none can start, in the thread of a call that has finished.
@@ -50,10 +52,10 @@ class ThreadPerCallExecutor(concurrent.futures.Executor):
         try:
             worker.start()
         except RuntimeError as error:
-            log.error("no thread for a call, which waits until another call finishes: %s", error)
             with self._lock:
                 self._workers.discard(worker)
                 self._waiting.append(call)
+            self._log.error("no thread for a call, which waits until another call finishes: %s", error)
         return future
 
     def _run(self, worker: Worker, call: Callable[[], None] | None) -> None:

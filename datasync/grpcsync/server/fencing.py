@@ -99,7 +99,8 @@ class SessionFences:
     """The fences of all senders, by source and sender name. Threads: any."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the fences and their numbers of users
+        # Guards the fences and their numbers of users. Reentrant: the collector may end a call, which holds a fence.
+        self._lock = threading.RLock()
         self._fences: OrderedDict[tuple[str, str], SessionFence] = OrderedDict()
 
     @contextmanager

@@ -13,6 +13,7 @@ import time
 from datasync.errors import ClosedError, DatasyncError, SubscriptionError
 from datasync.grpcsync.error_codes import mark_change, mark_resync
 from datasync.grpcsync.limits import Limits
+from datasync.grpcsync.protocol import SHORTENED_KEY
 from datasync.grpcsync.server.validation import check_room, checked_change
 from datasync.syncbase.futures import Outcome, PropagationFuture
 from datasync.syncbase.msg.convert import change_reply, resync_replies
@@ -51,7 +52,7 @@ class PendingReply:
         except DatasyncError as error:
             self._error = error
             if len(key.encode()) > limits.key_size:
-                key = key[:40]  # do not send back a key that is too long
+                key = key[:SHORTENED_KEY]  # do not send back a key that is too long
         # Keep only the key: the registry owns the value now.
         self._request = DataChangeRequest(key=key, operationType=request.operationType)
         return self._future
@@ -85,7 +86,7 @@ class PendingReply:
         watched, absent = not outcome.unwatched, bool(outcome.ignored)
         if absent:
             # No subscriber was notified, because there was nothing to delete. Check whether one watches the key.
-            watched = any(key in one for one in self._registry.subscriptions.values())
+            watched = self._registry.watches(key)
         if watched:
             return None, absent
         return SubscriptionError(f"no subscriber watches {key!r}; the value is kept for later subscribers"), absent

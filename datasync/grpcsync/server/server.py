@@ -18,12 +18,19 @@ from datasync.grpcsync.server.executor import ThreadPerCallExecutor
 from datasync.grpcsync.tls import ServerTLS
 from datasync.runtime.closing import Closable
 from datasync.runtime.grpcio import check_grpc
+from datasync.runtime.sockets import connection_limit
 from datasync.runtime.threads import CLOSE_TIMEOUT, ForkGuard
+from datasync.runtime.timeouts import check_seconds
 
 log = logging.getLogger(__name__)
 
 #: Concurrent calls; further ones fail with RESOURCE_EXHAUSTED. Each call has a thread, a stream two.
 MAX_CALLS = 1000
+#: Connections, unless the descriptors that are free allow fewer; further ones are closed at once.
+MAX_CONNECTIONS = 1024
+#: Seconds that a connection may take for its handshake, and after which one without a call is closed. A limit of
+#: connections alone would let strangers keep the others out for ever.
+HANDSHAKE_TIMEOUT, MAX_IDLE = 10.0, 60.0
 #: Minimum seconds between the pings of a client; the server disconnects a client that pings more often.
 MIN_PING_INTERVAL = 2.0
 #: Share of ``max_age`` after which a stream ends gracefully, before gRPC closes its connection.
@@ -62,6 +69,7 @@ def serve(
     *,
     tls: ServerTLS | None = None,
     max_calls: int = MAX_CALLS,
+    max_connections: int = MAX_CONNECTIONS,
     max_age: float | None = None,
     keepalive: float = KEEPALIVE,
     keepalive_timeout: float = KEEPALIVE_TIMEOUT,
@@ -75,6 +83,8 @@ def serve(
       address: ``host:port``, with port 0 for any free port, or ``unix:path``.
       tls: TLS settings. None sends everything in plain text, including the token.
       max_calls: Maximum number of concurrent calls; each has a thread, a stream two.
+      max_connections: Maximum number of connections, at most a third of the descriptors that are free now; further
+        ones are closed at once. grpcio 1.62 does not enforce it. Connections without a call are closed after a minute.
       max_age: Seconds after which the server closes a connection gracefully, so that clients spread over new servers.
         No request is lost.
       keepalive, keepalive_timeout: Seconds without traffic before a keepalive ping, and to wait for its response.
@@ -85,29 +95,32 @@ def serve(
     """
     check_grpc()
     limits = limits or Limits()
+    if not isinstance(max_connections, int) or max_connections < 1:
+        raise InvalidArgumentError("max_connections must be an integer of 1 or more")
+    check_seconds("keepalive", keepalive)
+    check_seconds("keepalive_timeout", keepalive_timeout)
     if max_age is not None:
-        if not max_age > 0:
-            raise InvalidArgumentError("max_age must be more than 0 seconds, or None")
+        check_seconds("max_age", max_age)
         limits = replace(limits, stream_age=limits.stream_age or max_age * _STREAM_AGE_SHARE)
     executor = ThreadPerCallExecutor()
     server = grpc.server(
         executor,
         maximum_concurrent_rpcs=max_calls,
-        options=_options(limits, max_age, keepalive, keepalive_timeout),
+        options=_options(limits, max_connections, max_age, keepalive, keepalive_timeout),
     )
     adapter = Adapter(server, limits=limits, health=health, **options)
     try:
         port = _listen(server, address, tls)
         server.start()
+        if not address.startswith("unix:"):
+            address = f"{address.rpartition(':')[0]}:{port}"
+        else:
+            port = 0
+        log.info("%s: listening%s", address, "" if tls is None else " with TLS")
     except BaseException:
         adapter.close()
         server.stop(None)
         raise
-    if not address.startswith("unix:"):
-        address = f"{address.rpartition(':')[0]}:{port}"
-    else:
-        port = 0
-    log.info("%s: listening%s", address, "" if tls is None else " with TLS")
     return Server(server, executor, adapter, address, port)
 
 
@@ -124,11 +137,16 @@ def _listen(server: grpc.Server, address: str, tls: ServerTLS | None) -> int:
     return port
 
 
-def _options(limits: Limits, max_age: float | None, keepalive: float, timeout: float) -> list[tuple[str, int]]:
+def _options(
+    limits: Limits, max_connections: int, max_age: float | None, keepalive: float, timeout: float
+) -> list[tuple[str, int]]:
     options = [
         *channel_options(keepalive, timeout),
         ("grpc.max_receive_message_length", limits.message_size),
         ("grpc.max_send_message_length", -1),
+        ("grpc.max_allowed_incoming_connections", connection_limit(max_connections)),
+        ("grpc.max_connection_idle_ms", int(MAX_IDLE * 1000)),
+        ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_TIMEOUT * 1000)),
         # Otherwise a second server could share the port without an error.
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_permit_without_calls", 1),

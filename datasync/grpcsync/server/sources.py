@@ -46,7 +46,8 @@ class SourceRegistries:
         self._limit = limit
         self._guard = ForkGuard(f"the sources of {default!r}")
         # Guards the three below. Not held while registries are watched or closed, because both put on users' queues.
-        self._lock = threading.Lock()
+        # Reentrant, because a finalizer of the user's that the collector runs under it may close a subscription.
+        self._lock = threading.RLock()
         self._sources: dict[str, SourceEntry] = {}
         self._subscriptions: dict[str, SourcesRegistration] = {}
         self._closed = False
@@ -167,7 +168,7 @@ class SourcesRegistration(Closable):
         self._guard = ForkGuard(f"the subscription {resync_name!r}")
         self._queues = queues
         self._in_flight = in_flight
-        self._lock = threading.Lock()  # guards the three below
+        self._lock = threading.RLock()  # guards the three below; reentrant as that of the sources
         self._prefixes = list(prefixes)
         self._members: list[tuple[Registry, Registration]] = []
         self._closed = False
@@ -256,8 +257,8 @@ class SourcesRegistration(Closable):
     def _join(self, registry: Registry, member: Registration, watched: tuple[str, ...]) -> bool:
         """Add *member* if it watches the current prefixes. True if it was added, or the subscription is closed."""
         with self._lock:
-            closed = self._closed
             in_sync = set(watched) == set(self._prefixes)
+            closed = self._closed  # read last: a finalizer may close it on the line above
             if in_sync and not closed:
                 self._members.append((registry, member))
         if closed:

@@ -32,6 +32,7 @@ from datasync.syncbase.registry import Registry
 from tests.faults.checkers.sender_log import Applied, check_sender
 from tests.faults.history import Op1, Silence, Truth, TruthCommit, apply
 from tests.faults.sources.grpc_process import KEEPALIVE, KEEPALIVE_TIMEOUT, Sender, sender_options
+from tests.faults.sources.grpc_strangers import FewDescriptors, Strangers
 from tests.faults.sources.source import Misfortune, Ops, Source, random_ops
 from tests.support.proxy import TcpProxy, free_port
 
@@ -43,6 +44,8 @@ UNANSWERED, PATIENCE = 64, 0.5
 OTHER = "other"
 #: Seconds after which an aged connection is ended.
 AGE = 0.3
+#: Descriptors that the agent's process may open beside those that it has when the source begins.
+DESCRIPTORS = 256
 
 
 class OwnQueue:
@@ -119,13 +122,14 @@ class GrpcSource(Source):
         self.applied: list[Applied] = []
         self._mirror: dict[str, bytes] = {}
         self._port = free_port()
+        self._few = FewDescriptors(DESCRIPTORS)
         self._server, self._executor = _make_server()
         self._limits = Limits(message_size=MESSAGE_SIZE)
         self._adapter = Adapter(self._server, limits=self._limits)
         self._adapter.registry.observe(self._observe)
         self._aged = False
         self._listen()
-        self._proxy = TcpProxy(("127.0.0.1", self._port))
+        self._proxy = TcpProxy(("127.0.0.1", self._entrance()))
         self._down = threading.Event()  # set when the sender noticed that it has no connection
         self._down_at = 0.0
         self._up = threading.Event()  # set when it has one
@@ -184,6 +188,7 @@ class GrpcSource(Source):
             "size-cap": self._too_large,
             "resync": self._resync,
             "other-sender": self._somebody_else,
+            "strangers": self._strangers,
         }
 
     def heal(self) -> None:
@@ -216,6 +221,7 @@ class GrpcSource(Source):
         self._proxy.close()
         self._adapter.close()
         self._stop_server()
+        self._few.close()
         self.store.close()
 
     def away(self, *meanwhile: Misfortune) -> None:
@@ -329,7 +335,16 @@ class GrpcSource(Source):
             self.other.kill()
             self.other.start()
 
+    def _strangers(self) -> None:
+        """More connections than this process has descriptors, silent or without a call, for a while."""
+        with Strangers(self._port, 2 * DESCRIPTORS):
+            self.faults.healed.wait(self.chance.uniform(0.1, 1.0))
+
     # The server.
+
+    def _entrance(self) -> int:
+        """The port that the senders' proxy forwards to."""
+        return self._port
 
     def _noticed(self, state: str, at: float) -> None:
         if state == "ready":
@@ -367,7 +382,7 @@ class GrpcSource(Source):
 def _make_server(max_age: float | None = None) -> tuple[grpc.Server, ThreadPerCallExecutor]:
     executor = ThreadPerCallExecutor()
     limits = Limits(message_size=MESSAGE_SIZE)
-    options = _options(limits, max_age, KEEPALIVE, KEEPALIVE_TIMEOUT)
+    options = _options(limits, 1024, max_age, KEEPALIVE, KEEPALIVE_TIMEOUT)
     return grpc.server(executor, maximum_concurrent_rpcs=1000, options=options), executor
 
 

@@ -140,6 +140,7 @@ SOURCES: dict[str, str] = {
     "etcd3": "tests.faults.sources.etcd_cluster:EtcdClusterSource",
     "etcd-secure": "tests.faults.sources.etcd_secure:EtcdSecureSource",
     "grpc": "tests.faults.sources.grpc:GrpcSource",
+    "grpc-nginx": "tests.faults.sources.grpc_nginx:GrpcNginxSource",
     "local": "tests.faults.sources.local:LocalSource",
     "memory": "tests.faults.sources.memory:MemorySource",
     "rest": "tests.faults.sources.rest:RestSource",

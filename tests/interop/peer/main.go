@@ -2,6 +2,7 @@
 //
 //	peer send ADDRESS   reads commands from standard input, one JSON object a line, and prints what came back
 //	peer serve          prints its address, then every request that it gets
+//	peer serve stub     the same, and answers as cn-infra's own server does: changes never, full states with nothing
 package main
 
 import (
@@ -70,9 +71,11 @@ func main() {
 	if len(os.Args) == 3 && os.Args[1] == "send" {
 		send(os.Args[2])
 	} else if len(os.Args) == 2 && os.Args[1] == "serve" {
-		serve()
+		serve(&server{})
+	} else if len(os.Args) == 3 && os.Args[1] == "serve" && os.Args[2] == "stub" {
+		serve(&stub{})
 	} else {
-		fmt.Fprintln(os.Stderr, "usage: peer send ADDRESS | peer serve")
+		fmt.Fprintln(os.Stderr, "usage: peer send ADDRESS | peer serve [stub]")
 		os.Exit(2)
 	}
 }
@@ -176,13 +179,13 @@ type server struct {
 	msg.UnimplementedDataMsgServiceServer
 }
 
-func serve() {
+func serve(service msg.DataMsgServiceServer) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		panic(err)
 	}
 	running := grpc.NewServer()
-	msg.RegisterDataMsgServiceServer(running, &server{})
+	msg.RegisterDataMsgServiceServer(running, service)
 	fmt.Println(listener.Addr().String())
 	go func() { // ends with whoever started it
 		io.Copy(io.Discard, os.Stdin)
@@ -244,4 +247,31 @@ func (*server) DataResyncs(ctx context.Context, requests *msg.DataResyncRequests
 
 func (*server) Ping(context.Context, *msg.PingRequest) (*msg.PingReply, error) {
 	return &msg.PingReply{Message: "it works"}, nil
+}
+
+// The server as cn-infra has it: it takes changes and never answers one, and discards full states.
+
+type stub struct {
+	server
+}
+
+func (*stub) DataChanges(stream msg.DataMsgService_DataChangesServer) error {
+	for {
+		request, err := stream.Recv()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		tell(Told{Call: "change", Items: []Item{{Key: request.Key}}})
+	}
+}
+
+func (*stub) DataResyncs(ctx context.Context, requests *msg.DataResyncRequests) (*msg.DataResyncReplies, error) {
+	if requests.DataResyncs == nil {
+		return nil, status.Error(codes.Unknown, "received an empty full state")
+	}
+	tell(Told{Call: "resync"})
+	return &msg.DataResyncReplies{MsgId: &msg.Seq{}}, nil
 }

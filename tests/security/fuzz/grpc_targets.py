@@ -96,7 +96,11 @@ class GrpcMessages(Target):
                 reply = parse(supply.mutated(REPLIES), DataChangeReply)
                 _told(change_error(reply, DataChangeRequest(key="a"), "peer"))
             else:
-                _told(resync_error(parse(supply.mutated(RESYNC_REPLIES), DataResyncReplies), "peer"))
+                replies = parse(supply.mutated(RESYNC_REPLIES), DataResyncReplies)
+                requests = DataResyncRequests(msgId=replies.msgId)
+                for item in replies.dataResyncs.replies:
+                    requests.dataResyncs.add(key=item.key)
+                _told(resync_error(replies, requests, "peer"))
 
     def _change(self, request: DataChangeRequest) -> None:
         error: DatasyncError | None = None
