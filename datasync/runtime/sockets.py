@@ -1,4 +1,4 @@
-"""The sockets of this process in forked children. Separate from ``threads``, so that only users of sockets load them.
+"""The sockets of this process: their number, and those of forked children. Separate from ``threads``: few users load it.
 
 On floor 0 because it concerns the process, not a protocol. Source: contract C15.
 """
@@ -9,8 +9,15 @@ import contextlib
 import os
 import socket
 import ssl
+import sys
 import weakref
 from typing import Any
+
+if sys.platform != "win32":
+    import resource
+
+#: Descriptors that count as open where the system does not list them.
+USUALLY_OPEN = 64
 
 # Changed by threads that open sockets, and by a forked child, which has one thread.
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -22,6 +29,27 @@ def close_in_children(one: socket.socket) -> None:
     Otherwise a port stays in use and a connection open until the last child has ended, whatever the owner does.
     """
     _sockets.add(one)
+
+
+def connection_limit(wanted: int) -> int:
+    """Return how many connections a server may hold at once: *wanted*, or a third of the descriptors that are free now.
+
+    A third, so that two servers in one process leave the rest of the program as much again. At least 1.
+    Threads: any; call it when the server starts.
+    """
+    if sys.platform == "win32":  # it has no such limit
+        return wanted
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return wanted
+    return max(1, min(wanted, (allowed - _open_descriptors()) // 3))
+
+
+def _open_descriptors() -> int:
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        with contextlib.suppress(OSError):
+            return len(os.listdir(folder))
+    return USUALLY_OPEN
 
 
 def wrap_tls(context: ssl.SSLContext, one: socket.socket, **options: Any) -> ssl.SSLSocket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import socket
 import ssl
 import struct
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from datasync.runtime.sockets import wrap_tls
+from datasync.runtime.sockets import connection_limit, wrap_tls
 from tests.conftest import wait_until
 
 
@@ -45,3 +46,18 @@ def test_a_peer_that_resets_while_tls_takes_over_leaves_no_socket_open(left: soc
     # and no socket is left for the collector: that would be a warning, which is an error here
     assert left.fileno() == -1
     gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("allowed", "opened", "limit"),
+    [(256, 56, 66), (1024, 24, 333), (20_000, 100, 1024), (64, 64, 1), (resource.RLIM_INFINITY, 100, 1024)],
+)
+def test_the_limit_of_connections_is_a_third_of_the_free_descriptors(
+    monkeypatch: pytest.MonkeyPatch, allowed: int, opened: int, limit: int
+) -> None:
+    # given a limit of descriptors, and how many are open
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (allowed, allowed))
+    monkeypatch.setattr("datasync.runtime.sockets._open_descriptors", lambda: opened)
+
+    # when / then
+    assert connection_limit(1024) == limit
