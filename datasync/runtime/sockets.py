@@ -1,4 +1,4 @@
-"""The sockets of this process: their number, and those of forked children. Separate from ``threads``: few users load it.
+"""The sockets of this process: their number, and those of forked children. Not in ``threads``: few users load it.
 
 On floor 0 because it concerns the process, not a protocol. Source: contract C15.
 """
