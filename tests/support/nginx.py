@@ -1,0 +1,118 @@
+"""nginx in front of a server: one process of the test's own, on loopback, ended by its process id."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+from tests.conftest import absent
+from tests.support.executables import system
+from tests.support.proxy import free_port, reachable
+
+#: Seconds that nginx may take to come up, and to end.
+START_TIMEOUT, STOP_TIMEOUT = 30.0, 5.0
+#: One process that writes all its files below its own folder.
+_CONFIG = """
+daemon off;
+master_process off;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log warn;
+events {{ worker_connections 512; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/client_body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    {body}
+}}
+"""
+
+
+class Nginx:
+    """An nginx process. A context manager that stops it.
+
+    Args:
+      folder: For its configuration and its files; not shared.
+      body: What stands in the ``http`` block. ``{port}`` in it is replaced by the port that ``port`` names, as in
+        ``"server { listen 127.0.0.1:{port}; location / { proxy_pass http://127.0.0.1:8080; } }"``.
+    """
+
+    def __init__(self, folder: Path, body: str) -> None:
+        program = system("nginx")
+        if program is None:
+            absent("nginx")
+        self._program = program
+        self._folder = folder
+        self.port = free_port()
+        self._body = body.replace("{port}", str(self.port))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """``host:port`` for clients."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        """Its error log."""
+        path = self._folder / "error.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def start(self) -> Nginx:
+        """Start it, on the same port as before, and return when it accepts connections."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        config = self._folder / "nginx.conf"
+        config.write_text(_CONFIG.format(folder=self._folder, body=self._body))
+        command = [
+            str(self._program),
+            "-p",
+            str(self._folder),
+            "-c",
+            str(config),
+            "-e",
+            str(self._folder / "error.log"),
+        ]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ}
+        )
+        deadline = time.monotonic() + START_TIMEOUT
+        while not reachable(self.port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                pytest.fail(f"nginx did not come up:\n{self.log[-2000:]}", pytrace=False)
+            time.sleep(0.02)
+        return self
+
+    def stop(self) -> None:
+        """End it in order; connections that are open are closed."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def __enter__(self) -> Nginx:
+        return self.start() if self._process is None else self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            process.send_signal(how)
+            process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(STOP_TIMEOUT)
