@@ -1,0 +1,65 @@
+"""Log lines that strangers can cause: the first at once, then one a minute, which counts the others."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from datasync.runtime.limited_log import LOG_INTERVAL, LimitedLog
+from tests.support.clock import ManualClock
+
+LOG = logging.getLogger("datasync.test_limited_log")
+
+
+def test_c16_the_first_line_is_written_and_the_next_one_a_minute_later_counts_those_between(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = ManualClock()
+    limited = LimitedLog(LOG, clock=clock)
+    for number in range(500):
+        limited.warning("no token from %s", f"10.0.0.{number}")
+    clock.advance(LOG_INTERVAL)
+    limited.warning("no token from %s", "10.9.9.9")
+    assert [record.getMessage() for record in caplog.records] == [
+        "no token from 10.0.0.0",
+        "no token from 10.9.9.9 (and 499 more since the last such line)",
+    ]
+    assert {record.filename for record in caplog.records} == {"test_limited_log.py"}
+
+
+def test_c16_a_line_after_a_quiet_minute_counts_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    clock = ManualClock()
+    limited = LimitedLog(LOG, clock=clock)
+    for _ in range(3):
+        limited.warning("no token from %s", "10.0.0.1")
+        clock.advance(LOG_INTERVAL)
+    assert [record.getMessage() for record in caplog.records] == ["no token from 10.0.0.1"] * 3
+
+
+def test_c16_lines_of_another_text_are_counted_apart(caplog: pytest.LogCaptureFixture) -> None:
+    limited = LimitedLog(LOG, clock=ManualClock())
+    limited.warning("no token from %s", "10.0.0.1")
+    limited.error("no thread for %s", "10.0.0.1")
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "no token from 10.0.0.1"),
+        ("ERROR", "no thread for 10.0.0.1"),
+    ]
+
+
+def test_c16_a_filter_that_raises_leaves_the_log_usable(caplog: pytest.LogCaptureFixture) -> None:
+    clock = ManualClock()
+    limited = LimitedLog(LOG, clock=clock)
+
+    def raising(_: logging.LogRecord) -> bool:
+        raise RuntimeError("filter")
+
+    LOG.addFilter(raising)
+    try:
+        with pytest.raises(RuntimeError):
+            limited.warning("no token")
+    finally:
+        LOG.removeFilter(raising)
+    clock.advance(LOG_INTERVAL)
+    limited.warning("no token")
+    assert [record.getMessage() for record in caplog.records] == ["no token"]
