@@ -39,8 +39,18 @@ from datasync.restsync.app.requests import (
     text_of,
     truth_of,
 )
+from datasync.restsync.arguments import check_numbers
 from datasync.restsync.encoding import CONTENT_EVENTS, CONTENT_JSON, content_of, item_of
-from datasync.restsync.keys import check_text, count_of_keys, key_of_path
+from datasync.restsync.keys import (
+    ESCAPED_ROUTE,
+    KEY_HEADER,
+    PLAIN_ROUTE,
+    PREFIX_HEADER,
+    check_text,
+    count_of_keys,
+    escape,
+    key_of_path,
+)
 from datasync.restsync.problems import Problem, problem_of
 from datasync.restsync.response import Response
 from datasync.runtime.tokens import TokenCheck
@@ -65,6 +75,8 @@ HEARTBEAT = 10.0
 HEARTBEAT_RANGE = (0.1, 60.0)
 #: Pairs on a page of the list: the default, and the most.
 PAGE_SIZE = (100, 1000)
+#: ``KEY_HEADER`` as WSGI names it.
+HTTP_KEY_HEADER = "HTTP_" + KEY_HEADER.upper().replace("-", "_")
 #: Attempts at a conditional write while other writes keep changing the key.
 ATTEMPTS = 100
 
@@ -110,16 +122,16 @@ class Application:
         self._tokens = TokenCheck(token)
         if not isinstance(adapter, Adapter):
             raise InvalidArgumentError(f"an application needs a restsync.Adapter, not a {type(adapter).__name__}")
-        for name, number in {
-            "max_body": max_body,
-            "max_resync": max_resync,
-            "max_streams": max_streams,
-            "heartbeat": heartbeat,
-            "done_timeout": done_timeout,
-            "resync_timeout": resync_timeout,
-        }.items():
-            if not isinstance(number, (int, float)) or number <= 0:
-                raise InvalidArgumentError(f"{name} must be a number above 0")
+        check_numbers(
+            {
+                "max_body": max_body,
+                "max_resync": max_resync,
+                "max_streams": max_streams,
+                "heartbeat": heartbeat,
+                "done_timeout": done_timeout,
+                "resync_timeout": resync_timeout,
+            }
+        )
         self._adapter = adapter
         self._page = page
         self._show_values = show_values
@@ -185,8 +197,8 @@ class Application:
             raise Problem("closed", "the adapter is closed")
         if path == "/keys":
             return _only(environ, GET=self._list, PUT=self._resync, PATCH=self._transaction)
-        if path.startswith("/keys/"):
-            return _only(environ, GET=self._get, PUT=self._put, DELETE=self._delete)
+        if path.startswith((f"/{PLAIN_ROUTE}/", f"/{ESCAPED_ROUTE}/")):
+            return self._one_key(environ, path)
         if path == "/events":
             return _only(environ, GET=self._events)
         if path == "/status" and self._page:
@@ -195,16 +207,37 @@ class Application:
 
     # One key.
 
-    def _get(self, environ: WSGIEnvironment) -> Response:
-        key = _key_of(environ)
+    def _one_key(self, environ: WSGIEnvironment, path: str) -> Response:
+        """Answer a request for the key in *path*, and name the key in the answer, whatever it is."""
+        key = key_of_path(path)
+        try:
+            read_query(environ)
+            meant = environ.get(HTTP_KEY_HEADER)
+            if meant is not None and meant != escape(key):
+                raise Problem(
+                    "rewritten", f"the path names {key!r}, {KEY_HEADER} another key: a gateway rewrites paths"
+                )
+            response = _only(
+                environ,
+                GET=lambda _: self._get(environ, key),
+                PUT=lambda _: self._put(environ, key),
+                DELETE=lambda _: self._delete(environ, key),
+            )
+        except Problem as problem:
+            response = problem.response()
+        except DatasyncError as error:
+            response = problem_of(error).response()
+        response.headers[KEY_HEADER] = escape(key)
+        return response
+
+    def _get(self, environ: WSGIEnvironment, key: str) -> Response:
         pair = self._adapter.registry.get(key)
         if pair is None:
             raise _no_such_key(key)
         content, content_type = content_of(pair.key, pair.value)
         return self._tagged(environ, pair.revision, Response(content, 200, content_type))
 
-    def _put(self, environ: WSGIEnvironment) -> Response:
-        key = _key_of(environ)
+    def _put(self, environ: WSGIEnvironment, key: str) -> Response:
         value = read_value(environ, key, self._max_body)
         created = self._adapter.registry.get(key) is None
         outcome = self._commit(environ, key, value)
@@ -212,8 +245,7 @@ class Application:
         response.headers["ETag"] = f'"{event_id(self._adapter, outcome.revision)}"'
         return response
 
-    def _delete(self, environ: WSGIEnvironment) -> Response:
-        key = _key_of(environ)
+    def _delete(self, environ: WSGIEnvironment, key: str) -> Response:
         if self._adapter.registry.get(key) is None and not environ.get("HTTP_IF_MATCH"):
             raise _no_such_key(key)
         outcome = self._commit(environ, key, ChangeBytes(key, op=Op.DELETE))
@@ -299,6 +331,7 @@ class Application:
         stream = stream_events(self._adapter, request, lambda: self.ended() or gone())
         # The second header is for nginx, which would otherwise buffer the events.
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        headers[PREFIX_HEADER] = ",".join(map(escape, prefixes))
         return Response(stream, 200, CONTENT_EVENTS, headers, on_close=self._stream_ended)
 
     def _stream_ended(self) -> None:
@@ -371,13 +404,6 @@ def _only(environ: WSGIEnvironment, **handlers: Callable[[WSGIEnvironment], Resp
         detail = f"{method} is not allowed here: use {allowed}"
         raise Problem("method-not-allowed", detail, headers={"Allow": allowed})
     return handler(environ)
-
-
-def _key_of(environ: WSGIEnvironment) -> str:
-    """Return the key in the path of a request, which must not have a query."""
-    key = key_of_path(environ["PATH_INFO"].removeprefix("/keys/"))
-    read_query(environ)
-    return key
 
 
 def _mounted_at(environ: WSGIEnvironment) -> str:

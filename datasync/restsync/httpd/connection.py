@@ -17,7 +17,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
-from datasync.errors import InvalidArgumentError
 from datasync.restsync.httpd.http11 import (
     MAX_DRAIN,
     BadRequest,
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
 #: Seconds that the server reads on after an error response, so that the client receives it.
 LINGER = 2.0
 
@@ -53,12 +54,6 @@ class ConnectionLimits(NamedTuple):
     write_timeout: float = 20.0
     #: For a connection without a request.
     keep_alive: float = 60.0
-
-    def check(self) -> None:
-        """Raise ``InvalidArgumentError`` unless every limit is above 0."""
-        for name, number in self._asdict().items():
-            if not isinstance(number, (int, float)) or number <= 0:
-                raise InvalidArgumentError(f"{name} must be a number above 0")
 
 
 #: The limits unless others are given.
@@ -231,6 +226,8 @@ class HttpConnection:
             target = target[absolute.end() :]
             target = target if target.startswith("/") else "/" + target
         path, _, query = target.partition("?")
+        if _BAD_ESCAPE.search(target):  # a proxy may read it as another path
+            raise BadRequest(400, "the request target has a % without two hex digits")
         host, _, port = self._server.address.rpartition(":")
         environ: dict[str, Any] = {
             "REQUEST_METHOD": head.method,

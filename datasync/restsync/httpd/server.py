@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from datasync.errors import InvalidArgumentError, StoreConnectionError
+from datasync.restsync.arguments import check_numbers
 from datasync.restsync.httpd.connection import ConnectionLimits, HttpConnection
 from datasync.runtime.closing import Closable
 from datasync.runtime.sockets import close_in_children
@@ -61,7 +62,7 @@ class Server(Closable):
         context: ssl.SSLContext | None,
         limits: ConnectionLimits,
     ) -> None:
-        limits.check()
+        check_numbers(limits._asdict())
         self.application = application
         self.limits = limits
         self.context = context
