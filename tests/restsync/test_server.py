@@ -36,7 +36,8 @@ class Quiet(WSGIRequestHandler):
     def log_message(self, *arguments: object) -> None: ...
 
 
-GET = b"GET /keys HTTP/1.1\r\nHost: x\r\n"
+GET = b"GET /keys HTTP/1.1\r\nHost: localhost\r\n"
+PUT = b"PUT /keys/net/a HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +65,11 @@ def status(answer: bytes) -> int:
     ("text", "expected"),
     [
         (b"GET /keys\r\n\r\n", 400),
-        (b"GET /ke ys HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"G\x00T /keys HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET /keys HTTP/2.0\r\nHost: x\r\n\r\n", 505),
+        (b"GET /ke ys HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"G\x00T /keys HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /keys HTTP/2.0\r\nHost: localhost\r\n\r\n", 505),
         (b"GET /keys HTTP/1.1\r\n\r\n", 400),
-        (b"GET /keys HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+        (b"GET /keys HTTP/1.1\r\nHost: localhost\r\nHost: y\r\n\r\n", 400),
         (GET + b"A : b\r\n\r\n", 400),
         (GET + b" folded: b\r\n\r\n", 400),
         (GET + b"A: b\x00\r\n\r\n", 400),
@@ -79,15 +80,19 @@ def status(answer: bytes) -> int:
         (GET + b"".join(b"A%d: b\r\n" % n for n in range(200)) + b"\r\n", 431),
         (GET + b"A: " + b"x" * 20_000 + b"\r\n\r\n", 431),
         (b"GET /" + b"x" * 20_000, 414),
-        (b"GET /keys/%ff HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET /keys/%2e%2e/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
-        (b"GET * HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"CONNECT other:443 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET file:///keys HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET http://x/keys HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 200),
-        (b"GET //keys HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+        (b"GET /keys/%ff HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /keys/% HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /keys/a%zz HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /keys/a%2 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /keys?prefix=%zz HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /keys/%2e%2e/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 400),
+        (b"GET * HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"CONNECT other:443 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET file:///keys HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET http://x/keys HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 200),
+        (b"GET //keys HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 404),
     ],
-    ids=range(23),
+    ids=range(27),
 )
 def test_what_is_no_request_gets_a_clear_status_and_the_server_goes_on(
     impatient: Server, text: bytes, expected: int
@@ -118,7 +123,7 @@ def test_a_flood_of_headers_is_not_read_to_its_end(impatient: Server) -> None:
     [
         b"GET /keys HT",
         GET,
-        b"PUT /keys/net/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n",
+        PUT + b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n",
     ],
     ids=["line", "headers", "body"],
 )
@@ -148,7 +153,7 @@ def test_an_idle_connection_is_ended(impatient: Server) -> None:
 
 
 def test_a_body_that_breaks_off_changes_nothing(server: Server, subscriber: Subscriber) -> None:
-    head = b"PUT /keys/net/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\nContent-Length: 9\r\n\r\n"
+    head = PUT + b"Content-Type: application/x-protobuf\r\nContent-Length: 9\r\n\r\n"
     with raw(server, head + b"half") as connection:
         connection.shutdown(socket.SHUT_WR)
         assert status(everything(connection)) == 400
@@ -176,7 +181,7 @@ def test_requests_that_come_at_once_are_answered_in_order(server: Server) -> Non
 
 
 def test_a_chunked_body_is_one_value(server: Server, subscriber: Subscriber) -> None:
-    head = b"PUT /keys/net/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+    head = PUT + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
     text = b'Connection: close\r\n\r\n3\r\n"ab\r\n2;x=y\r\nc"\r\n0\r\nTrailer: x\r\n\r\n'
     with raw(server, head + text) as connection:
         assert status(everything(connection)) == 201
@@ -184,21 +189,60 @@ def test_a_chunked_body_is_one_value(server: Server, subscriber: Subscriber) -> 
         assert everything(connection).endswith(b'\r\n\r\n"abc"')
 
 
-@pytest.mark.parametrize("size", [b"x", b"-1", b"", b"1" * 20])
+@pytest.mark.parametrize(
+    "size",
+    [
+        b"x",
+        b"-1",
+        b"",
+        b"1" * 20,
+        b"0x4",
+        b"+4",
+        b"4 ",
+        b" 4",
+        b"\t4",
+        b"4_0",
+        b"4\n",
+        b"4;a\nb",
+        b"4;a\x00",
+        b"4 ;a",
+        b"4;a\r",
+    ],
+)
 def test_a_malformed_chunk_is_400(server: Server, subscriber: Subscriber, size: bytes) -> None:
-    head = (
-        b"PUT /keys/net/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-    )
+    head = PUT + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     with raw(server, head + size + b"\r\n11\r\n") as connection:
         assert status(everything(connection)) == 400
     assert subscriber.events == []
 
 
+@pytest.mark.parametrize(
+    "end",
+    [b"garbage", b": x", b"A : b", b"A\n: b", b"A: b\nC: d", b"A: b\x00", b" folded: b", b"A: b\r"],
+)
+def test_a_malformed_trailer_is_400_and_nothing_of_the_body_counts(
+    server: Server, subscriber: Subscriber, end: bytes
+) -> None:
+    head = PUT + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with raw(server, head + b'3\r\n"x"\r\n0\r\n' + end + b"\r\n\r\n") as connection:
+        assert status(everything(connection)) == 400
+    assert subscriber.changes == []
+
+
+@pytest.mark.parametrize(
+    "body", [b'3\n"x"\n0\n\n', b'3\r\n"x"\n0\r\n\r\n', b'3\r\n"x"\r\n0\r\n\n', b'3\n"x"\r\n0\r\n\r\n']
+)
+def test_a_chunk_that_ends_with_a_bare_lf_is_400(adapter: Adapter, subscriber: Subscriber, body: bytes) -> None:
+    head = PUT + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with serve("127.0.0.1:0", adapter) as server, raw(server, head + body) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        assert status(everything(connection)) == 400
+    assert subscriber.changes == []
+
+
 @pytest.mark.parametrize("text", [b"1\r\n1abc\r\n0\r\n\r\n", b"1\r\n1\r\r\n0\r\n\r\n"], ids=["text", "line end"])
 def test_a_chunk_longer_than_its_size_is_400_and_not_cut(server: Server, subscriber: Subscriber, text: bytes) -> None:
-    head = (
-        b"PUT /keys/net/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-    )
+    head = PUT + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     with raw(server, head + text) as connection:
         assert status(everything(connection)) == 400
     assert subscriber.events == []
@@ -218,7 +262,7 @@ def test_a_chunked_body_above_the_limit_is_413_and_not_cut(adapter: Adapter, sub
 
 def test_100_continue_is_said_when_the_body_is_wanted_and_not_before(server: Server, subscriber: Subscriber) -> None:
     # given a client that waits to be asked for its body
-    head = b"PUT /keys/net/a HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n"
+    head = b"PUT /keys/net/a HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 3\r\n"
     with raw(server, head + b"Content-Type: application/json\r\nConnection: close\r\n\r\n") as connection:
         assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(b'"x"')
@@ -254,7 +298,7 @@ def test_who_reads_slowly_gets_everything_though_it_takes_longer_than_the_write_
 
 @pytest.mark.parametrize("size", [4 * 1024 * 1024 + 1, 64 * 1024 * 1024])
 def test_a_body_that_is_too_large_is_refused_before_it_was_sent(server: Server, size: int) -> None:
-    head = b"PUT /keys/net/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    head = PUT + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     with raw(server, head % size) as connection:
         assert status(everything(connection)) == 413
 
@@ -281,7 +325,7 @@ def test_more_connections_than_allowed_get_503_and_room_comes_back(adapter: Adap
 
 def test_more_streams_than_allowed_get_503_and_room_comes_back(adapter: Adapter) -> None:
     with serve("127.0.0.1:0", adapter, max_streams=1, heartbeat=0.1) as server:
-        with raw(server, b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n") as stream:
+        with raw(server, b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n") as stream:
             assert stream.recv(100).startswith(b"HTTP/1.1 200")
             http = Http(server.url)
             assert http.code(http("GET", "/events?follow=false")) == "overloaded"
@@ -299,7 +343,7 @@ def test_c15_close_is_prompt_with_200_streams_and_leaves_no_thread(adapter: Adap
     before = threading.active_count()
     peers = [socket.create_connection(("127.0.0.1", server.port), 10) for _ in range(201)]
     for peer in peers[1:]:
-        peer.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        peer.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
     for peer in peers[1:]:
         assert peer.recv(10)
     # when the server is closed
@@ -317,7 +361,7 @@ def test_c15_close_is_prompt_with_200_streams_and_leaves_no_thread(adapter: Adap
 def test_c15_requests_under_way_are_answered_before_the_end(adapter: Adapter, subscriber: Subscriber) -> None:
     # given a put that its subscriber takes its time for
     server = serve("127.0.0.1:0", adapter, done_timeout=10)
-    with raw(server, b"PUT /keys/net/silent HTTP/1.1\r\nHost: x\r\n") as connection:
+    with raw(server, b"PUT /keys/net/silent HTTP/1.1\r\nHost: localhost\r\n") as connection:
         connection.sendall(b"Content-Type: application/json\r\nContent-Length: 1\r\n\r\n1")
         wait_until(lambda: subscriber.events, "the change has arrived")
         # when the server is told to close, and then the subscriber answers
@@ -333,7 +377,7 @@ def test_c15_requests_under_way_are_answered_before_the_end(adapter: Adapter, su
 def test_c15_the_second_who_closes_waits_for_the_first(adapter: Adapter, subscriber: Subscriber) -> None:
     # given a server that is being closed, and a request under way that holds this up
     server = serve("127.0.0.1:0", adapter, done_timeout=10)
-    with raw(server, b"PUT /keys/net/silent HTTP/1.1\r\nHost: x\r\n") as connection:
+    with raw(server, b"PUT /keys/net/silent HTTP/1.1\r\nHost: localhost\r\n") as connection:
         connection.sendall(b"Content-Type: application/json\r\nContent-Length: 1\r\n\r\n1")
         wait_until(lambda: subscriber.events, "the change has arrived")
         first, second = (threading.Thread(target=server.close) for _ in range(2))
@@ -362,7 +406,7 @@ def loopback(flags):
 loopback(1)
 with Adapter() as adapter, serve("127.0.0.1:0", adapter, write_timeout=1.0, heartbeat=0.2) as server:
     client = socket.create_connection(("127.0.0.1", server.port))
-    client.sendall(b"GET /events HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+    client.sendall(b"GET /events HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
     while b"heartbeat" not in client.recv(65536):
         pass
     assert server.connections == server.application.streams == 1
@@ -489,9 +533,7 @@ def test_over_tls_large_bodies_pass_and_requests_that_came_in_one_record_are_all
     http.close()
     # what TLS has decrypted ahead, where the socket itself has nothing more to read
     with raw(secured, b"") as plain, trusting(authority).wrap_socket(plain, server_hostname="127.0.0.1") as connection:
-        request = (
-            b"PUT /keys/net/b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 16000\r\n\r\n"
-        )
+        request = PUT + b"Content-Type: application/json\r\nContent-Length: 16000\r\n\r\n"
         last = GET + b"Connection: close\r\n\r\n"
         connection.sendall(request + b'"' + b"x" * 15_998 + b'"' + last)
         assert everything(connection).count(b"HTTP/1.1 20") == 2
@@ -580,7 +622,7 @@ def test_the_application_runs_on_the_server_of_the_standard_library(adapter: Ada
 
 
 def test_a_head_request_has_no_body(server: Server) -> None:
-    with raw(server, b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") as connection:
+    with raw(server, b"HEAD / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") as connection:
         answer = everything(connection)
     assert answer.endswith(b"\r\n\r\n")
     assert b"Content-Length: " in answer
@@ -588,7 +630,7 @@ def test_a_head_request_has_no_body(server: Server) -> None:
 
 def test_a_header_with_an_underscore_does_not_pass_for_another(adapter: Adapter) -> None:
     with serve("127.0.0.1:0", adapter, token="t", page=False) as server:
-        text = b"GET /keys HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        text = b"GET /keys HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         with raw(server, text + b"Author_ization: Bearer t\r\n\r\n") as connection:
             assert status(everything(connection)) == 401
         http = Http(server.url)

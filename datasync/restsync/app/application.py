@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -25,6 +26,7 @@ from datasync.events import Op
 from datasync.restsync.app.adapter import Adapter
 from datasync.restsync.app.dashboard import PAGE, PAGE_POLICY, MonitoredTransport, overview
 from datasync.restsync.app.event_stream import StreamRequest, event_id, stream_events
+from datasync.restsync.app.host_check import HostCheck
 from datasync.restsync.app.openapi import document
 from datasync.restsync.app.replay_buffer import RequestRecord
 from datasync.restsync.app.requests import (
@@ -88,6 +90,9 @@ class Application:
       adapter: It stays open when the application closes.
       token: Token that a request must carry as ``Authorization: Bearer``; several while one is being replaced; None
         accepts every request.
+      allowed_hosts: Host names and addresses, without ports, that a request may be addressed to, and whose pages may
+        write. None: every host, and pages of the host that they address; ``serve`` then limits a server on loopback
+        that has no token.
       page: Serve the dashboard page at ``/``.
       show_values: Show values on the page. A client that may read keys can read values in any case.
       sources: Other transports of this process that the page shows too.
@@ -109,6 +114,7 @@ class Application:
         adapter: Adapter,
         *,
         token: str | Iterable[str] | None = None,
+        allowed_hosts: Iterable[str] | None = None,
         page: bool = True,
         show_values: bool = False,
         sources: Sequence[MonitoredTransport] = (),
@@ -120,6 +126,8 @@ class Application:
         resync_timeout: float = RESYNC_DONE_TIMEOUT,
     ) -> None:
         self._tokens = TokenCheck(token)
+        #: The hosts that requests may be addressed to.
+        self.hosts = HostCheck(allowed_hosts)
         if not isinstance(adapter, Adapter):
             raise InvalidArgumentError(f"an application needs a restsync.Adapter, not a {type(adapter).__name__}")
         check_numbers(
@@ -157,11 +165,13 @@ class Application:
             response = problem_of(error).response()
         except Exception as error:  # a bug; its text may quote a value, so only its type and place are logged
             place = traceback.extract_tb(error.__traceback__)[-1]
-            log.error("%s %r failed: %s in %s:%s", method, path, type(error).__name__, place.filename, place.lineno)
+            with suppress(Exception):
+                log.error("%s %r failed: %s in %s:%s", method, path, type(error).__name__, place.filename, place.lineno)
             response = problem_of(error).response()
         response.headers.setdefault("Cache-Control", "no-cache")
         response.headers["X-Content-Type-Options"] = "nosniff"
-        log.debug("%s %r: %d", method, path, response.status)
+        with suppress(Exception):  # a log handler that raises must not take away the answer to what was applied
+            log.debug("%s %r: %d", method, path, response.status)
         return response(environ, start_response)
 
     @property
@@ -187,6 +197,7 @@ class Application:
     # Routes.
 
     def _route(self, environ: WSGIEnvironment, path: str) -> Response:
+        self.hosts.check(environ)
         if path in ("", "/") and self._page:
             return self._serve_page(environ, path)
         if path == "/openapi.json":

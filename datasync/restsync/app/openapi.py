@@ -29,7 +29,7 @@ _KEY: Json = {
 }
 _ESCAPED_KEY: Json = {
     **_KEY,
-    "description": "The key in a spelling that no gateway rewrites: UTF-8, each byte but ASCII letters, digits, - and _ "
+    "description": "The key in a spelling that no gateway rewrites: its UTF-8, each byte but letters, digits, - and _ "
     "as ~XX.",
     "schema": {"type": "string", "pattern": "^([A-Za-z0-9_-]|~[0-9A-Fa-f]{2})+$", "maxLength": 3 * MAX_KEY},
     "example": "interface~2Feth0",
