@@ -12,6 +12,7 @@ from datasync.restsync.app.application import Application
 from datasync.restsync.app.host_check import LOOPBACK
 from datasync.restsync.httpd.connection import DEFAULT_LIMITS, ConnectionLimits
 from datasync.restsync.httpd.server import Server, ServerTls, make_server_context
+from datasync.runtime.limited_log import log_safely
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ def serve(
         server.start()
         if not application.guarded:
             whom = "every program of this machine" if loopback else "everyone"
-            log.warning("%s accepts reads and writes from %s: give serve(...) a token", server.address, whom)
+            text = "%s accepts reads and writes from %s: give serve(...) a token"
+            log_safely(log.warning, text, server.address, whom)
     except BaseException:
         server.close()
         raise

@@ -235,7 +235,6 @@ def test_a_malformed_trailer_is_400_and_nothing_of_the_body_counts(
 def test_a_chunk_that_ends_with_a_bare_lf_is_400(adapter: Adapter, subscriber: Subscriber, body: bytes) -> None:
     head = PUT + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     with serve("127.0.0.1:0", adapter) as server, raw(server, head + body) as connection:
-        connection.shutdown(socket.SHUT_WR)
         assert status(everything(connection)) == 400
     assert subscriber.changes == []
 
@@ -312,15 +311,95 @@ def test_a_body_at_the_limit_of_4_mib_arrives(http: Http, subscriber: Subscriber
 # -- many
 
 
-def test_more_connections_than_allowed_get_503_and_room_comes_back(adapter: Adapter) -> None:
+STREAM = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def test_more_busy_connections_than_allowed_get_503_and_room_comes_back(adapter: Adapter) -> None:
     with serve("127.0.0.1:0", adapter, max_connections=2) as server:
-        with raw(server), raw(server):
-            wait_until(lambda: server.connections == 2, "both are there")
+        with raw(server, STREAM) as one, raw(server, STREAM) as two:
+            assert one.recv(10)
+            assert two.recv(10)
             with raw(server, GET + b"\r\n") as third:
                 assert status(everything(third)) == 503
         wait_until(lambda: server.connections == 0, "both are gone")
         with raw(server, GET + b"Connection: close\r\n\r\n") as again:
             assert status(everything(again)) == 200
+
+
+@pytest.mark.parametrize("begin", [b"", b"GET /keys HT", GET], ids=["nothing", "half a line", "half a head"])
+def test_a_connection_beyond_the_limit_ends_the_one_that_is_idle_for_longest(adapter: Adapter, begin: bytes) -> None:
+    # given as many connections as are allowed: a stream, a client between two requests, and a stranger
+    with serve("127.0.0.1:0", adapter, max_connections=3) as server:
+        with raw(server, STREAM) as stream, raw(server, begin) as stranger, raw(server) as client:
+            assert stream.recv(10)
+            client.sendall(GET + b"\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+            # when one more comes
+            with raw(server, GET + b"\r\n") as other:
+                # then it is served, in the place of the stranger
+                assert other.recv(65536).startswith(b"HTTP/1.1 200")
+                assert everything(stranger) == b""
+                client.sendall(GET + b"\r\n")
+                assert client.recv(65536).startswith(b"HTTP/1.1 200")
+                assert server.connections == 3
+
+
+FLOOD = """
+import resource, socket, sys, threading
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+from queue import Queue
+from datasync.restsync import Adapter, serve
+adapter = Adapter()
+with serve("127.0.0.1:0", adapter) as server:
+    print("port", server.port, server.max_connections, flush=True)
+    for line in sys.stdin:
+        # the application around the server: it opens files and connections of its own
+        files = [open("/dev/null") for _ in range(60)]
+        pairs = [socket.socketpair() for _ in range(20)]
+        print("opened", len(files), server.connections, flush=True)
+        for one in files:
+            one.close()
+        for pair in pairs:
+            pair[0].close(), pair[1].close()
+"""
+
+
+def test_c22_a_flood_of_idle_connections_starves_neither_the_program_nor_other_clients() -> None:
+    # given a program that may open 256 files, with a server in it
+    command = [sys.executable, "-c", FLOOD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        _, port, allowed = process.stdout.readline().split()
+        assert 50 < int(allowed) < 100
+        strangers = []
+        try:
+            # when strangers open far more connections than that, and say nothing
+            for _ in range(600):
+                strangers.append(socket.create_connection(("127.0.0.1", int(port)), PATIENT))
+            # then another client is served
+            with Client(f"http://127.0.0.1:{port}", timeout=PATIENT) as client:
+                for _ in range(3):
+                    assert list(client.list()) == []
+            # and the program opens what it needs
+            process.stdin.write("\n")
+            process.stdin.flush()
+            opened, files, connections = process.stdout.readline().split()
+            assert (opened, files) == ("opened", "60")
+            assert int(connections) <= int(allowed)
+        finally:
+            for one in strangers:
+                one.close()
+            process.stdin.close()
+            process.wait(PATIENT)
+
+
+def test_c22_lines_that_strangers_cause_are_limited(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="datasync.restsync.httpd"):
+        for _ in range(50):
+            with raw(server, b"nonsense\r\n\r\n") as connection:
+                assert status(everything(connection)) == 400
+    assert sum("rejected a request" in record.getMessage() for record in caplog.records) <= 1
 
 
 def test_more_streams_than_allowed_get_503_and_room_comes_back(adapter: Adapter) -> None:

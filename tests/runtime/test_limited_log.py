@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from datasync.runtime.limited_log import LOG_INTERVAL, LimitedLog
+from datasync.runtime.limited_log import LOG_INTERVAL, LimitedLog, log_safely
 from tests.support.clock import ManualClock
 
 LOG = logging.getLogger("datasync.test_limited_log")
@@ -47,7 +47,7 @@ def test_c16_lines_of_another_text_are_counted_apart(caplog: pytest.LogCaptureFi
     ]
 
 
-def test_c16_a_filter_that_raises_leaves_the_log_usable(caplog: pytest.LogCaptureFixture) -> None:
+def test_c15_a_filter_that_raises_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     clock = ManualClock()
     limited = LimitedLog(LOG, clock=clock)
 
@@ -56,10 +56,13 @@ def test_c16_a_filter_that_raises_leaves_the_log_usable(caplog: pytest.LogCaptur
 
     LOG.addFilter(raising)
     try:
-        with pytest.raises(RuntimeError):
-            limited.warning("no token")
+        limited.warning("no token")
+        log_safely(LOG.warning, "not connected")
     finally:
         LOG.removeFilter(raising)
+    assert caplog.records == []
     clock.advance(LOG_INTERVAL)
     limited.warning("no token")
-    assert [record.getMessage() for record in caplog.records] == ["no token"]
+    log_safely(LOG.warning, "connected to %s", "a")
+    assert [record.getMessage() for record in caplog.records] == ["no token", "connected to a"]
+    assert {record.filename for record in caplog.records} == {"test_limited_log.py"}

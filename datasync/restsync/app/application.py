@@ -15,7 +15,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -55,6 +54,7 @@ from datasync.restsync.keys import (
 )
 from datasync.restsync.problems import Problem, problem_of
 from datasync.restsync.response import Response
+from datasync.runtime.limited_log import log_safely
 from datasync.runtime.tokens import TokenCheck
 from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.futures import Outcome, PropagationFuture
@@ -165,13 +165,12 @@ class Application:
             response = problem_of(error).response()
         except Exception as error:  # a bug; its text may quote a value, so only its type and place are logged
             place = traceback.extract_tb(error.__traceback__)[-1]
-            with suppress(Exception):
-                log.error("%s %r failed: %s in %s:%s", method, path, type(error).__name__, place.filename, place.lineno)
+            text = "%s %r failed: %s in %s:%s"
+            log_safely(log.error, text, method, path, type(error).__name__, place.filename, place.lineno)
             response = problem_of(error).response()
         response.headers.setdefault("Cache-Control", "no-cache")
         response.headers["X-Content-Type-Options"] = "nosniff"
-        with suppress(Exception):  # a log handler that raises must not take away the answer to what was applied
-            log.debug("%s %r: %d", method, path, response.status)
+        log_safely(log.debug, "%s %r: %d", method, path, response.status)
         return response(environ, start_response)
 
     @property

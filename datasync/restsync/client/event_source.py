@@ -9,7 +9,6 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
@@ -22,6 +21,7 @@ from datasync.restsync.encoding import CONTENT_EVENTS, CONTENT_JSON, SERIALIZERS
 from datasync.restsync.keys import PREFIX_HEADER, escape
 from datasync.restsync.problems import error_of
 from datasync.runtime.backoff import AFTER_BREAK, Backoff
+from datasync.runtime.limited_log import log_safely
 from datasync.runtime.threads import Worker
 from datasync.syncbase.change import KeyValBytes, Payload
 from datasync.syncbase.registry import Registry
@@ -131,9 +131,7 @@ class StreamReader:
 
     def _run(self, worker: Worker) -> None:
         while not worker.stopping.is_set():
-            # A log handler of the program may raise; that must not end the mirror.
-            with suppress(Exception):
-                self._attempt(worker)
+            self._attempt(worker)
             worker.stopping.wait(self._backoff.next())
 
     def _attempt(self, worker: Worker) -> None:
@@ -145,11 +143,12 @@ class StreamReader:
         except DatasyncError as error:
             if not worker.stopping.is_set():
                 self._registry.source_lost(error)
-                log.warning("%s; reconnecting", error)
+                log_safely(log.warning, "%s; reconnecting", error)
         except Exception as error:  # from another kind of server; the text may quote a value
             self._last_id = ""
             self._registry.source_lost(StoreError(f"{self._address.name} sent an invalid event"))
-            log.error("%s sent an invalid event: %s; starting over", self._address.name, type(error).__name__)
+            text = "%s sent an invalid event: %s; starting over"
+            log_safely(log.error, text, self._address.name, type(error).__name__)
 
     def _follow(self, worker: Worker) -> None:
         """Follow one connection from its start to its end."""

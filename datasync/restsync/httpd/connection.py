@@ -27,6 +27,7 @@ from datasync.restsync.httpd.http11 import (
     ResponseWriter,
     refusal,
 )
+from datasync.runtime.limited_log import LimitedLog, log_safely
 from datasync.runtime.sockets import close_in_children, wrap_tls
 from datasync.runtime.threads import Worker
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
 log = logging.getLogger(__name__)
+limited = LimitedLog(log)  # for lines that strangers can cause
 
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -44,7 +46,7 @@ LINGER = 2.0
 class ConnectionLimits(NamedTuple):
     """The number of connections, and the timeouts of each in seconds."""
 
-    #: One connection more gets 503.
+    #: At most, where the descriptors of the process allow it. For one more, the one without a request for longest ends.
     connections: int = 1024
     #: For a whole head, and for a TLS handshake.
     read_timeout: float = 10.0
@@ -80,10 +82,12 @@ class HttpConnection:
         self._server = server
         self._peer = address
         self._socket = peer
-        self._lock = threading.Lock()  # guards _busy and _ending
+        self._lock = threading.Lock()  # guards _busy, _ending and idle_since
         self._busy = False
         self._ending = False
         self._thread = 0
+        #: Since when the connection has had no whole request, on the monotonic clock.
+        self.idle_since = time.monotonic()
         #: Set when the connection is closed and only its thread has to end.
         self.over = threading.Event()
 
@@ -109,7 +113,7 @@ class HttpConnection:
             while self._one_request(stream):
                 pass
         except (PeerGone, OSError, ValueError) as error:
-            log.debug("%s: %s", self._peer[0], type(error).__name__)
+            log_safely(log.debug, "%s: %s", self._peer[0], type(error).__name__)
         finally:
             self._socket.close()
             self._server.forget(self)
@@ -122,6 +126,15 @@ class HttpConnection:
             busy = self._busy
         if not busy:
             self.cut()
+
+    def end_if_idle(self) -> bool:
+        """Disconnect if there is no request. Returns False while there is one."""
+        with self._lock:
+            if self._busy or self._ending:
+                return False
+            self._ending = True
+        self.cut()
+        return True
 
     def cut(self) -> None:
         """Disconnect now, and wake the thread that reads or writes."""
@@ -160,6 +173,7 @@ class HttpConnection:
             self._linger(None)
         with self._lock:
             self._busy = False
+            self.idle_since = time.monotonic()
             return keep and not self._ending
 
     def _respond(self, head: RequestHead, body: BodyReader, writer: ResponseWriter) -> None:
@@ -180,8 +194,8 @@ class HttpConnection:
             return self._busy
 
     def _reject(self, stream: BufferedSocket, error: BadRequest) -> None:
-        log.info("%s: rejected a request with %d: %s", self._peer[0], error.status, error)
         stream.write(refusal(error.status, str(error)))
+        limited.warning("%s: rejected a request with %d: %s", self._peer[0], error.status, error)
         self._linger(MAX_DRAIN)
 
     def _linger(self, budget: int | None) -> None:

@@ -113,13 +113,15 @@ class BufferedSocket:
         return data
 
     def read_line(self, limit: int, deadline: float) -> bytes:
-        """Return a line without its end."""
-        while (end := self._buffer.find(b"\r\n")) < 0:
+        """Return a line without its end, which is CRLF: a proxy may read another line where one ends with LF."""
+        while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > limit or not self._receive(deadline, slow=408):
                 raise BadRequest(400, "a chunk is malformed")
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 2]
-        return line
+        line = bytes(self._buffer[: end + 1])
+        del self._buffer[: end + 1]
+        if not line.endswith(b"\r\n"):
+            raise BadRequest(400, "a line of a chunked body ends without CR")
+        return line[:-2]
 
     def write(self, data: bytes) -> None:
         """Send all of *data*. Raises ``PeerGone`` when the client accepts no byte within the write timeout."""
