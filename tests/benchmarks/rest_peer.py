@@ -19,7 +19,8 @@ def puts(port: int, count: int) -> float:
     body = b'{"name":"eth0","mtu":1500}'
 
     def client(number: int) -> None:
-        text = b"PUT /keys/k%d HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+        head = b"PUT /keys/k%d HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        text = head + b"Content-Length: %d\r\n\r\n%b"
         request = text % (number, len(body), body)
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

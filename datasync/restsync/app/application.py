@@ -8,7 +8,6 @@ Source: cn-infra ``datasync/restsync``.
 
 from __future__ import annotations
 
-import heapq
 import json
 import logging
 import threading
@@ -300,10 +299,9 @@ class Application:
         prefix, after = text_of(arguments, "prefix"), text_of(arguments, "after")
         limit = number_of(arguments, "limit", PAGE_SIZE[0], 1, PAGE_SIZE[1])
         values = truth_of(arguments, "values", True)
-        revision, pairs = self._adapter.registry.snapshot(prefix)
-        page = heapq.nsmallest(limit + 1, (pair for pair in pairs if pair.key > after), key=lambda pair: pair.key)
-        items = ",".join(item_of(pair.key, pair.revision, pair.value, values=values) for pair in page[:limit])
-        following = json.dumps(page[limit - 1].key) if len(page) > limit else "null"
+        revision, page, more = self._adapter.registry.page(prefix, after, limit)
+        items = ",".join(item_of(pair.key, pair.revision, pair.value, values=values) for pair in page)
+        following = json.dumps(page[-1].key) if more else "null"
         text = f'{{"revision":{revision},"items":[{items}],"next":{following}}}'
         return self._tagged(environ, revision, _json_response(text))
 
