@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
@@ -61,6 +60,11 @@ class Nginx:
         return f"127.0.0.1:{self.port}"
 
     @property
+    def running(self) -> bool:
+        """True from ``start`` until it is ended."""
+        return self._process is not None
+
+    @property
     def log(self) -> str:
         """Its error log."""
         path = self._folder / "error.log"
@@ -71,17 +75,12 @@ class Nginx:
         self._folder.mkdir(parents=True, exist_ok=True)
         config = self._folder / "nginx.conf"
         config.write_text(_CONFIG.format(folder=self._folder, body=self._body))
-        command = [
-            str(self._program),
-            "-p",
-            str(self._folder),
-            "-c",
-            str(config),
-            "-e",
-            str(self._folder / "error.log"),
-        ]
+        errors = str(self._folder / "error.log")
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ}
+            [str(self._program), "-p", str(self._folder), "-c", str(config), "-e", errors],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + START_TIMEOUT
         while not reachable(self.port):
