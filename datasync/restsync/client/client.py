@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextvars
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from queue import Queue
-from typing import Any, overload
+from typing import Any
 from urllib.parse import quote
 
 from google.protobuf.message import Message
@@ -31,19 +31,17 @@ from datasync.restsync.client.connection import (
     read_url,
 )
 from datasync.restsync.client.event_source import (
-    EventParser,
     StreamReader,
     check_prefix,
     check_revision,
-    key_and_revision,
 )
-from datasync.restsync.encoding import CONTENT_JSON, CONTENT_PROTO, SERIALIZERS, change_of, value_of_item
+from datasync.restsync.client.listing import Listing, RestKeyVal, read_listing
+from datasync.restsync.encoding import CONTENT_JSON, CONTENT_PROTO, change_of
 from datasync.restsync.keys import KEY_HEADER, check_path_key, check_text, count_of_keys, escape, path_of_key
 from datasync.restsync.problems import code_of
 from datasync.runtime.closing import Closable
 from datasync.runtime.tokens import bearer
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_key, check_message
-from datasync.syncbase.change import KeyValBytes
 from datasync.syncbase.futures import Outcome
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
@@ -56,43 +54,6 @@ IDLE_LIMIT = 30.0
 #: Bytes of a response.
 MAX_RESPONSE = 256 * 1024 * 1024
 _JSON_HEADERS = {"Content-Type": CONTENT_JSON}
-
-
-class RestKeyVal(KeyValBytes):
-    """A key with its value on the server; ``get_value(message)`` decodes the value, and ``data`` has its bytes."""
-
-    __slots__ = ("content_type", "etag")
-
-    def __init__(self, key: str, data: bytes, revision: int, content_type: str, etag: str = "") -> None:
-        # An unknown content type has no serializer: decoding it as JSON raises the right error.
-        super().__init__(key, data, revision, SERIALIZERS.get(content_type))
-        self.content_type = content_type
-        #: Entity tag for ``put(..., if_match=...)``; empty in a listing.
-        self.etag = etag
-
-
-class Listing(Sequence[RestKeyVal]):
-    """The pairs under a prefix at one ``revision``, in key order."""
-
-    def __init__(self, revision: int, pairs: Sequence[RestKeyVal]) -> None:
-        self.revision = revision
-        self._pairs = tuple(pairs)
-
-    @overload
-    def __getitem__(self, place: int) -> RestKeyVal: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[RestKeyVal]: ...
-    def __getitem__(self, place: Any) -> Any:
-        return self._pairs[place]
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __iter__(self) -> Iterator[RestKeyVal]:
-        return iter(self._pairs)
-
-    def __repr__(self) -> str:
-        return f"<Listing of {count_of_keys(len(self))} at revision {self.revision}>"
 
 
 class Client(Closable):
@@ -304,7 +265,7 @@ class Client(Closable):
         failure = StoreError(f"{subject}: the response is not from a datasync server")
         with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):  # their text may quote a value
             check_prefix(response.headers, whole)
-            if (listing := _listing(response.data, self._prefix)) is not None:
+            if (listing := read_listing(response.data, self._prefix)) is not None:
                 return listing
             failure = StoreConnectionError(f"{self._address.name}: the {subject} ended early")
         raise failure
@@ -434,20 +395,6 @@ def _written(subject: str, response: ReceivedResponse) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, RecursionError):
         text = f"{subject}: the response is not from a datasync server; the write may have been applied"
     raise UnknownOutcome(text)  # outside the handler: the context would quote the response
-
-
-def _listing(data: bytes, prefix: str) -> Listing | None:
-    """Return the snapshot in an event stream; None when its end is missing. Raises for invalid data."""
-    pairs: dict[str, RestKeyVal] = {}
-    for event in EventParser().feed(data):
-        if event.name == "items":
-            for item in json.loads(event.data):
-                key, revision = key_and_revision(item, prefix)
-                content_type = item["content_type"]
-                pairs[key] = RestKeyVal(key, value_of_item(item, content_type), revision, content_type)
-        elif event.name == "synced":
-            return Listing(check_revision(json.loads(event.data)["revision"]), [pairs[key] for key in sorted(pairs)])
-    return None
 
 
 def _change_text(key: str, change: ChangeValue) -> str:
