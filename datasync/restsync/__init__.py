@@ -12,7 +12,8 @@ from datasync.restsync.app.adapter import Adapter
 from datasync.restsync.app.application import Application, wsgi_app
 
 # The client half
-from datasync.restsync.client.client import Client, Listing, RestKeyVal
+from datasync.restsync.client.client import Client
+from datasync.restsync.client.listing import Listing, RestKeyVal
 from datasync.restsync.httpd.server import Server
 from datasync.restsync.serve import serve
 

@@ -1,14 +1,21 @@
-"""Keys in URL paths: the one way to write each key, and the keys that a path cannot carry.
+"""Keys in URLs: two spellings, and the keys that have none.
 
-A key is everything after ``/keys/``. A WSGI application receives the path decoded, so an encoded slash is a slash:
-``a%2Fb`` and ``a/b`` name the same key. Clients and proxies rewrite the segments ``.`` and ``..`` on their own, so a
-key with such a segment is an error: it could arrive as another key.
+``/keys/KEY`` is for people: the key is everything after ``/keys/``, decoded. What stands between a client and a server
+may decode such a path, merge its slashes, and encode it anew, or not; then ``a//b`` arrives as ``a/b``, and ``a%2Fb``
+too, which is another key. ``/escaped/KEY`` is for every key: each byte but ASCII letters, digits, ``-`` and ``_`` is
+written ``~XX``, so there is nothing to decode, merge or encode. Clients use the first spelling for keys that survive
+all of this, and the second one for all others.
+
+Both sides also name the key in the header ``Datasync-Key``, escaped: the server refuses a request whose path names
+another key, and the client does not believe an answer about another key. An event stream names its prefixes.
+
+Source: contract C23.
 """
 
 from __future__ import annotations
 
 import re
-from urllib.parse import quote
+from urllib.parse import unquote_to_bytes
 
 from datasync.errors import InvalidArgumentError
 from datasync.serializer import check_key
@@ -16,6 +23,17 @@ from datasync.serializer import check_key
 #: Bytes of a key in UTF-8.
 MAX_KEY = 1024
 
+#: The first segment of a path that names a key: as it is, or escaped.
+PLAIN_ROUTE, ESCAPED_ROUTE = "keys", "escaped"
+#: Request header: the key that the client means, escaped. Response header: the key that the answer is about.
+KEY_HEADER = "Datasync-Key"
+#: Response header of an event stream: its prefixes, escaped, between commas.
+PREFIX_HEADER = "Datasync-Prefix"
+
+#: Keys that arrive as they are, whatever stands between: no empty segment, and no character that is ever encoded.
+_PLAIN = re.compile(r"[A-Za-z0-9._~:@=,-]+(?:/[A-Za-z0-9._~:@=,-]+)*")
+_ESCAPED = re.compile(rb"(?:[A-Za-z0-9_-]|~[0-9A-Fa-f]{2})+")
+_SPECIAL = re.compile(rb"[^A-Za-z0-9_-]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -40,10 +58,23 @@ def check_text(text: str, subject: str) -> None:
         raise InvalidArgumentError(f"{subject} has a control character: {text[:40]!r}")
 
 
+def escape(key: str) -> str:
+    """Return *key* in the spelling that no gateway rewrites."""
+    return _SPECIAL.sub(lambda found: b"~%02X" % found[0][0], key.encode()).decode()
+
+
 def key_of_path(path: str) -> str:
-    """Return the key in *path*, the part of ``PATH_INFO`` after ``/keys/``. Raises ``InvalidArgumentError``."""
+    """Return the key that *path* names, which is ``PATH_INFO``. Raises ``InvalidArgumentError``."""
+    _, route, text = path.split("/", 2)
+    data = text.encode("latin-1")  # WSGI: each byte of the decoded path is one character
+    if route == ESCAPED_ROUTE:
+        if not _ESCAPED.fullmatch(data):
+            raise InvalidArgumentError(
+                "an escaped key has only ASCII letters, digits, - and _, and ~XX for other bytes"
+            )
+        data = unquote_to_bytes(data.replace(b"~", b"%"))
     try:
-        key = path.encode("latin-1").decode()  # WSGI: each byte of the decoded path is one character
+        key = data.decode()
     except UnicodeError:
         raise InvalidArgumentError("the key in the path is not valid UTF-8") from None
     check_path_key(key)
@@ -51,11 +82,9 @@ def key_of_path(path: str) -> str:
 
 
 def path_of_key(key: str) -> str:
-    """Return the path that names *key*. A slash at the start or after a slash is escaped: proxies merge slashes."""
+    """Return the path that names *key*. Raises ``InvalidArgumentError``."""
     check_path_key(key)
-    path = "/".join(quote(segment, safe="") for segment in key.split("/"))
-    path = "%2F" + path[1:] if path.startswith("/") else path
-    return path.replace("//", "/%2F")
+    return f"/{PLAIN_ROUTE}/{key}" if _PLAIN.fullmatch(key) else f"/{ESCAPED_ROUTE}/{escape(key)}"
 
 
 def count_of_keys(number: int) -> str:

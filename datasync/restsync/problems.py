@@ -55,23 +55,27 @@ class ProblemKind(NamedTuple):
 PROBLEMS: dict[str, ProblemKind] = {
     "bad-request": ProblemKind(400, "The request is malformed", InvalidArgumentError, (InvalidArgumentError,)),
     "unauthorized": ProblemKind(401, "The request needs a valid token", PermissionDenied),
+    "forbidden": ProblemKind(403, "The request comes from elsewhere", PermissionDenied),
     "not-found": ProblemKind(404, "The path does not exist", StoreError),
     "no-such-key": ProblemKind(404, "The key does not exist"),
     "unwatched": ProblemKind(404, "No subscriber watches the key", SubscriptionError, (SubscriptionError,)),
     "method-not-allowed": ProblemKind(405, "The path does not support the method", UnsupportedError),
     "length-required": ProblemKind(411, "The request needs the length of its body"),
     "conflict": ProblemKind(412, "The condition does not hold", ConflictError, (ConflictError,)),
+    "rewritten": ProblemKind(412, "The path names another key than the header", StoreError),
     "too-large": ProblemKind(413, "The body is too large", InvalidArgumentError),
     "unsupported-type": ProblemKind(415, "The content type is not supported", InvalidArgumentError),
     "refused": ProblemKind(422, "A subscriber rejected the change", PropagationError, (PropagationError,)),
-    "internal": ProblemKind(500, "The server failed", StoreError),
+    "internal": ProblemKind(500, "The server failed", StoreError, uncertain=True),
+    # The HTTP server, which has other statuses for it too: the request never reached the application.
+    "unread": ProblemKind(400, "The request was not read to its end"),
     "overloaded": ProblemKind(503, "The server is overloaded", StoreConnectionError),
     "undelivered": ProblemKind(503, "The queue of a subscriber is full", DeliveryTimeout, (DeliveryTimeout,), 2),
     "closed": ProblemKind(503, "The server is closing", StoreConnectionError, (ClosedError, ForkedError), 2, True),
     "unanswered": ProblemKind(504, "A subscriber did not acknowledge in time", DoneTimeout, (DoneTimeout,)),
 }
 
-#: Exceptions for the statuses of a proxy, or of a server that is not ours; ``StoreError`` for all others.
+#: Exceptions for statuses without a code of ours; ``StoreError`` for all others.
 _BY_STATUS: dict[int, type[DatasyncError]] = {
     400: InvalidArgumentError,
     401: PermissionDenied,
@@ -84,6 +88,9 @@ _BY_STATUS: dict[int, type[DatasyncError]] = {
     431: InvalidArgumentError,
     503: StoreConnectionError,
 }
+#: Client errors that a gateway may also report of a request that it has passed on: it timed out, or it put its own text
+#: in place of the answer of the server. With any other 3xx or 4xx it has refused the request itself.
+_AFTER_PASSING = {408, 422, 499}
 _UNKNOWN_KIND = ProblemKind(0, "")
 
 
@@ -157,10 +164,14 @@ def error_of(subject: str, status: int, content_type: str, body: bytes, *, write
     if kind.raises is DoneTimeout:
         silent = document.get("silent")
         return DoneTimeout(text, [_bounded(name) for name in silent] if isinstance(silent, list) else [])
-    # Without a code, a proxy may have passed the request on and then failed.
-    if write and (kind.uncertain or (kind.raises is None and status in (500, 502, 504))):
+    if write and (kind.uncertain or (kind is _UNKNOWN_KIND and may_have_passed(status))):
         return UnknownOutcome(f"{text}; the write may have been applied")
     return (kind.raises or _BY_STATUS.get(status, StoreError))(text)
+
+
+def may_have_passed(status: int) -> bool:
+    """Return True when an answer with *status* that is not ours does not tell whether our server got the request."""
+    return not 300 <= status < 500 or status in _AFTER_PASSING
 
 
 def _bounded(text: object) -> str:

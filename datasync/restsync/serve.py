@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from ipaddress import ip_address
 from typing import Any
 
 from datasync.errors import InvalidArgumentError
 from datasync.restsync.app.adapter import Adapter
 from datasync.restsync.app.application import Application
+from datasync.restsync.app.host_check import LOOPBACK
 from datasync.restsync.httpd.connection import DEFAULT_LIMITS, ConnectionLimits
 from datasync.restsync.httpd.server import Server, ServerTls, make_server_context
+from datasync.runtime.limited_log import log_safely
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +33,14 @@ def serve(
 
     Args:
       address: ``host:port`` or a pair; port 0 takes a free port. There is no default address.
-      adapter: It stays open when the server closes. An ``Application`` is served with the options that it has.
+      adapter: It stays open when the server closes. An ``Application`` is served with the options that it has. On
+        loopback and without a token, requests must be addressed to ``localhost``, to an address of loopback, to the
+        host of *address*, or to one of ``allowed_hosts``.
       tls: Certificate for HTTPS: a context, or files.
       max_connections: Connections at once; one more gets 503.
       read_timeout, body_timeout, write_timeout, keep_alive: Seconds for a whole head, for a whole body, for the client
         to accept a chunk of a response, and for a connection without a request.
-      options: Arguments of ``Application``: ``token``, ``page``, ``show_values``, …
+      options: Arguments of ``Application``: ``token``, ``allowed_hosts``, ``page``, ``show_values``, …
 
     Raises:
       InvalidArgumentError: An argument is not valid.
@@ -48,12 +53,21 @@ def serve(
         application = adapter
     else:
         application = Application(adapter, **options)
-    loopback = host in ("localhost", "::1") or host.startswith("127.")
-    if not loopback and not application.guarded:
-        log.warning("%s:%d accepts reads and writes from everyone: give serve(...) a token", host, port)
     limits = ConnectionLimits(max_connections, read_timeout, body_timeout, write_timeout, keep_alive)
     server = Server((host, port), application, make_server_context(tls), limits)
-    server.start()
+    try:
+        bound = server.address.rpartition(":")[0].strip("[]")
+        loopback = ip_address(bound.partition("%")[0]).is_loopback
+        if application.hosts.limited or (loopback and not application.guarded):
+            application.hosts = application.hosts.plus(*LOOPBACK, host, bound)
+        server.start()
+        if not application.guarded:
+            whom = "every program of this machine" if loopback else "everyone"
+            text = "%s accepts reads and writes from %s: give serve(...) a token"
+            log_safely(log.warning, text, server.address, whom)
+    except BaseException:
+        server.close()
+        raise
     return server
 
 

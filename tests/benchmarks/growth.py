@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from tests.benchmarks import crowd, etcd, local, memory
+from tests.benchmarks import crowd, etcd, local, memory, rest
 from tests.benchmarks.harness import Bench, Row, Sides, measure
 
 
@@ -126,6 +126,17 @@ CURVES = [
         KEYS,
         lambda size: etcd.snapshot(1.0, size),
         "etcd-snapshot-{size}",
+        repeats=3,
+        scaled=lambda seconds, size: 1e6 * seconds / size,
+    ),
+    Curve(
+        "rest-pages",
+        "keys, listed over REST in pages of 100",
+        "µs per key",
+        "sorting once, and JSON of 100 items after the other",
+        (400, 4_000, 40_000),
+        lambda size: rest.pages(1.0, size),
+        "rest-pages",
         repeats=3,
         scaled=lambda seconds, size: 1e6 * seconds / size,
     ),

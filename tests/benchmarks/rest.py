@@ -1,19 +1,23 @@
-"""REST: puts per second from 16 clients in another process, and the memory of 1,000 event streams."""
+"""REST: puts per second from 16 clients in another process, memory of 1,000 event streams, and pages of all keys."""
 
 from __future__ import annotations
 
 import json
 import queue
+import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
-from datasync.restsync import Adapter, serve
+from datasync.restsync import Adapter, serve, wsgi_app
 from datasync.restsync.httpd.connection import ConnectionLimits
 from datasync.restsync.httpd.server import Server
+from datasync.syncbase.change import ChangeBytes
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
 from tests.benchmarks.limits import reached
 from tests.benchmarks.local import answering
@@ -84,7 +88,43 @@ def streams(scale: float) -> Iterator[Sides]:
     yield Sides(lambda: side("ours"), lambda: side("baseline"))
 
 
+@contextmanager
+def pages(scale: float, size: int = 40_000) -> Iterator[Sides]:
+    """All keys, a page of 100 after the other; the application is called without a connection."""
+    count = max(100, int(size * scale))
+    names = [f"net/interface/{number:08d}" for number in range(count)]
+    random.Random(1).shuffle(names)
+    with Adapter() as adapter:
+        adapter.registry.submit_changes({name: ChangeBytes(name, b'{"mtu":1500}') for name in names})
+        application = wsgi_app(adapter)
+
+        def ours() -> float:
+            began, after, found = time.perf_counter(), "", 0
+            while after is not None:
+                environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/keys", "QUERY_STRING": f"after={quote(after)}"}
+                page = json.loads(b"".join(application(environ, lambda *_: lambda _: None)))
+                found, after = found + len(page["items"]), page["next"]
+            assert found == count
+            return time.perf_counter() - began
+
+        def baseline() -> float:
+            began, ordered = time.perf_counter(), sorted(names)
+            for begin in range(0, count, 100):
+                page = [{"key": name, "value": {"mtu": 1500}} for name in ordered[begin : begin + 100]]
+                json.loads(json.dumps({"items": page}))
+            return time.perf_counter() - began
+
+        yield Sides(lambda: {"rest-pages": ours()}, lambda: {"rest-pages": baseline()})
+
+
 BENCHES = [
+    Bench(
+        "rest-pages",
+        "sorting once, and JSON of 100 items after the other",
+        [Row("rest-pages", "s", 5.0)],
+        pages,
+        repeats=3,
+    ),
     Bench(
         "rest-puts",
         "a WSGI application that reads the body and answers, on the same server",

@@ -19,7 +19,8 @@ def puts(port: int, count: int) -> float:
     body = b'{"name":"eth0","mtu":1500}'
 
     def client(number: int) -> None:
-        text = b"PUT /keys/k%d HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+        head = b"PUT /keys/k%d HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        text = head + b"Content-Length: %d\r\n\r\n%b"
         request = text % (number, len(body), body)
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -63,7 +64,7 @@ def streams(kind: str, count: int) -> float:
 
 def _open(port: int, kind: str) -> socket.socket:
     peer = socket.create_connection(("127.0.0.1", port))
-    peer.sendall(f"GET /{'events' if kind == 'ours' else 'keys'} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    peer.sendall(f"GET /{'events' if kind == 'ours' else 'keys'} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     seen = b""
     while (b"event: synced" if kind == "ours" else b'"next"') not in seen:
         seen += peer.recv(65536)

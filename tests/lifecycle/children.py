@@ -191,7 +191,7 @@ def ports(everything: Everything, folder: str) -> list[str]:
     assert isinstance(line, RestLine)
     where = ("127.0.0.1", line.server.port)
     with socket.create_connection(where, PATIENCE) as peer:
-        peer.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+        peer.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
         peer.recv(65536)
         reading, writing = os.pipe()
         told, telling = os.pipe()

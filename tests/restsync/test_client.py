@@ -250,7 +250,7 @@ def answer(status: int, body: bytes = b"", content_type: str = "text/html", extr
         (502, UnknownOutcome),  # a proxy's: what is behind it may have got the request
         (504, UnknownOutcome),
         (500, UnknownOutcome),
-        (503, StoreConnectionError),
+        (503, UnknownOutcome),
         (401, PermissionDenied),
         (403, PermissionDenied),
         (404, StoreError),

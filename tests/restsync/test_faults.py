@@ -300,7 +300,7 @@ def test_200_event_streams_and_a_put_that_arrives_in_all_of_them(
     with serve("127.0.0.1:0", adapter) as server, Client(server.url) as client:
         peers = [socket.create_connection(("127.0.0.1", server.port), 10) for _ in range(200)]
         for peer in peers:
-            peer.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+            peer.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         for peer in peers:
             seen = b""
             while b"event: synced" not in seen:
@@ -328,7 +328,7 @@ def test_c8_a_reader_that_does_not_read_holds_up_nobody_and_is_ended(adapter: Ad
     with serve("127.0.0.1:0", adapter, write_timeout=0.5, max_body=2_000_000) as server, Client(server.url) as client:
         with raw(server) as slow:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            slow.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+            slow.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert slow.recv(10)
             # when far more is put than fits into any buffer
             for _ in range(12):

@@ -58,5 +58,6 @@ def test_the_document_names_every_status_that_the_code_knows() -> None:
     assert {path: sorted(set(methods) - {"parameters"}) for path, methods in document["paths"].items()} == {
         "/keys": ["get", "patch", "put"],
         "/keys/{key}": ["delete", "get", "put"],
+        "/escaped/{key}": ["delete", "get", "put"],
         "/events": ["get"],
     }

@@ -36,7 +36,8 @@ class Quiet(WSGIRequestHandler):
     def log_message(self, *arguments: object) -> None: ...
 
 
-GET = b"GET /keys HTTP/1.1\r\nHost: x\r\n"
+GET = b"GET /keys HTTP/1.1\r\nHost: localhost\r\n"
+PUT = b"PUT /keys/net/a HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +65,11 @@ def status(answer: bytes) -> int:
     ("text", "expected"),
     [
         (b"GET /keys\r\n\r\n", 400),
-        (b"GET /ke ys HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"G\x00T /keys HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET /keys HTTP/2.0\r\nHost: x\r\n\r\n", 505),
+        (b"GET /ke ys HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"G\x00T /keys HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /keys HTTP/2.0\r\nHost: localhost\r\n\r\n", 505),
         (b"GET /keys HTTP/1.1\r\n\r\n", 400),
-        (b"GET /keys HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+        (b"GET /keys HTTP/1.1\r\nHost: localhost\r\nHost: y\r\n\r\n", 400),
         (GET + b"A : b\r\n\r\n", 400),
         (GET + b" folded: b\r\n\r\n", 400),
         (GET + b"A: b\x00\r\n\r\n", 400),
@@ -79,15 +80,19 @@ def status(answer: bytes) -> int:
         (GET + b"".join(b"A%d: b\r\n" % n for n in range(200)) + b"\r\n", 431),
         (GET + b"A: " + b"x" * 20_000 + b"\r\n\r\n", 431),
         (b"GET /" + b"x" * 20_000, 414),
-        (b"GET /keys/%ff HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET /keys/%2e%2e/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
-        (b"GET * HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"CONNECT other:443 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET file:///keys HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET http://x/keys HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 200),
-        (b"GET //keys HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+        (b"GET /keys/%ff HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /keys/% HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /keys/a%zz HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /keys/a%2 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /keys?prefix=%zz HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /keys/%2e%2e/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 400),
+        (b"GET * HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"CONNECT other:443 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET file:///keys HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET http://x/keys HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 200),
+        (b"GET //keys HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 404),
     ],
-    ids=range(23),
+    ids=range(27),
 )
 def test_what_is_no_request_gets_a_clear_status_and_the_server_goes_on(
     impatient: Server, text: bytes, expected: int
@@ -118,7 +123,7 @@ def test_a_flood_of_headers_is_not_read_to_its_end(impatient: Server) -> None:
     [
         b"GET /keys HT",
         GET,
-        b"PUT /keys/net/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n",
+        PUT + b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n",
     ],
     ids=["line", "headers", "body"],
 )
@@ -148,7 +153,7 @@ def test_an_idle_connection_is_ended(impatient: Server) -> None:
 
 
 def test_a_body_that_breaks_off_changes_nothing(server: Server, subscriber: Subscriber) -> None:
-    head = b"PUT /keys/net/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\nContent-Length: 9\r\n\r\n"
+    head = PUT + b"Content-Type: application/x-protobuf\r\nContent-Length: 9\r\n\r\n"
     with raw(server, head + b"half") as connection:
         connection.shutdown(socket.SHUT_WR)
         assert status(everything(connection)) == 400
@@ -176,7 +181,7 @@ def test_requests_that_come_at_once_are_answered_in_order(server: Server) -> Non
 
 
 def test_a_chunked_body_is_one_value(server: Server, subscriber: Subscriber) -> None:
-    head = b"PUT /keys/net/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+    head = PUT + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
     text = b'Connection: close\r\n\r\n3\r\n"ab\r\n2;x=y\r\nc"\r\n0\r\nTrailer: x\r\n\r\n'
     with raw(server, head + text) as connection:
         assert status(everything(connection)) == 201
@@ -184,21 +189,59 @@ def test_a_chunked_body_is_one_value(server: Server, subscriber: Subscriber) -> 
         assert everything(connection).endswith(b'\r\n\r\n"abc"')
 
 
-@pytest.mark.parametrize("size", [b"x", b"-1", b"", b"1" * 20])
+@pytest.mark.parametrize(
+    "size",
+    [
+        b"x",
+        b"-1",
+        b"",
+        b"1" * 20,
+        b"0x4",
+        b"+4",
+        b"4 ",
+        b" 4",
+        b"\t4",
+        b"4_0",
+        b"4\n",
+        b"4;a\nb",
+        b"4;a\x00",
+        b"4 ;a",
+        b"4;a\r",
+    ],
+)
 def test_a_malformed_chunk_is_400(server: Server, subscriber: Subscriber, size: bytes) -> None:
-    head = (
-        b"PUT /keys/net/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-    )
+    head = PUT + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     with raw(server, head + size + b"\r\n11\r\n") as connection:
         assert status(everything(connection)) == 400
     assert subscriber.events == []
 
 
+@pytest.mark.parametrize(
+    "end",
+    [b"garbage", b": x", b"A : b", b"A\n: b", b"A: b\nC: d", b"A: b\x00", b" folded: b", b"A: b\r"],
+)
+def test_a_malformed_trailer_is_400_and_nothing_of_the_body_counts(
+    server: Server, subscriber: Subscriber, end: bytes
+) -> None:
+    head = PUT + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with raw(server, head + b'3\r\n"x"\r\n0\r\n' + end + b"\r\n\r\n") as connection:
+        assert status(everything(connection)) == 400
+    assert subscriber.changes == []
+
+
+@pytest.mark.parametrize(
+    "body", [b'3\n"x"\n0\n\n', b'3\r\n"x"\n0\r\n\r\n', b'3\r\n"x"\r\n0\r\n\n', b'3\n"x"\r\n0\r\n\r\n']
+)
+def test_a_chunk_that_ends_with_a_bare_lf_is_400(adapter: Adapter, subscriber: Subscriber, body: bytes) -> None:
+    head = PUT + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with serve("127.0.0.1:0", adapter) as server, raw(server, head + body) as connection:
+        assert status(everything(connection)) == 400
+    assert subscriber.changes == []
+
+
 @pytest.mark.parametrize("text", [b"1\r\n1abc\r\n0\r\n\r\n", b"1\r\n1\r\r\n0\r\n\r\n"], ids=["text", "line end"])
 def test_a_chunk_longer_than_its_size_is_400_and_not_cut(server: Server, subscriber: Subscriber, text: bytes) -> None:
-    head = (
-        b"PUT /keys/net/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-    )
+    head = PUT + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     with raw(server, head + text) as connection:
         assert status(everything(connection)) == 400
     assert subscriber.events == []
@@ -218,7 +261,7 @@ def test_a_chunked_body_above_the_limit_is_413_and_not_cut(adapter: Adapter, sub
 
 def test_100_continue_is_said_when_the_body_is_wanted_and_not_before(server: Server, subscriber: Subscriber) -> None:
     # given a client that waits to be asked for its body
-    head = b"PUT /keys/net/a HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n"
+    head = b"PUT /keys/net/a HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 3\r\n"
     with raw(server, head + b"Content-Type: application/json\r\nConnection: close\r\n\r\n") as connection:
         assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(b'"x"')
@@ -254,7 +297,7 @@ def test_who_reads_slowly_gets_everything_though_it_takes_longer_than_the_write_
 
 @pytest.mark.parametrize("size", [4 * 1024 * 1024 + 1, 64 * 1024 * 1024])
 def test_a_body_that_is_too_large_is_refused_before_it_was_sent(server: Server, size: int) -> None:
-    head = b"PUT /keys/net/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    head = PUT + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     with raw(server, head % size) as connection:
         assert status(everything(connection)) == 413
 
@@ -268,10 +311,14 @@ def test_a_body_at_the_limit_of_4_mib_arrives(http: Http, subscriber: Subscriber
 # -- many
 
 
-def test_more_connections_than_allowed_get_503_and_room_comes_back(adapter: Adapter) -> None:
+STREAM = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def test_more_busy_connections_than_allowed_get_503_and_room_comes_back(adapter: Adapter) -> None:
     with serve("127.0.0.1:0", adapter, max_connections=2) as server:
-        with raw(server), raw(server):
-            wait_until(lambda: server.connections == 2, "both are there")
+        with raw(server, STREAM) as one, raw(server, STREAM) as two:
+            assert one.recv(10)
+            assert two.recv(10)
             with raw(server, GET + b"\r\n") as third:
                 assert status(everything(third)) == 503
         wait_until(lambda: server.connections == 0, "both are gone")
@@ -279,9 +326,85 @@ def test_more_connections_than_allowed_get_503_and_room_comes_back(adapter: Adap
             assert status(everything(again)) == 200
 
 
+@pytest.mark.parametrize("begin", [b"", b"GET /keys HT", GET], ids=["nothing", "half a line", "half a head"])
+def test_a_connection_beyond_the_limit_ends_the_one_that_is_idle_for_longest(adapter: Adapter, begin: bytes) -> None:
+    # given as many connections as are allowed: a stream, a client between two requests, and a stranger
+    with serve("127.0.0.1:0", adapter, max_connections=3) as server:
+        with raw(server, STREAM) as stream, raw(server, begin) as stranger, raw(server) as client:
+            assert stream.recv(10)
+            client.sendall(GET + b"\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+            # when one more comes
+            with raw(server, GET + b"\r\n") as other:
+                # then it is served, in the place of the stranger
+                assert other.recv(65536).startswith(b"HTTP/1.1 200")
+                assert everything(stranger) == b""
+                client.sendall(GET + b"\r\n")
+                assert client.recv(65536).startswith(b"HTTP/1.1 200")
+                assert server.connections == 3
+
+
+FLOOD = """
+import resource, socket, sys, threading
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+from queue import Queue
+from datasync.restsync import Adapter, serve
+adapter = Adapter()
+with serve("127.0.0.1:0", adapter) as server:
+    print("port", server.port, server.max_connections, flush=True)
+    for line in sys.stdin:
+        # the application around the server: it opens files and connections of its own
+        files = [open("/dev/null") for _ in range(60)]
+        pairs = [socket.socketpair() for _ in range(20)]
+        print("opened", len(files), server.connections, flush=True)
+        for one in files:
+            one.close()
+        for pair in pairs:
+            pair[0].close(), pair[1].close()
+"""
+
+
+def test_c22_a_flood_of_idle_connections_starves_neither_the_program_nor_other_clients() -> None:
+    # given a program that may open 256 files, with a server in it
+    command = [sys.executable, "-c", FLOOD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        _, port, allowed = process.stdout.readline().split()
+        assert 50 < int(allowed) < 100
+        strangers = []
+        try:
+            # when strangers open far more connections than that, and say nothing
+            for _ in range(600):
+                strangers.append(socket.create_connection(("127.0.0.1", int(port)), PATIENT))
+            # then another client is served
+            with Client(f"http://127.0.0.1:{port}", timeout=PATIENT) as client:
+                for _ in range(3):
+                    assert list(client.list()) == []
+            # and the program opens what it needs
+            process.stdin.write("\n")
+            process.stdin.flush()
+            opened, files, connections = process.stdout.readline().split()
+            assert (opened, files) == ("opened", "60")
+            assert int(connections) <= int(allowed)
+        finally:
+            for one in strangers:
+                one.close()
+            process.stdin.close()
+            process.wait(PATIENT)
+
+
+def test_c22_lines_that_strangers_cause_are_limited(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="datasync.restsync.httpd"):
+        for _ in range(50):
+            with raw(server, b"nonsense\r\n\r\n") as connection:
+                assert status(everything(connection)) == 400
+    assert sum("rejected a request" in record.getMessage() for record in caplog.records) <= 1
+
+
 def test_more_streams_than_allowed_get_503_and_room_comes_back(adapter: Adapter) -> None:
     with serve("127.0.0.1:0", adapter, max_streams=1, heartbeat=0.1) as server:
-        with raw(server, b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n") as stream:
+        with raw(server, b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n") as stream:
             assert stream.recv(100).startswith(b"HTTP/1.1 200")
             http = Http(server.url)
             assert http.code(http("GET", "/events?follow=false")) == "overloaded"
@@ -299,7 +422,7 @@ def test_c15_close_is_prompt_with_200_streams_and_leaves_no_thread(adapter: Adap
     before = threading.active_count()
     peers = [socket.create_connection(("127.0.0.1", server.port), 10) for _ in range(201)]
     for peer in peers[1:]:
-        peer.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        peer.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
     for peer in peers[1:]:
         assert peer.recv(10)
     # when the server is closed
@@ -317,7 +440,7 @@ def test_c15_close_is_prompt_with_200_streams_and_leaves_no_thread(adapter: Adap
 def test_c15_requests_under_way_are_answered_before_the_end(adapter: Adapter, subscriber: Subscriber) -> None:
     # given a put that its subscriber takes its time for
     server = serve("127.0.0.1:0", adapter, done_timeout=10)
-    with raw(server, b"PUT /keys/net/silent HTTP/1.1\r\nHost: x\r\n") as connection:
+    with raw(server, b"PUT /keys/net/silent HTTP/1.1\r\nHost: localhost\r\n") as connection:
         connection.sendall(b"Content-Type: application/json\r\nContent-Length: 1\r\n\r\n1")
         wait_until(lambda: subscriber.events, "the change has arrived")
         # when the server is told to close, and then the subscriber answers
@@ -333,7 +456,7 @@ def test_c15_requests_under_way_are_answered_before_the_end(adapter: Adapter, su
 def test_c15_the_second_who_closes_waits_for_the_first(adapter: Adapter, subscriber: Subscriber) -> None:
     # given a server that is being closed, and a request under way that holds this up
     server = serve("127.0.0.1:0", adapter, done_timeout=10)
-    with raw(server, b"PUT /keys/net/silent HTTP/1.1\r\nHost: x\r\n") as connection:
+    with raw(server, b"PUT /keys/net/silent HTTP/1.1\r\nHost: localhost\r\n") as connection:
         connection.sendall(b"Content-Type: application/json\r\nContent-Length: 1\r\n\r\n1")
         wait_until(lambda: subscriber.events, "the change has arrived")
         first, second = (threading.Thread(target=server.close) for _ in range(2))
@@ -362,7 +485,7 @@ def loopback(flags):
 loopback(1)
 with Adapter() as adapter, serve("127.0.0.1:0", adapter, write_timeout=1.0, heartbeat=0.2) as server:
     client = socket.create_connection(("127.0.0.1", server.port))
-    client.sendall(b"GET /events HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+    client.sendall(b"GET /events HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
     while b"heartbeat" not in client.recv(65536):
         pass
     assert server.connections == server.application.streams == 1
@@ -489,9 +612,7 @@ def test_over_tls_large_bodies_pass_and_requests_that_came_in_one_record_are_all
     http.close()
     # what TLS has decrypted ahead, where the socket itself has nothing more to read
     with raw(secured, b"") as plain, trusting(authority).wrap_socket(plain, server_hostname="127.0.0.1") as connection:
-        request = (
-            b"PUT /keys/net/b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 16000\r\n\r\n"
-        )
+        request = PUT + b"Content-Type: application/json\r\nContent-Length: 16000\r\n\r\n"
         last = GET + b"Connection: close\r\n\r\n"
         connection.sendall(request + b'"' + b"x" * 15_998 + b'"' + last)
         assert everything(connection).count(b"HTTP/1.1 20") == 2
@@ -580,7 +701,7 @@ def test_the_application_runs_on_the_server_of_the_standard_library(adapter: Ada
 
 
 def test_a_head_request_has_no_body(server: Server) -> None:
-    with raw(server, b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") as connection:
+    with raw(server, b"HEAD / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") as connection:
         answer = everything(connection)
     assert answer.endswith(b"\r\n\r\n")
     assert b"Content-Length: " in answer
@@ -588,7 +709,7 @@ def test_a_head_request_has_no_body(server: Server) -> None:
 
 def test_a_header_with_an_underscore_does_not_pass_for_another(adapter: Adapter) -> None:
     with serve("127.0.0.1:0", adapter, token="t", page=False) as server:
-        text = b"GET /keys HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        text = b"GET /keys HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         with raw(server, text + b"Author_ization: Bearer t\r\n\r\n") as connection:
             assert status(everything(connection)) == 401
         http = Http(server.url)

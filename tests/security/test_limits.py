@@ -59,7 +59,7 @@ def rest() -> Iterator[Any]:
         yield server
 
 
-PUT_HEAD = b"PUT /keys/a HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+PUT_HEAD = b"PUT /keys/a HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ Source: cn-infra ``datasync/restsync``; contract C1, C2.
 from __future__ import annotations
 
 import uuid
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
+from itertools import takewhile
 from queue import Queue
 from typing import Any
 
@@ -15,14 +17,26 @@ from datasync.restsync.app.replay_buffer import HISTORY, ReplayBuffer
 from datasync.restsync.encoding import check_sendable
 from datasync.runtime.closing import Closable
 from datasync.runtime.threads import ForkGuard
+from datasync.syncbase.change import StateKeyVal
 from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
+from datasync.syncbase.state import FrozenState
 from datasync.syncbase.status import TransportStatus
 
 
-class _SendableRegistry(Registry):
-    """The registry of an adapter: ``InvalidArgumentError`` for a value without bytes, and then nothing is applied."""
+class ListedRegistry(Registry):
+    """The registry of an adapter: every value has bytes, and pages of its keys are in order.
+
+    ``submit_changes`` and ``submit_resync`` raise ``InvalidArgumentError`` for a value without bytes; then nothing is
+    applied.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        # A copy of the state and its keys in order, while a client reads page after page. Sorting all keys for each
+        # page would take time by the square of their number. A thread that loses a race sorts once more.
+        self._listed: tuple[FrozenState, list[str]] | None = None
 
     def submit_changes(self, changes: Mapping[str, ChangeValue], **options: Any) -> PropagationFuture:
         check_sendable(changes)
@@ -31,6 +45,22 @@ class _SendableRegistry(Registry):
     def submit_resync(self, values: Mapping[str, KeyVal], **options: Any) -> PropagationFuture:
         check_sendable(values)
         return super().submit_resync(values, **options)
+
+    def page(self, prefix: str, after: str, limit: int) -> tuple[int, list[StateKeyVal], bool]:
+        """Return the revision, at most *limit* pairs under *prefix* whose keys follow *after*, and whether more do.
+
+        Time: by the number of pairs on the page while the state stays the same, and by that of all keys after a change.
+        """
+        self._guard.check()
+        with self._lock:
+            revision, state = self._state.revision, self._state.freeze()
+        listed = self._listed
+        keys = listed[1] if listed is not None and listed[0] is state else sorted(state)
+        start = max(bisect_left(keys, prefix), bisect_right(keys, after))
+        found = list(takewhile(lambda key: key.startswith(prefix), keys[start : start + limit + 1]))
+        more = len(found) > limit
+        self._listed = (state, keys) if more else None  # nothing is kept for a client that has read everything
+        return revision, [self._state.view(key, state[key]) for key in found[:limit]], more
 
 
 class Adapter(Closable):
@@ -49,7 +79,7 @@ class Adapter(Closable):
 
     def __init__(self, name: str = "rest", *, history: int = HISTORY) -> None:
         #: The state, for local reads: ``registry.get(key)``, ``registry.items(prefix)``.
-        self.registry: Registry = _SendableRegistry(name)
+        self.registry = ListedRegistry(name)
         self.replay_buffer = ReplayBuffer(history)
         #: Distinguishes the revisions of this process from those of an earlier or later one.
         self.instance = uuid.uuid4().hex[:8]

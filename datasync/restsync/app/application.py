@@ -8,7 +8,6 @@ Source: cn-infra ``datasync/restsync``.
 
 from __future__ import annotations
 
-import heapq
 import json
 import logging
 import threading
@@ -25,6 +24,7 @@ from datasync.events import Op
 from datasync.restsync.app.adapter import Adapter
 from datasync.restsync.app.dashboard import PAGE, PAGE_POLICY, MonitoredTransport, overview
 from datasync.restsync.app.event_stream import StreamRequest, event_id, stream_events
+from datasync.restsync.app.host_check import HostCheck
 from datasync.restsync.app.openapi import document
 from datasync.restsync.app.replay_buffer import RequestRecord
 from datasync.restsync.app.requests import (
@@ -39,10 +39,21 @@ from datasync.restsync.app.requests import (
     text_of,
     truth_of,
 )
+from datasync.restsync.arguments import check_numbers
 from datasync.restsync.encoding import CONTENT_EVENTS, CONTENT_JSON, content_of, item_of
-from datasync.restsync.keys import check_text, count_of_keys, key_of_path
+from datasync.restsync.keys import (
+    ESCAPED_ROUTE,
+    KEY_HEADER,
+    PLAIN_ROUTE,
+    PREFIX_HEADER,
+    check_text,
+    count_of_keys,
+    escape,
+    key_of_path,
+)
 from datasync.restsync.problems import Problem, problem_of
 from datasync.restsync.response import Response
+from datasync.runtime.limited_log import log_safely
 from datasync.runtime.tokens import TokenCheck
 from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.futures import Outcome, PropagationFuture
@@ -65,6 +76,8 @@ HEARTBEAT = 10.0
 HEARTBEAT_RANGE = (0.1, 60.0)
 #: Pairs on a page of the list: the default, and the most.
 PAGE_SIZE = (100, 1000)
+#: ``KEY_HEADER`` as WSGI names it.
+HTTP_KEY_HEADER = "HTTP_" + KEY_HEADER.upper().replace("-", "_")
 #: Attempts at a conditional write while other writes keep changing the key.
 ATTEMPTS = 100
 
@@ -76,6 +89,9 @@ class Application:
       adapter: It stays open when the application closes.
       token: Token that a request must carry as ``Authorization: Bearer``; several while one is being replaced; None
         accepts every request.
+      allowed_hosts: Host names and addresses, without ports, that a request may be addressed to, and whose pages may
+        write. None: every host, and pages of the host that they address; ``serve`` then limits a server on loopback
+        that has no token.
       page: Serve the dashboard page at ``/``.
       show_values: Show values on the page. A client that may read keys can read values in any case.
       sources: Other transports of this process that the page shows too.
@@ -97,6 +113,7 @@ class Application:
         adapter: Adapter,
         *,
         token: str | Iterable[str] | None = None,
+        allowed_hosts: Iterable[str] | None = None,
         page: bool = True,
         show_values: bool = False,
         sources: Sequence[MonitoredTransport] = (),
@@ -108,18 +125,20 @@ class Application:
         resync_timeout: float = RESYNC_DONE_TIMEOUT,
     ) -> None:
         self._tokens = TokenCheck(token)
+        #: The hosts that requests may be addressed to.
+        self.hosts = HostCheck(allowed_hosts)
         if not isinstance(adapter, Adapter):
             raise InvalidArgumentError(f"an application needs a restsync.Adapter, not a {type(adapter).__name__}")
-        for name, number in {
-            "max_body": max_body,
-            "max_resync": max_resync,
-            "max_streams": max_streams,
-            "heartbeat": heartbeat,
-            "done_timeout": done_timeout,
-            "resync_timeout": resync_timeout,
-        }.items():
-            if not isinstance(number, (int, float)) or number <= 0:
-                raise InvalidArgumentError(f"{name} must be a number above 0")
+        check_numbers(
+            {
+                "max_body": max_body,
+                "max_resync": max_resync,
+                "max_streams": max_streams,
+                "heartbeat": heartbeat,
+                "done_timeout": done_timeout,
+                "resync_timeout": resync_timeout,
+            }
+        )
         self._adapter = adapter
         self._page = page
         self._show_values = show_values
@@ -145,11 +164,12 @@ class Application:
             response = problem_of(error).response()
         except Exception as error:  # a bug; its text may quote a value, so only its type and place are logged
             place = traceback.extract_tb(error.__traceback__)[-1]
-            log.error("%s %r failed: %s in %s:%s", method, path, type(error).__name__, place.filename, place.lineno)
+            text = "%s %r failed: %s in %s:%s"
+            log_safely(log.error, text, method, path, type(error).__name__, place.filename, place.lineno)
             response = problem_of(error).response()
         response.headers.setdefault("Cache-Control", "no-cache")
         response.headers["X-Content-Type-Options"] = "nosniff"
-        log.debug("%s %r: %d", method, path, response.status)
+        log_safely(log.debug, "%s %r: %d", method, path, response.status)
         return response(environ, start_response)
 
     @property
@@ -175,6 +195,7 @@ class Application:
     # Routes.
 
     def _route(self, environ: WSGIEnvironment, path: str) -> Response:
+        self.hosts.check(environ)
         if path in ("", "/") and self._page:
             return self._serve_page(environ, path)
         if path == "/openapi.json":
@@ -185,8 +206,8 @@ class Application:
             raise Problem("closed", "the adapter is closed")
         if path == "/keys":
             return _only(environ, GET=self._list, PUT=self._resync, PATCH=self._transaction)
-        if path.startswith("/keys/"):
-            return _only(environ, GET=self._get, PUT=self._put, DELETE=self._delete)
+        if path.startswith((f"/{PLAIN_ROUTE}/", f"/{ESCAPED_ROUTE}/")):
+            return self._one_key(environ, path)
         if path == "/events":
             return _only(environ, GET=self._events)
         if path == "/status" and self._page:
@@ -195,16 +216,37 @@ class Application:
 
     # One key.
 
-    def _get(self, environ: WSGIEnvironment) -> Response:
-        key = _key_of(environ)
+    def _one_key(self, environ: WSGIEnvironment, path: str) -> Response:
+        """Answer a request for the key in *path*, and name the key in the answer, whatever it is."""
+        key = key_of_path(path)
+        try:
+            read_query(environ)
+            meant = environ.get(HTTP_KEY_HEADER)
+            if meant is not None and meant != escape(key):
+                raise Problem(
+                    "rewritten", f"the path names {key!r}, {KEY_HEADER} another key: a gateway rewrites paths"
+                )
+            response = _only(
+                environ,
+                GET=lambda _: self._get(environ, key),
+                PUT=lambda _: self._put(environ, key),
+                DELETE=lambda _: self._delete(environ, key),
+            )
+        except Problem as problem:
+            response = problem.response()
+        except DatasyncError as error:
+            response = problem_of(error).response()
+        response.headers[KEY_HEADER] = escape(key)
+        return response
+
+    def _get(self, environ: WSGIEnvironment, key: str) -> Response:
         pair = self._adapter.registry.get(key)
         if pair is None:
             raise _no_such_key(key)
         content, content_type = content_of(pair.key, pair.value)
         return self._tagged(environ, pair.revision, Response(content, 200, content_type))
 
-    def _put(self, environ: WSGIEnvironment) -> Response:
-        key = _key_of(environ)
+    def _put(self, environ: WSGIEnvironment, key: str) -> Response:
         value = read_value(environ, key, self._max_body)
         created = self._adapter.registry.get(key) is None
         outcome = self._commit(environ, key, value)
@@ -212,8 +254,7 @@ class Application:
         response.headers["ETag"] = f'"{event_id(self._adapter, outcome.revision)}"'
         return response
 
-    def _delete(self, environ: WSGIEnvironment) -> Response:
-        key = _key_of(environ)
+    def _delete(self, environ: WSGIEnvironment, key: str) -> Response:
         if self._adapter.registry.get(key) is None and not environ.get("HTTP_IF_MATCH"):
             raise _no_such_key(key)
         outcome = self._commit(environ, key, ChangeBytes(key, op=Op.DELETE))
@@ -258,10 +299,9 @@ class Application:
         prefix, after = text_of(arguments, "prefix"), text_of(arguments, "after")
         limit = number_of(arguments, "limit", PAGE_SIZE[0], 1, PAGE_SIZE[1])
         values = truth_of(arguments, "values", True)
-        revision, pairs = self._adapter.registry.snapshot(prefix)
-        page = heapq.nsmallest(limit + 1, (pair for pair in pairs if pair.key > after), key=lambda pair: pair.key)
-        items = ",".join(item_of(pair.key, pair.revision, pair.value, values=values) for pair in page[:limit])
-        following = json.dumps(page[limit - 1].key) if len(page) > limit else "null"
+        revision, page, more = self._adapter.registry.page(prefix, after, limit)
+        items = ",".join(item_of(pair.key, pair.revision, pair.value, values=values) for pair in page)
+        following = json.dumps(page[-1].key) if more else "null"
         text = f'{{"revision":{revision},"items":[{items}],"next":{following}}}'
         return self._tagged(environ, revision, _json_response(text))
 
@@ -299,6 +339,7 @@ class Application:
         stream = stream_events(self._adapter, request, lambda: self.ended() or gone())
         # The second header is for nginx, which would otherwise buffer the events.
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        headers[PREFIX_HEADER] = ",".join(map(escape, prefixes))
         return Response(stream, 200, CONTENT_EVENTS, headers, on_close=self._stream_ended)
 
     def _stream_ended(self) -> None:
@@ -371,13 +412,6 @@ def _only(environ: WSGIEnvironment, **handlers: Callable[[WSGIEnvironment], Resp
         detail = f"{method} is not allowed here: use {allowed}"
         raise Problem("method-not-allowed", detail, headers={"Allow": allowed})
     return handler(environ)
-
-
-def _key_of(environ: WSGIEnvironment) -> str:
-    """Return the key in the path of a request, which must not have a query."""
-    key = key_of_path(environ["PATH_INFO"].removeprefix("/keys/"))
-    read_query(environ)
-    return key
 
 
 def _mounted_at(environ: WSGIEnvironment) -> str:

@@ -14,6 +14,7 @@ _BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
 _VALUE = {name: ({"schema": {}} if name.endswith("json") else _BINARY) for name in SERIALIZERS}
 _INTEGER: Json = {"type": "integer"}
 _TAG = {"ETag": {"schema": {"type": "string"}, "description": "The revision, for If-Match and If-None-Match."}}
+_NAMED = {"Datasync-Key": {"schema": {"type": "string"}, "description": "The key of the path, as in /escaped/{key}."}}
 
 
 _KEY: Json = {
@@ -21,9 +22,17 @@ _KEY: Json = {
     "in": "path",
     "required": True,
     "description": "Everything after /keys/, slashes included; an encoded slash is a slash. A segment must not be . or "
-    "..; control characters are not allowed.",
+    "..; control characters are not allowed. The header Datasync-Key, with the key as in /escaped/{key}, makes the "
+    "server refuse the request (412) if a gateway has rewritten the path.",
     "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY},
     "example": "interface/eth0",
+}
+_ESCAPED_KEY: Json = {
+    **_KEY,
+    "description": "The key in a spelling that no gateway rewrites: its UTF-8, each byte but letters, digits, - and _ "
+    "as ~XX.",
+    "schema": {"type": "string", "pattern": "^([A-Za-z0-9_-]|~[0-9A-Fa-f]{2})+$", "maxLength": 3 * MAX_KEY},
+    "example": "interface~2Feth0",
 }
 
 _EVENT: Json = {
@@ -119,7 +128,7 @@ _SCHEMAS: Json = {
 
 #: Problems of every request with a body, and of every change of keys.
 _BODY_PROBLEMS = ("bad-request", "unauthorized", "too-large", "unsupported-type")
-_CHANGE_PROBLEMS = ("refused", "internal", "undelivered", "unanswered")
+_CHANGE_PROBLEMS = ("forbidden", "refused", "internal", "undelivered", "unanswered")
 
 
 def _problems(*codes: str) -> Json:
@@ -167,7 +176,7 @@ _LIST: Json = {
     "responses": {
         "200": _success("A page; ETag is the revision of the whole state.", "Listing", _TAG),
         "304": {"description": "No key has changed.", "headers": _TAG},
-        **_problems("bad-request", "unauthorized", "closed"),
+        **_problems("bad-request", "unauthorized", "forbidden", "closed"),
     },
 }
 
@@ -177,7 +186,7 @@ _RESYNC: Json = {
     "requestBody": {"required": True, "content": _json_of("State")},
     "responses": {
         "200": _success("Every subscriber has accepted it.", "Replaced"),
-        **_problems(*_BODY_PROBLEMS, "refused", "internal", "closed", "unanswered"),
+        **_problems(*_BODY_PROBLEMS, "forbidden", "refused", "internal", "closed", "unanswered"),
     },
 }
 
@@ -196,9 +205,9 @@ _GET: Json = {
     "summary": "Get the value of a key, byte for byte",
     "parameters": [_header("If-None-Match", "304 while the key has this revision.")],
     "responses": {
-        "200": {"description": "The value.", "content": _VALUE, "headers": _TAG},
-        "304": {"description": "The value has not changed.", "headers": _TAG},
-        **_problems("bad-request", "unauthorized", "no-such-key", "closed"),
+        "200": {"description": "The value.", "content": _VALUE, "headers": _TAG | _NAMED},
+        "304": {"description": "The value has not changed.", "headers": _TAG | _NAMED},
+        **_problems("bad-request", "unauthorized", "forbidden", "no-such-key", "rewritten", "closed"),
     },
 }
 
@@ -211,8 +220,8 @@ _PUT: Json = {
     ],
     "requestBody": {"required": True, "content": _VALUE},
     "responses": {
-        "200": _success("Changed, and accepted by every subscriber.", "Written", _TAG),
-        "201": _success("Created, and accepted by every subscriber.", "Written", _TAG),
+        "200": _success("Changed, and accepted by every subscriber.", "Written", _TAG | _NAMED),
+        "201": _success("Created, and accepted by every subscriber.", "Written", _TAG | _NAMED),
         **_problems("unwatched", "conflict", *_BODY_PROBLEMS, *_CHANGE_PROBLEMS),
     },
 }
@@ -222,7 +231,7 @@ _DELETE: Json = {
     "summary": "Delete a key, and wait for its subscribers",
     "parameters": [_header("If-Match", "Only if the key has this revision.")],
     "responses": {
-        "200": _success("Deleted, and accepted by every subscriber.", "Written"),
+        "200": _success("Deleted, and accepted by every subscriber.", "Written", _NAMED),
         **_problems("bad-request", "unauthorized", "no-such-key", "conflict", *_CHANGE_PROBLEMS),
     },
 }
@@ -245,9 +254,14 @@ _EVENTS: Json = {
     ],
     "responses": {
         "200": {"description": "The stream.", "content": {"text/event-stream": {"schema": _EVENT}}},
-        **_problems("bad-request", "unauthorized", "overloaded"),
+        **_problems("bad-request", "unauthorized", "forbidden", "overloaded"),
     },
 }
+
+
+def _escaped(**operations: Json) -> Json:
+    """Return *operations* for the path of escaped keys: an operation id is used once."""
+    return {name: one | {"operationId": f"{one['operationId']}Escaped"} for name, one in operations.items()}
 
 
 def document(base: str = "/") -> Json:
@@ -265,6 +279,7 @@ def document(base: str = "/") -> Json:
         "paths": {
             "/keys": {"get": _LIST, "put": _RESYNC, "patch": _TRANSACTION},
             "/keys/{key}": {"parameters": [_KEY], "get": _GET, "put": _PUT, "delete": _DELETE},
+            "/escaped/{key}": {"parameters": [_ESCAPED_KEY], **_escaped(get=_GET, put=_PUT, delete=_DELETE)},
             "/events": {"get": _EVENTS},
         },
         "components": {

@@ -37,6 +37,7 @@ READ_SIZE = 64 * 1024
 ENVELOPE = 3
 
 _ACCEPTED = ", ".join(SERIALIZERS)
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _PARAMETER = re.compile(r';[ \t]*([\w!#$%&\'*+.^`|~-]+)=(?:"((?:[^"\\]|\\.)*)"|([\w!#$%&\'*+.^`|~-]+))', re.ASCII)
 _ENTITY_TAG = re.compile(r'(?:\A|,)[ \t]*(W/)?(?:"([^"]*)"|([^" \t,]+))(?=[ \t]*(?:,|\Z))', re.IGNORECASE)
 
@@ -64,6 +65,8 @@ def read_query(environ: WSGIEnvironment, *known: str, several: str = "") -> Mapp
     text = environ.get("QUERY_STRING", "")
     if not text:
         return {}
+    if _BAD_ESCAPE.search(text):
+        raise Problem("bad-request", "the query has a % without two hex digits")
     query = text.encode("latin-1")  # WSGI: each byte is one character
     try:
         unquote_to_bytes(query).decode()

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextvars
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from queue import Queue
-from typing import Any, overload
+from typing import Any
 from urllib.parse import quote
 
 from google.protobuf.message import Message
@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 from datasync.errors import InvalidArgumentError, StoreConnectionError, StoreError, UnknownOutcome, UnsupportedError
 from datasync.events import ChangeValue, Op
 from datasync.options import DelOption, PutOption, read_del_options, read_put_options
+from datasync.restsync.arguments import check_numbers
 from datasync.restsync.client.connection import (
     CONNECT_TIMEOUT,
     ClientTls,
@@ -29,63 +30,30 @@ from datasync.restsync.client.connection import (
     make_client_context,
     read_url,
 )
-from datasync.restsync.client.event_source import EventParser, StreamReader, check_revision, key_and_revision
-from datasync.restsync.encoding import CONTENT_JSON, CONTENT_PROTO, SERIALIZERS, change_of, value_of_item
-from datasync.restsync.keys import check_text, count_of_keys, path_of_key
+from datasync.restsync.client.event_source import (
+    StreamReader,
+    check_prefix,
+    check_revision,
+)
+from datasync.restsync.client.listing import Listing, RestKeyVal, read_listing
+from datasync.restsync.encoding import CONTENT_JSON, CONTENT_PROTO, change_of
+from datasync.restsync.keys import KEY_HEADER, check_path_key, check_text, count_of_keys, escape, path_of_key
 from datasync.restsync.problems import code_of
 from datasync.runtime.closing import Closable
 from datasync.runtime.tokens import bearer
-from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_message
-from datasync.syncbase.change import KeyValBytes
+from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_key, check_message
 from datasync.syncbase.futures import Outcome
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
 
-#: Seconds to wait for a response: longer than the server waits for its subscribers.
+#: Seconds for a whole call: longer than the server waits for its subscribers.
 RESPONSE_TIMEOUT = 10.0
 #: Idle timeout of an event stream in seconds; the client asks for heartbeats three times as often.
 IDLE_LIMIT = 30.0
 #: Bytes of a response.
 MAX_RESPONSE = 256 * 1024 * 1024
 _JSON_HEADERS = {"Content-Type": CONTENT_JSON}
-
-
-class RestKeyVal(KeyValBytes):
-    """A key with its value on the server; ``get_value(message)`` decodes the value, and ``data`` has its bytes."""
-
-    __slots__ = ("content_type", "etag")
-
-    def __init__(self, key: str, data: bytes, revision: int, content_type: str, etag: str = "") -> None:
-        # An unknown content type has no serializer: decoding it as JSON raises the right error.
-        super().__init__(key, data, revision, SERIALIZERS.get(content_type))
-        self.content_type = content_type
-        #: Entity tag for ``put(..., if_match=...)``; empty in a listing.
-        self.etag = etag
-
-
-class Listing(Sequence[RestKeyVal]):
-    """The pairs under a prefix at one ``revision``, in key order."""
-
-    def __init__(self, revision: int, pairs: Sequence[RestKeyVal]) -> None:
-        self.revision = revision
-        self._pairs = tuple(pairs)
-
-    @overload
-    def __getitem__(self, place: int) -> RestKeyVal: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[RestKeyVal]: ...
-    def __getitem__(self, place: Any) -> Any:
-        return self._pairs[place]
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __iter__(self) -> Iterator[RestKeyVal]:
-        return iter(self._pairs)
-
-    def __repr__(self) -> str:
-        return f"<Listing of {count_of_keys(len(self))} at revision {self.revision}>"
 
 
 class Client(Closable):
@@ -99,10 +67,10 @@ class Client(Closable):
       token: Token to send as ``Authorization: Bearer``.
       tls: CA file, or a context; for ``https://`` only.
       serializer: Encoding of messages: ``SerializerJSON`` (the default) or ``SerializerProto``.
-      timeout: Seconds to wait for a response.
-      connect_timeout: Seconds to wait for a connection.
+      timeout: Seconds for a whole call, from connecting to the last byte of the response.
+      connect_timeout: Seconds to wait for a connection, TLS included.
       idle_limit: Idle timeout in seconds, after which an event stream is reconnected.
-      max_answer: Bytes of a response; listings are the largest.
+      max_answer: Bytes of a response, and of a snapshot in the event stream; listings are the largest.
 
     Raises:
       InvalidArgumentError: An argument is not valid.
@@ -127,11 +95,14 @@ class Client(Closable):
         if not isinstance(prefix, str):
             raise InvalidArgumentError(f"a prefix must be a string, not a {type(prefix).__name__}")
         check_text(prefix, "a prefix")
-        if not isinstance(max_answer, int) or max_answer < 1:
-            raise InvalidArgumentError("max_answer must be bytes, 1 or more")
-        for name, seconds in {"timeout": timeout, "connect_timeout": connect_timeout, "idle_limit": idle_limit}.items():
-            if not isinstance(seconds, (int, float)) or seconds <= 0:
-                raise InvalidArgumentError(f"{name} must be seconds above 0")
+        check_numbers(
+            {
+                "max_answer": max_answer,
+                "timeout": timeout,
+                "connect_timeout": connect_timeout,
+                "idle_limit": idle_limit,
+            }
+        )
         self._prefix = prefix
         self._serializer = serializer or SerializerJSON()
         self._content_type = CONTENT_PROTO if isinstance(self._serializer, SerializerProto) else CONTENT_JSON
@@ -150,7 +121,9 @@ class Client(Closable):
         #: The mirror while something is watched: ``registry.get(key)`` and ``registry.items(prefix)`` read it locally.
         self.registry = Registry(self._address.name, serializer=mirrored, sourced=True)
         connect = partial(StreamConnection, self._address, context, connect_timeout, idle_limit)
-        self._reader = StreamReader(self._address, connect, headers, prefix, self.registry, idle_limit)
+        self._reader = StreamReader(
+            self._address, connect, headers, prefix, self.registry, idle_limit=idle_limit, max_snapshot=max_answer
+        )
         # Guards _started and the end of the requests: one thread starts the reader, and none after close().
         self._lock = threading.Lock()
         self._started = False
@@ -158,13 +131,20 @@ class Client(Closable):
     # Writes.
 
     def put(
-        self, key: str, data: Message, *opts: PutOption, if_match: str | None = None, if_absent: bool = False
+        self,
+        key: str,
+        data: Message,
+        *opts: PutOption,
+        if_match: str | None = None,
+        if_absent: bool = False,
+        timeout: float | None = None,
     ) -> None:
         """Set *key*, and wait until every subscriber on the server has accepted the change.
 
         Args:
           if_match: Write only if the key still has this ``etag`` (from ``get``).
           if_absent: Write only if the key does not exist.
+          timeout: Seconds for the whole call; None for the client's own timeout.
 
         Raises:
           PropagationError: Subscribers rejected the change; ``errors`` maps each name to its error.
@@ -172,27 +152,31 @@ class Client(Closable):
           SubscriptionError: No subscriber watches the key; nothing was applied.
           ConflictError: The condition did not hold; nothing was applied.
           InvalidArgumentError, UnsupportedError, PermissionDenied: Nothing was applied.
-          StoreConnectionError: The server could not be reached; nothing was applied.
-          UnknownOutcome: The write was sent, but no response arrived. It is not retried.
+          StoreConnectionError: The server could not be reached, or was overloaded; nothing was applied.
+          UnknownOutcome: The write was sent, but no response of the server arrived, or one about another key. It is
+            not retried.
           ClosedError, ForkedError.
         """
-        path = self._path(key)
+        self._check(key, timeout)
         settings = read_put_options(opts)
         if settings.ttl is not None or settings.client_lifetime:
             raise UnsupportedError(f"{key!r}: a REST server does not support values with a lifetime")
         check_message(data)
         headers = {"Content-Type": self._content_type, **_conditions(if_match, if_absent)}
-        self._write("PUT", path, f"put of {key!r}", headers, self._serializer.marshal(data))
+        self._write("PUT", key, f"put of {key!r}", headers, self._serializer.marshal(data), timeout)
 
-    def delete(self, key: str, *opts: DelOption, if_match: str | None = None) -> bool:
+    def delete(self, key: str, *opts: DelOption, if_match: str | None = None, timeout: float | None = None) -> bool:
         """Delete *key*, and wait for the subscribers. Returns True when the key existed. Raises as ``put``."""
-        path = self._path(key)
+        self._check(key, timeout)
         if read_del_options(opts):
             raise UnsupportedError(f"{key!r}: a REST server deletes single keys only")
-        return bool(self._write("DELETE", path, f"delete of {key!r}", _conditions(if_match, False), None))
+        return bool(self._write("DELETE", key, f"delete of {key!r}", _conditions(if_match, False), None, timeout))
 
-    def resync(self, values: Mapping[str, Message]) -> int:
+    def resync(self, values: Mapping[str, Message], *, timeout: float | None = None) -> int:
         """Replace the whole state of the server with *values*, and wait for all subscribers.
+
+        Args:
+          timeout: Seconds for the whole call; None for the client's own timeout.
 
         Returns:
           The revision of the new state.
@@ -203,14 +187,15 @@ class Client(Closable):
         """
         if self._prefix:
             raise UnsupportedError("a client with a prefix cannot replace the whole state")
+        self._check(None, timeout)
         items = []
         for key, message in values.items():
-            path_of_key(key)
+            check_path_key(key)
             check_message(message)
             items.append({"key": key, "value": json.loads(SerializerJSON().marshal(message))})
         subject = f"resync of {count_of_keys(len(items))}"
         body = json.dumps({"items": items}).encode()
-        return int(self._write("PUT", "/keys", subject, _JSON_HEADERS, body)["revision"])
+        return int(self._write("PUT", None, subject, _JSON_HEADERS, body, timeout)["revision"])
 
     def propagate_changes(
         self,
@@ -223,7 +208,7 @@ class Client(Closable):
 
         Args:
           ctx: Not sent; accepted because a transaction passes it.
-          timeout: Seconds to wait for the response; None for the client's own timeout.
+          timeout: Seconds for the whole call; None for the client's own timeout.
 
         Returns:
           The revision, and the keys that were ignored because there was nothing to delete.
@@ -231,24 +216,29 @@ class Client(Closable):
         Raises:
           As ``put``.
         """
+        self._check(None, timeout)
         items = [_change_text(self._prefix + key, change) for key, change in changes.items()]
         subject = f"transaction of {count_of_keys(len(items))}"
         body = f'{{"changes":[{",".join(items)}]}}'.encode()
-        written = self._write("PATCH", "/keys", subject, _JSON_HEADERS, body, timeout)
+        written = self._write("PATCH", None, subject, _JSON_HEADERS, body, timeout)
         named = written.get("ignored")
         ignored = [key for key in named if isinstance(key, str)] if isinstance(named, list) else []
         return Outcome(written["revision"], tuple(key.removeprefix(self._prefix) for key in ignored))
 
     # Reads.
 
-    def get(self, key: str) -> RestKeyVal | None:
+    def get(self, key: str, *, timeout: float | None = None) -> RestKeyVal | None:
         """Return the pair under *key*; None when the key does not exist.
+
+        Args:
+          timeout: Seconds for the whole call; None for the client's own timeout.
 
         Raises:
           PermissionDenied, StoreConnectionError, StoreError, InvalidArgumentError, ClosedError, ForkedError.
         """
         subject = f"get of {key!r}"
-        response = self._requests.send("GET", self._path(key), subject)
+        self._check(key, timeout)
+        response = self._send("GET", key, subject, timeout=timeout)
         if response.headers.get("Content-Encoding", "identity") != "identity":  # the request asked for none
             raise StoreError(f"{subject}: the response is compressed")
         if response.status == 404 and _is_no_such_key(response):
@@ -262,17 +252,20 @@ class Client(Closable):
         content_type = response.content_type.partition(";")[0]
         return RestKeyVal(key, response.data, int(number), content_type, etag)
 
-    def list(self, prefix: str = "") -> Listing:
-        """Return everything under *prefix*, at one revision. Raises as ``get``."""
-        check_text(self._prefix + prefix, "a prefix")
+    def list(self, prefix: str = "", *, timeout: float | None = None) -> Listing:
+        """Return everything under *prefix*, at one revision. Arguments and errors as of ``get``."""
+        self._check(None, timeout)
+        whole = self._prefix + prefix
+        check_text(whole, "a prefix")
         subject = f"list of {prefix!r}"
-        query = f"/events?follow=false&prefix={quote(self._prefix + prefix, safe='')}"
-        response = self._requests.send("GET", query, subject)
+        query = f"/events?follow=false&prefix={quote(whole, safe='')}"
+        response = self._requests.send("GET", query, subject, timeout=timeout)
         if response.status != 200:
             raise self._requests.error(subject, response)
         failure = StoreError(f"{subject}: the response is not from a datasync server")
         with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):  # their text may quote a value
-            if (listing := _listing(response.data, self._prefix)) is not None:
+            check_prefix(response.headers, whole)
+            if (listing := read_listing(response.data, self._prefix)) is not None:
                 return listing
             failure = StoreConnectionError(f"{self._address.name}: the {subject} ended early")
         raise failure
@@ -322,27 +315,71 @@ class Client(Closable):
 
     # Requests.
 
-    def _path(self, key: str) -> str:
-        if not isinstance(key, str) or not key:
-            path_of_key(key)  # raises for this key
-        return f"/keys/{path_of_key(self._prefix + key)}"
+    def _check(self, key: str | None, timeout: float | None) -> None:
+        """Raise ``InvalidArgumentError`` for what could not be sent; a key of None stands for the whole state."""
+        if key is not None:
+            check_key(key)
+            check_path_key(self._prefix + key)
+        if timeout is not None:
+            check_numbers({"timeout": timeout})
+
+    def _send(
+        self,
+        method: str,
+        key: str | None,
+        subject: str,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        *,
+        write: bool = False,
+        timeout: float | None = None,
+    ) -> ReceivedResponse:
+        """Send a request about *key*, and return the response if it is about the same key."""
+        if key is None:
+            return self._requests.send(
+                method, "/keys", subject, headers=headers, body=body, write=write, timeout=timeout
+            )
+        whole = self._prefix + key
+        named = {KEY_HEADER: escape(whole)}
+        response = self._requests.send(
+            method,
+            path_of_key(whole),
+            subject,
+            headers=named | dict(headers or {}),
+            body=body,
+            write=write,
+            timeout=timeout,
+        )
+        if code_of(response.content_type, response.data)[0] == "rewritten":  # the server has noticed it first
+            raise self._requests.error(subject, response, write=write)
+        if response.headers.get(KEY_HEADER, named[KEY_HEADER]) != named[KEY_HEADER]:
+            raise _of_another_key(subject, write)
+        return response
 
     def _write(
         self,
         method: str,
-        path: str,
+        key: str | None,
         subject: str,
         headers: Mapping[str, str],
         body: bytes | None,
-        timeout: float | None = None,
+        timeout: float | None,
     ) -> dict[str, Any]:
         """Return the document of a write that succeeded, with its revision; empty when a delete found no key."""
-        response = self._requests.send(method, path, subject, headers=headers, body=body, write=True, timeout=timeout)
-        if response.status == 200 or (response.status == 201 and path != "/keys"):
-            return _written(subject, response)
+        response = self._send(method, key, subject, headers, body, write=True, timeout=timeout)
+        if response.status == 200 or (response.status == 201 and key is not None):
+            document = _written(subject, response)
+            if key is not None and document.get("key") != self._prefix + key:
+                raise _of_another_key(subject, True)
+            return document
         if method == "DELETE" and _is_no_such_key(response):
             return {}
         raise self._requests.error(subject, response, write=True)
+
+
+def _of_another_key(subject: str, write: bool) -> StoreError:
+    text = f"{subject}: the response is about another key: something between client and server rewrites paths"
+    return UnknownOutcome(f"{text}; another key may have been changed") if write else StoreError(text)
 
 
 def _is_no_such_key(response: ReceivedResponse) -> bool:
@@ -360,22 +397,8 @@ def _written(subject: str, response: ReceivedResponse) -> dict[str, Any]:
     raise UnknownOutcome(text)  # outside the handler: the context would quote the response
 
 
-def _listing(data: bytes, prefix: str) -> Listing | None:
-    """Return the snapshot in an event stream; None when its end is missing. Raises for invalid data."""
-    pairs: dict[str, RestKeyVal] = {}
-    for event in EventParser().feed(data):
-        if event.name == "items":
-            for item in json.loads(event.data):
-                key, revision = key_and_revision(item, prefix)
-                content_type = item["content_type"]
-                pairs[key] = RestKeyVal(key, value_of_item(item, content_type), revision, content_type)
-        elif event.name == "synced":
-            return Listing(check_revision(json.loads(event.data)["revision"]), [pairs[key] for key in sorted(pairs)])
-    return None
-
-
 def _change_text(key: str, change: ChangeValue) -> str:
-    path_of_key(key)
+    check_path_key(key)
     payload = None if change.get_change_type() is Op.DELETE else change
     return change_of(key, 0, payload)
 

@@ -7,25 +7,25 @@ does not interrupt connecting, a TLS handshake or the wait for headers; over TLS
 from __future__ import annotations
 
 import logging
-import selectors
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
+from functools import partial
 from os import PathLike, fspath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import urllib3
-from urllib3.connection import HTTPConnection
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, LocationParseError, NewConnectionError, SSLError
+from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 
 from datasync.errors import ClosedError, InvalidArgumentError, StoreConnectionError, StoreError, UnknownOutcome
+from datasync.restsync.client.timed_connection import CallDeadline, ServerAddress, TimedConnection, open_socket
 from datasync.restsync.problems import error_of, error_text
-from datasync.runtime.sockets import close_in_children, wrap_tls
+from datasync.runtime.sockets import close_in_children
 from datasync.runtime.threads import ForkGuard
 
 log = logging.getLogger(__name__)
@@ -38,20 +38,6 @@ POOL_SIZE = 16
 READ_SIZE = 64 * 1024
 #: A context, or the file of the CA that signed the server's certificate.
 ClientTls = ssl.SSLContext | str | PathLike[str]
-
-
-class ServerAddress(NamedTuple):
-    """The parts of a server's URL."""
-
-    scheme: str
-    host: str
-    port: int
-    path: str
-
-    @property
-    def name(self) -> str:
-        """The URL, for messages."""
-        return f"{self.scheme}://{self.host}:{self.port}{self.path}"
 
 
 def read_url(url: str) -> ServerAddress:
@@ -120,17 +106,23 @@ class RequestPool:
         max_response: int,
     ) -> None:
         self._address = address
+        self._context = context
         self._headers = headers
         self._max_response = max_response
-        self._timeout = urllib3.Timeout(connect=connect_timeout, read=timeout)
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._deadline = CallDeadline()
         self.guard = ForkGuard(f"the client of {address.name}")
         #: Set before ``close`` to reject new requests.
         self.closed = False
-        common: dict[str, Any] = {"maxsize": POOL_SIZE, "retries": False}
-        self._pool: urllib3.HTTPConnectionPool = (
-            urllib3.HTTPConnectionPool(address.host, address.port, **common)
-            if context is None
-            else urllib3.HTTPSConnectionPool(address.host, address.port, ssl_context=context, **common)
+        self._pool = _Pool(
+            address.host,
+            address.port,
+            timeout=None,
+            maxsize=POOL_SIZE,
+            retries=False,
+            deadline=self._deadline,
+            connect=self._connect,
         )
 
     def send(
@@ -149,21 +141,19 @@ class RequestPool:
         Args:
           subject: The request in words, for messages.
           write: The request may change something.
-          timeout: Seconds to wait for the response; None for the usual time.
+          timeout: Seconds for the whole call, from connecting to the last byte of the response; None: the usual time.
 
         Raises:
-          StoreConnectionError: The request did not reach the server, or failed and was a read.
+          StoreConnectionError: No byte of the request was sent, or it failed and was a read.
           UnknownOutcome: The write was sent, and no complete response arrived.
           StoreError: The response to a read is too large.
           ClosedError, ForkedError.
         """
         self.guard.check()
         name = self._address.name
-        timeouts = self._timeout
-        if timeout is not None:
-            timeouts = urllib3.Timeout(connect=timeouts.connect_timeout, read=timeout)
         if self.closed:
             raise ClosedError(f"{subject}: the client of {name} is closed")
+        self._deadline.start(self._timeout if timeout is None else timeout)
         try:
             response = self._pool.urlopen(
                 method,
@@ -171,7 +161,6 @@ class RequestPool:
                 body=body,
                 headers={**self._headers, **(headers or {}), "Accept-Encoding": "identity"},
                 redirect=False,
-                timeout=timeouts,
                 preload_content=False,
                 decode_content=False,
             )
@@ -179,12 +168,10 @@ class RequestPool:
                 data = _read_all(response, self._max_response)
                 if data is not None:
                     response.release_conn()  # without this the connection is closed, and not reused
-        except (NewConnectionError, ConnectTimeoutError) as error:
-            raise StoreConnectionError(f"{subject}: {name}: {describe(error)}") from error
         except urllib3.exceptions.ClosedPoolError as error:
             raise ClosedError(f"{subject}: the client of {name} is closed") from error
         except (HTTPError, OSError, ValueError) as error:
-            if write and not _before_sending(error):
+            if write and self._deadline.sent:
                 text = f"{subject}: sent to {name}, but no response arrived; the write may have been applied"
                 raise UnknownOutcome(text) from error
             raise StoreConnectionError(f"{subject}: {name}: {describe(error)}") from error
@@ -204,6 +191,14 @@ class RequestPool:
         self.closed = True
         self._pool.close()
 
+    def _connect(self) -> socket.socket:
+        until = min(self._deadline.at, time.monotonic() + self._connect_timeout)
+        return open_socket(self._address, self._context, until)
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = TimedConnection
+
 
 class StreamConnection:
     """One GET whose response never ends. Threads: one reads; ``cut`` from any."""
@@ -218,7 +213,8 @@ class StreamConnection:
         self._lock = threading.Lock()  # guards _socket; cut() disconnects a socket that is made after it, too
         self._socket: socket.socket | None = None
         self._cut = threading.Event()
-        self._connection: HTTPConnection | None = None
+        self._deadline = CallDeadline()
+        self._connection: TimedConnection | None = None
         self._response: BaseHTTPResponse | None = None
 
     def open(self, target: str, headers: dict[str, str]) -> BaseHTTPResponse:
@@ -229,10 +225,20 @@ class StreamConnection:
           ClosedError: ``cut`` was called.
         """
         try:
-            sock = self._connect()
-            connection = HTTPConnection(self._address.host, self._address.port, timeout=self._idle_limit)
-            connection.sock = sock
+            connect = partial(
+                open_socket,
+                self._address,
+                self._context,
+                time.monotonic() + self._connect_timeout,
+                keep=self._keep,
+                is_cut=self._cut.is_set,
+            )
+            connection = TimedConnection(
+                self._address.host, self._address.port, deadline=self._deadline, connect=connect
+            )
             self._connection = connection
+            connection.connect()
+            self._deadline.start(self._idle_limit)
             connection.request("GET", target, headers=headers, preload_content=False, decode_content=False)
             self._response = connection.getresponse()
             return self._response
@@ -241,6 +247,10 @@ class StreamConnection:
 
     def read(self) -> bytes:
         """Return the bytes that have arrived; none at the end. Raises as ``open``."""
+        self._deadline.start(self._idle_limit)
+        return self._read()
+
+    def _read(self) -> bytes:
         assert self._response is not None
         try:
             return self._response.read1(READ_SIZE)  # type: ignore[no-any-return, unused-ignore]
@@ -248,9 +258,10 @@ class StreamConnection:
             raise self._failed(error) from error
 
     def read_rest(self, limit: int) -> bytes:
-        """Return the body of a response that is not a stream, up to about *limit* bytes."""
+        """Return the body of a response that is not a stream, up to about *limit* bytes, within the idle timeout."""
+        self._deadline.start(self._idle_limit)
         body = b""
-        while len(body) < limit and (chunk := self.read()):
+        while len(body) < limit and (chunk := self._read()):
             body += chunk
         return body
 
@@ -275,65 +286,12 @@ class StreamConnection:
         if sock is not None:
             sock.close()
 
-    def _connect(self) -> socket.socket:
-        """Return a connected socket, after the TLS handshake. No step blocks for long after ``cut``."""
-        deadline = time.monotonic() + self._connect_timeout
-        failure: OSError = ConnectionError("the host name has no address")
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            self._address.host.strip("[]"), self._address.port, type=socket.SOCK_STREAM
-        ):
-            sock = socket.socket(family, kind, protocol)
-            try:
-                sock.setblocking(False)
-                sock.connect_ex(address)
-                self._await(sock, selectors.EVENT_WRITE, deadline)
-                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                if code:
-                    raise OSError(code, "cannot connect")
-                return self._secure(self._keep(sock), deadline)
-            except OSError as error:
-                sock.close()
-                failure = error
-        raise failure
-
-    def _secure(self, sock: socket.socket, deadline: float) -> socket.socket:
-        if self._context is None:
-            sock.settimeout(self._idle_limit)
-            return sock
-        host = self._address.host.strip("[]")
-        secured = wrap_tls(self._context, sock, server_hostname=host, do_handshake_on_connect=False)
-        self._keep(secured)
-        secured.setblocking(False)
-        while True:
-            try:
-                secured.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                self._await(secured, selectors.EVENT_READ, deadline)
-            except ssl.SSLWantWriteError:
-                self._await(secured, selectors.EVENT_WRITE, deadline)
-        secured.settimeout(self._idle_limit)
-        return secured
-
-    def _await(self, sock: socket.socket, event: int, deadline: float) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(sock, event)
-            while not self._cut.is_set():
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    raise TimeoutError(f"not connected within {self._connect_timeout:g} s")
-                # In short steps: another thread cannot shut down a socket that is not connected yet.
-                if selector.select(min(remaining, 0.1)):
-                    return
-        raise ConnectionAbortedError("closed")
-
-    def _keep(self, sock: socket.socket) -> socket.socket:
+    def _keep(self, sock: socket.socket) -> None:
         close_in_children(sock)
         with self._lock:
             self._socket = sock
         if self._cut.is_set():  # cut() came before it could find this socket
             raise ConnectionAbortedError("closed")
-        return sock
 
     def _failed(self, error: Exception) -> ClosedError | StoreConnectionError:
         if self._cut.is_set():
@@ -360,9 +318,3 @@ def _read_all(response: BaseHTTPResponse, limit: int) -> bytes | None:
         chunks.append(chunk)
         size += len(chunk)
     return None if size > limit else b"".join(chunks)
-
-
-def _before_sending(error: BaseException) -> bool:
-    """Return True for an error that can only occur before the request is sent; other TLS errors occur at any time."""
-    first = error.args[0] if error.args else None
-    return isinstance(error, SSLError) and isinstance(error.__cause__ or first, ssl.SSLCertVerificationError)

@@ -8,17 +8,20 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
 from datasync.commits import Batch, Commit
 from datasync.errors import ClosedError, DatasyncError, ForkedError, StoreConnectionError, StoreError
 from datasync.events import Op, ResyncReason
-from datasync.restsync.client.connection import ServerAddress, StreamConnection
+from datasync.restsync.client.connection import StreamConnection
+from datasync.restsync.client.timed_connection import ServerAddress
 from datasync.restsync.encoding import CONTENT_EVENTS, CONTENT_JSON, SERIALIZERS, value_of_item
+from datasync.restsync.keys import PREFIX_HEADER, escape
 from datasync.restsync.problems import error_of
 from datasync.runtime.backoff import AFTER_BREAK, Backoff
+from datasync.runtime.limited_log import log_safely
 from datasync.runtime.threads import Worker
 from datasync.syncbase.change import KeyValBytes, Payload
 from datasync.syncbase.registry import Registry
@@ -94,18 +97,21 @@ class StreamReader:
         prefix: str,
         registry: Registry,
         idle_limit: float,
+        max_snapshot: int = MAX_EVENT,
     ) -> None:
         self._address = address
         self._connect = connect
         self._headers = headers
         self._prefix = prefix
         self._registry = registry
+        self._max_snapshot = max_snapshot
         heartbeat = min(max(idle_limit / 3, 0.1), 60.0)
         self._target = f"{address.path}/events?prefix={quote(prefix, safe='')}&heartbeat={heartbeat:g}"
         self._last_id = ""
         self._backoff = Backoff(*BACKOFF, after_break=AFTER_BREAK)
         self._connection: StreamConnection | None = None
         self._snapshot: dict[str, tuple[int, Payload]] | None = None
+        self._snapshot_size = 0
         self._reason = ResyncReason.INITIAL
         self._had_snapshot = False
         self._worker = Worker(f"restsync-reader-{address.host}:{address.port}", self._run, wake=self._cut)
@@ -125,20 +131,24 @@ class StreamReader:
 
     def _run(self, worker: Worker) -> None:
         while not worker.stopping.is_set():
-            try:
-                self._follow(worker)
-            except (ClosedError, ForkedError):
-                if worker.stopping.is_set():
-                    return
-            except DatasyncError as error:
-                if not worker.stopping.is_set():
-                    log.warning("%s; reconnecting", error)
-                    self._registry.source_lost(error)
-            except Exception as error:  # from another kind of server; the text may quote a value
-                log.error("%s sent an invalid event: %s; starting over", self._address.name, type(error).__name__)
-                self._last_id = ""
-                self._registry.source_lost(StoreError(f"{self._address.name} sent an invalid event"))
+            self._attempt(worker)
             worker.stopping.wait(self._backoff.next())
+
+    def _attempt(self, worker: Worker) -> None:
+        """Follow one connection, and note how it ended."""
+        try:
+            self._follow(worker)
+        except (ClosedError, ForkedError):
+            pass
+        except DatasyncError as error:
+            if not worker.stopping.is_set():
+                self._registry.source_lost(error)
+                log_safely(log.warning, "%s; reconnecting", error)
+        except Exception as error:  # from another kind of server; the text may quote a value
+            self._last_id = ""
+            self._registry.source_lost(StoreError(f"{self._address.name} sent an invalid event"))
+            text = "%s sent an invalid event: %s; starting over"
+            log_safely(log.error, text, self._address.name, type(error).__name__)
 
     def _follow(self, worker: Worker) -> None:
         """Follow one connection from its start to its end."""
@@ -155,6 +165,7 @@ class StreamReader:
             if response.status != 200 or not content_type.startswith(CONTENT_EVENTS):
                 body = connection.read_rest(MAX_PROBLEM)
                 raise error_of(f"{self._address.name}/events", response.status, content_type, body, write=False)
+            check_prefix(response.headers, self._prefix)
             parser = EventParser()
             while data := connection.read():
                 for event in parser.feed(data):
@@ -172,12 +183,17 @@ class StreamReader:
             self._apply_changes(json.loads(event.data))
             self._backoff.reset()
         elif event.name == "resync":
-            self._snapshot = {}
+            self._snapshot, self._snapshot_size = {}, 0
             reason = ResyncReason(json.loads(event.data)["reason"])
             self._reason = reason if self._had_snapshot else ResyncReason.INITIAL
         elif event.name == "items":
             if self._snapshot is None:
                 raise ValueError("items outside a snapshot")
+            self._snapshot_size += len(event.data)
+            if self._snapshot_size > self._max_snapshot:
+                self._snapshot = None
+                text = f"{self._address.name} sent a snapshot of more than {self._max_snapshot} bytes (max_answer)"
+                raise StoreError(text)
             for item in json.loads(event.data):
                 key, at = key_and_revision(item, self._prefix)
                 self._snapshot[key] = (at, payload_of(item))
@@ -213,6 +229,13 @@ def key_and_revision(item: dict[str, Any], prefix: str) -> tuple[str, int]:
     if not isinstance(key, str) or not key or not key.startswith(prefix):
         raise ValueError("a key outside the prefix")
     return key[len(prefix) :], check_revision(item["revision"])
+
+
+def check_prefix(headers: Mapping[str, str], prefix: str) -> None:
+    """Raise ``ValueError`` if a stream says that it has other keys than those under *prefix*."""
+    named = escape(prefix)
+    if headers.get(PREFIX_HEADER, named) != named:  # a peer without this extension does not say
+        raise ValueError("a stream of other prefixes: something between client and server rewrites the query")
 
 
 def check_revision(number: object) -> int:

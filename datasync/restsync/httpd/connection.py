@@ -17,7 +17,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
-from datasync.errors import InvalidArgumentError
 from datasync.restsync.httpd.http11 import (
     MAX_DRAIN,
     BadRequest,
@@ -28,6 +27,7 @@ from datasync.restsync.httpd.http11 import (
     ResponseWriter,
     refusal,
 )
+from datasync.runtime.limited_log import LimitedLog, log_safely
 from datasync.runtime.sockets import close_in_children, wrap_tls
 from datasync.runtime.threads import Worker
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
 log = logging.getLogger(__name__)
+limited = LimitedLog(log)  # for lines that strangers can cause
+
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 #: Seconds that the server reads on after an error response, so that the client receives it.
 LINGER = 2.0
@@ -43,7 +46,7 @@ LINGER = 2.0
 class ConnectionLimits(NamedTuple):
     """The number of connections, and the timeouts of each in seconds."""
 
-    #: One connection more gets 503.
+    #: At most, where the descriptors of the process allow it. For one more, the one without a request for longest ends.
     connections: int = 1024
     #: For a whole head, and for a TLS handshake.
     read_timeout: float = 10.0
@@ -53,12 +56,6 @@ class ConnectionLimits(NamedTuple):
     write_timeout: float = 20.0
     #: For a connection without a request.
     keep_alive: float = 60.0
-
-    def check(self) -> None:
-        """Raise ``InvalidArgumentError`` unless every limit is above 0."""
-        for name, number in self._asdict().items():
-            if not isinstance(number, (int, float)) or number <= 0:
-                raise InvalidArgumentError(f"{name} must be a number above 0")
 
 
 #: The limits unless others are given.
@@ -85,10 +82,12 @@ class HttpConnection:
         self._server = server
         self._peer = address
         self._socket = peer
-        self._lock = threading.Lock()  # guards _busy and _ending
+        self._lock = threading.Lock()  # guards _busy, _ending and idle_since
         self._busy = False
         self._ending = False
         self._thread = 0
+        #: Since when the connection has had no whole request, on the monotonic clock.
+        self.idle_since = time.monotonic()
         #: Set when the connection is closed and only its thread has to end.
         self.over = threading.Event()
 
@@ -114,7 +113,7 @@ class HttpConnection:
             while self._one_request(stream):
                 pass
         except (PeerGone, OSError, ValueError) as error:
-            log.debug("%s: %s", self._peer[0], type(error).__name__)
+            log_safely(log.debug, "%s: %s", self._peer[0], type(error).__name__)
         finally:
             self._socket.close()
             self._server.forget(self)
@@ -127,6 +126,15 @@ class HttpConnection:
             busy = self._busy
         if not busy:
             self.cut()
+
+    def end_if_idle(self) -> bool:
+        """Disconnect if there is no request. Returns False while there is one."""
+        with self._lock:
+            if self._busy or self._ending:
+                return False
+            self._ending = True
+        self.cut()
+        return True
 
     def cut(self) -> None:
         """Disconnect now, and wake the thread that reads or writes."""
@@ -165,6 +173,7 @@ class HttpConnection:
             self._linger(None)
         with self._lock:
             self._busy = False
+            self.idle_since = time.monotonic()
             return keep and not self._ending
 
     def _respond(self, head: RequestHead, body: BodyReader, writer: ResponseWriter) -> None:
@@ -185,8 +194,8 @@ class HttpConnection:
             return self._busy
 
     def _reject(self, stream: BufferedSocket, error: BadRequest) -> None:
-        log.info("%s: rejected a request with %d: %s", self._peer[0], error.status, error)
         stream.write(refusal(error.status, str(error)))
+        limited.warning("%s: rejected a request with %d: %s", self._peer[0], error.status, error)
         self._linger(MAX_DRAIN)
 
     def _linger(self, budget: int | None) -> None:
@@ -231,6 +240,8 @@ class HttpConnection:
             target = target[absolute.end() :]
             target = target if target.startswith("/") else "/" + target
         path, _, query = target.partition("?")
+        if _BAD_ESCAPE.search(target):  # a proxy may read it as another path
+            raise BadRequest(400, "the request target has a % without two hex digits")
         host, _, port = self._server.address.rpartition(":")
         environ: dict[str, Any] = {
             "REQUEST_METHOD": head.method,

@@ -34,6 +34,8 @@ T = TypeVar("T")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TARGET = re.compile(rb"[\x21-\x7e]+")
 _FIELD = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+#: The size of a chunk, and extensions, which are ignored. Nothing around the size: a proxy may read it as another one.
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?")
 
 
 class BadRequest(Exception):
@@ -111,13 +113,15 @@ class BufferedSocket:
         return data
 
     def read_line(self, limit: int, deadline: float) -> bytes:
-        """Return a line without its end."""
-        while (end := self._buffer.find(b"\r\n")) < 0:
+        """Return a line without its end, which is CRLF: a proxy may read another line where one ends with LF."""
+        while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > limit or not self._receive(deadline, slow=408):
                 raise BadRequest(400, "a chunk is malformed")
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 2]
-        return line
+        line = bytes(self._buffer[: end + 1])
+        del self._buffer[: end + 1]
+        if not line.endswith(b"\r\n"):
+            raise BadRequest(400, "a line of a chunked body ends without CR")
+        return line[:-2]
 
     def write(self, data: bytes) -> None:
         """Send all of *data*. Raises ``PeerGone`` when the client accepts no byte within the write timeout."""
@@ -229,16 +233,18 @@ class BodyReader(RawIOBase):
         return self.finished
 
     def _next_chunk(self) -> bool:
-        line = self._stream.read_line(256, self._deadline).partition(b";")[0].strip()
-        if not re.fullmatch(rb"[0-9A-Fa-f]{1,15}", line):
+        line = _CHUNK_LINE.fullmatch(self._stream.read_line(256, self._deadline))
+        if line is None:
             raise BadRequest(400, "a chunk has no size")
-        self._left = int(line, 16)
+        self._left = int(line[1], 16)
         if self._left:
             return True
-        for _ in range(MAX_HEADERS):  # trailers are read and ignored
-            if not self._stream.read_line(MAX_HEAD, self._deadline):
+        for _ in range(MAX_HEADERS):  # trailers are checked and ignored
+            field = self._stream.read_line(MAX_HEAD, self._deadline)
+            if not field:
                 self._finished = True
                 return False
+            _parse_field(field)
         raise BadRequest(431, "too many trailers")
 
 
@@ -316,9 +322,12 @@ class ResponseWriter:
 
 
 def refusal(status: int, text: str) -> bytes:
-    """Return a whole response for a request that never reached the application."""
+    """Return a whole response for a request that the application never got as a whole, so that nothing was applied.
+
+    The type tells a client that no gateway answers, and so that this is certain.
+    """
     code = HTTPStatus(status)
-    body = f'{{"type":"about:blank","title":"{code.phrase}","status":{status},"detail":"{text}"}}'.encode()
+    body = f'{{"type":"urn:datasync:unread","title":"{code.phrase}","status":{status},"detail":"{text}"}}'.encode()
     head = (
         f"HTTP/1.1 {status} {code.phrase}\r\nContent-Type: application/problem+json\r\n"
         f"Content-Length: {len(body)}\r\nDate: {_date()}\r\nConnection: close\r\n\r\n"
@@ -350,16 +359,22 @@ def _parse(text: bytes) -> RequestHead:
         raise BadRequest(431, f"the request has more than {MAX_HEADERS} headers")
     headers = []
     for field in rest:
-        name, colon, value = field.partition(b":")
-        # A space before the colon, a folded line or a control character allows request smuggling.
-        if not colon or not _TOKEN.fullmatch(name) or not _FIELD.fullmatch(value):
-            raise BadRequest(400, "a header is malformed")
+        name, value = _parse_field(field)
         headers.append((name.decode("ascii").lower(), value.strip(b" \t").decode("latin-1")))
     head = RequestHead(method, target, version, headers)
     if version == "HTTP/1.1" and sum(name == "host" for name, _ in headers) != 1:
         raise BadRequest(400, "the request must have one Host header")
     _framing(head)
     return head
+
+
+def _parse_field(line: bytes) -> tuple[bytes, bytes]:
+    """Return name and value of a header or a trailer."""
+    name, colon, value = line.partition(b":")
+    # A space before the colon, a folded line or a control character allows request smuggling.
+    if not colon or not _TOKEN.fullmatch(name) or not _FIELD.fullmatch(value):
+        raise BadRequest(400, "a header is malformed")
+    return name, value
 
 
 def _framing(head: RequestHead) -> tuple[bool, int]:

@@ -1,8 +1,8 @@
 """A small threaded HTTP server for any WSGI application: one thread per connection, and a prompt ``close()``.
 
 Event streams exhaust a thread pool, and most servers wait for open streams before they stop. This server gives each
-connection a thread, bounds their number, and ends the streams first when it closes. The TLS handshake runs in the
-connection's thread, so that a client that never finishes it blocks no other client.
+connection a thread, bounds their number by what the limit of descriptors leaves, and ends the streams first when it
+closes. The TLS handshake runs in the connection's thread, so that a client that never finishes it blocks no other one.
 
 Source: contract C15.
 """
@@ -20,18 +20,23 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from datasync.errors import InvalidArgumentError, StoreConnectionError
+from datasync.restsync.arguments import check_numbers
 from datasync.restsync.httpd.connection import ConnectionLimits, HttpConnection
 from datasync.runtime.closing import Closable
-from datasync.runtime.sockets import close_in_children
+from datasync.runtime.limited_log import LimitedLog, log_safely
+from datasync.runtime.sockets import close_in_children, connection_limit
 from datasync.runtime.threads import CLOSE_TIMEOUT, ForkGuard, Worker
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 log = logging.getLogger(__name__)
+limited = LimitedLog(log)  # for lines that strangers can cause
 
 #: Seconds that pending requests may take when the server closes.
 GRACE = 5.0
+#: Seconds that a connection may take to end in favour of a new one.
+ROOM_TIMEOUT = 1.0
 
 #: A context, or files: (certificate chain, key), or (chain, key, CA of the client certificates).
 ServerTls = ssl.SSLContext | tuple[str, str] | tuple[str, str, str]
@@ -61,7 +66,7 @@ class Server(Closable):
         context: ssl.SSLContext | None,
         limits: ConnectionLimits,
     ) -> None:
-        limits.check()
+        check_numbers(limits._asdict())
         self.application = application
         self.limits = limits
         self.context = context
@@ -70,6 +75,8 @@ class Server(Closable):
         self._connections: dict[HttpConnection, Worker] = {}
         self._closed = False
         self._ended = threading.Event()  # set when close() has finished
+        #: Connections at once: what the limits say, or less where the process has few descriptors.
+        self.max_connections = connection_limit(int(limits.connections))
         try:
             self._listener = _Listener(address, self)
         except OSError as error:
@@ -102,7 +109,7 @@ class Server(Closable):
         """Accept connections; ``serve`` calls this."""
         self._guard.check()
         self._acceptor.start()
-        log.info("listening on %s", self.url)
+        log_safely(log.info, "listening on %s, for up to %d connections", self.url, self.max_connections)
 
     def close(self, timeout: float = GRACE) -> None:
         """Stop: accept no connection, end the streams, and give pending requests *timeout* seconds.
@@ -137,15 +144,17 @@ class Server(Closable):
             if not connection.over.wait(max(deadline - time.monotonic(), 0)):
                 connection.cut()
             worker.close(CLOSE_TIMEOUT)
-        log.info("closed %s; connections that were open: %d", self.url, len(connections))
+        log_safely(log.info, "closed %s; connections that were open: %d", self.url, len(connections))
 
     def admit(self, peer: socket.socket, address: Any) -> None:
-        """Start a thread for a new connection, or refuse the connection."""
+        """Start a thread for a new connection. If there are too many, end the one that is idle for longest."""
         close_in_children(peer)
         connection = HttpConnection(self, peer, address)
         worker = Worker(f"restsync-connection-{address[0]}:{address[1]}", connection.run, wake=connection.cut)
+        if len(self._connections) >= self.max_connections:
+            self.make_room()
         with self._lock:
-            refused = self._closed or len(self._connections) >= self.limits.connections
+            refused = self._closed or len(self._connections) >= self.max_connections
             if not refused:
                 self._connections[connection] = worker
         if refused:
@@ -156,6 +165,20 @@ class Server(Closable):
         except RuntimeError:  # the system cannot start another thread
             self.forget(connection)
             connection.refuse()
+
+    def make_room(self) -> bool:
+        """End the connection that is without a request for longest. Returns False if each has one, or none ended."""
+        with self._lock:
+            connections = list(self._connections)
+        for connection in sorted(connections, key=lambda one: one.idle_since):
+            if connection.end_if_idle():
+                limited.warning(
+                    "%s has %d connections, its limit: closed the one that was idle for longest",
+                    self.address,
+                    len(connections),
+                )
+                return connection.over.wait(ROOM_TIMEOUT)
+        return False
 
     def forget(self, connection: HttpConnection) -> None:
         """Remove a connection that has ended."""
@@ -197,9 +220,10 @@ class _Listener(socketserver.TCPServer):
                     peer, address = self.socket.accept()
                 except BlockingIOError:
                     continue
-                except OSError as error:  # most likely no descriptor is left; wait until one is free
-                    log.warning("cannot accept a connection: %s", error)
-                    worker.stopping.wait(0.05)
+                except OSError as error:  # most likely no descriptor is left
+                    limited.warning("cannot accept a connection: %s", error.strerror)
+                    if not self._server.make_room():
+                        worker.stopping.wait(0.05)
                     continue
                 self._server.admit(peer, address)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportState, TransportStatus
 from tests.faults.history import Op1, Silence, TruthCommit, brief
-from tests.faults.sources.source import Misfortune, Ops, Source, random_ops
+from tests.faults.sources.source import KEYS, Misfortune, Ops, Source, random_ops
 from tests.support.child_process import Peer
 from tests.support.proxy import TcpProxy, free_port
 
@@ -47,6 +48,8 @@ MARKER = "marker"
 IDLE_LIMIT = 1.0
 #: Errors that say how subscribers took what was applied.
 APPLIED = (PropagationError, DoneTimeout, DeliveryTimeout)
+#: Descriptors that the process of the server may have.
+FILES = 256
 #: Seconds between two looks at a status that is to change.
 LOOK = 0.02
 
@@ -81,6 +84,8 @@ class RestSource(Source):
     """One server process, one proxy, one writer that goes past it."""
 
     prefix = PREFIX
+    #: The path at which the application is reached.
+    path = ""
     pace = 0.03
     transactions = 100
 
@@ -94,12 +99,14 @@ class RestSource(Source):
         port = free_port()
         self._server = Peer(
             "tests.faults.sources.rest_server",
-            *("--port", str(port), "--log", str(self._log), "--history", str(self._history)),
+            *("--port", str(port), "--log", str(self._log), "--history", str(self._history), "--files", str(FILES)),
         )
+        self._port = port
+        entrance = self.in_front(Path(self._folder.name), port)
         self._server.start()
-        self._proxy = TcpProxy(("127.0.0.1", port))
-        self._writer = Client(f"http://127.0.0.1:{port}", timeout=30.0, connect_timeout=5.0)
-        self._writer.list(PREFIX)  # its connection is there before descriptors are counted
+        self._proxy = TcpProxy(("127.0.0.1", entrance))
+        self._writer = Client(f"http://127.0.0.1:{entrance}{self.path}", timeout=30.0, connect_timeout=5.0)
+        self._writer.list(self.prefix)  # its connection is there before descriptors are counted
         self._watching: Client | None = None
         self._sent = 0
         self._read = 0  # bytes of the log that were read
@@ -107,9 +114,13 @@ class RestSource(Source):
         self._marked: dict[int, int] = {}  # number of a transaction to its revision
         self._backoff, rest_reader.BACKOFF = rest_reader.BACKOFF, (0.01, 0.2)
 
+    def in_front(self, folder: Path, port: int) -> int:
+        """Put something between clients and the server at *port*, and return the port of that."""
+        return port
+
     def transport(self) -> RestTransport:
-        url = f"http://{self._proxy.address}"
-        self._watching = client = Client(url, prefix=PREFIX, idle_limit=IDLE_LIMIT, connect_timeout=0.5)
+        url = f"http://{self._proxy.address}{self.path}"
+        self._watching = client = Client(url, prefix=self.prefix, idle_limit=IDLE_LIMIT, connect_timeout=0.5)
         feed = client.registry.feed_snapshot
 
         def feed_and_note(revision: int, entries: dict[str, tuple[int, bytes]], reason: ResyncReason) -> None:
@@ -138,6 +149,8 @@ class RestSource(Source):
             "sigstop": self._freeze_server,
             "refused": lambda: self._behave("refuse"),
             "unanswered": lambda: self._behave("silent"),
+            "strangers": self._strangers,
+            "by-path": self._by_path,
             "replaced": self._replace,
             "replaced-while-cut": lambda: self.away(self._replace),
             "drop": proxy.drop,
@@ -170,8 +183,8 @@ class RestSource(Source):
 
     def settle(self) -> None:
         """What was recorded is what a client is told that is new and goes past the proxy."""
-        pairs = self._writer.list(PREFIX)
-        found = {pair.get_key()[len(PREFIX) :]: brief(pair.get_value(BytesValue()).value) for pair in pairs}
+        pairs = self._writer.list(self.prefix)
+        found = {pair.get_key()[len(self.prefix) :]: brief(pair.get_value(BytesValue()).value) for pair in pairs}
         assert found == dict(self.truth.state), "the record of the writer is not what the server holds"
 
     def history(self) -> Sequence[TruthCommit] | None:
@@ -183,9 +196,9 @@ class RestSource(Source):
                 commits = []
                 continue
             ops = [
-                Op1(key[len(PREFIX) :], None if text is None else base64.b64decode(text))
+                Op1(key[len(self.prefix) :], None if text is None else base64.b64decode(text))
                 for key, text in document["ops"]
-                if key.startswith(PREFIX)
+                if key.startswith(self.prefix)
             ]
             if ops:
                 commits.append(TruthCommit(document["revision"], tuple(ops)))
@@ -209,7 +222,7 @@ class RestSource(Source):
             self._sent += 1
             there = self.truth.state
             changes = {MARKER: self._change(MARKER, b"%d" % self._sent)}
-            changes |= {PREFIX + key: self._change(PREFIX + key, value) for key, value in ops}
+            changes |= {self.prefix + key: self._change(self.prefix + key, value) for key, value in ops}
             try:
                 revision: int | None = self._writer.propagate_changes(changes).revision
             except DatasyncError as error:
@@ -293,15 +306,47 @@ class RestSource(Source):
         self.faults.healed.wait(self.chance.uniform(0.05, 1.0))
         self._server.ask("behave", manner="accept")
 
+    def _strangers(self) -> None:
+        """Far more connections than the server has descriptors for, from peers who say nothing."""
+        strangers: list[socket.socket] = []
+        try:
+            for _ in range(2 * FILES):
+                strangers.append(socket.create_connection(("127.0.0.1", self._port), 10.0))
+            self.faults.healed.wait(self.chance.uniform(0, 0.5))
+            assert self._server.ask("open_files")["opened"], "the program around the server has no descriptors left"
+        finally:
+            for one in strangers:
+                one.close()
+
+    def _by_path(self) -> None:
+        """A key that is named in the path, beside a stranger's with a name that a gateway could make of it."""
+        key = self.chance.choice(KEYS)
+        stranger = (self.prefix + key).replace("//", "/")
+        with self.lock:
+            if stranger != self.prefix + key:
+                self._writer.put(stranger, BytesValue(value=b"stranger"))
+            value = b"by path %d" % self._sent
+            self._writer.put(self.prefix + key, BytesValue(value=value))
+            pair = self._writer.get(self.prefix + key)
+            assert pair is not None
+            self.truth.record(pair.get_revision(), [Op1(key, brief(value))])
+            if self.chance.random() < 0.5:
+                assert self._writer.delete(self.prefix + key)
+                self.truth.record(self._writer.list("no key begins like this").revision, [Op1(key, None)])
+            if stranger != self.prefix + key:
+                pair = self._writer.get(stranger)
+                assert pair is not None, "a stranger's key is gone"
+                assert pair.get_value(BytesValue()).value == b"stranger", "a stranger's key was changed"
+
     def _replace(self) -> None:
         """A peer brings the whole state."""
         with self.lock:
             before = self.truth.state
             after = {key: value for key, value in random_ops(self.chance) if value is not None}
-            pairs = self._writer.list(PREFIX)
-            held = {pair.get_key()[len(PREFIX) :]: pair.get_value(BytesValue()).value for pair in pairs}
+            pairs = self._writer.list(self.prefix)
+            held = {pair.get_key()[len(self.prefix) :]: pair.get_value(BytesValue()).value for pair in pairs}
             state = {key: value for key, value in held.items() if self.chance.random() < 0.7} | after
-            revision = self._writer.resync({PREFIX + key: BytesValue(value=value) for key, value in state.items()})
+            revision = self._writer.resync({self.prefix + key: BytesValue(value=value) for key, value in state.items()})
             gone = [Op1(key, None) for key in before if key not in state]
             put = [Op1(key, brief(value)) for key, value in state.items() if before.get(key) != brief(value)]
             self.truth.record(revision, gone + put)

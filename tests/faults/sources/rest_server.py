@@ -10,6 +10,7 @@ import argparse
 import base64
 import json
 import os
+import resource
 from collections.abc import Sequence
 from queue import Queue
 from typing import Any
@@ -96,6 +97,20 @@ class Served:
     def streams(self) -> Answer:
         return {"streams": self._server.application.streams}  # type: ignore[attr-defined]
 
+    def open_files(self) -> Answer:
+        """Open what a program around the server needs: a third of the descriptors that the process may have."""
+        count = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 3
+        opened: list[int] = []
+        try:
+            for _ in range(count):
+                opened.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            return {"opened": False}
+        finally:
+            for one in opened:
+                os.close(one)
+        return {"opened": True}
+
     def _close(self) -> None:
         self._server.close()
         self._adapter.close()
@@ -107,8 +122,13 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--log", required=True)
     parser.add_argument("--history", type=int, default=1000)
+    parser.add_argument(
+        "--files", type=int, default=0, help="descriptors that the process may have; 0: as many as usual"
+    )
     parser.add_argument("--done-timeout", type=float, default=0.3)
     options = parser.parse_args()
+    if options.files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (options.files, options.files))
     LoggedReplayBuffer.file = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     assert adapter_module.ReplayBuffer is ReplayBuffer  # type: ignore[attr-defined]
     adapter_module.ReplayBuffer = LoggedReplayBuffer  # type: ignore[attr-defined]

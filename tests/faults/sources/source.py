@@ -144,6 +144,7 @@ SOURCES: dict[str, str] = {
     "local": "tests.faults.sources.local:LocalSource",
     "memory": "tests.faults.sources.memory:MemorySource",
     "rest": "tests.faults.sources.rest:RestSource",
+    "rest-nginx": "tests.faults.sources.rest_nginx:RestNginxSource",
     "scripted": "tests.faults.sources.memory:ScriptedSource",
     "sqlite": "tests.faults.sources.sqlite:SQLiteSource",
 }

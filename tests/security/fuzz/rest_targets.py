@@ -72,7 +72,7 @@ PATHS = (
     b"*",
 )
 HEADERS = (
-    b"Host: h",
+    b"Host: localhost",
     f"Authorization: Bearer {TOKEN}".encode(),
     b"Content-Type: application/json; charset=utf-8",
     b"Content-Type: application/x-protobuf",
@@ -223,7 +223,7 @@ class RestServer(_Serving):
         body = supply.mutated(BODIES)
         lines = [
             b" ".join((supply.mutated(METHODS, 2), supply.mutated(PATHS, 4), b"HTTP/1.1")),
-            b"Host: h",
+            b"Host: localhost",
             b"Authorization: Bearer " + TOKEN.encode(),
             b"Content-Type: application/json",
         ]
