@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import grpc
 
 from datasync.errors import InvalidArgumentError
 from datasync.runtime.files import read_file
-from datasync.runtime.limited_log import LimitedLog, log_safely
+from datasync.runtime.logs import LimitedLog, get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Texts of gRPC for a connection that the other side closed without a reason.
 _CLOSED = ("Socket closed", "Connection reset", "recvmsg", "End of TCP stream")
@@ -62,7 +61,7 @@ class ServerTLS:
             if loaded == current:
                 return None
             current = loaded
-            log_safely(log.info, "reloaded the server certificate")
+            log.info("reloaded the server certificate")
             return _configuration(*loaded)
 
         return grpc.dynamic_ssl_server_credentials(_configuration(*current), reload, self.client_ca is not None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from ipaddress import ip_address
 from typing import Any
 
@@ -12,9 +11,9 @@ from datasync.restsync.app.application import Application
 from datasync.restsync.app.host_check import LOOPBACK
 from datasync.restsync.httpd.connection import DEFAULT_LIMITS, ConnectionLimits
 from datasync.restsync.httpd.server import Server, ServerTls, make_server_context
-from datasync.runtime.limited_log import log_safely
+from datasync.runtime.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def serve(
@@ -64,7 +63,7 @@ def serve(
         if not application.guarded:
             whom = "every program of this machine" if loopback else "everyone"
             text = "%s accepts reads and writes from %s: give serve(...) a token"
-            log_safely(log.warning, text, server.address, whom)
+            log.warning(text, server.address, whom)
     except BaseException:
         server.close()
         raise

@@ -7,7 +7,6 @@ Source: contract C8, C9, C17.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -18,11 +17,11 @@ from google.protobuf.message import Message
 
 from datasync.errors import ClosedError, DatasyncError, StoreConnectionError, UnknownOutcome
 from datasync.grpcsync.error_codes import change_error, is_reply_to
-from datasync.runtime.limited_log import log_safely
+from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard, GuardedFuture
 from datasync.syncbase.msg.datamsg_pb2 import DEL, DataChangeReply, DataChangeRequest, DataResyncRequests
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -226,7 +225,7 @@ class RequestQueue:
                 request.future.set_exception(error)
         except BaseException:  # the future logs an Exception of a callback; this is sys.exit()
             text = "%s: a callback of the future tried to end the thread of the client"
-            log_safely(log.exception, text, request.what)
+            log.exception(text, request.what)
 
     # Called by the threads of a stream.
 

@@ -8,7 +8,6 @@ Source: contract C9, C13, C15, C17.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 import traceback
@@ -36,12 +35,12 @@ from datasync.grpcsync.error_codes import resync_error
 from datasync.grpcsync.status import ClientStatus
 from datasync.runtime.backoff import AFTER_BREAK, Backoff
 from datasync.runtime.grpcio import forget_traceback
-from datasync.runtime.limited_log import log_safely
+from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Worker
 from datasync.syncbase.msg.datamsg_pb2 import DataResyncRequests
 from datasync.syncbase.status import TransportState
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Results of a full state after which the session continues: the server has the state, although a subscriber rejected
 #: it, did not acknowledge it, or closed.
@@ -150,7 +149,7 @@ class SessionManager:
                     # From a callable of the user. Its text may contain secrets, so only the type is reported.
                     place, kind = traceback.extract_tb(error.__traceback__)[-1], type(error).__name__
                     where = f"{place.filename}:{place.lineno}"
-                    log_safely(log.error, "%s: a session could not begin: %s in %s", self._target, kind, where)
+                    log.error("%s: a session could not begin: %s in %s", self._target, kind, where)
                     session.failure = DatasyncError(f"{self._target}: {kind} before sending")
                 self._back_off(session)
         finally:
@@ -178,7 +177,7 @@ class SessionManager:
                 self._sessions += 1
                 queue.last_response = session.began = time.monotonic()
                 queue.begin_locked(session)
-            log_safely(log.info, "%s: connected", self._target)
+            log.info("%s: connected", self._target)
             while (resync := self._wait_for_resync(session)) is not None:
                 self._send_resync(resync)
             if session.silent and not session.answers:
@@ -203,11 +202,11 @@ class SessionManager:
             self._exchange(state, "the full state")
         except STATE_RECEIVED as error:
             # The server has the state. A subscriber that rejected it must not hold back later changes.
-            log_safely(log.warning, "%s: not every subscriber applied the full state: %s", self._target, error)
+            log.warning("%s: not every subscriber applied the full state: %s", self._target, error)
             with self._queue.lock:
                 self._last_error = error
             return
-        log_safely(log.info, "%s: sent the full state of %d keys", self._target, len(state.dataResyncs))
+        log.info("%s: sent the full state of %d keys", self._target, len(state.dataResyncs))
 
     def _wait_for_resync(self, session: ClientSession) -> PendingRequest[DataResyncRequests] | None:
         """Enforce time limits until a resync is due (returned), or the stream is over (None)."""
@@ -297,7 +296,7 @@ class SessionManager:
         if session.answered or (session.began and time.monotonic() - session.began > GOOD_SESSION):
             self._backoff.reset()
         delay = self._backoff.next()
-        log_safely(log.warning, "%s: not connected, reconnecting in %.1f s: %s", self._target, delay, failure)
+        log.warning("%s: not connected, reconnecting in %.1f s: %s", self._target, delay, failure)
         until = time.monotonic() + delay
         self._wait(lambda: time.monotonic() >= until)
 

@@ -8,7 +8,6 @@ Source: cn-infra ``datasync/grpcsync``; contract C1-C12, C15, C16, C18.
 from __future__ import annotations
 
 import contextvars
-import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -41,7 +40,7 @@ from datasync.grpcsync.server.validation import checked_resync, parse
 from datasync.grpcsync.status import AdapterStatus, combine
 from datasync.runtime.closing import Closable
 from datasync.runtime.grpcio import check_grpc
-from datasync.runtime.limited_log import LimitedLog
+from datasync.runtime.logs import LimitedLog, get_logger
 from datasync.runtime.threads import CLOSE_TIMEOUT, ForkGuard
 from datasync.runtime.timeouts import check_seconds
 from datasync.runtime.tokens import TokenCheck
@@ -52,7 +51,7 @@ from datasync.syncbase.msg.datamsg_pb2 import DataChangeReply, DataResyncReplies
 from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT, Registry
 from datasync.syncbase.status import TransportState
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _CLOSED: FinalStatus = (grpc.StatusCode.UNAVAILABLE, "the datasync adapter is closed")
 _NOTHING_TAKEN = ((TAKEN_KEY, "0"),)

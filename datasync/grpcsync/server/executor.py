@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from datasync.runtime.limited_log import LimitedLog
+from datasync.runtime.logs import LimitedLog, get_logger
 from datasync.runtime.threads import CLOSE_TIMEOUT, Worker
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 T = TypeVar("T")
 

@@ -5,7 +5,6 @@ Source: cn-infra ``rpc/grpc``.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +17,12 @@ from datasync.grpcsync.server.executor import ThreadPerCallExecutor
 from datasync.grpcsync.tls import ServerTLS
 from datasync.runtime.closing import Closable
 from datasync.runtime.grpcio import check_grpc
+from datasync.runtime.logs import get_logger
 from datasync.runtime.sockets import connection_limit
 from datasync.runtime.threads import CLOSE_TIMEOUT, ForkGuard
 from datasync.runtime.timeouts import check_seconds
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Concurrent calls; further ones fail with RESOURCE_EXHAUSTED. Each call has a thread, a stream two.
 MAX_CALLS = 1000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -21,9 +20,10 @@ from datasync.keyval.etcd.errors import Fault, find_fault, translate
 from datasync.keyval.etcd.methods import AUTHENTICATE, Method, RequestT, ResponseT
 from datasync.keyval.etcd.tls import explain
 from datasync.runtime.grpcio import forget_traceback
+from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Seconds between two attempts while no endpoint is reachable.
 RETRY_PAUSE = 0.1

@@ -5,7 +5,6 @@ Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``CampaignInElection``
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -17,9 +16,10 @@ from datasync.keyval.etcd.errors import LeaseNotFound
 from datasync.keyval.etcd.keys import encode_key, prefix_range
 from datasync.keyval.etcd.lease import BEATS, grant, keep_alive, put_operation, revoke
 from datasync.keyval.etcd.methods import LEASE_REVOKE, RANGE, TXN
+from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Worker
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Seconds between two polls for the candidates before us.
 POLL = 0.25

@@ -5,7 +5,6 @@ Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``put``; contract C17.
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections.abc import Iterable, Sequence
@@ -18,9 +17,10 @@ from datasync.keyval.etcd.client import EtcdClient
 from datasync.keyval.etcd.keys import encode_key
 from datasync.keyval.etcd.methods import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, TXN
 from datasync.keyval.types import DeleteOp, PutOp, WriteOp
+from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Worker
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Renewals of a lease within its lifetime.
 BEATS = 3

@@ -5,7 +5,6 @@ Source: cn-infra ``db/keyval/etcd``.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -33,10 +32,11 @@ from datasync.keyval.etcd.stream import EtcdStream
 from datasync.keyval.types import Capability, CommitResult, Condition, DeleteOp, KeyValue, PutOp, RewoundError, WriteOp
 from datasync.keyval.urls import StoreURL
 from datasync.runtime.grpcio import check_grpc
+from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Worker
 from datasync.serializer import check_key
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Seconds of ``auto_compact`` below which it is probably a mistake: disconnected watchers could not resume.
 SHORT_AUTO_COMPACT = 3600.0

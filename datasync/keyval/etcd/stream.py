@@ -11,7 +11,6 @@ Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``watchInternal``; con
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -29,8 +28,9 @@ from datasync.keyval.etcd.keys import encode_key, prefix_range, unexpected_respo
 from datasync.keyval.etcd.methods import RANGE, STATUS, WATCH
 from datasync.keyval.etcd.watch_requests import WATCH_ID, WatchRequests
 from datasync.runtime.grpcio import forget_traceback
+from datasync.runtime.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: The watch id in responses about the whole call.
 NO_WATCH = -1

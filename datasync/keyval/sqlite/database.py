@@ -5,7 +5,6 @@ A file that is not a datasync store is never written: its header is read first, 
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 import stat
@@ -19,8 +18,9 @@ from datasync.errors import DatasyncError, ForkedError, PermissionDenied, StoreC
 from datasync.keyval.embedded import SharedByKey
 from datasync.keyval.sqlite import schema
 from datasync.keyval.sqlite.commit_signal import CommitSignal
+from datasync.runtime.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Parts of SQLite's messages about a file whose content or schema is not ours.
 _DAMAGES = ("not a database", "malformed", "no such", "has no column", "columns but", "column named", "cannot modify")

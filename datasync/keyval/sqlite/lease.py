@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import sqlite3
 import time
@@ -10,8 +9,9 @@ from collections.abc import Mapping
 
 from datasync.keyval.sqlite import tables
 from datasync.keyval.types import PutOp
+from datasync.runtime.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class StoreLease:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 import threading
@@ -25,9 +24,10 @@ from datasync.keyval.sqlite.scan import SQLiteScan
 from datasync.keyval.sqlite.stream import SQLiteStream
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, WriteOp
 from datasync.keyval.urls import StoreURL
+from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard, Worker
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Seconds between two polls for commits of other processes.
 POLL_INTERVAL = 0.15

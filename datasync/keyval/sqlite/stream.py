@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,9 +13,10 @@ from datasync.keyval.sqlite import tables
 from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
 from datasync.keyval.types import RewoundError
+from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Seconds after which an idle stream yields None.
 IDLE = 1.0

@@ -9,7 +9,6 @@ Source: cn-infra ``datasync/restsync``.
 from __future__ import annotations
 
 import json
-import logging
 import threading
 import time
 import traceback
@@ -53,7 +52,7 @@ from datasync.restsync.keys import (
 )
 from datasync.restsync.problems import Problem, problem_of
 from datasync.restsync.response import Response
-from datasync.runtime.limited_log import log_safely
+from datasync.runtime.logs import get_logger
 from datasync.runtime.tokens import TokenCheck
 from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.futures import Outcome, PropagationFuture
@@ -62,7 +61,7 @@ from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Bytes of a value.
 MAX_BODY = 4 * 1024 * 1024
@@ -165,11 +164,11 @@ class Application:
         except Exception as error:  # a bug; its text may quote a value, so only its type and place are logged
             place = traceback.extract_tb(error.__traceback__)[-1]
             text = "%s %r failed: %s in %s:%s"
-            log_safely(log.error, text, method, path, type(error).__name__, place.filename, place.lineno)
+            log.error(text, method, path, type(error).__name__, place.filename, place.lineno)
             response = problem_of(error).response()
         response.headers.setdefault("Cache-Control", "no-cache")
         response.headers["X-Content-Type-Options"] = "nosniff"
-        log_safely(log.debug, "%s %r: %d", method, path, response.status)
+        log.debug("%s %r: %d", method, path, response.status)
         return response(environ, start_response)
 
     @property

@@ -6,7 +6,6 @@ does not interrupt connecting, a TLS handshake or the wait for headers; over TLS
 
 from __future__ import annotations
 
-import logging
 import socket
 import ssl
 import threading
@@ -25,10 +24,11 @@ from urllib3.util import parse_url
 from datasync.errors import ClosedError, InvalidArgumentError, StoreConnectionError, StoreError, UnknownOutcome
 from datasync.restsync.client.timed_connection import CallDeadline, ServerAddress, TimedConnection, open_socket
 from datasync.restsync.problems import error_of, error_text
+from datasync.runtime.logs import get_logger
 from datasync.runtime.sockets import close_in_children
 from datasync.runtime.threads import ForkGuard
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Seconds to reach the server, TLS included.
 CONNECT_TIMEOUT = 5.0

@@ -6,7 +6,6 @@ It recovers in the same way as ``keyval.reader`` does from a store. Source: cont
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
@@ -21,12 +20,12 @@ from datasync.restsync.encoding import CONTENT_EVENTS, CONTENT_JSON, SERIALIZERS
 from datasync.restsync.keys import PREFIX_HEADER, escape
 from datasync.restsync.problems import error_of
 from datasync.runtime.backoff import AFTER_BREAK, Backoff
-from datasync.runtime.limited_log import log_safely
+from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Worker
 from datasync.syncbase.change import KeyValBytes, Payload
 from datasync.syncbase.registry import Registry
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 #: Backoff between attempts in seconds: the first, and the longest.
 BACKOFF = (0.1, 30.0)
@@ -143,12 +142,12 @@ class StreamReader:
         except DatasyncError as error:
             if not worker.stopping.is_set():
                 self._registry.source_lost(error)
-                log_safely(log.warning, "%s; reconnecting", error)
+                log.warning("%s; reconnecting", error)
         except Exception as error:  # from another kind of server; the text may quote a value
             self._last_id = ""
             self._registry.source_lost(StoreError(f"{self._address.name} sent an invalid event"))
             text = "%s sent an invalid event: %s; starting over"
-            log_safely(log.error, text, self._address.name, type(error).__name__)
+            log.error(text, self._address.name, type(error).__name__)
 
     def _follow(self, worker: Worker) -> None:
         """Follow one connection from its start to its end."""

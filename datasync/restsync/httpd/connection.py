@@ -5,7 +5,6 @@ Source: contract C15.
 
 from __future__ import annotations
 
-import logging
 import re
 import selectors
 import socket
@@ -27,14 +26,14 @@ from datasync.restsync.httpd.http11 import (
     ResponseWriter,
     refusal,
 )
-from datasync.runtime.limited_log import LimitedLog, log_safely
+from datasync.runtime.logs import LimitedLog, get_logger
 from datasync.runtime.sockets import close_in_children, wrap_tls
 from datasync.runtime.threads import Worker
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 limited = LimitedLog(log)  # for lines that strangers can cause
 
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -113,7 +112,7 @@ class HttpConnection:
             while self._one_request(stream):
                 pass
         except (PeerGone, OSError, ValueError) as error:
-            log_safely(log.debug, "%s: %s", self._peer[0], type(error).__name__)
+            log.debug("%s: %s", self._peer[0], type(error).__name__)
         finally:
             self._socket.close()
             self._server.forget(self)

@@ -9,7 +9,6 @@ Source: contract C15.
 
 from __future__ import annotations
 
-import logging
 import selectors
 import socket
 import socketserver
@@ -23,14 +22,14 @@ from datasync.errors import InvalidArgumentError, StoreConnectionError
 from datasync.restsync.arguments import check_numbers
 from datasync.restsync.httpd.connection import ConnectionLimits, HttpConnection
 from datasync.runtime.closing import Closable
-from datasync.runtime.limited_log import LimitedLog, log_safely
+from datasync.runtime.logs import LimitedLog, get_logger
 from datasync.runtime.sockets import close_in_children, connection_limit
 from datasync.runtime.threads import CLOSE_TIMEOUT, ForkGuard, Worker
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 limited = LimitedLog(log)  # for lines that strangers can cause
 
 #: Seconds that pending requests may take when the server closes.
@@ -109,7 +108,7 @@ class Server(Closable):
         """Accept connections; ``serve`` calls this."""
         self._guard.check()
         self._acceptor.start()
-        log_safely(log.info, "listening on %s, for up to %d connections", self.url, self.max_connections)
+        log.info("listening on %s, for up to %d connections", self.url, self.max_connections)
 
     def close(self, timeout: float = GRACE) -> None:
         """Stop: accept no connection, end the streams, and give pending requests *timeout* seconds.
@@ -144,7 +143,7 @@ class Server(Closable):
             if not connection.over.wait(max(deadline - time.monotonic(), 0)):
                 connection.cut()
             worker.close(CLOSE_TIMEOUT)
-        log_safely(log.info, "closed %s; connections that were open: %d", self.url, len(connections))
+        log.info("closed %s; connections that were open: %d", self.url, len(connections))
 
     def admit(self, peer: socket.socket, address: Any) -> None:
         """Start a thread for a new connection. If there are too many, end the one that is idle for longest."""

@@ -1,4 +1,4 @@
-"""Log lines that strangers can cause: the first at once, then one a minute, which counts the others."""
+"""Loggers that no handler stops; of the lines that strangers can cause, the first at once and then one a minute."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import logging
 
 import pytest
 
-from datasync.runtime.limited_log import LOG_INTERVAL, LimitedLog, log_safely
+from datasync.runtime.logs import LOG_INTERVAL, LimitedLog, get_logger
 from tests.support.clock import ManualClock
 
-LOG = logging.getLogger("datasync.test_limited_log")
+LOG = get_logger("datasync.test_logs")
 
 
 def test_c16_the_first_line_is_written_and_the_next_one_a_minute_later_counts_those_between(
@@ -25,7 +25,7 @@ def test_c16_the_first_line_is_written_and_the_next_one_a_minute_later_counts_th
         "no token from 10.0.0.0",
         "no token from 10.9.9.9 (and 499 more since the last such line)",
     ]
-    assert {record.filename for record in caplog.records} == {"test_limited_log.py"}
+    assert {record.filename for record in caplog.records} == {"test_logs.py"}
 
 
 def test_c16_a_line_after_a_quiet_minute_counts_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -57,12 +57,12 @@ def test_c15_a_filter_that_raises_ends_nothing(caplog: pytest.LogCaptureFixture)
     LOG.addFilter(raising)
     try:
         limited.warning("no token")
-        log_safely(LOG.warning, "not connected")
+        LOG.warning("not connected")
     finally:
         LOG.removeFilter(raising)
     assert caplog.records == []
     clock.advance(LOG_INTERVAL)
     limited.warning("no token")
-    log_safely(LOG.warning, "connected to %s", "a")
+    LOG.warning("connected to %s", "a")
     assert [record.getMessage() for record in caplog.records] == ["no token", "connected to a"]
-    assert {record.filename for record in caplog.records} == {"test_limited_log.py"}
+    assert {record.filename for record in caplog.records} == {"test_logs.py"}
