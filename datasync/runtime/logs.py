@@ -9,11 +9,10 @@ import logging
 import math
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
-
-from datasync.runtime.timers import SYSTEM_CLOCK, Clock
 
 #: Seconds between two lines of the same text.
 LOG_INTERVAL = 60.0
@@ -46,14 +45,17 @@ class LimitedLog:
 
     Args:
       interval: Seconds between two lines of the same text.
+      now: The monotonic clock.
 
     Threads: any; no line is written under the lock. Source: contract C16.
     """
 
-    def __init__(self, log: logging.Logger, *, interval: float = LOG_INTERVAL, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, log: logging.Logger, *, interval: float = LOG_INTERVAL, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._log = log
         self._interval = interval
-        self._clock = clock
+        self._now = now
         self._lock = threading.Lock()  # guards the one below
         #: By format string: the time of the last line, and the number of lines left out since.
         self._lines: dict[str, tuple[float, int]] = {}
@@ -67,7 +69,7 @@ class LimitedLog:
         self._write(self._log.error, text, args)
 
     def _write(self, write: Callable[..., None], text: str, args: tuple[Any, ...]) -> None:
-        now = self._clock.monotonic()
+        now = self._now()
         with self._lock:
             last, left_out = self._lines.get(text, (-math.inf, 0))
             if now - last < self._interval:

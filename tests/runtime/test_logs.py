@@ -16,7 +16,7 @@ def test_c16_the_first_line_is_written_and_the_next_one_a_minute_later_counts_th
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = ManualClock()
-    limited = LimitedLog(LOG, clock=clock)
+    limited = LimitedLog(LOG, now=clock.monotonic)
     for number in range(500):
         limited.warning("no token from %s", f"10.0.0.{number}")
     clock.advance(LOG_INTERVAL)
@@ -30,7 +30,7 @@ def test_c16_the_first_line_is_written_and_the_next_one_a_minute_later_counts_th
 
 def test_c16_a_line_after_a_quiet_minute_counts_nothing(caplog: pytest.LogCaptureFixture) -> None:
     clock = ManualClock()
-    limited = LimitedLog(LOG, clock=clock)
+    limited = LimitedLog(LOG, now=clock.monotonic)
     for _ in range(3):
         limited.warning("no token from %s", "10.0.0.1")
         clock.advance(LOG_INTERVAL)
@@ -38,7 +38,7 @@ def test_c16_a_line_after_a_quiet_minute_counts_nothing(caplog: pytest.LogCaptur
 
 
 def test_c16_lines_of_another_text_are_counted_apart(caplog: pytest.LogCaptureFixture) -> None:
-    limited = LimitedLog(LOG, clock=ManualClock())
+    limited = LimitedLog(LOG, now=ManualClock().monotonic)
     limited.warning("no token from %s", "10.0.0.1")
     limited.error("no thread for %s", "10.0.0.1")
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
@@ -49,7 +49,7 @@ def test_c16_lines_of_another_text_are_counted_apart(caplog: pytest.LogCaptureFi
 
 def test_c15_a_filter_that_raises_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     clock = ManualClock()
-    limited = LimitedLog(LOG, clock=clock)
+    limited = LimitedLog(LOG, now=clock.monotonic)
 
     def raising(_: logging.LogRecord) -> bool:
         raise RuntimeError("filter")
