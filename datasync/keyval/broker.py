@@ -62,15 +62,14 @@ class BytesBroker:
     def delete(self, key: str, *opts: DelOption) -> bool:
         """Delete *key*, or with ``with_prefix()`` every key that starts with it. Return True if any key existed.
 
-        An empty key is an error with ``with_prefix()`` too: a variable that is empty by mistake would delete everything.
+        An empty key is an error with ``with_prefix()`` too: a variable that is empty by mistake would delete all.
         To empty a broker on purpose, delete its prefix through a broker without one.
         """
         prefix = read_del_options(opts)
         if prefix and key == "":
             name = self._prefix or "the first characters of the keys"
             raise InvalidArgumentError(
-                f"a key must not be empty: to delete everything below {name!r}, give that as the key of a broker without"
-                " a prefix"
+                f"a key must not be empty: to delete all keys below {name!r}, give that to a broker without a prefix"
             )
         absolute = self.absolute(key)
         if prefix:

@@ -1,4 +1,4 @@
-"""Keys of every shape through every layer: each arrives as it is, or is refused before anything is written (C16, C23)."""
+"""Keys of every shape through every layer: each arrives as it is, or is refused and nothing is written (C16, C23)."""
 
 from __future__ import annotations
 
