@@ -55,7 +55,7 @@ class KeyValProtoWatcher(Protocol):
           change_queue: Receives a ``ChangeEvent`` per transaction; None counts every change as done.
           resync_queue: Receives a ``ResyncEvent`` at first and whenever the stream cannot continue; None counts it as
             done. May be the same object as *change_queue*.
-          key_prefixes: Plain strings, relative to the transport's own prefix.
+          key_prefixes: Plain strings, relative to the transport's own prefix. Without any, every key.
 
         Raises:
           SubscriptionError: The name is taken, or a prefix is given twice.

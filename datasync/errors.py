@@ -93,7 +93,33 @@ class AggregateError(DatasyncError):
 
 
 class DecodeError(DatasyncError, ValueError):
-    """Bytes that are not a valid encoding of the message type they were decoded into."""
+    """Bytes that are not a valid encoding of the message type they were decoded into.
+
+    The attributes say what is known of the fault, and are empty or 0 otherwise. They never hold a value.
+
+    Attributes:
+      form: ``JSON`` or ``protobuf``.
+      kind: ``invalid`` (not of this form at all), ``unknown field``, ``wrong type``, ``out of range``, ``missing``,
+        ``duplicate`` or ``too deep``.
+      path: The field, such as ``interfaces[2].mtu``; an item of a map has its position, because its key is a value.
+      line, column: The place in the text, each counted from 1.
+    """
+
+    def __init__(
+        self, message: str, *, form: str = "", kind: str = "", path: str = "", line: int = 0, column: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.form = form
+        self.kind = kind
+        self.path = path
+        self.line = line
+        self.column = column
+
+    def of(self, subject: str) -> DecodeError:
+        """Return the same error about *subject*, such as a key."""
+        error = type(self)(f"{subject} cannot be decoded: {self}")
+        error.__dict__.update(self.__dict__)
+        return error
 
 
 class StoreError(DatasyncError):

@@ -9,13 +9,18 @@ from __future__ import annotations
 import json
 import os
 import re
+from functools import lru_cache
 from typing import Protocol
 
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError as WireError
 from google.protobuf.message import Message
 
-from datasync.errors import DecodeError, InvalidArgumentError
+from datasync.errors import InvalidArgumentError
 from datasync.events import MessageT
+from datasync.jsonscalars import InexactError
+from datasync.jsontext import INVALID, MISSING, TOO_DEEP, WRONG_TYPE, DecodeFault, decode, load
+from datasync.protojson import read_message, write_message
 
 
 class Serializer(Protocol):
@@ -33,16 +38,25 @@ class SerializerProto:
 
     def marshal(self, message: Message) -> bytes:
         check_message(message)
-        return message.SerializeToString(deterministic=True)
+        data = message.SerializeToString(deterministic=True)
+        if _nests(message.DESCRIPTOR):
+            _check_depth(message, data)
+        return data
 
     def unmarshal(self, data: bytes, message: MessageT) -> MessageT:
         try:
             message.ParseFromString(data)
+            _check_complete(message)
             return message
-        except WireError:
-            message.Clear()  # the part before the fault was decoded
-            failure = _undecodable("protobuf", message)
-        raise failure
+        except DecodeFault as fault:
+            failure = fault
+        except RecursionError:
+            failure = DecodeFault(TOO_DEEP)
+        except (WireError, ValueError):  # pure-Python protobuf raises UnicodeDecodeError, with the bytes in it
+            failure = DecodeFault(INVALID, "not this format, or text that is not UTF-8")
+        error = failure.error("protobuf", message.DESCRIPTOR.full_name)
+        message.Clear()  # the part before the fault was decoded
+        raise error  # outside the except block: protobuf's error may quote the bytes
 
 
 class SerializerJSON:
@@ -61,28 +75,39 @@ class SerializerJSON:
         self.expand_env = expand_env
 
     def marshal(self, message: Message) -> bytes:
-        from google.protobuf.json_format import MessageToDict  # costs 10 ms: only when JSON is used
-
         check_message(message)
         try:
-            fields = MessageToDict(message, preserving_proto_field_name=True)
-            return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-        except Exception:  # an Any of an unknown type, an invalid time: protobuf raises various exceptions
-            failure = InvalidArgumentError(f"this {message.DESCRIPTOR.full_name} cannot be encoded as JSON")
-        raise failure  # outside the except block: the error quotes the value
+            document = write_message(message)
+            return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        except DecodeFault as fault:  # an Any of an unknown type, an invalid time, a Value that is not set
+            reason = f": {fault.detail}"
+        except (ValueError, TypeError, RecursionError, WireError):
+            reason = ""
+        raise InvalidArgumentError(f"this {message.DESCRIPTOR.full_name} cannot be encoded as JSON{reason}")
 
     def unmarshal(self, data: bytes, message: MessageT) -> MessageT:
-        from google.protobuf.json_format import Parse
-
         message.Clear()
+        text = None
         try:
-            text = data.decode()
-            Parse(self._VARIABLE.sub(self._expand, text) if self.expand_env else text, message)
+            text = decode(data)
+            if self.expand_env:
+                text = self._VARIABLE.sub(self._expand, text)
+            try:
+                read_message(message, load(text, objects=tuple))
+            except InexactError:
+                message.Clear()
+                read_message(message, load(text, objects=tuple, exact=True))
+            _check_complete(message)
             return message
-        except Exception:  # protobuf has a ParseError, and raises half a dozen others for invalid JSON
-            message.Clear()
-            failure = _undecodable("JSON", message)
-        raise failure  # outside the except block: the parser's error quotes the value
+        except DecodeFault as fault:
+            failure = fault
+        except RecursionError:
+            failure = DecodeFault(TOO_DEEP)
+        except (ValueError, TypeError):  # protobuf refuses the value
+            failure = DecodeFault(WRONG_TYPE)
+        error = failure.error("JSON", message.DESCRIPTOR.full_name, text)
+        message.Clear()
+        raise error  # outside the except block: protobuf's error quotes the value
 
     @staticmethod
     def _expand(match: re.Match[str]) -> str:
@@ -118,5 +143,38 @@ def check_key(key: object, what: str = "a key") -> None:
         raise InvalidArgumentError(f"{what} must not be empty")
 
 
-def _undecodable(form: str, message: Message) -> DecodeError:
-    return DecodeError(f"the bytes are not valid {form} for {message.DESCRIPTOR.full_name}")
+def _check_complete(message: Message) -> None:
+    """Raise :class:`DecodeFault` unless every required field of *message* is set, as Go does."""
+    if not message.IsInitialized():
+        missing: list[str] = message.FindInitializationErrors()  # type: ignore[attr-defined]
+        raise DecodeFault(MISSING, f"the required field {missing[0]} is missing")
+
+
+def _check_depth(message: Message, data: bytes) -> None:
+    """Raise ``InvalidArgumentError`` unless *data* of *message* can be parsed: protobuf writes deeper than it reads."""
+    try:
+        type(message).FromString(data)
+        return
+    except (WireError, RecursionError):
+        failure = InvalidArgumentError(f"this {message.DESCRIPTOR.full_name} is nested too deep for protobuf's parser")
+    raise failure
+
+
+@lru_cache(1024)
+def _nests(descriptor: Descriptor) -> bool:
+    """Return True if a message of the type can contain another one of its type, so that its depth has no limit."""
+    return _cyclic(descriptor, set(), set())
+
+
+def _cyclic(descriptor: Descriptor, above: set[str], done: set[str]) -> bool:
+    name = descriptor.full_name
+    if name in above or descriptor.is_extendable:  # nobody knows what an extension contains
+        return True
+    if name in done:
+        return False
+    above.add(name)
+    kinds = [field.message_type for field in descriptor.fields if field.message_type is not None]
+    found = any(_cyclic(kind, above, done) for kind in kinds)
+    above.discard(name)
+    done.add(name)
+    return found

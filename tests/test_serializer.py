@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.serializer import SerializerJSON, SerializerProto, check_key
+from tests.support.running import run
 
 fields = st.builds(
     Field,
@@ -86,3 +87,18 @@ def test_the_environment_is_expanded_when_asked_and_only_then(monkeypatch: pytes
 def test_c16_a_key_is_text_with_a_character(key: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="a key must"):
         check_key(key)
+
+
+@pytest.mark.parametrize("implementation", ["python", "upb"])
+def test_c19_text_that_is_not_utf8_is_a_decode_error_in_every_implementation_of_protobuf(implementation: str) -> None:
+    program = """
+from google.protobuf.type_pb2 import Field
+from datasync.errors import DecodeError
+from datasync.serializer import SerializerProto
+try:
+    SerializerProto().unmarshal(b"\\x22\\x02\\xfe\\xff", Field())
+except DecodeError as error:
+    print(error.form, error.kind, error.__cause__, error.__context__)
+"""
+    done = run("-c", program, extra={"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": implementation})
+    assert done.stdout == "protobuf invalid None None\n", done.stderr

@@ -118,7 +118,8 @@ def list_(url: str, prefix: str, keys: bool) -> None:
     """Print the keys that start with PREFIX, with their values."""
     with _open(url) as store:
         for pair in store.scan(prefix, keys_only=keys):
-            _write(pair.key.encode() if keys else pair.key.encode() + b" " + pair.value)
+            key = _encoded(pair.key)
+            _write(key if keys else key + b" " + pair.value)
 
 
 @cli.command()
@@ -166,7 +167,12 @@ def _format(prefix: str, change: WatchResp) -> bytes:
     absent = b"(none)"
     old = absent if change.previous is None else change.previous
     new = absent if change.get_change_type() is Op.DELETE or change.value is None else change.value
-    return b"%d %s %s -> %s" % (change.revision, (prefix + change.key).encode(), old, new)
+    return b"%d %s %s -> %s" % (change.revision, _encoded(prefix + change.key), old, new)
+
+
+def _encoded(key: str) -> bytes:
+    """Return the bytes of *key* as the store has them."""
+    return key.encode("utf-8", "surrogateescape")
 
 
 def _write(line: bytes) -> None:

@@ -5,6 +5,10 @@ Source: cn-infra ``db/keyval``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from datasync.errors import UnsupportedError
 from datasync.keyval.broker import BytesBroker
 from datasync.keyval.driver import StoreDriver
 from datasync.keyval.types import ROOT
@@ -21,3 +25,19 @@ class Store(StoreDriver):
     def new_watcher(self, prefix: str = ROOT) -> Watcher:
         """Return a watcher for the keys that start with *prefix*."""
         return Watcher(self, prefix)
+
+    # The verbs that some stores have: a program finds out by an error of this library, not by an AttributeError.
+
+    def campaign(
+        self,
+        prefix: str,
+        value: bytes = b"",
+        timeout: float | None = None,
+        on_lost: Callable[[], object] | None = None,
+    ) -> Any:
+        """Become a candidate for leader under *prefix*; raises ``UnsupportedError`` in a store without elections."""
+        raise UnsupportedError(f"{self.name} has no elections; etcd:// has")
+
+    def compact(self, revision: int | None = None) -> Any:
+        """Forget the history up to *revision*; raises ``UnsupportedError`` in a store that cannot."""
+        raise UnsupportedError(f"{self.name} cannot compact its history")

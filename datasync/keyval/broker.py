@@ -8,6 +8,7 @@ Source: cn-infra ``db/keyval/bytes_broker_api.go``; contract C16, C17.
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -59,9 +60,21 @@ class BytesBroker:
         self._store.commit((self.put_op(key, data, opts),))
 
     def delete(self, key: str, *opts: DelOption) -> bool:
-        """Delete *key*, or with ``with_prefix()`` every key that starts with it. Return True if any key existed."""
+        """Delete *key*, or with ``with_prefix()`` every key that starts with it. Return True if any key existed.
+
+        An empty key is an error with ``with_prefix()`` too: a variable that is empty by mistake would delete all.
+        To empty a broker on purpose, delete its prefix through a broker without one.
+        """
         prefix = read_del_options(opts)
-        return self._store.commit((DeleteOp(self.absolute(key), prefix),)).deleted > 0
+        if prefix and key == "":
+            name = self._prefix or "the first characters of the keys"
+            raise InvalidArgumentError(
+                f"a key must not be empty: to delete all keys below {name!r}, give that to a broker without a prefix"
+            )
+        absolute = self.absolute(key)
+        if prefix:
+            _check_prefix(absolute)
+        return self._store.commit((DeleteOp(absolute, prefix),)).deleted > 0
 
     def get_value(self, key: str) -> GetResult:
         """Return the value of *key*. A missing key is not an error."""
@@ -122,12 +135,15 @@ class BytesBroker:
     def absolute(self, key: str) -> str:
         """Return *key* as the store knows it."""
         check_key(key)
-        _check_text(key, "a key")
-        return self._prefix + key
+        absolute = self._prefix + key
+        _check_text(absolute, "a key")
+        return absolute
 
     def _scan(self, prefix: str, *, keys_only: bool) -> Scan:
         _check_prefix(prefix)
-        return self._store.scan(self._prefix + prefix, keys_only=keys_only)
+        absolute = self._prefix + prefix
+        _check_prefix(absolute)
+        return self._store.scan(absolute, keys_only=keys_only)
 
     def _commit_if(self, op: WriteOp, expected: bytes | None, what: str) -> bool:
         self._require(Capability.CAS, what)
@@ -182,11 +198,24 @@ def _check_prefix(prefix: object) -> None:
     if not isinstance(prefix, str):
         raise InvalidArgumentError(f"a prefix must be a string, not {type(prefix).__name__}")
     _check_text(prefix, "a prefix")
+    if not prefix.isascii():
+        decoder = getincrementaldecoder("utf-8")("surrogateescape")
+        decoder.decode(_bytes(prefix))
+        if decoder.getstate()[0]:
+            # The store compares bytes, everything else characters: they would disagree about the keys below it.
+            raise InvalidArgumentError(f"a prefix must not end within a character, as {prefix!r} does")
 
 
 def _check_text(text: str, what: str) -> None:
+    """Raise unless *text* stands for bytes, and for these in one way only."""
     try:
-        text.encode()
+        if text.isascii() or _bytes(text).decode("utf-8", "surrogateescape") == text:
+            return
     except UnicodeEncodeError:
-        # Half a surrogate pair, as os.fsdecode() returns it for bytes that are not UTF-8, cannot be stored.
-        raise InvalidArgumentError(f"{what} must be valid Unicode, {text!r} is not") from None
+        pass
+    raise InvalidArgumentError(f"{what} must be valid Unicode, or bytes as os.fsdecode() returns them, {text!r} is not")
+
+
+def _bytes(text: str) -> bytes:
+    """Return the bytes of a key: those that are not UTF-8 are lone surrogates in the text (``surrogateescape``)."""
+    return text.encode("utf-8", "surrogateescape")

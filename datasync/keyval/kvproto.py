@@ -100,7 +100,7 @@ class ProtoBroker:
         self._broker.put(key, self._serializer.marshal(message), *opts)
 
     def delete(self, key: str, *opts: DelOption) -> bool:
-        """Delete *key*, or with ``with_prefix()`` every key that starts with it. Return True if any key existed."""
+        """Delete *key*, or with ``with_prefix()`` every key under it; see ``BytesBroker.delete``."""
         return self._broker.delete(key, *opts)
 
     def get_value(self, key: str, message: Message) -> ProtoGetResult:

@@ -21,6 +21,7 @@ from datasync.keyval.types import ROOT
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Flag
+from datasync.runtime.timeouts import check_timeout
 from datasync.serializer import Serializer, SerializerJSON
 
 log = get_logger(__name__)
@@ -92,6 +93,7 @@ class Watcher:
           InvalidArgumentError: *callback* is not callable, or a prefix is not a string.
           NotReadyError: The store could not be read in time.
         """
+        timeout = check_timeout(timeout)
         if not callable(callback):
             raise InvalidArgumentError(f"a watch needs a callable, not {type(callback).__name__}")
         for prefix in key_prefixes:

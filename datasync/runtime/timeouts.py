@@ -6,6 +6,7 @@ On floor 0 because a transport passes one value to its reader and to its registr
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
@@ -28,6 +29,21 @@ def check_seconds(name: str, seconds: float, *, zero: bool = False) -> float:
     if number and (seconds > 0 or (zero and seconds == 0)):
         return seconds
     raise InvalidArgumentError(f"{name} must be a number of seconds {'from' if zero else 'above'} 0, not {seconds!r}")
+
+
+def check_timeout(timeout: object, what: str = "timeout") -> float:
+    """Return *timeout*, of a wait, as a lock can wait: infinity is more than that, and a past time is no wait.
+
+    Called before anything changes: a wait that fails afterwards would look like a change that was not made.
+
+    Raises:
+      InvalidArgumentError: It is not a number of seconds; neither None nor NaN is one.
+    """
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise InvalidArgumentError(f"{what} must be a number of seconds, not {type(timeout).__name__}")
+    if timeout != timeout:
+        raise InvalidArgumentError(f"{what} must be a number of seconds, not NaN")
+    return min(timeout, threading.TIMEOUT_MAX)
 
 
 @dataclass(frozen=True, slots=True)

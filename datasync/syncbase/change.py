@@ -16,12 +16,17 @@ from google.protobuf.message import Message
 
 from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.events import LazyValue, MessageT, Op
+from datasync.jsontext import WRONG_TYPE
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_key, check_message
 
 #: Decodes bytes that came without a serializer.
 DEFAULT_SERIALIZER: Serializer = SerializerJSON()
 
 Payload = bytes | LazyValue
+
+#: The highest revision that a change may have. The counter of a registry goes on after it, and revisions are numbers of
+#: 64 bits with a sign on the wire: as many are left as a source can use.
+MAX_REVISION = 2**62
 
 #: Looked up once: up to Python 3.11 an access to ``Op.PUT`` takes as long as a function call.
 PUT, DELETE = Op.PUT, Op.DELETE
@@ -63,6 +68,11 @@ class KeyVal(_Keyed):
         """A copy of the message, for code that forwards it without knowing its type; None for a delete."""
         return None if self._value is None else _copy(self._value)
 
+    @property
+    def empty(self) -> bool:
+        """True without a value, as for a delete."""
+        return self._value is None
+
     def get_value(self, message: MessageT) -> MessageT:
         """Clear *message*, fill it and return it. Raises ``DecodeError`` when the value is of another type."""
         check_buffer(message)
@@ -74,7 +84,8 @@ class KeyVal(_Keyed):
             # The same type from another pool, which may define it differently.
             SerializerProto().unmarshal(self._value.SerializeToString(), message)
         else:
-            raise DecodeError(f"the value of {self._key!r} is a {_name(self._value)}, not a {_name(message)}")
+            text = f"the value of {self._key!r} is a {_name(self._value)}, not a {_name(message)}"
+            raise DecodeError(text, kind=WRONG_TYPE)
         return message
 
 
@@ -102,6 +113,11 @@ class KeyValBytes(_Keyed):
     def serializer(self) -> Serializer | None:
         """The serializer of the bytes; None for that of the registry."""
         return self._serializer
+
+    @property
+    def empty(self) -> bool:
+        """True without a value, as for a delete."""
+        return self._data is None
 
     def get_value(self, message: MessageT) -> MessageT:
         """Clear *message*, fill it and return it. Raises ``DecodeError`` when the bytes do not match its type."""
@@ -230,7 +246,7 @@ def read_payload(key: str, payload: Payload | None, serializer: Serializer, mess
     try:
         return serializer.unmarshal(payload, message)
     except DecodeError as error:
-        failure = DecodeError(f"the value of {key!r} cannot be decoded: {error}")
+        failure = error.of(f"the value of {key!r}")
     raise failure
 
 
@@ -241,9 +257,18 @@ def check_buffer(message: object) -> None:
 
 
 def check_revision(key: str, revision: object) -> None:
-    """Raise ``InvalidArgumentError`` unless *revision* is a whole number from 0 to 2**63 - 1."""
-    if not isinstance(revision, int) or not 0 <= revision < 2**63:
-        raise InvalidArgumentError(f"the revision of {key!r} must be a whole number from 0 to 2**63 - 1")
+    """Raise ``InvalidArgumentError`` unless *revision* is a whole number from 0 to ``MAX_REVISION``."""
+    if isinstance(revision, bool) or not isinstance(revision, int) or not 0 <= revision <= MAX_REVISION:
+        raise InvalidArgumentError(f"the revision of {key!r} must be a whole number from 0 to 2**62")
+
+
+def check_payload(key: str, payload: object) -> None:
+    """Raise ``InvalidArgumentError`` unless *payload* is a value: bytes, or an object with ``get_value``."""
+    if not isinstance(payload, bytes) and not callable(getattr(payload, "get_value", None)):
+        hint = "; use delete to remove the key" if payload is None else ""
+        raise InvalidArgumentError(f"the value of {key!r} is not bytes or a change: {type(payload).__name__}{hint}")
+    if isinstance(payload, (KeyVal, KeyValBytes)) and payload.empty:
+        raise InvalidArgumentError(f"{key!r} has no value; leave the key out, or delete it")
 
 
 def _check_op(key: str, op: Op, empty: bool) -> None:

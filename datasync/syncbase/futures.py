@@ -22,6 +22,7 @@ from datasync.errors import (
 )
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard, GuardedFuture
+from datasync.runtime.timeouts import check_timeout
 
 T = TypeVar("T")
 
@@ -71,7 +72,9 @@ class DoneFuture(_DoneOnce):
         complete(self.future, error)
 
     def result(self, timeout: float | None = None) -> None:
-        """Wait for the acknowledgement; raise its error, or ``DoneTimeout`` after *timeout* seconds."""
+        """Wait for the acknowledgement; raise its error, or ``DoneTimeout`` after *timeout* seconds; None waits."""
+        if timeout is not None:
+            timeout = check_timeout(timeout)
         try:
             self.future.result(timeout)
         except concurrent.futures.TimeoutError:
@@ -120,8 +123,7 @@ class PropagationFuture(GuardedFuture[Outcome]):
 
     def __init__(self, subject: Callable[[], str], default_timeout: float, guard: ForkGuard) -> None:
         super().__init__(guard)
-        if default_timeout is not None and not isinstance(default_timeout, (int, float)):
-            raise InvalidArgumentError(f"timeout must be a number of seconds, not {type(default_timeout).__name__}")
+        check_timeout(default_timeout)
         self.default_timeout = default_timeout
         self._subject = subject  # formatted only for an error
         self._made = time.monotonic()
@@ -177,8 +179,7 @@ class PropagationFuture(GuardedFuture[Outcome]):
             future.set_exception(_combine(self._subject(), self._failed))
 
     def _wait(self, ask: Callable[[GuardedFuture[Outcome], float | None], T], timeout: float | None) -> T:
-        # Infinity is a valid timeout, but more than a lock can wait.
-        timeout = min(self.default_timeout if timeout is None else timeout, threading.TIMEOUT_MAX)
+        timeout = check_timeout(self.default_timeout if timeout is None else timeout)
         try:
             return ask(self, timeout)
         except concurrent.futures.TimeoutError:

@@ -22,7 +22,7 @@ from datasync.events import ChangeValue, KeyVal, ResyncReason
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard
-from datasync.runtime.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from datasync.runtime.timeouts import DEFAULT_TIMEOUTS, Timeouts, check_timeout
 from datasync.runtime.timers import SYSTEM_CLOCK, Clock, Timers
 from datasync.runtime.wording import counted
 from datasync.serializer import Serializer
@@ -37,7 +37,7 @@ from datasync.syncbase.routing import Router
 from datasync.syncbase.state import PrevRevisions, StateEntry
 from datasync.syncbase.status import SourceHealth, TransportStatus
 from datasync.syncbase.subscription import Subscription
-from datasync.syncbase.validation import captured, check_watch, payloads
+from datasync.syncbase.validation import EVERYTHING, captured, check_watch, payloads
 
 log = get_logger(__name__)
 
@@ -116,6 +116,7 @@ class Registry(Closable):
           ClosedError, ForkedError.
         """
         self._guard.check()
+        key_prefixes = key_prefixes or EVERYTHING
         check_watch(resync_name, change_queue, resync_queue, key_prefixes, in_flight)
         self._core.check_waitable("watch()")
         resync = PendingResync(ResyncReason.INITIAL, held=wait_for_resync)
@@ -187,7 +188,7 @@ class Registry(Closable):
           PropagationError: Some subscribers rejected the event; ``errors`` maps resync name to exception.
           DoneTimeout: Some did not acknowledge it in time; the message names them. A late acknowledgement still counts.
           DeliveryTimeout: A queue stayed full; the subscriber gets a RESYNC when there is room.
-          InvalidArgumentError: A key or change is invalid; nothing was applied.
+          InvalidArgumentError: A key, change or timeout is invalid; nothing was applied.
           ClosedError, ForkedError.
 
         Threads: any; no lock is held while waiting.
@@ -403,6 +404,7 @@ class Registry(Closable):
           ClosedError, ForkedError.
         """
         self._guard.check()
+        timeout = check_timeout(timeout)
         self._core.check_waitable("wait_ready()")
         self._health.released.wait(timeout)
         with self._lock:

@@ -11,8 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from datasync.errors import ConflictError
 from datasync.runtime.wording import counted
-from datasync.serializer import Serializer
-from datasync.syncbase.change import DEFAULT_SERIALIZER, DELETE, PUT, ChangeResp, Payload, StateKeyVal, new_change_resp
+from datasync.serializer import Serializer, check_key
+from datasync.syncbase.change import (
+    DEFAULT_SERIALIZER,
+    DELETE,
+    PUT,
+    ChangeResp,
+    Payload,
+    StateKeyVal,
+    check_payload,
+    check_revision,
+    new_change_resp,
+)
 
 #: The revision at which a key was set, and its value.
 StateEntry = tuple[int, Payload]
@@ -81,12 +91,20 @@ class PrevRevisions:
         return self.put_with_revision(key, value, 0)
 
     def put_with_revision(self, key: str, value: Payload, revision: int) -> tuple[StateKeyVal | None, int]:
-        """Set *key* at *revision*, or at the next one if *revision* is not greater than the current one."""
+        """Set *key* at *revision*, or at the next one if *revision* is not greater than the current one.
+
+        Raises:
+          InvalidArgumentError: An invalid key or revision, or a *value* that cannot be read: nothing was set.
+        """
+        check_key(key)
+        check_payload(key, value)
+        check_revision(key, revision)
         changes, _ = self.apply(((key, value),), revision)
         return self._before(changes), self._revision
 
     def delete(self, key: str) -> StateKeyVal | None:
         """Delete *key*; return the pair that was there. Source: Go ``Del``."""
+        check_key(key)
         changes, _ = self.apply(((key, None),), 0)
         return self._before(changes)
 

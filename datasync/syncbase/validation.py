@@ -13,7 +13,10 @@ from typing import Any
 from datasync.errors import InvalidArgumentError, SubscriptionError
 from datasync.events import ChangeValue, KeyVal, Op
 from datasync.serializer import check_key
-from datasync.syncbase.change import DELETE, PUT, Change, ChangeBytes, Payload, check_revision
+from datasync.syncbase.change import DELETE, PUT, Change, ChangeBytes, Payload, check_payload, check_revision
+
+#: The prefixes of a ``watch`` that names none.
+EVERYTHING = ("",)
 
 
 def payloads(values: Mapping[str, KeyVal | ChangeValue]) -> tuple[list[tuple[str, Payload | None]], int]:
@@ -43,6 +46,8 @@ def _read(key: str, value: KeyVal | ChangeValue) -> tuple[str, int, bool]:
     op = PUT if get_change_type is None else get_change_type()
     if (op is not PUT and op is not DELETE) or not callable(getattr(value, "get_value", None)):
         raise InvalidArgumentError(f"the value of {key!r} is not a valid change: {type(value).__name__}")
+    if op is PUT:
+        check_payload(key, value)
     revision = value.get_revision()
     check_revision(key, revision)
     return value.get_key(), revision, op is DELETE

@@ -308,7 +308,7 @@ def test_of_many_that_compare_and_swap_at_once_one_wins_each_round(store: Store,
 # Bad input
 
 
-BAD_KEYS = ["", None, 7, b"bytes", "half a pair \udc80"]
+BAD_KEYS = ["", None, 7, b"bytes", "half a pair \ud800", "bytes of a character \udcc3\udca9"]
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
@@ -364,7 +364,7 @@ def test_c16_wrong_options_are_refused_before_anything_is_written(store: Store) 
     assert state(store) == {"a": b"kept"}
 
 
-@pytest.mark.parametrize("prefix", [None, 7, b"p/", "\udc80"])
+@pytest.mark.parametrize("prefix", [None, 7, b"p/", "\ud800", "half a character \udcc3"])
 def test_c16_a_bad_prefix_is_refused(store: Store, prefix: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="prefix"):
         store.new_broker(prefix)

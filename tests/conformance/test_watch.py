@@ -478,3 +478,22 @@ def test_c18_status_follows(transport: Transport) -> None:
     assert status.state is SubscriptionState.SYNCED
     assert transport.status().revision >= subscriber.revision > 0
     assert transport.status().last_error is None
+
+
+def test_c11_a_watch_without_prefixes_is_of_everything(transport: Transport) -> None:
+    # given a subscription that names no prefix
+    queue: Queue[Any] = Queue()
+    transport.watch("agent", queue, queue)
+    # when keys under different prefixes change / then all of them are delivered
+    for key in ("a/1", "b/1"):
+        transport.commit({key: "v"})
+    seen: set[str] = set()
+    while len(seen) < 2:
+        event = take(queue)
+        if isinstance(event, ResyncEvent):
+            assert list(event.get_values()) == [""]
+            seen.update(pair.get_key() for pair in event.get_values()[""])
+        else:
+            seen.update(change.get_key() for change in event.get_changes())
+        event.done()
+    assert seen == {"a/1", "b/1"}

@@ -444,6 +444,13 @@ def test_nothing_is_fed_to_a_new_source_before_every_subscription_watches_it(
         (DataChangeRequest(key="k/a", content=b"{no"), "not valid JSON"),
         (DataChangeRequest(key="k/a"), "not valid JSON"),
         (DataChangeRequest(key="k/a", content=b"[" * 100_000), "not valid JSON"),
+        (DataChangeRequest(key="k/a", content=b"NaN"), "not valid JSON"),
+        (DataChangeRequest(key="k/a", content=b'{"a":[-Infinity]}'), "not valid JSON"),
+        (DataChangeRequest(key="k/a", content='{"a":1}'.encode("utf-16")), "not valid JSON"),
+        (DataChangeRequest(key="k/a", content='{"a":1}'.encode("utf-16-le")), "not valid JSON"),
+        (DataChangeRequest(key="k/a", content=b"\xef\xbb\xbf{}"), "not valid JSON"),
+        (DataChangeRequest(key="k/a", content=b'"\\ud800"'), "not valid JSON"),
+        (DataChangeRequest(key="k/a", content=b'{"a":1}{}'), "not valid JSON"),
         (DataChangeRequest(key="k/a", content=b"\xff", content_type=CONTENT_PROTO), "not valid protobuf"),
         (DataChangeRequest(key="k/a", operationType=7, content=b"{}"), "unknown operation 7"),  # type: ignore[arg-type]
         (DataChangeRequest(key="k/" + "x" * 5000, content=b"{}"), "longer than 4096 bytes"),

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import pytest
 
 from datasync.errors import InvalidArgumentError, StoreConnectionError, UnknownOutcome, UnsupportedError
-from datasync.keyval import Capability, CommitResult, Condition, KeyValue, Scan, WriteOp
+from datasync.keyval import Capability, CommitResult, Condition, KeyValue, Scan, Store, WriteOp
 from datasync.keyval.memory import MemoryStore
-from datasync.options import with_client_lifetime_ttl, with_ttl
+from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
 from tests.support.stores import state
 
 
@@ -97,3 +97,20 @@ def test_a_result_does_not_show_its_value() -> None:
     with MemoryStore() as store:
         store.new_broker().put("a", b"s3cret")
         assert repr(store.new_broker().get_value("a")) == "GetResult(<6 bytes>, found=True, revision=2)"
+
+
+def test_c16_the_verbs_of_other_stores_are_unsupported_and_no_attribute_errors() -> None:
+    with PlainStore() as store:
+        for call in (lambda: store.campaign("leader"), lambda: Store.compact(store)):
+            with pytest.raises(UnsupportedError, match="memory://"):
+                call()
+
+
+@pytest.mark.parametrize("prefix", ["", "p/"])
+def test_c16_an_empty_key_with_prefix_deletes_nothing_and_says_how_to(prefix: str) -> None:
+    with MemoryStore() as store:
+        store.new_broker().put("p/a", b"kept")
+        with pytest.raises(InvalidArgumentError, match="to delete all keys below") as caught:
+            store.new_broker(prefix).delete("", with_prefix())
+        assert repr(prefix) in str(caught.value) or not prefix
+        assert state(store) == {"p/a": b"kept"}

@@ -19,6 +19,7 @@ from datasync.serializer import Serializer
 from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
+from datasync.syncbase.validation import EVERYTHING
 
 
 class TooManySources(InvalidArgumentError):
@@ -169,7 +170,7 @@ class SourcesRegistration(Closable):
         self._queues = queues
         self._in_flight = in_flight
         self._lock = threading.RLock()  # guards the three below; reentrant as that of the sources
-        self._prefixes = list(prefixes)
+        self._prefixes = list(prefixes or EVERYTHING)
         self._members: list[tuple[Registry, Registration]] = []
         self._closed = False
 
@@ -178,7 +179,7 @@ class SourcesRegistration(Closable):
         with self._lock:
             if self._closed:
                 return
-            watched = tuple(self._prefixes)
+            watched = tuple(self._prefixes) or EVERYTHING  # if all were unregistered, the loop below does it here too
         try:
             member = registry.watch(self.resync_name, *self._queues, *watched, in_flight=self._in_flight)
         except ClosedError:

@@ -8,7 +8,6 @@ Source: contract C16.
 
 from __future__ import annotations
 
-import json
 from typing import TypeVar
 
 from google.protobuf.empty_pb2 import Empty
@@ -17,6 +16,7 @@ from google.protobuf.message import Message
 
 from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.grpcsync.limits import Limits
+from datasync.jsontext import check_json
 from datasync.syncbase.change import ChangeBytes, KeyValBytes
 from datasync.syncbase.msg.convert import CONTENT_JSON, read_change, read_resync
 from datasync.syncbase.msg.datamsg_pb2 import DEL, DataChangeRequest, DataResyncRequests
@@ -29,7 +29,7 @@ def parse(raw: bytes, kind: type[MessageT]) -> MessageT:
     """Parse *raw*. Raises ``DecodeError``, whose text quotes none of the bytes."""
     try:
         return kind.FromString(raw)
-    except WireError:
+    except (WireError, ValueError):  # pure-Python protobuf raises UnicodeDecodeError
         failure = DecodeError(f"the request is not a valid {kind.DESCRIPTOR.full_name} message")
     raise failure  # outside the except block: the parser's error may quote the value
 
@@ -75,10 +75,13 @@ def _check_form(key: str, content: bytes, content_type: str) -> None:
     as_json = content_type.partition(";")[0].strip().lower() in ("", CONTENT_JSON)
     try:
         if as_json:
-            json.loads(content)
+            check_json(content)
         else:
             Empty.FromString(content)  # every field is unknown to Empty, so this checks the encoding only
         return
-    except (ValueError, RecursionError, WireError):
-        failure = InvalidArgumentError(f"the content of {key!r} is not valid {'JSON' if as_json else 'protobuf'}")
+    except DecodeError as error:
+        place = f" (line {error.line}, column {error.column})" if error.line else ""
+        failure = InvalidArgumentError(f"the content of {key!r} is not valid JSON{place}")
+    except WireError:
+        failure = InvalidArgumentError(f"the content of {key!r} is not valid protobuf")
     raise failure

@@ -45,14 +45,14 @@ _OK, _FAILED = 0, 1
 
 def put_request(key: str, value: Message, content_type: str = CONTENT_JSON) -> DataChangeRequest:
     """Return the request that sets *key* to *value*. Raises ``InvalidArgumentError`` for an unusable argument."""
-    check_key(key)
+    _check_wire_key(key)
     content = _serializer(key, content_type).marshal(value)
     return DataChangeRequest(key=key, operationType=PUT, content=content, content_type=content_type)
 
 
 def delete_request(key: str) -> DataChangeRequest:
     """Return the request that deletes *key*. Raises ``InvalidArgumentError`` for an unusable one."""
-    check_key(key)
+    _check_wire_key(key)
     return DataChangeRequest(key=key, operationType=DEL)
 
 
@@ -79,7 +79,7 @@ def resync_requests(
     """Return the request that replaces the full state with *values*; an empty mapping deletes all keys."""
     requests = []
     for key, value in values.items():
-        check_key(key)
+        _check_wire_key(key)
         content = _serializer(key, content_type).marshal(value)
         requests.append(DataResyncRequest(key=key, content=content, content_type=content_type))
     return DataResyncRequests(msgId=msg_id, dataResyncs=requests)
@@ -153,6 +153,17 @@ def read_resync_replies(replies: DataResyncReplies) -> DatasyncError | None:
     if replies.HasField("error"):
         return DatasyncError(f"the peer did not apply the resync: {replies.error.message or 'no reason given'}")
     return AggregateError(errors) if errors else None
+
+
+def _check_wire_key(key: str) -> None:
+    """Raise ``InvalidArgumentError`` for a key that a message cannot carry: its text is UTF-8."""
+    check_key(key)
+    try:
+        key.encode()
+        return
+    except UnicodeEncodeError:
+        pass
+    raise InvalidArgumentError(f"a key that is sent to a peer must be valid Unicode, {key[:40]!r} is not")
 
 
 def _serializer(key: str, content_type: str) -> Serializer:

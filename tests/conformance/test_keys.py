@@ -1,0 +1,127 @@
+"""Keys of every shape through every layer: each arrives as it is, or is refused and nothing is written (C16, C23)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from queue import Queue
+from typing import Any
+
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+
+from datasync.errors import DatasyncError, InvalidArgumentError
+from datasync.events import ResyncEvent
+from datasync.keyval import Store
+from datasync.kvdbsync import Plugin
+from datasync.options import with_prefix
+from tests.conformance.conftest import NewStore
+from tests.conformance.transports import Transport
+from tests.conftest import take, wait_until
+from tests.support.running import environment
+from tests.support.stores import state
+
+#: What it is, to the key.
+TEXTS = {
+    "spaces": "a b c ",
+    "percent": "a%41%2f%zz",
+    "slashes": "/a//b/",
+    "dots": "a/../b/./..",
+    "star": "*a?[b]",
+    "NUL": "a\0b",
+    "beyond ASCII": "é€😀",
+    "long": "k" * 10_000,
+    "line ends": "a\r\nb",
+}
+#: Bytes that are not UTF-8, as ``os.fsdecode`` returns them.
+ODD = b"a/\xff".decode("utf-8", "surrogateescape")
+KEYS = [pytest.param(key, id=what) for what, key in {**TEXTS, "not UTF-8": ODD}.items()]
+
+
+def takes(store: Store, key: str) -> bool:
+    """Put *key*; False if the store refuses it, in every call and without writing anything."""
+    broker = store.new_broker()
+    try:
+        broker.put(key, b'"v"')
+        return True
+    except InvalidArgumentError:
+        pass
+    for call in (broker.get_value, broker.delete, lambda one: broker.new_txn().delete(one).commit()):
+        with pytest.raises(InvalidArgumentError):
+            call(key)
+    assert state(store) == {}
+    return False
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_c16_a_key_of_any_shape_goes_through_broker_plugin_and_list_or_is_refused(
+    store: Store, new_store: NewStore, key: str
+) -> None:
+    # given a key that the store takes
+    if not takes(store, key):
+        assert key == ODD
+        return
+    # then it is read, listed and mirrored under the same name
+    broker = store.new_broker()
+    assert list(broker.list_keys()) == [key]
+    assert [pair.key for pair in broker.list_values(key)] == [key]
+    assert broker.get_value(key).found
+    assert list(store.new_broker(key[:1]).list_keys()) == [key[1:]]
+    with Plugin(kv=store) as plugin:
+        queue: Queue[Any] = Queue()
+        plugin.watch("agent", queue, queue)
+        event = take(queue)
+        assert isinstance(event, ResyncEvent)
+        assert [pair.get_key() for pair in event.get_values()[""]] == [key]
+        event.done()
+        # and can be written back, changed and deleted through every layer
+        plugin.put(key, StringValue(value="w"))
+        change = take(queue)
+        assert [one.get_key() for one in change.get_changes()] == [key]
+        change.done()
+    assert broker.compare_and_swap(key, b'"w"', b'"x"')
+    assert broker.delete(key, with_prefix())
+    assert state(store) == {}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_c16_the_command_lists_every_key_as_the_bytes_that_it_is(store: Store, url: str, key: str) -> None:
+    if url.startswith("memory") or not takes(store, key):
+        return
+    store.new_broker().put("zz", b"last")
+    command = [sys.executable, "-m", "datasync", "list", url, "--keys"]
+    done = subprocess.run(command, capture_output=True, env=environment(), timeout=50, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    raw = key.encode("utf-8", "surrogateescape")
+    assert done.stdout in (raw + b"\nzz\n", b"zz\n" + raw + b"\n")
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_c16_a_key_of_any_shape_reaches_the_subscriber_of_a_transport_or_is_refused(
+    transport: Transport, key: str
+) -> None:
+    # given a subscriber to everything
+    queue: Queue[Any] = Queue()
+    transport.watch("agent", queue, queue)
+    # when the key is written
+    try:
+        future = transport.commit({key: "v"})
+    except InvalidArgumentError:
+        return
+    # then it arrives as it is, or its writer is told
+    seen: list[str] = []
+    while not seen:
+        wait_until(lambda: not queue.empty() or refused(future), "the key arrives, or is refused")
+        if queue.empty():
+            return
+        event = take(queue)
+        if isinstance(event, ResyncEvent):
+            seen += [pair.get_key() for pairs in event.get_values().values() for pair in pairs]
+        else:
+            seen += [change.get_key() for change in event.get_changes()]
+        event.done()
+    assert seen == [key]
+
+
+def refused(future: Any) -> bool:
+    return future is not None and future.done() and isinstance(future.exception(), DatasyncError)
