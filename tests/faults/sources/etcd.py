@@ -304,13 +304,17 @@ class EtcdSource(EtcdFaults):
         super().__init__(chance)
         self._server = self._make_server()
         self._servers = [self._server]
-        self._proxies = [TcpProxy(("127.0.0.1", self._server.port))]
+        self._proxies = [self._way_in()]
         self._saved = 0  # the revision of the last copy; 0: none
         self._copies = 0
         self._open()
 
     def _make_server(self) -> EtcdServer:
         return EtcdServer(self._program, Path(self._folder.name), *self._flags()).start()
+
+    def _way_in(self) -> TcpProxy:
+        """What the watched store connects to."""
+        return TcpProxy(("127.0.0.1", self._server.port))
 
     def _flags(self) -> Sequence[str]:
         return ("--max-txn-ops", str(MAX_OPS))

@@ -138,6 +138,9 @@ def random_puts(chance: random.Random, size: int, keys: Sequence[str]) -> Ops:
 SOURCES: dict[str, str] = {
     "etcd": "tests.faults.sources.etcd:EtcdSource",
     "etcd3": "tests.faults.sources.etcd_cluster:EtcdClusterSource",
+    "etcd-balanced": "tests.faults.sources.etcd_between:EtcdBalancedSource",
+    "etcd-nginx": "tests.faults.sources.etcd_between:EtcdNginxSource",
+    "etcd-proxy": "tests.faults.sources.etcd_between:EtcdProxySource",
     "etcd-secure": "tests.faults.sources.etcd_secure:EtcdSecureSource",
     "grpc": "tests.faults.sources.grpc:GrpcSource",
     "grpc-nginx": "tests.faults.sources.grpc_nginx:GrpcNginxSource",
