@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datasync.errors import PermissionDenied, StoreConnectionError, UnknownOutcome
+from datasync.errors import InvalidArgumentError, PermissionDenied, StoreConnectionError, UnknownOutcome
 from datasync.keyval.etcd import EtcdStore
 from datasync.keyval.types import Condition, DeleteOp, PutOp, RewoundError
 from tests.conftest import take, wait_until
@@ -120,7 +120,9 @@ def test_c23_behind_nginx_every_change_comes_and_every_write_is_answered(
             nginx.start()
         # then all goes on
         assert len(state(store, "p/")) == 21
-        # and a request beyond nginx's limit is refused by name, not in doubt
+        # and a request beyond nginx's limit, which it passes on to nobody, is refused by name
+        with pytest.raises(InvalidArgumentError, match="413"):
+            put(store, "p/large", "x" * 1_200_000)
         assert store.commit([DeleteOp("p/", prefix=True)]).deleted == 21
 
 
