@@ -45,6 +45,8 @@ class EtcdFaults(Source):
     prefix = "/h/"
     pace = 0.06
     transactions = 80
+    #: Idle limit of the watched store in seconds.
+    idle_limit = IDLE_LIMIT
     #: Bytes that a server sends before its first response.
     _greeting = 0
 
@@ -84,7 +86,7 @@ class EtcdFaults(Source):
             page_size=self._page_size,
             dial_timeout=0.3,
             operation_timeout=1.0,
-            idle_limit=IDLE_LIMIT,
+            idle_limit=self.idle_limit,
         )
 
     def transport(self) -> Any:
@@ -190,14 +192,14 @@ class EtcdFaults(Source):
         begin()
         try:
             if before.state is not TransportState.READY or self.chance.random() < 0.3:
-                self.faults.healed.wait(self.chance.uniform(0, 1.3 * IDLE_LIMIT))
+                self.faults.healed.wait(self.chance.uniform(0, 1.3 * self.idle_limit))
             else:
                 self._note_silence(began, before.reconnects)
         finally:
             end()
 
     def _note_silence(self, began: float, reconnects: int) -> None:
-        limit = IDLE_LIMIT + GRACE
+        limit = self.idle_limit + GRACE
         until = began + limit + 0.5
         while (now := time.monotonic()) < until and not self.faults.healed.is_set():
             status = self._plugin.status()

@@ -27,6 +27,10 @@ _NGINX = """
 class EtcdProxySource(EtcdSource):
     """One server behind ``etcd grpc-proxy``, which goes on while the server under it is killed, wiped or restored."""
 
+    #: The proxy asks for the previous values of all events, and all its watches share one stream: the response to the
+    #: creation of a watch waits for the backlogs of those before it.
+    idle_limit = 4.0
+
     def _make_server(self) -> EtcdServer:
         server = super()._make_server()
         self._between = EtcdGrpcProxy(self._program, [server.endpoint], Path(self._folder.name) / "proxy").start()
