@@ -41,6 +41,8 @@ log = get_logger(__name__)
 NO_WATCH = -1
 #: Mean size of values, in bytes, from which fragments are worth their cost to the server.
 LARGE_VALUE = 4096
+#: Revisions in the largest response of a server to a watch that is behind.
+MAX_REVISIONS = 1000
 #: First releases, by minor version, whose requested progress reports wait for the events before them.
 EXACT_SINCE = {(3, 4): 31, (3, 5): 13}
 
@@ -198,6 +200,10 @@ class EtcdStream(Stream):
                     revision = 0
                 if whole:
                     if self._proxied:
+                        if len(whole) >= MAX_REVISIONS:
+                            # The proxy takes such a response for all that there was up to the revision in its header,
+                            # and may then go over to the watch of another client that is ahead.
+                            raise CompactedError(f"{self._what()}: too far behind to be sure of what the proxy sends")
                         self._verify()
                     self._continuity.streamed(self._prefix, response.header, events)
                     yield self._batch(whole)

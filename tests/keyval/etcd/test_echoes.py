@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from datasync.errors import StoreConnectionError, UnknownOutcome
+from datasync.errors import CompactedError, StoreConnectionError, UnknownOutcome
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.types import Condition, DeleteOp, PutOp, RewoundError
 from tests.keyval.etcd.conftest import OpenStore
@@ -128,6 +128,19 @@ def test_c23_behind_a_proxy_no_batch_is_delivered_from_a_history_that_was_replac
             fake.pairs = ()
             # then it is found with the next probe or event, and nothing of the other history is told
             assert isinstance(follower.ending(), RewoundError)
+
+
+@pytest.mark.parametrize("proxied", [True, False])
+def test_c23_a_backlog_that_a_proxy_may_take_for_whole_is_listed_again(open_store: OpenStore, proxied: bool) -> None:
+    # given as many revisions in one response as a server ever sends, which are seldom all
+    number = 0 if proxied else 1
+    backlog = events(*((revision, b"p/a") for revision in range(11, 1011)), seen=5000)
+    with FakeEtcd([renumbered(created(5000), number), renumbered(backlog, number)], revision=5000) as fake:
+        if proxied:
+            with pytest.raises(CompactedError, match="too far behind"):
+                told(open_store, fake, 2)
+        else:
+            assert told(open_store, fake, 2)[-1].revision == 1010
 
 
 @pytest.mark.parametrize("proxied", [True, False])
