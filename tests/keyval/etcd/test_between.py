@@ -42,11 +42,12 @@ def test_c23_behind_grpc_proxy_every_change_comes_over_many_probes(
     direct, store = open_store(server.endpoint), open_store(grpc_proxy.endpoint, idle_limit=IDLE / 2)
     start = put(direct, "p/first")
     with following(store, "p/", start) as follower:
-        put(direct, "q/other")
         for number in range(4):
-            # when the prefix is quiet for longer than a probe, and then changes
-            for _ in range(3):
+            # when the prefix changes before the first probe, or is quiet for longer and then changes
+            for _ in range(3 if number else 1):
                 assert take(follower.queue).revision == start
+            for _ in range(10):
+                put(direct, "q/other")
             last = put(direct, "p/a", str(number))
             # then the change comes
             batches = follower.until(last)
