@@ -133,6 +133,11 @@ class EtcdStream(Stream):
     def _verify(self, *, brief: bool = False) -> int:
         return self._continuity.verify(self._client, self._prefix, self._position, self._scope, brief=brief)
 
+    def _verify_within(self, call: Any, *, brief: bool = False) -> None:
+        """Verify the history while *call* goes on, and leave *call* as the one that ``cancel`` cancels."""
+        self._verify(brief=brief)
+        self._scope.attach(call)
+
     def _exact_member(self) -> int | None:
         """Return the id of the current member if its requested progress reports are exact, otherwise None."""
         try:
@@ -170,7 +175,10 @@ class EtcdStream(Stream):
                     raise self._probe_rejected()
                 # The confirmation that a probe was cancelled is ignored: its first response was sufficient.
                 if not response.canceled:
-                    yield self._side_bookmark(response, requests, exact_member, complete=not commits)
+                    bookmark = self._side_bookmark(response, requests, exact_member, complete=not commits)
+                    if self._proxied and response.created:
+                        self._verify_within(call, brief=True)
+                    yield bookmark
             elif response.canceled:
                 raise self._cancelled(response)
             elif response.created:
@@ -204,7 +212,7 @@ class EtcdStream(Stream):
                             # The proxy takes such a response for all that there was up to the revision in its header,
                             # and may then go over to the watch of another client that is ahead.
                             raise CompactedError(f"{self._what()}: too far behind to be sure of what the proxy sends")
-                        self._verify()
+                        self._verify_within(call)
                     self._continuity.streamed(self._prefix, response.header, events)
                     yield self._batch(whole)
             else:
@@ -246,8 +254,6 @@ class EtcdStream(Stream):
                 raise unexpected_response(f"{self._what()}: a watch that was not requested")
             if 0 < revision < self._position:  # 0: made up by a grpc-proxy
                 raise StoreConnectionError(f"{self._what()}: the server went back to revision {revision}")
-            if self._proxied:
-                self._verify(brief=True)
         elif response.watch_id == NO_WATCH and complete and response.header.member_id == exact_member:
             self._position = max(self._position, revision)
         return Batch(self._position, ())

@@ -14,7 +14,7 @@ from datasync.keyval.types import Condition, DeleteOp, PutOp, RewoundError
 from tests.keyval.etcd.conftest import OpenStore
 from tests.keyval.etcd.fake import FakeEtcd, created, events, header, progress
 from tests.keyval.etcd.test_stream import START, shape, told
-from tests.support.stores import following
+from tests.support.stores import END, following
 
 #: Says what another cluster would say.
 ELSEWHERE = pb.ResponseHeader(cluster_id=2, member_id=7, revision=100, raft_term=2)
@@ -108,6 +108,23 @@ def test_c23_the_first_watch_is_ours_whatever_its_number_and_only_probes_are_can
             "create_request",
             "cancel_request 2",
         ]
+
+
+def test_c15_a_stream_behind_a_proxy_ends_at_once_although_it_asked_other_things_meanwhile(
+    open_store: OpenStore,
+) -> None:
+    # given a stream that has verified the history for a batch, and will not hear anything for long
+    class Keeps(Proxy):
+        def _range(self, request: pb.RangeRequest, context: Any) -> pb.RangeResponse:
+            return pb.RangeResponse(header=header(100))
+
+    with Keeps([of_zero((50, b"p/a"))]) as fake:
+        store = open_store(fake.endpoint, idle_limit=600.0)
+        with following(store, "p/", START) as follower:
+            follower.until(50)
+            # when it is cancelled / then it ends, and does not wait for a response
+            follower.stream.cancel()
+            assert follower.ending() == END
 
 
 def test_c23_behind_a_proxy_no_batch_is_delivered_from_a_history_that_was_replaced(open_store: OpenStore) -> None:
