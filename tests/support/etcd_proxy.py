@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import pytest
 
 from tests.support.proxy import free_port, reachable
+from tests.support.servers import EtcdServer, find_etcd
 
 #: Seconds that the proxy may take to come up, and to end.
 START_TIMEOUT, STOP_TIMEOUT = 40.0, 5.0
@@ -38,6 +39,10 @@ class EtcdGrpcProxy:
     def endpoint(self) -> str:
         """``host:port`` for clients."""
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"etcd://{self.endpoint}"
 
     @property
     def running(self) -> bool:
@@ -101,3 +106,10 @@ class EtcdGrpcProxy:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(STOP_TIMEOUT)
+
+
+@pytest.fixture(scope="session")
+def etcd34_proxied(etcd34: EtcdServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdGrpcProxy]:
+    """The etcd 3.4 of the tests that harm nobody, behind its own proxy."""
+    with EtcdGrpcProxy(find_etcd("3.4"), [etcd34.endpoint], tmp_path_factory.mktemp("etcd34-proxy")) as proxy:
+        yield proxy
