@@ -30,6 +30,8 @@ class EtcdProxySource(EtcdSource):
     #: The proxy asks for the previous values of all events, and all its watches share one stream: the response to the
     #: creation of a watch waits for the backlogs of those before it.
     idle_limit = 4.0
+    #: A watch that the proxy takes while it reconnects may be answered by nobody, which only the idle limit ends.
+    convergence = idle_limit + 2.0
 
     def _make_server(self) -> EtcdServer:
         server = super()._make_server()

@@ -32,6 +32,8 @@ class Source(ABC):
     prefix: str = ROOT
     #: Maximum seconds between two transactions, and between two misfortunes, in the workload ``mixed``.
     pace: float = 0.008
+    #: Seconds within which every view must be correct again (I8).
+    convergence: float = 2.0
     #: Transactions of the workload ``mixed``, unless it was given a duration.
     transactions: int = 120
     #: False where callers feed the registry.
