@@ -170,7 +170,7 @@ def test_c17_a_full_database_takes_deletes_and_says_so_of_puts(
         put(store, "p/a")
         # given a database that is full
         with pytest.raises(UnknownOutcome, match="space exceeded; compact, defragment"):
-            for number in range(50):
+            for number in range(2000):  # its size is noticed at intervals
                 put(store, f"p/big{number}", "x" * 100_000)
         wait_until(lambda: "NOSPACE" in server.ctl("alarm", "list"), "the alarm is on")
         # then what makes room is taken
