@@ -10,12 +10,13 @@ import pytest
 
 from datasync.keyval import DeleteOp, Store, connect
 from tests.conformance.transports import transport  # noqa: F401 - a fixture
+from tests.support.etcd_proxy import etcd34_proxied  # noqa: F401 - a fixture
 from tests.support.servers import etcd34, etcd35  # noqa: F401 - fixtures
 
 NewStore = Callable[..., Store]
 
 
-SERVERS = ["etcd34", "etcd35"]
+SERVERS = ["etcd34", "etcd35", "etcd34_proxied"]
 
 
 @pytest.fixture(params=["memory", "sqlite", *(pytest.param(name, marks=pytest.mark.etcd) for name in SERVERS)])

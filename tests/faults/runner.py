@@ -312,7 +312,7 @@ class _Run:
             logs,
             course,
             self._told,
-            convergence=CONVERGENCE * course.slowdown,
+            convergence=self._source.convergence * course.slowdown,
             calm=self._cell.fault == NONE,
             idle=workload.rate is None,
             failing=workload.fails,

@@ -35,6 +35,8 @@ ONE = (
     "restored-grown-compacted", "wiped-and-grown", "value-at-limit", "transaction-beyond-limit",
 )  # fmt: skip
 THREE = ("leader-kill9", "connected-cut", "quorum-lost", "lagging-member", "rolling-restart")
+#: With something in between that is not ours.
+BETWEEN = (("etcd-proxy", "wiped-and-grown"), ("etcd-balanced", "lagging-member"), ("etcd-nginx", "leader-kill9"))
 SECURE = ("token-expired-while-cut", "permission-revoked", "certificate-rotated")
 
 
@@ -42,7 +44,8 @@ SECURE = ("token-expired-while-cut", "permission-revoked", "certificate-rotated"
 @pytest.mark.parametrize(
     ("source", "fault"),
     [*(("etcd", fault) for fault in ONE), *(("etcd3", fault) for fault in THREE)]
-    + [("etcd-secure", fault) for fault in SECURE],
+    + [("etcd-secure", fault) for fault in SECURE]
+    + list(BETWEEN),
 )
 def test_i1_to_i16_a_fault_of_etcd_under_a_steady_load(source: str, fault: str) -> None:
     result = run_cell(Cell(source, fault, "steady", 1, 5.0))

@@ -168,7 +168,7 @@ class TcpProxy:
                 return
             self.accepted += 1
             try:
-                server = socket.create_connection(self._target, 5)
+                server = self._connect()
             except OSError:
                 _quit(client, reset=True)
                 client.close()
@@ -178,6 +178,10 @@ class TcpProxy:
                 self._links.append(link)
             self._start(lambda link=link: self._pump(link, "up"))
             self._start(lambda link=link: self._pump(link, "down"))
+
+    def _connect(self) -> socket.socket:
+        """A connection to the server for the next client."""
+        return socket.create_connection(self._target, 5)
 
     def _pump(self, link: _Link, way: str) -> None:
         link.pump(way)

@@ -17,6 +17,7 @@ from datasync.keyval.etcd.cancel_scope import CancelScope
 from datasync.keyval.etcd.config import EtcdConfig
 from datasync.keyval.etcd.endpoint import Endpoint, Metadata, PendingCall
 from datasync.keyval.etcd.errors import Fault, find_fault, translate
+from datasync.keyval.etcd.keys import unexpected_response
 from datasync.keyval.etcd.methods import AUTHENTICATE, Method, RequestT, ResponseT
 from datasync.keyval.etcd.tls import explain
 from datasync.runtime.grpcio import forget_traceback
@@ -78,7 +79,7 @@ class EtcdClient:
         patient, each endpoint is tried once. The first attempt is *pending*, if ``begin`` has sent it already.
 
         Raises:
-          UnknownOutcome: *write* is True and no response arrived.
+          UnknownOutcome: *write* is True and no response arrived, or one that an etcd server never sends.
         """
         self.check_usable()
         timeout = self.config.operation_timeout if timeout is None else timeout
@@ -89,18 +90,23 @@ class EtcdClient:
         while True:
             endpoint = self._endpoints[self._current] if pending is None else pending.endpoint
             token = self._token
+            sent = pending is not None
             try:
                 if pending is not None:
                     first, pending = pending, None
-                    return first.result()
+                    return _checked(first.result(), what, write)
                 if self.config.username and not token:
                     token = self._authenticate(endpoint, timeout)
-                return endpoint.unary(method, request, timeout, _metadata(token), scope)
+                if write and not endpoint.recently_heard():
+                    endpoint.greet(timeout, _metadata(token), scope)  # so that a deadline means: sent
+                sent = True
+                return _checked(endpoint.unary(method, request, timeout, _metadata(token), scope), what, write)
             except grpc.RpcError as error:
                 fault = self.record_failure(error, endpoint)
+                unsent = fault.unsent or not sent
                 untried -= 1
                 if self._closed or (scope is not None and scope.cancelled):
-                    raise self._cancelled_error(what, write and not fault.unsent) from error
+                    raise self._cancelled_error(what, write and not unsent) from error
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                     # A token refers to a position in the server's log. A server restored from an older copy delays
                     # every call with a later token until its log has reached that position.
@@ -109,9 +115,9 @@ class EtcdClient:
                     renewed = True
                     self._discard_token(token)
                     continue
-                again = fault.elsewhere and (fault.unsent or not write)
+                again = fault.elsewhere and (unsent or not write)
                 # A connection that was reset after the request was sent leaves a channel that reconnects too.
-                if fault.unsent or error.code() is grpc.StatusCode.UNAVAILABLE:
+                if unsent or error.code() is grpc.StatusCode.UNAVAILABLE:
                     missed.add(endpoint)
                 # An endpoint that did not respond in time is not retried; an unreachable one may come up. A stream is
                 # not retried here, because its reader has a backoff of its own.
@@ -119,11 +125,13 @@ class EtcdClient:
                 patient = patient and (scope is None or scope.patient)
                 if again and (untried > 0 or patient):
                     if untried <= 0:
+                        # What one address stands for may be many members: the next connection may lead to another one.
+                        endpoint.reset(only_idle=True)
                         self._closing.wait(RETRY_PAUSE)
                     continue
                 for one in missed:
                     one.reset(only_idle=True)
-                raise self.error(error, endpoint, what, write=write) from error
+                raise self.error(error, endpoint, what, write=write and not unsent) from error
             except InvalidArgumentError:  # is a ValueError too: a TLS file of a new channel cannot be read
                 raise
             except ValueError as error:  # raised by grpc when the channel was closed meanwhile
@@ -181,6 +189,7 @@ class EtcdClient:
         code, text = error.code(), error.details() or ""
         fault = find_fault(code, text)
         if fault.elsewhere:
+            endpoint.unheard()
             with self._lock:
                 # Of many calls that failed together only the first moves on.
                 if self._endpoints[self._current] is endpoint and not self._closed:
@@ -240,6 +249,8 @@ class EtcdClient:
                 raise
             log.debug("etcd %s does not require a password", endpoint.address)
             return ""
+        if not token:
+            raise unexpected_response(f"authenticating at {endpoint.address}")
         with self._lock:
             self._token = token
         return token
@@ -248,6 +259,16 @@ class EtcdClient:
         with self._lock:
             if self._token == token:  # otherwise another thread already has a newer one
                 self._token = ""
+
+
+def _checked(response: ResponseT, what: str, write: bool) -> ResponseT:
+    """Return *response* if it is one of a cluster: each has a header, while an empty message may be anybody's."""
+    header: pb.ResponseHeader = response.header  # type: ignore[attr-defined]  # of every response of etcd
+    if header.cluster_id:
+        return response
+    if write:
+        raise UnknownOutcome(f"{what}: a response that is not etcd's; it may have been applied")
+    raise unexpected_response(what)
 
 
 def _metadata(token: str) -> Metadata:

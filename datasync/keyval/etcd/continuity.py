@@ -102,8 +102,10 @@ class ContinuityCheck:
                 seen.newest = _witness(newest)
                 seen.cluster, seen.term = header.cluster_id, header.raft_term
 
-    def verify(self, client: EtcdClient, prefix: str, after: int, scope: CancelScope) -> None:
+    def verify(self, client: EtcdClient, prefix: str, after: int, scope: CancelScope, *, brief: bool = False) -> int:
         """Ask the cluster, not just one member, if it still has the history up to *after* that was read.
+
+        Return the cluster's id. A *brief* check reads single keys and never lists all of them.
 
         Raises:
           RewoundError: It has another history.
@@ -117,7 +119,7 @@ class ContinuityCheck:
         if header.revision < after:
             raise check.rewound(f"revision {header.revision} is below {after}")
         if seen is None:
-            return
+            return header.cluster_id
         if header.raft_term < seen.term:
             raise check.rewound(f"term {header.raft_term} is below {seen.term}")
         if header.cluster_id != seen.cluster:
@@ -125,8 +127,9 @@ class ContinuityCheck:
         witnessed = 0 if seen.newest is None else seen.newest.revision
         if seen.gone is not None and witnessed < seen.gone[1] <= after:
             check.gone(*seen.gone)
-        if seen.listing is not None and witnessed < seen.listing.revision <= after:
+        if not brief and seen.listing is not None and witnessed < seen.listing.revision <= after:
             check.listing(seen.listing)
+        return header.cluster_id
 
     def _evidence(self, prefix: str, header: pb.ResponseHeader, *, new: bool = False) -> _Evidence:
         seen = None if new else self._known.get(prefix)
@@ -163,7 +166,7 @@ class _Verification:
                 response = self._range(pb.RangeRequest(key=pair.key, revision=revision))
             except CompactedError:
                 continue
-            if [_fingerprint(kv) for kv in response.kvs] == [pair.fingerprint]:
+            if [_witness(kv) for kv in response.kvs] == [pair]:
                 return response.header
             if revision == pair.revision:
                 raise self.rewound("a value has changed at a revision that was read")
@@ -172,7 +175,7 @@ class _Verification:
 
     def gone(self, key: bytes, revision: int) -> None:
         before, since = (self._range(pb.RangeRequest(key=key, revision=at)).kvs for at in (revision - 1, revision))
-        if since or not before:
+        if since or [kv.key for kv in before] != [key]:
             raise self.rewound("a deleted key exists")
 
     def listing(self, listing: ScanDigest) -> None:

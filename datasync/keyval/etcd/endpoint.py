@@ -7,15 +7,18 @@ no leader, could not mix host names with addresses, and would not report the end
 from __future__ import annotations
 
 import ipaddress
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Generic
 
 import grpc
 
+from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.cancel_scope import CancelScope
 from datasync.keyval.etcd.config import EtcdConfig
-from datasync.keyval.etcd.methods import Method, RequestT, ResponseT
+from datasync.keyval.etcd.methods import STATUS, Method, RequestT, ResponseT
 from datasync.keyval.etcd.tls import make_credentials
 
 Metadata = tuple[tuple[str, str], ...]
@@ -27,6 +30,18 @@ KEEPALIVE_TIME = 10
 MAX_MESSAGE = 512 * 1024 * 1024
 #: Seconds that a ping may take. It sets both of grpc's limits: with one alone, a dead server is detected after 69 s.
 KEEPALIVE_TIMEOUT = 3
+#: Seconds after a response for which its connection counts as open.
+HEARD_FOR = 10.0
+#: Codes that come from grpc itself when no response arrives.
+_UNHEARD = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
 
 
 class Endpoint:
@@ -39,6 +54,23 @@ class Endpoint:
         self._channel: grpc.Channel | None = None
         self._calls: dict[str, Callable[..., Any]] = {}
         self._busy = 0
+        self._heard = -math.inf
+
+    def recently_heard(self) -> bool:
+        """Return True if the server responded a short time ago, and nothing has failed since."""
+        return time.monotonic() - self._heard < HEARD_FOR
+
+    def unheard(self) -> None:
+        """Record that a call failed without a response of the server."""
+        self._heard = -math.inf
+
+    def greet(self, timeout: float, metadata: Metadata, scope: CancelScope | None) -> None:
+        """Connect, with a call that changes nothing. Return if the server responds in whatever way."""
+        try:
+            self.unary(STATUS, pb.StatusRequest(), timeout, metadata, scope)
+        except grpc.RpcError as error:
+            if error.code() in _UNHEARD:
+                raise
 
     def unary(
         self,
@@ -52,11 +84,16 @@ class Endpoint:
         try:
             if scope is None:
                 response: ResponseT = callee(request, timeout=timeout, metadata=metadata)
-                return response
-            future = callee.future(request, timeout=timeout, metadata=metadata)
-            scope.attach(future)
-            response = _result_of(future)
+            else:
+                future = callee.future(request, timeout=timeout, metadata=metadata)
+                scope.attach(future)
+                response = _result_of(future)
+            self._heard = time.monotonic()
             return response
+        except grpc.RpcError as error:
+            if error.code() not in _UNHEARD:
+                self._heard = time.monotonic()
+            raise
         finally:
             if scope is not None:
                 scope.detach()
@@ -85,6 +122,7 @@ class Endpoint:
                 return
             channel, self._channel = self._channel, None
             self._calls = {}
+            self._heard = -math.inf
         if channel is not None:
             channel.close()
 

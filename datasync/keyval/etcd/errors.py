@@ -34,7 +34,7 @@ class Fault:
     """The meaning of one kind of error.
 
     *unsent*: the server certainly did nothing, so even a write may be retried. *elsewhere*: another endpoint may
-    succeed. *renew*: a new token may succeed.
+    succeed. *renew*: a new token may succeed. *doubtful*: whatever the code says, a write may have been applied.
     """
 
     error: type[StoreError] | type[InvalidArgumentError]
@@ -42,6 +42,7 @@ class Fault:
     unsent: bool = False
     elsewhere: bool = False
     renew: bool = False
+    doubtful: bool = False
 
 
 _GONE = Fault(StoreConnectionError, elsewhere=True)
@@ -65,10 +66,26 @@ _TEXTS: tuple[tuple[str, Fault], ...] = (
     ("invalid user ID or password", Fault(PermissionDenied, "check username and password")),
     ("user name is empty", Fault(PermissionDenied, "this server requires a username and password")),
     ("permission denied", Fault(PermissionDenied, "grant the user's role the key or prefix")),
-    ("database space exceeded", Fault(StoreError, "compact, defragment and disarm the alarm, or raise the quota")),
+    # A server says so too after it applied the write that exceeds the quota.
+    (
+        "database space exceeded",
+        Fault(StoreError, "compact, defragment and disarm the alarm, or raise the quota", doubtful=True),
+    ),
+    (
+        "corrupt cluster",
+        Fault(StoreError, "the CORRUPT alarm is active: see etcd's data corruption guide", unsent=True),
+    ),
     ("too many requests", Fault(StoreConnectionError, unsent=True, elsewhere=True)),
     ("etcdserver: no leader", Fault(StoreConnectionError, "this member has no quorum", unsent=True, elsewhere=True)),
+    ("not supported for learner", Fault(StoreConnectionError, "this member is a learner", unsent=True, elsewhere=True)),
+    ("raft proposal dropped", Fault(StoreConnectionError, unsent=True, elsewhere=True)),
     ("etcdserver: not capable", Fault(StoreConnectionError, unsent=True, elsewhere=True)),
+    # Of a gateway that limits requests: it passed on no whole one.
+    (
+        "http2 header with status: 413",
+        Fault(InvalidArgumentError, "raise the gateway's limit", unsent=True),
+    ),
+    ("RST_STREAM", Fault(StoreConnectionError, elsewhere=True, doubtful=True)),  # its code is not the server's
     ("failed to connect to all addresses", _NOT_REACHED),
     ("DNS resolution failed", _NOT_FOUND),
     ("Name resolution failure", _NOT_FOUND),
@@ -123,8 +140,10 @@ def translate(error: grpc.RpcError, what: str, endpoint: str, *, write: bool = F
     """
     code, text = error.code(), error.details() or ""
     fault = find_fault(code, text)
-    if write and not fault.unsent and code not in _REFUSALS:
-        return UnknownOutcome(f"{what}: no response from {endpoint} ({_short(code, text)}); it may have been applied")
+    if write and not fault.unsent and (fault.doubtful or code not in _REFUSALS):
+        told = "the response of" if fault.doubtful else "no response from"
+        reason = _short(code, text) + (f"; {fault.advice}" if fault.advice else "")
+        return UnknownOutcome(f"{what}: {told} {endpoint} ({reason}); it may have been applied")
     message = f"{what}: {endpoint}: {_short(code, text)}"
     advice = hint or fault.advice
     return fault.error(f"{message}; {advice}" if advice else message)

@@ -29,9 +29,18 @@ def prefix_range(prefix: str) -> tuple[bytes, bytes]:
 
 
 def check_page(request: pb.RangeRequest, page: pb.RangeResponse, what: str) -> None:
-    """Raise if *page* would make the listing endless: it is empty but not the last, or outside the range."""
+    """Raise if *page* is not what was asked for.
+
+    It would make the listing endless if it were empty but not the last, or outside the range, and wrong if it were
+    longer than allowed or older than the revision.
+    """
     kvs, key, end = page.kvs, request.key, request.range_end
-    if (not kvs and page.more) or (kvs and not (key <= kvs[0].key and (end == ALL or kvs[-1].key < end))):
+    if (
+        (not kvs and page.more)
+        or (kvs and not (key <= kvs[0].key and (end == ALL or kvs[-1].key < end)))
+        or len(kvs) > request.limit
+        or page.header.revision < request.revision
+    ):
         raise unexpected_response(what)
 
 

@@ -49,6 +49,7 @@ class EtcdScan(Scan):
         self._page_size = client.config.page_size
         self._first = self._page(self._request(prefix_range(prefix)[0], min(FIRST_PAGE, self._page_size), 0))
         self.revision = self._first.header.revision
+        self._cluster = self._first.header.cluster_id
         kvs = self._first.kvs
         self._witness(self._first.header, kvs, [kv.mod_revision for kv in kvs], first=True)
 
@@ -65,6 +66,9 @@ class EtcdScan(Scan):
                 kvs = list(page.kvs)  # once, because every access creates an object
                 raw, values = [kv.key for kv in kvs], [kv.value for kv in kvs]
                 revisions = [kv.mod_revision for kv in kvs]
+                # Behind one address there may be members of two clusters.
+                if page.header.cluster_id != self._cluster or max(revisions, default=0) > self.revision:
+                    raise unexpected_response(self._what)
                 size = sum(map(len, values))  # page.ByteSize() would encode the whole page again
                 if size > LARGE_VALUE * len(values):
                     self._in_fragments.add(self._prefix)

@@ -6,7 +6,12 @@ A bookmark must not claim too much. The revision in a header is the member's and
 to come: always in the response to the creation, and in the response to a requested progress report before etcd 3.4.31
 and 3.5.13. So only events, periodic progress reports, and requested ones of later members advance the position.
 
-Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``watchInternal``; contract C3, C13.
+Nothing that a response repeats is believed before it is compared: the number of the watch, the cluster, the keys, the
+revisions. ``etcd grpc-proxy`` numbers the watches itself, knows no requests for progress reports (some releases end
+when they get one), and resumes its own watches when a server is replaced under it, without a word to us. So behind it
+the history is verified before each batch, and whenever a probe is answered.
+
+Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``watchInternal``; contract C3, C13, C23.
 """
 
 from __future__ import annotations
@@ -36,6 +41,8 @@ log = get_logger(__name__)
 NO_WATCH = -1
 #: Mean size of values, in bytes, from which fragments are worth their cost to the server.
 LARGE_VALUE = 4096
+#: Revisions in the largest response of a server to a watch that is behind.
+MAX_REVISIONS = 1000
 #: First releases, by minor version, whose requested progress reports wait for the events before them.
 EXACT_SINCE = {(3, 4): 31, (3, 5): 13}
 
@@ -67,6 +74,8 @@ class EtcdStream(Stream):
         self._idle_limit = idle_limit
         self._in_fragments = in_fragments
         self._scope = client.new_scope(patient=False)  # the reader has a backoff of its own
+        self._cluster = 0  # the id of the cluster that was verified
+        self._proxied = False  # a grpc-proxy is in between
 
     def cancel(self) -> None:
         if not self._client.forked:
@@ -92,7 +101,7 @@ class EtcdStream(Stream):
         return self._scope.cancelled
 
     def _follow(self) -> Iterator[Batch]:
-        self._continuity.verify(self._client, self._prefix, self._position, self._scope)
+        self._cluster = self._verify()
         exact_member = self._exact_member()
         start = self._position
         requests = WatchRequests(self._prefix, start + 1, self._idle_limit, self._prefix in self._in_fragments)
@@ -121,6 +130,14 @@ class EtcdStream(Stream):
                 requests.end()
                 call.cancel()
 
+    def _verify(self, *, brief: bool = False) -> int:
+        return self._continuity.verify(self._client, self._prefix, self._position, self._scope, brief=brief)
+
+    def _verify_within(self, call: Any, *, brief: bool = False) -> None:
+        """Verify the history while *call* goes on, and leave *call* as the one that ``cancel`` cancels."""
+        self._verify(brief=brief)
+        self._scope.attach(call)
+
     def _exact_member(self) -> int | None:
         """Return the id of the current member if its requested progress reports are exact, otherwise None."""
         try:
@@ -143,19 +160,34 @@ class EtcdStream(Stream):
         ops: list[tuple[str, bytes | None]] = []
         revision = 0  # of the last commit in the list, 0 if it is empty
         prefix = encode_key(self._prefix)
-        established = False  # the first response is about our own watch, even a rejection with another id
+        watch_id: int | None = None  # until the first response, which is about the creation of our watch
         for response in call:
             requests.pause_timeout()
-            if response.canceled and (response.watch_id == WATCH_ID or not established):
-                raise self._cancelled(response)
-            established = True
-            if response.watch_id != WATCH_ID:
+            if response.header.cluster_id not in (0, self._cluster):  # 0: made up by a grpc-proxy
+                raise unexpected_response(f"{self._what()}: a response of another cluster")
+            if watch_id is None:
+                watch_id = self._created(response)
+                self._proxied = watch_id != WATCH_ID
+                requests.begin_probes(progress=not self._proxied)
+                bookmark = self._bookmark(response, complete=True)
+                # The backlog comes late through a proxy, and is awaited: the reader would miss its last commit.
+                if not self._proxied or response.header.revision <= self._position:
+                    yield bookmark
+            elif response.watch_id != watch_id:
                 if response.canceled and response.created:
                     raise self._probe_rejected()
                 # The confirmation that a probe was cancelled is ignored: its first response was sufficient.
                 if not response.canceled:
-                    yield self._side_bookmark(response, requests, exact_member, complete=not commits)
+                    bookmark = self._side_bookmark(response, requests, exact_member, complete=not commits)
+                    if self._proxied and response.created:
+                        self._verify_within(call, brief=True)
+                    yield bookmark
+            elif response.canceled:
+                raise self._cancelled(response)
+            elif response.created:
+                raise unexpected_response(f"{self._what()}: the number of our watch for another one")
             elif events := response.events:
+                seen = response.header.revision
                 size = 0  # response.ByteSize() would encode the whole response again
                 for event in events:
                     kv = event.kv
@@ -163,7 +195,7 @@ class EtcdStream(Stream):
                     if not key.startswith(prefix):
                         raise unexpected_response(f"{self._what()}: an event of another key")
                     if modified != revision or not revision:
-                        if modified <= revision:
+                        if not revision < modified <= seen:
                             raise unexpected_response(f"{self._what()}: the revisions do not increase")
                         revision = modified
                         ops = []
@@ -178,12 +210,26 @@ class EtcdStream(Stream):
                 if not commits:
                     revision = 0
                 if whole:
+                    if self._proxied:
+                        if len(whole) >= MAX_REVISIONS:
+                            # The proxy takes such a response for all that there was up to the revision in its header,
+                            # and may then go over to the watch of another client that is ahead.
+                            raise CompactedError(f"{self._what()}: too far behind to be sure of what the proxy sends")
+                        self._verify_within(call)
                     self._continuity.streamed(self._prefix, response.header, events)
                     yield self._batch(whole)
             else:
                 yield self._bookmark(response, complete=not commits)
             self._client.check_usable()
             requests.restart_timeout()
+
+    def _created(self, response: pb.WatchResponse) -> int:
+        """Return the id of our watch from the first response. A rejection has any id."""
+        if response.canceled:
+            raise self._cancelled(response)
+        if not response.created or response.events:
+            raise unexpected_response(f"{self._what()}: no watch was created")
+        return response.watch_id
 
     def _batch(self, commits: list[Commit]) -> Batch:
         if commits[0].revision <= self._position:
@@ -205,10 +251,14 @@ class EtcdStream(Stream):
         self, response: pb.WatchResponse, requests: WatchRequests, exact_member: int | None, complete: bool
     ) -> Batch:
         """Return the bookmark of a response about the whole call or about a probe."""
+        revision = response.header.revision
         if response.created:
-            requests.cancel_watch(response.watch_id)
+            if not requests.probe_answered(response.watch_id):
+                raise unexpected_response(f"{self._what()}: a watch that was not requested")
+            if 0 < revision < self._position:  # 0: made up by a grpc-proxy
+                raise StoreConnectionError(f"{self._what()}: the server went back to revision {revision}")
         elif response.watch_id == NO_WATCH and complete and response.header.member_id == exact_member:
-            self._position = max(self._position, response.header.revision)
+            self._position = max(self._position, revision)
         return Batch(self._position, ())
 
     def _cancelled(self, response: pb.WatchResponse) -> Exception:

@@ -45,6 +45,8 @@ class EtcdFaults(Source):
     prefix = "/h/"
     pace = 0.06
     transactions = 80
+    #: Idle limit of the watched store in seconds.
+    idle_limit = IDLE_LIMIT
     #: Bytes that a server sends before its first response.
     _greeting = 0
 
@@ -84,7 +86,7 @@ class EtcdFaults(Source):
             page_size=self._page_size,
             dial_timeout=0.3,
             operation_timeout=1.0,
-            idle_limit=IDLE_LIMIT,
+            idle_limit=self.idle_limit,
         )
 
     def transport(self) -> Any:
@@ -190,14 +192,14 @@ class EtcdFaults(Source):
         begin()
         try:
             if before.state is not TransportState.READY or self.chance.random() < 0.3:
-                self.faults.healed.wait(self.chance.uniform(0, 1.3 * IDLE_LIMIT))
+                self.faults.healed.wait(self.chance.uniform(0, 1.3 * self.idle_limit))
             else:
                 self._note_silence(began, before.reconnects)
         finally:
             end()
 
     def _note_silence(self, began: float, reconnects: int) -> None:
-        limit = IDLE_LIMIT + GRACE
+        limit = self.idle_limit + GRACE
         until = began + limit + 0.5
         while (now := time.monotonic()) < until and not self.faults.healed.is_set():
             status = self._plugin.status()
@@ -304,13 +306,17 @@ class EtcdSource(EtcdFaults):
         super().__init__(chance)
         self._server = self._make_server()
         self._servers = [self._server]
-        self._proxies = [TcpProxy(("127.0.0.1", self._server.port))]
+        self._proxies = [self._way_in()]
         self._saved = 0  # the revision of the last copy; 0: none
         self._copies = 0
         self._open()
 
     def _make_server(self) -> EtcdServer:
         return EtcdServer(self._program, Path(self._folder.name), *self._flags()).start()
+
+    def _way_in(self) -> TcpProxy:
+        """What the watched store connects to."""
+        return TcpProxy(("127.0.0.1", self._server.port))
 
     def _flags(self) -> Sequence[str]:
         return ("--max-txn-ops", str(MAX_OPS))

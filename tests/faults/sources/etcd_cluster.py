@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -32,8 +32,12 @@ class EtcdClusterSource(EtcdFaults):
             self._program, Path(self._folder.name), "--max-txn-ops", str(MAX_OPS), *flags, network=True
         ).start()
         self._servers = self._cluster.members
-        self._proxies = [TcpProxy(("127.0.0.1", server.port)) for server in self._servers]
+        self._proxies = self._ways_in()
         self._open()
+
+    def _ways_in(self) -> Sequence[TcpProxy]:
+        """What the watched store connects to."""
+        return [TcpProxy(("127.0.0.1", server.port)) for server in self._servers]
 
     def misfortunes(self) -> dict[str, Misfortune]:
         connected, leader, follower = self._connected, self._cluster.leader, self._follower
@@ -154,14 +158,11 @@ class EtcdClusterSource(EtcdFaults):
         """Freeze a follower during many writes, and make it the only reachable member: it must not report an old state
         (C2, I4)."""
         member = self._follower()
-        mine = self._servers.index(member)
         member.freeze()
         self.faults.healed.wait(self.chance.uniform(0, 0.5))
         for _ in range(self.chance.randint(1, 30)):
             self.write(random_ops(self.chance))
-        for place, proxy in enumerate(self._proxies):
-            if place != mine:
-                proxy.refuse()
+        self._reach_only(member)
         if self.chance.random() < 0.5:  # and a list is requested from it
             with self.lock:
                 self._writer.foreign()
@@ -169,6 +170,11 @@ class EtcdClusterSource(EtcdFaults):
         member.thaw()
         self.faults.healed.wait(self.chance.uniform(0.1, 1.5))
         self._mend()
+
+    def _reach_only(self, member: EtcdServer) -> None:
+        for server, proxy in zip(self._servers, self._proxies, strict=True):
+            if server is not member:
+                proxy.refuse()
 
     def _roll(self) -> None:
         """Restart all members, one after another."""

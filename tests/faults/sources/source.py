@@ -32,6 +32,8 @@ class Source(ABC):
     prefix: str = ROOT
     #: Maximum seconds between two transactions, and between two misfortunes, in the workload ``mixed``.
     pace: float = 0.008
+    #: Seconds within which every view must be correct again (I8).
+    convergence: float = 2.0
     #: Transactions of the workload ``mixed``, unless it was given a duration.
     transactions: int = 120
     #: False where callers feed the registry.
@@ -138,6 +140,9 @@ def random_puts(chance: random.Random, size: int, keys: Sequence[str]) -> Ops:
 SOURCES: dict[str, str] = {
     "etcd": "tests.faults.sources.etcd:EtcdSource",
     "etcd3": "tests.faults.sources.etcd_cluster:EtcdClusterSource",
+    "etcd-balanced": "tests.faults.sources.etcd_between:EtcdBalancedSource",
+    "etcd-nginx": "tests.faults.sources.etcd_between:EtcdNginxSource",
+    "etcd-proxy": "tests.faults.sources.etcd_between:EtcdProxySource",
     "etcd-secure": "tests.faults.sources.etcd_secure:EtcdSecureSource",
     "grpc": "tests.faults.sources.grpc:GrpcSource",
     "grpc-nginx": "tests.faults.sources.grpc_nginx:GrpcNginxSource",

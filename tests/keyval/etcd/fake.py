@@ -47,6 +47,8 @@ class FakeEtcd:
         self._revision = revision
         self._stopping = threading.Event()
         self.requests: list[pb.WatchRequest] = []
+        #: Writes that arrived.
+        self.writes = 0
         #: Tokens that were given out: ``token-1`` and so on.
         self.tokens = 0
 
@@ -55,7 +57,12 @@ class FakeEtcd:
         self._server = grpc.server(self._pool)
         self._server.add_generic_rpc_handlers(
             (
-                _service("KV", Range=(grpc.unary_unary_rpc_method_handler, pb.RangeRequest, self._range)),
+                _service(
+                    "KV",
+                    Range=(grpc.unary_unary_rpc_method_handler, pb.RangeRequest, self._range),
+                    Txn=(grpc.unary_unary_rpc_method_handler, pb.TxnRequest, self._txn),
+                    DeleteRange=(grpc.unary_unary_rpc_method_handler, pb.DeleteRangeRequest, self._delete),
+                ),
                 _service("Maintenance", Status=(grpc.unary_unary_rpc_method_handler, pb.StatusRequest, self._status)),
                 _service(
                     "Auth", Authenticate=(grpc.unary_unary_rpc_method_handler, pb.AuthenticateRequest, self._token)
@@ -76,6 +83,15 @@ class FakeEtcd:
 
     def _range(self, request: pb.RangeRequest, context: Any) -> pb.RangeResponse:
         return pb.RangeResponse(header=header(self._revision))
+
+    def _txn(self, request: pb.TxnRequest, context: Any) -> pb.TxnResponse:
+        self.writes += 1
+        responses = [pb.ResponseOp(response_put=pb.PutResponse()) for _ in request.success]
+        return pb.TxnResponse(header=header(self._revision), succeeded=True, responses=responses)
+
+    def _delete(self, request: pb.DeleteRangeRequest, context: Any) -> pb.DeleteRangeResponse:
+        self.writes += 1
+        return pb.DeleteRangeResponse(header=header(self._revision), deleted=1)
 
     def _token(self, request: pb.AuthenticateRequest, context: Any) -> pb.AuthenticateResponse:
         self.tokens += 1
