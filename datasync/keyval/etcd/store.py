@@ -21,12 +21,13 @@ from datasync.errors import (
 from datasync.keyval.api import Store
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.client import EtcdClient
+from datasync.keyval.etcd.client_lease import ClientLease
 from datasync.keyval.etcd.config import URL_OPTIONS, EtcdConfig, read_options
 from datasync.keyval.etcd.continuity import ContinuityCheck
-from datasync.keyval.etcd.election import Leadership
+from datasync.keyval.etcd.election import Leadership, campaign
 from datasync.keyval.etcd.errors import LeaseNotFound
 from datasync.keyval.etcd.keys import ALL, encode_key, prefix_range, unexpected_response
-from datasync.keyval.etcd.lease import ClientLease, PutLeases, put_operation
+from datasync.keyval.etcd.lease import PutLeases, put_operation
 from datasync.keyval.etcd.methods import COMPACT, RANGE, TXN
 from datasync.keyval.etcd.scan import EtcdScan
 from datasync.keyval.etcd.stream import EtcdStream
@@ -130,9 +131,9 @@ class EtcdStore(Store):
             try:
                 response = self._send(ops, conditions, leases, lease)
             except LeaseNotFound:
-                if not bound:
-                    raise
-                lease = self._lifetime.replace(lease)  # nothing was written, so the transaction may be sent again
+                # Nothing was written, so the transaction may be sent again, under leases that exist.
+                leases.revoke()
+                lease = self._lifetime.existing(lease) if bound else 0
                 response = self._send(ops, conditions, leases, lease)
             applied = response.succeeded
         except UnknownOutcome:
@@ -190,9 +191,7 @@ class EtcdStore(Store):
           NotReadyError: Not elected within *timeout* seconds.
         """
         check_key(prefix, "an election's prefix")
-        leadership = Leadership(self._client, prefix, value, self.config.session_ttl, on_lost)
-        leadership.wait_elected(timeout)
-        return leadership
+        return campaign(self._client, prefix, value, self.config.session_ttl, timeout, on_lost)
 
     def close(self) -> None:
         if self._client.forked or self._client.closed:
