@@ -50,11 +50,18 @@ class ClientLease:
     The first such value requests the lease. If the lease is lost (revoked, or expired while this process was
     suspended), a new one is requested, and each value is put again if its key is missing or still has our last value.
 
+    Args:
+      client: For the values.
+      leases: For the leases. Its connection carries nothing else, so that renewals never wait behind a listing.
+      ttl: Lifetime of a lease in seconds.
+      subject: A part of the names of the threads.
+
     Threads: any; two of its own once a lease exists. One renews the lease, also while the other puts keys again.
     """
 
-    def __init__(self, client: EtcdClient, ttl: int, subject: str) -> None:
+    def __init__(self, client: EtcdClient, leases: EtcdClient, ttl: int, subject: str) -> None:
         self._client = client
+        self._leases = leases
         self._ttl = ttl
         self._lock = threading.Lock()  # guards the fields below
         self._lease = 0
@@ -63,7 +70,7 @@ class ClientLease:
         self._strays: dict[str, int] = {}  # keys that were put again although they were given up meanwhile: revision
         self._incomplete = threading.Event()  # set when a key may be bound to a lost lease
         # The threads repeat their calls themselves.
-        self._renewal_scope, self._restore_scope = (client.new_scope(patient=False) for _ in range(2))
+        self._renewal_scope, self._restore_scope = (one.new_scope(patient=False) for one in (leases, client))
         self._workers = (
             Worker(f"keyval-etcd-lease-{subject}", self._keep, wake=self._renewal_scope.cancel),
             Worker(f"keyval-etcd-restore-{subject}", self._restore, wake=self._stop_restoring),
@@ -79,7 +86,7 @@ class ClientLease:
 
     def existing(self, lease: int) -> int:
         """Return *lease* if it exists, else its successor: the lease that etcd did not find may be another one."""
-        return lease if keep_alive(self._client, lease) else self.replace(lease)
+        return lease if keep_alive(self._leases, lease) else self.replace(lease)
 
     def replace(self, lost: int, scope: CancelScope | None = None) -> int:
         """Return the successor of the lease *lost*, which no longer exists; 0 requests the first one.
@@ -91,7 +98,7 @@ class ClientLease:
             lease, closed = self._lease, self._closed
         if lease != lost and not closed:
             return lease
-        fresh = 0 if closed else grant(self._client, self._ttl, scope)
+        fresh = 0 if closed else grant(self._leases, self._ttl, scope)
         with self._lock:
             first = not self._closed and self._lease == lost
             if first:
@@ -102,7 +109,7 @@ class ClientLease:
             log.warning("the client-lifetime lease was lost: putting %d keys again", number)
             self._incomplete.set()
         elif fresh and not first:
-            revoke(self._client, fresh)  # another thread has already replaced the lost one, or closed the store
+            revoke(self._leases, fresh)  # another thread has already replaced the lost one, or closed the store
         if not lease:
             raise ClosedError("this etcd store is closed")
         return lease
@@ -146,7 +153,7 @@ class ClientLease:
         for worker in self._workers:
             worker.close()
         if lease:
-            revoke(self._client, lease)
+            revoke(self._leases, lease)
 
     def _start_workers(self) -> None:
         for worker in self._workers:
@@ -167,8 +174,8 @@ class ClientLease:
             begun = boot_clock.now()
             due = begun + self._ttl / BEATS
             try:
-                timeout = attempt_timeout(self._client, self._ttl)
-                if lease and not keep_alive(self._client, lease, self._renewal_scope, timeout):
+                timeout = attempt_timeout(self._leases, self._ttl)
+                if lease and not keep_alive(self._leases, lease, self._renewal_scope, timeout):
                     self.replace(lease, self._renewal_scope)
             except ClosedError:
                 return

@@ -64,7 +64,8 @@ class EtcdStore(Store):
         self._client = EtcdClient(self.config)
         self._continuity = ContinuityCheck()
         self._in_fragments: set[str] = set()  # prefixes whose next stream requests fragments
-        self._lifetime = ClientLease(self._client, self.config.session_ttl, self.config.addresses[0])
+        self._leases = EtcdClient(self.config)  # it connects with its first call, too
+        self._lifetime = ClientLease(self._client, self._leases, self.config.session_ttl, self.config.addresses[0])
         self._compactor: Worker | None = None
         if self.config.auto_compact:
             if self.config.auto_compact < SHORT_AUTO_COMPACT:
@@ -191,7 +192,7 @@ class EtcdStore(Store):
           NotReadyError: Not elected within *timeout* seconds.
         """
         check_key(prefix, "an election's prefix")
-        return campaign(self._client, prefix, value, self.config.session_ttl, timeout, on_lost)
+        return campaign(self._leases, prefix, value, self.config.session_ttl, timeout, on_lost)
 
     def close(self) -> None:
         if self._client.forked or self._client.closed:
@@ -199,6 +200,7 @@ class EtcdStore(Store):
         if self._compactor is not None:
             self._compactor.close()
         self._lifetime.close()
+        self._leases.close()
         self._client.close()
 
     def _send(
