@@ -57,7 +57,9 @@ class EtcdGrpcProxy:
         while not reachable(self.port):
             if not self.running or time.monotonic() > deadline:
                 self.kill()
-                pytest.fail(f"the proxy did not come up:\n{self.log.read_text(errors='replace')[-2000:]}", pytrace=False)
+                pytest.fail(
+                    f"the proxy did not come up:\n{self.log.read_text(errors='replace')[-2000:]}", pytrace=False
+                )
             time.sleep(0.02)
         return self
 

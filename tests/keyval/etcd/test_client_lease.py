@@ -14,12 +14,12 @@ import pytest
 from datasync.errors import ClosedError, StoreConnectionError, StoreError
 from datasync.keyval.etcd import EtcdStore
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.keys import prefix_range
 from datasync.keyval.etcd.lease import keep_alive
-from datasync.keyval.etcd.methods import LEASE_KEEP_ALIVE, RANGE, TXN
+from datasync.keyval.etcd.methods import LEASE_KEEP_ALIVE, TXN
 from datasync.keyval.types import DeleteOp, PutOp
 from tests.conftest import PATIENT, wait_until
 from tests.keyval.etcd.conftest import OpenStore, leases
+from tests.support.etcd_keys import held
 from tests.support.etcd_proxy import EtcdGrpcProxy
 from tests.support.proxy import TcpProxy
 from tests.support.servers import EtcdServer, find_etcd
@@ -31,13 +31,6 @@ pytestmark = pytest.mark.etcd
 def put_all(store: EtcdStore, keys: list[str], value: bytes = b"x") -> None:
     for start in range(0, len(keys), 128):
         store.commit([PutOp(key, value, client_lifetime=True) for key in keys[start : start + 128]])
-
-
-def held(store: EtcdStore, prefix: str) -> list[pb.KeyValue]:
-    """The keys under *prefix* with their leases and versions."""
-    key, end = prefix_range(prefix)
-    request = pb.RangeRequest(key=key, range_end=end, keys_only=True)
-    return list(store._client.call(RANGE, request, "a test").kvs)
 
 
 def before_transactions(monkeypatch: pytest.MonkeyPatch, store: EtcdStore, happens: Callable[[], object]) -> None:
@@ -265,7 +258,7 @@ def test_c17_renewals_do_not_wait_behind_a_listing(calm34: EtcdServer, open_stor
     with TcpProxy(("127.0.0.1", calm34.port)) as proxy:
         # given large values, and a leader with a slow connection
         store, witness = open_store(proxy.address, session_ttl=3, dial_timeout=0.5), open_store(calm34.endpoint)
-        for number in range(24):
+        for number in range(12):
             witness.commit([PutOp(f"large/{number}", bytes(1_000_000))])
         put_all(store, ["mine"])
         leadership = store.campaign("election", timeout=PATIENT)
