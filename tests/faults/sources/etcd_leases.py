@@ -142,6 +142,16 @@ class EtcdLeasesSource(EtcdSource):
         assert tokens, "nobody was elected"
         self._soon(GONE, "no candidate is left", lambda: not self._held(f"{ELECTION}/"))
 
+    def _remove(self, name: str) -> None:
+        """Delete or overwrite the key of a candidate, or revoke its lease, if it is still there."""
+        way = self.chance.choice(("delete", "overwrite", "revoke"))
+        if way == "delete":
+            self._server.ctl("del", name)
+        elif way == "revoke":
+            self._server.ctl("lease", "revoke", name.rpartition("/")[2], check=False)
+        else:  # an absent key must not be put: it would be a candidate that nobody withdraws
+            self._writer.store.commit([PutOp(name, b"x")], [Condition(name, b"")])
+
     def _lead(self, leadership: Leadership, tokens: list[int], over: threading.Event, chance: random.Random) -> None:
         """What a protected resource does: it takes work under the greatest token, and refuses a leader's first work."""
         with self.lock:
