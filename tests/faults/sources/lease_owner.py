@@ -23,10 +23,13 @@ class Owner:
         self._store = EtcdStore(EtcdConfig(endpoints=(endpoint,), session_ttl=ttl, operation_timeout=10.0))
 
     def put(self, prefix: str, number: int) -> Answer:
-        """Put *number* client-lifetime keys."""
-        for start in range(0, number, SIZE):
-            keys = range(start, min(start + SIZE, number))
-            self._store.commit([PutOp(f"{prefix}{key}", b"%d" % key, client_lifetime=True) for key in keys])
+        """Put *number* client-lifetime keys, and return the error if that fails."""
+        try:
+            for start in range(0, number, SIZE):
+                keys = range(start, min(start + SIZE, number))
+                self._store.commit([PutOp(f"{prefix}{key}", b"%d" % key, client_lifetime=True) for key in keys])
+        except DatasyncError as error:
+            return {"error": repr(error)}
         return {}
 
     def close(self, prefix: str) -> Answer:
