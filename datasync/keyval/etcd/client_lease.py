@@ -243,89 +243,84 @@ class ClientLease:
             return sum(self._put_batch(dict(part), lease, refused) for part in (pairs[:half], pairs[half:]))
 
     def _put_some(self, batch: Mapping[str, _Owned], lease: int) -> int:
-        # Absent keys first: nearly all are. With both conditions in one request each value would be sent twice.
-        rest = self._put_if(dict.fromkeys(batch, 0), batch, lease)
-        ours = {key: batch[key].revision for key, kv in rest.items() if kv.mod_revision == batch[key].revision}
-        rest = {key: kv for key, kv in rest.items() if key not in ours} | self._put_if(ours, batch, lease)
+        expected = dict.fromkeys(batch, 0)  # after the loss of a lease nearly all are absent
+        for _ in range(2):
+            if not expected:
+                return 0
+            revision, held = self._put_if(expected, batch, lease)
+            if revision:
+                self._record(expected, batch, revision, lease)
+                return len(expected)
+            expected = self._compare(held, batch, lease)
+        self._incomplete.set()  # they have changed between the two requests
+        return 0
+
+    def _put_if(
+        self, expected: Mapping[str, int], batch: Mapping[str, _Owned], lease: int
+    ) -> tuple[int, dict[str, pb.KeyValue]]:
+        """Put the keys of *expected* again if all have that revision, 0: absent. Return the revision of the puts.
+
+        If it is 0, what the keys hold is returned as well. All in one flat transaction: many releases of etcd do not
+        check permissions in nested ones. Safe to repeat: the second time the revisions differ.
+        """
+        names = {key: encode_key(key) for key in expected}
+        request = pb.TxnRequest(
+            compare=[_has_revision(name, expected[key]) for key, name in names.items()],
+            success=[put_operation(name, batch[key].value, lease) for key, name in names.items()],
+            failure=[pb.RequestOp(request_range=pb.RangeRequest(key=name, keys_only=True)) for name in names.values()],
+        )
+        what = f"putting {next(iter(names))!r} and {len(names) - 1} more again"
+        response = self._client.call(TXN, request, what, scope=self._restore_scope)
+        if len(response.responses) != len(names):
+            raise unexpected_response(what)
+        if response.succeeded:
+            return response.header.revision, {}
+        held: dict[str, pb.KeyValue] = {}
+        for (key, name), one in zip(names.items(), response.responses, strict=True):
+            held[key] = next(iter(one.response_range.kvs), pb.KeyValue(key=name))
+            if held[key].key != name:
+                raise unexpected_response(what)
+        return 0, held
+
+    def _record(self, keys: Iterable[str], batch: Mapping[str, _Owned], revision: int, lease: int) -> None:
         with self._lock:
-            for key, kv in rest.items():
+            for key in keys:
+                if self._owned.get(key) is batch[key]:
+                    self._owned[key] = _Owned(batch[key].value, revision, lease)
+                else:
+                    self._strays[key] = revision  # we deleted or replaced it meanwhile
+
+    def _compare(self, held: Mapping[str, pb.KeyValue], batch: Mapping[str, _Owned], lease: int) -> dict[str, int]:
+        """Return those keys, with their revisions, that are to be put again."""
+        again: dict[str, int] = {}
+        with self._lock:
+            for key, kv in held.items():
                 owned = batch[key]
                 if self._owned.get(key) is not owned:
                     continue
                 if kv.lease == lease:  # the response to an earlier attempt was lost
                     self._owned[key] = _Owned(owned.value, kv.mod_revision, lease)
                 elif kv.mod_revision in (0, owned.revision):
-                    self._incomplete.set()  # it changed between the two requests
+                    again[key] = kv.mod_revision
                 else:
                     del self._owned[key]  # another client has changed it
-        return len(batch) - len(rest)
-
-    def _put_if(self, revisions: Mapping[str, int], batch: Mapping[str, _Owned], lease: int) -> dict[str, pb.KeyValue]:
-        """Put those of *batch* again that have their one of *revisions*, 0: absent. Return what the others hold.
-
-        Safe to repeat: the second time the revisions differ.
-        """
-        if not revisions:
-            return {}
-        names = {key: encode_key(key) for key in revisions}
-        operations = [
-            _if_revision(
-                name,
-                revisions[key],
-                put_operation(name, batch[key].value, lease),
-                pb.RequestOp(request_range=pb.RangeRequest(key=name, keys_only=True)),
-            )
-            for key, name in names.items()
-        ]
-        what = f"putting {next(iter(names))!r} and {len(names) - 1} more again"
-        responses, revision = self._transact(operations, what)
-        rest: dict[str, pb.KeyValue] = {}
-        with self._lock:
-            for (key, name), one in zip(names.items(), responses, strict=True):
-                if not one.succeeded:
-                    rest[key] = _held(one, name, what)
-                elif self._owned.get(key) is batch[key]:
-                    self._owned[key] = _Owned(batch[key].value, revision, lease)
-                else:
-                    self._strays[key] = revision  # we deleted or replaced it meanwhile
-        return rest
+        return again
 
     def _remove_strays(self) -> None:
         with self._lock:
             strays = list(self._strays.items())
-        for start in range(0, len(strays), BATCH):
-            some = strays[start : start + BATCH]
-            names = [(encode_key(key), revision) for key, revision in some]
-            self._transact([_if_revision(name, revision, _delete(name)) for name, revision in names], "undoing puts")
+        for key, revision in strays:
+            name = encode_key(key)
+            delete = pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=name))
+            request = pb.TxnRequest(compare=[_has_revision(name, revision)], success=[delete])
+            self._client.call(TXN, request, f"undoing the put of {key!r}", scope=self._restore_scope)
             with self._lock:
-                for key, revision in some:
-                    if self._strays.get(key) == revision:
-                        del self._strays[key]
-
-    def _transact(self, operations: list[pb.RequestOp], what: str) -> tuple[list[pb.TxnResponse], int]:
-        """Return the response to each of the conditional *operations*, and the revision."""
-        response = self._client.call(TXN, pb.TxnRequest(success=operations), what, scope=self._restore_scope)
-        if len(response.responses) != len(operations):
-            raise unexpected_response(what)
-        return [one.response_txn for one in response.responses], response.header.revision
+                if self._strays.get(key) == revision:
+                    del self._strays[key]
 
 
-def _if_revision(key: bytes, revision: int, operation: pb.RequestOp, *otherwise: pb.RequestOp) -> pb.RequestOp:
-    """Return *operation* on condition that *key* has *revision*; 0: that it is absent."""
-    compare = pb.Compare(target=pb.Compare.MOD, key=key, mod_revision=revision)
-    return pb.RequestOp(request_txn=pb.TxnRequest(compare=[compare], success=[operation], failure=otherwise))
-
-
-def _delete(key: bytes) -> pb.RequestOp:
-    return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key))
-
-
-def _held(response: pb.TxnResponse, key: bytes, what: str) -> pb.KeyValue:
-    """Return what *key* holds, with revision 0 if it is absent."""
-    kvs = [kv for one in response.responses for kv in one.response_range.kvs]
-    if any(kv.key != key for kv in kvs):
-        raise unexpected_response(what)
-    return kvs[0] if kvs else pb.KeyValue()
+def _has_revision(key: bytes, revision: int) -> pb.Compare:
+    return pb.Compare(target=pb.Compare.MOD, key=key, mod_revision=revision)
 
 
 def _batches(pairs: Mapping[str, _Owned]) -> Iterator[dict[str, _Owned]]:
