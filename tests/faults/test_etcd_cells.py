@@ -38,6 +38,8 @@ THREE = ("leader-kill9", "connected-cut", "quorum-lost", "lagging-member", "roll
 #: With something in between that is not ours.
 BETWEEN = (("etcd-proxy", "wiped-and-grown"), ("etcd-balanced", "lagging-member"), ("etcd-nginx", "leader-kill9"))
 SECURE = ("token-expired-while-cut", "permission-revoked", "certificate-rotated")
+#: Other clients with 10,000 client-lifetime keys, and elections.
+LEASES = ("lease-lost-with-10000-keys", "owner-suspended-with-10000-keys", "candidates-removed")
 
 
 @pytest.mark.slow
@@ -45,7 +47,8 @@ SECURE = ("token-expired-while-cut", "permission-revoked", "certificate-rotated"
     ("source", "fault"),
     [*(("etcd", fault) for fault in ONE), *(("etcd3", fault) for fault in THREE)]
     + [("etcd-secure", fault) for fault in SECURE]
-    + list(BETWEEN),
+    + list(BETWEEN)
+    + [("etcd-leases", fault) for fault in LEASES],
 )
 def test_i1_to_i16_a_fault_of_etcd_under_a_steady_load(source: str, fault: str) -> None:
     result = run_cell(Cell(source, fault, "steady", 1, 5.0))

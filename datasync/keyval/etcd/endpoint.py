@@ -80,8 +80,11 @@ class Endpoint:
         metadata: Metadata,
         scope: CancelScope | None,
     ) -> ResponseT:
-        callee: Any = self._callee(method, "unary_unary")
+        callee: Any = self._callee(method, "stream_stream" if method.exchange else "unary_unary")
         try:
+            if method.exchange:
+                answer: ResponseT = _exchange(callee, request, timeout, metadata, scope) or method.response()
+                return answer
             if scope is None:
                 response: ResponseT = callee(request, timeout=timeout, metadata=metadata)
             else:
@@ -175,6 +178,27 @@ class PendingCall(Generic[ResponseT]):
         if self._call is not None:
             self._call.cancel()
             self._call = None
+
+
+def _exchange(callee: Any, request: Any, timeout: float, metadata: Metadata, scope: CancelScope | None) -> Any:
+    """Send *request* on a stream of its own; return the first response, None if the server ends the stream without one.
+
+    Our side stays open until then: etcd's grpc-proxy ends a stream that is half-closed before it has responded.
+    """
+    responded = threading.Event()
+
+    def requests() -> Iterator[Any]:
+        yield request
+        responded.wait()
+
+    call = callee(requests(), timeout=timeout, metadata=metadata)
+    if scope is not None:
+        scope.attach(call)
+    try:
+        return next(call, None)
+    finally:
+        responded.set()
+        call.cancel()
 
 
 def _result_of(call: Any) -> Any:

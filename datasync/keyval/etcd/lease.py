@@ -1,29 +1,30 @@
-"""Leases: for values that expire, and for values that live as long as this client.
+"""Leases: granted, renewed and revoked, and the leases of values that expire.
 
-Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``put``; contract C17.
+Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``put``; contract C17, C23.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
-from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError
+from datasync.errors import DatasyncError, InvalidArgumentError
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.cancel_scope import CancelScope
 from datasync.keyval.etcd.client import EtcdClient
-from datasync.keyval.etcd.keys import encode_key
-from datasync.keyval.etcd.methods import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, TXN
-from datasync.keyval.types import DeleteOp, PutOp, WriteOp
+from datasync.keyval.etcd.keys import unexpected_response
+from datasync.keyval.etcd.methods import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE
+from datasync.runtime import boot_clock
 from datasync.runtime.logs import get_logger
-from datasync.runtime.threads import Worker
 
 log = get_logger(__name__)
 
 #: Renewals of a lease within its lifetime.
 BEATS = 3
+#: Seconds that an attempt to renew may take at least: etcd's grpc-proxy answers within half a second.
+SHORTEST_ATTEMPT = 1.0
+#: Seconds after which a failed renewal is repeated, and within which a resumed machine notices that time has passed.
+POLL = 0.25
 #: Seconds that a revocation may take. It is optional: the lease also expires by itself.
 REVOKE_TIMEOUT = 1.0
 #: The longest lease, in seconds, that etcd grants.
@@ -36,18 +37,21 @@ def grant(client: EtcdClient, ttl: float, scope: CancelScope | None = None) -> i
     if seconds > MAX_TTL:
         raise InvalidArgumentError(f"a TTL in etcd is at most {MAX_TTL} seconds")
     # A lost grant is harmless, because it expires by itself. So the call may be repeated, unlike a write.
-    request = pb.LeaseGrantRequest(TTL=seconds)
-    return client.call(LEASE_GRANT, request, f"requesting a lease of {seconds} s", scope=scope).ID
+    what = f"requesting a lease of {seconds} s"
+    lease = client.call(LEASE_GRANT, pb.LeaseGrantRequest(TTL=seconds), what, scope=scope).ID
+    if not lease:  # a value under lease 0 would stay for ever
+        raise unexpected_response(what)
+    return lease
 
 
-def keep_alive(client: EtcdClient, lease: int, scope: CancelScope, timeout: float | None = None) -> bool:
-    """Renew *lease*. Return False if it no longer exists.
-
-    etcd's method is a stream of renewals, but a single one looks like a plain call on the wire.
-    """
+def keep_alive(client: EtcdClient, lease: int, scope: CancelScope | None = None, timeout: float | None = None) -> int:
+    """Renew *lease*. Return the seconds that it lives from the renewal, 0 if it no longer exists."""
+    what = "renewing a lease"
     request = pb.LeaseKeepAliveRequest(ID=lease)
-    response = client.call(LEASE_KEEP_ALIVE, request, "renewing a lease", timeout=timeout, scope=scope)
-    return response.TTL > 0
+    response = client.call(LEASE_KEEP_ALIVE, request, what, timeout=timeout, scope=scope)
+    if lease != response.ID:
+        raise unexpected_response(what)
+    return max(response.TTL, 0)  # a grpc-proxy says -1
 
 
 def revoke(client: EtcdClient, lease: int) -> None:
@@ -60,152 +64,26 @@ def revoke(client: EtcdClient, lease: int) -> None:
         log.debug("a lease could not be revoked and expires by itself: %s", error)
 
 
+def attempt_timeout(client: EtcdClient, ttl: float) -> float:
+    """Return the seconds for an attempt to renew a lease of *ttl* seconds, so that others may follow in its lifetime.
+
+    A response that comes later does no harm: the server renews the lease when it receives the request.
+    """
+    return min(client.config.operation_timeout, max(ttl / BEATS, SHORTEST_ATTEMPT))
+
+
+def pause(stopping: threading.Event, until: float) -> None:
+    """Wait until the boot clock shows *until*, or for *stopping*.
+
+    A wait of the operating system does not count the time of a suspended machine, so many short ones are used.
+    """
+    while (left := until - boot_clock.now()) > 0 and not stopping.wait(min(left, POLL)):
+        pass
+
+
 def put_operation(key: bytes, value: bytes, lease: int) -> pb.RequestOp:
     """Return the operation that puts *value*, bound to *lease* unless that is 0."""
     return pb.RequestOp(request_put=pb.PutRequest(key=key, value=value, lease=lease))
-
-
-class _Owned(NamedTuple):
-    """The last known put of a key by this client, and the *lease* to which the key is bound."""
-
-    value: bytes
-    revision: int
-    lease: int
-
-    def __repr__(self) -> str:
-        return f"<{len(self.value)} bytes of revision {self.revision}>"
-
-
-class ClientLease:
-    """The lease of the values that live as long as the client, and their keys.
-
-    The first such value requests the lease. If the lease is lost (revoked, or expired while this process was
-    suspended), a new one is requested, and each value is put again if its key is missing or still has our last value.
-
-    Threads: any; one thread of its own once a lease exists.
-    """
-
-    def __init__(self, client: EtcdClient, ttl: int, subject: str) -> None:
-        self._client = client
-        self._ttl = ttl
-        self._lock = threading.Lock()  # guards _lease and _owned
-        self._lease = 0
-        self._owned: dict[str, _Owned] = {}
-        self._wake_up = threading.Event()
-        self._scope = client.new_scope()  # for the calls of the thread
-        self._worker = Worker(f"keyval-etcd-lease-{subject}", self._keep, wake=self._wake)
-
-    def current(self) -> int:
-        """Return the lease for new values."""
-        return self._lease or self.replace(0)
-
-    def replace(self, lost: int) -> int:
-        """Return the successor of the lease *lost*, which no longer exists; 0 requests the first one."""
-        if self._lease != lost:
-            return self._lease
-        fresh = grant(self._client, self._ttl)
-        with self._lock:
-            if self._lease == lost:
-                self._lease = fresh
-                if lost:
-                    log.warning("the client-lifetime lease was lost: putting %d keys again", len(self._owned))
-                    self._wake_up.set()
-                else:
-                    self._worker.start()
-                return fresh
-        revoke(self._client, fresh)  # another thread has already replaced it
-        return self._lease
-
-    def release(self, ops: Sequence[WriteOp]) -> dict[str, _Owned]:
-        """Give up every key that *ops* are about to write. ``restore`` takes the returned keys back."""
-        if not self._owned:
-            return {}
-        keys = {op.key for op in ops if isinstance(op, PutOp) or not op.prefix}
-        prefixes = tuple(op.key for op in ops if isinstance(op, DeleteOp) and op.prefix)
-        with self._lock:
-            # Before the write: otherwise the replacement of a lost lease could restore a key that was just deleted.
-            if prefixes:
-                keys.update(key for key in self._owned if key.startswith(prefixes))
-            return {key: self._owned.pop(key) for key in keys if key in self._owned}
-
-    def restore(self, released: dict[str, _Owned]) -> None:
-        """Take the *released* keys back, because the write was not applied."""
-        with self._lock:
-            for key, owned in released.items():
-                self._owned.setdefault(key, owned)
-
-    def record_puts(self, puts: Iterable[PutOp], revision: int, lease: int) -> None:
-        """Take the keys of *puts*, which were written under *lease*."""
-        with self._lock:
-            for op in puts:
-                known = self._owned.get(op.key)
-                if known is None or known.revision < revision:
-                    self._owned[op.key] = _Owned(op.value, revision, lease)
-            if lease != self._lease:  # the lease was lost between the put and now
-                self._wake_up.set()
-
-    def close(self) -> None:
-        """Delete all keys. If the server cannot be reached, they expire with the lease."""
-        self._worker.close()
-        with self._lock:
-            lease, self._lease = self._lease, 0
-            self._owned.clear()
-        if lease:
-            revoke(self._client, lease)
-
-    def _wake(self) -> None:
-        self._scope.cancel()
-        self._wake_up.set()
-
-    def _keep(self, worker: Worker) -> None:
-        while not worker.stopping.is_set():
-            try:
-                lease = self._lease
-                if not keep_alive(self._client, lease, self._scope):
-                    self.replace(lease)
-                self._put_again()
-            except ClosedError:
-                return
-            except DatasyncError as error:
-                log.warning("the client-lifetime lease could not be renewed: %s", error)
-            self._wake_up.wait(self._ttl / BEATS)
-            self._wake_up.clear()
-
-    def _put_again(self) -> None:
-        with self._lock:
-            lease = self._lease
-            lost = {key: owned for key, owned in self._owned.items() if owned.lease != lease}
-        for key, owned in lost.items():
-            self._put_one_again(key, owned, lease)
-
-    def _put_one_again(self, key: str, owned: _Owned, lease: int) -> None:
-        name = encode_key(key)
-        put = put_operation(name, owned.value, lease)
-        still_ours = pb.TxnRequest(compare=[_compare_revision(name, owned.revision)], success=[put])
-        request = pb.TxnRequest(
-            compare=[pb.Compare(target=pb.Compare.VERSION, key=name, version=0)],
-            success=[put],
-            failure=[pb.RequestOp(request_txn=still_ours)],
-        )
-        # Safe to repeat: the second time the key has our own value under our own lease.
-        response = self._client.call(TXN, request, f"putting {key!r} again", scope=self._scope)
-        done = response.succeeded or any(one.response_txn.succeeded for one in response.responses)
-        revision = response.header.revision
-        with self._lock:
-            still_owned = self._owned.get(key) is owned
-            if still_owned and done:
-                self._owned[key] = _Owned(owned.value, revision, lease)
-            elif still_owned:
-                del self._owned[key]  # another client has changed it
-        if done and not still_owned:
-            # We deleted or replaced the key meanwhile: undo our put.
-            undo = pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=name))
-            ours = pb.TxnRequest(compare=[_compare_revision(name, revision)], success=[undo])
-            self._client.call(TXN, ours, f"undoing the put of {key!r}")
-
-
-def _compare_revision(key: bytes, revision: int) -> pb.Compare:
-    return pb.Compare(target=pb.Compare.MOD, key=key, mod_revision=revision)
 
 
 class PutLeases:
@@ -222,6 +100,6 @@ class PutLeases:
         return self._leases[seconds]
 
     def revoke(self) -> None:
-        """Revoke the leases, because the commit was certainly not applied."""
-        for lease in self._leases.values():
-            revoke(self._client, lease)
+        """Revoke the leases, because the commit was certainly not applied; the next attempt gets new ones."""
+        while self._leases:
+            revoke(self._client, self._leases.popitem()[1])

@@ -20,12 +20,13 @@ from datasync.errors import (
 from datasync.keyval.api import Store
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.client import EtcdClient
+from datasync.keyval.etcd.client_lease import ClientLease
 from datasync.keyval.etcd.config import URL_OPTIONS, EtcdConfig, read_options
 from datasync.keyval.etcd.continuity import ContinuityCheck
-from datasync.keyval.etcd.election import Leadership
+from datasync.keyval.etcd.election import Leadership, campaign
 from datasync.keyval.etcd.errors import LeaseNotFound
 from datasync.keyval.etcd.keys import ALL, encode_key, prefix_range, unexpected_response
-from datasync.keyval.etcd.lease import ClientLease, PutLeases, put_operation
+from datasync.keyval.etcd.lease import PutLeases, put_operation
 from datasync.keyval.etcd.methods import COMPACT, DELETE_RANGE, RANGE, TXN
 from datasync.keyval.etcd.scan import EtcdScan
 from datasync.keyval.etcd.stream import EtcdStream
@@ -63,7 +64,8 @@ class EtcdStore(Store):
         self._client = EtcdClient(self.config)
         self._continuity = ContinuityCheck()
         self._in_fragments: set[str] = set()  # prefixes whose next stream requests fragments
-        self._lifetime = ClientLease(self._client, self.config.session_ttl, self.config.addresses[0])
+        self._leases = EtcdClient(self.config)  # it connects with its first call, too
+        self._lifetime = ClientLease(self._client, self._leases, self.config.session_ttl, self.config.addresses[0])
         self._compactor: Worker | None = None
         if self.config.auto_compact:
             if self.config.auto_compact < SHORT_AUTO_COMPACT:
@@ -130,9 +132,9 @@ class EtcdStore(Store):
             try:
                 response = self._send(ops, conditions, leases, lease)
             except LeaseNotFound:
-                if not bound:
-                    raise
-                lease = self._lifetime.replace(lease)  # nothing was written, so the transaction may be sent again
+                # Nothing was written, so the transaction may be sent again, under leases that exist.
+                leases.revoke()
+                lease = self._lifetime.existing(lease) if bound else 0
                 response = self._send(ops, conditions, leases, lease)
             applied = response.succeeded
         except UnknownOutcome:
@@ -190,9 +192,7 @@ class EtcdStore(Store):
           NotReadyError: Not elected within *timeout* seconds.
         """
         check_key(prefix, "an election's prefix")
-        leadership = Leadership(self._client, prefix, value, self.config.session_ttl, on_lost)
-        leadership.wait_elected(timeout)
-        return leadership
+        return campaign(self._leases, prefix, value, self.config.session_ttl, timeout, on_lost)
 
     def close(self) -> None:
         if self._client.forked or self._client.closed:
@@ -200,6 +200,7 @@ class EtcdStore(Store):
         if self._compactor is not None:
             self._compactor.close()
         self._lifetime.close()
+        self._leases.close()
         self._client.close()
 
     def _send(

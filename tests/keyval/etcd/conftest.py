@@ -58,8 +58,8 @@ def emptied(server: EtcdServer) -> EtcdServer:
 
 
 def leases(server: EtcdServer) -> list[str]:
-    """The ids of all leases, in hex."""
-    return [line for line in server.ctl("lease", "list").splitlines() if "found" not in line and line]
+    """The ids of all leases, in hex without leading zeros."""
+    return [line.lstrip("0") for line in server.ctl("lease", "list").splitlines() if "found" not in line and line]
 
 
 @pytest.fixture

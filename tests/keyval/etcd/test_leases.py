@@ -11,7 +11,7 @@ import pytest
 from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, StoreConnectionError
 from datasync.keyval.etcd import EtcdStore, Leadership
 from datasync.keyval.etcd.client import EtcdClient
-from datasync.keyval.etcd.lease import ClientLease
+from datasync.keyval.etcd.client_lease import ClientLease
 from datasync.keyval.types import Condition, DeleteOp, PutOp
 from tests.conftest import PATIENT, wait_until
 from tests.keyval.etcd.conftest import OpenStore, leases
@@ -140,8 +140,9 @@ def test_d66_a_key_deleted_while_it_is_put_again_stays_deleted(calm34: EtcdServe
     store.commit([DeleteOp("a")])
     # when the put of that moment comes after all
     lease = lifetime.replace(owned.lease)
-    lifetime._put_one_again("a", owned, lease)
+    lifetime._put_some({"a": owned}, lease)
     # then it is taken back
+    lifetime._put_again()
     assert state(store) == {}
 
 
