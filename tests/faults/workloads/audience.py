@@ -105,7 +105,7 @@ class Audience:
             room=chance.choice((0, 0, 1, 2, 5)) if workload.room is None else workload.room,
             shared=chance.random() < 0.4,
         )
-        prefixes = [""] if workload.whole else chance.sample(PREFIXES, chance.randint(not workload.hurried, 4))
+        prefixes = [""] if workload.whole else chance.sample(PREFIXES, chance.randint(1, 4))
         member = Membership(self._plugin, consumer, prefixes, chance.choice((1, 1, 2, 4)))
         log = consumer.recorder.log
         log.sourced, log.backoff = self._source.sourced, self._times.failure_backoff
