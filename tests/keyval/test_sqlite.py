@@ -129,7 +129,7 @@ FOREIGN = {
     "is not an SQLite database": lambda path: path.write_bytes(b"key: value\n"),
     "is not an SQLite database; it was": lambda path: path.write_bytes(b"SQLite format 3\0"),
     "belongs to another application": other_application,
-    "has format 99, this version of datasync reads format 1": newer_format,
+    "has format 99, this version of datasync reads format 2": newer_format,
     "is a directory": lambda path: path.mkdir(),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 import weakref
 from collections.abc import Iterator
 
@@ -29,8 +30,8 @@ class SQLiteScan(Scan):
         value = "x''" if keys_only else "value"
         limits = tables.key_range(prefix)
         self._path = database.path
-        # An abandoned scan must not keep SQLite from resetting the write-ahead log.
-        self._closer = weakref.finalize(self, self._connection.close)
+        # An abandoned scan must not keep SQLite from resetting the write-ahead log. A finalizer takes no lock.
+        self._closer = weakref.finalize(self, self._connection.discard)
         try:
             with self._connection.use("read") as connection:
                 connection.execute("BEGIN")
@@ -59,10 +60,16 @@ class SQLiteScan(Scan):
             if self._rest is not None:
                 return tables.pairs(self._rest), True
             if self._cursor is None or self._connection.opened > 1:
-                raise StoreConnectionError(f"{self._path} was replaced while it was listed: list again")
+                raise StoreConnectionError(f"{self._path} was closed or replaced while it was listed: list again")
             rows = self._cursor.fetchmany(PAGE)
             return tables.pairs(rows), len(rows) < PAGE
 
-    def _read_ahead(self) -> None:
-        if self._cursor is not None:
-            self._rest = self._cursor.fetchall()
+    def _read_ahead(self, deadline: float) -> None:
+        """Read the rest, unless the fork would have to wait for that beyond *deadline*: then the listing fails."""
+        rows: list[tuple[bytes, bytes, int]] = []
+        while self._cursor is not None and time.monotonic() < deadline:
+            page = self._cursor.fetchmany(PAGE)
+            rows += page
+            if len(page) < PAGE:
+                self._rest = rows
+                return

@@ -100,10 +100,16 @@ class SQLiteStore(Store):
         # Two connections: with a write-ahead log readers never wait, except for a writer on the same connection.
         self._reading = SharedConnection(self._database)
         self._writing = SharedConnection(self._database, for_writing=True)
+        try:
+            with self._writing.use("open"):
+                pass
+        except BaseException:
+            self._writing.close()
+            raise
         self._lease = StoreLease(session_ttl)
         self._renewer: Worker | None = None
-        #: Guards the fields below.
-        self._lock = threading.Lock()
+        #: Guards the fields below. Reentrant: a finalizer may close the store inside of it.
+        self._lock = threading.RLock()
         self._closed = False
         self._streams: weakref.WeakSet[SQLiteStream] = weakref.WeakSet()
         # The generation of the file that was last listed, and the first revision that was read from it.
@@ -140,6 +146,7 @@ class SQLiteStore(Store):
     def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
         self._ready()
         with self._reading.use("read") as connection:
+            self._database.prepare(connection)
             due = tables.bounds(connection).due
         self.reap(due)
         scan = SQLiteScan(self._database, prefix, keys_only)
@@ -240,6 +247,8 @@ class SQLiteStore(Store):
             if "I/O" in str(error):
                 raise UnknownOutcome(f"the disk of {self._path} failed: the commit may have been applied") from error
             raise
+        if self._writing.displaced():
+            raise UnknownOutcome(f"the files of {self._path} were removed meanwhile: the commit may be lost")
         if after > before:
             self._database.commit_signal.wake()
 

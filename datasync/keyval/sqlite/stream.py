@@ -89,9 +89,9 @@ class SQLiteStream(Stream):
             if not self._cancelled:  # otherwise this is the requested end
                 raise
         finally:
-            if not self._guard.forked:  # a thread that does not exist here may hold the lock
-                self._commit_times.note(self._position, self._commit_time)
-            self._connection.close()
+            # The collector may run this inside of anything: no lock is waited for.
+            self._commit_times.note(self._position, self._commit_time)
+            self._connection.discard()
 
     def _poll(self) -> tuple[Batch | None, bool]:
         """Return the new commits, or None if nothing changed, and True if more can be read at once."""
@@ -106,6 +106,7 @@ class SQLiteStream(Stream):
             return None, False
         with self._connection.use("read") as connection:
             self._check_generation()
+            self._database.prepare(connection)
             connection.execute("BEGIN")  # reads bounds and commits at the same revision
             oldest, current, self._due = tables.bounds(connection)
             check_position(self._database.path, self._position, oldest, current)

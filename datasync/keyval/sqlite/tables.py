@@ -7,7 +7,6 @@ bytes: SQLite then orders them by code point, and every prefix is a range.
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
@@ -55,25 +54,25 @@ def commit_time(connection: sqlite3.Connection, revision: int) -> float | None:
 
 
 class CommitTimes:
-    """The commit times of recently read revisions, which differ if another file was copied here. Threads: any."""
+    """The commit times of recently read revisions, which differ if another file was copied here.
+
+    Threads: any; takes no lock, because a stream that is collected calls it. Each step is atomic.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _times
         self._times: dict[int, float] = {}
 
     def note(self, revision: int, found: float | None) -> None:
         """Remember the commit time that was read for *revision*."""
-        with self._lock:
-            self._times.pop(revision, None)
-            if found is not None:
-                self._times[revision] = found
-            if len(self._times) > MAX_COMMIT_TIMES:
-                del self._times[next(iter(self._times))]
+        self._times.pop(revision, None)
+        if found is not None:
+            self._times[revision] = found
+        for oldest in list(self._times)[:-MAX_COMMIT_TIMES]:
+            self._times.pop(oldest, None)
 
     def of(self, revision: int) -> float | None:
         """Return the remembered commit time of *revision*, or None."""
-        with self._lock:
-            return self._times.get(revision)
+        return self._times.get(revision)
 
 
 def encode(key: str) -> bytes:
@@ -134,9 +133,10 @@ def write(
             deadline = None if op.ttl is None else now + op.ttl
             puts.append((key, op.value, revision, op.ttl, deadline, lease if op.client_lifetime else None))
             logged.append((revision, place, key, op.value))
+    # In this order, by which the triggers know a store's commits: the log, the pairs, the history.
+    connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?)", logged)
     connection.executemany("DELETE FROM kv WHERE key = ?", deletes)
     connection.executemany("INSERT OR REPLACE INTO kv VALUES (?, ?, ?, ?, ?, ?)", puts)
-    connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?)", logged)
     size = sum(len(key) + len(value or b"") + _ROW_BYTES for _, _, key, value in logged)
     connection.execute(
         "INSERT INTO history SELECT ?, bytes + ?, ?, ? FROM history WHERE revision = ?",
@@ -195,8 +195,8 @@ def trim(connection: sqlite3.Connection, *, age: float, size: int) -> None:
 
 def forget(connection: sqlite3.Connection, revision: int) -> None:
     """Delete the log up to *revision*. Its row in the history stays: streams can start after it."""
-    connection.execute("DELETE FROM log WHERE revision <= ?", (revision,))
     connection.execute(
         "DELETE FROM history WHERE revision < min(?, (SELECT max(revision) FROM history))",
         (revision,),
     )
+    connection.execute("DELETE FROM log WHERE revision <= ?", (revision,))
