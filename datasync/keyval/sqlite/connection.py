@@ -23,7 +23,7 @@ from datasync.keyval.sqlite.standstill import Standstill
 
 log = logging.getLogger(__name__)
 
-BeforeFork = WeakMethod[Callable[[float], object]]
+BeforeClose = WeakMethod[Callable[[float], object]]
 
 #: Seconds to wait for the connections that other threads use, all together, when a log was removed.
 PATIENCE = 5.0
@@ -34,24 +34,28 @@ FORK_PATIENCE = 1.0
 class SharedConnection:
     """One connection to *database*, opened on first use and used by one thread at a time.
 
-    A connection *for_writing* acquires SQLite's write lock with ``Database.begin``. *before_fork* is called with
-    exclusive use of the connection, and the time by which it must return, before it is closed for a fork.
+    A connection *for_writing* acquires SQLite's write lock with ``Database.begin``. *before_close* is called with
+    exclusive use of the connection, and the time by which it must return, before others close it, such as for a fork.
 
     Threads: any. A finalizer may call ``discard``, which waits for no lock; for anything else it gets an error if it
     interrupted a use by its own thread.
     Source: contract C15, C23.
     """
 
-    def __init__(self, database: Database, *, for_writing: bool = False, before_fork: BeforeFork | None = None) -> None:
+    def __init__(
+        self, database: Database, *, for_writing: bool = False, before_close: BeforeClose | None = None
+    ) -> None:
         self._database = database
         self._for_writing = for_writing
-        self._before_fork = before_fork
+        self._before_close = before_close
         #: Guards the connection and every use of it; held while SQLite works. Reentrant, so that a finalizer, which can
         #: interrupt its holder anywhere, finds ``_user`` and no deadlock.
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         # The thread that uses the connection.
         self._user: int | None = None
+        #: A cursor that is used later. It is closed with the connection, which SQLite otherwise keeps open for it.
+        self.cursor: sqlite3.Cursor | None = None
         # The file, its -wal and its -shm, that the open connection uses.
         self._files: Files | None = None
         self._generation = -1
@@ -110,11 +114,19 @@ class SharedConnection:
         files = self._files
         return files is not None and files != self._database.files()
 
+    def log_displaced(self) -> bool:
+        """Return True if others find the same file with another log. SQLite itself sees that the file is another."""
+        files = self._files
+        return files is not None and files != (now := self._database.files()) and files[0] == now[0]
+
     def close(self) -> None:
         """Close the connection permanently. May be called twice."""
         self._closed = True
         if self._lost or self._user == get_ident():  # the use that is interrupted closes it at its end
             return
+        if self.log_displaced():
+            with suppress(StoreConnectionError):
+                _leave_log(self._database)
         with self._lock:
             self._drop()
 
@@ -141,7 +153,7 @@ class SharedConnection:
             raise StoreError(f"{self._database.path} was called by a finalizer inside another call: use another thread")
         if self._closed:
             raise ClosedError(f"{self._database.path} is closed")
-        if self._database.verify() == self._generation and self.displaced():
+        if self._database.verify() == self._generation and self.log_displaced():
             _leave_log(self._database)
 
     def _ready(self) -> sqlite3.Connection:
@@ -165,13 +177,16 @@ class SharedConnection:
         with opening:
             # In one process all connections to a file share its -shm, removed or not: one that is opened now would
             # combine it with another -wal.
-            if any(one.displaced() for one in _connections_to(self._database)):
+            if any(one.log_displaced() for one in _connections_to(self._database)):
                 raise StoreConnectionError(f"the -wal or -shm of {self._database.path} was removed: retry")
             self._generation = self._database.generation
             return self._database.connect()
 
     def _drop(self) -> None:
         connection, self._connection, self._files = self._connection, None, None
+        cursor, self.cursor = self.cursor, None
+        if cursor is not None:
+            cursor.close()
         if connection is not None:
             connection.close()
 
@@ -198,22 +213,21 @@ class SharedConnection:
                     self._lock.release()
         self._tidy()
 
-    def close_for_fork(self, deadline: float) -> None:
-        """Close the held connection; an open listing is read to its end first, unless that takes too long."""
-        before_fork = None if self._before_fork is None else self._before_fork()
-        if before_fork is not None and self._connection is not None:
-            with suppress(sqlite3.Error):  # the listing is told when it goes on
-                before_fork(deadline)
-        self._drop()
+    def leave(self, deadline: float, *, save: bool = False) -> bool:
+        """Close the held connection. An open listing reads the rest first, unless that takes longer than *deadline*.
 
-    def leave(self, *, save: bool = False) -> bool:
-        """Close the held connection. With *save*, return True if the file has all that the log has."""
-        assert self._connection is not None
+        Returns:
+          True if the file was made to have all that the log has, as *save* asks.
+        """
+        before_close = None if self._before_close is None else self._before_close()
         saved = False
-        if save:
-            self._connection.rollback()
-            with suppress(sqlite3.Error):
-                saved = self._database.save_log(self._connection)
+        if self._connection is not None:
+            with suppress(sqlite3.Error):  # the listing is told when it goes on
+                if before_close is not None:
+                    before_close(deadline)
+                if save:
+                    self._connection.rollback()
+                    saved = self._database.save_log(self._connection)
         self._drop()
         return saved
 
@@ -247,19 +261,20 @@ def _leave_log(database: Database) -> None:
     one, and streams find by the time of the commit where they are whether it has what they read.
     """
     standstill = Standstill[SharedConnection]()
+    deadline = time.monotonic() + PATIENCE
     try:
-        standstill.begin(time.monotonic() + PATIENCE, lambda: _connections_to(database))
+        standstill.begin(deadline, lambda: _connections_to(database))
         if standstill.busy:
             raise StoreConnectionError(f"the -wal or -shm of {database.path} was removed while it is in use: retry")
         held = [one for one in standstill.held if one.is_on(database)]
-        if not any(one.displaced() for one in held):  # another thread was faster
+        if not any(one.log_displaced() for one in held):  # another thread was faster
             return
         alone = None in database.files()
         # The last connection to close copies its log into the file and removes the -wal, even that of others.
         with database.shared(held=not alone):
             while len(held) > 1:
-                held.pop().leave()
-            saved = held[0].leave(save=alone)
+                held.pop().leave(deadline)
+            saved = held[0].leave(deadline, save=alone)
     finally:
         standstill.end()
     if saved:
@@ -291,7 +306,7 @@ def _before_fork() -> None:
 def _close_all(deadline: float) -> None:
     _forking.begin(deadline, _all_connections)
     for connection in _forking.held:
-        connection.close_for_fork(deadline)
+        connection.leave(deadline)
 
 
 def _after_in_parent() -> None:

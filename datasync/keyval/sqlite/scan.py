@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 import weakref
 from collections.abc import Iterator
@@ -22,11 +21,10 @@ class SQLiteScan(Scan):
     """A read transaction on its own connection, so that it does not see later commits and does not block them."""
 
     def __init__(self, database: Database, prefix: str, keys_only: bool) -> None:
-        # The rest of the pairs if a fork, which closes the connection, made us read ahead.
+        # The rest of the pairs if the connection was closed, for a fork or without its log, and we read ahead.
         self._rest: list[tuple[bytes, bytes, int]] | None = None
-        self._cursor: sqlite3.Cursor | None = None
         # Weak: the connection must not keep an abandoned scan alive.
-        self._connection = SharedConnection(database, before_fork=weakref.WeakMethod(self._read_ahead))
+        self._connection = SharedConnection(database, before_close=weakref.WeakMethod(self._read_ahead))
         value = "x''" if keys_only else "value"
         limits = tables.key_range(prefix)
         self._path = database.path
@@ -38,7 +36,7 @@ class SQLiteScan(Scan):
                 self.revision = tables.bounds(connection).current
                 self.commit_time = tables.commit_time(connection, self.revision)
                 self.generation = database.generation
-                self._cursor = connection.execute(
+                self._connection.cursor = connection.execute(
                     f"SELECT key, {value}, revision FROM kv WHERE key >= ? AND key < ? ORDER BY key", limits
                 )
         except BaseException:
@@ -59,16 +57,16 @@ class SQLiteScan(Scan):
         with self._connection.use("read"):
             if self._rest is not None:
                 return tables.pairs(self._rest), True
-            if self._cursor is None or self._connection.opened > 1:
+            if self._connection.cursor is None:
                 raise StoreConnectionError(f"{self._path} was closed or replaced while it was listed: list again")
-            rows = self._cursor.fetchmany(PAGE)
+            rows = self._connection.cursor.fetchmany(PAGE)
             return tables.pairs(rows), len(rows) < PAGE
 
     def _read_ahead(self, deadline: float) -> None:
-        """Read the rest, unless the fork would have to wait for that beyond *deadline*: then the listing fails."""
-        rows: list[tuple[bytes, bytes, int]] = []
-        while self._cursor is not None and time.monotonic() < deadline:
-            page = self._cursor.fetchmany(PAGE)
+        """Read the rest, unless a fork would wait for that beyond *deadline*: then the listing fails."""
+        cursor, rows = self._connection.cursor, list[tuple[bytes, bytes, int]]()
+        while cursor is not None and time.monotonic() < deadline:
+            page = cursor.fetchmany(PAGE)
             rows += page
             if len(page) < PAGE:
                 self._rest = rows

@@ -48,7 +48,7 @@ _AS_BLOB = f"""
 _TRIGGERS = {
     "kv_inserted": f"""AFTER INSERT ON kv WHEN {_BY_OTHERS} BEGIN
   INSERT INTO log VALUES ({_NEXT}, 0, CAST(NEW.key AS BLOB), CAST(NEW.value AS BLOB));{_AS_BLOB}{_COMMIT}""",
-    "kv_updated": f"""AFTER UPDATE OF key, value ON kv WHEN {_BY_OTHERS} BEGIN
+    "kv_updated": f"""AFTER UPDATE OF key, value, revision ON kv WHEN {_BY_OTHERS} BEGIN
   INSERT INTO log SELECT {_NEXT}, 0, OLD.key, NULL WHERE OLD.key <> CAST(NEW.key AS BLOB);
   INSERT INTO log VALUES ({_NEXT}, 1, CAST(NEW.key AS BLOB), CAST(NEW.value AS BLOB));{_AS_BLOB}{_COMMIT}""",
     "kv_deleted": f"""AFTER DELETE ON kv WHEN {_BY_OTHERS} BEGIN
@@ -57,9 +57,11 @@ _TRIGGERS = {
     "log_deleted": """AFTER DELETE ON log WHEN EXISTS (SELECT 1 FROM history WHERE revision < OLD.revision) BEGIN
   DELETE FROM history WHERE revision < min(OLD.revision, (SELECT max(revision) FROM history));
 END""",
-    # Streams find that the revision went back.
-    "history_deleted": """AFTER DELETE ON history WHEN NOT EXISTS (SELECT 1 FROM history) BEGIN
-  INSERT INTO history VALUES (1, 0, OLD.at + (random() & 1048575) / 1e9, 0);
+    # Streams find that the revision went back. A log without a history would look like a commit that is being written.
+    "history_deleted": """AFTER DELETE ON history
+WHEN OLD.revision > ifnull((SELECT max(revision) FROM history), 0) BEGIN
+  INSERT INTO history SELECT 1, 0, OLD.at + (random() & 1048575) / 1e9, 0 WHERE NOT EXISTS (SELECT 1 FROM history);
+  DELETE FROM log WHERE revision > (SELECT max(revision) FROM history);
 END""",
 }
 _CREATE = {name: f"CREATE TRIGGER {name} {body}" for name, body in _TRIGGERS.items()}
