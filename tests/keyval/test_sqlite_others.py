@@ -7,7 +7,6 @@ import queue
 import shutil
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from datasync.errors import CompactedError, DatasyncError, StoreConnectionError, StoreError, UnknownOutcome
+from datasync.errors import CompactedError, DatasyncError, StoreError, UnknownOutcome
 from datasync.keyval import DeleteOp, PutOp, RewoundError
 from datasync.keyval.sqlite import SQLiteStore, schema
 from datasync.kvdbsync import Plugin
@@ -67,7 +66,10 @@ def logged(path: Path) -> dict[str, bytes]:
 # Other tools write
 
 
+MANY = """WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 2500)
+    INSERT INTO kv (key, value, revision) SELECT 'n/' || i, i, 0 FROM n"""
 WRITES = [
+    MANY,
     "UPDATE kv SET value = CAST('new' AS BLOB) WHERE key = CAST('a' AS BLOB)",
     "UPDATE kv SET value = 'new' WHERE key = x'61'",
     "UPDATE kv SET value = value || 'x'",
@@ -86,8 +88,6 @@ WRITES = [
     "INSERT INTO kv (key, value, revision) VALUES (x'61', 'up', 0) ON CONFLICT (key) DO UPDATE SET value = 'up'",
     "BEGIN; DELETE FROM kv; INSERT INTO kv (key, value, revision) VALUES ('a', 'again', 0); COMMIT",
     "BEGIN; DELETE FROM kv; ROLLBACK",
-    "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 2500)"
-    " INSERT INTO kv (key, value, revision) SELECT 'n/' || i, i, 0 FROM n",
 ]
 
 
@@ -174,13 +174,14 @@ def test_c23_history_that_another_tool_deletes_is_compacted_and_not_silent(store
     assert fold(all_after(store, "", scan.revision, store.commit([PutOp("b", b"")]).revision)) == {"b": b""}
 
 
+OTHER_TRIGGER = """DROP TRIGGER kv_updated; CREATE TRIGGER kv_updated AFTER UPDATE ON kv BEGIN SELECT 1; END;
+    UPDATE kv SET value = x'39'"""
 DAMAGES: list[tuple[str, type[DatasyncError]]] = [
     ("DROP TRIGGER kv_deleted; DELETE FROM kv WHERE key = x'61'", CompactedError),
-    ("DROP TRIGGER kv_updated; CREATE TRIGGER kv_updated AFTER UPDATE ON kv BEGIN SELECT 1; END;"
-     "UPDATE kv SET value = x'39'", CompactedError),
+    (OTHER_TRIGGER, CompactedError),
     ("DROP TABLE kv", StoreError),
     ("ALTER TABLE kv ADD COLUMN more", StoreError),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("statements", "expected"), DAMAGES)
@@ -331,11 +332,8 @@ def test_c23_no_acknowledged_put_is_invisible_after_the_log_was_removed(
         assert fold(follower.until(last + 1), state(store))["theirs"] == b"3"
     assert store.read("theirs") is not None
     assert "commits are saved" in caplog.text
-    # and a listing that began before goes on with what it saw, or says that it cannot
-    try:
-        assert len([*listing]) >= 1199
-    except StoreConnectionError as error:
-        assert "list again" in str(error)
+    # and a listing that began before goes on with what it saw
+    assert len([*listing]) >= 1199
     for other in others:
         other.close()
 

@@ -29,6 +29,8 @@ BeforeClose = WeakMethod[Callable[[float], object]]
 PATIENCE = 5.0
 #: Seconds that a fork waits for connections in use, all together.
 FORK_PATIENCE = 1.0
+# Exceptions of signal handlers that a hook of a fork survives.
+_ATTEMPTS = 10
 
 
 class SharedConnection:
@@ -290,17 +292,8 @@ _interrupted = False
 
 
 def _before_fork() -> None:
-    global _interrupted
-    # Python prints what a hook raises, and forks: so each connection is held or known to be busy, whatever happens.
     deadline = time.monotonic() + FORK_PATIENCE
-    try:
-        _close_all(deadline)
-    except KeyboardInterrupt:
-        _interrupted = True
-        _close_all(0.0)
-    except BaseException:
-        _close_all(0.0)
-        raise
+    _insist(lambda: _close_all(deadline))
 
 
 def _close_all(deadline: float) -> None:
@@ -311,18 +304,37 @@ def _close_all(deadline: float) -> None:
 
 def _after_in_parent() -> None:
     global _interrupted
-    _forking.end()
+    _insist(_forking.end)
     if _interrupted:
         _interrupted = False
-        _thread.interrupt_main()  # the ^C that the hook kept
+        _thread.interrupt_main()  # the ^C that was kept
 
 
 def _after_in_child() -> None:
     global _interrupted
-    _interrupted = False
     for connection in _forking.busy:
         connection.mark_inherited()
-    _forking.end()
+    _insist(_forking.end)
+    _interrupted = False
+
+
+def _insist(step: Callable[[], None]) -> None:
+    """Do *step*, which may be repeated, to its end, whatever signal handlers raise in the middle of it.
+
+    Python would only print the exception, and fork, and the connections that are held would never be released.
+    """
+    global _interrupted
+    problem: BaseException | None = None
+    for _ in range(_ATTEMPTS):
+        try:
+            step()
+            break
+        except KeyboardInterrupt:
+            _interrupted = True
+        except BaseException as error:
+            problem = error
+    if problem is not None:
+        raise problem
 
 
 if hasattr(os, "register_at_fork"):

@@ -60,13 +60,9 @@ class Standstill(Generic[HeldT]):
                 self._asked[one] = one.hold(deadline)
 
     def end(self) -> None:
-        _release_all(opening.release)
-        while self._asked:
-            self._asked.popitem()[0].release()
-
-
-def _release_all(release: Callable[[], None]) -> None:
-    """Release a reentrant lock of this thread as often as it was acquired."""
-    with suppress(RuntimeError):
-        while True:
-            release()
+        with suppress(RuntimeError):
+            while True:  # as often as it was acquired
+                opening.release()
+        for one in self._asked:
+            one.release()
+        self._asked.clear()
