@@ -20,6 +20,7 @@ from weakref import WeakMethod, WeakSet
 from datasync.errors import ClosedError, ForkedError, StoreConnectionError, StoreError
 from datasync.keyval.sqlite.database import Database, Files, opening, unlocked
 from datasync.keyval.sqlite.standstill import Standstill
+from datasync.runtime.threads import Worker
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ PATIENCE = 5.0
 FORK_PATIENCE = 1.0
 # Exceptions of signal handlers that a hook of a fork survives.
 _ATTEMPTS = 10
+# Seconds after which the hooks of a fork have ended.
+_HOOKS = 0.05
 
 
 class SharedConnection:
@@ -117,9 +120,9 @@ class SharedConnection:
         return files is not None and files != self._database.files()
 
     def log_displaced(self) -> bool:
-        """Return True if others find the same file with another log. SQLite itself sees that the file is another."""
+        """Return True if others find another log beside the file. That the file is another one, SQLite itself sees."""
         files = self._files
-        return files is not None and files != (now := self._database.files()) and files[0] == now[0]
+        return files is not None and files[0] == self._database.identity and files[1:] != self._database.log_files()
 
     def close(self) -> None:
         """Close the connection permanently. May be called twice."""
@@ -271,7 +274,7 @@ def _leave_log(database: Database) -> None:
         held = [one for one in standstill.held if one.is_on(database)]
         if not any(one.log_displaced() for one in held):  # another thread was faster
             return
-        alone = None in database.files()
+        alone = None in database.log_files()
         # The last connection to close copies its log into the file and removes the -wal, even that of others.
         with database.shared(held=not alone):
             while len(held) > 1:
@@ -307,7 +310,13 @@ def _after_in_parent() -> None:
     _insist(_forking.end)
     if _interrupted:
         _interrupted = False
-        _thread.interrupt_main()  # the ^C that was kept
+        Worker("keyval-sqlite-interrupt", _interrupt).start()
+
+
+def _interrupt(worker: Worker) -> None:
+    """Repeat the ^C that was kept, when the hooks, where it would be lost, are over."""
+    worker.stopping.wait(_HOOKS)
+    _thread.interrupt_main()
 
 
 def _after_in_child() -> None:

@@ -90,7 +90,11 @@ class Database:
 
     def files(self) -> Files:
         """Identify the files that others find now under the path."""
-        return _identity(self.path), _identity(f"{self._real}-wal"), _identity(f"{self._real}-shm")
+        return _identity(self.path), *self.log_files()
+
+    def log_files(self) -> tuple[Identity | None, Identity | None]:
+        """Identify the -wal and the -shm file."""
+        return _identity(self._wal), _identity(self._shm)
 
     def forsake(self) -> None:
         """In a forked child, give up a file with an inherited connection, whose locks SQLite would take for its own."""
@@ -199,7 +203,8 @@ class Database:
 
     def _identify(self) -> None:
         self.identity = self._stat()
-        self._real = os.path.realpath(self.path)  # SQLite names the other two files after it
+        real = os.path.realpath(self.path)  # as SQLite does
+        self._wal, self._shm = f"{real}-wal", f"{real}-shm"
         self.commit_signal = _commit_signals.get(self.identity)
 
     def _stat(self) -> Identity:
