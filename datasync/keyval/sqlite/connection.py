@@ -158,7 +158,8 @@ class SharedConnection:
             raise StoreError(f"{self._database.path} was called by a finalizer inside another call: use another thread")
         if self._closed:
             raise ClosedError(f"{self._database.path} is closed")
-        if self._database.verify() == self._generation and self.log_displaced():
+        self._database.verify()
+        if self.log_displaced() if self._files is not None else _log_displaced(self._database):
             _leave_log(self._database)
 
     def _ready(self) -> sqlite3.Connection:
@@ -182,7 +183,7 @@ class SharedConnection:
         with opening:
             # In one process all connections to a file share its -shm, removed or not: one that is opened now would
             # combine it with another -wal.
-            if any(one.log_displaced() for one in _connections_to(self._database)):
+            if _log_displaced(self._database):
                 raise StoreConnectionError(f"the -wal or -shm of {self._database.path} was removed: retry")
             self._generation = self._database.generation
             return self._database.connect()
@@ -218,23 +219,19 @@ class SharedConnection:
                     self._lock.release()
         self._tidy()
 
-    def leave(self, deadline: float, *, save: bool = False) -> bool:
-        """Close the held connection. An open listing reads the rest first, unless that takes longer than *deadline*.
-
-        Returns:
-          True if the file was made to have all that the log has, as *save* asks.
-        """
+    def leave(self, deadline: float) -> None:
+        """Close the held connection. An open listing reads the rest first, unless that takes longer than *deadline*."""
         before_close = None if self._before_close is None else self._before_close()
-        saved = False
-        if self._connection is not None:
+        if self._connection is not None and before_close is not None:
             with suppress(sqlite3.Error):  # the listing is told when it goes on
-                if before_close is not None:
-                    before_close(deadline)
-                if save:
-                    self._connection.rollback()
-                    saved = self._database.save_log(self._connection)
+                before_close(deadline)
         self._drop()
-        return saved
+
+    def save(self, deadline: float) -> bool:
+        """Copy the log into the file. Return False if that was not possible until *deadline*."""
+        assert self._connection is not None
+        with self._database.mapped("save"):
+            return self._database.save_log(self._connection, deadline)
 
     def mark_inherited(self) -> None:
         """In the child, mark a connection that could not be closed: its file is unsafe in this process."""
@@ -258,31 +255,40 @@ def _connections_to(database: Database) -> list[SharedConnection]:
 # A log that was removed.
 
 
+def _log_displaced(database: Database) -> bool:
+    """Return True if an open connection of this process uses another log than others find beside the file."""
+    with opening:
+        return any(one.log_displaced() for one in _connections_to(database))
+
+
 def _leave_log(database: Database) -> None:
     """Close all connections to a file whose -wal or -shm was removed or replaced, so that they are opened anew.
 
-    Others do not see what is written to a removed log, and locks in a removed -shm exclude nobody. As long as no other
-    process has made new ones, what the log has is saved into the file. Afterwards the log that others use is the valid
-    one, and streams find by the time of the commit where they are whether it has what they read.
+    Others do not see what is written to a removed log, and locks in a removed -shm exclude nobody. As long as nobody
+    has made new ones, what the log has is saved into the file. Otherwise the log that others use is the valid one. Streams
+    find by the time of the commit where they are whether it has what they read.
+
+    Raises:
+      StoreConnectionError: The log cannot be saved yet; nothing is lost, and nothing can be used.
     """
     standstill = Standstill[SharedConnection]()
     deadline = time.monotonic() + PATIENCE
     try:
         standstill.begin(deadline, lambda: _connections_to(database))
-        if standstill.busy:
-            raise StoreConnectionError(f"the -wal or -shm of {database.path} was removed while it is in use: retry")
         held = [one for one in standstill.held if one.is_on(database)]
         if not any(one.log_displaced() for one in held):  # another thread was faster
             return
         alone = None in database.log_files()
+        for one in held[1:]:
+            one.leave(deadline if alone else 0.0)  # others may overwrite what a listing would read
+        if standstill.busy or (alone and not held[0].save(deadline)):
+            raise StoreConnectionError(f"the -wal or -shm of {database.path} was removed while it is in use: retry")
         # The last connection to close copies its log into the file and removes the -wal, even that of others.
         with database.shared(held=not alone):
-            while len(held) > 1:
-                held.pop().leave(deadline)
-            saved = held[0].leave(deadline, save=alone)
+            held[0].leave(deadline if alone else 0.0)
     finally:
         standstill.end()
-    if saved:
+    if alone:
         log.warning("%s: the -wal or -shm was removed while the file was open: its commits are saved", database.path)
     else:
         log.error("%s: the -wal or -shm was replaced while the file was open: commits may be lost", database.path)

@@ -142,16 +142,16 @@ class Database:
         self._new = False
         self._prepared = (generation, connection.execute("PRAGMA schema_version").fetchone()[0])
 
-    def save_log(self, connection: sqlite3.Connection) -> bool:
-        """Copy the write-ahead log into the file. Return True if nothing of it is missing there."""
-        deadline = time.monotonic() + self.lock_timeout
+    def save_log(self, connection: sqlite3.Connection, deadline: float) -> bool:
+        """Copy the write-ahead log into the file. Return False if others kept a part of it from that."""
+        connection.rollback()
         while True:
             busy, pages, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if not busy and pages == copied:
                 return True
             if time.monotonic() >= deadline:
                 return False
-            threading.Event().wait(_PAUSE)  # another process copies, or reads
+            threading.Event().wait(_PAUSE)  # another process copies it, or reads an older revision
 
     @contextmanager
     def shared(self, *, held: bool) -> Iterator[None]:
