@@ -231,7 +231,8 @@ def test_c15_a_listing_too_long_to_be_read_before_a_fork_says_so(store: SQLiteSt
     next(pairs)
     connection = scan._connection  # type: ignore[attr-defined]
     assert connection.hold(time.monotonic())
-    connection.leave(deadline=0.0)
+    connection.settle(deadline=0.0)
+    connection.leave()
     connection.release()
     with pytest.raises(StoreError, match="list again"):
         list(pairs)

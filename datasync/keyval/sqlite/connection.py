@@ -190,11 +190,14 @@ class SharedConnection:
 
     def _drop(self) -> None:
         connection, self._connection, self._files = self._connection, None, None
+        self._close_cursor()
+        if connection is not None:
+            connection.close()
+
+    def _close_cursor(self) -> None:
         cursor, self.cursor = self.cursor, None
         if cursor is not None:
             cursor.close()
-        if connection is not None:
-            connection.close()
 
     def _forked(self) -> ForkedError:
         return ForkedError(f"{self._database.path} was in use in the parent when this process was forked")
@@ -219,12 +222,18 @@ class SharedConnection:
                     self._lock.release()
         self._tidy()
 
-    def leave(self, deadline: float) -> None:
-        """Close the held connection. An open listing reads the rest first, unless that takes longer than *deadline*."""
-        before_close = None if self._before_close is None else self._before_close()
-        if self._connection is not None and before_close is not None:
-            with suppress(sqlite3.Error):  # the listing is told when it goes on
+    def settle(self, deadline: float) -> None:
+        """End what uses the held connection. An open listing reads the rest first, unless that takes too long."""
+        if self._connection is None:
+            return
+        with suppress(sqlite3.Error):  # the listing is told when it goes on
+            if self._before_close is not None and (before_close := self._before_close()) is not None:
                 before_close(deadline)
+        self._close_cursor()
+        self._connection.rollback()
+
+    def leave(self) -> None:
+        """Close the held connection."""
         self._drop()
 
     def save(self, deadline: float) -> bool:
@@ -265,8 +274,8 @@ def _leave_log(database: Database) -> None:
     """Close all connections to a file whose -wal or -shm was removed or replaced, so that they are opened anew.
 
     Others do not see what is written to a removed log, and locks in a removed -shm exclude nobody. As long as nobody
-    has made new ones, what the log has is saved into the file. Otherwise the log that others use is the valid one. Streams
-    find by the time of the commit where they are whether it has what they read.
+    has made new ones, what the log has is saved into the file. Otherwise the log that others use is the valid one.
+    Streams find by the time of the commit where they are whether it has what they read.
 
     Raises:
       StoreConnectionError: The log cannot be saved yet; nothing is lost, and nothing can be used.
@@ -279,13 +288,14 @@ def _leave_log(database: Database) -> None:
         if not any(one.log_displaced() for one in held):  # another thread was faster
             return
         alone = None in database.log_files()
-        for one in held[1:]:
-            one.leave(deadline if alone else 0.0)  # others may overwrite what a listing would read
+        for one in held:
+            one.settle(deadline if alone else 0.0)  # others may overwrite what a listing would read
         if standstill.busy or (alone and not held[0].save(deadline)):
             raise StoreConnectionError(f"the -wal or -shm of {database.path} was removed while it is in use: retry")
         # The last connection to close copies its log into the file and removes the -wal, even that of others.
         with database.shared(held=not alone):
-            held[0].leave(deadline if alone else 0.0)
+            for one in held:
+                one.leave()
     finally:
         standstill.end()
     if alone:
@@ -308,7 +318,8 @@ def _before_fork() -> None:
 def _close_all(deadline: float) -> None:
     _forking.begin(deadline, _all_connections)
     for connection in _forking.held:
-        connection.leave(deadline)
+        connection.settle(deadline)
+        connection.leave()
 
 
 def _after_in_parent() -> None:

@@ -144,7 +144,6 @@ class Database:
 
     def save_log(self, connection: sqlite3.Connection, deadline: float) -> bool:
         """Copy the write-ahead log into the file. Return False if others kept a part of it from that."""
-        connection.rollback()
         while True:
             busy, pages, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if not busy and pages == copied:
