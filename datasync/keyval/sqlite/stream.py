@@ -1,4 +1,4 @@
-"""The live history of a file: polls for commits of other processes (3 µs each), wakes up for those of this process."""
+"""The live history of a file: polls for commits of other processes, wakes up for those of this process."""
 
 from __future__ import annotations
 
