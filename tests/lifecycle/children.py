@@ -226,7 +226,7 @@ def busy_scan(everything: Everything, folder: str) -> list[str]:
 
     with SQLiteStore(f"{folder}/scanned.db") as store:
         scan: Any = store.scan("")
-        with scan._connection._lock:  # for longer than the fork waits
+        with scan._connection.use():  # for longer than the fork waits
             child = os.fork()
             if not child:
                 limit_life(CHILD_LIMIT)

@@ -57,8 +57,9 @@ class SharedConnection:
         #: interrupt its holder anywhere, finds ``_user`` and no deadlock.
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
-        # The thread that uses the connection.
+        # The thread that uses the connection, and whether it does so in a standstill.
         self._user: int | None = None
+        self._held = False
         #: A cursor that is used later. It is closed with the connection, which SQLite otherwise keeps open for it.
         self.cursor: sqlite3.Cursor | None = None
         # The file, its -wal and its -shm, that the open connection uses.
@@ -209,15 +210,22 @@ class SharedConnection:
         return self._files is not None and self._files[0] == database.identity
 
     def hold(self, deadline: float) -> bool:
-        """Keep others from using the connection until ``release``. Return False if it stays in use."""
-        if self._user == get_ident():
+        """Keep others, and finalizers, from using it until ``release``. Return False if it stays in use."""
+        if self._user == get_ident() and not self._held:
             return False
-        return self._lock.acquire(timeout=max(deadline - time.monotonic(), 0))
+        if not self._lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            return False
+        self._held = True
+        self._user = get_ident()
+        return True
 
     def release(self) -> None:
         """Undo ``hold``, however often it was called, and even if an exception interrupted it."""
-        if self._user != get_ident():
-            with suppress(RuntimeError):  # not held
+        if self._user == get_ident() and not self._held:
+            return  # this thread uses it, and did not hold it
+        if self._lock.acquire(blocking=False):  # it is free, or this thread's
+            self._held, self._user = False, None
+            with suppress(RuntimeError):
                 while True:
                     self._lock.release()
         self._tidy()
