@@ -109,15 +109,19 @@ class Database:
         """
         connection.execute(f"PRAGMA busy_timeout = {_STEP if self._lock_timeout else 0}")
 
-    def begin(self, connection: sqlite3.Connection) -> None:
-        """Begin a write transaction when the lock is free. *connection* was prepared by ``wait_in_steps``."""
-        deadline = time.monotonic() + self._lock_timeout
+    def begin(self, connection: sqlite3.Connection, *, patient: bool = True) -> float:
+        """Begin a write transaction when the lock is free, and return the seconds that it took.
+
+        *connection* was prepared by ``wait_in_steps``. A caller that is not *patient* waits for one step only.
+        """
+        began = time.monotonic()
+        deadline = began + self._lock_timeout
         while True:
             try:
                 connection.execute("BEGIN IMMEDIATE")
-                return
+                return time.monotonic() - began
             except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() >= deadline:
+                if not patient or "locked" not in str(error) or time.monotonic() >= deadline:
                     raise
 
     def _identify(self) -> None:

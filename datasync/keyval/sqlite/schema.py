@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from pathlib import Path
+
+from datasync.runtime import boot_clock
 
 #: "dsKV", in the header field that identifies the application of an SQLite file.
 APPLICATION_ID = 0x64734B56
@@ -19,7 +20,8 @@ CREATE INDEX kv_lease ON kv (lease) WHERE lease IS NOT NULL;
 CREATE TABLE lease (id INTEGER PRIMARY KEY, deadline REAL NOT NULL);
 CREATE TABLE log (revision INTEGER, place INTEGER, key BLOB NOT NULL, value BLOB,
                   PRIMARY KEY (revision, place)) WITHOUT ROWID;
--- One row per commit. bytes: size of the log up to here. expiry: 1 for a commit of expired keys.
+-- One row per commit. bytes: size of the log up to here. expiry: 1 for a commit of keys whose TTL has passed, the id of
+-- a lease for a commit of the keys of this lease, which was over.
 CREATE TABLE history (revision INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, at REAL NOT NULL, expiry INTEGER NOT NULL);
 CREATE TABLE boot (id TEXT NOT NULL);
 """
@@ -32,7 +34,7 @@ def create_tables(connection: sqlite3.Connection) -> None:
     if version == 0:  # otherwise another process was faster
         for statement in _SCHEMA.split(";"):
             connection.execute(statement)
-        connection.execute("INSERT INTO history VALUES (1, 0, ?, 0)", (time.monotonic(),))
+        connection.execute("INSERT INTO history VALUES (1, 0, ?, 0)", (boot_clock.now(),))
         connection.execute("INSERT INTO boot VALUES (?)", (boot_id(),))
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {FORMAT}")
@@ -40,10 +42,10 @@ def create_tables(connection: sqlite3.Connection) -> None:
 
 
 def restart_clock(connection: sqlite3.Connection) -> None:
-    """After a restart of the machine, which resets the monotonic clock, expire all leases and restart all TTLs."""
+    """After a restart of the machine, which resets the boot clock, expire all leases and restart all TTLs."""
     if connection.execute("SELECT id FROM boot").fetchone() == (boot_id(),):
         return
-    now = time.monotonic()
+    now = boot_clock.now()
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("UPDATE boot SET id = ?", (boot_id(),))
     connection.execute("UPDATE lease SET deadline = ?", (now,))
@@ -53,7 +55,7 @@ def restart_clock(connection: sqlite3.Connection) -> None:
 
 
 def boot_id() -> str:
-    """Return the id of the boot since which the monotonic clock counts, or "" if the system has none."""
+    """Return the id of the boot since which the boot clock counts, or "" if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
