@@ -44,6 +44,9 @@ HISTORY_AGE = 3600.0
 #: Bytes of log to keep.
 HISTORY_BYTES = 64 * 1024 * 1024
 
+#: Bytes of the write-ahead log from which a store says that somebody keeps it from being reset; again when it doubles.
+LARGE_LOG = 256 * 1024 * 1024
+
 _SYNCHRONOUS = ("off", "normal", "full")
 
 
@@ -119,6 +122,7 @@ class SQLiteStore(Store):
         self._writing = SharedConnection(self._database, for_writing=True)
         self._lease = StoreLease(session_ttl)
         self._overdue = OverdueLeases()
+        self._large_log = LARGE_LOG
         self._renewer: Worker | None = None
         #: Guards the fields below.
         self._lock = threading.Lock()
@@ -291,7 +295,8 @@ class SQLiteStore(Store):
             self._lease.committed(now.effect)
 
     def _end(self, connection: sqlite3.Connection, before: int, after: int) -> None:
-        if after // tables.TRIM_EVERY > before // tables.TRIM_EVERY:
+        trims = after // tables.TRIM_EVERY > before // tables.TRIM_EVERY
+        if trims:
             tables.trim(connection, age=self._age, size=self._bytes)
         try:
             connection.execute("COMMIT")
@@ -301,6 +306,20 @@ class SQLiteStore(Store):
             raise
         if after > before:
             self._database.commit_signal.wake()
+        if trims:
+            self._look_at_log(connection)
+
+    def _look_at_log(self, connection: sqlite3.Connection) -> None:
+        """Say so when the write-ahead log grows because another program stays in a read transaction."""
+        with suppress(OSError, sqlite3.Error):
+            size = os.stat(f"{self._path}-wal").st_size
+            if size < self._large_log:
+                return
+            self._large_log = 2 * size
+            _, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if moved < pages:
+                text = "%s-wal has %d MB: a program that stays in a read transaction keeps it from being reused"
+                log.warning(text, self._path, size >> 20)
 
     def _keep_alive(self) -> None:
         """Start the renewals, before the first lease is granted: ``close`` ends the lease if there are renewals."""
