@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 BATCH = 10_000
 
 
-class _Position(NamedTuple):
+class Position(NamedTuple):
     """A commit, by which a renewal recognises that the file went back in time, or is another one."""
 
     generation: int
@@ -27,12 +27,17 @@ class _Position(NamedTuple):
     at: float | None
 
 
+def position_of(connection: sqlite3.Connection, revision: int, generation: int) -> Position:
+    return Position(generation, revision, tables.commit_time(connection, revision))
+
+
 class Renewal(NamedTuple):
     """The effect of a renewal, which holds when its transaction was committed: see ``StoreLease.adopt``."""
 
     at: float
     owned: dict[str, bytes]
-    position: _Position
+    #: The commit at which these keys are bound, or are to be put again.
+    checked: Position
     #: True if another renewal is needed at once, because more keys are to be put again.
     more: bool
 
@@ -58,7 +63,8 @@ class StoreLease:
         self._renewed_at = self._extended_at = 0.0
         # Key to value, also of those that are still to be put again.
         self._owned: dict[str, bytes] = {}
-        self._position = _Position(0, 0, None)
+        # The last commit of this store, and the one at which it was last known which keys are bound.
+        self._position = self._checked = Position(0, 0, None)
 
     @property
     def due(self) -> bool:
@@ -76,9 +82,10 @@ class StoreLease:
         if self.granted and now >= self._renewed_at + self.ttl / 2 and self._set_deadline(connection, now):
             self._extended_at = now
 
-    def committed(self, effect: Mapping[str, PutOp | None]) -> None:
-        """Note the extension and the owned keys after a commit of this store."""
+    def committed(self, effect: Mapping[str, PutOp | None], position: Position) -> None:
+        """Note the extension, the owned keys and the position after a commit of this store."""
         self._renewed_at = self._extended_at
+        self._position = position
         for key, op in effect.items():
             self._owned.pop(key, None)
             if op is not None and op.client_lifetime:
@@ -89,8 +96,8 @@ class StoreLease:
         now = boot_clock.now()
         if not self._set_deadline(connection, now):
             connection.execute("INSERT INTO lease VALUES (?, ?)", (self.id, now + self.ttl))
-        elif self._position == (generation, current, tables.commit_time(connection, current)) and not self._more:
-            return current, Renewal(now, self._owned, self._position, False)  # nobody committed since
+        elif self._checked == position_of(connection, current, generation) and not self._more:
+            return current, Renewal(now, self._owned, self._checked, False)  # nobody committed since
         bound = {key.decode() for (key,) in connection.execute("SELECT key FROM kv WHERE lease = ?", (self.id,))}
         gone = {key: value for key, value in self._owned.items() if key not in bound}
         lost, more = self._lost(connection, gone, current, generation) if gone else ({}, False)
@@ -99,14 +106,13 @@ class StoreLease:
             again = dict(islice(again.items(), BATCH))
         current = tables.write(connection, again, current=current, lease=self.id)
         owned = {key: value for key, value in self._owned.items() if key in bound or key in lost}
-        position = _Position(generation, current, tables.commit_time(connection, current))
-        return current, Renewal(now, owned, position, more)
+        return current, Renewal(now, owned, position_of(connection, current, generation), more)
 
     def adopt(self, renewal: Renewal) -> None:
         """Take over the effect of *renewal*, whose transaction was committed."""
         self.granted = True
         self._extended_at = self._renewed_at = renewal.at
-        self._owned, self._position, self._more = renewal.owned, renewal.position, renewal.more
+        self._owned, self._checked, self._more = renewal.owned, renewal.checked, renewal.more
 
     def end(self, connection: sqlite3.Connection, current: int) -> int:
         """Delete the lease and the keys bound to it. Return the store's revision afterwards."""

@@ -22,7 +22,7 @@ from datasync.keyval.embedded import check_setting
 from datasync.keyval.sqlite import overdue, tables
 from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
-from datasync.keyval.sqlite.lease import StoreLease
+from datasync.keyval.sqlite.lease import StoreLease, position_of
 from datasync.keyval.sqlite.overdue import OverdueLeases
 from datasync.keyval.sqlite.scan import SQLiteScan
 from datasync.keyval.sqlite.stream import SQLiteStream
@@ -289,10 +289,11 @@ class SQLiteStore(Store):
                 now.current = tables.reap(connection, before.current, over)
             yield now
             self._lease.extend(connection)
+            position = position_of(connection, now.current, self._database.generation)
             self._end(connection, now.before, now.current)
             if now.then is not None:
                 now.then()
-            self._lease.committed(now.effect)
+            self._lease.committed(now.effect, position)
 
     def _end(self, connection: sqlite3.Connection, before: int, after: int) -> None:
         trims = after // tables.TRIM_EVERY > before // tables.TRIM_EVERY
