@@ -23,7 +23,7 @@ from datasync.keyval.memory import MemoryStore
 from datasync.keyval.sqlite import SQLiteStore, lease, overdue
 from datasync.options import with_client_lifetime_ttl, with_ttl
 from datasync.runtime import boot_clock
-from tests.conftest import wait_until
+from tests.conftest import PATIENT, wait_until
 from tests.support.stores import fold, following, state
 
 ROOT = Path(__file__).parents[2]
@@ -518,6 +518,43 @@ def test_c17_a_put_that_races_close_leaves_no_key_behind(new_store: NewStore) ->
         assert state(witness) == {}
     if isinstance(witness, SQLiteStore):
         assert count(witness, "lease") == 0
+
+
+def test_c17_a_put_that_comes_between_the_end_of_the_lease_and_that_of_the_store_leaves_nothing(path: Path) -> None:
+    # given a put that found the store open, and is held up before it writes
+    with SQLiteStore(path) as other:
+        client = SQLiteStore(path)
+        keep_alive, close_writing = client._keep_alive, client._writing.close
+        under_way, go_on = threading.Event(), threading.Event()
+        raised: list[BaseException] = []
+
+        def hold_up() -> None:
+            keep_alive()
+            under_way.set()
+            assert go_on.wait(PATIENT)
+
+        def put() -> None:
+            try:
+                client.new_broker().put("a", b"1", LIFETIME)
+            except ClosedError as error:
+                raised.append(error)
+
+        def let_go() -> None:
+            go_on.set()
+            thread.join()
+            close_writing()
+
+        client._keep_alive = hold_up  # type: ignore[method-assign]
+        client._writing.close = let_go  # type: ignore[method-assign]
+        thread = threading.Thread(target=put)
+        thread.start()
+        assert under_way.wait(PATIENT)
+        # when the store ends its lease, and the put goes on before the store has closed the file
+        client.close()
+        # then the put is refused
+        assert [str(error) for error in raised] == [f"sqlite://{path} is closed"]
+        assert state(other) == {}
+        assert count(other, "lease") == 0
 
 
 def test_c17_a_store_that_is_closed_while_its_lease_is_lost_puts_nothing_again(path: Path) -> None:

@@ -31,25 +31,16 @@ def position_of(connection: sqlite3.Connection, revision: int, generation: int) 
     return Position(generation, revision, tables.commit_time(connection, revision))
 
 
-class Renewal(NamedTuple):
-    """The effect of a renewal, which holds when its transaction was committed: see ``StoreLease.adopt``."""
-
-    at: float
-    owned: dict[str, bytes]
-    #: The commit at which these keys are bound, or are to be put again.
-    checked: Position
-    #: True if another renewal is needed at once, because more keys are to be put again.
-    more: bool
-
-
 class StoreLease:
     """The lease and client-lifetime keys of one open store object.
 
     The lease has the same id for as long as the store is open. When it was lost, the commit that deleted its keys has
     this id in the history; only keys whose last change is such a commit are put again.
 
+    A transaction that is rolled back leaves nothing behind that the next renewal does not find out.
+
     Threads: callers hold the store's writing connection and are inside a transaction of it, or just committed it.
-    ``due`` and ``granted``: any.
+    ``due``: any.
     Source: contract C17, C23.
     """
 
@@ -57,7 +48,8 @@ class StoreLease:
         self.ttl = ttl
         # The same as secrets.randbits(); importing that module takes a tenth of a program's start-up time.
         self.id = random.SystemRandom().getrandbits(62) + 2
-        self.granted = False
+        self._granted = False
+        # True if another renewal is needed at once, because more keys are to be put again.
         self._more = False
         # Times of the boot clock: of the last committed renewal or extension, and of one that is not committed yet.
         self._renewed_at = self._extended_at = 0.0
@@ -69,7 +61,7 @@ class StoreLease:
     @property
     def due(self) -> bool:
         """True when it is time for a renewal."""
-        return self.granted and (self._more or boot_clock.now() >= self._renewed_at + self.ttl / 3)
+        return self._granted and (self._more or boot_clock.now() >= self._renewed_at + self.ttl / 3)
 
     def exists(self, connection: sqlite3.Connection) -> bool:
         """Return True if keys can be bound to the lease."""
@@ -79,7 +71,7 @@ class StoreLease:
         """Extend the lease, if it exists and the renewal is late: any transaction of the store is a sign of life."""
         now = boot_clock.now()
         self._extended_at = self._renewed_at
-        if self.granted and now >= self._renewed_at + self.ttl / 2 and self._set_deadline(connection, now):
+        if self._granted and now >= self._renewed_at + self.ttl / 2 and self._set_deadline(connection, now):
             self._extended_at = now
 
     def committed(self, effect: Mapping[str, PutOp | None], position: Position) -> None:
@@ -91,28 +83,22 @@ class StoreLease:
             if op is not None and op.client_lifetime:
                 self._owned[key] = op.value
 
-    def renew(self, connection: sqlite3.Connection, current: int, generation: int) -> tuple[int, Renewal]:
+    def renew(self, connection: sqlite3.Connection, current: int, generation: int) -> int:
         """Extend or grant the lease, and put again what was lost with it. Return the revision afterwards."""
-        now = boot_clock.now()
-        if not self._set_deadline(connection, now):
-            connection.execute("INSERT INTO lease VALUES (?, ?)", (self.id, now + self.ttl))
+        self._granted, self._extended_at = True, boot_clock.now()
+        if not self._set_deadline(connection, self._extended_at):
+            connection.execute("INSERT INTO lease VALUES (?, ?)", (self.id, self._extended_at + self.ttl))
         elif self._checked == position_of(connection, current, generation) and not self._more:
-            return current, Renewal(now, self._owned, self._checked, False)  # nobody committed since
+            return current  # nobody committed since
         bound = {key.decode() for (key,) in connection.execute("SELECT key FROM kv WHERE lease = ?", (self.id,))}
         gone = {key: value for key, value in self._owned.items() if key not in bound}
-        lost, more = self._lost(connection, gone, current, generation) if gone else ({}, False)
-        again = {key: PutOp(key, value, client_lifetime=True) for key, value in lost.items()}
-        if more:
-            again = dict(islice(again.items(), BATCH))
-        current = tables.write(connection, again, current=current, lease=self.id)
-        owned = {key: value for key, value in self._owned.items() if key in bound or key in lost}
-        return current, Renewal(now, owned, position_of(connection, current, generation), more)
-
-    def adopt(self, renewal: Renewal) -> None:
-        """Take over the effect of *renewal*, whose transaction was committed."""
-        self.granted = True
-        self._extended_at = self._renewed_at = renewal.at
-        self._owned, self._checked, self._more = renewal.owned, renewal.checked, renewal.more
+        lost, self._more = self._lost(connection, gone, current, generation) if gone else ({}, False)
+        self._owned = {key: value for key, value in self._owned.items() if key in bound or key in lost}
+        again = islice(lost.items(), BATCH if self._more else None)
+        puts = {key: PutOp(key, value, client_lifetime=True) for key, value in again}
+        current = tables.write(connection, puts, current=current, lease=self.id)
+        self._checked = position_of(connection, current, generation)
+        return current
 
     def end(self, connection: sqlite3.Connection, current: int) -> int:
         """Delete the lease and the keys bound to it. Return the store's revision afterwards."""

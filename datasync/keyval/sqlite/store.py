@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -59,8 +59,6 @@ class _Transaction:
     current: int
     #: The changed keys, of which the lease notes its own.
     effect: Mapping[str, PutOp | None] = field(default_factory=dict)
-    #: Called after the COMMIT, still alone with the connection.
-    then: Callable[[], object] | None = None
 
 
 class SQLiteStore(Store):
@@ -198,7 +196,7 @@ class SQLiteStore(Store):
     ) -> CommitResult:
         connection = now.connection
         if leased and not self._lease.exists(connection):
-            self._renew(now)
+            now.current = self._lease.renew(connection, now.current, self._database.generation)
         if not all(_holds(connection, condition) for condition in conditions):
             return CommitResult(False, now.current, 0)
         effect = net_effect(ops, partial(tables.key_exists, connection), partial(tables.keys_under, connection))
@@ -273,8 +271,8 @@ class SQLiteStore(Store):
     def _transaction(self, *, patient: bool = True, closing: bool = False) -> Iterator[_Transaction]:
         """A transaction for the block, committed at its end. What has expired is deleted at its beginning.
 
-        The own lease is extended before: nobody ends it while its owner writes. Once the store is closed there is no
-        transaction but the one that ends the lease, so that no key outlives it.
+        The own lease is extended with it, not ended: its owner writes. Once the store is closed there is no transaction
+        but the one that ends the lease, so that no key outlives it.
         """
         with self._writing.use("write") as connection:
             if self._closed and not closing:
@@ -282,7 +280,6 @@ class SQLiteStore(Store):
             waited = self._database.begin(connection, patient=patient)
             before = tables.bounds(connection)
             now = _Transaction(connection, before.current, before.current)
-            self._lease.extend(connection)
             self._overdue.in_doubt = False
             if _past(before.due):
                 over = self._overdue.over(connection, own=self._lease.id, waited=waited)
@@ -291,8 +288,6 @@ class SQLiteStore(Store):
             self._lease.extend(connection)
             position = position_of(connection, now.current, self._database.generation)
             self._end(connection, now.before, now.current)
-            if now.then is not None:
-                now.then()
             self._lease.committed(now.effect, position)
 
     def _end(self, connection: sqlite3.Connection, before: int, after: int) -> None:
@@ -340,7 +335,7 @@ class SQLiteStore(Store):
                 continue
             try:
                 with self._transaction() as now:
-                    self._renew(now)
+                    now.current = self._lease.renew(now.connection, now.current, self._database.generation)
             except DatasyncError as error:
                 if not failed:
                     log.warning("%s: the client-lifetime lease could not be renewed: %s", self.name, error)
@@ -349,10 +344,6 @@ class SQLiteStore(Store):
                 if failed:
                     log.info("%s: the client-lifetime lease is renewed again", self.name)
                 failed = False
-
-    def _renew(self, now: _Transaction) -> None:
-        now.current, renewal = self._lease.renew(now.connection, now.current, self._database.generation)
-        now.then = partial(self._lease.adopt, renewal)
 
     def _end_lease(self) -> None:
         try:
