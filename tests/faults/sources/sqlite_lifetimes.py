@@ -18,8 +18,8 @@ from tests.faults.sources.source import Misfortune, Ops
 from tests.support.child_process import Answer, Peer
 from tests.support.timing import slowdown
 
-#: Keys of an owner, and how many of them another one takes while it is suspended.
-NUMBERS, TAKEN = (100, 10_000), 10
+#: Keys of an owner, all watchers together, and how many of them another one takes while it is suspended.
+NUMBERS, CHANGES, TAKEN = (100, 10_000), 50_000, 10
 #: Owners in one cell: each takes seconds, in which nobody else writes.
 OWNERS = 2
 #: Under the watched prefix.
@@ -36,6 +36,7 @@ class File(Protocol):
     faults: Faults
     truth: Truth
     written: int
+    watchers: int
 
     @property
     def location(self) -> str: ...
@@ -78,6 +79,10 @@ class Lifetimes:
         self._owner.start()
         try:
             happens()
+            # What another client took is deleted, so that the state stays small. A new value tells the watchers that
+            # are behind from those that know that all owned keys are gone: in between they were gone as well.
+            left = [key for key in self._file.truth.state if key.startswith(OWNED)]
+            self._file.commit([*((key, None) for key in left), ("z/owners", b"%d" % self._turn)])
         finally:
             self._owner.stop()  # its pipes are not part of the footprint
 
@@ -140,7 +145,7 @@ class Lifetimes:
 
     def _begin(self) -> tuple[list[str], int]:
         """Let an owner put its keys; return them and its lease."""
-        number = self._file.chance.choice(NUMBERS)
+        number = min(self._file.chance.choice(NUMBERS), CHANGES // max(1, self._file.watchers))
         prefix = self._file.prefix + OWNED
         lease = self._owner.ask("put", prefix=prefix, number=number, value=f"o{self._turn}")["lease"]
         self._file.written += 100 * number
@@ -148,13 +153,10 @@ class Lifetimes:
         return [f"{OWNED}{n:05}" for n in range(number)], lease
 
     def _finish(self) -> None:
-        """Close the owner's store: its keys go. What another client took is deleted, so that the state stays small."""
+        """Close the owner's store: its keys go."""
         self._owner.ask("close")
         self._record()
         assert not self._leases(), "a lease outlived its owner"
-        left = [key for key in self._file.truth.state if key.startswith(OWNED)]
-        if left:
-            self._file.commit([(key, None) for key in left])
 
     def _until(self, condition: Callable[[], object], sentence: str) -> None:
         for _ in range(LOOKS):
