@@ -19,7 +19,7 @@ from tests.support.child_process import Answer, Peer
 from tests.support.timing import slowdown
 
 #: Keys of an owner, all watchers together, and how many of them another one takes while it is suspended.
-NUMBERS, CHANGES, TAKEN = (100, 10_000), 50_000, 10
+NUMBERS, CHANGES, TAKEN = (100, 10_000), 30_000, 10
 #: Owners in one cell: each takes seconds, in which nobody else writes.
 OWNERS = 2
 #: Under the watched prefix.
