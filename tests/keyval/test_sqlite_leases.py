@@ -259,6 +259,24 @@ def test_c23_a_lease_in_doubt_is_not_over_when_the_lock_was_taken_again(path: Pa
             connection.execute("DELETE FROM lease")
 
 
+def test_c23_a_store_does_not_end_its_own_lease_when_its_transactions_fail(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a client without renewals whose lease is overdue, and which could not commit since
+    monkeypatch.setattr(overdue, "GRACE", 0.0)
+    with SQLiteStore(path, session_ttl=0.2) as client:
+        client.new_broker().put("a", b"1", LIFETIME)
+        assert client._renewer is not None
+        client._renewer.close()
+        wait_until(lambda: overdue_leases(client), "the lease is overdue")
+        with pytest.raises(ZeroDivisionError), client._transaction():
+            raise ZeroDivisionError
+        # when it can / then its key is there
+        client.commit([PutOp("b", b"")])
+        assert state(client) == {"a": b"1", "b": b""}
+        assert ended(client) == 0
+
+
 def test_c18_a_lease_that_cannot_be_renewed_is_told_once_and_once_when_it_can_be_again(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
