@@ -16,7 +16,7 @@ import pytest
 
 from datasync.errors import ClosedError, StoreError
 from datasync.keyval import PutOp
-from datasync.keyval.sqlite import SQLiteStore
+from datasync.keyval.sqlite import SQLiteStore, scan
 from datasync.runtime.threads import Worker
 from tests.conftest import PATIENT
 from tests.keyval.test_sqlite import script
@@ -32,7 +32,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[SQLiteStore]:
+def store(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SQLiteStore]:
+    monkeypatch.setattr(scan, "READ_AHEAD", 1)
     with SQLiteStore(path, synchronous="off") as store:
         store.commit([PutOp(f"k{number:04}", b"1") for number in range(1200)])
         yield store
@@ -41,7 +42,7 @@ def store(path: Path) -> Iterator[SQLiteStore]:
 def run(body: str, path: Path) -> str:
     """What a Python program prints that runs *body*; fails if it hangs."""
     program = "import gc, os, signal, sys, threading, time\nfrom datasync.keyval import PutOp\n"
-    program += "from datasync.keyval.sqlite import SQLiteStore\n" + body
+    program += "from datasync.keyval.sqlite import SQLiteStore, scan\nscan.READ_AHEAD = 1\n" + body
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program, str(path)],
         env=environment(),
@@ -88,13 +89,13 @@ def test_c15_listings_and_streams_that_the_collector_ends_stop_nobody(path: Path
 
 def test_c15_an_abandoned_listing_lets_go_of_the_log_even_while_its_lock_is_held(store: SQLiteStore) -> None:
     # given a listing that is half read, and a fork that holds its connection's lock
-    scan = store.scan("")
-    pairs = iter(scan)
+    listing = store.scan("")
+    pairs = iter(listing)
     next(pairs)
-    connection = scan._connection  # type: ignore[attr-defined]
+    connection = listing._connection  # type: ignore[attr-defined]
     assert connection.hold(time.monotonic())
     # when the collector takes the listing in another thread / then it does not wait
-    collector = Worker("test-collector", lambda _: scan._closer())  # type: ignore[attr-defined]
+    collector = Worker("test-collector", lambda _: listing._closer())  # type: ignore[attr-defined]
     collector.start()
     assert collector.close()
     assert connection._connection is not None
@@ -225,10 +226,10 @@ def test_c15_a_signal_handler_that_raises_while_a_fork_waits_releases_every_stor
 
 
 def test_c15_a_listing_too_long_to_be_read_before_a_fork_says_so(store: SQLiteStore) -> None:
-    scan = store.scan("")
-    pairs = iter(scan)
+    listing = store.scan("")
+    pairs = iter(listing)
     next(pairs)
-    connection = scan._connection  # type: ignore[attr-defined]
+    connection = listing._connection  # type: ignore[attr-defined]
     assert connection.hold(time.monotonic())
     connection.settle(deadline=0.0)
     connection.leave()

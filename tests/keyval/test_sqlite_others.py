@@ -17,12 +17,12 @@ import pytest
 
 from datasync.errors import CompactedError, DatasyncError, StoreError, UnknownOutcome
 from datasync.keyval import DeleteOp, PutOp, RewoundError
-from datasync.keyval.sqlite import SQLiteStore, schema
+from datasync.keyval.sqlite import SQLiteStore, scan, schema
 from datasync.kvdbsync import Plugin
-from datasync.options import with_client_lifetime_ttl
+from datasync.runtime import boot_clock
 from tests.conftest import PATIENT, take, wait_until
-from tests.keyval.test_sqlite import following, script
-from tests.support.stores import all_after, fold, state
+from tests.keyval.test_sqlite import lost_lease, script
+from tests.support.stores import all_after, fold, following, state
 
 
 @pytest.fixture
@@ -145,15 +145,47 @@ def test_c23_a_watcher_gets_the_changes_of_the_sqlite3_program(store: SQLiteStor
         assert {kv.get_key() for kv in plugin.registry.items()} == {"/b"}
 
 
-def test_c17_a_client_does_not_put_back_what_another_tool_deleted(path: Path) -> None:
-    with SQLiteStore(path, session_ttl=0.6) as store:
-        broker = store.new_broker()
-        broker.put("mine", b"1", with_client_lifetime_ttl())
-        broker.put("deleted", b"1", with_client_lifetime_ttl())
-        with tool(path) as other:
-            other.execute("DELETE FROM kv WHERE key = CAST('deleted' AS BLOB)")
-            other.execute("UPDATE lease SET deadline = 0")
-        wait_until(lambda: set(state(store)) == {"mine"}, "the client has put its key back, and no other")
+def delete(path: Path, key: str) -> None:
+    with tool(path) as other:
+        other.execute("DELETE FROM kv WHERE key = CAST(? AS BLOB)", (key,))
+
+
+def test_c17_a_client_does_not_put_back_what_another_tool_deleted(
+    store: SQLiteStore, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a client with three keys, one of which another tool deletes
+    with SQLiteStore(path, session_ttl=0.6) as client:
+        client.commit([PutOp(key, b"1", client_lifetime=True) for key in ("mine", "deleted", "deleted later")])
+        delete(path, "deleted")
+        # when it renews its lease / then it takes that for a commit, and not for a file of another time
+        wait_until(lambda: set(client._lease._owned) == {"mine", "deleted later"}, "the client has renewed its lease")
+        # and when it loses its lease, in one commit whose log names each key once
+        with lost_lease(client, store):
+            with tool(path) as other:
+                commit = other.execute("SELECT revision, expiry FROM history ORDER BY revision DESC").fetchone()
+                rows = other.execute("SELECT key, value FROM log WHERE revision >= 4 ORDER BY revision, place").fetchall()
+            assert commit == (4, client._lease.id)
+            assert rows == [(b"deleted later", None), (b"mine", None)]
+            # and the tool takes another one meanwhile
+            with tool(path) as other:
+                other.execute("INSERT INTO kv (key, value, revision) VALUES ('deleted later', '', 0)")
+            delete(path, "deleted later")
+        # then it puts back its own, and no other
+        wait_until(lambda: store.read("mine"), "the client has put its key back")
+        assert set(state(store)) == {"mine"}
+    assert "was replaced" not in caplog.text
+
+
+def test_c17_readers_and_lists_agree_when_another_tool_deletes_leases(store: SQLiteStore, path: Path) -> None:
+    # given the key of a client that was killed
+    body = "import os\nstore = SQLiteStore(path)\nstore.commit([PutOp('a', b'1', client_lifetime=True)])\nos._exit(0)"
+    with script(f"from datasync.keyval import PutOp\n{body}", path) as owner:
+        assert owner.wait(PATIENT) == 0
+    # when another tool deletes its lease / then no clock ends the key, and all see it
+    with tool(path) as other:
+        other.execute("DELETE FROM lease")
+    assert store.read("a") == ("a", b"1", 2)
+    assert state(store) == {"a": b"1"}
 
 
 def test_c23_history_that_another_tool_deletes_is_compacted_and_not_silent(store: SQLiteStore, path: Path) -> None:
@@ -170,8 +202,8 @@ def test_c23_history_that_another_tool_deletes_is_compacted_and_not_silent(store
         with tool(path) as other:
             other.execute("DELETE FROM history")
         assert isinstance(follower.ending(), RewoundError)
-    scan = store.scan("")
-    assert fold(all_after(store, "", scan.revision, store.commit([PutOp("b", b"")]).revision)) == {"b": b""}
+    listing = store.scan("")
+    assert fold(all_after(store, "", listing.revision, store.commit([PutOp("b", b"")]).revision)) == {"b": b""}
 
 
 OTHER_TRIGGER = """DROP TRIGGER kv_updated; CREATE TRIGGER kv_updated AFTER UPDATE ON kv BEGIN SELECT 1; END;
@@ -210,10 +242,10 @@ def test_c23_changes_past_the_triggers_are_told_to_every_stream(
         if expected is CompactedError:
             assert "watchers list again" in caplog.text
             # and after a new list the triggers are there again
-            scan = store.scan("")
+            listing = store.scan("")
             with tool(path) as other:
                 other.execute("DELETE FROM kv WHERE key = x'62'")
-            commits = [c.ops for b in all_after(store, "", scan.revision, scan.revision + 1) for c in b.commits]
+            commits = [c.ops for b in all_after(store, "", listing.revision, listing.revision + 1) for c in b.commits]
             assert commits == [(("b", None),)]
 
 
@@ -243,12 +275,12 @@ def test_c23_a_file_of_the_format_before_is_upgraded(path: Path, live: bool) -> 
             source.backup(target)
     # when another tool writes after the store has looked at it / then that is a commit
     with closing(store):
-        scan = store.scan("")
+        listing = store.scan("")
         assert state(store) == {"a": b"1"}
         with tool(path) as other:
             assert other.execute("PRAGMA user_version").fetchone() == (schema.FORMAT,)
             other.execute("DELETE FROM kv")
-        (batch,) = all_after(store, "", scan.revision, scan.revision + 1)
+        (batch,) = all_after(store, "", listing.revision, listing.revision + 1)
         assert [commit.ops for commit in batch.commits] == [(("a", None),)]
 
 
@@ -278,7 +310,7 @@ def test_c23_a_copy_from_before_the_last_boot_under_an_open_store_gets_the_clock
     # then the dead client's key goes, and the other one has its full time again, and no more
     wait_until(lambda: set(state(store)) == {"ttl"}, "the lease of the boot before has ended")
     with tool(path) as other:
-        (left,) = other.execute("SELECT max(deadline) - ? FROM kv", (time.monotonic(),)).fetchone()
+        (left,) = other.execute("SELECT max(deadline) - ? FROM kv", (boot_clock.now(),)).fetchone()
     assert 0 < left <= 60
 
 
@@ -310,9 +342,15 @@ REMOVALS = {
 @pytest.mark.parametrize("removed", REMOVALS)
 @pytest.mark.parametrize("handles", [1, 2])
 def test_c23_no_acknowledged_put_is_invisible_after_the_log_was_removed(
-    store: SQLiteStore, path: Path, removed: str, handles: int, caplog: pytest.LogCaptureFixture
+    store: SQLiteStore,
+    path: Path,
+    removed: str,
+    handles: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given a store, perhaps two, a stream, and a listing that is half read
+    monkeypatch.setattr(scan, "READ_AHEAD", 1)
     store.commit([PutOp(f"k{number:04}", b"1") for number in range(1200)])
     others = [SQLiteStore(path) for _ in range(handles - 1)]
     for other in others:
@@ -356,6 +394,27 @@ def test_c23_what_others_commit_after_the_log_was_removed_survives_the_first_sto
     assert "commits may be lost" in caplog.text
 
 
+def test_c23_a_list_goes_on_when_others_have_replaced_the_log(
+    store: SQLiteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a list that is half read, most of it in its temporary table
+    monkeypatch.setattr(scan, "READ_AHEAD", 1)
+    keys = [f"k{number:04}" for number in range(1200)]
+    store.commit([PutOp(key, b"1") for key in keys])
+    listing = iter(store.scan("k"))
+    found = [next(listing).key]
+    # when the files are replaced, and others write what it has not shown
+    with tool(path) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    replace_by_empty(path)
+    in_another_process(path, "store.commit([PutOp(f'k{n:04}', b'2') for n in range(1200)])")
+    assert store.read("k1199") == ("k1199", b"2", 3)
+    # then it shows its revision to the end
+    rest = list(listing)
+    assert [*found, *(pair.key for pair in rest)] == keys
+    assert {pair.value for pair in rest} == {b"1"}
+
+
 def test_c23_closing_an_idle_store_leaves_the_log_of_others(store: SQLiteStore, path: Path) -> None:
     store.commit([PutOp("a", b"1")])
     with tool(path) as other:
@@ -369,12 +428,10 @@ def test_c23_closing_an_idle_store_leaves_the_log_of_others(store: SQLiteStore, 
 def test_c17_a_commit_into_a_log_that_is_removed_meanwhile_is_not_acknowledged(store: SQLiteStore, path: Path) -> None:
     # given a transaction that is all but committed
     store.commit([PutOp("a", b"1")])
-    with pytest.raises(UnknownOutcome, match="removed meanwhile"), store._writing.use("write") as connection:
-        current = store._begin(connection).current
-        connection.execute("DELETE FROM kv")
+    with pytest.raises(UnknownOutcome, match="removed meanwhile"), store._transaction() as now:
+        now.connection.execute("DELETE FROM kv")
         # when the log goes / then its commit is no success
         remove("-wal", "-shm")(path)
-        store._end(connection, current, current + 1)
     # and the next one is
     store.commit([PutOp("b", b"1")])
     assert in_another_process(path, "print(store.read('b').value)") == "b'1'"

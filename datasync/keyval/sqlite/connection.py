@@ -297,7 +297,7 @@ def _leave_log(database: Database) -> None:
             return
         alone = None in database.log_files()
         for one in held:
-            one.settle(deadline if alone else 0.0)  # others may overwrite what a listing would read
+            one.settle(deadline)
         if standstill.busy or (alone and not held[0].save(deadline)):
             raise StoreConnectionError(f"the -wal or -shm of {database.path} was removed while it is in use: retry")
         # The last connection to close copies its log into the file and removes the -wal, even that of others.

@@ -94,7 +94,7 @@ class Database:
 
     def log_files(self) -> tuple[Identity | None, Identity | None]:
         """Identify the -wal and the -shm file."""
-        return _identity(self._wal), _identity(self._shm)
+        return _identity(self.wal), _identity(self._shm)
 
     def forsake(self) -> None:
         """In a forked child, give up a file with an inherited connection, whose locks SQLite would take for its own."""
@@ -135,7 +135,7 @@ class Database:
         self._recognise(header)
         self._to_wal(connection)
         if not schema.is_current(connection):
-            self._begin(connection)
+            self._begin(connection, self.lock_timeout)
             if schema.update(connection):
                 log.warning("%s: its triggers were missing, and changes may be unknown: watchers list again", self.path)
             connection.execute("COMMIT")
@@ -192,18 +192,23 @@ class Database:
         wait = min(_STEP, self.lock_timeout) if in_steps else self.lock_timeout
         connection.execute(f"PRAGMA busy_timeout = {int(wait * 1000)}")
 
-    def begin(self, connection: sqlite3.Connection) -> None:
-        """Begin a write transaction when the lock is free. *connection* waits in steps."""
-        self.prepare(connection)
-        self._begin(connection)
+    def begin(self, connection: sqlite3.Connection, *, patient: bool = True) -> float:
+        """Begin a write transaction when the lock is free, and return the seconds that it took.
 
-    def _begin(self, connection: sqlite3.Connection) -> None:
-        unlocked(lambda: connection.execute("BEGIN IMMEDIATE"), self.lock_timeout)
+        *connection* waits in steps. A caller that is not *patient* waits for one step only.
+        """
+        began = time.monotonic()
+        self.prepare(connection)
+        self._begin(connection, self.lock_timeout if patient else 0.0)
+        return time.monotonic() - began
+
+    def _begin(self, connection: sqlite3.Connection, patience: float) -> None:
+        unlocked(lambda: connection.execute("BEGIN IMMEDIATE"), patience)
 
     def _identify(self) -> None:
         self.identity = self._stat()
         real = os.path.realpath(self.path)  # as SQLite does
-        self._wal, self._shm = f"{real}-wal", f"{real}-shm"
+        self.wal, self._shm = f"{real}-wal", f"{real}-shm"
         self.commit_signal = _commit_signals.get(self.identity)
 
     def _stat(self) -> Identity:

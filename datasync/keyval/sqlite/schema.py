@@ -8,8 +8,9 @@ first the log, then the pairs, and last the history, so that the log is ahead of
 from __future__ import annotations
 
 import sqlite3
-import time
 from pathlib import Path
+
+from datasync.runtime import boot_clock
 
 #: "dsKV", in the header field that identifies the application of an SQLite file.
 APPLICATION_ID = 0x64734B56
@@ -25,7 +26,8 @@ CREATE INDEX kv_lease ON kv (lease) WHERE lease IS NOT NULL;
 CREATE TABLE lease (id INTEGER PRIMARY KEY, deadline REAL NOT NULL);
 CREATE TABLE log (revision INTEGER, place INTEGER, key BLOB NOT NULL, value BLOB,
                   PRIMARY KEY (revision, place)) WITHOUT ROWID;
--- One row per commit. bytes: size of the log up to here. expiry: 1 for a commit of expired keys.
+-- One row per commit. bytes: size of the log up to here. expiry: 1 for a commit of keys whose TTL has passed, the id of
+-- a lease for a commit of the keys of this lease, which was over.
 CREATE TABLE history (revision INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, at REAL NOT NULL, expiry INTEGER NOT NULL);
 CREATE TABLE boot (id TEXT NOT NULL);
 """
@@ -74,7 +76,7 @@ def create_tables(connection: sqlite3.Connection) -> None:
         if not header(connection):  # otherwise another process was faster
             for statement in [*_SCHEMA.split(";"), *_CREATE.values()]:
                 connection.execute(statement)
-            connection.execute("INSERT INTO history VALUES (1, 0, ?, 0)", (time.monotonic(),))
+            connection.execute("INSERT INTO history VALUES (1, 0, ?, 0)", (boot_clock.now(),))
             connection.execute("INSERT INTO boot VALUES (?)", (boot_id(),))
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {FORMAT}")
@@ -115,7 +117,7 @@ def update(connection: sqlite3.Connection) -> bool:
         # Nobody logged what others changed meanwhile: a revision after which the history starts makes all list again.
         connection.execute(
             "INSERT INTO history SELECT revision + 1, bytes, ?, 0 FROM history ORDER BY revision DESC LIMIT 1",
-            (time.monotonic(),),
+            (boot_clock.now(),),
         )
         connection.execute("DELETE FROM history WHERE revision < (SELECT max(revision) FROM history)")
         connection.execute("DELETE FROM log")
@@ -135,10 +137,10 @@ def _boot(connection: sqlite3.Connection) -> str | None:
 
 
 def restart_clock(connection: sqlite3.Connection) -> None:
-    """After a restart of the machine, which resets the monotonic clock, expire all leases and restart all TTLs."""
+    """After a restart of the machine, which resets the boot clock, expire all leases and restart all TTLs."""
     if _boot(connection) == boot_id():
         return
-    now = time.monotonic()
+    now = boot_clock.now()
     connection.execute("UPDATE boot SET id = ?", (boot_id(),))
     connection.execute("UPDATE lease SET deadline = ?", (now,))
     connection.execute("UPDATE kv SET deadline = ? + ttl WHERE ttl IS NOT NULL", (now,))
@@ -146,7 +148,7 @@ def restart_clock(connection: sqlite3.Connection) -> None:
 
 
 def boot_id() -> str:
-    """Return the id of the boot since which the monotonic clock counts, or "" if the system has none."""
+    """Return the id of the boot since which the boot clock counts, or "" if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -15,12 +15,14 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from datasync.keyval.sqlite.store import SQLiteStore
 from tests.faults.history import Op1, TruthCommit, brief
 from tests.faults.sources.scripted_store import FaultyStore
 from tests.faults.sources.source import Misfortune, Ops, Source, random_ops
+from tests.faults.sources.sqlite_lifetimes import Lifetimes
 from tests.support.child_process import Answer, Peer, PeerGone
 
 #: Neither is under the watched prefix.
@@ -55,6 +57,7 @@ class SQLiteSource(Source):
         self._writer, self._other = self._peers
         for peer in self._peers:
             peer.start()
+        self._lifetimes = Lifetimes(self)
         reader = SQLiteStore(self.path, synchronous="off")
         self._rights = Rights(reader, self._folder)
         self.store = FaultyStore(reader, self.faults)
@@ -104,11 +107,13 @@ class SQLiteSource(Source):
             "permission-taken": self._take_permission,
             "big-transaction": self._much_at_once,
             "big-value": self._large_value,
+            **{name: partial(self._alone, happens) for name, happens in self._lifetimes.misfortunes().items()},
         }
 
     def heal(self) -> None:
         super().heal()
         self._rights.give()
+        self._lifetimes.heal()
         for peer in self._peers:
             peer.thaw()
 
@@ -131,9 +136,30 @@ class SQLiteSource(Source):
 
     def close(self) -> None:
         self.store.close()
+        self._lifetimes.close()
         for peer in self._peers:
             peer.stop()
         self._home.cleanup()
+
+    # For the owner of client-lifetime keys, whose misfortunes hold the lock.
+
+    def _alone(self, happens: Misfortune) -> None:
+        with self.lock:
+            happens()
+
+    @property
+    def location(self) -> str:
+        return str(self.path)
+
+    def look(self) -> Answer:
+        """Let another process end what has expired."""
+        return self._other.ask("look")
+
+    def compact(self) -> None:
+        self._compact()
+
+    def commit(self, ops: Ops) -> None:
+        self._commit(self._writer, ops)
 
     # Writing.
 
