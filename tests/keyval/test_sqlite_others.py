@@ -163,7 +163,9 @@ def test_c17_a_client_does_not_put_back_what_another_tool_deleted(
         with lost_lease(client, store):
             with tool(path) as other:
                 commit = other.execute("SELECT revision, expiry FROM history ORDER BY revision DESC").fetchone()
-                rows = other.execute("SELECT key, value FROM log WHERE revision >= 4 ORDER BY revision, place").fetchall()
+                rows = other.execute(
+                    "SELECT key, value FROM log WHERE revision >= 4 ORDER BY revision, place"
+                ).fetchall()
             assert commit == (4, client._lease.id)
             assert rows == [(b"deleted later", None), (b"mine", None)]
             # and the tool takes another one meanwhile
