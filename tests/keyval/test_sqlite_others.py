@@ -255,6 +255,7 @@ def make_format_1(path: Path) -> None:
     with tool(path) as other:
         for (name,) in other.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             other.execute(f"DROP TRIGGER {name}")
+        other.execute("UPDATE kv SET deadline = 1 WHERE ttl IS NOT NULL")  # by a clock that was suspended for long
         other.execute("PRAGMA user_version = 1")
 
 
@@ -262,7 +263,7 @@ def make_format_1(path: Path) -> None:
 def test_c23_a_file_of_the_format_before_is_upgraded(path: Path, live: bool) -> None:
     # given a file without triggers, which is opened, or comes into an open store
     store = SQLiteStore(path)
-    store.commit([PutOp("a", b"1")])
+    store.commit([PutOp("a", b"1", ttl=600)])
     old = path.with_name("old.db")
     with tool(path) as source, tool(old) as target:
         source.backup(target)
@@ -437,6 +438,25 @@ def test_c17_a_commit_into_a_log_that_is_removed_meanwhile_is_not_acknowledged(s
     # and the next one is
     store.commit([PutOp("b", b"1")])
     assert in_another_process(path, "print(store.read('b').value)") == "b'1'"
+
+
+def test_c23_a_reader_that_deletes_expired_keys_into_a_log_that_is_removed_reads_on(
+    store: SQLiteStore, path: Path
+) -> None:
+    # given a key that has expired, and files that are removed when a reader deletes it
+    store.commit([PutOp("a", b"1"), PutOp("ttl", b"1", ttl=0.01)])
+    end = store._end
+
+    def remove_first(*args: int) -> None:
+        store.__dict__.pop("_end", None)
+        remove("-wal", "-shm")(path)
+        end(*args)  # type: ignore[arg-type]
+
+    store._end = remove_first  # type: ignore[method-assign]
+    wait_until(lambda: store.read("ttl") is None, "the key has expired")
+    # when it lists / then the list is whole: nobody asked for the commit
+    assert state(store) == {"a": b"1"}
+    assert "_end" not in store.__dict__
 
 
 def test_c23_a_watcher_recovers_when_the_log_is_replaced(store: SQLiteStore, path: Path) -> None:

@@ -14,7 +14,7 @@ from datasync.runtime import boot_clock
 
 #: "dsKV", in the header field that identifies the application of an SQLite file.
 APPLICATION_ID = 0x64734B56
-#: Version of the schema. Version 1 had no triggers.
+#: Version of the schema. Version 1 had no triggers, and the times of a clock that stops while a machine is suspended.
 FORMAT = 2
 _READABLE = (1, FORMAT)
 
@@ -122,7 +122,8 @@ def update(connection: sqlite3.Connection) -> bool:
         connection.execute("DELETE FROM history WHERE revision < (SELECT max(revision) FROM history)")
         connection.execute("DELETE FROM log")
     connection.execute(f"PRAGMA user_version = {FORMAT}")
-    restart_clock(connection)
+    if version != FORMAT or _boot(connection) != boot_id():
+        _restart_clock(connection)
     return bool(missing) and version == FORMAT
 
 
@@ -136,10 +137,8 @@ def _boot(connection: sqlite3.Connection) -> str | None:
     return None if row is None else row[0]
 
 
-def restart_clock(connection: sqlite3.Connection) -> None:
-    """After a restart of the machine, which resets the boot clock, expire all leases and restart all TTLs."""
-    if _boot(connection) == boot_id():
-        return
+def _restart_clock(connection: sqlite3.Connection) -> None:
+    """Expire all leases and restart all TTLs: a restart of the machine resets the boot clock."""
     now = boot_clock.now()
     connection.execute("UPDATE boot SET id = ?", (boot_id(),))
     connection.execute("UPDATE lease SET deadline = ?", (now,))

@@ -259,7 +259,8 @@ class SQLiteStore(Store):
 
         Several processes may try; the first one does it.
         """
-        with self._transaction(patient=patient):
+        # Nobody waits for what a reader deletes: it may be there again, and then it expires again.
+        with suppress(UnknownOutcome), self._transaction(patient=patient):
             pass
         return not self._overdue.in_doubt
 
