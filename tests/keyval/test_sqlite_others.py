@@ -289,9 +289,12 @@ def test_c23_a_file_of_the_format_before_is_upgraded(path: Path, live: bool) -> 
 
 @pytest.mark.parametrize("in_place", [True, False])
 def test_c23_a_copy_from_before_the_last_boot_under_an_open_store_gets_the_clock_of_this_boot(
-    store: SQLiteStore, path: Path, in_place: bool
+    store: SQLiteStore, path: Path, in_place: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a copy that was made when the machine had been up for long, with a dead client's key and one with a TTL
+    # given a copy that was made when the machine had been up for long, with a dead client's key and one with a TTL;
+    # since the boot, the machine was suspended for an hour
+    now = boot_clock.now
+    monkeypatch.setattr(boot_clock, "now", lambda: now() + 3600)
     copy = path.with_name("copy.db")
     with script("from datasync.options import *\nstore = SQLiteStore(path, session_ttl=100)\nb = store.new_broker()\n"
                 "b.put('owned', b'1', with_client_lifetime_ttl())\nb.put('ttl', b'1', with_ttl(60))\n"
