@@ -88,7 +88,11 @@ class StoreLease:
         self._granted, self._extended_at = True, boot_clock.now()
         if not self._set_deadline(connection, self._extended_at):
             connection.execute("INSERT INTO lease VALUES (?, ?)", (self.id, self._extended_at + self.ttl))
-        elif self._checked == position_of(connection, current, generation) and not self._more:
+        elif (
+            self._checked == position_of(connection, current, generation)
+            and not self._more
+            and not self.went_back(connection, current, generation)
+        ):
             return current  # nobody committed since
         bound = {key.decode() for (key,) in connection.execute("SELECT key FROM kv WHERE lease = ?", (self.id,))}
         gone = {key: value for key, value in self._owned.items() if key not in bound}
@@ -113,7 +117,7 @@ class StoreLease:
         self, connection: sqlite3.Connection, gone: dict[str, bytes], current: int, generation: int
     ) -> tuple[dict[str, bytes], bool]:
         """Return those of the *gone* keys that nobody took over, and True if they are too many for one transaction."""
-        if self._went_back(connection, current, generation):
+        if self.went_back(connection, current, generation):
             # The file knows nothing of what happened since: put again what it does not hold.
             lost = {key: value for key, value in gone.items() if not tables.key_exists(connection, key)}
             log.warning("the file of the client-lifetime lease was replaced: putting %d keys again", len(lost))
@@ -127,8 +131,14 @@ class StoreLease:
             log.warning(text, len(gone) - len(lost))
         return lost, len(lost) > BATCH
 
-    def _went_back(self, connection: sqlite3.Connection, current: int, generation: int) -> bool:
+    def went_back(self, connection: sqlite3.Connection, current: int, generation: int) -> bool:
+        """Return True if there are keys, and the file does not know the last commit of this store.
+
+        Only the first transaction after that can tell: it is the last commit from then on.
+        """
         known = self._position
+        if not self._owned:
+            return False
         if generation != known.generation or current < known.revision:
             return True
         at = tables.commit_time(connection, known.revision)

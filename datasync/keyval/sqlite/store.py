@@ -292,6 +292,8 @@ class SQLiteStore(Store):
             if _past(before.due):
                 over = self._overdue.over(connection, own=self._lease.id, waited=waited)
                 now.current = tables.reap(connection, before.current, over)
+            if not closing and self._lease.went_back(connection, before.current, self._database.generation):
+                now.current = self._lease.renew(connection, now.current, self._database.generation)
             yield now
             self._lease.extend(connection)
             position = position_of(connection, now.current, self._database.generation)
