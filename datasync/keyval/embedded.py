@@ -35,7 +35,7 @@ class SharedByKey(Generic[KeyT, ValueT]):
             return self._objects.setdefault(key, self._create())
 
     def _forget(self) -> None:
-        self._lock = threading.Lock()  # guards _objects
+        self._lock = threading.RLock()  # guards _objects; a finalizer may come here inside of it
         self._objects: weakref.WeakValueDictionary[KeyT, ValueT] = weakref.WeakValueDictionary()
 
 

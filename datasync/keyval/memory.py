@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
@@ -17,6 +16,7 @@ from datasync.keyval.effects import net_effect
 from datasync.keyval.embedded import SharedByKey, check_position, check_setting
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, RewoundError, WriteOp
 from datasync.keyval.urls import StoreURL
+from datasync.runtime import boot_clock
 from datasync.runtime.threads import ForkGuard
 
 #: Commits kept for streams that resume.
@@ -29,7 +29,7 @@ class _Entry(NamedTuple):
     value: bytes
     revision: int
     deadline: float | None
-    owner: int | None  # id of the store object whose lifetime limits the key
+    owner: object | None  # token of the store object whose lifetime limits the key
 
     def __repr__(self) -> str:
         return f"<{len(self.value)} bytes of revision {self.revision}>"
@@ -53,7 +53,7 @@ class _SharedData:
         self.commits: deque[Commit] = deque()
         self.revision = self.oldest = 1
 
-    def record(self, effect: dict[str, PutOp | None], owner: int | None) -> None:
+    def record(self, effect: dict[str, PutOp | None], owner: object | None) -> None:
         if not effect:
             return
         self.revision += 1
@@ -61,7 +61,7 @@ class _SharedData:
             if op is None:
                 del self.entries[key]
                 continue
-            deadline = None if op.ttl is None else time.monotonic() + op.ttl
+            deadline = None if op.ttl is None else boot_clock.now() + op.ttl
             self.entries[key] = _Entry(op.value, self.revision, deadline, owner if op.client_lifetime else None)
             if deadline is not None:
                 heappush(self.deadlines, (deadline, key))
@@ -75,7 +75,7 @@ class _SharedData:
 
     def expire(self) -> None:
         """Delete the expired keys as one commit. No timer calls this: each access to the data does."""
-        now = time.monotonic()
+        now = boot_clock.now()
         gone: dict[str, PutOp | None] = {}
         while self.deadlines and self.deadlines[0][0] <= now:
             deadline, key = heappop(self.deadlines)
@@ -107,6 +107,7 @@ class MemoryStore(Store):
         check_setting("history", history, zero=True)
         self._name = f"memory://{name}"
         self._guard = ForkGuard(self._name)
+        self._owner = object()
         self._history = history
         self._closed = False
         self._failure: DatasyncError | None = None
@@ -148,7 +149,7 @@ class MemoryStore(Store):
                 if (None if entry is None else entry.value) != condition.value:
                     return CommitResult(False, data.revision, 0)
             effect = net_effect(ops, data.entries.__contains__, data.under)
-            data.record(effect, id(self))
+            data.record(effect, self._owner)
             data.forget(self._history)
             return CommitResult(True, data.revision, sum(op is None for op in effect.values()))
 
@@ -164,7 +165,7 @@ class MemoryStore(Store):
             if self._closed:
                 return
             self._closed = True
-            mine: dict[str, PutOp | None] = {k: None for k, e in data.entries.items() if e.owner == id(self)}
+            mine: dict[str, PutOp | None] = {k: None for k, e in data.entries.items() if e.owner is self._owner}
             data.record(mine, None)
             data.forget(self._history)
             data.changed.notify_all()
@@ -270,7 +271,7 @@ class _MemoryStream(Stream):
     def _wait(self, data: _SharedData) -> None:
         """Wait for a commit, the next deadline, or one second."""
         if not self._cancelled and data.revision == self._position:
-            due = data.deadlines[0][0] - time.monotonic() if data.deadlines else IDLE
+            due = data.deadlines[0][0] - boot_clock.now() if data.deadlines else IDLE
             data.changed.wait(min(max(due, 0.0), IDLE))
         self._store.check_open()
         data.expire()

@@ -43,6 +43,7 @@ def run_cell(cell: Cell, make: Callable[[random.Random], Source] | None = None) 
         if not fits(workload, sourced=source.sourced, within=source.within):
             raise ValueError(f"{cell.source} does not suit the workload {cell.workload!r}")
         source.orchestrated = workload.hurried
+        source.watchers = len(workload.watchers)
         if cell.fault != RANDOM:
             source.faults.rate = 0.0  # only the requested fault happens
         with shortened(workload, chance, sourced=source.sourced) as times:

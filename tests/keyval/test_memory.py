@@ -10,6 +10,8 @@ import pytest
 from datasync.errors import CompactedError, InvalidArgumentError, StoreConnectionError
 from datasync.keyval import PutOp, RewoundError, connect
 from datasync.keyval.memory import MemoryStore
+from datasync.options import with_client_lifetime_ttl, with_ttl
+from datasync.runtime import boot_clock
 from tests.support.stores import all_after, following, state
 
 
@@ -72,3 +74,34 @@ def test_a_store_can_be_told_to_fail_and_to_heal() -> None:
 def test_c16_a_wrong_history_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="history must be 0 or more"):
         MemoryStore(history=-1)
+
+
+def test_c15_a_ttl_goes_on_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a value for an hour, and a stream
+    with MemoryStore() as store, following(store, "", 1) as follower:
+        store.new_broker().put("a", b"1", with_ttl(3600))
+        follower.until(2)
+        # when the machine was suspended for that long: the monotonic clock stood still
+        now = boot_clock.now
+        monkeypatch.setattr(boot_clock, "now", lambda: now() + 3600)
+        # then it is over
+        assert store.read("a") is None
+        (commit,) = (commit for batch in follower.until(3) for commit in batch.commits)
+        assert list(commit.ops) == [("a", None)]
+
+
+def test_c17_ten_thousand_client_lifetime_values_go_with_one_commit() -> None:
+    # given two stores of one name, and a third that was dropped before
+    name = uuid4().hex
+    with MemoryStore(name) as other:
+        for _ in range(100):  # its id is given to another object
+            dropped = MemoryStore(name)
+            dropped.new_broker().put("dropped", b"1", with_client_lifetime_ttl())
+            del dropped
+        client = MemoryStore(name)
+        client.commit([PutOp(f"k/{number}", b"1", client_lifetime=True) for number in range(10_000)])
+        before = other.scan("none").revision
+        # when one is closed / then its own values go at once, and those of nobody else
+        client.close()
+        assert state(other) == {"dropped": b"1"}
+        assert other.scan("none").revision == before + 1

@@ -31,6 +31,7 @@ from datasync.keyval import Batch, DeleteOp, PutOp, RewoundError, connect
 from datasync.keyval.sqlite import SQLiteStore, schema, tables
 from datasync.keyval.sqlite.tables import PAGE, TRIM_EVERY
 from datasync.options import with_client_lifetime_ttl, with_ttl
+from datasync.runtime import boot_clock
 from datasync.runtime.threads import Worker
 from tests.conftest import PATIENT, wait_until
 from tests.support.stores import all_after, fold, following, state
@@ -129,7 +130,7 @@ FOREIGN = {
     "is not an SQLite database": lambda path: path.write_bytes(b"key: value\n"),
     "is not an SQLite database; it was": lambda path: path.write_bytes(b"SQLite format 3\0"),
     "belongs to another application": other_application,
-    "has format 99, this version of datasync reads format 1": newer_format,
+    "has format 99, this version of datasync reads format 2": newer_format,
     "is a directory": lambda path: path.mkdir(),
 }
 
@@ -638,6 +639,23 @@ def test_c17_a_frozen_client_puts_back_what_is_still_its_own(store: SQLiteStore,
         assert fold(follower.until(4)) == {"owned": b"1"}
 
 
+@contextmanager
+def lost_lease(client: SQLiteStore, other: SQLiteStore) -> Iterator[None]:
+    """The *client* cannot write in the block, and *other* ends its lease, as if the client had been suspended."""
+    with client._writing._lock:
+        with other._writing.use() as connection:
+            connection.execute("UPDATE lease SET deadline = 0")
+        wait_until(lambda: not leases(other), "the lease is over")
+        yield
+
+
+def leases(store: SQLiteStore) -> int:
+    store.scan("", keys_only=True)
+    with store._reading.use() as connection:
+        (number,) = connection.execute("SELECT count(*) FROM lease").fetchone()
+    return int(number)
+
+
 def test_c17_after_a_lost_lease_only_what_the_clock_took_is_put_back(path: Path) -> None:
     # given a client with three keys, a lease that is lost, and others who took two of the keys before or after
     with SQLiteStore(path) as other, SQLiteStore(path, session_ttl=1.0) as client:
@@ -645,18 +663,16 @@ def test_c17_after_a_lost_lease_only_what_the_clock_took_is_put_back(path: Path)
         for key in ("mine", "deleted", "taken", "deleted later"):
             broker.put(key, b"1", with_client_lifetime_ttl())
         other.commit([DeleteOp("deleted")])
-        with other._writing.use() as connection:
-            connection.execute("UPDATE lease SET deadline = 0")
-        assert state(other) == {}
-        other.commit([PutOp("taken", b"2"), PutOp("deleted later", b"2")])
-        other.commit([DeleteOp("deleted later")])
+        with lost_lease(client, other):
+            assert state(other) == {}
+            other.commit([PutOp("taken", b"2"), PutOp("deleted later", b"2")])
+            other.commit([DeleteOp("deleted later")])
         # when the client notices / then it puts back its own only
         wait_until(lambda: other.read("mine"), "the client has put its key back")
         assert state(other) == {"mine": b"1", "taken": b"2"}
         # and keeps it alive, and another put after a loss brings everything back at once
-        with other._writing.use() as connection:
-            connection.execute("UPDATE lease SET deadline = 0")
-        assert state(other) == {"taken": b"2"}
+        with lost_lease(client, other):
+            assert state(other) == {"taken": b"2"}
         broker.put("more", b"1", with_client_lifetime_ttl())
         assert state(other) == {"mine": b"1", "more": b"1", "taken": b"2"}
     with SQLiteStore(path) as other:
@@ -681,7 +697,7 @@ def test_after_a_restart_of_the_machine_leases_have_ended_and_ttls_begin_anew(
         # then the client's key is gone, and the other has its full time again
         assert state(store) == {"ttl": b""}
         with store._reading.use() as connection:
-            (left,) = connection.execute("SELECT deadline - ? FROM kv", (time.monotonic(),)).fetchone()
+            (left,) = connection.execute("SELECT deadline - ? FROM kv", (boot_clock.now(),)).fetchone()
         assert 50 < left <= 60
 
 

@@ -222,11 +222,15 @@ def ports(everything: Everything, folder: str) -> list[str]:
 
 def busy_scan(everything: Everything, folder: str) -> list[str]:
     """A thread reads a listing of SQLite while the process forks; the child drops it, and comes to its end."""
+    from datasync.keyval.sqlite import scan as listings
     from datasync.keyval.sqlite.store import SQLiteStore
+    from datasync.keyval.types import PutOp
 
+    listings.READ_AHEAD = 1  # so that most of the listing stays in its connection
     with SQLiteStore(f"{folder}/scanned.db") as store:
+        store.commit([PutOp(str(number), b"") for number in range(2 * listings.PAGE)])
         scan: Any = store.scan("")
-        with scan._connection._lock:  # for longer than the fork waits
+        with scan._connection.use():  # for longer than the fork waits
             child = os.fork()
             if not child:
                 limit_life(CHILD_LIMIT)

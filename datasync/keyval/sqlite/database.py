@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from datasync.errors import DatasyncError, ForkedError, PermissionDenied, StoreConnectionError, StoreError
 from datasync.keyval.embedded import SharedByKey
@@ -20,23 +22,34 @@ from datasync.keyval.sqlite import schema
 from datasync.keyval.sqlite.commit_signal import CommitSignal
 from datasync.runtime.logs import get_logger
 
+try:
+    import fcntl
+except ImportError:  # not on this system
+    fcntl = None  # type: ignore[assignment]
+
 log = get_logger(__name__)
 
 #: Parts of SQLite's messages about a file whose content or schema is not ours.
 _DAMAGES = ("not a database", "malformed", "no such", "has no column", "columns but", "column named", "cannot modify")
-_HEADER = ("application_id", "user_version")
 
-#: Held while a connection is opened, and from before a fork until after it: no connection opens in between.
-opening = threading.Lock()
+#: Held while a connection is opened, and from before a fork until after it: no connection opens in between. Nobody
+#: waits for a locked file in it.
+opening = threading.RLock()  # reentrant: a finalizer may open a store inside of it
 
-# Milliseconds of one step of waiting for the write lock.
-_STEP = 100
+# Seconds of one step of waiting for the write lock, inside SQLite, and between two attempts.
+_STEP = 0.1
+_PAUSE = 0.01
+
+Identity = tuple[int, int]
+#: The file, its -wal and its -shm; None for one that does not exist.
+Files = tuple[Identity | None, Identity | None, Identity | None]
+ResultT = TypeVar("ResultT")
 
 # By device and inode of the file.
-_commit_signals: SharedByKey[tuple[int, int], CommitSignal] = SharedByKey(CommitSignal)
+_commit_signals: SharedByKey[Identity, CommitSignal] = SharedByKey(CommitSignal)
 
 # Device and inode of files of which this process inherited an open connection through a fork.
-_forsaken: set[tuple[int, int]] = set()
+_forsaken: set[Identity] = set()
 
 
 class Database:
@@ -44,14 +57,21 @@ class Database:
 
     def __init__(self, path: str, *, lock_timeout: float, synchronous: str) -> None:
         self.path = path
-        self._lock_timeout = lock_timeout
+        self.lock_timeout = lock_timeout
         self._synchronous = synchronous
         #: Guards the identity below, which changes when the file was replaced.
-        self._lock = threading.Lock()
-        self._create()
-        self._identify()
+        self._lock = threading.RLock()
         #: The number of times that the file was replaced.
         self.generation = 0
+        # True until tables were created or found. Later, an empty file is no new store but a loss.
+        self._new = self._create()
+        # The generation and SQLite's version of the schema that were prepared last.
+        self._prepared = (-1, 0)
+        self._identify()
+        if self.identity in _forsaken:
+            raise ForkedError(
+                f"the parent was using {self.path} when this process was forked: open it in a new process"
+            )
 
     def verify(self) -> int:
         """Check that *path* still is the opened file, and return the generation.
@@ -60,30 +80,92 @@ class Database:
           StoreConnectionError: The file is gone. It is not created again: an empty store would look like deleted keys.
         """
         found = self._stat()
-        if found != self._identity:
+        if found != self.identity:
             with self._lock:
-                if found != self._identity:
+                if found != self.identity:
                     self._recognise(self._header())
                     self._identify()
                     self.generation += 1
         return self.generation
 
+    def files(self) -> Files:
+        """Identify the files that others find now under the path."""
+        return _identity(self.path), *self.log_files()
+
+    def log_files(self) -> tuple[Identity | None, Identity | None]:
+        """Identify the -wal and the -shm file."""
+        return _identity(self.wal), _identity(self._shm)
+
     def forsake(self) -> None:
         """In a forked child, give up a file with an inherited connection, whose locks SQLite would take for its own."""
-        _forsaken.add(self._identity)
+        _forsaken.add(self.identity)
 
     def connect(self) -> sqlite3.Connection:
-        """Open a connection in autocommit mode that any thread may use."""
-        with self.mapped():
-            connection = self._raw()
-            try:
-                (application,) = connection.execute("PRAGMA application_id").fetchone()
-                if application != schema.APPLICATION_ID:
-                    raise StoreConnectionError(f"{self.path} is being created or replaced by another process: retry")
-            except BaseException:
-                connection.close()
-                raise
-            return connection
+        """Open a connection in autocommit mode that any thread may use. It does not wait for locks yet."""
+        connection = sqlite3.connect(
+            self._uri("mode=rw"),  # does not create a file
+            uri=True,
+            timeout=0,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+            # Do not run functions in the views and triggers of a file that another program prepared.
+            connection.execute("PRAGMA trusted_schema = OFF")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def prepare(self, connection: sqlite3.Connection) -> None:
+        """Make sure that the file is a store of this format, with all tables and triggers, and with this boot's clock.
+
+        Costs a few microseconds, unless the file or its schema changed since: another tool may restore a copy, or
+        remove a trigger, while the file is open. *connection* is in no transaction.
+        """
+        (version,) = connection.execute("PRAGMA schema_version").fetchone()
+        if self._prepared == (self.generation, version):
+            return
+        generation = self.generation
+        header = schema.header(connection)
+        if self._new and not header:
+            unlocked(lambda: schema.create_tables(connection), self.lock_timeout)
+            header = schema.header(connection)
+        self._recognise(header)
+        self._to_wal(connection)
+        if not schema.is_current(connection):
+            self._begin(connection, self.lock_timeout)
+            if schema.update(connection):
+                log.warning("%s: its triggers were missing, and changes may be unknown: watchers list again", self.path)
+            connection.execute("COMMIT")
+        self._new = False
+        self._prepared = (generation, connection.execute("PRAGMA schema_version").fetchone()[0])
+
+    def save_log(self, connection: sqlite3.Connection, deadline: float) -> bool:
+        """Copy the write-ahead log into the file. Return False if others kept a part of it from that."""
+        while True:
+            busy, pages, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if not busy and pages == copied:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            threading.Event().wait(_PAUSE)  # another process copies it, or reads an older revision
+
+    @contextmanager
+    def shared(self, *, held: bool) -> Iterator[None]:
+        """Be, if *held*, another user of the file in the block, so that no connection that closes is the last one."""
+        if not held or not hasattr(fcntl, "F_OFD_SETLK"):
+            yield
+            return
+        # A lock of its own, in SQLite's range for readers, which stands against locks of this process too.
+        lock = struct.pack("hhqqi0q", fcntl.F_RDLCK, os.SEEK_SET, 0x40000002, 510, 0)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
+            yield
+        finally:
+            os.close(descriptor)  # ends the locks of this process, which closed its connections in the block
 
     @contextmanager
     def mapped(self, doing: str = "use") -> Iterator[None]:
@@ -102,29 +184,34 @@ class Database:
             pass
         raise self._damaged() from None  # the suppressed context may quote a value
 
-    def wait_in_steps(self, connection: sqlite3.Connection) -> None:
-        """Prepare *connection* for ``begin``, which waits for the write lock in short steps.
+    def set_waiting(self, connection: sqlite3.Connection, *, in_steps: bool) -> None:
+        """Let *connection* wait for locks: the whole time, or *in_steps* for ``begin``.
 
         A single long wait inside SQLite would delay ^C until its end.
         """
-        connection.execute(f"PRAGMA busy_timeout = {_STEP if self._lock_timeout else 0}")
+        wait = min(_STEP, self.lock_timeout) if in_steps else self.lock_timeout
+        connection.execute(f"PRAGMA busy_timeout = {int(wait * 1000)}")
 
-    def begin(self, connection: sqlite3.Connection) -> None:
-        """Begin a write transaction when the lock is free. *connection* was prepared by ``wait_in_steps``."""
-        deadline = time.monotonic() + self._lock_timeout
-        while True:
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() >= deadline:
-                    raise
+    def begin(self, connection: sqlite3.Connection, *, patient: bool = True) -> float:
+        """Begin a write transaction when the lock is free, and return the seconds that it took.
+
+        *connection* waits in steps. A caller that is not *patient* waits for one step only.
+        """
+        began = time.monotonic()
+        self.prepare(connection)
+        self._begin(connection, self.lock_timeout if patient else 0.0)
+        return time.monotonic() - began
+
+    def _begin(self, connection: sqlite3.Connection, patience: float) -> None:
+        unlocked(lambda: connection.execute("BEGIN IMMEDIATE"), patience)
 
     def _identify(self) -> None:
-        self._identity = self._stat()
-        self.commit_signal = _commit_signals.get(self._identity)
+        self.identity = self._stat()
+        real = os.path.realpath(self.path)  # as SQLite does
+        self.wal, self._shm = f"{real}-wal", f"{real}-shm"
+        self.commit_signal = _commit_signals.get(self.identity)
 
-    def _stat(self) -> tuple[int, int]:
+    def _stat(self) -> Identity:
         try:
             found = os.stat(self.path)
         except FileNotFoundError:
@@ -133,7 +220,8 @@ class Database:
             raise self._os_error(error) from error
         return found.st_dev, found.st_ino
 
-    def _create(self) -> None:
+    def _create(self) -> bool:
+        """Create an empty file, which SQLite fills, if there is none. Return True if the file is empty."""
         header = self._header()
         self._warn_if_writable()
         if header:
@@ -146,19 +234,7 @@ class Database:
                 pass  # another process was faster
             except OSError as error:
                 raise self._os_error(error) from error
-        if self._stat() in _forsaken:
-            raise ForkedError(
-                f"the parent was using {self.path} when this process was forked: open it in a new process"
-            )
-        with opening, self.mapped("open"):
-            connection = self._raw()
-            try:
-                if not header:
-                    schema.create_tables(connection)
-                self._to_wal(connection)
-                schema.restart_clock(connection)
-            finally:
-                connection.close()
+        return not header
 
     def _warn_if_writable(self) -> None:
         """Warn if other users can write the file, or can replace it in its folder."""
@@ -194,7 +270,7 @@ class Database:
                 # Accept a header that counts more pages than the file has: the log, not read here, has the others
                 # when a process was killed in the middle of a checkpoint.
                 connection.execute("PRAGMA writable_schema = ON")
-                return tuple(connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _HEADER)
+                return schema.header(connection)
             except sqlite3.DatabaseError as error:
                 if "not a database" not in str(error):
                     raise
@@ -210,7 +286,7 @@ class Database:
         application, version = header
         if application != schema.APPLICATION_ID:
             raise StoreError(f"{self.path} belongs to another application; it was not changed: name another file")
-        if version != schema.FORMAT:
+        if not schema.is_readable(version):
             raise StoreError(
                 f"{self.path} has format {version}, this version of datasync reads format {schema.FORMAT};"
                 " it was not changed: use the version that created it"
@@ -219,39 +295,11 @@ class Database:
     def _uri(self, mode: str) -> str:
         return f"{Path(os.path.abspath(self.path)).as_uri()}?{mode}"
 
-    def _raw(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self._uri("mode=rw"),  # does not create a file
-            uri=True,
-            timeout=self._lock_timeout,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        try:
-            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
-            # Do not run functions in the views and triggers of a file that another program prepared.
-            connection.execute("PRAGMA trusted_schema = OFF")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
     def _to_wal(self, connection: sqlite3.Connection) -> None:
         # The switch needs the file exclusively and, unlike other statements, does not wait for the lock.
-        deadline = time.monotonic() + self._lock_timeout
-        while True:
-            try:
-                (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            except sqlite3.OperationalError:
-                if time.monotonic() >= deadline:
-                    raise
-                threading.Event().wait(0.01)
-                continue
-            if mode != "wal":
-                raise StoreError(
-                    f"{self.path} cannot use a write-ahead log: use a local disk, not a network file system"
-                )
-            return
+        (mode,) = unlocked(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone(), self.lock_timeout)
+        if mode != "wal":
+            raise StoreError(f"{self.path} cannot use a write-ahead log: use a local disk, not a network file system")
 
     def _os_error(self, error: OSError) -> DatasyncError:
         if isinstance(error, PermissionError):
@@ -263,7 +311,7 @@ class Database:
     def _explained(self, error: sqlite3.Error, doing: str) -> DatasyncError:
         text = str(error)
         if "locked" in text or "busy" in text:
-            locked = f"{self.path} was locked by another process for {self._lock_timeout:g} s"
+            locked = f"{self.path} was locked by another process for {self.lock_timeout:g} s"
             return StoreConnectionError(f"{locked}: is that process stuck?")
         if "readonly" in text or "unable to open" in text or "authorization" in text:
             return PermissionDenied(f"{self.path} and its folder must be writable: SQLite keeps two more files there")
@@ -277,3 +325,23 @@ class Database:
 
     def _damaged(self) -> StoreError:
         return StoreError(f"{self.path} is damaged: put a copy in its place, or remove it to start with an empty store")
+
+
+def unlocked(attempt: Callable[[], ResultT], patience: float) -> ResultT:
+    """Return what *attempt* returns as soon as it finds the file unlocked; raise its error after *patience* seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return attempt()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() >= deadline:
+                raise
+        threading.Event().wait(_PAUSE)
+
+
+def _identity(path: str) -> Identity | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

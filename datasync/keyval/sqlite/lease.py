@@ -4,86 +4,142 @@ from __future__ import annotations
 
 import random
 import sqlite3
-import time
 from collections.abc import Mapping
+from itertools import islice
+from typing import NamedTuple
 
 from datasync.keyval.sqlite import tables
 from datasync.keyval.types import PutOp
+from datasync.runtime import boot_clock
 from datasync.runtime.logs import get_logger
 
 log = get_logger(__name__)
+
+#: Keys of a lost lease that are put again in one transaction: others wait no longer than for these.
+BATCH = 10_000
+
+
+class Position(NamedTuple):
+    """A commit, by which a renewal recognises that the file went back in time, or is another one."""
+
+    generation: int
+    revision: int
+    at: float | None
+
+
+def position_of(connection: sqlite3.Connection, revision: int, generation: int) -> Position:
+    return Position(generation, revision, tables.commit_time(connection, revision))
 
 
 class StoreLease:
     """The lease and client-lifetime keys of one open store object.
 
-    Threads: callers hold the store's writing connection and are inside a transaction of it.
-    Source: contract C17.
+    The lease has the same id for as long as the store is open. When it was lost, the commit that deleted its keys has
+    this id in the history; only keys whose last change is such a commit are put again.
+
+    A transaction that is rolled back leaves nothing behind that the next renewal does not find out.
+
+    Threads: callers hold the store's writing connection and are inside a transaction of it, or just committed it.
+    ``due``: any.
+    Source: contract C17, C23.
     """
 
     def __init__(self, ttl: float) -> None:
         self.ttl = ttl
-        #: 0 until the first lease is granted.
-        self.id = 0
-        # Key to (value, revision of our put).
-        self._owned: dict[str, tuple[bytes, int]] = {}
+        # The same as secrets.randbits(); importing that module takes a tenth of a program's start-up time.
+        self.id = random.SystemRandom().getrandbits(62) + 2
+        self._granted = False
+        # True if another renewal is needed at once, because more keys are to be put again.
+        self._more = False
+        # Times of the boot clock: of the last committed renewal or extension, and of one that is not committed yet.
+        self._renewed_at = self._extended_at = 0.0
+        # Key to value, also of those that are still to be put again.
+        self._owned: dict[str, bytes] = {}
+        # The last commit of this store, and the one at which it was last known which keys are bound.
+        self._position = self._checked = Position(0, 0, None)
 
-    def ensure(self, connection: sqlite3.Connection, current: int) -> int:
-        """Make sure that a lease exists to which keys can be bound. Return the revision, as ``renew`` does."""
-        if not self.id:
-            self._grant(connection)
-        elif not connection.execute("SELECT 1 FROM lease WHERE id = ?", (self.id,)).fetchone():
-            return self.renew(connection, current)
-        return current
+    @property
+    def due(self) -> bool:
+        """True when it is time for a renewal."""
+        return self._granted and (self._more or boot_clock.now() >= self._renewed_at + self.ttl / 3)
 
-    def note(self, effect: Mapping[str, PutOp | None], revision: int) -> None:
-        """Update the owned keys after a commit of this store."""
+    def exists(self, connection: sqlite3.Connection) -> bool:
+        """Return True if keys can be bound to the lease."""
+        return connection.execute("SELECT 1 FROM lease WHERE id = ?", (self.id,)).fetchone() is not None
+
+    def extend(self, connection: sqlite3.Connection) -> None:
+        """Extend the lease, if it exists and the renewal is late: any transaction of the store is a sign of life."""
+        now = boot_clock.now()
+        self._extended_at = self._renewed_at
+        if self._granted and now >= self._renewed_at + self.ttl / 2 and self._set_deadline(connection, now):
+            self._extended_at = now
+
+    def committed(self, effect: Mapping[str, PutOp | None], position: Position) -> None:
+        """Note the extension, the owned keys and the position after a commit of this store."""
+        self._renewed_at = self._extended_at
+        self._position = position
         for key, op in effect.items():
             self._owned.pop(key, None)
             if op is not None and op.client_lifetime:
-                self._owned[key] = (op.value, revision)
+                self._owned[key] = op.value
 
-    def renew(self, connection: sqlite3.Connection, current: int) -> int:
-        """Extend the lease; if it was lost, grant a new one and put our keys again. Return the revision afterwards."""
-        deadline = time.monotonic() + self.ttl
-        renewed = connection.execute("UPDATE lease SET deadline = ? WHERE id = ?", (deadline, self.id)).rowcount
-        self._drop_taken_over(connection, lost=not renewed)
-        if renewed:
-            return current
-        if self._owned:
-            log.warning("the client-lifetime lease was lost: putting %d keys again", len(self._owned))
-        self._grant(connection)
-        again = {key: PutOp(key, value, client_lifetime=True) for key, (value, _) in self._owned.items()}
-        current = tables.write(connection, again, current=current, lease=self.id)
-        self.note(again, current)
+    def renew(self, connection: sqlite3.Connection, current: int, generation: int) -> int:
+        """Extend or grant the lease, and put again what was lost with it. Return the revision afterwards."""
+        self._granted, self._extended_at = True, boot_clock.now()
+        if not self._set_deadline(connection, self._extended_at):
+            connection.execute("INSERT INTO lease VALUES (?, ?)", (self.id, self._extended_at + self.ttl))
+        elif (
+            self._checked == position_of(connection, current, generation)
+            and not self._more
+            and not self.went_back(connection, current, generation)
+        ):
+            return current  # nobody committed since
+        bound = {key.decode() for (key,) in connection.execute("SELECT key FROM kv WHERE lease = ?", (self.id,))}
+        gone = {key: value for key, value in self._owned.items() if key not in bound}
+        lost, self._more = self._lost(connection, gone, current, generation) if gone else ({}, False)
+        self._owned = {key: value for key, value in self._owned.items() if key in bound or key in lost}
+        again = islice(lost.items(), BATCH if self._more else None)
+        puts = {key: PutOp(key, value, client_lifetime=True) for key, value in again}
+        current = tables.write(connection, puts, current=current, lease=self.id)
+        self._checked = position_of(connection, current, generation)
         return current
 
     def end(self, connection: sqlite3.Connection, current: int) -> int:
         """Delete the lease and the keys bound to it. Return the store's revision afterwards."""
-        held = connection.execute("SELECT key FROM kv WHERE lease = ? ORDER BY key", (self.id,)).fetchall()
-        connection.execute("DELETE FROM lease WHERE id = ?", (self.id,))
-        self._owned.clear()
-        return tables.write(connection, {key.decode(): None for (key,) in held}, current=current)
+        self._owned = {}
+        return tables.end_lease(connection, self.id, current)
 
-    def _grant(self, connection: sqlite3.Connection) -> None:
-        # The same as secrets.randbits(); importing that module takes a tenth of a program's start-up time.
-        self.id = random.SystemRandom().getrandbits(62) + 1
-        connection.execute("INSERT INTO lease VALUES (?, ?)", (self.id, time.monotonic() + self.ttl))
+    def _set_deadline(self, connection: sqlite3.Connection, now: float) -> bool:
+        sql = "UPDATE lease SET deadline = ? WHERE id = ?"
+        return connection.execute(sql, (now + self.ttl, self.id)).rowcount > 0
 
-    def _drop_taken_over(self, connection: sqlite3.Connection, *, lost: bool) -> None:
-        """Forget keys that another client put or deleted: only expired keys are put again."""
-        held = {key.decode() for (key,) in connection.execute("SELECT key FROM kv WHERE lease = ?", (self.id,))}
-        for key in self._owned.keys() - held:
-            if not lost or not self._expired(connection, key):
-                del self._owned[key]
+    def _lost(
+        self, connection: sqlite3.Connection, gone: dict[str, bytes], current: int, generation: int
+    ) -> tuple[dict[str, bytes], bool]:
+        """Return those of the *gone* keys that nobody took over, and True if they are too many for one transaction."""
+        if self.went_back(connection, current, generation):
+            # The file knows nothing of what happened since: put again what it does not hold.
+            lost = {key: value for key, value in gone.items() if not tables.key_exists(connection, key)}
+            log.warning("the file of the client-lifetime lease was replaced: putting %d keys again", len(lost))
+            return lost, False
+        ended = tables.ended_with(connection, self.id)
+        lost = {key: value for key, value in gone.items() if key in ended}
+        if lost and not self._more:
+            log.warning("the client-lifetime lease was lost: putting %d keys again", len(lost))
+        if len(lost) < len(gone) and self._position.revision < tables.bounds(connection).oldest:
+            text = "%d client-lifetime keys are not put again: the log was trimmed, another client may have taken them"
+            log.warning(text, len(gone) - len(lost))
+        return lost, len(lost) > BATCH
 
-    def _expired(self, connection: sqlite3.Connection, key: str) -> bool:
-        """Return True if *key* is missing and was changed by nothing but expiry since our put."""
-        if tables.key_exists(connection, key):
+    def went_back(self, connection: sqlite3.Connection, current: int, generation: int) -> bool:
+        """Return True if there are keys, and the file does not know the last commit of this store.
+
+        Only the first transaction after that can tell: it is the last commit from then on.
+        """
+        known = self._position
+        if not self._owned:
             return False
-        _, revision = self._owned[key]
-        touched = connection.execute(
-            "SELECT 1 FROM log JOIN history USING (revision) WHERE log.revision > ? AND key = ? AND NOT expiry LIMIT 1",
-            (revision, key.encode()),
-        ).fetchone()
-        return touched is None
+        if generation != known.generation or current < known.revision:
+            return True
+        at = tables.commit_time(connection, known.revision)
+        return at is not None and at != known.at  # None: the history was trimmed

@@ -7,23 +7,27 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
-from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, UnknownOutcome
+from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, StoreConnectionError, UnknownOutcome
 from datasync.keyval.api import Store
 from datasync.keyval.driver import Scan, Stream
 from datasync.keyval.effects import net_effect
 from datasync.keyval.embedded import check_setting
-from datasync.keyval.sqlite import tables
+from datasync.keyval.sqlite import overdue, tables
 from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
-from datasync.keyval.sqlite.lease import StoreLease
+from datasync.keyval.sqlite.lease import StoreLease, position_of
+from datasync.keyval.sqlite.overdue import OverdueLeases
 from datasync.keyval.sqlite.scan import SQLiteScan
 from datasync.keyval.sqlite.stream import SQLiteStream
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, WriteOp
 from datasync.keyval.urls import StoreURL
+from datasync.runtime import boot_clock
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard, Worker
 
@@ -40,7 +44,21 @@ HISTORY_AGE = 3600.0
 #: Bytes of log to keep.
 HISTORY_BYTES = 64 * 1024 * 1024
 
+#: Bytes of the write-ahead log from which a store says that somebody keeps it from being reset; again when it doubles.
+LARGE_LOG = 256 * 1024 * 1024
+
 _SYNCHRONOUS = ("off", "normal", "full")
+
+
+@dataclass
+class _Transaction:
+    """A write transaction of the store: it began at the revision *before*, and is at *current* now."""
+
+    connection: sqlite3.Connection
+    before: int
+    current: int
+    #: The changed keys, of which the lease notes its own.
+    effect: Mapping[str, PutOp | None] = field(default_factory=dict)
 
 
 class SQLiteStore(Store):
@@ -100,10 +118,18 @@ class SQLiteStore(Store):
         # Two connections: with a write-ahead log readers never wait, except for a writer on the same connection.
         self._reading = SharedConnection(self._database)
         self._writing = SharedConnection(self._database, for_writing=True)
+        try:
+            with self._writing.use("open"):
+                pass
+        except BaseException:
+            self._writing.close()
+            raise
         self._lease = StoreLease(session_ttl)
+        self._overdue = OverdueLeases()
+        self._large_log = LARGE_LOG
         self._renewer: Worker | None = None
-        #: Guards the fields below.
-        self._lock = threading.Lock()
+        #: Guards the fields below. Reentrant: a finalizer may close the store inside of it.
+        self._lock = threading.RLock()
         self._closed = False
         self._streams: weakref.WeakSet[SQLiteStream] = weakref.WeakSet()
         # The generation of the file that was last listed, and the first revision that was read from it.
@@ -128,20 +154,29 @@ class SQLiteStore(Store):
 
     def read(self, key: str) -> KeyValue | None:
         self._ready()
-        now = time.monotonic()
+        row = self._row(key)
+        if row is not None and _past(row[2]):  # nobody but a commit ends a lease: readers and streams agree
+            with suppress(StoreConnectionError):  # the file is locked: whoever holds it decides later
+                self._settle(row[2], patient=False)
+            row = self._row(key)
+        return None if row is None else tables.pairs([(tables.encode(key), *row[:2])])[0]
+
+    def _row(self, key: str) -> tuple[bytes, int, float | None] | None:
+        """Return value and revision of *key*, and the deadline of its lease."""
         with self._reading.use("read") as connection:
-            row = connection.execute(
-                "SELECT value, revision FROM kv WHERE key = ? AND (deadline IS NULL OR deadline > ?)"
-                " AND (lease IS NULL OR lease IN (SELECT id FROM lease WHERE deadline > ?))",
-                (tables.encode(key), now, now),
+            row: tuple[bytes, int, float | None] | None = connection.execute(
+                "SELECT value, revision, (SELECT deadline FROM lease WHERE id = kv.lease) FROM kv"
+                " WHERE key = ? AND (deadline IS NULL OR deadline > ?)",
+                (tables.encode(key), boot_clock.now()),
             ).fetchone()
-            return None if row is None else tables.pairs([(tables.encode(key), *row)])[0]
+            return row
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
         self._ready()
         with self._reading.use("read") as connection:
+            self._database.prepare(connection)
             due = tables.bounds(connection).due
-        self.reap(due)
+        self._settle(due)
         scan = SQLiteScan(self._database, prefix, keys_only)
         self._commit_times.note(scan.revision, scan.commit_time)
         with self._lock:
@@ -152,21 +187,29 @@ class SQLiteStore(Store):
     def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
         self._ready()
         leased = any(isinstance(op, PutOp) and op.client_lifetime for op in ops)
-        with self._writing.use("write") as connection:
-            before = self._begin(connection)
-            current = tables.reap(connection, before.current) if _past(before.due) else before.current
-            if not all(_holds(connection, condition) for condition in conditions):
-                self._end(connection, before.current, current)
-                return CommitResult(False, current, 0)
-            if leased:
-                current = self._lease.ensure(connection, current)
-            effect = net_effect(ops, partial(tables.key_exists, connection), partial(tables.keys_under, connection))
-            revision = tables.write(connection, effect, current=current, lease=self._lease.id)
-            self._end(connection, before.current, revision)
-            self._lease.note(effect, revision)
         if leased:
             self._keep_alive()
-        return CommitResult(True, revision, sum(op is None for op in effect.values()))
+        give_up = time.monotonic() + overdue.PATIENCE
+        while True:
+            with self._transaction() as now:
+                result = self._commit(now, ops, conditions, leased=leased)
+            # A condition that does not hold may depend on a key whose owner is gone.
+            if result.succeeded or not self._overdue.in_doubt or time.monotonic() >= give_up:
+                return result
+            threading.Event().wait(overdue.PAUSE)
+
+    def _commit(
+        self, now: _Transaction, ops: Sequence[WriteOp], conditions: Sequence[Condition], *, leased: bool
+    ) -> CommitResult:
+        connection = now.connection
+        if leased and not self._lease.exists(connection):
+            now.current = self._lease.renew(connection, now.current, self._database.generation)
+        if not all(_holds(connection, condition) for condition in conditions):
+            return CommitResult(False, now.current, 0)
+        effect = net_effect(ops, partial(tables.key_exists, connection), partial(tables.keys_under, connection))
+        now.current = tables.write(connection, effect, current=now.current, lease=self._lease.id)
+        now.effect = effect
+        return CommitResult(True, now.current, sum(op is None for op in effect.values()))
 
     def stream(self, prefix: str, after: int) -> Stream:
         self._ready()
@@ -183,7 +226,7 @@ class SQLiteStore(Store):
                 generation=generation,
                 commit_times=self._commit_times,
                 poll_interval=self._poll_interval,
-                reap=self.reap,
+                reap=self._reap,
             )
             self._streams.add(stream)
         return stream
@@ -200,7 +243,6 @@ class SQLiteStore(Store):
             stream.abandon()
         if renewer is not None:
             renewer.close()
-        if self._lease.id:
             self._end_lease()
         self._writing.close()
         self._reading.close()
@@ -208,31 +250,59 @@ class SQLiteStore(Store):
     def compact(self, revision: int | None = None) -> None:
         """Drop the history up to *revision*, by default the current one. Streams behind it must list again."""
         self._ready()
-        with self._writing.use("write") as connection:
-            current = self._begin(connection).current
-            tables.forget(connection, current if revision is None else min(revision, current))
-            connection.execute("COMMIT")
+        with self._transaction() as now:
+            tables.forget(now.connection, now.current if revision is None else min(revision, now.current))
         self._database.commit_signal.wake()
 
-    def reap(self, due: float | None) -> None:
-        """Delete the expired keys if *due* has passed. Several processes may try; the first one does it."""
-        if not _past(due):
-            return
-        with self._writing.use("write") as connection:
-            current = self._begin(connection).current
-            self._end(connection, current, tables.reap(connection, current))
+    def _reap(self, *, patient: bool = False) -> bool:
+        """Delete what has expired; return False if it is in doubt whether some leases are over.
+
+        Several processes may try; the first one does it.
+        """
+        # Nobody waits for what a reader deletes: it may be there again, and then it expires again.
+        with suppress(UnknownOutcome), self._transaction(patient=patient):
+            pass
+        return not self._overdue.in_doubt
+
+    def _settle(self, due: float | None, *, patient: bool = True) -> None:
+        """Delete what has expired if *due* has passed, and wait for the decision about overdue leases."""
+        give_up = time.monotonic() + overdue.PATIENCE
+        while _past(due) and not self._reap(patient=patient) and time.monotonic() < give_up:
+            threading.Event().wait(overdue.PAUSE)
 
     def _ready(self) -> None:
         self._guard.check()
         if self._closed:
             raise ClosedError(f"{self.name} is closed")
 
-    def _begin(self, connection: sqlite3.Connection) -> tables.Bounds:
-        self._database.begin(connection)
-        return tables.bounds(connection)
+    @contextmanager
+    def _transaction(self, *, patient: bool = True, closing: bool = False) -> Iterator[_Transaction]:
+        """A transaction for the block, committed at its end. What has expired is deleted at its beginning.
+
+        The own lease is extended with it, not ended: its owner writes. Once the store is closed there is no transaction
+        but the one that ends the lease, so that no key outlives it.
+        """
+        with self._writing.use("write") as connection:
+            if self._closed and not closing:
+                raise ClosedError(f"{self.name} is closed")
+            waited = self._database.begin(connection, patient=patient)
+            before = tables.bounds(connection)
+            now = _Transaction(connection, before.current, before.current)
+            self._overdue.in_doubt = False
+            if _past(before.due):
+                over = self._overdue.over(connection, own=self._lease.id, waited=waited)
+                now.current = tables.reap(connection, before.current, over)
+            if not closing and self._lease.went_back(connection, before.current, self._database.generation):
+                now.current = self._lease.renew(connection, now.current, self._database.generation)
+            yield now
+            self._lease.extend(connection)
+            position = position_of(connection, now.current, self._database.generation)
+            self._end(connection, now.before, now.current)
+            self._lease.committed(now.effect, position)
 
     def _end(self, connection: sqlite3.Connection, before: int, after: int) -> None:
-        if after // tables.TRIM_EVERY > before // tables.TRIM_EVERY:
+        trims = after // tables.TRIM_EVERY > before // tables.TRIM_EVERY
+        if trims:
             tables.trim(connection, age=self._age, size=self._bytes)
         try:
             connection.execute("COMMIT")
@@ -240,31 +310,57 @@ class SQLiteStore(Store):
             if "I/O" in str(error):
                 raise UnknownOutcome(f"the disk of {self._path} failed: the commit may have been applied") from error
             raise
+        if self._writing.displaced():
+            raise UnknownOutcome(f"the files of {self._path} were removed meanwhile: the commit may be lost")
         if after > before:
             self._database.commit_signal.wake()
+        if trims:
+            self._look_at_log(connection)
+
+    def _look_at_log(self, connection: sqlite3.Connection) -> None:
+        """Say so when the write-ahead log grows because another program stays in a read transaction."""
+        with suppress(OSError, sqlite3.Error):
+            size = os.stat(self._database.wal).st_size
+            if size < self._large_log:
+                return
+            self._large_log = 2 * size
+            _, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if moved < pages:
+                text = "%s has %d MB: a program that stays in a read transaction keeps it from being reused"
+                log.warning(text, self._database.wal, size >> 20)
 
     def _keep_alive(self) -> None:
+        """Start the renewals, before the first lease is granted: ``close`` ends the lease if there are renewals."""
         with self._lock:
-            if self._renewer is not None or self._closed:
-                return
-            self._renewer = Worker(f"keyval-sqlite-lease-{os.path.basename(self._path)}", self._renew_until_stopped)
-            self._renewer.start()
+            if self._closed:
+                raise ClosedError(f"{self.name} is closed")
+            if self._renewer is None:
+                renewer = Worker(f"keyval-sqlite-lease-{os.path.basename(self._path)}", self._renew_until_stopped)
+                renewer.start()
+                self._renewer = renewer
 
     def _renew_until_stopped(self, worker: Worker) -> None:
-        while not worker.stopping.wait(self._lease.ttl / 3):
+        failed = False
+        # More often than needed: after a suspend of the machine, the lease is renewed before others count it as over.
+        while not worker.stopping.wait(min(self._lease.ttl / 6, overdue.PAUSE)):
+            if not self._lease.due:
+                continue
             try:
-                with self._writing.use("write") as connection:
-                    before = self._begin(connection)
-                    current = tables.reap(connection, before.current) if _past(before.due) else before.current
-                    self._end(connection, before.current, self._lease.renew(connection, current))
+                with self._transaction() as now:
+                    now.current = self._lease.renew(now.connection, now.current, self._database.generation)
             except DatasyncError as error:
-                log.warning("%s: the client-lifetime lease could not be renewed: %s", self.name, error)
+                if not failed and not self._closed:
+                    log.warning("%s: the client-lifetime lease could not be renewed: %s", self.name, error)
+                failed = True
+            else:
+                if failed:
+                    log.info("%s: the client-lifetime lease is renewed again", self.name)
+                failed = False
 
     def _end_lease(self) -> None:
         try:
-            with self._writing.use("write") as connection:
-                current = self._begin(connection).current
-                self._end(connection, current, self._lease.end(connection, current))
+            with self._transaction(closing=True) as now:
+                now.current = self._lease.end(now.connection, now.current)
         except DatasyncError as error:
             log.warning("%s: client-lifetime keys stay until their lease expires: %s", self.name, error)
 
@@ -275,4 +371,4 @@ def _holds(connection: sqlite3.Connection, condition: Condition) -> bool:
 
 
 def _past(due: float | None) -> bool:
-    return due is not None and due <= time.monotonic()
+    return due is not None and due <= boot_clock.now()

@@ -1,4 +1,4 @@
-"""The live history of a file: polls for commits of other processes (3 µs each), wakes up for those of this process."""
+"""The live history of a file: polls for commits of other processes, wakes up for those of this process."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from datasync.keyval.sqlite import tables
 from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
 from datasync.keyval.types import RewoundError
+from datasync.runtime import boot_clock
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard
 
@@ -20,8 +21,8 @@ log = get_logger(__name__)
 
 #: Seconds after which an idle stream yields None.
 IDLE = 1.0
-#: Seconds before another attempt to delete expired keys.
-EXPIRY_PAUSE = 1.0
+#: Seconds between two attempts to delete expired keys.
+EXPIRY_PAUSE = 0.25
 
 
 class SQLiteStream(Stream):
@@ -39,7 +40,7 @@ class SQLiteStream(Stream):
         generation: int,
         commit_times: tables.CommitTimes,
         poll_interval: float,
-        reap: Callable[[float | None], None],
+        reap: Callable[[], object],
     ) -> None:
         self._database = database
         self._connection = SharedConnection(database)
@@ -51,7 +52,7 @@ class SQLiteStream(Stream):
         self._commit_time = commit_times.of(after)
         self._poll_interval = poll_interval
         self._reap = reap
-        self._cancelled = self._abandoned = False
+        self._cancelled = self._abandoned = self._failed = False
         # (connections opened, data_version) at the last poll, and the next deadline.
         self._seen = (0, 0)
         self._due: float | None = None
@@ -83,29 +84,30 @@ class SQLiteStream(Stream):
                     yielded = now
                     yield None
                 if not more:
-                    due = self._poll_interval if self._due is None else max(self._due - time.monotonic(), 0.0)
+                    due = self._poll_interval if self._due is None else max(self._due - boot_clock.now(), 0.0)
                     self._database.commit_signal.wait(wakes, min(self._poll_interval, due))
         except DatasyncError:
             if not self._cancelled:  # otherwise this is the requested end
                 raise
         finally:
-            if not self._guard.forked:  # a thread that does not exist here may hold the lock
-                self._commit_times.note(self._position, self._commit_time)
-            self._connection.close()
+            # The collector may run this inside of anything: no lock is waited for.
+            self._commit_times.note(self._position, self._commit_time)
+            self._connection.discard()
 
     def _poll(self) -> tuple[Batch | None, bool]:
         """Return the new commits, or None if nothing changed, and True if more can be read at once."""
         self._guard.check()
         if self._abandoned:
             raise ClosedError(f"{self._database.path} was closed")
-        if self._due is not None and self._due <= time.monotonic():
-            self._expire(self._due)
+        if self._due is not None and self._due <= boot_clock.now():
+            self._expire()
         seen = self._connection.version()
         self._check_generation()
         if seen == self._seen:
             return None, False
         with self._connection.use("read") as connection:
             self._check_generation()
+            self._database.prepare(connection)
             connection.execute("BEGIN")  # reads bounds and commits at the same revision
             oldest, current, self._due = tables.bounds(connection)
             check_position(self._database.path, self._position, oldest, current)
@@ -119,13 +121,17 @@ class SQLiteStream(Stream):
                 self._seen = seen
             return batch, more
 
-    def _expire(self, due: float) -> None:
+    def _expire(self) -> None:
         """Delete the expired keys. A failure must not keep the stream from reporting the commits of others."""
+        # Tried again unless the file changes: the lock is not free, or it is in doubt whether a lease is over.
+        self._due = boot_clock.now() + EXPIRY_PAUSE
         try:
-            self._reap(due)
+            self._reap()
+            self._failed = False
         except StoreError as error:  # another process holds the lock, or the disk is full
-            log.warning("%s: expired keys could not be deleted yet: %s", self._database.path, error)
-            self._due = time.monotonic() + EXPIRY_PAUSE
+            if not self._failed:
+                log.warning("%s: expired keys could not be deleted yet: %s", self._database.path, error)
+            self._failed = True
 
     def _check_generation(self) -> None:
         if self._database.generation != self._generation:

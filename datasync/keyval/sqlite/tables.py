@@ -7,9 +7,7 @@ bytes: SQLite then orders them by code point, and every prefix is a range.
 from __future__ import annotations
 
 import sqlite3
-import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from types import NoneType
 from typing import NamedTuple
@@ -17,6 +15,7 @@ from typing import NamedTuple
 from datasync.commits import Batch, Commit
 from datasync.errors import InvalidArgumentError
 from datasync.keyval.types import KeyValue, PutOp
+from datasync.runtime import boot_clock
 
 #: Operations of the log that are read at once; a larger commit is still read whole.
 PAGE = 1000
@@ -24,6 +23,9 @@ PAGE = 1000
 TRIM_EVERY = 64
 #: Revisions whose commit times a store remembers: enough for all readers that are between two streams.
 MAX_COMMIT_TIMES = 256
+
+#: What the history says of a commit of keys whose TTL has passed. That of the keys of a lease has the lease's id.
+_TTL = 1
 
 _ROW_BYTES = 32  # approximate size of a row of the log without its key and value
 
@@ -55,25 +57,25 @@ def commit_time(connection: sqlite3.Connection, revision: int) -> float | None:
 
 
 class CommitTimes:
-    """The commit times of recently read revisions, which differ if another file was copied here. Threads: any."""
+    """The commit times of recently read revisions, which differ if another file was copied here.
+
+    Threads: any; takes no lock, because a stream that is collected calls it. Each step is atomic.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _times
         self._times: dict[int, float] = {}
 
     def note(self, revision: int, found: float | None) -> None:
         """Remember the commit time that was read for *revision*."""
-        with self._lock:
-            self._times.pop(revision, None)
-            if found is not None:
-                self._times[revision] = found
-            if len(self._times) > MAX_COMMIT_TIMES:
-                del self._times[next(iter(self._times))]
+        self._times.pop(revision, None)
+        if found is not None:
+            self._times[revision] = found
+        for oldest in list(self._times)[:-MAX_COMMIT_TIMES]:
+            self._times.pop(oldest, None)
 
     def of(self, revision: int) -> float | None:
         """Return the remembered commit time of *revision*, or None."""
-        with self._lock:
-            return self._times.get(revision)
+        return self._times.get(revision)
 
 
 def encode(key: str) -> bytes:
@@ -116,12 +118,12 @@ def write(
     *,
     current: int,
     lease: int | None = None,
-    expiry: bool = False,
+    expiry: int = 0,
 ) -> int:
     """Write *effect*, unless it is empty, as the commit after *current*, to tables and log. Return its revision."""
     if not effect:
         return current
-    revision, now = current + 1, time.monotonic()
+    revision, now = current + 1, boot_clock.now()
     puts: list[tuple[bytes, bytes, int, float | None, float | None, int | None]] = []
     deletes: list[tuple[bytes]] = []
     logged: list[tuple[int, int, bytes, bytes | None]] = []
@@ -134,9 +136,10 @@ def write(
             deadline = None if op.ttl is None else now + op.ttl
             puts.append((key, op.value, revision, op.ttl, deadline, lease if op.client_lifetime else None))
             logged.append((revision, place, key, op.value))
+    # In this order, by which the triggers know a store's commits: the log, the pairs, the history.
+    connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?)", logged)
     connection.executemany("DELETE FROM kv WHERE key = ?", deletes)
     connection.executemany("INSERT OR REPLACE INTO kv VALUES (?, ?, ?, ?, ?, ?)", puts)
-    connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?)", logged)
     size = sum(len(key) + len(value or b"") + _ROW_BYTES for _, _, key, value in logged)
     connection.execute(
         "INSERT INTO history SELECT ?, bytes + ?, ?, ? FROM history WHERE revision = ?",
@@ -145,17 +148,34 @@ def write(
     return revision
 
 
-def reap(connection: sqlite3.Connection, current: int) -> int:
-    """Delete the expired keys in a commit of its own, which streams see. Return the revision afterwards."""
-    now = time.monotonic()
-    expired = connection.execute(
-        "SELECT key FROM kv WHERE deadline <= ? UNION"
-        " SELECT key FROM kv WHERE lease IN (SELECT id FROM lease WHERE deadline <= ?) ORDER BY key",
-        (now, now),
-    ).fetchall()
-    current = write(connection, {key.decode(): None for (key,) in expired}, current=current, expiry=True)
-    connection.execute("DELETE FROM lease WHERE deadline <= ?", (now,))
+def reap(connection: sqlite3.Connection, current: int, leases: Sequence[int]) -> int:
+    """Delete the expired keys and those of *leases*, in commits of their own, which streams see.
+
+    Return the revision afterwards.
+    """
+    expired = connection.execute("SELECT key FROM kv WHERE deadline <= ? ORDER BY key", (boot_clock.now(),)).fetchall()
+    current = write(connection, {key.decode(): None for (key,) in expired}, current=current, expiry=_TTL)
+    for lease in leases:
+        current = end_lease(connection, lease, current, expiry=lease)
     return current
+
+
+def end_lease(connection: sqlite3.Connection, lease: int, current: int, *, expiry: int = 0) -> int:
+    """Delete *lease* and the keys bound to it. Return the revision afterwards."""
+    bound = connection.execute("SELECT key FROM kv WHERE lease = ? ORDER BY key", (lease,)).fetchall()
+    connection.execute("DELETE FROM lease WHERE id = ?", (lease,))
+    return write(connection, {key.decode(): None for (key,) in bound}, current=current, expiry=expiry)
+
+
+def ended_with(connection: sqlite3.Connection, lease: int) -> set[str]:
+    """Return the keys whose last change in the log is that they were deleted because *lease* was over."""
+    # SQLite takes *expiry* from the row that has the maximum.
+    rows = connection.execute(
+        "SELECT key, expiry, max(revision) FROM log JOIN history USING (revision)"
+        " WHERE revision >= (SELECT min(revision) FROM history WHERE expiry = ?) GROUP BY key",
+        (lease,),
+    )
+    return {key.decode() for key, expiry, _ in rows if expiry == lease}
 
 
 def commits(connection: sqlite3.Connection, prefix: str, after: int, current: int) -> tuple[Batch, bool]:
@@ -185,7 +205,7 @@ def commits(connection: sqlite3.Connection, prefix: str, after: int, current: in
 def trim(connection: sqlite3.Connection, *, age: float, size: int) -> None:
     """Delete the history of commits older than *age* seconds or beyond *size* bytes of log, oldest first."""
     (total,) = connection.execute("SELECT bytes FROM history ORDER BY revision DESC LIMIT 1").fetchone()
-    horizon, cut = time.monotonic() - age, 0
+    horizon, cut = boot_clock.now() - age, 0
     for revision, upto, at in connection.execute("SELECT revision, bytes, at FROM history ORDER BY revision"):
         if at >= horizon and total - upto <= size:
             break
@@ -195,8 +215,8 @@ def trim(connection: sqlite3.Connection, *, age: float, size: int) -> None:
 
 def forget(connection: sqlite3.Connection, revision: int) -> None:
     """Delete the log up to *revision*. Its row in the history stays: streams can start after it."""
-    connection.execute("DELETE FROM log WHERE revision <= ?", (revision,))
     connection.execute(
         "DELETE FROM history WHERE revision < min(?, (SELECT max(revision) FROM history))",
         (revision,),
     )
+    connection.execute("DELETE FROM log WHERE revision <= ?", (revision,))

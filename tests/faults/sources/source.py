@@ -42,6 +42,8 @@ class Source(ABC):
     within: bool = False
     #: True where an orchestrator may request RESYNCs, which the runner enables for some workloads.
     orchestrated: bool = False
+    #: Number of watchers at the beginning, set by the runner: each of them takes what a misfortune writes.
+    watchers: int = 0
     #: Bytes that misfortunes have written, in addition to the workload.
     written: int = 0
 

@@ -15,12 +15,14 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from datasync.keyval.sqlite.store import SQLiteStore
 from tests.faults.history import Op1, TruthCommit, brief
 from tests.faults.sources.scripted_store import FaultyStore
 from tests.faults.sources.source import Misfortune, Ops, Source, random_ops
+from tests.faults.sources.sqlite_lifetimes import Lifetimes
 from tests.support.child_process import Answer, Peer, PeerGone
 
 #: Neither is under the watched prefix.
@@ -55,6 +57,7 @@ class SQLiteSource(Source):
         self._writer, self._other = self._peers
         for peer in self._peers:
             peer.start()
+        self._lifetimes = Lifetimes(self)
         reader = SQLiteStore(self.path, synchronous="off")
         self._rights = Rights(reader, self._folder)
         self.store = FaultyStore(reader, self.faults)
@@ -93,15 +96,24 @@ class SQLiteSource(Source):
             "foreign-writer": self._scribble,
             "foreign-writer-while-cut": lambda: self.away(self._scribble),
             "second-writer": self._write_as_well,
+            "second-handle": self._open_again,
+            "other-tool": self._write_with_another_tool,
+            "other-tool-while-cut": lambda: self.away(self._write_with_another_tool),
+            "log-removed": self._remove_log,
+            "log-removed-while-cut": lambda: self.away(self._remove_log),
+            "log-replaced": self._replace_log,
+            "suspended": self._suspend,
             "folder-moved": self._move_folder,
             "permission-taken": self._take_permission,
             "big-transaction": self._much_at_once,
             "big-value": self._large_value,
+            **{name: partial(self._alone, happens) for name, happens in self._lifetimes.misfortunes().items()},
         }
 
     def heal(self) -> None:
         super().heal()
         self._rights.give()
+        self._lifetimes.heal()
         for peer in self._peers:
             peer.thaw()
 
@@ -124,9 +136,30 @@ class SQLiteSource(Source):
 
     def close(self) -> None:
         self.store.close()
+        self._lifetimes.close()
         for peer in self._peers:
             peer.stop()
         self._home.cleanup()
+
+    # For the owner of client-lifetime keys, whose misfortunes hold the lock.
+
+    def _alone(self, happens: Misfortune) -> None:
+        with self.lock:
+            happens()
+
+    @property
+    def location(self) -> str:
+        return str(self.path)
+
+    def look(self) -> Answer:
+        """Let another process end what has expired."""
+        return self._other.ask("look")
+
+    def compact(self) -> None:
+        self._compact()
+
+    def commit(self, ops: Ops) -> None:
+        self._commit(self._writer, ops)
 
     # Writing.
 
@@ -304,6 +337,68 @@ class SQLiteSource(Source):
         for _ in range(5):
             with self.lock:
                 self._commit(self._other, random_ops(self.chance))
+
+    def _open_again(self) -> None:
+        """The watching process opens the file once more, as a health check does, and a writer closes it."""
+        for _ in range(3):
+            with SQLiteStore(self.path, synchronous="off") as second:
+                second.check()
+            with self.lock:
+                self._try(self._other, "close")
+                self._try(self._other, "open")
+                self._commit(self._other, random_ops(self.chance))
+
+    def _write_with_another_tool(self) -> None:
+        """A program that knows nothing of stores: each row that it changes is a commit."""
+        for _ in range(3):
+            ops = random_ops(self.chance)
+            texts = [(self.prefix + k, None if v is None else base64.b64encode(v).decode()) for k, v in ops]
+            with self.lock:
+                there = self.truth.state
+                effect = [Op1(k, None if v is None else brief(v)) for k, v in ops if v is not None or k in there]
+                way = self.chance.choice(("UPSERT", "REPLACE", "UPDATE"))
+                done = self._try(self._other, "scrawl", ops=texts, way=way)
+                if "after" not in done:
+                    continue
+                assert done["after"] - done["before"] == len(effect), "a row that was changed is no commit"
+                for revision, op in enumerate(effect, done["before"] + 1):
+                    self.truth.record(revision, [op])
+
+    def _remove_log(self) -> None:
+        """Somebody removes one or both of the files beside the open one; what was acknowledged has to survive."""
+        with self.lock:
+            self._unlink_log(self.chance.choice((["-wal"], ["-shm"], ["-wal", "-shm"])))
+            self._commit(self._writer, random_ops(self.chance))
+        self._grow()
+
+    def _replace_log(self) -> None:
+        """The same, and another process makes new ones before those that have the old ones look."""
+        with self.lock:
+            self._try(self._other, "close")
+            if self._try(self._writer, "checkpoint").get("busy") == 0:  # else what only the old log has would be lost
+                self._unlink_log(["-wal", "-shm"])
+            self._try(self._other, "open")
+            self._commit(self._other, random_ops(self.chance))
+        self._grow()
+
+    def _unlink_log(self, suffixes: Sequence[str]) -> None:
+        for suffix in suffixes:
+            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+
+    def _suspend(self) -> None:
+        """A writer stands still in a transaction for longer than everybody waits, and goes on as if nothing were."""
+
+        def stand_still() -> None:
+            self._writer.freeze()
+            for _ in range(2):
+                answer = self._other.ask("scribble", key=FOREIGN, times=1)
+                assert answer["done"] == 0, "two writers at once"
+            self.faults.healed.wait(self.chance.uniform(0.5, 1.0))
+            self._writer.thaw()
+
+        with self.lock:
+            self._commit(self._writer, random_ops(self.chance), stand_still=stand_still)
+        self._grow()
 
     def _move_folder(self) -> None:
         elsewhere = self._folder.with_name("elsewhere")

@@ -8,6 +8,7 @@ import os
 import resource
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from datasync.errors import DatasyncError
@@ -70,6 +71,10 @@ class Writer:
                 pass  # locked, gone or full: it is nobody's business here
         return {"done": done}
 
+    def look(self) -> Answer:
+        """List nothing, which ends what has expired."""
+        return self._tried(lambda: self._store.scan("nothing begins like this"))
+
     def compact(self, revision: int | None = None) -> Answer:
         return self._tried(lambda: self._store.compact(revision))
 
@@ -85,13 +90,31 @@ class Writer:
         return self._tried(trim)
 
     def checkpoint(self) -> Answer:
-        """Move the write-ahead log into the file and cut it to nothing."""
+        """Move the write-ahead log into the file and cut it to nothing; whether that was possible."""
+        busy = [1]
 
         def checkpoint() -> None:
             with self._store._writing.use("write") as connection:
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                busy[0] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
 
-        return self._tried(checkpoint)
+        return {**self._tried(checkpoint), "busy": busy[0]}
+
+    def scrawl(self, ops: Sequence[tuple[str, str | None]], way: str) -> Answer:
+        """A transaction of plain SQL, as of any other program; the revisions before and after it.
+
+        *way* is the statement that puts: ``UPSERT``, ``REPLACE`` or ``UPDATE``, the last also of absent keys.
+        """
+        with closing(sqlite3.connect(self._path, isolation_level=None, timeout=0.3)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                (before,) = connection.execute("SELECT max(revision) FROM history").fetchone()
+                for key, text in ops:
+                    _scrawl(connection, key, None if text is None else base64.b64decode(text), way)
+                (after,) = connection.execute("SELECT max(revision) FROM history").fetchone()
+                connection.execute("COMMIT")
+            except sqlite3.OperationalError as error:
+                return {"error": type(error).__name__, "text": str(error)}
+        return {"before": before, "after": after}
 
     def limit_pages(self, more: int | None) -> Answer:
         """The file may grow by *more* pages: the disk is full; None: it has room again."""
@@ -124,6 +147,22 @@ class Writer:
         except DatasyncError as error:
             return {"error": type(error).__name__, "text": str(error)}
         return {}
+
+
+def _scrawl(connection: sqlite3.Connection, key: str, value: bytes | None, way: str) -> None:
+    name = key.encode()
+    if value is None:
+        connection.execute("DELETE FROM kv WHERE key = ?", (name,))
+    elif way == "REPLACE":
+        connection.execute("REPLACE INTO kv (key, value, revision) VALUES (?, ?, 0)", (name, value))
+    elif way == "UPDATE" and connection.execute("SELECT 1 FROM kv WHERE key = ?", (name,)).fetchone():
+        connection.execute("UPDATE kv SET value = ? WHERE key = ?", (value, name))
+    else:
+        connection.execute(
+            "INSERT INTO kv (key, value, revision) VALUES (?, ?, 0)"
+            " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            (name, value),
+        )
 
 
 def _copy(source: str, target: str) -> int:
