@@ -132,6 +132,8 @@ class EtcdStore(Store):
             try:
                 response = self._send(ops, conditions, leases, lease)
             except LeaseNotFound:
+                if not any(isinstance(op, PutOp) and (op.client_lifetime or op.ttl) for op in ops):
+                    raise  # it is about no lease of ours
                 # Nothing was written, so the transaction may be sent again, under leases that exist.
                 leases.revoke()
                 lease = self._lifetime.existing(lease) if bound else 0
