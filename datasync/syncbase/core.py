@@ -139,6 +139,10 @@ def interrupted(queue: Queue[Any]) -> bool:
     return False
 
 
+#: Called with the revision and the changes of a transaction, or with None for a full state that replaced everything.
+Observer = Callable[[int, "Sequence[ChangeResp] | None"], object]
+
+
 @dataclass(slots=True)
 class RegistryCore:
     """The state that a registry and its subscriptions share."""
@@ -162,6 +166,7 @@ class RegistryCore:
     full_queues: FullQueues
     #: The context of changes that no caller made.
     context: contextvars.Context = field(default_factory=contextvars.Context)
+    observers: tuple[Observer, ...] = ()
     _deferred: _Deferred = field(default_factory=_Deferred)
 
     def later(self, act: Callable[[], object]) -> None:
@@ -195,6 +200,11 @@ class RegistryCore:
         """Raise ``DatasyncError`` if a finalizer interrupts the holder of the lock, and cannot be given a result."""
         if self.lock._is_owned():  # type: ignore[attr-defined]
             raise DatasyncError(f"{self.source}: {what} cannot be called by this finalizer: it interrupts the registry")
+
+    def notify_observers_locked(self, revision: int, changes: Sequence[ChangeResp] | None) -> None:
+        """Call every observer."""
+        for observer in self.observers:
+            observer(revision, changes)
 
     def check_open(self) -> None:
         """Raise ``ClosedError`` after ``close``. Called under the lock."""

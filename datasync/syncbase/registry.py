@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from queue import Queue
 from typing import Any, cast
 
@@ -26,8 +26,8 @@ from datasync.runtime.timeouts import DEFAULT_TIMEOUTS, Timeouts, check_timeout
 from datasync.runtime.timers import SYSTEM_CLOCK, Clock, Timers
 from datasync.runtime.wording import counted
 from datasync.serializer import Serializer
-from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, StateKeyVal
-from datasync.syncbase.core import MAX_BATCH, FullQueues, PendingResync, RegistryCore
+from datasync.syncbase.change import DEFAULT_SERIALIZER, StateKeyVal
+from datasync.syncbase.core import MAX_BATCH, FullQueues, Observer, PendingResync, RegistryCore
 from datasync.syncbase.delivery import deliver
 from datasync.syncbase.futures import Outcome, PropagationFuture
 from datasync.syncbase.prefixes import PrefixTable
@@ -42,9 +42,6 @@ log = get_logger(__name__)
 
 #: Seconds that a caller waits for the acknowledgements of a resync.
 RESYNC_DONE_TIMEOUT = 5.0
-
-#: Called with the revision and the changes of a transaction, or with None for a full state that replaced everything.
-Observer = Callable[[int, "Sequence[ChangeResp] | None"], object]
 
 
 class Registry(Closable):
@@ -90,7 +87,6 @@ class Registry(Closable):
             full_queues=FullQueues(lock, timers, timeouts, clock.monotonic),
         )
         self._router = Router(self._core)
-        self._observers: tuple[Observer, ...] = ()
 
     # Watching.
 
@@ -232,7 +228,7 @@ class Registry(Closable):
                     self._router.check_watched_locked(changes)
                 applied, ignored = self._state.apply(ops, revision)
                 at = self._state.revision
-                self._notify_observers_locked(at, applied)
+                self._core.notify_observers_locked(at, applied)
                 deliveries, unwatched = self._router.route_locked(applied, future, context)
                 outcome = Outcome(at, tuple(ignored), tuple(unwatched))
                 future.expect(outcome, {one.name: one for one in deliveries})
@@ -319,7 +315,7 @@ class Registry(Closable):
                 if self._health.closed:
                     return
                 applied, _ = self._state.apply(commit.ops, commit.revision)
-                self._notify_observers_locked(self._state.revision, applied)
+                self._core.notify_observers_locked(self._state.revision, applied)
                 for subscription, transaction in self._router.route_locked(applied)[0].items():
                     subscription.accept_locked(transaction)
                     touched[subscription] = None
@@ -374,7 +370,7 @@ class Registry(Closable):
         """
         self._guard.check()
         with self._lock:
-            self._observers = (*self._observers, observer)
+            self._core.observers = (*self._core.observers, observer)
 
     @property
     def revision(self) -> int:
@@ -429,10 +425,6 @@ class Registry(Closable):
 
     # Under the lock.
 
-    def _notify_observers_locked(self, revision: int, changes: Sequence[ChangeResp] | None) -> None:
-        for observer in self._observers:
-            observer(revision, changes)
-
     def _replace_locked(
         self,
         entries: dict[str, StateEntry],
@@ -442,7 +434,7 @@ class Registry(Closable):
         context: contextvars.Context | None,
     ) -> None:
         before = self._state.replace(entries, revision)
-        self._notify_observers_locked(revision, None)
+        self._core.notify_observers_locked(revision, None)
         gone = {key: self._state.view(key, entry) for key, entry in before.items() if key not in entries}
         created = [key for key in entries if key not in before]
         self._health.ready = True
