@@ -178,7 +178,7 @@ class Undelivered:
         """Drop what no prefix matches any more. Return the callers of transactions with no changes left."""
         for event in in_flight:
             for kv in unanswered_pairs(event, self.wanted):
-                self.missed.offered(kv)
+                self.missed.orphaned(kv)
         self.owed.forget(self.wanted)
         return self.backlog.drop_unwanted(lambda change: self.wanted(change.key))
 
@@ -206,7 +206,7 @@ class Undelivered:
             core.state.serializer,
         )
         self.resync = None
-        self.missed = MissedDeletes(started=True)
+        self.missed = self.missed.following(self.wanted)
         return event
 
     def make_change(self, now: float) -> QueuedChange | None:
@@ -273,7 +273,10 @@ class Undelivered:
                 if self.wanted(kv.key) and self._core.state.get(kv.key) is None:
                     self.missed.offered(kv)
             if self._number > event.number:
-                self._start_over(ResyncReason.UNANSWERED, None, answered=False)
+                due, pause = self.resync is not None, self._failure_backoff.next()
+                resync = self.want_resync(ResyncReason.UNANSWERED)
+                if not due:
+                    resync.not_before = self._core.now() + pause
         elif isinstance(event, QueuedChange) and self._owner.change_queue is not None:
             newer = None
             if self._resync_number < event.number:
@@ -301,7 +304,7 @@ class Undelivered:
         """Make a RESYNC due after a backoff, or after the time that *error* asks for."""
         due, now = self.resync is not None, self._core.now()
         resync = self.want_resync(reason)
-        if resync.not_before <= now:  # otherwise a backoff is already running
+        if resync.not_before < now + self._core.timeouts.failure_backoff[0]:  # otherwise a backoff is already running
             pause = error.seconds if isinstance(error, RetryAfter) else self._failure_backoff.next()
             resync.not_before = now + pause
             if answered and not due:

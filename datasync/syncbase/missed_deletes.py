@@ -21,12 +21,13 @@ class MissedDeletes:
       started: False until the subscriber was offered anything at all.
     """
 
-    __slots__ = ("_gone", "_shared", "_unoffered", "started")
+    __slots__ = ("_gone", "_orphans", "_shared", "_unoffered", "started")
 
     def __init__(self, *, started: bool) -> None:
         self.started = started
         self._gone: dict[str, StateKeyVal] = {}
         self._unoffered: set[str] = set()  # created while a RESYNC was due
+        self._orphans: dict[str, StateKeyVal] = {}  # of prefixes that were unregistered; they may come back
         self._shared = False  # with other subscriptions: copied before the first change
 
     def not_applied(self, changes: Iterable[ChangeResp]) -> None:
@@ -44,8 +45,12 @@ class MissedDeletes:
             self._own()[0].pop(change.key, None)
 
     def offered(self, kv: StateKeyVal) -> None:
-        """Note that the subscriber may have *kv*, which is gone, or under no prefix for now."""
+        """Note that the subscriber may have *kv*, which is gone."""
         self._own()[0][kv.key] = kv
+
+    def orphaned(self, kv: StateKeyVal) -> None:
+        """Note that the subscriber may have *kv*, which is under no prefix any more."""
+        self._orphans[kv.key] = kv
 
     def not_offered(self, changes: Iterable[ChangeResp]) -> None:
         """Note *changes* that became part of a RESYNC that was already due."""
@@ -79,6 +84,7 @@ class MissedDeletes:
     def add(self, later: MissedDeletes) -> None:
         """Add the notes of *later*, which was begun for a RESYNC that could not be put."""
         self.replaced(later._gone, later._unoffered)
+        self._orphans.update(later._orphans)
 
     def give_back(self, removed: Mapping[str, StateKeyVal]) -> None:
         """Take back *removed*, which a RESYNC listed that was not applied."""
@@ -88,7 +94,14 @@ class MissedDeletes:
 
     def listed(self, state: Container[str], wanted: Callable[[str], bool]) -> dict[str, StateKeyVal]:
         """Return the pairs to report: gone, not back in *state*, and under a prefix that is still *wanted*."""
-        return {key: kv for key, kv in self._gone.items() if key not in state and wanted(key)}
+        notes = {**self._orphans, **self._gone} if self._orphans else self._gone
+        return {key: kv for key, kv in notes.items() if key not in state and wanted(key)}
+
+    def following(self, wanted: Callable[[str], bool]) -> MissedDeletes:
+        """Return the notes to begin with after a RESYNC: the keys whose prefix has not come back."""
+        notes = MissedDeletes(started=True)
+        notes._orphans = {key: kv for key, kv in self._orphans.items() if not wanted(key)}
+        return notes
 
     def _own(self) -> tuple[dict[str, StateKeyVal], set[str]]:
         """Return the notes to change them."""

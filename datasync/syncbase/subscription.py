@@ -240,11 +240,11 @@ class Subscription:
             self._alarm.cancel()
             now = self._now()
             for event in list(self._in_flight):
-                self._remind_locked(event, now - event.put_at)
+                self._remind_locked(event, now)
             if (
                 self._full_since is not None
                 and self._losing_locked()
-                and now - self._full_since >= self._timeouts.delivery
+                and now >= self._full_since + self._timeouts.delivery
             ):
                 self._overflow_locked(f"its queue was full for {self._timeouts.delivery:.1f} s")
             if self._in_flight:
@@ -252,14 +252,18 @@ class Subscription:
                 self._alarm.set(min(following), self.tick)
         self._retry_if_room()
 
-    def _remind_locked(self, event: QueuedEvent, seconds: float) -> None:
-        """Say that *event* is not acknowledged after *seconds*, or abandon it, if it is time."""
-        if seconds >= self._abandon:
+    def _remind_locked(self, event: QueuedEvent, now: float) -> None:
+        """Say that *event* is not acknowledged yet, or abandon it, if it is time.
+
+        The comparisons repeat the sums of the alarm: a difference, rounded otherwise, could be just below the limit.
+        """
+        if now >= event.put_at + self._abandon:
             message = f"{event!r} was abandoned: done was not called within {self._abandon:.0f} s"
             self._warn_locked(message)
             self._settle_locked(event, DoneTimeout(message, (self.name,)), abandoned=True)
-        elif seconds >= self._remind and not event.reminded:
+        elif now >= event.put_at + self._remind and not event.reminded:
             event.reminded = True
+            seconds = now - event.put_at
             self._warn_locked(f"{event!r} was taken or waits since {seconds:.0f} s, and done was not called yet")
 
     def retry(self) -> None:
