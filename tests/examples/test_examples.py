@@ -175,6 +175,8 @@ def test_the_legacy_daemon_handles_its_signals_and_leaves_no_thread(tmp_path: Pa
         # or a value that is none / then the daemon goes on
         datasync("put", f"sqlite://{file}", "interface/c", "not an interface")
         daemon.wait_for("with Rejected", times=2)
+        datasync("delete", f"sqlite://{file}", "interface/c")
+        daemon.wait_for("interface/c was deleted")
         # and the second one is corrected / then it is delivered at once
         datasync("put", f"sqlite://{file}", "interface/b", '{"name":"b","mtu":1400}')
         daemon.wait_for("b: mtu 1400 by worker-")
