@@ -289,6 +289,19 @@ class Client(Closable):
             failure = StoreConnectionError(f"{self._address.name}: the {subject} ended early")
         raise failure
 
+    def server_status(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return what the server's dashboard shows, without keys and values. Arguments and errors as of ``get``."""
+        self._check(None, timeout)
+        subject = "status of the server"
+        response = self._requests.send("GET", "/status?limit=0", subject, timeout=timeout)
+        if response.status != 200:
+            raise self._requests.error(subject, response)
+        with suppress(ValueError, RecursionError):
+            document = json.loads(response.data)
+            if isinstance(document, dict) and isinstance(document.get("sources"), list):
+                return document
+        raise StoreError(f"{subject}: the response is not from a datasync server")
+
     # Watching.
 
     def watch(
