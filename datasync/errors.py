@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 from datasync.runtime.wording import counted
 
 #: Keys that the text of one error lists.
 LISTED = 10
+#: Characters of one text in an error that a transport sends.
+MAX_TEXT = 4000
 
 
 class DatasyncError(Exception):
     """Base class of all errors of datasync."""
 
     #: True when the same call may succeed later.
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
 
 class NotReadyError(DatasyncError):
@@ -130,10 +132,19 @@ class Permanent(DatasyncError):
 
 
 class PropagationError(DatasyncError):
-    """Subscribers rejected an event. ``errors`` maps the resync name of each one to its error."""
+    """Subscribers rejected an event. ``errors`` maps the resync name of each one to its error.
+
+    ``retryable`` is False when one of the errors is :class:`Permanent`. ``retry_after`` is the longest time of a
+    :class:`RetryAfter` among them, in seconds; None when no subscriber named one. Source: contract C9, C10.
+    """
 
     def __init__(self, errors: Mapping[str, BaseException]) -> None:
         self.errors: dict[str, BaseException] = dict(errors)
+        parts = [part for error in self.errors.values() for part in _parts(error)]
+        self.retryable = not any(isinstance(part, Permanent) for part in parts)
+        self.retry_after: float | None = max(
+            (part.seconds for part in parts if isinstance(part, RetryAfter)), default=None
+        )
         listing = "; ".join(f"{name}: {error_text(error)}" for name, error in self.errors.items())
         super().__init__(f"rejected by {counted(len(self.errors), 'subscription')}: {listing}")
 
@@ -142,8 +153,33 @@ class PropagationError(DatasyncError):
         """The text of each error by resync name and key; the key is empty where a whole event was rejected."""
         return {name: error_texts(error) for name, error in self.errors.items()}
 
+    def brief_reasons(self, size: int) -> dict[str, dict[str, str]]:
+        """Return ``reasons`` in about *size* characters, for a message; the last text counts what did not fit."""
+        brief: dict[str, dict[str, str]] = {}
+        reasons = self.reasons
+        left = sum(map(len, reasons.values()))
+        for name, texts in reasons.items():
+            mine = brief[name] = {}
+            for key, text in texts.items():
+                size -= len(name) + len(key) + min(len(text), MAX_TEXT)
+                if size < 0:
+                    mine[""] = f"and {left} more"
+                    return brief
+                mine[key] = text[:MAX_TEXT]
+                left -= 1
+        return brief
+
+    @classmethod
+    def told(
+        cls, reasons: Mapping[str, Mapping[str, str]], *, retryable: bool = True, retry_after: float | None = None
+    ) -> PropagationError:
+        """Return the error that another process tells with these attributes: its ``reasons`` are the same."""
+        error = cls({name: _told(texts) for name, texts in reasons.items()})
+        error.retryable, error.retry_after = retryable, retry_after
+        return error
+
     def __reduce__(self) -> tuple[Any, ...]:  # Exception would restore it from its message
-        return type(self), (self.errors,)
+        return type(self), (self.errors,), {"retryable": self.retryable, "retry_after": self.retry_after}
 
 
 class AggregateError(DatasyncError):
@@ -233,5 +269,17 @@ def error_texts(error: BaseException) -> dict[str, str]:
 
 
 def error_text(error: BaseException) -> str:
-    """Return the class name and the text of *error*."""
+    """Return the class name and the text of *error*; only its text when the class says nothing."""
+    if type(error) is DatasyncError and str(error):  # such as what another process told: the text names the class
+        return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _parts(error: BaseException) -> Iterable[BaseException]:
+    """Return the error of each key that *error* names, or *error* itself."""
+    return error.errors.values() if isinstance(error, Rejected) else (error,)
+
+
+def _told(texts: Mapping[str, str]) -> DatasyncError:
+    """Return the error whose ``error_texts`` are *texts*."""
+    return Rejected(texts) if any(texts) else DatasyncError(texts.get("", ""))

@@ -34,9 +34,9 @@ class ResyncReason(str, Enum):
     PREFIX = "prefix"
     #: The subscriber's queue stayed full, or too many changes were pending.
     OVERFLOW = "overflow"
-    #: The subscriber rejected an event.
+    #: The subscriber rejected a RESYNC as a whole, or too many keys are owed to it (C10).
     FAILED = "failed"
-    #: The subscriber did not acknowledge an event.
+    #: The subscriber did not acknowledge a RESYNC.
     UNANSWERED = "unanswered"
     #: The store has compacted the history after the last revision that was read.
     COMPACTED = "compacted"

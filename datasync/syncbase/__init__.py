@@ -9,7 +9,7 @@ from datasync.syncbase.futures import DoneCallback, DoneFuture, Outcome, Propaga
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT, Registry
 from datasync.syncbase.state import PrevRevisions
-from datasync.syncbase.status import SubscriptionState, SubscriptionStatus, TransportState, TransportStatus
+from datasync.syncbase.status import OwedStatus, SubscriptionState, SubscriptionStatus, TransportState, TransportStatus
 
 __all__ = [
     # Changes and values
@@ -24,6 +24,7 @@ __all__ = [
     "Adapter",
     "MAX_BATCH",
     "MAX_PENDING",
+    "OwedStatus",
     "PrevRevisions",
     "RESYNC_DONE_TIMEOUT",
     "Registration",

@@ -50,8 +50,7 @@ class Registry(Closable):
     Args:
       name: Name of the source; an event's handler reads it from ``datasync.current_source``.
       serializer: Reads values that come as bytes without a serializer of their own; JSON by default.
-      sourced: True when a reader feeds the registry. It then waits for the first snapshot, and a failed event is
-        followed by a RESYNC.
+      sourced: True when a reader feeds the registry, which then waits for the first snapshot.
       timeouts: Durations that differ from the defaults.
       clock: Replaces the monotonic clock, in tests.
 
@@ -180,7 +179,7 @@ class Registry(Closable):
           subscription watches.
 
         Raises:
-          PropagationError: Some subscribers rejected the event; ``errors`` maps resync name to exception.
+          PropagationError: Some subscribers rejected the event, or keys of it; ``reasons`` has the texts.
           DoneTimeout: Some did not acknowledge it in time; the message names them. A late acknowledgement still counts.
           DeliveryTimeout: A queue stayed full; the subscriber gets a RESYNC when there is room.
           InvalidArgumentError: A key, change or timeout is invalid; nothing was applied.
@@ -255,8 +254,7 @@ class Registry(Closable):
           ctx, timeout: As in ``propagate_changes``.
           reason: The reason that subscribers receive.
 
-        Raises:
-          As ``propagate_changes``.
+        Raises as ``propagate_changes``.
 
         Source: cn-infra ``Registry.PropagateResync``; contract C2, C7, C9.
         """

@@ -21,9 +21,16 @@ from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 
-from datasync.errors import ClosedError, InvalidArgumentError, StoreConnectionError, StoreError, UnknownOutcome
+from datasync.errors import (
+    ClosedError,
+    InvalidArgumentError,
+    StoreConnectionError,
+    StoreError,
+    UnknownOutcome,
+    error_text,
+)
 from datasync.restsync.client.timed_connection import CallDeadline, ServerAddress, TimedConnection, open_socket
-from datasync.restsync.problems import error_of, error_text
+from datasync.restsync.problems import error_of
 from datasync.runtime.logs import get_logger
 from datasync.runtime.sockets import close_in_children
 from datasync.runtime.threads import ForkGuard
