@@ -7,9 +7,13 @@ same call may succeed later without a change by the caller.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any, ClassVar
 
 from datasync.runtime.wording import counted
+
+#: Keys that the text of one error lists.
+LISTED = 10
 
 
 class DatasyncError(Exception):
@@ -69,6 +73,62 @@ class DoneTimeout(DatasyncError, TimeoutError):
         self.silent: tuple[str, ...] = tuple(silent)
 
 
+class Rejected(DatasyncError):
+    """The answer of a subscriber that applied an event but for some keys: ``event.done(Rejected({key: error}))``.
+
+    ``errors`` maps each rejected key to its error; a text stands for an error with that text. The rejected keys are
+    delivered again; the error :class:`RetryAfter` or :class:`Permanent` says when. Source: contract C10.
+
+    Raises:
+      InvalidArgumentError: No key is named, or an error is neither an exception nor a text.
+    """
+
+    retryable = True
+
+    def __init__(self, errors: Mapping[str, BaseException | str]) -> None:
+        if not isinstance(errors, Mapping) or not errors:
+            raise InvalidArgumentError("Rejected takes a mapping of at least one key to its error")
+        self.errors: dict[str, BaseException] = {}
+        for key, error in errors.items():
+            if not isinstance(error, (BaseException, str)):
+                raise InvalidArgumentError(f"the error of {key!r} must be an exception, not {type(error).__name__}")
+            self.errors[key] = DatasyncError(error) if isinstance(error, str) else error
+        listing = [f"{key!r}: {error_text(error)}" for key, error in islice(self.errors.items(), LISTED)]
+        if len(self.errors) > LISTED:
+            listing.append(f"and {len(self.errors) - LISTED} more")
+        super().__init__(f"{counted(len(self.errors), 'key')} rejected: " + "; ".join(listing))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # Exception would restore it from its message
+        return type(self), (self.errors,)
+
+
+class RetryAfter(DatasyncError):
+    """The error of a key, or of an event, that is to be delivered again after *seconds*. Source: contract C10."""
+
+    retryable = True
+
+    def __init__(self, seconds: float, reason: str = "") -> None:
+        if not isinstance(seconds, (int, float)) or not 0 <= seconds < float("inf"):
+            raise InvalidArgumentError("RetryAfter takes a number of seconds, at least 0")
+        super().__init__(reason or f"to be tried again after {seconds:g} s")
+        self.seconds = float(seconds)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.seconds, self.reason)
+
+
+class Permanent(DatasyncError):
+    """The error of a key that is not to be delivered again until its value changes. Source: contract C10."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason or "not to be tried again")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason,)
+
+
 class PropagationError(DatasyncError):
     """Subscribers rejected an event. ``errors`` maps the resync name of each one to its error."""
 
@@ -76,6 +136,11 @@ class PropagationError(DatasyncError):
         self.errors: dict[str, BaseException] = dict(errors)
         listing = "; ".join(f"{name}: {error_text(error)}" for name, error in self.errors.items())
         super().__init__(f"rejected by {counted(len(self.errors), 'subscription')}: {listing}")
+
+    @property
+    def reasons(self) -> dict[str, dict[str, str]]:
+        """The text of each error by resync name and key; the key is empty where a whole event was rejected."""
+        return {name: error_texts(error) for name, error in self.errors.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:  # Exception would restore it from its message
         return type(self), (self.errors,)
@@ -158,6 +223,13 @@ class MessagingError(DatasyncError):
 
 class PublishError(MessagingError):
     """The broker did not acknowledge a message."""
+
+
+def error_texts(error: BaseException) -> dict[str, str]:
+    """Return the text of *error* for each key that it names, and for the key ``""`` when it names none."""
+    if isinstance(error, Rejected):
+        return {key: error_text(one) for key, one in error.errors.items()}
+    return {"": error_text(error)}
 
 
 def error_text(error: BaseException) -> str:

@@ -2,8 +2,8 @@
 
 from datasync.runtime.timeouts import ABANDON_TIMEOUT, Timeouts
 from datasync.syncbase.adapter import Adapter
-from datasync.syncbase.backlog import MAX_BATCH, MAX_PENDING
 from datasync.syncbase.change import Change, ChangeBytes, ChangeResp, KeyVal, KeyValBytes
+from datasync.syncbase.core import MAX_BATCH, MAX_PENDING
 from datasync.syncbase.events import KVIterator
 from datasync.syncbase.futures import DoneCallback, DoneFuture, Outcome, PropagationFuture, aggregate_done
 from datasync.syncbase.registration import Registration

@@ -8,7 +8,7 @@ Source: contract C7.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from datasync.events import Op
 from datasync.syncbase.change import ChangeResp, StateKeyVal
@@ -32,8 +32,20 @@ class MissedDeletes:
     def not_applied(self, changes: Iterable[ChangeResp]) -> None:
         """Note *changes* of an event that was rejected, abandoned, or never put."""
         for change in changes:
-            if change.op is Op.DELETE:
+            if change.op is Op.DELETE and change.previous is not None:  # a redelivery of a known one may lack it
                 self._own()[0][change.key] = _previous(change)
+
+    def __bool__(self) -> bool:
+        return bool(self._gone)
+
+    def applied(self, change: ChangeResp) -> None:
+        """Note that *change* was applied: a delete is no longer missed."""
+        if change.op is Op.DELETE:
+            self._own()[0].pop(change.key, None)
+
+    def offered(self, kv: StateKeyVal) -> None:
+        """Note that the subscriber may have *kv*, which is gone, or under no prefix for now."""
+        self._own()[0][kv.key] = kv
 
     def not_offered(self, changes: Iterable[ChangeResp]) -> None:
         """Note *changes* that became part of a RESYNC that was already due."""
@@ -68,9 +80,11 @@ class MissedDeletes:
         """Add the notes of *later*, which was begun for a RESYNC that could not be put."""
         self.replaced(later._gone, later._unoffered)
 
-    def give_back(self, removed: dict[str, StateKeyVal]) -> None:
+    def give_back(self, removed: Mapping[str, StateKeyVal]) -> None:
         """Take back *removed*, which a RESYNC listed that was not applied."""
-        self._gone = {**removed, **self._gone}
+        if removed:
+            self._own()
+            self._gone = {**removed, **self._gone}
 
     def listed(self, state: Container[str], wanted: Callable[[str], bool]) -> dict[str, StateKeyVal]:
         """Return the pairs to report: gone, not back in *state*, and under a prefix that is still *wanted*."""

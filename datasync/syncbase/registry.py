@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.commits import Batch
-from datasync.errors import NotReadyError, SubscriptionError
+from datasync.errors import SubscriptionError
 from datasync.events import ChangeValue, KeyVal, ResyncReason
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
@@ -26,9 +26,8 @@ from datasync.runtime.timeouts import DEFAULT_TIMEOUTS, Timeouts, check_timeout
 from datasync.runtime.timers import SYSTEM_CLOCK, Clock, Timers
 from datasync.runtime.wording import counted
 from datasync.serializer import Serializer
-from datasync.syncbase.backlog import MAX_BATCH
 from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, StateKeyVal
-from datasync.syncbase.core import FullQueues, PendingResync, RegistryCore
+from datasync.syncbase.core import MAX_BATCH, FullQueues, PendingResync, RegistryCore
 from datasync.syncbase.delivery import deliver
 from datasync.syncbase.futures import Outcome, PropagationFuture
 from datasync.syncbase.prefixes import PrefixTable
@@ -347,8 +346,7 @@ class Registry(Closable):
 
     def items(self, prefix: str = "") -> list[StateKeyVal]:
         """Return the last known pairs under *prefix*, all of one moment."""
-        self._guard.check()
-        return list(self._state.pairs(self._state.freeze(), prefix))
+        return list(self.snapshot(prefix)[1])
 
     def snapshot(self, prefix: str = "") -> tuple[int, Iterator[StateKeyVal]]:
         """Return the current revision, and the pairs under *prefix* at it. They are made lazily, while you iterate."""
@@ -362,6 +360,12 @@ class Registry(Closable):
         self._guard.check()
         with self._lock:
             return self._router.watches_locked(key)
+
+    def not_accepted(self, key: str) -> dict[str, str]:
+        """Return the subscriptions to which *key* is owed (C10), with the class name of the error."""
+        self._guard.check()
+        with self._lock:
+            return self._router.errors_locked(key)
 
     def observe(self, observer: Observer) -> None:
         """Call *observer* for every transaction from now on, in order, before any subscriber receives it.
@@ -409,10 +413,7 @@ class Registry(Closable):
         self._health.released.wait(timeout)
         with self._lock:
             self._core.check_open()
-            ready, error = self._health.ready, self._health.last_error
-        if not ready:
-            why = f": {error}" if error is not None else ""
-            raise NotReadyError(f"{self.name} was not read within {timeout:.1f} s{why}") from error
+            self._health.check_ready(self.name, timeout)
 
     def close(self) -> None:
         """Close all subscriptions and the delivery worker; waiting callers get ``ClosedError``. May be called twice."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from datasync.keyval import memory, reader
 from datasync.keyval.sqlite import stream as sqlite_stream
 from datasync.runtime.timeouts import Timeouts
-from datasync.syncbase import backlog, registry, subscription
+from datasync.syncbase import backlog, registry, rejected, subscription
 from tests.faults.workloads.workload import Workload
 
 #: Seconds after which an event is given up in a hurried workload: short against a stuck consumer, or long.
@@ -72,5 +72,6 @@ def _hurried(chance: random.Random) -> list[tuple[Any, str, Any]]:
         (sqlite_stream, "IDLE", 0.02),
         (subscription, "MAX_PENDING", chance.choice((10, 60, 10_000))),
         (backlog, "MAX_BATCH", batch),
+        (rejected, "MAX_BATCH", batch),
         (registry, "MAX_BATCH", batch),
     ]
