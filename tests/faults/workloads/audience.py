@@ -109,6 +109,7 @@ class Audience:
         member = Membership(self._plugin, consumer, prefixes, chance.choice((1, 1, 2, 4)))
         log = consumer.recorder.log
         log.sourced, log.backoff = self._source.sourced, self._times.failure_backoff
+        log.redeliveries = self._times.redeliveries
         log.prompt = manners == "fast" and not workload.room and not workload.hurried
         consumer.talk_back = lambda own: self._talk_back(member, own)
         consumer.start()

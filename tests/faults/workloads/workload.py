@@ -63,9 +63,8 @@ class Workload:
 
     @property
     def fails(self) -> bool:
-        """True when some watchers reject events or never acknowledge them, which must not affect the others."""
-        known = [MANNERS[manners] for manners in self.watchers]
-        return any(manners.refuses or manners.dies or manners.silent for manners in known)
+        """True when some watchers reject keys or events or never acknowledge, which must not affect the others."""
+        return any(MANNERS[manners].fails for manners in self.watchers)
 
     def known_keys(self) -> Sequence[str]:
         """All keys that may be written."""
@@ -112,7 +111,10 @@ WORKLOADS: Mapping[str, Workload] = {
             watchers=("frozen", "frozen", "fast"), room=1, least=15.0,
         ),
         _with("dying", "consumers whose thread ends before it acknowledges, and which return later"),
-        _with("refusing", "consumers that reject events"),
+        _with(
+            "refusing", "consumers that reject events, some of their keys, or some keys always", size=(1, 5),
+            watchers=("refusing", "picky", "stubborn", "fast", "fast"),
+        ),
         _with("raising", "queues that raise instead of accepting an event"),
         _with("reentrant", "consumers that call the library before they answer", watchers=("reentrant", "at-once") * 2),
         _with("twice", "consumers that acknowledge twice"),
