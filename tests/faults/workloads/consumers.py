@@ -31,6 +31,8 @@ class Manners:
     #: How often it rejects some keys of an event, and the share of the keys that it always rejects.
     rejects: float = 0.0
     stubborn: float = 0.0
+    #: Accepts each change that a caller may wait for: it rejects only what it is told again, and RESYNCs.
+    obliging: bool = False
     silent: float = 0.0
     twice: float = 0.0
     elsewhere: float = 0.0
@@ -65,6 +67,7 @@ MANNERS: Mapping[str, Manners] = {
     "refusing": Manners(refuses=0.3),
     "picky": Manners(rejects=0.4),
     "stubborn": Manners(refuses=0.05, stubborn=0.2),
+    "obliging": Manners(refuses=0.2, rejects=0.5, obliging=True),
     "silent": Manners(silent=0.15),
     "twice": Manners(twice=0.5, elsewhere=0.2),
     "elsewhere": Manners(elsewhere=0.9),
@@ -76,8 +79,8 @@ MANNERS: Mapping[str, Manners] = {
     "frozen": Manners(freezes=0.2),
     "everything": Manners(0.3, 0.05, 0.1, 0.1, 0.05, 0.05, 0.1, 0.3, 0.1),
 }
-#: Those that accept everything in the end.
-ANSWERING = ("fast", "slow", "twice", "elsewhere", "reentrant", "at-once", "crowded")
+#: Those that accept everything that a caller sends.
+ANSWERING = ("fast", "slow", "twice", "elsewhere", "reentrant", "at-once", "crowded", "obliging")
 
 
 class Refusal(Exception):
@@ -233,6 +236,8 @@ class Consumer:
     def _error(self, manners: Manners, entry: PutChange | PutResync) -> Exception | None:
         """The answer to *entry*: that it is refused, that some keys are rejected, or None."""
         dice = self._chance.random
+        if manners.obliging and isinstance(entry, PutChange) and not entry.redelivery:
+            return None
         if dice() < manners.refuses:
             return Refusal("no")
         some = dice() < manners.rejects
@@ -285,8 +290,9 @@ class _WakingQueue(RecordingQueue):
         try:
             self._may_raise()
         except Refusal as error:
-            self._recorder.not_taken(item, error)
-            raise
+            if time.monotonic() - item.put_at < self._recorder.log.abandon / 2:  # else it may be given up already
+                self._recorder.not_taken(item, error)
+                raise
         super().put_nowait(item)
 
     def _put(self, item: Any) -> None:

@@ -83,7 +83,7 @@ def many_keys(number: int) -> list[str]:
     return [f"{roots[n % 5]}{'k' * (n // 5 % 2)}{n // 10}" for n in range(number)]
 
 
-def _with(manners: str, about: str, **settings: float | tuple[str, ...]) -> Workload:
+def _with(manners: str, about: str, **settings: float | tuple[str, ...] | tuple[int, int]) -> Workload:
     """Three watchers with *manners*, and two fast ones that must not be affected."""
     watchers = (manners,) * 3 + ("fast",) * 2
     return Workload(manners, about, **{"rate": 200.0, "watchers": watchers, **settings})  # type: ignore[arg-type]
@@ -114,6 +114,10 @@ WORKLOADS: Mapping[str, Workload] = {
         _with(
             "refusing", "consumers that reject events, some of their keys, or some keys always", size=(1, 5),
             watchers=("refusing", "picky", "stubborn", "fast", "fast"),
+        ),
+        _with(
+            "obliging", "consumers that reject RESYNCs, and keys of them", changes=0.2, whole=False,
+            watchers=("obliging",) * 3 + ("fast", "fast"),
         ),
         _with("raising", "queues that raise instead of accepting an event"),
         _with("reentrant", "consumers that call the library before they answer", watchers=("reentrant", "at-once") * 2),
