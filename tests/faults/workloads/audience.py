@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from datasync.syncbase.status import SubscriptionState
 from tests.faults.history import Log
 from tests.faults.sources.source import PREFIXES, Source
 from tests.faults.workloads import measurements as measure
-from tests.faults.workloads.consumers import ANSWERING, MANNERS, Consumer, Membership
+from tests.faults.workloads.consumers import ANSWERING, MANNERS, OBLIGING, Consumer, Membership
 from tests.faults.workloads.times import Times
 from tests.faults.workloads.workload import Workload
 
@@ -96,7 +96,8 @@ class Audience:
         workload = self._workload
         chance = random.Random(chance.random())
         # A caller is told of a refusal and decides himself: then the subscriber's view is nobody's promise.
-        manners = manners or chance.choice(list(MANNERS) if self._source.sourced else ANSWERING)
+        callers = OBLIGING if self._source.within else ANSWERING
+        manners = manners or chance.choice(list(MANNERS) if self._source.sourced else callers)
         consumer = Consumer(
             f"{name}-{manners}",
             replace(MANNERS[manners], pause=workload.pause),
@@ -140,13 +141,17 @@ class Audience:
 
     def _note_requests(self, registry: Registry) -> None:
         """A RESYNC that somebody asks for in person waits for no backoff: the checkers need to know when that was."""
-        request, requests = registry.request_resync, self._source.course.requests
+        requests = self._source.course.requests
 
-        def noted(name: str) -> PropagationFuture:
-            requests.append(time.monotonic())
-            try:
-                return request(name)
-            finally:
+        def noted(request: Callable[..., PropagationFuture]) -> Callable[..., PropagationFuture]:
+            def call(*arguments: Any, **options: Any) -> PropagationFuture:
                 requests.append(time.monotonic())
+                try:
+                    return request(*arguments, **options)
+                finally:
+                    requests.append(time.monotonic())
 
-        registry.request_resync = noted  # type: ignore[method-assign, assignment]
+            return call
+
+        registry.request_resync = noted(registry.request_resync)  # type: ignore[method-assign]
+        registry.submit_resync = noted(registry.submit_resync)  # type: ignore[method-assign]

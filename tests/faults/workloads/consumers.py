@@ -79,8 +79,10 @@ MANNERS: Mapping[str, Manners] = {
     "frozen": Manners(freezes=0.2),
     "everything": Manners(0.3, 0.05, 0.1, 0.1, 0.05, 0.05, 0.1, 0.3, 0.1),
 }
-#: Those that accept everything that a caller sends.
-ANSWERING = ("fast", "slow", "twice", "elsewhere", "reentrant", "at-once", "crowded", "obliging")
+#: Those that accept everything in the end.
+ANSWERING = ("fast", "slow", "twice", "elsewhere", "reentrant", "at-once", "crowded")
+#: Those that accept every change that a caller sends.
+OBLIGING = (*ANSWERING, "obliging")
 
 
 class Refusal(Exception):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.faults.sources.source import KEYS, Ops, random_ops
-from tests.faults.workloads.consumers import ANSWERING, MANNERS
+from tests.faults.workloads.consumers import ANSWERING, MANNERS, OBLIGING
 
 #: Operations of one burst, and seconds between two bursts.
 BURST, BETWEEN_BURSTS = 10_000, 1.0
@@ -55,6 +55,11 @@ class Workload:
     def polite(self) -> bool:
         """True when all watchers accept every event, however late."""
         return all(manners in ANSWERING for manners in self.watchers)
+
+    @property
+    def obliging(self) -> bool:
+        """True when all watchers accept every change that a caller sends."""
+        return all(manners in OBLIGING for manners in self.watchers)
 
     @property
     def abandons(self) -> bool:
