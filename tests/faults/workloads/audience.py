@@ -11,7 +11,7 @@ from typing import Any
 
 from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.registry import Registry
-from datasync.syncbase.status import SubscriptionState
+from datasync.syncbase.status import SubscriptionState, SubscriptionStatus
 from tests.faults.history import Log
 from tests.faults.sources.source import PREFIXES, Source
 from tests.faults.workloads import measurements as measure
@@ -89,7 +89,7 @@ class Audience:
         """Whose view is not yet *state*, as far as it is his business, or who has something under way."""
         members = {one.consumer.recorder.log.name: one for one in self.members if not one.closed}
         ways = self._plugin.status().subscriptions
-        busy = [name for name in members if ways[name].state is not SubscriptionState.SYNCED or ways[name].in_flight]
+        busy = [name for name in members if not _quiet(ways[name])]
         return busy or [name for name, member in members.items() if not member.view_is(state)]
 
     def _join(self, name: str, chance: random.Random, manners: str = "") -> None:
@@ -155,3 +155,10 @@ class Audience:
 
         registry.request_resync = noted(registry.request_resync)  # type: ignore[method-assign]
         registry.submit_resync = noted(registry.submit_resync)  # type: ignore[method-assign]
+
+
+def _quiet(way: SubscriptionStatus) -> bool:
+    """True when nothing is under way. It stays ``FAILING`` when the prefix of the last rejected key was given up."""
+    if way.in_flight or way.pending or way.owed or way.resync_in is not None:
+        return False
+    return way.state in (SubscriptionState.SYNCED, SubscriptionState.FAILING)
