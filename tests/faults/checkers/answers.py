@@ -168,9 +168,7 @@ def _check_resyncs(reading: Reading) -> Violation | None:
     return None
 
 
-def _without_cause(
-    entry: PutResync, reading: Reading, before: PutChange | PutResync | None, unsettled: bool
-) -> str:
+def _without_cause(entry: PutResync, reading: Reading, before: PutChange | PutResync | None, unsettled: bool) -> str:
     """The reason why there is no cause for a RESYNC that repeats one; empty if there is one, or it repeats none."""
     if entry.reason is ResyncReason.UNANSWERED and not unsettled:
         return "a RESYNC because of one that was not answered, and all were"

@@ -48,8 +48,8 @@ def check_convergence(
 def check_end(truth: Truth, readings: Sequence[Reading], course: Course, bound: float) -> Violation | None:
     """I8: every view is correct within *bound* seconds after the last fault has healed, and stays correct.
 
-    Nothing that was committed before may be delivered later, and no key may be owed. That the final views are correct is checked by I2 and I3
-    on complete logs.
+    Nothing that was committed before may be delivered later, and no key may be owed. That the final views are correct
+    is checked by I2 and I3 on complete logs.
     """
     if course.healed is None:
         return None

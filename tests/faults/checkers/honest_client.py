@@ -66,9 +66,11 @@ class Honest:
         }
         kept = {key: self._offered[key] for key in gone if _refuses(refuse, key)}
         self._revision = revision
-        self._told = {key: (value, self._written(key, revision)) for pairs in values.values() for key, value in pairs.items()}
+        self._told = {
+            key: (value, self._written(key, revision)) for pairs in values.values() for key, value in pairs.items()
+        }
         if refuse is not True:
-            self.owed = {key: None for key in refuse or ()}
+            self.owed = dict.fromkeys(refuse or ())
         self._offered = kept | {key: (value, revision) for pairs in values.values() for key, value in pairs.items()}
         self._named = self.prefixes
         number = self._next()
