@@ -269,7 +269,7 @@ def test_c13_a_rewind_that_was_refused_is_told_again_as_a_rewind() -> None:
         event.done()
 
 
-def test_c10_a_late_answer_to_a_given_up_event_is_followed_by_another_resync() -> None:
+def test_c10_a_change_that_is_handled_after_a_newer_resync_is_delivered_again() -> None:
     # given a consumer with two queues that left a CHANGE lying until it was given up
     clock = ManualClock()
     with Registry("store", sourced=True, clock=clock) as mirror:
@@ -282,20 +282,21 @@ def test_c10_a_late_answer_to_a_given_up_event_is_followed_by_another_resync() -
         stale = take(changes)
         clock.advance(ABANDON_TIMEOUT)
         wait_until(lambda: mirror.status().subscriptions["w"].failed, "the CHANGE is abandoned")
-        clock.advance(FAILURE_BACKOFF[1])
-        replaced = take(resyncs)
-        assert replaced.reason is ResyncReason.UNANSWERED
-        replaced.done()
+        mirror.feed_changes(_batch(3, "k", b"new"))
+        take(changes).done(ValueError("not now"))
+        mirror.request_resync("w")
+        assert take(resyncs).done()
         # when it handles the RESYNC first and the CHANGE after it, which leaves a view of the past
         assert stale.done() is False
         clock.advance(FAILURE_BACKOFF[1])
-        # then it gets the state once more, and only once
-        again = take(resyncs)
-        assert again.reason is ResyncReason.UNANSWERED
+        # then it gets the key once more, and only once
+        again = take(changes)
+        assert again.redelivery
+        assert [(one.get_key(), one.get_revision()) for one in again.get_changes()] == [("k", 3)]
         assert again.done()
         assert stale.done() is False
-        mirror.feed_changes(_batch(3, "k", b"new"))
-        assert take(changes).done()
+        clock.advance(FAILURE_BACKOFF[1])
+        assert changes.empty()
         assert resyncs.empty()
 
 
