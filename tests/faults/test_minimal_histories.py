@@ -325,6 +325,35 @@ def test_c10_a_pause_that_was_over_before_the_failure_is_not_the_pause_after_it(
         assert pause > 1.0
 
 
+def test_c7_a_late_answer_to_a_delete_of_nothing_offers_nothing() -> None:
+    # given a key that is told of again after its delete, whose redelivery has no value before, and is given up
+    clock = ManualClock()
+    with Registry("store", sourced=True, clock=clock) as mirror:
+        mirror.feed_snapshot(1, {}, ResyncReason.INITIAL)
+        changes: Queue[Any] = Queue()
+        resyncs: Queue[Any] = Queue()
+        mirror.watch("w", changes, resyncs, "")
+        take(resyncs).done()
+        mirror.feed_changes(_batch(2, "k", b"1"))
+        take(changes).done(ValueError("no"))
+        mirror.feed_changes(Batch(3, [Commit(3, [("k", None)])]))
+        take(changes).done(ValueError("no"))
+        clock.advance(2 * FAILURE_BACKOFF[0])
+        again = take(changes)
+        assert [one.get_prev_value(BytesValue()) for one in again.get_changes()] == [False]
+        clock.advance(ABANDON_TIMEOUT)
+        wait_until(lambda: mirror.status().subscriptions["w"].failed == 3, "the redelivery is given up")
+        # when a RESYNC tells of the key, and the answer comes after that
+        mirror.request_resync("w")
+        listed = take(resyncs)
+        assert [kv.get_key() for kv in listed.get_removed()] == ["k"]
+        assert listed.done()
+        assert again.done() is False
+        mirror.request_resync("w")
+        # then the next one lists no value that the key never had
+        assert list(take(resyncs).get_removed()) == []
+
+
 def _batch(revision: int, key: str, value: bytes) -> Batch:
     return Batch(revision, [Commit(revision, [(key, value)])])
 

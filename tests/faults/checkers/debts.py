@@ -193,9 +193,11 @@ class _Debts:
             if self._newer(key, entry.number) > entry.number:
                 if debt is not None:  # maybe handled after the newer one: it comes again
                     self.owed[key] = replace(debt, since=max(debt.since, self._last), certain=False)
-            elif not answer.refuses(key):
+            elif not answer.refuses(key) and (debt is None or debt.since <= entry.number):
                 self.owed.pop(key, None)
                 self._accepted[key] = frozenset((change.value,))
+            elif not answer.refuses(key):
+                continue  # an older event was answered even later: it comes again
             elif debt is not None:
                 self.owed[key] = replace(debt, certain=True)
 
