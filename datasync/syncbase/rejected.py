@@ -427,7 +427,7 @@ def _value(change: ChangeResp) -> Accepted:
 
 
 def _offered(change: ChangeResp) -> StateKeyVal | None:
-    """Return the pair that a subscriber that was offered *change* may have; None for a redelivered delete of nothing."""
+    """Return the pair that a subscriber may have that was offered *change*; None for the delete of nothing."""
     if change.value is not None:
         return new_state_key_val((change.key, change.revision, change.value, change.serializer))
     return None if change.previous is None else new_state_key_val((change.key, *change.previous, change.serializer))
