@@ -399,8 +399,8 @@ def take_late_answer(
                 missed.applied(change)
             continue
         pair = state.get(key)
-        if pair is None:
-            missed.offered(_offered(change))
+        if pair is None and (offered := _offered(change)) is not None:
+            missed.offered(offered)
         owed.doubt(key, newest, None if pair is None else (pair.revision, pair.value), jitter=jitter)
 
 
@@ -417,7 +417,8 @@ def unanswered_pairs(event: QueuedEvent, wanted: Callable[[str], bool]) -> list[
     if isinstance(event, QueuedResync):
         return [kv for kv in event.pairs() if not wanted(kv.key)]
     if isinstance(event, QueuedChange):
-        return [_offered(change) for change in event.get_changes() if not wanted(change.key)]
+        pairs = (_offered(change) for change in event.get_changes() if not wanted(change.key))
+        return [kv for kv in pairs if kv is not None]
     return []
 
 
@@ -425,9 +426,8 @@ def _value(change: ChangeResp) -> Accepted:
     return None if change.value is None else (change.revision, change.value)
 
 
-def _offered(change: ChangeResp) -> StateKeyVal:
-    """Return the pair that a subscriber that was offered *change* may have."""
+def _offered(change: ChangeResp) -> StateKeyVal | None:
+    """Return the pair that a subscriber may have that was offered *change*; None for the delete of nothing."""
     if change.value is not None:
         return new_state_key_val((change.key, change.revision, change.value, change.serializer))
-    revision, value = change.previous or (change.revision, b"")
-    return new_state_key_val((change.key, revision, value, change.serializer))
+    return None if change.previous is None else new_state_key_val((change.key, *change.previous, change.serializer))

@@ -408,8 +408,10 @@ def redelivers_too_early(chance: random.Random, case: Case) -> None:
     for entry in entries[own:]:
         entry.time -= put.time - before
     put.time = min(put.time, before)
-    failed = [e.time for e in entries[:own] if isinstance(e, Answering) and e.refused]
-    need(before - failed[-1] < 0.9)
+    key = put.changes[0].key
+    told = {one.number for one in changes(case) + redeliveries(case) if key in {change.key for change in one.changes}}
+    failed = [e.time for e in entries[:own] if isinstance(e, Answering) and e.number in told and e.refuses(key)]
+    need(failed and before - failed[-1] < 0.9)
 
 
 def redelivers_what_was_accepted(chance: random.Random, case: Case) -> None:

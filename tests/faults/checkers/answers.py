@@ -133,6 +133,7 @@ def _check_resyncs(reading: Reading) -> Violation | None:
     failures = 0  # of RESYNCs, since one was accepted
     begin: float | None = None  # of the pause
     unsettled = False
+    late = False  # a RESYNC was answered late since the last one: its pause may go on
     last: PutResync | None = None
     last_put: PutChange | PutResync | None = None
     for at, entry in enumerate(log.entries):
@@ -140,11 +141,8 @@ def _check_resyncs(reading: Reading) -> Violation | None:
             last_put = entry
         elif isinstance(entry, Answering):
             if entry.number not in reading.answers:
-                unsettled = unsettled or entry.number in reading.resyncs
-                if begin is None and entry.number in reading.resyncs:
-                    begin = entry.time
-                    if last is not None and last.number not in reading.answers:
-                        begin = min(begin, last.time + log.abandon)
+                late = late or entry.number in reading.resyncs
+                unsettled = unsettled or late
             elif last is not None and entry is reading.answers.get(last.number):
                 if entry.refused and entry.keys is None:
                     failures += 1
@@ -159,12 +157,12 @@ def _check_resyncs(reading: Reading) -> Violation | None:
             if wrong := _without_cause(entry, reading, last_put, unsettled):
                 return reading.violation("I10", at, wrong)
             if begin is not None and entry.reason not in _ASKED_FOR:
-                gap, least = entry.time - begin, min(_pause(failures, log.backoff), ON_CHANGE)
+                gap, least = entry.time - begin, min(_pause(1 if late else failures, log.backoff), ON_CHANGE)
                 asked = any(begin <= request <= entry.time for request in reading.requests)
                 if gap < least * 0.98 and not asked:
                     what = f"a RESYNC {gap:.3f} s after failure {failures} in a row"
                     return reading.violation("I10", at, f"{what}; {least:.3f} s are the least")
-            begin, last, last_put = None, entry, entry
+            begin, last, last_put, late = None, entry, entry, False
     return None
 
 

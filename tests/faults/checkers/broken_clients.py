@@ -60,19 +60,9 @@ def honest(truth: Truth) -> Log:
 def honest_with_redeliveries(truth: Truth) -> Log:
     """Delivers again what was rejected: a key of a CHANGE, a CHANGE, a RESYNC, and keys of one.
 
-    ====== ======================================================
-    event
-    ====== ======================================================
-    0      RESYNC at 3
-    1      5, in which ``a/1`` is rejected
-    2      6, the delete of ``a/2``, which is refused
-    3      both again, which is refused
-    4, 5   ``a/1`` again, rejected, and ``a/2`` again, accepted
-    6      8, in which the delete of ``a/b/1`` is rejected
-    7, 8   RESYNC at 9, refused, and again, with ``a/1`` rejected
-    9      ``a/1`` again
-    10, 11 11 and 12
-    ====== ======================================================
+    Event 0 is the RESYNC at 3; in 1 ``a/1`` is rejected; 2, the delete of ``a/2``, is refused, and so is 3 with both.
+    4 is ``a/1``, rejected, and 5 ``a/2``. In 6 the delete of ``a/b/1`` is rejected. The RESYNC 7 is refused, and in 8
+    ``a/1`` is rejected, which is 9.
     """
     client = Honest(truth, PREFIXES, name="redelivered")
     client.resync(ResyncReason.INITIAL, 3)

@@ -8,13 +8,14 @@ Source: contract C10.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from tests.faults.history import Answered, Answering, Asked, Log, PutChange, PutResync, Seen, Watched
 
-LONG_AGO = float("-inf")
+LONG_AGO = -math.inf
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Debt:
     alone: bool = False
     #: False for one that may be over, or may never have been.
     certain: bool = True
+    #: Time from which on it is over; an event that was made before may be put after.
+    over: float = math.inf
 
 
 class Told(NamedTuple):
@@ -101,7 +104,7 @@ class _Debts:
                 if self._answers.get(entry.number) is entry:
                     self._settle(entry)
                 elif entry.number not in self._answers:
-                    self._give_up(float("inf"), entry.number)
+                    self._give_up(math.inf, entry.number)
                     self._answer_late(entry)
             elif isinstance(entry, Answered):
                 self._answered_late(entry)
@@ -113,7 +116,8 @@ class _Debts:
     def _redelivered(self, at: int, entry: PutChange, change: Seen) -> Redelivered:
         told = self._told.get(change.key, Told(None, self._resynced, False))
         accepted = self._accepted.get(change.key, frozenset((None,)))
-        return Redelivered(at, entry, change, told, accepted, self.owed.get(change.key))
+        debt = self.owed.get(change.key)
+        return Redelivered(at, entry, change, told, accepted, debt if debt and entry.time <= debt.over else None)
 
     def _put(self, entry: PutChange | PutResync) -> None:
         self._last = entry.number
@@ -144,13 +148,15 @@ class _Debts:
             self._accepted[key] = frozenset((None,))
         self.most = max(self.most, len(self.owed))
 
-    def _fail(self, entry: PutChange, key: str, time: float, *, whole: bool) -> None:
+    def _fail(self, entry: PutChange, key: str, time: float, *, whole: bool, given_up: bool = False) -> None:
         before = self.owed.get(key)
         if not entry.redelivery and not self._log.sourced:
             return  # its caller was told
         failures = before.failures + 1 if before is not None and entry.redelivery else 1
         alone = entry.redelivery and (whole or (before is not None and before.alone))
-        self.owed[key] = Debt(time, failures, entry.number, alone)
+        since = entry.number - given_up  # its own late answer may still end the debt
+        since = since if before is None else max(before.since, since)
+        self.owed[key] = Debt(time, failures, since, alone)
         self.most = max(self.most, len(self.owed))
 
     def _accept(self, key: str, value: bytes | None, number: int) -> None:
@@ -171,7 +177,7 @@ class _Debts:
             if isinstance(entry, PutChange):
                 self._given_up[one] = entry
                 for change in entry.changes:
-                    self._fail(entry, change.key, entry.time + self._log.abandon, whole=True)
+                    self._fail(entry, change.key, entry.time + self._log.abandon, whole=True, given_up=True)
 
     def _answer_late(self, answer: Answering) -> None:
         """From now on, and until this is over, both may be so."""
@@ -179,7 +185,9 @@ class _Debts:
         for change in () if entry is None else entry.changes:
             key = change.key
             debt = self.owed.get(key, Debt(answer.time, 1, self._last))
-            self.owed[key] = replace(debt, since=max(debt.since, self._newer(key, answer.number)), certain=False)
+            newer = self._newer(key, answer.number)
+            since = max(debt.since, newer) if newer > answer.number else debt.since
+            self.owed[key] = replace(debt, since=since, certain=False)
             if not answer.refuses(key):
                 self._accepted[key] = self._accepted.get(key, frozenset((None,))) | {change.value}
 
@@ -193,9 +201,11 @@ class _Debts:
             if self._newer(key, entry.number) > entry.number:
                 if debt is not None:  # maybe handled after the newer one: it comes again
                     self.owed[key] = replace(debt, since=max(debt.since, self._last), certain=False)
+            elif not answer.refuses(key) and (debt is None or debt.since < entry.number):
+                if debt is not None:
+                    self.owed[key] = replace(debt, certain=False, over=answered.time)
             elif not answer.refuses(key):
-                self.owed.pop(key, None)
-                self._accepted[key] = frozenset((change.value,))
+                continue  # an older event was answered even later: it comes again
             elif debt is not None:
                 self.owed[key] = replace(debt, certain=True)
 
