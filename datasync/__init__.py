@@ -32,9 +32,12 @@ from datasync.errors import (
     MessagingError,
     MissingExtraError,
     NotReadyError,
+    Permanent,
     PermissionDenied,
     PropagationError,
     PublishError,
+    Rejected,
+    RetryAfter,
     StoreConnectionError,
     StoreError,
     SubscriptionError,
@@ -129,6 +132,10 @@ __all__ = [
     # Context of an event
     "current_source",
     "with_source",
+    # Answers of a subscriber
+    "Rejected",
+    "RetryAfter",
+    "Permanent",
     # Errors
     "DatasyncError",
     "NotReadyError",

@@ -7,16 +7,22 @@ same call may succeed later without a change by the caller.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from itertools import islice
+from typing import Any
 
 from datasync.runtime.wording import counted
+
+#: Keys that the text of one error lists.
+LISTED = 10
+#: Characters of one text in an error that a transport sends.
+MAX_TEXT = 4000
 
 
 class DatasyncError(Exception):
     """Base class of all errors of datasync."""
 
     #: True when the same call may succeed later.
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
 
 class NotReadyError(DatasyncError):
@@ -69,16 +75,111 @@ class DoneTimeout(DatasyncError, TimeoutError):
         self.silent: tuple[str, ...] = tuple(silent)
 
 
-class PropagationError(DatasyncError):
-    """Subscribers rejected an event. ``errors`` maps the resync name of each one to its error."""
+class Rejected(DatasyncError):
+    """The answer of a subscriber that applied an event but for some keys: ``event.done(Rejected({key: error}))``.
 
-    def __init__(self, errors: Mapping[str, BaseException]) -> None:
-        self.errors: dict[str, BaseException] = dict(errors)
-        listing = "; ".join(f"{name}: {error_text(error)}" for name, error in self.errors.items())
-        super().__init__(f"rejected by {counted(len(self.errors), 'subscription')}: {listing}")
+    ``errors`` maps each rejected key to its error; a text stands for an error with that text. The rejected keys are
+    delivered again; the error :class:`RetryAfter` or :class:`Permanent` says when. Source: contract C10.
+
+    Raises:
+      InvalidArgumentError: No key is named, or an error is neither an exception nor a text.
+    """
+
+    retryable = True
+
+    def __init__(self, errors: Mapping[str, BaseException | str]) -> None:
+        if not isinstance(errors, Mapping) or not errors:
+            raise InvalidArgumentError("Rejected takes a mapping of at least one key to its error")
+        self.errors: dict[str, BaseException] = {}
+        for key, error in errors.items():
+            if not isinstance(error, (BaseException, str)):
+                raise InvalidArgumentError(f"the error of {key!r} must be an exception, not {type(error).__name__}")
+            self.errors[key] = DatasyncError(error) if isinstance(error, str) else error
+        listing = [f"{key!r}: {error_text(error)}" for key, error in islice(self.errors.items(), LISTED)]
+        if len(self.errors) > LISTED:
+            listing.append(f"and {len(self.errors) - LISTED} more")
+        super().__init__(f"{counted(len(self.errors), 'key')} rejected: " + "; ".join(listing))
 
     def __reduce__(self) -> tuple[Any, ...]:  # Exception would restore it from its message
         return type(self), (self.errors,)
+
+
+class RetryAfter(DatasyncError):
+    """The error of a key, or of an event, that is to be delivered again after *seconds*. Source: contract C10."""
+
+    retryable = True
+
+    def __init__(self, seconds: float, reason: str = "") -> None:
+        if not isinstance(seconds, (int, float)) or not 0 <= seconds < float("inf"):
+            raise InvalidArgumentError("RetryAfter takes a number of seconds, at least 0")
+        super().__init__(reason or f"to be tried again after {seconds:g} s")
+        self.seconds = float(seconds)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.seconds, self.reason)
+
+
+class Permanent(DatasyncError):
+    """The error of a key that is not to be delivered again until its value changes. Source: contract C10."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason or "not to be tried again")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason,)
+
+
+class PropagationError(DatasyncError):
+    """Subscribers rejected an event. ``errors`` maps the resync name of each one to its error.
+
+    ``retryable`` is False when one of the errors is :class:`Permanent`. ``retry_after`` is the longest time of a
+    :class:`RetryAfter` among them, in seconds; None when no subscriber named one. Source: contract C9, C10.
+    """
+
+    def __init__(self, errors: Mapping[str, BaseException]) -> None:
+        self.errors: dict[str, BaseException] = dict(errors)
+        parts = [part for error in self.errors.values() for part in _parts(error)]
+        self.retryable = not any(isinstance(part, Permanent) for part in parts)
+        self.retry_after: float | None = max(
+            (part.seconds for part in parts if isinstance(part, RetryAfter)), default=None
+        )
+        listing = "; ".join(f"{name}: {error_text(error)}" for name, error in self.errors.items())
+        super().__init__(f"rejected by {counted(len(self.errors), 'subscription')}: {listing}")
+
+    @property
+    def reasons(self) -> dict[str, dict[str, str]]:
+        """The text of each error by resync name and key; the key is empty where a whole event was rejected."""
+        return {name: error_texts(error) for name, error in self.errors.items()}
+
+    def brief_reasons(self, size: int) -> dict[str, dict[str, str]]:
+        """Return ``reasons`` in about *size* characters, for a message; the last text counts what did not fit."""
+        brief: dict[str, dict[str, str]] = {}
+        reasons = self.reasons
+        left = sum(map(len, reasons.values()))
+        for name, texts in reasons.items():
+            mine = brief[name] = {}
+            for key, text in texts.items():
+                size -= len(name) + len(key) + min(len(text), MAX_TEXT)
+                if size < 0:
+                    mine[""] = f"and {left} more"
+                    return brief
+                mine[key] = text[:MAX_TEXT]
+                left -= 1
+        return brief
+
+    @classmethod
+    def told(
+        cls, reasons: Mapping[str, Mapping[str, str]], *, retryable: bool = True, retry_after: float | None = None
+    ) -> PropagationError:
+        """Return the error that another process tells with these attributes: its ``reasons`` are the same."""
+        error = cls({name: _told(texts) for name, texts in reasons.items()})
+        error.retryable, error.retry_after = retryable, retry_after
+        return error
+
+    def __reduce__(self) -> tuple[Any, ...]:  # Exception would restore it from its message
+        return type(self), (self.errors,), {"retryable": self.retryable, "retry_after": self.retry_after}
 
 
 class AggregateError(DatasyncError):
@@ -160,6 +261,25 @@ class PublishError(MessagingError):
     """The broker did not acknowledge a message."""
 
 
+def error_texts(error: BaseException) -> dict[str, str]:
+    """Return the text of *error* for each key that it names, and for the key ``""`` when it names none."""
+    if isinstance(error, Rejected):
+        return {key: error_text(one) for key, one in error.errors.items()}
+    return {"": error_text(error)}
+
+
 def error_text(error: BaseException) -> str:
-    """Return the class name and the text of *error*."""
+    """Return the class name and the text of *error*; only its text when the class says nothing."""
+    if type(error) is DatasyncError and str(error):  # such as what another process told: the text names the class
+        return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _parts(error: BaseException) -> Iterable[BaseException]:
+    """Return the error of each key that *error* names, or *error* itself."""
+    return error.errors.values() if isinstance(error, Rejected) else (error,)
+
+
+def _told(texts: Mapping[str, str]) -> DatasyncError:
+    """Return the error whose ``error_texts`` are *texts*."""
+    return Rejected(texts) if any(texts) else DatasyncError(texts.get("", ""))

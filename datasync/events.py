@@ -34,9 +34,9 @@ class ResyncReason(str, Enum):
     PREFIX = "prefix"
     #: The subscriber's queue stayed full, or too many changes were pending.
     OVERFLOW = "overflow"
-    #: The subscriber rejected an event.
+    #: The subscriber rejected a RESYNC as a whole, or too many keys are owed to it (C10).
     FAILED = "failed"
-    #: The subscriber did not acknowledge an event.
+    #: The subscriber did not acknowledge a RESYNC.
     UNANSWERED = "unanswered"
     #: The store has compacted the history after the last revision that was read.
     COMPACTED = "compacted"
@@ -50,7 +50,12 @@ class CallbackResult(Protocol):
     """An object that its handler acknowledges."""
 
     def done(self, error: BaseException | None = None) -> bool:
-        """Acknowledge: None for success. True for the call that settled it, False for a later one. Threads: any."""
+        """Acknowledge: None for success. True for the call that settled it, False for a later one. Threads: any.
+
+        ``Rejected({key: error})`` says that all keys but these were applied. Any other error of a CHANGE says that
+        none of its keys can be relied on. Keys that were not accepted are delivered again (C10). Any other error of a
+        RESYNC says that nothing of it can be relied on: the RESYNC is repeated, and nothing else is put before.
+        """
 
 
 class WithKey(Protocol):
@@ -128,6 +133,14 @@ class KeyValIterator(Protocol):
 @runtime_checkable
 class ChangeEvent(CallbackResult, Protocol):
     """A transaction of changes, delivered on the change queue."""
+
+    @property
+    def revision(self) -> int:
+        """The source's revision after these changes."""
+
+    @property
+    def redelivery(self) -> bool:
+        """True when the event brings keys again that were not accepted: their current values, or deletes (C10)."""
 
     def get_context(self) -> contextvars.Context:
         """Return a copy of the context in which the change was made, with ``datasync.current_source`` set."""

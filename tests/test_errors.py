@@ -18,7 +18,10 @@ from datasync.errors import (
     InvalidArgumentError,
     MissingExtraError,
     NotReadyError,
+    Permanent,
     PropagationError,
+    Rejected,
+    RetryAfter,
     StoreConnectionError,
     SubscriptionError,
 )
@@ -34,7 +37,7 @@ def test_every_error_is_a_datasync_error_that_says_whether_to_try_again(kind: ty
 
 
 def test_only_what_may_mend_itself_is_retryable() -> None:
-    assert {kind for kind in ALL if kind.retryable} == {NotReadyError, StoreConnectionError}
+    assert {kind for kind in ALL if kind.retryable} == {NotReadyError, StoreConnectionError, Rejected, RetryAfter}
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,32 @@ def test_c9_a_propagation_error_names_each_subscription_and_keeps_its_error() ->
     assert error.errors is not refusals
     assert "one" in str(error)
     assert "two" in str(error)
+
+
+def test_c10_a_propagation_error_says_whether_and_when_to_try_again() -> None:
+    later = Rejected({"a": RetryAfter(2), "b": RetryAfter(7), "c": ValueError("no")})
+    error = PropagationError({"one": later, "two": RetryAfter(5)})
+    assert (error.retryable, error.retry_after) == (True, 7.0)
+    assert PropagationError({"one": Rejected({"a": Permanent(), "b": "no"})}).retryable is False
+    assert PropagationError({"one": Permanent()}).retryable is False
+    assert (PropagationError({"one": ValueError()}).retryable, PropagationError({}).retry_after) == (True, None)
+
+
+def test_c10_what_is_told_of_a_propagation_error_has_the_same_reasons() -> None:
+    reasons = {
+        "one": {"a": "ValueError: no", "b": "no"},
+        "two": {"": "RuntimeError: busy"},
+        "three": {"": "and 3 more", "a": "x"},
+    }
+    assert PropagationError.told(reasons).reasons == reasons
+    assert PropagationError({"one": Rejected({"a": ValueError("no")})}).reasons == {"one": {"a": "ValueError: no"}}
+
+
+def test_c10_reasons_that_are_many_are_cut_and_counted() -> None:
+    error = PropagationError({name: Rejected(dict.fromkeys("abc", "x" * 10)) for name in ("one", "two")})
+    assert error.brief_reasons(1000) == error.reasons
+    assert error.brief_reasons(30) == {"one": {"a": "x" * 10, "b": "x" * 10, "": "and 4 more"}}
+    assert error.brief_reasons(5) == {"one": {"": "and 6 more"}}
 
 
 def test_c12_an_aggregate_error_keeps_all_in_order() -> None:
@@ -102,6 +131,10 @@ def test_a_simple_error_can_be_pickled() -> None:
     "error",
     [
         PropagationError({"one": ValueError("no")}),
+        PropagationError.told({"one": {"k": "ValueError: no"}}, retryable=False, retry_after=2.5),
+        Rejected({"k": ValueError("no")}),
+        RetryAfter(2.5, "later"),
+        Permanent("never"),
         AggregateError([ValueError("no"), KeyError("k")]),
         DoneTimeout("late", ["one"]),
         CompactedError("gone", 7),

@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 import click
 
@@ -144,6 +145,42 @@ def watch(url: str, prefix: str) -> None:
                     _write(_format(prefix, changes.get()))
             except KeyboardInterrupt:
                 pass
+
+
+@cli.command()
+@click.argument("url")
+def status(url: str) -> int:
+    """Print the subscriptions of a REST server, and the keys that they have not accepted.
+
+    URL is http://host:port. The variable DATASYNC_TOKEN has the token, if the server needs one. Exit code 1: a
+    transport is down, or a subscription is failing.
+    """
+    from datasync.restsync import Client
+
+    with Client(url, token=os.environ.get("DATASYNC_TOKEN") or None) as client:
+        sources = client.server_status()["sources"]
+    try:
+        lines = [line for source in sources for line in _status_lines(source)]
+        failing = {"failing"} & {one["state"] for source in sources for one in source["subscriptions"]}
+        down = {"down", "closed"} & {source["state"] for source in sources}
+    except (KeyError, TypeError, AttributeError):
+        raise StoreError(f"{url}: the server has another version of the status") from None
+    click.echo("\n".join(lines))
+    return 1 if failing or down else 0
+
+
+def _status_lines(source: dict[str, Any]) -> list[str]:
+    lines = [f"{source['name']}: {source['state']}, revision {source['revision']}"]
+    for one in source["subscriptions"]:
+        owed, due = one["owed"], one["resync_in"]
+        resync = "" if due is None else f", RESYNC in {due} s"
+        lines.append(f"  {one['name']}: {one['state']}, {one['pending']} pending, {owed['total']} owed{resync}")
+        for key in owed["items"]:
+            again = "not again until it changes" if key["next_in"] is None else f"again in {key['next_in']} s"
+            lines.append(f"    {key['key']}: {key['error']}, attempts: {key['attempts']}, {again}")
+        if owed["total"] > len(owed["items"]):
+            lines.append(f"    and {owed['total'] - len(owed['items'])} more")
+    return lines
 
 
 def _open(url: str, *, create: bool = False) -> Store:

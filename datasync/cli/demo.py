@@ -23,7 +23,7 @@ from rich.text import Text
 from datasync.cli.console import make_console
 from datasync.cli.story import Story
 from datasync.events import ChangeEvent, Op, ResyncEvent
-from datasync.examples.agent import STATUS
+from datasync.examples.agent import AGAIN, CHANGE, STATUS
 from datasync.examples.dataplane import INTERFACES, ROUTES
 from datasync.examples.netconf_pb2 import AgentStatus, Interface, Route
 from datasync.keyval.kvproto import ProtoTxn, ProtoWrapper
@@ -32,8 +32,8 @@ from datasync.kvdbsync.plugin import Plugin
 from datasync.kvdbsync.servicelabel import agent_prefix
 from datasync.runtime.closing import Closable
 
-#: Seconds after which the demo fails.
-TIME_LIMIT = 14.0
+#: Seconds after which the demo fails; it takes four on an idle machine, and must not fail on a busy one.
+TIME_LIMIT = 30.0
 #: Seconds until the status of a killed agent expires.
 SESSION_TTL = 1.5
 
@@ -157,7 +157,7 @@ class Demo(Closable):
         self._story.title("2  One key changes: the agent receives a CHANGE with the previous value")
         changed = _interface("eth1", "rack 1", 9000, "10.1.0.1/16", "2001:db8:1::1/64")
         revision = self._write("set the mtu of eth1 to 9000", self._txn().put(INTERFACES + "eth1", changed))
-        status = self._wait_acknowledged(revision, "CHANGE")
+        status = self._wait_acknowledged(revision, CHANGE)
         self._check("a change is applied and acknowledged", not status.rejected)
 
     def transaction(self) -> None:
@@ -170,23 +170,28 @@ class Demo(Closable):
             .delete(ROUTES + "0.0.0.0/0"),
         )
         changes = self._statuses.last.changes
-        status = self._wait_acknowledged(revision, "CHANGE")
+        status = self._wait_acknowledged(revision, CHANGE)
         self._check("a transaction is one event", status.changes == changes + 1 and not status.rejected)
 
     def rejection(self) -> None:
-        self._story.title("4  The agent rejects a change: the writer sees the error, a RESYNC follows after a backoff")
+        self._story.title("4  The agent rejects a key: other changes go on, and the key comes again by itself")
         key = ROUTES + "203.0.113.0/24"
         revision = self._write(
             "add a route through eth7, which does not exist",
-            self._txn().put(key, _route("203.0.113.0/24", "192.0.2.1", "eth7")),
+            self._txn().put(key, _route("203.0.113.0/24", "198.51.100.254", "eth7")),
         )
-        status = self._wait_acknowledged(revision, "CHANGE")
+        status = self._wait_acknowledged(revision, CHANGE)
         self._check("a rejected change is reported with the agent's error", "eth7" in status.rejected.get(key, ""))
-        revision = self._write(
-            "correct the route: through eth0", self._txn().put(key, _route("203.0.113.0/24", "192.0.2.1", "eth0"))
-        )
-        status = self._wait_acknowledged(revision, "RESYNC (failed)")
-        self._check("after a rejection the agent is in sync again", not status.rejected)
+        changed = _interface("eth1", "rack 1", 1500, "10.1.0.1/16", "2001:db8:1::1/64")
+        revision = self._write("set the mtu of eth1 to 1500", self._txn().put(INTERFACES + "eth1", changed))
+        status = self._wait_acknowledged(revision, CHANGE)
+        self._check("a rejected key holds back no other", list(status.rejected) == [key])
+        added = _interface("eth7", "the missing one", 1500, "198.51.100.1/24")
+        revision = self._write("add eth7, and leave the route as it is", self._txn().put(INTERFACES + "eth7", added))
+        self._wait_acknowledged(revision, CHANGE)
+        self._wait(lambda: not status.rejected, "the route is delivered again")
+        self._story.say(f"done: {key} was delivered again by itself", "green")
+        self._check("a rejected key is delivered again by itself", status.event == AGAIN)
 
     def kill_and_restart(self) -> None:
         self._story.title("5  The agent is killed, the configuration changes, the agent restarts")
@@ -211,7 +216,7 @@ class Demo(Closable):
         self._check("the restarted agent receives what it missed", status.resyncs == 1 and not status.rejected)
         disabled = Interface(name="eth3", description="rack 2", mtu=1500, ip_addresses=["10.3.0.1/16"])
         revision = self._write("disable eth3", self._txn().put(INTERFACES + "eth3", disabled))
-        status = self._wait_acknowledged(revision, "CHANGE")
+        status = self._wait_acknowledged(revision, CHANGE)
         self._check("the restarted agent receives further changes", status.changes == 1 and not status.rejected)
 
     def clean_end(self) -> None:
@@ -240,6 +245,7 @@ class Demo(Closable):
         """Wait until the agent has acknowledged *revision*, and check the kind of the event."""
         started = time.monotonic()
         status = self._statuses.last
+        before = set(status.rejected)
         self._wait(
             lambda: (
                 self._statuses.present
@@ -250,12 +256,12 @@ class Demo(Closable):
             f"the agent acknowledges revision {revision}",
         )
         waited = f"after {time.monotonic() - started:.2f} s"
-        if status.rejected:
-            for key, problem in status.rejected.items():
-                self._story.say(f"rejected by process {status.pid} {waited}: {key}: {problem}", "red")
-        else:
+        rejected = {key: problem for key, problem in status.rejected.items() if key not in before}
+        for key, problem in rejected.items():
+            self._story.say(f"rejected by process {status.pid} {waited}: {key}: {problem}", "red")
+        if not rejected:
             self._story.say(f"done: applied up to revision {status.revision} by process {status.pid} {waited}", "green")
-        if status.event != event:
+        if not status.event.startswith(event):  # it may have been delivered again meanwhile
             raise DemoError(f"expected the agent to handle a {event}, but it handled a {status.event}")
         return status
 

@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from datasync.examples.agent import Difference, Report, describe_fields, fields_of
+from datasync.examples.agent import AGAIN, CHANGE, Difference, Report, describe_fields, fields_of
 
 #: Name of a process, and its colour.
 STYLES = {"writer": "cyan", "agent": "magenta"}
@@ -33,8 +33,8 @@ class Story:
 
     def report(self, report: Report) -> None:
         """Print the handling of an event."""
-        if report.event == "CHANGE":
-            self.say(f"CHANGE at revision {report.revision}", "bold")
+        if report.event in (CHANGE, AGAIN):
+            self.say(f"{report.event} at revision {report.revision}", "bold")
             for difference in report.differences:
                 self._line(difference.sign, f"{difference.key}  {describe_fields(difference)}")
         else:
@@ -44,7 +44,7 @@ class Story:
                 self._table(report)
         for key, problem in report.rejected.items():
             self._line("!", f"{key}  rejected: {problem}", "red")
-        self.say("done(error)" if report.rejected else "done()", "red" if report.rejected else "green")
+        self.say("done(Rejected(...))" if report.rejected else "done()", "red" if report.rejected else "green")
 
     def _line(self, sign: str, text: str, style: str = "") -> None:
         self._console.print(Text.assemble(" " * INDENT, (f"{sign} {text}", style)), soft_wrap=True)

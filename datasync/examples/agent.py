@@ -32,11 +32,12 @@ from datasync import (
     Op,
     Plugin,
     ProtoWatchResp,
+    Rejected,
     ResyncEvent,
     connect,
     with_client_lifetime_ttl,
 )
-from datasync.examples.dataplane import INTERFACES, ROUTES, ConfigurationError, Dataplane, Item, new_item
+from datasync.examples.dataplane import INTERFACES, ROUTES, Dataplane, Item, new_item
 from datasync.examples.launch import ENDING, block_signals, launch
 from datasync.examples.netconf_pb2 import AgentStatus
 from datasync.kvdbsync.servicelabel import agent_prefix
@@ -44,6 +45,8 @@ from datasync.runtime.threads import Worker
 
 #: Key prefix of the agents' own status.
 STATUS = "status/"
+#: Names of events in reports; that of a RESYNC has its reason.
+CHANGE, AGAIN = "CHANGE", "CHANGE (again)"
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class NetworkAgent:
         try:
             report = self._resync(event) if isinstance(event, ResyncEvent) else self._change(event)
             if report.rejected:
-                error = ConfigurationError(report.rejected)
+                error = Rejected(report.rejected)  # the other keys are applied; these are delivered again
             self._count(report)
             self._report(report)
         except Exception as failure:
@@ -143,32 +146,28 @@ class NetworkAgent:
         return Report(f"RESYNC ({event.reason.value})", event.revision, differences, same, rejected)
 
     def _change(self, event: ChangeEvent) -> Report:
-        """Apply all changes or none. The RESYNC after a rejection separates valid keys from invalid ones."""
+        """Apply every change that fits. The keys of the others keep their last valid value."""
         invalid: dict[str, str] = {}
-        changes = event.get_changes()
-        differences = [Difference(change.get_key(), _previous(change), _read(change, invalid)) for change in changes]
-        items = dict(self.dataplane.items)
-        for difference in differences:
-            items.pop(difference.key, None)
-            if difference.new is not None:
-                items[difference.key] = difference.new
-        revision = max(change.get_revision() for change in changes)
-        report = Report("CHANGE", revision, differences, rejected=invalid)
-        if not invalid:
-            try:
-                self.dataplane.apply(items)
-            except ConfigurationError as error:
-                report.rejected = error.problems
-        return report
+        differences = [
+            Difference(change.get_key(), _previous(change), _read(change, invalid)) for change in event.get_changes()
+        ]
+        rejected = self.dataplane.apply_changes({one.key: one.new for one in differences}, invalid)
+        return Report(AGAIN if event.redelivery else CHANGE, event.revision, differences, rejected=rejected)
 
     def _count(self, report: Report) -> None:
         status = self.status
-        status.event, status.revision = report.event, report.revision
-        status.rejected.clear()
+        status.event = report.event
+        if report.event in (CHANGE, AGAIN):
+            for difference in report.differences:
+                status.rejected.pop(difference.key, None)
+        else:
+            status.rejected.clear()
+            status.resyncs += 1
         status.rejected.update(report.rejected)
-        status.changes += report.event == "CHANGE"
-        status.resyncs += report.event != "CHANGE"
-        status.rejections += bool(report.rejected)
+        if report.event != AGAIN:  # which brings keys of earlier revisions
+            status.revision = report.revision
+            status.changes += report.event == CHANGE
+            status.rejections += bool(report.rejected)
 
 
 def print_report(report: Report) -> None:

@@ -77,6 +77,26 @@ class Dataplane:
         self.apply(accepted)
         return problems
 
+    def apply_changes(self, changes: Mapping[str, Item | None], problems: Mapping[str, str]) -> dict[str, str]:
+        """Apply every change that fits, and return the problems of the others by key.
+
+        Args:
+          changes: Key to its new value; None deletes it.
+          problems: Keys of *changes* that are already known to be invalid, with the reasons.
+        """
+        problems = dict(problems)
+        while True:
+            fitting = {key: item for key, item in changes.items() if key not in problems}
+            whole = {key: item for key, item in {**self.items, **fitting}.items() if item is not None}
+            broken = check(whole)
+            if not broken:
+                self.apply(whole)
+                return problems
+            # A change may invalidate other keys, as deleting an interface does its routes. Which one it was is unknown.
+            own = {key: broken[key] for key in fitting if key in broken}
+            because = "; ".join(f"{key}: {problem}" for key, problem in broken.items())
+            problems |= own or dict.fromkeys(fitting, because)
+
 
 def new_item(key: str) -> Item:
     """Return an empty message of the type that *key* holds."""

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from functools import partial
 from queue import Queue
 
-from datasync import ChangeEvent, Op, ResyncEvent
+from datasync import ChangeEvent, KeyVal, Op, PropagationError, Rejected, ResyncEvent
 from datasync.examples.launch import launch
 from datasync.examples.netconf_pb2 import Interface
 from datasync.keyval.sqlite import SQLiteStore
@@ -29,7 +29,7 @@ log = logging.getLogger("legacy-daemon")
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 WORKERS = 3
 
-Job = tuple[Interface, Future[None]]
+Job = tuple[KeyVal, Future[None]]
 
 
 class Daemon:
@@ -74,26 +74,26 @@ class Daemon:
             if isinstance(event, ResyncEvent):
                 log.info("RESYNC (%s)", event.reason.value)
                 for pair in (pair for pairs in event.get_values().values() for pair in pairs):
-                    parts[pair.get_key()] = self._submit(pair.get_value(Interface()))
+                    parts[pair.get_key()] = self._submit(pair)
             else:
                 for change in event.get_changes():
                     if change.get_change_type() is Op.DELETE:
                         log.info("%s was deleted", change.get_key())
                     else:
-                        parts[change.get_key()] = self._submit(change.get_value(Interface()))
+                        parts[change.get_key()] = self._submit(change)
             # No wait here: the next event arrives only when this one is acknowledged.
             aggregate_done(parts).add_done_callback(partial(answer, event))
 
-    def _submit(self, interface: Interface) -> Future[None]:
+    def _submit(self, pair: KeyVal) -> Future[None]:
         future: Future[None] = Future()
-        self._jobs.put((interface, future))
+        self._jobs.put((pair, future))
         return future
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            interface, future = job
+            pair, future = job
             try:
-                configure(interface)
+                configure(pair.get_value(Interface()))
             except Exception as error:
                 future.set_exception(error)
             else:
@@ -101,12 +101,13 @@ class Daemon:
 
 
 def answer(event: ResyncEvent | ChangeEvent, all_parts: Future[None]) -> None:
-    """Acknowledge *event*; called by the worker that finishes its last part."""
-    event.done(all_parts.exception())
+    """Acknowledge *event* but for the keys that failed; called by the worker that finishes its last part."""
+    error = all_parts.exception()
+    event.done(Rejected(error.errors) if isinstance(error, PropagationError) else error)
 
 
 def configure(interface: Interface) -> None:
-    """Do the work; an exception rejects the event."""
+    """Do the work; an exception rejects the key, which is then delivered again."""
     if not interface.mtu:
         raise ValueError(f"{interface.name} has no mtu")
     log.info("%s: mtu %d by %s", interface.name, interface.mtu, threading.current_thread().name)

@@ -8,22 +8,25 @@ from __future__ import annotations
 import threading
 from queue import Queue
 
-from datasync import ChangeEvent, Op, PropagationError
+from datasync import ChangeEvent, Op, PropagationError, Rejected
 from datasync.examples.netconf_pb2 import Interface
 from datasync.kvdbsync.local import DEFAULT_REGISTRY, ProtoTxn
 
 
 def apply(event: ChangeEvent) -> None:
-    """Print the changes; reject an interface without an MTU."""
+    """Print the changes; reject an interface without an MTU, and no other key."""
+    problems: dict[str, str] = {}
     for change in event.get_changes():
         old, new = Interface(), Interface()
         existed = change.get_prev_value(old)
         if change.get_change_type() is Op.DELETE:
             print(f"  {change.get_key()} was deleted, its mtu was {old.mtu}")
         elif not change.get_value(new).mtu:
-            raise ValueError(f"{change.get_key()} has no mtu")
+            problems[change.get_key()] = f"{change.get_key()} has no mtu"
         else:
             print(f"  {change.get_key()} has mtu {new.mtu}" + (f", before {old.mtu}" if existed else ""))
+    if problems:
+        raise Rejected(problems)
 
 
 def consume(events: Queue[ChangeEvent | None]) -> None:
@@ -31,7 +34,7 @@ def consume(events: Queue[ChangeEvent | None]) -> None:
     while (event := events.get()) is not None:
         try:
             apply(event)
-        except ValueError as error:
+        except Exception as error:
             event.done(error)
         else:
             event.done()
@@ -61,7 +64,8 @@ def main() -> None:
         try:
             txn.put("interface/eth2", Interface(name="eth2")).commit()
         except PropagationError as error:
-            print(f"  rejected by {', '.join(error.errors)}: {error.errors['printer']}")
+            for name, reasons in error.reasons.items():
+                print(f"  rejected by {name}: {'; '.join(reasons.values())}")
     events.put(None)
     consumer.join()
 

@@ -64,7 +64,8 @@ def play(client: Client) -> None:
     try:
         client.put(ETH1, Interface(name="eth1", mtu=20000))
     except PropagationError as error:
-        print(f"  {error.errors['network-agent']}")
+        for key, reason in error.reasons["network-agent"].items():
+            print(f"  {key}: {reason}")
 
 
 def run(url: str) -> None:

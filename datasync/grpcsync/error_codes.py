@@ -8,9 +8,11 @@ Source: contract C9, C16.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 from datasync.errors import (
+    MAX_TEXT,
     ClosedError,
     DatasyncError,
     DeliveryTimeout,
@@ -23,16 +25,18 @@ from datasync.errors import (
     UnsupportedError,
 )
 from datasync.grpcsync.protocol import SHORTENED_KEY
+from datasync.syncbase.msg.convert import wire_text
 from datasync.syncbase.msg.datamsg_pb2 import (
     DataChangeReply,
     DataChangeRequest,
     DataResyncReplies,
     DataResyncRequests,
+    Reason,
     Seq,
 )
 
-#: Characters of error text in a reply; subscribers may raise errors of any length.
-MAX_TEXT = 4000
+#: Characters of all reasons in the reply to a change. A client takes replies of 64 KiB, whatever its settings.
+REASONS_SIZE = 8000
 
 
 class Result(IntEnum):
@@ -73,26 +77,39 @@ def result_of(error: BaseException | None) -> Result:
 
 
 def mark_change(reply: DataChangeReply, error: BaseException | None) -> DataChangeReply:
-    """Set the result code of *reply* for *error*, and limit the length of its text."""
+    """Set the result code of *reply* for *error*, limit the length of its text, and add the reasons."""
     reply.result = result_of(error)
     reply.error_text = reply.error_text[:MAX_TEXT]
+    _add_reasons(reply, error, REASONS_SIZE)
     return reply
 
 
 def mark_resync(replies: DataResyncReplies, error: BaseException) -> DataResyncReplies:
-    """Set the result codes of *replies*, for a resync that was not applied because of *error*."""
+    """Set the result codes of *replies*, for a resync that was not applied because of *error*, and add the reasons."""
     replies.result = result_of(error)
     replies.error.message = replies.error.message[:MAX_TEXT]
     for reply in replies.dataResyncs.replies:
         reply.result = replies.result
+    # The limit of a client grows with its requests, whose keys the reply repeats.
+    _add_reasons(replies, error, REASONS_SIZE + replies.ByteSize() // 4)
     return replies
+
+
+def _add_reasons(reply: DataChangeReply | DataResyncReplies, error: BaseException | None, size: int) -> None:
+    if not isinstance(error, PropagationError):
+        return
+    for name, texts in error.brief_reasons(size).items():
+        for key, text in texts.items():
+            reply.reasons.add(resync_name=wire_text(name), key=wire_text(key), text=wire_text(text))
+    reply.permanent = not error.retryable
+    if error.retry_after is not None:
+        reply.retry_after = error.retry_after
 
 
 def error_of(result: int, text: str, what: str, peer: str) -> DatasyncError | None:
     """Return the error for a *result* and *text* that *peer* sent about *what*; None for success.
 
-    A rejection becomes the ``PropagationError`` that a local caller would get. *peer* replaces the name of the
-    subscription in it; the name itself is part of *text*.
+    A rejection by a peer that gives no reasons by subscription becomes a ``PropagationError`` with the name *peer*.
     """
     if result == Result.APPLIED:
         return None
@@ -114,7 +131,7 @@ def error_of(result: int, text: str, what: str, peer: str) -> DatasyncError | No
 
 def change_error(reply: DataChangeReply, request: DataChangeRequest, peer: str) -> DatasyncError | None:
     """Return the error in the *reply* of *peer* to *request*; None for success."""
-    return error_of(reply.result, reply.error_text, _short(request.key), peer)
+    return _rejection(reply) or error_of(reply.result, reply.error_text, _short(request.key), peer)
 
 
 def is_reply_to(reply: DataChangeReply, request: DataChangeRequest) -> bool:
@@ -136,7 +153,7 @@ def resync_error(replies: DataResyncReplies, requests: DataResyncRequests, peer:
     # A peer without this extension sends no code for the whole resync.
     result = replies.result or (Result.REFUSED if failed is None else failed.result)
     if replies.HasField("error"):
-        return error_of(result, replies.error.message or "no reason given", "resync", peer)
+        return _rejection(replies) or error_of(result, replies.error.message or "no reason given", "resync", peer)
     if failed is not None:
         return error_of(result, failed.error_text, f"resync, {_short(failed.key)}", peer)
     if requests.dataResyncs and not keys:
@@ -145,6 +162,21 @@ def resync_error(replies: DataResyncReplies, requests: DataResyncRequests, peer:
             " cn-infra's own server discards full states"
         )
     return None
+
+
+def _rejection(reply: DataChangeReply | DataResyncReplies) -> PropagationError | None:
+    """Return the ``PropagationError`` that a local caller would get; None if *reply* has no reasons for one."""
+    if reply.result != Result.REFUSED or not reply.reasons:
+        return None
+    retry_after = reply.retry_after if reply.HasField("retry_after") else None
+    return PropagationError.told(_by_name(reply.reasons), retryable=not reply.permanent, retry_after=retry_after)
+
+
+def _by_name(reasons: Iterable[Reason]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for reason in reasons:
+        found.setdefault(reason.resync_name, {})[reason.key] = reason.text
+    return found
 
 
 def _short(key: str) -> str:

@@ -80,6 +80,8 @@ def _merge(parts: list[SubscriptionStatus]) -> SubscriptionStatus:
         late=sum(part.late for part in parts),
         resyncs=_sum(part.resyncs for part in parts),
         last_error=next((part.last_error for part in parts if part.last_error is not None), None),
+        owed={key: owed for part in parts for key, owed in part.owed.items()},
+        resync_in=min((part.resync_in for part in parts if part.resync_in is not None), default=None),
     )
 
 

@@ -126,10 +126,17 @@ def check_sendable(changes: object) -> None:
             content_of(key, change)
 
 
-def item_of(key: str, revision: int, value: object, *, values: bool = True) -> str:
-    """Return a pair as JSON text. A JSON value that was checked on arrival is inserted without parsing it again."""
+def item_of(
+    key: str, revision: int, value: object, *, values: bool = True, not_accepted: Mapping[str, str] | None = None
+) -> str:
+    """Return a pair as JSON text. A JSON value that was checked on arrival is inserted without parsing it again.
+
+    *not_accepted* has the subscriptions that have not accepted the value, with the class name of the error.
+    """
     content, content_type = content_of(key, value)
     head = f'{{"key":{json.dumps(key)},"revision":{revision},"content_type":"{content_type}"'
+    if not_accepted:
+        head += f',"accepted":false,"not_accepted":{json.dumps(not_accepted)}'
     if not values:
         return f"{head}}}"
     # A value that was put inside this process was not checked, and may not be valid JSON.

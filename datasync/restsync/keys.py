@@ -15,6 +15,8 @@ Source: contract C23.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from itertools import islice
 from urllib.parse import unquote_to_bytes
 
 from datasync.errors import InvalidArgumentError
@@ -23,12 +25,17 @@ from datasync.serializer import check_key
 #: Bytes of a key in UTF-8.
 MAX_KEY = 1024
 
+#: Names in a header, and characters of each.
+MAX_NAMES, MAX_NAME = 10, 200
+
 #: The first segment of a path that names a key: as it is, or escaped.
 PLAIN_ROUTE, ESCAPED_ROUTE = "keys", "escaped"
 #: Request header: the key that the client means, escaped. Response header: the key that the answer is about.
 KEY_HEADER = "Datasync-Key"
 #: Response header of an event stream: its prefixes, escaped, between commas.
 PREFIX_HEADER = "Datasync-Prefix"
+#: Response header: subscriptions that have not accepted the value, escaped, between commas; absent if there are none.
+NOT_ACCEPTED_HEADER = "Datasync-Not-Accepted"
 
 #: Keys that arrive as they are, whatever stands between: no empty segment, and no character that is ever encoded.
 _PLAIN = re.compile(r"[A-Za-z0-9._~:@=,-]+(?:/[A-Za-z0-9._~:@=,-]+)*")
@@ -61,6 +68,17 @@ def check_text(text: str, subject: str) -> None:
 def escape(key: str) -> str:
     """Return *key* in the spelling that no gateway rewrites."""
     return _SPECIAL.sub(lambda found: b"~%02X" % found[0][0], key.encode()).decode()
+
+
+def escape_names(names: Iterable[str]) -> str:
+    """Return the first of *names*, each escaped and within bounds, between commas."""
+    return ",".join(escape(name[:MAX_NAME].encode(errors="replace").decode()) for name in islice(names, MAX_NAMES))
+
+
+def unescape_names(text: str) -> tuple[str, ...]:
+    """Return the names that ``escape_names`` wrote as *text*; whatever else it is stays text."""
+    names = filter(None, text.split(","))
+    return tuple(unquote_to_bytes(name.replace("~", "%")).decode(errors="replace") for name in names)
 
 
 def key_of_path(path: str) -> str:

@@ -8,11 +8,13 @@ with which a subscriber rejected a change.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from datasync.errors import (
+    MAX_TEXT,
     ClosedError,
     ConflictError,
     DatasyncError,
@@ -27,13 +29,14 @@ from datasync.errors import (
     SubscriptionError,
     UnknownOutcome,
     UnsupportedError,
+    error_text,
 )
 from datasync.restsync.response import Response
 
 PROBLEM_TYPE = "application/problem+json"
 URN = "urn:datasync:"
-#: Characters of a server's text that an error quotes.
-MAX_TEXT = 4000
+#: Characters of all reasons in a document.
+REASONS_SIZE = 100_000
 
 
 class ProblemKind(NamedTuple):
@@ -127,16 +130,17 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, PropagationError):
         errors = {name: error_text(one) for name, one in error.errors.items()}
         detail = "; ".join(f"{name}: {text}" for name, text in errors.items())
-        return Problem(code, detail, members={"errors": errors})
+        rejected: dict[str, Any] = {
+            "errors": errors,
+            "reasons": error.brief_reasons(REASONS_SIZE),
+            "retryable": error.retryable,
+        }
+        if error.retry_after is None:
+            return Problem(code, detail, members=rejected)
+        headers = {"Retry-After": str(math.ceil(error.retry_after))}
+        return Problem(code, detail, headers=headers, members=rejected | {"retry_after": error.retry_after})
     members = {"silent": list(error.silent)} if isinstance(error, DoneTimeout) else None
     return Problem(code, str(error) if isinstance(error, DatasyncError) else "see the server's log", members=members)
-
-
-def error_text(error: BaseException | None) -> str:
-    """Return the class name and the text of *error*; empty for None."""
-    if error is None:
-        return ""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def code_of(content_type: str, body: bytes) -> tuple[str, dict[str, Any]]:
@@ -158,15 +162,36 @@ def error_of(subject: str, status: int, content_type: str, body: bytes, *, write
     detail = _bounded(document.get("detail")) or f"status {status}"
     text = f"{subject}: {detail}"
     if kind.raises is PropagationError:
-        errors = document.get("errors")
-        named = errors if isinstance(errors, dict) and errors else {"the server": detail}
-        return PropagationError({name[:MAX_TEXT]: DatasyncError(_bounded(one)) for name, one in named.items()})
+        return _rejection(document, detail)
     if kind.raises is DoneTimeout:
         silent = document.get("silent")
         return DoneTimeout(text, [_bounded(name) for name in silent] if isinstance(silent, list) else [])
     if write and (kind.uncertain or (kind is _UNKNOWN_KIND and may_have_passed(status))):
         return UnknownOutcome(f"{text}; the write may have been applied")
     return (kind.raises or _BY_STATUS.get(status, StoreError))(text)
+
+
+def _rejection(document: Mapping[str, Any], detail: str) -> PropagationError:
+    """Return the error that a caller inside the server would get."""
+    errors, reasons = document.get("errors"), document.get("reasons")
+    if not isinstance(reasons, dict) or not reasons:  # an earlier server
+        named = errors if isinstance(errors, dict) and errors else {"the server": detail}
+        reasons = {name: {"": text} for name, text in named.items()}
+    told = {
+        name[:MAX_TEXT]: {key[:MAX_TEXT]: _bounded(text) for key, text in texts.items()}
+        for name, texts in reasons.items()
+        if isinstance(texts, dict)
+    }
+    return PropagationError.told(
+        told, retryable=document.get("retryable") is not False, retry_after=_seconds(document.get("retry_after"))
+    )
+
+
+def _seconds(number: object) -> float | None:
+    """Return *number* when it is a time in seconds."""
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        return None
+    return number if 0 <= number < math.inf else None
 
 
 def may_have_passed(status: int) -> bool:

@@ -50,6 +50,9 @@ class Flag(threading.Event):
         self._gate = threading.Lock()
         self._gate.acquire()
 
+    def __repr__(self) -> str:  # that of Event reads what this class has not
+        return f"<Flag {'set' if self._is_set else 'unset'}>"
+
     def is_set(self) -> bool:
         return self._is_set
 

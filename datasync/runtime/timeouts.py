@@ -16,7 +16,7 @@ from datasync.errors import InvalidArgumentError
 ABANDON_TIMEOUT = 60.0
 #: Seconds after which a log line names a subscription that has not acknowledged an event.
 REMIND_TIMEOUT = 5.0
-#: Seconds before the RESYNC that follows a failed event: the first delay, and the longest.
+#: Seconds before a key that was not accepted is delivered again: the first delay, and the longest.
 FAILURE_BACKOFF = (1.0, 300.0)
 
 
@@ -48,14 +48,17 @@ def check_timeout(timeout: object, what: str = "timeout") -> float:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Durations in seconds; a backoff is its first and its longest delay."""
+    """Durations in seconds; a backoff is its first and its longest delay. *redeliveries* is a rate."""
 
     #: The time that an event waits for room in a full queue; a later acknowledgement is counted as late.
     delivery: float = DEFAULT_NOTIF_TIMEOUT
     abandon: float = ABANDON_TIMEOUT
     #: After this time without an acknowledgement a WARNING says that ``done`` was not called.
     remind: float = REMIND_TIMEOUT
+    #: Before a key that was not accepted, or a RESYNC that failed, is delivered again; with jitter.
     failure_backoff: tuple[float, float] = FAILURE_BACKOFF
+    #: Keys per second that are delivered again to one subscription, and the most at once after a calm.
+    redeliveries: tuple[float, int] = (10.0, 100)
     #: Between two attempts to put an event on a full queue.
     full_queue_backoff: tuple[float, float] = (0.005, 0.1)
     #: Before a reader retries after a failure; with full jitter.

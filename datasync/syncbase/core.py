@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import Queue
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from datasync.errors import ClosedError, DatasyncError
 from datasync.events import ResyncReason
@@ -27,6 +27,11 @@ from datasync.syncbase.status import SourceHealth
 
 log = get_logger(__name__)
 
+#: Changes in one event, unless one transaction is larger.
+MAX_BATCH = 1000
+#: Pending changes of one subscription; beyond this they are replaced by one RESYNC. Also the limit on the callers that
+#: wait for one RESYNC.
+MAX_PENDING = 10_000
 #: Seconds that a put waits for the lock of a queue, which other threads hold for an instant only.
 QUEUE_LOCK_TIMEOUT = 0.1
 
@@ -134,6 +139,10 @@ def interrupted(queue: Queue[Any]) -> bool:
     return False
 
 
+#: Called with the revision and the changes of a transaction, or with None for a full state that replaced everything.
+Observer = Callable[[int, "Sequence[ChangeResp] | None"], object]
+
+
 @dataclass(slots=True)
 class RegistryCore:
     """The state that a registry and its subscriptions share."""
@@ -142,7 +151,7 @@ class RegistryCore:
     source: str
     #: The last known state: previous values, revisions.
     state: PrevRevisions
-    #: True when a failed event is followed by a RESYNC, because no caller waits for its acknowledgement.
+    #: True when a reader feeds the registry.
     sourced: bool
     health: SourceHealth
     guard: ForkGuard
@@ -157,6 +166,7 @@ class RegistryCore:
     full_queues: FullQueues
     #: The context of changes that no caller made.
     context: contextvars.Context = field(default_factory=contextvars.Context)
+    observers: tuple[Observer, ...] = ()
     _deferred: _Deferred = field(default_factory=_Deferred)
 
     def later(self, act: Callable[[], object]) -> None:
@@ -190,6 +200,11 @@ class RegistryCore:
         """Raise ``DatasyncError`` if a finalizer interrupts the holder of the lock, and cannot be given a result."""
         if self.lock._is_owned():  # type: ignore[attr-defined]
             raise DatasyncError(f"{self.source}: {what} cannot be called by this finalizer: it interrupts the registry")
+
+    def notify_observers_locked(self, revision: int, changes: Sequence[ChangeResp] | None) -> None:
+        """Call every observer."""
+        for observer in self.observers:
+            observer(revision, changes)
 
     def check_open(self) -> None:
         """Raise ``ClosedError`` after ``close``. Called under the lock."""
@@ -227,19 +242,28 @@ class PendingTransaction:
     context: contextvars.Context
 
 
+class Waiter(NamedTuple):
+    """A caller that waits for a RESYNC: with the *changes* of its transaction, None when it wants the whole RESYNC."""
+
+    future: PropagationFuture
+    changes: Sequence[ChangeResp] | None = None
+
+
 @dataclass(slots=True)
 class PendingResync:
     """A RESYNC that is due. ``held`` until the orchestrator asks for it; ``not_before`` is a monotonic time.
 
     ``undecided`` while ``watch`` still looks whether the state has a key for the subscription.
+    ``failed_at`` is the monotonic time of the answer that rejected the RESYNC before; None when there was none.
     """
 
     reason: ResyncReason
     held: bool = False
     undecided: bool = False
     not_before: float = 0.0
+    failed_at: float | None = None
     context: contextvars.Context | None = None
-    waiters: list[PropagationFuture] = field(default_factory=list)
+    waiters: list[Waiter] = field(default_factory=list)
 
     def strengthen(self, later: ResyncReason) -> None:
         """Take the stronger reason. The first RESYNC stays INITIAL, and REWOUND; else the last about the source counts.

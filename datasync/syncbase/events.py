@@ -94,10 +94,15 @@ class QueuedEvent:
     _context: contextvars.Context
     #: Monotonic time of the put.
     put_at: float
+    #: Counts the events of the subscription.
+    number: int
     #: True while a late acknowledgement would be counted.
     abandoned: bool = field(default=False, init=False)
     #: True once a log line has said that ``done`` was not called.
     reminded: bool = field(default=False, init=False)
+
+    def __contains__(self, key: object) -> bool:
+        raise NotImplementedError
 
     @property
     def waiters(self) -> Sequence[PropagationFuture]:
@@ -107,8 +112,12 @@ class QueuedEvent:
     def done(self, error: BaseException | None = None) -> bool:
         """Acknowledge the event: None for success. True for the call that counted, False for a later one.
 
+        Args:
+          error: ``Rejected({key: error})`` when all keys but these were applied; see ``CallbackResult.done``.
+
         Raises:
-          InvalidArgumentError: *error* is neither None nor an exception; the event stays open.
+          InvalidArgumentError: *error* is neither None nor an exception, or it names a key that the event does not
+            have; the event stays open.
           ForkedError: In a child process.
         """
         return self.owner.settle(self, error)
@@ -124,7 +133,17 @@ class QueuedChange(QueuedEvent):
 
     #: The first transaction, and mostly the only one.
     first: PendingTransaction
-    _following: Sequence[PendingTransaction]
+    _following: Sequence[PendingTransaction] = ()
+    #: True when the event brings keys again that were not accepted.
+    redelivery: bool = False
+
+    def __contains__(self, key: object) -> bool:
+        return any(change.key == key for change in self.get_changes())
+
+    @property
+    def revision(self) -> int:
+        """The source's revision after these changes."""
+        return max((change.revision for change in self.get_changes()), default=0)
 
     @property
     def waiters(self) -> Sequence[PropagationFuture]:
@@ -143,7 +162,8 @@ class QueuedChange(QueuedEvent):
         return [change for transaction in self.transactions for change in transaction.changes]
 
     def __repr__(self) -> str:
-        return f"<ChangeEvent for {self.owner.name!r}: {counted(len(self.get_changes()), 'change')}>"
+        kind = "redelivery" if self.redelivery else "ChangeEvent"
+        return f"<{kind} for {self.owner.name!r}: {counted(len(self.get_changes()), 'change')}>"
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -163,9 +183,23 @@ class QueuedResync(QueuedEvent):
     _serializer: Serializer
     _grouped: dict[str, list[str]] | None = field(default=None, init=False)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self.removed or (key in self._state and self._prefixes.longest(str(key)) is not None)
+
     @property
     def waiters(self) -> Sequence[PropagationFuture]:
-        return self.pending.waiters
+        return [waiter.future for waiter in self.pending.waiters]
+
+    def entry(self, key: str) -> StateEntry | None:
+        """Return the revision and the value of *key*; None when it is not there."""
+        return self._state.get(key)
+
+    def pairs(self) -> Iterator[StateKeyVal]:
+        """Iterate over every pair that the event offers, and those that it lists as gone."""
+        for key, (revision, value) in self._state.items():
+            if self._prefixes.longest(key) is not None:
+                yield new_state_key_val((key, revision, value, self._serializer))
+        yield from self.removed.values()
 
     def get_values(self) -> Mapping[str, KVIterator]:
         """Return every registered prefix with its pairs in key order, each key under the longest prefix that matches.

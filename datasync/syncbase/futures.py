@@ -9,7 +9,7 @@ import concurrent.futures
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import NamedTuple, Protocol, TypeVar
 
 from datasync.errors import (
@@ -19,6 +19,7 @@ from datasync.errors import (
     DoneTimeout,
     InvalidArgumentError,
     PropagationError,
+    Rejected,
 )
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard, GuardedFuture
@@ -249,6 +250,13 @@ def check_answer(error: object) -> None:
     """Raise ``InvalidArgumentError`` unless *error* may be given to ``done``."""
     if error is not None and not isinstance(error, BaseException):
         raise InvalidArgumentError(f"done() takes None or an exception, not {type(error).__name__}")
+
+
+def check_keys(keys: Container[str], error: Rejected) -> None:
+    """Raise ``InvalidArgumentError`` if *error* names a key that is not among *keys*."""
+    strange = next((key for key in error.errors if not isinstance(key, str) or key not in keys), None)
+    if strange is not None:
+        raise InvalidArgumentError(f"Rejected names {strange!r}, which the event does not have")
 
 
 def _combine(subject: str, failed: Mapping[str, BaseException]) -> DatasyncError:

@@ -8,7 +8,7 @@ Source: contract C7.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from datasync.events import Op
 from datasync.syncbase.change import ChangeResp, StateKeyVal
@@ -21,19 +21,36 @@ class MissedDeletes:
       started: False until the subscriber was offered anything at all.
     """
 
-    __slots__ = ("_gone", "_shared", "_unoffered", "started")
+    __slots__ = ("_gone", "_orphans", "_shared", "_unoffered", "started")
 
     def __init__(self, *, started: bool) -> None:
         self.started = started
         self._gone: dict[str, StateKeyVal] = {}
         self._unoffered: set[str] = set()  # created while a RESYNC was due
+        self._orphans: dict[str, StateKeyVal] = {}  # of prefixes that were unregistered; they may come back
         self._shared = False  # with other subscriptions: copied before the first change
 
     def not_applied(self, changes: Iterable[ChangeResp]) -> None:
         """Note *changes* of an event that was rejected, abandoned, or never put."""
         for change in changes:
-            if change.op is Op.DELETE:
+            if change.op is Op.DELETE and change.previous is not None:  # a redelivery of a known one may lack it
                 self._own()[0][change.key] = _previous(change)
+
+    def __bool__(self) -> bool:
+        return bool(self._gone)
+
+    def applied(self, change: ChangeResp) -> None:
+        """Note that *change* was applied: a delete is no longer missed."""
+        if change.op is Op.DELETE:
+            self._own()[0].pop(change.key, None)
+
+    def offered(self, kv: StateKeyVal) -> None:
+        """Note that the subscriber may have *kv*, which is gone."""
+        self._own()[0][kv.key] = kv
+
+    def orphaned(self, kv: StateKeyVal) -> None:
+        """Note that the subscriber may have *kv*, which is under no prefix any more."""
+        self._orphans[kv.key] = kv
 
     def not_offered(self, changes: Iterable[ChangeResp]) -> None:
         """Note *changes* that became part of a RESYNC that was already due."""
@@ -67,14 +84,24 @@ class MissedDeletes:
     def add(self, later: MissedDeletes) -> None:
         """Add the notes of *later*, which was begun for a RESYNC that could not be put."""
         self.replaced(later._gone, later._unoffered)
+        self._orphans.update(later._orphans)
 
-    def give_back(self, removed: dict[str, StateKeyVal]) -> None:
+    def give_back(self, removed: Mapping[str, StateKeyVal]) -> None:
         """Take back *removed*, which a RESYNC listed that was not applied."""
-        self._gone = {**removed, **self._gone}
+        if removed:
+            self._own()
+            self._gone = {**removed, **self._gone}
 
     def listed(self, state: Container[str], wanted: Callable[[str], bool]) -> dict[str, StateKeyVal]:
         """Return the pairs to report: gone, not back in *state*, and under a prefix that is still *wanted*."""
-        return {key: kv for key, kv in self._gone.items() if key not in state and wanted(key)}
+        notes = {**self._orphans, **self._gone} if self._orphans else self._gone
+        return {key: kv for key, kv in notes.items() if key not in state and wanted(key)}
+
+    def following(self, wanted: Callable[[str], bool]) -> MissedDeletes:
+        """Return the notes to begin with after a RESYNC: the keys whose prefix has not come back."""
+        notes = MissedDeletes(started=True)
+        notes._orphans = {key: kv for key, kv in self._orphans.items() if not wanted(key)}
+        return notes
 
     def _own(self) -> tuple[dict[str, StateKeyVal], set[str]]:
         """Return the notes to change them."""

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from queue import Queue
 from typing import Any, cast
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.commits import Batch
-from datasync.errors import NotReadyError, SubscriptionError
+from datasync.errors import SubscriptionError
 from datasync.events import ChangeValue, KeyVal, ResyncReason
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
@@ -26,9 +26,8 @@ from datasync.runtime.timeouts import DEFAULT_TIMEOUTS, Timeouts, check_timeout
 from datasync.runtime.timers import SYSTEM_CLOCK, Clock, Timers
 from datasync.runtime.wording import counted
 from datasync.serializer import Serializer
-from datasync.syncbase.backlog import MAX_BATCH
-from datasync.syncbase.change import DEFAULT_SERIALIZER, ChangeResp, StateKeyVal
-from datasync.syncbase.core import FullQueues, PendingResync, RegistryCore
+from datasync.syncbase.change import DEFAULT_SERIALIZER, StateKeyVal
+from datasync.syncbase.core import MAX_BATCH, FullQueues, Observer, PendingResync, RegistryCore
 from datasync.syncbase.delivery import deliver
 from datasync.syncbase.futures import Outcome, PropagationFuture
 from datasync.syncbase.prefixes import PrefixTable
@@ -44,9 +43,6 @@ log = get_logger(__name__)
 #: Seconds that a caller waits for the acknowledgements of a resync.
 RESYNC_DONE_TIMEOUT = 5.0
 
-#: Called with the revision and the changes of a transaction, or with None for a full state that replaced everything.
-Observer = Callable[[int, "Sequence[ChangeResp] | None"], object]
-
 
 class Registry(Closable):
     """Keeps the last known state of one source and forwards its changes to the subscriptions.
@@ -54,8 +50,7 @@ class Registry(Closable):
     Args:
       name: Name of the source; an event's handler reads it from ``datasync.current_source``.
       serializer: Reads values that come as bytes without a serializer of their own; JSON by default.
-      sourced: True when a reader feeds the registry. It then waits for the first snapshot, and a failed event is
-        followed by a RESYNC.
+      sourced: True when a reader feeds the registry, which then waits for the first snapshot.
       timeouts: Durations that differ from the defaults.
       clock: Replaces the monotonic clock, in tests.
 
@@ -91,7 +86,6 @@ class Registry(Closable):
             full_queues=FullQueues(lock, timers, timeouts, clock.monotonic),
         )
         self._router = Router(self._core)
-        self._observers: tuple[Observer, ...] = ()
 
     # Watching.
 
@@ -185,7 +179,7 @@ class Registry(Closable):
           subscription watches.
 
         Raises:
-          PropagationError: Some subscribers rejected the event; ``errors`` maps resync name to exception.
+          PropagationError: Some subscribers rejected the event, or keys of it; ``reasons`` has the texts.
           DoneTimeout: Some did not acknowledge it in time; the message names them. A late acknowledgement still counts.
           DeliveryTimeout: A queue stayed full; the subscriber gets a RESYNC when there is room.
           InvalidArgumentError: A key, change or timeout is invalid; nothing was applied.
@@ -233,7 +227,7 @@ class Registry(Closable):
                     self._router.check_watched_locked(changes)
                 applied, ignored = self._state.apply(ops, revision)
                 at = self._state.revision
-                self._notify_observers_locked(at, applied)
+                self._core.notify_observers_locked(at, applied)
                 deliveries, unwatched = self._router.route_locked(applied, future, context)
                 outcome = Outcome(at, tuple(ignored), tuple(unwatched))
                 future.expect(outcome, {one.name: one for one in deliveries})
@@ -260,8 +254,7 @@ class Registry(Closable):
           ctx, timeout: As in ``propagate_changes``.
           reason: The reason that subscribers receive.
 
-        Raises:
-          As ``propagate_changes``.
+        Raises as ``propagate_changes``.
 
         Source: cn-infra ``Registry.PropagateResync``; contract C2, C7, C9.
         """
@@ -320,7 +313,7 @@ class Registry(Closable):
                 if self._health.closed:
                     return
                 applied, _ = self._state.apply(commit.ops, commit.revision)
-                self._notify_observers_locked(self._state.revision, applied)
+                self._core.notify_observers_locked(self._state.revision, applied)
                 for subscription, transaction in self._router.route_locked(applied)[0].items():
                     subscription.accept_locked(transaction)
                     touched[subscription] = None
@@ -347,8 +340,7 @@ class Registry(Closable):
 
     def items(self, prefix: str = "") -> list[StateKeyVal]:
         """Return the last known pairs under *prefix*, all of one moment."""
-        self._guard.check()
-        return list(self._state.pairs(self._state.freeze(), prefix))
+        return list(self.snapshot(prefix)[1])
 
     def snapshot(self, prefix: str = "") -> tuple[int, Iterator[StateKeyVal]]:
         """Return the current revision, and the pairs under *prefix* at it. They are made lazily, while you iterate."""
@@ -363,6 +355,12 @@ class Registry(Closable):
         with self._lock:
             return self._router.watches_locked(key)
 
+    def not_accepted(self, key: str) -> dict[str, str]:
+        """Return the subscriptions to which *key* is owed (C10), with the class name of the error."""
+        self._guard.check()
+        with self._lock:
+            return self._router.errors_locked(key)
+
     def observe(self, observer: Observer) -> None:
         """Call *observer* for every transaction from now on, in order, before any subscriber receives it.
 
@@ -370,7 +368,7 @@ class Registry(Closable):
         """
         self._guard.check()
         with self._lock:
-            self._observers = (*self._observers, observer)
+            self._core.observers = (*self._core.observers, observer)
 
     @property
     def revision(self) -> int:
@@ -409,10 +407,7 @@ class Registry(Closable):
         self._health.released.wait(timeout)
         with self._lock:
             self._core.check_open()
-            ready, error = self._health.ready, self._health.last_error
-        if not ready:
-            why = f": {error}" if error is not None else ""
-            raise NotReadyError(f"{self.name} was not read within {timeout:.1f} s{why}") from error
+            self._health.check_ready(self.name, timeout)
 
     def close(self) -> None:
         """Close all subscriptions and the delivery worker; waiting callers get ``ClosedError``. May be called twice."""
@@ -428,10 +423,6 @@ class Registry(Closable):
 
     # Under the lock.
 
-    def _notify_observers_locked(self, revision: int, changes: Sequence[ChangeResp] | None) -> None:
-        for observer in self._observers:
-            observer(revision, changes)
-
     def _replace_locked(
         self,
         entries: dict[str, StateEntry],
@@ -441,7 +432,7 @@ class Registry(Closable):
         context: contextvars.Context | None,
     ) -> None:
         before = self._state.replace(entries, revision)
-        self._notify_observers_locked(revision, None)
+        self._core.notify_observers_locked(revision, None)
         gone = {key: self._state.view(key, entry) for key, entry in before.items() if key not in entries}
         created = [key for key in entries if key not in before]
         self._health.ready = True

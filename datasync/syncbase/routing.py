@@ -75,6 +75,12 @@ class Router:
             if not self.watches_locked(key):
                 raise SubscriptionError(f"{self._core.source}: no subscription watches {key!r}")
 
+    def errors_locked(self, key: str) -> dict[str, str]:
+        """Return the subscriptions that have not accepted *key*, with the class name of the error."""
+        watching = dict.fromkeys(one for group in self._by_prefix.matching(key) for one in group)
+        errors = ((one.name, one.error_locked(key)) for one in watching)
+        return {name: error for name, error in errors if error is not None}
+
     def route_locked(
         self,
         changes: Sequence[ChangeResp],

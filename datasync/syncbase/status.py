@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
+from datasync.errors import NotReadyError
 from datasync.events import ResyncReason
 from datasync.runtime.threads import Flag
 
@@ -33,27 +34,40 @@ class SubscriptionState(str, Enum):
     SYNCED = "synced"
     #: Changes are pending, or a RESYNC is due.
     LAGGING = "lagging"
-    #: The subscriber rejected its last event or did not acknowledge it.
+    #: The subscriber rejected its last event or did not acknowledge it, or keys are owed to it.
     FAILING = "failing"
     #: The first RESYNC was not put yet.
     WAITING = "waiting"
 
     @classmethod
-    def of(cls, started: bool, behind: bool, last_error: BaseException | None) -> SubscriptionState:
+    def of(cls, started: bool, behind: bool, failing: bool) -> SubscriptionState:
         """Return the state of a subscription that *started* with its first RESYNC, or not yet."""
         if not started:
             return cls.WAITING
-        if last_error is not None:
+        if failing:
             return cls.FAILING
         return cls.LAGGING if behind else cls.SYNCED
+
+
+@dataclass(frozen=True, slots=True)
+class OwedStatus:
+    """A key that was not accepted: the class name of its ``error``, the ``attempts`` so far, and seconds to the next.
+
+    ``next_in`` is None when the key is not delivered again before it changes.
+    """
+
+    error: str
+    attempts: int
+    next_in: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionStatus:
     """One subscription: ``pending`` changes, events ``in_flight``, acknowledgements ``ok``, ``failed`` and ``late``.
 
-    ``late`` counts acknowledgements after more than ``DEFAULT_NOTIF_TIMEOUT``. They also count as ok or failed, unless
-    the event was abandoned before.
+    ``owed`` has every key that was not accepted. ``resync_in`` is the seconds until the RESYNC that repeats a failed
+    one, or that replaces too many owed keys; None when none is planned. ``late`` counts acknowledgements after more
+    than ``DEFAULT_NOTIF_TIMEOUT``. They also count as ok or failed, unless the event was abandoned before.
     """
 
     state: SubscriptionState
@@ -65,6 +79,8 @@ class SubscriptionStatus:
     late: int
     resyncs: Mapping[ResyncReason, int]
     last_error: BaseException | None
+    owed: Mapping[str, OwedStatus] = field(default_factory=dict)
+    resync_in: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +132,12 @@ class SourceHealth:
         if not self.ready:
             return TransportState.WAITING
         return TransportState.DOWN if self._lost else TransportState.READY
+
+    def check_ready(self, name: str, timeout: float) -> None:
+        """Raise ``NotReadyError`` if the source *name* was not read within *timeout* seconds."""
+        if not self.ready:
+            why = "" if self.last_error is None else f": {self.last_error}"
+            raise NotReadyError(f"{name} was not read within {timeout:.1f} s{why}") from self.last_error
 
     def heard(self) -> None:
         """Note that the source was read just now."""

@@ -13,19 +13,18 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout
+from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout, Rejected
 from datasync.events import ResyncReason
-from datasync.runtime.backoff import Backoff
 from datasync.runtime.logs import get_logger
 from datasync.runtime.timers import Alarm
-from datasync.syncbase.backlog import MAX_PENDING, Backlog
+from datasync.syncbase.backlog import Undelivered
 from datasync.syncbase.change import StateKeyVal
-from datasync.syncbase.core import PendingResync, PendingTransaction, RegistryCore, has_room
+from datasync.syncbase.core import MAX_PENDING, PendingResync, PendingTransaction, RegistryCore, Waiter, has_room
 from datasync.syncbase.delivery import PutTurn, deliver
 from datasync.syncbase.events import QueuedChange, QueuedEvent, QueuedResync
-from datasync.syncbase.futures import PropagationFuture, check_answer
-from datasync.syncbase.missed_deletes import MissedDeletes
+from datasync.syncbase.futures import PropagationFuture, check_answer, check_keys
 from datasync.syncbase.prefixes import PrefixTable
+from datasync.syncbase.rejected import NEVER, own_error
 from datasync.syncbase.status import SubscriptionState, SubscriptionStatus
 
 log = get_logger(__name__)
@@ -37,10 +36,9 @@ class Subscription:
     # Slots, because a change may go out to thousands of subscriptions.
     # fmt: off
     __slots__ = (
-        "_abandon", "_alarm", "_backlog", "_closed", "_core", "_failed", "_failure_backoff", "_full_since",
-        "_in_flight", "_last_error", "_late_count", "_max_in_flight", "_missed", "_now", "_ok", "_remind", "_resync",
-        "_resync_in_flight", "_resyncs", "_timeouts", "_turn", "change_queue", "name", "prefixes",
-        "resync_queue", "source",
+        "_abandon", "_alarm", "_closed", "_core", "_failed", "_full_since", "_in_flight", "_last_error", "_late_count",
+        "_max_in_flight", "_now", "_ok", "_remind", "_resync_in_flight", "_resyncs", "_timeouts", "_turn",
+        "_undelivered", "change_queue", "name", "prefixes", "resync_queue", "source",
     )
     # fmt: on
 
@@ -65,15 +63,12 @@ class Subscription:
         self._max_in_flight = in_flight
         self._closed = False
 
-        self._backlog = Backlog()
+        self._undelivered = Undelivered(core, self, self.prefixes, resync, several=in_flight > 1)
         self._in_flight: dict[QueuedEvent, None] = {}
         self._resync_in_flight = False
-        self._resync = resync  # due, and not put yet
-        self._missed = MissedDeletes(started=resync is None)
 
         self._turn = PutTurn(core.lock)
         self._full_since: float | None = None
-        self._failure_backoff = Backoff(*core.timeouts.failure_backoff, spread=(1.0, 1.5))
         self._alarm = Alarm(core.timers)
 
         self._ok = self._failed = self._late_count = 0
@@ -87,15 +82,15 @@ class Subscription:
 
     def accept_locked(self, transaction: PendingTransaction) -> None:
         """Take a transaction. While a RESYNC is due, that covers it, and its caller waits for the RESYNC."""
-        if self._resync is not None:
-            self._resync.undecided = False
-            self._missed.not_offered(transaction.changes)
+        waiting = self._undelivered
+        if waiting.resync is not None:
+            waiting.cover(waiting.resync, transaction)
             if transaction.waiter is not None:
-                self._join_locked(self._resync, transaction.waiter)
-                if len(self._resync.waiters) > MAX_PENDING:
-                    self._overflow_locked(f"{len(self._resync.waiters)} callers are waiting")
+                self._join_locked(waiting.resync, Waiter(transaction.waiter, transaction.changes))
+                if len(waiting.resync.waiters) > MAX_PENDING:
+                    self._overflow_locked(f"{len(waiting.resync.waiters)} callers are waiting")
             return
-        backlog = self._backlog
+        backlog = waiting.backlog
         backlog.append(transaction)
         backlog.change_count += len(transaction.changes)
         if backlog.change_count > MAX_PENDING and len(backlog) > 1:
@@ -108,23 +103,11 @@ class Subscription:
         context: contextvars.Context | None = None,
     ) -> None:
         """Make a RESYNC due. It covers the backlog, whose callers then wait for the RESYNC."""
-        resync = self._resync
-        if resync is None:
-            resync = self._resync = PendingResync(reason)
-            for transaction in self._backlog:
-                self._missed.not_applied(transaction.changes)
-            resync.waiters += self._backlog.drop_all()
-        else:
-            resync.strengthen(reason)
-        resync.undecided = False
-        if reason is ResyncReason.REQUESTED:
-            resync.held = False
-            resync.not_before = 0.0  # an explicit request does not wait: the backoff is against loops
-        resync.context = resync.context if context is None else context
+        resync = self._undelivered.want_resync(reason, context)
         if waiter is not None:
-            self._join_locked(resync, waiter)
+            self._join_locked(resync, Waiter(waiter))
 
-    def _join_locked(self, resync: PendingResync, waiter: PropagationFuture) -> None:
+    def _join_locked(self, resync: PendingResync, waiter: Waiter) -> None:
         if self._full_since is not None and not resync.waiters:  # nobody has waited for room so far
             self._full_since = self._now()
             self._alarm.set(self._full_since + self._timeouts.delivery, self.tick)
@@ -132,15 +115,16 @@ class Subscription:
 
     def replaced_locked(self, gone: dict[str, StateKeyVal], created: set[str]) -> None:
         """Note the keys that a new full state removed and created. Call it after ``want_resync_locked``."""
-        self._missed.replaced(gone, created)
+        self._undelivered.missed.replaced(gone, created)
 
     def decide_first_locked(self, needed: bool) -> None:
         """Make the first RESYNC due, or drop it. Without effect if something has joined it meanwhile."""
-        if self._resync is not None and self._resync.undecided:
-            self._resync.undecided = False
+        waiting = self._undelivered
+        if waiting.resync is not None and waiting.resync.undecided:
+            waiting.resync.undecided = False
             if not needed:
-                self._resync = None
-                self._missed.started = True
+                waiting.resync = None
+                waiting.missed.started = True
 
     def drop_prefix_locked(self, prefix: str) -> None:
         """Drop *prefix* and every pending change that no other prefix matches. May release the lock meanwhile.
@@ -148,8 +132,9 @@ class Subscription:
         A transaction with no changes left counts as acknowledged.
         """
         self.prefixes.remove(prefix)
-        self._filter_backlog_locked()
-        if not self._backlog and self._resync is None:
+        waiting = self._undelivered
+        self._report_locked(waiting.drop_unwanted(self._in_flight), None)
+        if not waiting.backlog and waiting.resync is None:
             self._full_since = None  # only a retry resets this, and there is nothing left to retry
         self._turn.await_end_locked()
 
@@ -162,36 +147,47 @@ class Subscription:
         self._full_since = None
         self._core.full_queues.leave_locked(self, self.change_queue, self.resync_queue)
         self._alarm.cancel()
+        waiting, resync = self._undelivered.backlog.drop_all(), self._undelivered.resync
+        waiting += [] if resync is None else resync.waiters
         waiters = [waiter for event in self._in_flight for waiter in event.waiters]
-        waiters += self._backlog.drop_all()
-        if self._resync is not None:
-            waiters += self._resync.waiters
+        waiters += [waiter.future for waiter in waiting]
         self._report_locked(waiters, ClosedError(f"the subscription {self.name!r} was closed"))
         self._in_flight.clear()
-        self._resync = None
+        self._undelivered.resync = None
         self._turn.await_end_locked()
 
     def status_locked(self) -> SubscriptionStatus:
         """Return the status (C18)."""
-        slow = any(self._now() - event.put_at > self._timeouts.delivery for event in self._in_flight)
-        behind = slow or bool(self._backlog) or self._resync is not None
+        now, waiting = self._now(), self._undelivered
+        owed = waiting.owed.status()
+        due = waiting.owed.resync_at if waiting.resync is None else waiting.resync.not_before
+        slow = any(now - event.put_at > self._timeouts.delivery for event in self._in_flight)
+        behind = slow or bool(waiting.backlog) or waiting.resync is not None
         return SubscriptionStatus(
-            state=SubscriptionState.of(self._missed.started, behind, self._last_error),
+            state=SubscriptionState.of(waiting.missed.started, behind, self._last_error is not None or bool(owed)),
             prefixes=tuple(self.prefixes),
-            pending=self._backlog.change_count,
+            pending=waiting.backlog.change_count,
             in_flight=len(self._in_flight),
             ok=self._ok,
             failed=self._failed,
             late=self._late_count,
             resyncs=dict(+self._resyncs),
             last_error=self._last_error,
+            owed=owed,
+            resync_in=None if due is None or due <= now else due - now,
         )
+
+    def error_locked(self, key: str) -> str | None:
+        """Return the class name of the error for which *key* was not accepted; None when it is not owed."""
+        return self._undelivered.owed.error(key)
 
     # Acknowledgements and retries, without the lock.
 
     def settle(self, event: QueuedEvent, error: BaseException | None) -> bool:
         """Take the acknowledgement of *event*, then put what may follow. Return False if it was acknowledged before."""
         check_answer(error)
+        if isinstance(error, Rejected):
+            check_keys(event, error)
         self._core.guard.check()
         if self._core.postpone(partial(self.settle, event, error)):
             return event in self._in_flight
@@ -213,24 +209,25 @@ class Subscription:
             if event.abandoned:  # abandoned earlier, acknowledged now; another acknowledgement changes nothing
                 event.abandoned = False
                 self._late_count += 1
-                # The replacing RESYNC may have been handled first (two queues have no common order), so send another.
                 if not self._closed:
-                    self._start_over_locked(ResyncReason.UNANSWERED)
+                    self._undelivered.take_late_answer(event, error, self._in_flight)
             return False
         event.abandoned = abandoned
         if late and not abandoned:
             self._late_count += 1
         del self._in_flight[event]
         self._last_error = error
-        self._report_locked(event.waiters, error)
-        if isinstance(event, QueuedResync):
-            self._resync_in_flight = False
         if error is None:
             self._ok += 1
-            self._failure_backoff.reset()
         else:
             self._failed += 1
-            self._after_failure_locked(event, ResyncReason.UNANSWERED if abandoned else ResyncReason.FAILED)
+        if isinstance(event, QueuedResync):
+            self._resync_in_flight = False
+            for waiter in event.pending.waiters:
+                self._report_locked((waiter.future,), own_error(error, waiter))
+        else:
+            self._report_locked(event.waiters, error)
+        self._undelivered.take_answer(event, error, given_up=abandoned)
         return True
 
     def tick(self) -> None:
@@ -243,11 +240,11 @@ class Subscription:
             self._alarm.cancel()
             now = self._now()
             for event in list(self._in_flight):
-                self._remind_locked(event, now - event.put_at)
+                self._remind_locked(event, now)
             if (
                 self._full_since is not None
                 and self._losing_locked()
-                and now - self._full_since >= self._timeouts.delivery
+                and now >= self._full_since + self._timeouts.delivery
             ):
                 self._overflow_locked(f"its queue was full for {self._timeouts.delivery:.1f} s")
             if self._in_flight:
@@ -255,14 +252,18 @@ class Subscription:
                 self._alarm.set(min(following), self.tick)
         self._retry_if_room()
 
-    def _remind_locked(self, event: QueuedEvent, seconds: float) -> None:
-        """Say that *event* is not acknowledged after *seconds*, or abandon it, if it is time."""
-        if seconds >= self._abandon:
+    def _remind_locked(self, event: QueuedEvent, now: float) -> None:
+        """Say that *event* is not acknowledged yet, or abandon it, if it is time.
+
+        The comparisons repeat the sums of the alarm: a difference, rounded otherwise, could be just below the limit.
+        """
+        if now >= event.put_at + self._abandon:
             message = f"{event!r} was abandoned: done was not called within {self._abandon:.0f} s"
             self._warn_locked(message)
             self._settle_locked(event, DoneTimeout(message, (self.name,)), abandoned=True)
-        elif seconds >= self._remind and not event.reminded:
+        elif now >= event.put_at + self._remind and not event.reminded:
             event.reminded = True
+            seconds = now - event.put_at
             self._warn_locked(f"{event!r} was taken or waits since {seconds:.0f} s, and done was not called yet")
 
     def retry(self) -> None:
@@ -270,7 +271,7 @@ class Subscription:
         deliver(self._core, (self,), retry=True)
 
     def _retry_if_room(self) -> None:
-        target = self.change_queue if self._resync is None else self.resync_queue
+        target = self.change_queue if self._undelivered.resync is None else self.resync_queue
         full = self._full_since is not None and target is not None and not has_room(target)
         deliver(self._core, () if full else (self,), retry=True)  # without the lock: may be outdated
 
@@ -284,23 +285,29 @@ class Subscription:
         """
         if self._closed or self._turn.holder is not None or (self._full_since is not None and not retry):
             return None
-        event: QueuedEvent
-        if self._resync is not None:
-            if self._in_flight or self._resync.held or self._resync.undecided or not self._core.health.ready:
+        event: QueuedEvent | None
+        waiting = self._undelivered
+        owed = waiting.owed
+        if owed.resync_at is not None and owed.resync_due():
+            waiting.want_resync(ResyncReason.FAILED)
+        if (resync := waiting.resync) is not None:
+            if self._in_flight or resync.held or resync.undecided or not self._core.health.ready:
                 return None
             now = self._now()
-            if self._resync.not_before > now:
-                self._alarm.set(self._resync.not_before, self.tick)
+            if resync.not_before > now:
+                self._alarm.set(resync.not_before, self.tick)
                 return None
-            event = self._make_resync_locked(self._resync, now)
-        elif self._backlog and not self._resync_in_flight and len(self._in_flight) < self._max_in_flight:
+            event = waiting.make_resync(resync, now)
+            self._resync_in_flight = True
+            self._resyncs[event.reason] += 1
+        elif not self._resync_in_flight and len(self._in_flight) < self._max_in_flight:
             now = self._now()
-            backlog = self._backlog
-            first = backlog.popleft()
-            backlog.change_count -= len(first.changes)
-            following = backlog.take_following(first) if backlog and first.waiter is None else ()
-            event = QueuedChange(self, first.context, now, first, following)
+            event = waiting.make_change(now)
         else:
+            return None
+        if event is None:
+            if now < (at := owed.next_at()) < NEVER:
+                self._alarm.set(at, self.tick)
             return None
         self._in_flight[event] = None
         self._alarm.set(now + self._remind, self.tick)
@@ -318,34 +325,16 @@ class Subscription:
         if failure is not None:
             if isinstance(failure, queue.Full):
                 self._take_back_locked(event)
-                return None
+                # A redelivery waits until there is room; what waits behind it is put, or makes the queue count as full.
+                return self.begin_locked(retry) if isinstance(event, QueuedChange) and event.redelivery else None
             # From a queue class of the user, or a queue that was shut down.
             self._warn_locked(f"{event!r} could not be put: the queue raised {type(failure).__name__}")
         self._full_since = None
         if failure is not None or not has_queue:  # an event without a queue counts as acknowledged
             self._settle_locked(event, failure)
+            if not has_queue and isinstance(event, QueuedChange):  # but not as applied (C7)
+                self._undelivered.missed.not_applied(event.get_changes())
         return self.begin_locked(retry)
-
-    def _make_resync_locked(self, pending: PendingResync, now: float) -> QueuedResync:
-        state = self._core.state.freeze()
-        event = QueuedResync(
-            self,
-            self._core.context if pending.context is None else pending.context,
-            now,
-            pending,
-            self._missed,
-            pending.reason,
-            self._core.state.revision,
-            self._missed.listed(state, self.__contains__),
-            state,
-            self.prefixes.copy(),
-            self._core.state.serializer,
-        )
-        self._resync = None
-        self._resync_in_flight = True
-        self._missed = MissedDeletes(started=True)
-        self._resyncs[pending.reason] += 1
-        return event
 
     # A queue that was full.
 
@@ -359,68 +348,31 @@ class Subscription:
         if isinstance(event, QueuedResync):
             self._resync_in_flight = False
             self._resyncs[event.reason] -= 1
-            self._take_back_resync_locked(event)
-        elif isinstance(event, QueuedChange):
-            self._backlog.put_back(event.transactions)
-            self._filter_backlog_locked()  # a prefix may have been removed during the put
-            if self._resync is not None:  # or a RESYNC may have become due
-                for transaction in self._backlog:
-                    self._missed.not_applied(transaction.changes)
-                self._resync.waiters += self._backlog.drop_all()
+        waiting = self._undelivered
+        self._report_locked(waiting.take_back(event), None)
+        if isinstance(event, QueuedChange) and event.redelivery:
+            return
         target = self.change_queue if isinstance(event, QueuedChange) else self.resync_queue
-        if target is not None and (self._backlog or self._resync is not None):
+        if target is not None and (waiting.backlog or waiting.resync is not None):
             self._core.full_queues.wait_locked(target, self)
             self._full_since = self._full_since or self._now()
             if self._losing_locked():
                 self._alarm.set(self._full_since + self._timeouts.delivery, self.tick)
 
-    def _take_back_resync_locked(self, event: QueuedResync) -> None:
-        """Make *event* pending again, together with everything that came during its put."""
-        newer, self._resync = self._resync, event.pending
-        later, self._missed = self._missed, event.missed
-        for transaction in self._backlog:
-            self._missed.not_offered(transaction.changes)
-        event.pending.waiters += self._backlog.drop_all()
-        self._missed.add(later)
-        if newer is not None:
-            event.pending.join(newer)
-
     def _losing_locked(self) -> bool:
         """Return True if a full queue delays more than a RESYNC that no caller waits for."""
-        return bool(self._backlog) or (self._resync is not None and bool(self._resync.waiters))
+        resync = self._undelivered.resync
+        return bool(self._undelivered.backlog) or (resync is not None and bool(resync.waiters))
 
     def _overflow_locked(self, cause: str) -> None:
         """Replace the backlog with one RESYNC, and fail the callers waiting for it with ``DeliveryTimeout``."""
         self._full_since = None
-        if self._resync is None:
+        if self._undelivered.resync is None:
             self._warn_locked(f"subscription {self.name!r} gets a RESYNC: {cause}")
-            self.want_resync_locked(ResyncReason.OVERFLOW)
-        if self._resync is not None:
-            waiters, self._resync.waiters = self._resync.waiters, []
-            self._report_locked(waiters, DeliveryTimeout(f"not delivered to {self.name!r}: {cause}"))
-
-    def _filter_backlog_locked(self) -> None:
-        """Drop pending changes that no prefix matches any more. A transaction with none left counts as acknowledged."""
-        self._report_locked(self._backlog.drop_unwanted(lambda change: change.key in self), None)
-
-    # Failed events.
-
-    def _after_failure_locked(self, event: QueuedEvent, reason: ResyncReason) -> None:
-        if isinstance(event, QueuedResync):
-            self._missed.give_back(event.removed)
-            if event.reason is ResyncReason.REWOUND:
-                reason = event.reason  # the subscriber has still not applied the rewind
-        elif isinstance(event, QueuedChange):
-            self._missed.not_applied(event.get_changes())
-        self._start_over_locked(reason)
-
-    def _start_over_locked(self, reason: ResyncReason) -> None:
-        """Make a RESYNC due after a backoff. Only with a reader: otherwise the caller gets the error and decides."""
-        if self._core.sourced:
-            self.want_resync_locked(reason)
-            now = self._now()
-            if self._resync is not None and self._resync.not_before <= now:  # otherwise a backoff is already running
-                self._resync.not_before = now + self._failure_backoff.next()
+        resync = self._undelivered.want_resync(ResyncReason.OVERFLOW)
+        waiters, resync.waiters = resync.waiters, []
+        error = DeliveryTimeout(f"not delivered to {self.name!r}: {cause}")
+        self._report_locked([waiter.future for waiter in waiters], error)
 
     # Helpers, under the lock.
 

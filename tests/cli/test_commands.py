@@ -8,9 +8,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from queue import Queue
 
 import pytest
 
+from datasync.errors import Permanent, Rejected, RetryAfter
+from datasync.events import ChangeEvent, ResyncEvent
+from datasync.restsync import Adapter, serve
+from datasync.syncbase.change import ChangeBytes
+from tests.conftest import CANARY, take
+from tests.support.proxy import free_port
 from tests.support.running import Running, environment, run
 
 
@@ -140,7 +147,7 @@ def test_the_library_itself_needs_neither_click_nor_rich() -> None:
 def test_help_lists_the_subcommands() -> None:
     code, out, _ = datasync("--help")
     assert code == 0
-    for verb in ("demo", "get", "put", "delete", "list", "watch", "version"):
+    for verb in ("demo", "get", "put", "delete", "list", "watch", "status", "version"):
         assert f"\n  {verb} " in out
     assert datasync("version")[0] == 0
 
@@ -202,3 +209,34 @@ def test_a_character_that_the_terminal_lacks_is_replaced() -> None:
     done = run("-m", "datasync", "demo", extra={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert done.returncode == 0, done.stderr
     assert "mtu 1500 ? 9000" in done.stdout
+
+
+def test_c18_status_prints_what_a_rest_server_owes_and_no_value() -> None:
+    # given a server with a subscriber that accepts neither of two keys of a RESYNC
+    events: Queue[ResyncEvent | ChangeEvent] = Queue()
+    with Adapter() as adapter, serve("127.0.0.1:0", adapter, token=CANARY) as server:
+        adapter.registry.submit_changes({key: ChangeBytes(key, f'"{CANARY}"'.encode()) for key in ("a", "b", "c")})
+        adapter.watch("agent", events, events, "")
+        take(events).done(Rejected({"a": Permanent("too long"), "b": RetryAfter(3600, "down")}))
+        # when its status is printed / then the keys are there
+        code, out, err = datasync("status", server.url, extra={"DATASYNC_TOKEN": CANARY})
+        assert (code, err) == (1, "")
+        lines = out.splitlines()
+        assert lines[1:3] == [
+            "  agent: failing, 0 pending, 2 owed",
+            "    a: Permanent, attempts: 1, not again until it changes",
+        ]
+        assert lines[3].startswith("    b: RetryAfter, attempts: 1, again in 3")
+        assert CANARY not in out
+        # and nothing without the token
+        assert "send the header Authorization" in datasync("status", server.url)[2]
+        # when both are accepted / then it is well
+        adapter.registry.submit_changes({key: ChangeBytes(key, b"1") for key in ("a", "b")})
+        take(events).done()
+        code, out, _ = datasync("status", server.url, extra={"DATASYNC_TOKEN": CANARY})
+        assert (code, out.splitlines()[1:]) == (0, ["  agent: synced, 0 pending, 0 owed"])
+
+
+def test_status_of_a_server_that_is_not_there_is_one_line() -> None:
+    code, out, err = datasync("status", f"http://127.0.0.1:{free_port()}")
+    assert (code, out, err.count("\n")) == (1, "", 1)

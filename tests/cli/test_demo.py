@@ -55,13 +55,17 @@ def test_a_transaction_is_one_change(finished: subprocess.CompletedProcess[str])
     assert [line.strip()[0] for line in part.splitlines() if line.startswith(" " * 9)] == ["+", "+", "-"]
 
 
-def test_a_rejected_change_is_reported_with_the_error_and_leads_to_a_resync(
+def test_a_rejected_change_is_reported_with_the_error_holds_back_no_other_and_comes_again(
     finished: subprocess.CompletedProcess[str],
 ) -> None:
     # C10
     part = finished.stdout.partition("\n4  ")[2].partition("\n5  ")[0]
     assert re.search(r"writer  rejected by process \d+ .*there is no interface 'eth7'", part)
-    assert "RESYNC (failed)" in part.partition("rejected by process")[2]
+    after = part.partition("rejected by process")[2]
+    assert "~ config/interface/eth1  mtu 9000 → 1500" in after.partition("add eth7")[0]
+    assert re.search(r"CHANGE \(again\) at revision \d+\n +\+ config/route/203\.0\.113\.0/24", after)
+    assert "config/route/203.0.113.0/24 was delivered again by itself" in after
+    assert "RESYNC" not in part
 
 
 def test_a_killed_agent_restarts_and_receives_what_it_missed(finished: subprocess.CompletedProcess[str]) -> None:
@@ -76,8 +80,8 @@ def test_a_killed_agent_restarts_and_receives_what_it_missed(finished: subproces
 
 def test_the_summary_counts_the_events(finished: subprocess.CompletedProcess[str]) -> None:
     summary = finished.stdout.partition("\nSummary")[2]
-    assert summary.count("ok ") == 9
-    assert re.search(r"3 RESYNCs, 4 CHANGEs, 1 rejected, 9 checks passed, \d+\.\d s", summary)
+    assert summary.count("ok ") == 10
+    assert re.search(r"2 RESYNCs, 6 CHANGEs, 1 rejected, 10 checks passed, \d+\.\d s", summary)
     assert float(re.findall(r"(\d+\.\d) s$", summary.strip())[0]) < story.TIME_LIMIT
 
 

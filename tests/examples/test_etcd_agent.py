@@ -40,7 +40,7 @@ def test_the_commands_of_the_docstring_do_what_it_says(version: str, tmp_path: P
             server.ctl(*refused)
             # then the last route is rejected, in the output and in the status
             agent.wait_for("! config/route/10.0.0.0/8  rejected: there is no interface 'eth7'")
-            agent.wait_for("RESYNC (failed)")
+            agent.wait_for("CHANGE (again)")
             shown = json.loads(server.ctl(*status).splitlines()[1])
             assert shown["rejected"] == {"config/route/10.0.0.0/8": "there is no interface 'eth7'"}
             # when the server is killed and started again

@@ -92,8 +92,9 @@ def test_the_agent_applies_rejects_and_ends_at_a_signal(tmp_path: Path, number: 
         # then the agent reports it
         agent.wait_for("mtu 1500 → 9000")
         agent.wait_for("! config/interface/eth0  rejected: mtu 20000 is not between 68 and 9216")
-        # and after the backoff it receives the state again, and still rejects it
-        agent.wait_for("RESYNC (failed)")
+        # and after the backoff it receives the key again, and still rejects it
+        agent.wait_for("CHANGE (again)")
+        agent.wait_for("! config/interface/eth0  rejected: mtu 20000", times=2)
         # when a value is not valid protojson / then the agent rejects that too, and continues
         datasync("put", url, "/vnf-agent/vpp1/config/route/0.0.0.0/0", "not a route")
         agent.wait_for("! config/route/0.0.0.0/0  rejected: the value of ")
@@ -170,8 +171,13 @@ def test_the_legacy_daemon_handles_its_signals_and_leaves_no_thread(tmp_path: Pa
         datasync("put", f"sqlite://{file}", "interface/a", '{"name":"a","mtu":9000}')
         daemon.wait_for("a: mtu 9000 by worker-")
         datasync("put", f"sqlite://{file}", "interface/b", '{"name":"b"}')
-        daemon.wait_for("with PropagationError")
-        # and the second one is corrected / then a RESYNC brings it
+        daemon.wait_for("with Rejected")
+        # or a value that is none / then the daemon goes on
+        datasync("put", f"sqlite://{file}", "interface/c", "not an interface")
+        daemon.wait_for("with Rejected", times=2)
+        datasync("delete", f"sqlite://{file}", "interface/c")
+        daemon.wait_for("interface/c was deleted")
+        # and the second one is corrected / then it is delivered at once
         datasync("put", f"sqlite://{file}", "interface/b", '{"name":"b","mtu":1400}')
         daemon.wait_for("b: mtu 1400 by worker-")
         # when SIGHUP / then it starts over from the full configuration

@@ -110,10 +110,11 @@ class Result:
 def fits(workload: Workload, *, sourced: bool, within: bool) -> bool:
     """Whether a source suits *workload*.
 
-    Where callers feed the registry, a rejection is reported to the caller, and the view of a watcher is not guaranteed.
-    Where this process keeps the history, its memory says nothing about the library.
+    Where callers feed the registry, a rejection is reported to the caller, and the view of a watcher is not guaranteed;
+    where they are in this process, a RESYNC that is rejected is no error of theirs. Where this process keeps the
+    history, its memory says nothing about the library.
     """
-    return (sourced or workload.polite) and not (within and workload.value)
+    return (sourced or workload.polite or (within and workload.obliging)) and not (within and workload.value)
 
 
 def product(

@@ -196,6 +196,8 @@ class PutEvent:
 @dataclass(slots=True)
 class PutChange(PutEvent):
     changes: list[Seen]
+    #: True when the event brings keys again that were not accepted.
+    redelivery: bool = False
 
 
 @dataclass(slots=True)
@@ -213,6 +215,12 @@ class Answering:
     time: float
     number: int
     refused: bool
+    #: The keys that ``Rejected`` named; None when the answer is to the whole event.
+    keys: frozenset[str] | None = None
+
+    def refuses(self, key: str) -> bool:
+        """True when *key* was not accepted."""
+        return self.refused and (self.keys is None or key in self.keys)
 
 
 @dataclass(slots=True)
@@ -255,8 +263,10 @@ class Log:
     #: True for a consumer that acknowledges each event at once, through queues with room: failures of other consumers
     #: must not affect it.
     prompt: bool = False
-    #: Seconds before the RESYNC that follows a failed event: the first pause and the longest (``FAILURE_BACKOFF``).
+    #: Seconds before a key, or a failed RESYNC, is delivered again: the first pause and the longest.
     backoff: tuple[float, float] = (1.0, 300.0)
+    #: Keys per second that are delivered again, and the most at once.
+    redeliveries: tuple[float, int] = (10.0, 100)
 
     def puts(self) -> list[PutChange | PutResync]:
         """The events."""

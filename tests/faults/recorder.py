@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BytesValue
 
+from datasync.errors import Rejected
 from datasync.events import ChangeEvent, MessageT, Op, ResyncEvent
 from tests.faults.history import (
     Answered,
@@ -65,10 +66,16 @@ class Recorder:
 
     def done(self, number: int, event: Any, error: BaseException | None = None) -> bool:
         """Answer *event* and note both the beginning and the outcome."""
-        self._note(Answering(time.monotonic(), number, error is not None))
+        self._note(_answering(number, error))
         first: bool = event.done(error)
         self._note(Answered(time.monotonic(), number, first))
         return first
+
+    def not_taken(self, event: Any, error: BaseException) -> None:
+        """Record that the queue raised *error* instead of taking *event*: the library takes that as its answer."""
+        number = self.put(event).number
+        self._note(_answering(number, error))
+        self._note(Answered(time.monotonic(), number, True))
 
     def _note(self, entry: Entry) -> None:
         with self._lock:
@@ -101,7 +108,12 @@ def _read(event: Any, number: int) -> PutChange | PutResync:
         removed = [Gone(kv.get_key(), brief(kv.get_value(BytesValue()).value), kv.get_revision()) for kv in gone]
         return PutResync(now, number, event.reason, event.revision, values, removed)
     assert isinstance(event, ChangeEvent)
-    return PutChange(now, number, [_seen(change) for change in event.get_changes()])
+    return PutChange(now, number, [_seen(change) for change in event.get_changes()], event.redelivery)
+
+
+def _answering(number: int, error: BaseException | None) -> Answering:
+    keys = frozenset(error.errors) if isinstance(error, Rejected) else None
+    return Answering(time.monotonic(), number, error is not None, keys)
 
 
 def _size(entry: PutChange | PutResync) -> int:

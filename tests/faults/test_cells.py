@@ -189,10 +189,11 @@ def test_in_the_matrix_each_fault_meets_some_workloads_and_the_other_way_round(w
 
 
 def test_a_workload_meets_only_sources_that_are_fit_for_it() -> None:
-    # given callers, who decide themselves what becomes of a refusal / then nobody refuses
+    # given callers, who decide themselves what becomes of a refusal / then nobody refuses what they send
     callers = [name for name, one in WORKLOADS.items() if fits(one, sourced=False, within=True)]
     assert "steady" in callers
-    assert not any(WORKLOADS[name].fails for name in callers)
+    assert [name for name in callers if WORKLOADS[name].fails] == ["obliging"]
+    assert not any(one.fails for one in WORKLOADS.values() if fits(one, sourced=False, within=False))
     # and where the source keeps its history in the process under test, that is not watched for what it keeps
     assert "flood" not in callers
     assert "flood" in [name for name, one in WORKLOADS.items() if fits(one, sourced=True, within=False)]

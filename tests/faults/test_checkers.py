@@ -11,6 +11,7 @@ from tests.faults.checkers.broken_clients import (
     BUGS,
     Bug,
     honest,
+    honest_with_redeliveries,
     honest_without_a_prefix,
     refuses_for_ever,
     small_truth,
@@ -42,7 +43,7 @@ def check(invariant: str, truth: Truth, log: Log) -> Violation | None:
     return CHECKERS[invariant](truth, Reading(log))
 
 
-@pytest.mark.parametrize("client", [honest, honest_without_a_prefix])
+@pytest.mark.parametrize("client", [honest, honest_with_redeliveries, honest_without_a_prefix])
 def test_an_honest_client_passes_every_checker(client: object) -> None:
     truth = small_truth()
     assert [str(found) for found in check_all(truth, client(truth))] == []  # type: ignore[operator]
@@ -52,7 +53,7 @@ def test_an_honest_client_passes_every_checker(client: object) -> None:
 def test_a_broken_client_is_caught(bug: Bug) -> None:
     # given an honest log, broken in one way
     truth = small_truth()
-    log = honest(truth)
+    log = bug.client(truth)
     bug.break_it(log)
     # when its invariant is checked / then the violation is found, and shown where it is
     found = check(bug.invariant, truth, log)

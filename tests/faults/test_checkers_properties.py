@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasync.events import Op, ResyncReason
-from tests.faults.checkers.honest_client import Honest
+from tests.faults.checkers.honest_client import ABANDON, Honest
 from tests.faults.checkers.judge import check_all
 from tests.faults.checkers.reading import longest, shown, under
 from tests.faults.history import Answered, Answering, Asked, Gone, Log, Op1, PutChange, PutResync, Truth
@@ -63,6 +63,7 @@ class Driver:
         self.client = Honest(truth, tuple(chance.sample(PREFIXES, chance.randint(1, 4))), in_flight=in_flight, epoch=0)
         self.in_flight = in_flight
         self.place = 0
+        self.alone = False
 
     def live(self, epoch: int, reason: ResyncReason) -> None:
         """From some revision of *epoch* to its last one."""
@@ -72,6 +73,8 @@ class Driver:
         self.client.resync(reason, self.revision, refuse=False)
         while self.place < len(self.commits):
             self.step()
+        while self.client.owed:
+            self.redeliver()
 
     @property
     def revision(self) -> int:
@@ -83,14 +86,29 @@ class Driver:
         if dice < 0.5:
             client.change(*self.next_commits())
         elif dice < 0.6 and self.in_flight > 1:
-            numbers = [client.put(*self.next_commits()) for _ in range(min(2, len(self.commits) - self.place))]
+            numbers = [client.put(*self.next_commits())]
+            following = self.commits[self.place : self.place + 1]
+            if following and not {key for key, _ in following[0].ops} & client.last_keys:
+                self.place += 1
+                numbers.append(client.put(following[0].revision))
             client.answer(*[number for number in numbers if number is not None])
         elif dice < 0.7:
-            if client.change(*self.next_commits(), refuse=True) is not None:
-                client.clock += 2
-                self.skip()
-                client.resync(ResyncReason.FAILED, self.revision, refuse=False)
+            commits = self.next_commits()
+            if self.chance.random() < 0.5:
+                client.change(*commits, refuse=True)
+            else:
+                client.change(*commits, refuse=self.some({key for at in commits for key in self.wanted(at)}))
+        elif dice < 0.75:
+            if client.owed:
+                self.redeliver()
         elif dice < 0.8:
+            client.resync(ResyncReason.OVERFLOW, self.revision, refuse=True)
+            client.clock += 2
+            self.skip()
+            names = tuple(client.prefixes)
+            there = [key for key in client.truth.epochs[client.epoch].fold(self.revision) if key.startswith(names)]
+            client.resync(ResyncReason.FAILED, self.revision, refuse=self.some(there))
+        elif dice < 0.85:
             self.skip()
             client.resync(ResyncReason.OVERFLOW, self.revision)
         elif dice < 0.9 and len(client.prefixes) > 1:
@@ -100,6 +118,23 @@ class Driver:
             if fresh:
                 client.register(self.chance.choice(fresh))
                 client.resync(ResyncReason.PREFIX, self.revision)
+
+    def redeliver(self) -> None:
+        """Some of what is owed, after any pause of these few failures; one key may be alone from then on."""
+        self.client.clock += 100_000
+        owed = sorted(self.client.owed)
+        refuse = self.chance.choice((False, False, True, owed[:1]))
+        self.client.redeliver(*(owed[:1] if self.chance.random() < 0.8 or self.alone else owed), refuse=refuse)
+        self.alone = self.alone or refuse is True
+
+    def some(self, keys: Iterable[str]) -> list[str]:
+        return [key for key in sorted(keys) if self.chance.random() < 0.5]
+
+    def wanted(self, revision: int) -> list[str]:
+        """The keys of the commit at *revision* that the client is told of."""
+        place = self.client.truth.epochs[self.client.epoch].at(revision)
+        assert place is not None
+        return [key for key, _ in self.commits[place].ops if self.client.watches(key)]
 
     def skip(self) -> None:
         self.place = self.chance.randint(self.place, len(self.commits))
@@ -144,7 +179,11 @@ def test_a_perfect_log_passes(seed: int) -> None:
 
 
 def changes(case: Case) -> list[PutChange]:
-    return [put for put in case.log.puts() if isinstance(put, PutChange)]
+    return [put for put in case.log.puts() if isinstance(put, PutChange) and not put.redelivery]
+
+
+def redeliveries(case: Case) -> list[PutChange]:
+    return [put for put in case.log.puts() if isinstance(put, PutChange) and put.redelivery]
 
 
 def resyncs(case: Case) -> list[PutResync]:
@@ -172,7 +211,7 @@ def followed(case: Case, put: PutChange) -> PutChange | None:
         if isinstance(entry, (PutResync, Asked)):
             return None
         if isinstance(entry, PutChange):
-            return entry
+            return None if entry.redelivery else entry
     return None
 
 
@@ -348,9 +387,45 @@ def puts_before_the_last_one_was_answered(chance: random.Random, case: Case) -> 
         pairs = list(pairwise(puts))
     else:  # then only a RESYNC is alone
         pairs = [(a, b) for a, b in pairwise(puts) if isinstance(b, PutResync)]
-    first, second = pick(chance, pairs)
+    first, second = pick(chance, [(a, b) for a, b in pairs if b.time - a.time < ABANDON / 2])
     entries.remove(second)
     entries.insert(entries.index(first) + 1, second)
+
+
+def redelivers_another_value(chance: random.Random, case: Case) -> None:
+    alter(chance, pick(chance, redeliveries(case)), value=b"never written", op=Op.PUT)
+
+
+def redelivers_with_another_previous_value(chance: random.Random, case: Case) -> None:
+    alter(chance, pick(chance, redeliveries(case)), previous=b"never written")
+
+
+def redelivers_too_early(chance: random.Random, case: Case) -> None:
+    put = pick(chance, redeliveries(case))
+    entries = case.log.entries
+    own = entries.index(put)
+    before = max(entry.time for entry in entries[:own])
+    for entry in entries[own:]:
+        entry.time -= put.time - before
+    put.time = min(put.time, before)
+    key = put.changes[0].key
+    told = {one.number for one in changes(case) + redeliveries(case) if key in {change.key for change in one.changes}}
+    failed = [e.time for e in entries[:own] if isinstance(e, Answering) and e.number in told and e.refuses(key)]
+    need(failed and before - failed[-1] < 0.9)
+
+
+def redelivers_what_was_accepted(chance: random.Random, case: Case) -> None:
+    put = pick(chance, [put for put in changes(case) if accepted(case, put)])
+    again = copy.deepcopy([entry for entry in case.log.entries if getattr(entry, "number", None) == put.number])
+    for entry in again:
+        entry.number = 1000  # type: ignore[union-attr]
+    again[0].redelivery = True  # type: ignore[union-attr]
+    at = 1 + max(n for n, entry in enumerate(case.log.entries) if getattr(entry, "number", None) == put.number)
+    case.log.entries[at:at] = again
+
+
+def accepted(case: Case, put: PutChange) -> bool:
+    return not any(one.refused for one in case.log.entries if isinstance(one, Answering) and one.number == put.number)
 
 
 def alter(chance: random.Random, put: PutChange, **fields: object) -> None:
@@ -374,6 +449,10 @@ ALTERATIONS: list[Alteration] = [
     merges_what_two_callers_sent,
     overlooks_a_prefix,
     puts_before_the_last_one_was_answered,
+    redelivers_another_value,
+    redelivers_too_early,
+    redelivers_what_was_accepted,
+    redelivers_with_another_previous_value,
     repeats_an_event,
     shows_another_state,
     sorts_a_key_wrongly,

@@ -269,7 +269,7 @@ def test_c13_a_rewind_that_was_refused_is_told_again_as_a_rewind() -> None:
         event.done()
 
 
-def test_c10_a_late_answer_to_a_given_up_event_is_followed_by_another_resync() -> None:
+def test_c10_a_change_that_is_handled_after_a_newer_resync_is_delivered_again() -> None:
     # given a consumer with two queues that left a CHANGE lying until it was given up
     clock = ManualClock()
     with Registry("store", sourced=True, clock=clock) as mirror:
@@ -282,21 +282,76 @@ def test_c10_a_late_answer_to_a_given_up_event_is_followed_by_another_resync() -
         stale = take(changes)
         clock.advance(ABANDON_TIMEOUT)
         wait_until(lambda: mirror.status().subscriptions["w"].failed, "the CHANGE is abandoned")
-        clock.advance(FAILURE_BACKOFF[1])
-        replaced = take(resyncs)
-        assert replaced.reason is ResyncReason.UNANSWERED
-        replaced.done()
+        mirror.feed_changes(_batch(3, "k", b"new"))
+        take(changes).done(ValueError("not now"))
+        mirror.request_resync("w")
+        assert take(resyncs).done()
         # when it handles the RESYNC first and the CHANGE after it, which leaves a view of the past
         assert stale.done() is False
         clock.advance(FAILURE_BACKOFF[1])
-        # then it gets the state once more, and only once
-        again = take(resyncs)
-        assert again.reason is ResyncReason.UNANSWERED
+        # then it gets the key once more, and only once
+        again = take(changes)
+        assert again.redelivery
+        assert [(one.get_key(), one.get_revision()) for one in again.get_changes()] == [("k", 3)]
         assert again.done()
         assert stale.done() is False
-        mirror.feed_changes(_batch(3, "k", b"new"))
-        assert take(changes).done()
+        clock.advance(FAILURE_BACKOFF[1])
+        assert changes.empty()
         assert resyncs.empty()
+
+
+def test_c10_a_pause_that_was_over_before_the_failure_is_not_the_pause_after_it() -> None:
+    # given a RESYNC that was given up, and the one in its place
+    clock = ManualClock()
+    with Registry("store", sourced=True, clock=clock) as mirror:
+        mirror.feed_snapshot(1, {}, ResyncReason.INITIAL)
+        queue: Queue[Any] = Queue()
+        mirror.watch("w", queue, queue, "")
+        given_up = take(queue)
+        clock.advance(ABANDON_TIMEOUT)
+        wait_until(lambda: mirror.status().subscriptions["w"].failed, "the RESYNC is given up")
+        clock.advance(2 * FAILURE_BACKOFF[0])
+        replacement = take(queue)
+        # when the late answer asks for one more, whose pause ends while the other is still out, and that is refused
+        assert given_up.done() is False
+        pause = mirror.status().subscriptions["w"].resync_in
+        assert pause is not None
+        clock.advance(pause + 0.001)
+        replacement.done(ValueError("no"))
+        # then a pause follows the failure
+        assert queue.empty()
+        pause = mirror.status().subscriptions["w"].resync_in
+        assert pause is not None
+        assert pause > 1.0
+
+
+def test_c7_a_late_answer_to_a_delete_of_nothing_offers_nothing() -> None:
+    # given a key that is told of again after its delete, whose redelivery has no value before, and is given up
+    clock = ManualClock()
+    with Registry("store", sourced=True, clock=clock) as mirror:
+        mirror.feed_snapshot(1, {}, ResyncReason.INITIAL)
+        changes: Queue[Any] = Queue()
+        resyncs: Queue[Any] = Queue()
+        mirror.watch("w", changes, resyncs, "")
+        take(resyncs).done()
+        mirror.feed_changes(_batch(2, "k", b"1"))
+        take(changes).done(ValueError("no"))
+        mirror.feed_changes(Batch(3, [Commit(3, [("k", None)])]))
+        take(changes).done(ValueError("no"))
+        clock.advance(2 * FAILURE_BACKOFF[0])
+        again = take(changes)
+        assert [one.get_prev_value(BytesValue()) for one in again.get_changes()] == [False]
+        clock.advance(ABANDON_TIMEOUT)
+        wait_until(lambda: mirror.status().subscriptions["w"].failed == 3, "the redelivery is given up")
+        # when a RESYNC tells of the key, and the answer comes after that
+        mirror.request_resync("w")
+        listed = take(resyncs)
+        assert [kv.get_key() for kv in listed.get_removed()] == ["k"]
+        assert listed.done()
+        assert again.done() is False
+        mirror.request_resync("w")
+        # then the next one lists no value that the key never had
+        assert list(take(resyncs).get_removed()) == []
 
 
 def _batch(revision: int, key: str, value: bytes) -> Batch:

@@ -91,6 +91,36 @@ def test_i7_a_delete_that_nobody_was_told_of_is_caught(view: View, found: list[s
     assert found == ["I7", "I7"]
 
 
+def test_c10_a_redelivery_as_it_should_be_is_no_violation(view: View, found: list[str]) -> None:
+    # given a change that is refused, one of which a key is rejected, and a snapshot of which a key is rejected
+    view.change([put("a", 11, 8, text_of(6, 1))], False)
+    view.change([Told("b", 12, None, text_of(7, 1)), put("c", 12, 9)], True, ["b"])
+    view.redelivery([Told("b", 12, None, text_of(7, 1))], False)
+    view.redelivery([put("a", 11, 8, text_of(6, 1))], True)
+    view.resync(ResyncReason.OVERFLOW, 13, {"": {"a": text_of(8, 1), "c": text_of(9, 1)}}, {"b"}, True, ["b", "c"])
+    # when these come again / then nothing is wrong, and the view is the state
+    view.redelivery([Told("b", 13, None, None), put("c", 12, 9)], True)
+    assert found == []
+    assert view.differs({"a": text_of(8, 1), "c": text_of(9, 1)}) == ""
+
+
+def test_c10_a_wrong_redelivery_is_caught(view: View, found: list[str]) -> None:
+    # given a key that was accepted / when it comes again / then that is a repetition
+    view.redelivery([put("a", 10, 6, text_of(6, 1))], True)
+    assert found == ["I3"]
+    # given one that was refused, with another value before than what was accepted, or with an old value
+    view.change([put("a", 11, 8, text_of(6, 1))], False)
+    view.change([put("a", 12, 9, text_of(8, 1))], False)
+    view.redelivery([put("a", 12, 9, text_of(8, 1))], False)
+    assert found == ["I3", "I6"]
+    view.redelivery([put("a", 11, 8, text_of(6, 1))], False)
+    assert found == ["I3", "I6", "I3"]
+    # given a delete that was rejected / when a snapshot does not list it / then it is missed
+    view.change([Told("b", 13, None, text_of(7, 1)), put("d", 13, 10)], True, ["b"])
+    view.resync(ResyncReason.OVERFLOW, 13, {"": {"a": text_of(9, 1), "d": text_of(10, 1)}}, set(), True)
+    assert found == ["I3", "I6", "I3", "I7"]
+
+
 def test_i1_a_key_that_nobody_asked_for_is_caught(found: list[str]) -> None:
     # given a subscriber of one prefix
     view = View("part", {"a/"}, lambda invariant, what: found.append(invariant))

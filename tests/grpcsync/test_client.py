@@ -73,7 +73,7 @@ def test_c9_a_refusal_is_raised_with_the_subscribers_text(server: Server, client
         for attempt in (lambda: client.put("k/a", text("1")), lambda: client.resync({"k/a": text("1")})):
             with pytest.raises(PropagationError, match="agent: ValueError: no such interface") as caught:
                 attempt()
-            assert list(caught.value.errors) == [server.address]
+            assert list(caught.value.errors) == ["agent"]
 
 
 def test_c9_a_subscriber_that_leaves_is_neither_a_closed_server_nor_a_broken_session(server: Server) -> None:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from datasync.errors import ForkedError
+from datasync.runtime.threads import Flag
 from tests.faults.history import Fork
 from tests.lifecycle.everything import Everything, Line, Uses, limit_life
 
@@ -89,6 +90,8 @@ def _lock_of(value: Any) -> Any:
         return value
     if isinstance(value, threading.Condition):
         return value._lock  # type: ignore[attr-defined]
+    if isinstance(value, Flag):
+        return None  # its gate is no lock: it is closed while the flag is unset
     if isinstance(value, threading.Event):
         return value._cond._lock  # type: ignore[attr-defined]
     if isinstance(value, concurrent.futures.Future):

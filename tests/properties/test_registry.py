@@ -265,6 +265,10 @@ class RegistryMachine(RuleBasedStateMachine):
     def _check_change(self, one: Consumer, event: Any) -> None:
         # C3, C4, C5, C6: newer than all before, whole transactions, no key twice, previous values of the truth.
         found = event.get_changes()
+        if event.redelivery:  # C10, which test_failed_events checks in full: a value that the key had, or a delete
+            hypothesis.event("redelivery")
+            assert all(value is None or value in "xyz" for _, value, _ in told(event))
+            return
         merged = len({change.get_revision() for change in found})
         hypothesis.event(f"CHANGE of {merged} transaction(s), {len(one.open)} open")
         keys = [change.get_key() for change in found]
@@ -357,7 +361,9 @@ class RegistryMachine(RuleBasedStateMachine):
                 not one.queue.qsize()
                 and not status[name].in_flight
                 and not status[name].pending
-                and self.registry.subscriptions[name]._resync is None
+                and status[name].resync_in is None
+                and self.registry.subscriptions[name]._undelivered.resync is None
+                and all(owed.next_in is None for owed in status[name].owed.values())
                 for name, one in self.consumers.items()
             )
 

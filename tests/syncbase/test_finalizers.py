@@ -187,6 +187,8 @@ def test_c15_a_collector_that_runs_at_every_chance_stops_nobody(registry: Regist
             Cyclic(queue.get().done)
 
     threshold = gc.get_threshold()
+    gc.collect()
+    gc.freeze()  # what other tests have left would make each of the thousands of collections slow
     gc.set_threshold(7, 2, 2)
     gc.enable()
     try:
@@ -202,6 +204,7 @@ def test_c15_a_collector_that_runs_at_every_chance_stops_nobody(registry: Regist
         within(produce)
         within(consumer.join)
     finally:
+        gc.unfreeze()
         gc.set_threshold(*threshold)
 
 

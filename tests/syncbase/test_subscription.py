@@ -219,8 +219,9 @@ def test_c8_memory_of_a_stuck_subscriber_does_not_grow_with_changes(
     # then no more is kept than the limit, and than there are keys
     stuck = mirror.subscriptions["agent"]
     assert stuck.status_locked().pending <= 100
-    assert len(stuck._backlog) <= 100
-    assert len(stuck._missed._gone) + len(stuck._missed._unoffered) <= 100
+    assert len(stuck._undelivered.backlog) <= 100
+    missed = stuck._undelivered.missed
+    assert len(missed._gone) + len(missed._unoffered) <= 100
     assert queue.qsize() == 1
     take(queue).done()
     take(queue).done()
@@ -374,59 +375,6 @@ def test_c9_an_event_that_is_never_answered_is_abandoned_and_its_caller_told(
     assert (status.late, status.failed, status.ok, status.state) == (1, 2, 0, SubscriptionState.FAILING)
 
 
-def let_abandon(registry: Registry, clock: ManualClock) -> None:
-    """Let the event in flight be abandoned, and let the backoff after that pass."""
-    failed = registry.status().subscriptions["agent"].failed
-    clock.advance(ABANDON_TIMEOUT)
-    wait_until(lambda: registry.status().subscriptions["agent"].failed > failed, "the event is abandoned")
-    clock.advance(FAILURE_BACKOFF[1])
-
-
-def test_c10_an_unanswered_event_of_a_store_leads_to_a_resync(mirror: Registry, clock: ManualClock) -> None:
-    # given a consumer that does not answer a delete
-    queue: Queue[Any] = Queue()
-    mirror.watch("agent", queue, queue, "")
-    snapshot(mirror, 1, {"k": "v"})
-    take(queue).done()
-    commits(mirror, (2, {"k": None}))
-    take(queue)
-    # when it is abandoned / then a RESYNC says so, and has the delete in it
-    let_abandon(mirror, clock)
-    event = take(queue)
-    assert (event.reason, removed(event)) == (ResyncReason.UNANSWERED, {"k": "v"})
-    # and when that is not answered either, there is another one, of the state as it is then
-    commits(mirror, (3, {"j": "w"}))
-    let_abandon(mirror, clock)
-    again = take(queue)
-    assert (again.reason, removed(again), state(again)) == (ResyncReason.UNANSWERED, {"k": "v"}, {"j": "w"})
-    assert again.done() is True
-    assert event.done() is False
-
-
-def test_c10_an_answer_to_an_event_that_was_abandoned_leads_to_one_more_resync(
-    mirror: Registry, clock: ManualClock
-) -> None:
-    # given an event that was abandoned, and the RESYNC in its place, which was handled before it
-    queue: Queue[Any] = Queue()
-    ready(mirror, queue)
-    commits(mirror, (2, {"k": "v"}))
-    abandoned = take(queue)
-    let_abandon(mirror, clock)
-    take(queue).done()
-    # when the consumer ends with the old one after all / then what it has done may be undone by the state as it is
-    assert abandoned.done() is False
-    clock.advance(FAILURE_BACKOFF[1])
-    event = take(queue)
-    assert (event.reason, state(event)) == (ResyncReason.UNANSWERED, {"k": "v"})
-    event.done()
-    # and that is the end of it
-    assert abandoned.done() is False
-    commits(mirror, (3, {"k": "w"}))
-    event = take(queue)
-    assert told(event) == [("k", "w", "v")]
-    event.done()
-
-
 def test_c9_answers_that_come_late_count_and_are_counted(registry: Registry, clock: ManualClock) -> None:
     # given an event that was not answered in time
     queue: Queue[Any] = Queue()
@@ -442,109 +390,6 @@ def test_c9_answers_that_come_late_count_and_are_counted(registry: Registry, clo
     future.result()
     status = registry.status().subscriptions["slow"]
     assert (status.ok, status.late, status.state) == (1, 1, SubscriptionState.SYNCED)
-
-
-@impatient
-def test_c10_a_refused_event_of_a_store_leads_to_a_resync_of_that_subscription_only(mirror: Registry) -> None:
-    # given two subscribers
-    good: Queue[Any] = Queue()
-    mirror.watch("good", good, good, "")
-    bad: Queue[Any] = Queue()
-    ready(mirror, bad, name="bad")
-    take(good).done()
-    commits(mirror, (2, {"k": "v"}))
-    take(good).done()
-    # when one refuses
-    take(bad).done(ValueError("no"))
-    event = take(bad)
-    # then it alone starts over, and the last known good stays readable
-    assert (event.reason, state(event)) == (ResyncReason.FAILED, {"k": "v"})
-    assert mirror.get("k") is not None
-    event.done()
-    assert good.empty()
-    assert mirror.status().subscriptions["good"].resyncs == {ResyncReason.INITIAL: 1}
-
-
-def test_c10_the_pause_after_a_failure_grows_with_jitter_up_to_a_limit_and_resets(
-    mirror: Registry, clock: ManualClock
-) -> None:
-    # given a subscriber, and its pauses, read where they are kept
-    queue: Queue[Any] = Queue()
-    ready(mirror, queue)
-    subscription = mirror.subscriptions["agent"]
-
-    def refuse() -> float:
-        take(queue).done(ValueError("no"))
-        assert queue.empty()
-        assert subscription._resync is not None
-        pause = round(subscription._resync.not_before - clock.monotonic(), 6)
-        clock.advance(pause + 0.001)
-        return pause
-
-    commits(mirror, (2, {"k": "v"}))
-    # when it refuses everything, twelve times
-    pauses = [refuse() for _ in range(12)]
-    # then each pause is longer, from one second on, and five minutes is the longest
-    for number, pause in enumerate(pauses):
-        assert min(300, 2**number) - 0.5 <= pause <= min(300, 1.5 * 2**number)
-    assert any(abs(pause - 2**number) > 0.01 for number, pause in enumerate(pauses[:8])), "there is no jitter"
-    # and a success starts over
-    take(queue).done()
-    commits(mirror, (3, {"k": "w"}))
-    assert 0.5 < refuse() <= 1.5
-    take(queue).done()
-
-
-def test_c10_a_pause_that_was_over_before_the_failure_is_not_the_pause_after_it(
-    mirror: Registry, clock: ManualClock
-) -> None:
-    # given an event that was abandoned, and the RESYNC in its place
-    queue: Queue[Any] = Queue()
-    ready(mirror, queue)
-    subscription = mirror.subscriptions["agent"]
-    commits(mirror, (2, {"k": "v"}))
-    abandoned = take(queue)
-    let_abandon(mirror, clock)
-    replacement = take(queue)
-    # when the late answer asks for one more, whose pause ends while the first is still out, and that is refused
-    assert abandoned.done() is False
-    assert subscription._resync is not None
-    clock.advance(subscription._resync.not_before - clock.monotonic() + 0.001)
-    replacement.done(ValueError("no"))
-    # then a pause follows the failure
-    assert queue.empty()
-    assert subscription._resync.not_before - clock.monotonic() > 1.0
-
-
-def test_c10_during_the_pause_nothing_is_put_and_a_resync_asked_for_in_person_ends_it(mirror: Registry) -> None:
-    # given a refusal, with the real pause of a second and more
-    queue: Queue[Any] = Queue()
-    ready(mirror, queue)
-    commits(mirror, (2, {"k": "v"}))
-    take(queue).done(ValueError("no"))
-    commits(mirror, (3, {"k": "w"}))
-    assert queue.empty()
-    assert mirror.status().subscriptions["agent"].state is SubscriptionState.FAILING
-    # when somebody asks / then it comes at once
-    future = mirror.request_resync("agent")
-    event = queue.get_nowait()
-    assert state(event) == {"k": "w"}
-    event.done()
-    future.result()
-
-
-def test_c10_a_registry_without_a_source_tells_its_caller_and_sends_no_resync(registry: Registry) -> None:
-    queue: Queue[Any] = Queue()
-    registry.watch("agent", queue, queue, "")
-    future = registry.submit_changes(changes({"k": "1"}))
-    take(queue).done(ValueError("no"))
-    with pytest.raises(PropagationError):
-        future.result()
-    future = registry.submit_changes(changes({"k": "2"}))
-    event = take(queue)
-    assert not is_resync(event)
-    event.done()
-    assert future.result().revision == 2
 
 
 # -- C15: who calls from where
@@ -1018,7 +863,7 @@ def test_c16_no_value_is_in_the_logs_of_failures(
     # when it is refused, not answered, and finds no room
     take(queue).done(ValueError("canary-77 in the consumer's own words"))
     clock.advance(FAILURE_BACKOFF[1])
-    wait_until(lambda: not queue.empty(), "the RESYNC after the failure comes")
+    wait_until(lambda: not queue.empty(), "the redelivery comes")
     clock.advance(ABANDON_TIMEOUT)
     wait_until(lambda: "was abandoned" in caplog.text, "an event is abandoned")
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from datasync.errors import (
+    MAX_TEXT,
     DatasyncError,
     InvalidArgumentError,
     PermissionDenied,
@@ -16,7 +17,6 @@ from datasync.errors import (
     StoreError,
     UnsupportedError,
 )
-from datasync.grpcsync.error_codes import MAX_TEXT
 from datasync.grpcsync.limits import channel_options
 from datasync.grpcsync.protocol import (
     DATA_CHANGES,

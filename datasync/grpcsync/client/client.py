@@ -47,8 +47,8 @@ class Client(Closable):
     The client connects in the background and reconnects after every failure. Each request ends in one of three ways:
 
     - The server replied. The result is None (for a delete, whether the key existed), or the error that a local caller
-      would get: ``PropagationError`` with the text of the subscribers' errors, ``DoneTimeout``, ``DeliveryTimeout``,
-      ``SubscriptionError`` if no subscriber watches the key, or ``InvalidArgumentError``.
+      would get: ``PropagationError`` with the same ``reasons`` by subscription and key, ``DoneTimeout``,
+      ``DeliveryTimeout``, ``SubscriptionError`` if no subscriber watches the key, or ``InvalidArgumentError``.
     - The request was not sent: ``StoreConnectionError``, ``PermissionDenied`` or ``ClosedError``.
     - The stream broke between request and reply: ``UnknownOutcome``. The client does not repeat such a request.
 

@@ -30,7 +30,16 @@ except ImportError:  # not on this system
 log = get_logger(__name__)
 
 #: Parts of SQLite's messages about a file whose content or schema is not ours.
-_DAMAGES = ("not a database", "malformed", "no such", "has no column", "columns but", "column named", "cannot modify")
+_DAMAGES = (
+    "not a database",
+    "malformed",
+    "no such",
+    "has no column",
+    "columns but",
+    "column named",
+    "cannot modify",
+    "cannot create",
+)
 
 #: Held while a connection is opened, and from before a fork until after it: no connection opens in between. Nobody
 #: waits for a locked file in it.

@@ -43,11 +43,13 @@ from datasync.restsync.encoding import CONTENT_EVENTS, CONTENT_JSON, content_of,
 from datasync.restsync.keys import (
     ESCAPED_ROUTE,
     KEY_HEADER,
+    NOT_ACCEPTED_HEADER,
     PLAIN_ROUTE,
     PREFIX_HEADER,
     check_text,
     count_of_keys,
     escape,
+    escape_names,
     key_of_path,
 )
 from datasync.restsync.problems import Problem, problem_of
@@ -243,7 +245,10 @@ class Application:
         if pair is None:
             raise _no_such_key(key)
         content, content_type = content_of(pair.key, pair.value)
-        return self._tagged(environ, pair.revision, Response(content, 200, content_type))
+        response = self._tagged(environ, pair.revision, Response(content, 200, content_type))
+        if rejected := self._adapter.registry.not_accepted(key):
+            response.headers[NOT_ACCEPTED_HEADER] = escape_names(rejected)
+        return response
 
     def _put(self, environ: WSGIEnvironment, key: str) -> Response:
         value = read_value(environ, key, self._max_body)
@@ -299,10 +304,15 @@ class Application:
         limit = number_of(arguments, "limit", PAGE_SIZE[0], 1, PAGE_SIZE[1])
         values = truth_of(arguments, "values", True)
         revision, page, more = self._adapter.registry.page(prefix, after, limit)
-        items = ",".join(item_of(pair.key, pair.revision, pair.value, values=values) for pair in page)
+        owed = {pair.key: rejected for pair in page if (rejected := self._adapter.registry.not_accepted(pair.key))}
+        items = ",".join(
+            item_of(pair.key, pair.revision, pair.value, values=values, not_accepted=owed.get(pair.key))
+            for pair in page
+        )
         following = json.dumps(page[-1].key) if more else "null"
-        text = f'{{"revision":{revision},"items":[{items}],"next":{following}}}'
-        return self._tagged(environ, revision, _json_response(text))
+        response = _json_response(f'{{"revision":{revision},"items":[{items}],"next":{following}}}')
+        # The marks change without a revision, so that a page with one has no tag: a client that asks again gets them.
+        return response if owed else self._tagged(environ, revision, response)
 
     def _transaction(self, environ: WSGIEnvironment) -> Response:
         _check_unconditional(environ)

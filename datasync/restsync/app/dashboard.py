@@ -9,19 +9,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import heapq
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from datasync.errors import DatasyncError
+from datasync.errors import DatasyncError, error_text
 from datasync.restsync.app.adapter import Adapter
 from datasync.restsync.encoding import CONTENT_JSON, content_of
-from datasync.restsync.problems import error_text
 from datasync.syncbase.change import StateKeyVal
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionStatus, TransportStatus
 
 #: Bytes of a value that the page shows.
 VALUE_SHOWN = 400
+#: Owed keys of a subscription that the page shows.
+OWED_SHOWN = 20
 
 PAGE = Path(__file__).with_name("dashboard.html").read_text(encoding="utf-8")
 
@@ -68,15 +70,15 @@ def _transport(source: MonitoredTransport, *, values: bool, prefix: str, limit: 
     if isinstance(registry, Registry):
         pairs = [pair for pair in registry.snapshot()[1] if prefix in pair.key]
         first = heapq.nsmallest(limit, pairs, key=lambda pair: pair.key)
-        keys = {"total": len(pairs), "items": [_pair(pair, values) for pair in first]}
+        keys = {"total": len(pairs), "items": [_pair(pair, values, registry.not_accepted(pair.key)) for pair in first]}
     return {
         "name": status.name,
         "state": status.state.value,
         "revision": status.revision,
-        "silence": None if status.silence is None else round(status.silence, 1),
+        "silence": _seconds(status.silence),
         "reconnects": status.reconnects,
         "resyncs": {reason.value: count for reason, count in status.resyncs.items()},
-        "last_error": error_text(status.last_error),
+        "last_error": _text(status.last_error),
         "subscriptions": [_subscription(name, one) for name, one in status.subscriptions.items()],
         "keys": keys,
     }
@@ -89,16 +91,34 @@ def _subscription(name: str, status: SubscriptionStatus) -> dict[str, Any]:
         "prefixes": list(status.prefixes),
         **{count: getattr(status, count) for count in ("pending", "in_flight", "ok", "failed", "late")},
         "resyncs": sum(status.resyncs.values()),
-        "last_error": error_text(status.last_error),
+        "last_error": _text(status.last_error),
+        "owed": {
+            "total": len(status.owed),
+            "items": [
+                {"key": key, "error": one.error, "attempts": one.attempts, "next_in": _seconds(one.next_in)}
+                for key, one in islice(status.owed.items(), OWED_SHOWN)
+            ],
+        },
+        "resync_in": _seconds(status.resync_in),
     }
 
 
-def _pair(pair: StateKeyVal, values: bool) -> dict[str, Any]:
+def _text(error: BaseException | None) -> str:
+    return "" if error is None else error_text(error)
+
+
+def _seconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
+
+
+def _pair(pair: StateKeyVal, values: bool, not_accepted: dict[str, str]) -> dict[str, Any]:
     try:
         content, content_type = content_of(pair.key, pair.value)
     except DatasyncError:
         content, content_type = b"", "an object of this process"
     shown = {"key": pair.key, "revision": pair.revision, "content_type": content_type, "size": len(content)}
+    if not_accepted:
+        shown |= {"accepted": False, "not_accepted": not_accepted}
     if values:
         readable = content_type == CONTENT_JSON
         text = content[:VALUE_SHOWN].decode("utf-8", "replace") if readable else content[: VALUE_SHOWN // 4].hex(" ")

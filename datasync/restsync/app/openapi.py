@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from datasync.restsync.app.requests import IGNORED
 from datasync.restsync.encoding import SERIALIZERS
 from datasync.restsync.keys import MAX_KEY
 from datasync.restsync.problems import PROBLEM_TYPE, PROBLEMS, URN
@@ -14,6 +15,13 @@ _BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
 _VALUE = {name: ({"schema": {}} if name.endswith("json") else _BINARY) for name in SERIALIZERS}
 _INTEGER: Json = {"type": "integer"}
 _TAG = {"ETag": {"schema": {"type": "string"}, "description": "The revision, for If-Match and If-None-Match."}}
+_MARK = {
+    "Datasync-Not-Accepted": {
+        "schema": {"type": "string"},
+        "description": "Up to ten subscriptions that have not accepted the value, each as in /escaped/{key}, between "
+        "commas; absent when all have.",
+    }
+}
 _NAMED = {"Datasync-Key": {"schema": {"type": "string"}, "description": "The key of the path, as in /escaped/{key}."}}
 
 
@@ -55,6 +63,16 @@ _ITEM: Json = {
         "content_type": {"type": "string", "enum": list(SERIALIZERS)},
         "value": {},
         "data": {"type": "string", "format": "byte"},
+        "accepted": {
+            "type": "boolean",
+            "enum": [False],
+            "description": "In a list: a subscription has not accepted the value, and gets it again.",
+        },
+        "not_accepted": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "Beside accepted: each such subscription, with the class of its error.",
+        },
     },
 }
 
@@ -68,9 +86,9 @@ def _item(*required: str, op: str = "") -> Json:
         "value": {},
         "data": {"type": "string", "format": "byte"},
         "content_type": {"type": "string", "enum": types},
-        "revision": {"description": "Ignored; allowed so that an item of a list or of an event can be sent back."},
+        **{name: {"description": "Ignored, so that an item of a list can be sent back."} for name in sorted(IGNORED)},
     }
-    names = {*required, "revision"} | ({"content_type"} if {"value", "data"} & {*required} else set())
+    names = {*required, *IGNORED} | ({"content_type"} if {"value", "data"} & {*required} else set())
     return {
         "type": "object",
         "required": list(required),
@@ -112,7 +130,9 @@ _SCHEMAS: Json = {
     "Replaced": _record(keys=_INTEGER, revision=_INTEGER),
     "Problem": {
         "type": "object",
-        "description": "RFC 9457. errors: subscriber to its rejection; silent: subscribers that did not acknowledge.",
+        "description": "RFC 9457. reasons: subscription to the text by key, and for no key when it rejected all; "
+        "errors: the same as one text; retryable: false when a subscriber wants the same change no more; retry_after: "
+        "seconds after which it would like to have it again; silent: subscribers that did not acknowledge.",
         "required": ["type", "title", "status", "detail"],
         "properties": {
             "type": {"type": "string", "enum": [URN + code for code in PROBLEMS]},
@@ -120,6 +140,12 @@ _SCHEMAS: Json = {
             "status": _INTEGER,
             "detail": {"type": "string"},
             "errors": {"type": "object", "additionalProperties": {"type": "string"}},
+            "reasons": {
+                "type": "object",
+                "additionalProperties": {"type": "object", "additionalProperties": {"type": "string"}},
+            },
+            "retryable": {"type": "boolean"},
+            "retry_after": {"type": "number", "minimum": 0},
             "silent": {"type": "array", "items": {"type": "string"}},
         },
     },
@@ -144,6 +170,8 @@ def _problem(code: str) -> Json:
     described: Json = {"description": PROBLEMS[code].title, "content": {PROBLEM_TYPE: {"schema": schema}}}
     if code == "unauthorized":
         described["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
+    if code == "refused" or PROBLEMS[code].retry_after is not None:
+        described["headers"] = {"Retry-After": {"schema": _INTEGER, "description": "Seconds."}}
     return described
 
 
@@ -174,7 +202,9 @@ _LIST: Json = {
         _header("If-None-Match", "304 while no key has changed."),
     ],
     "responses": {
-        "200": _success("A page; ETag is the revision of the whole state.", "Listing", _TAG),
+        "200": _success(
+            "A page; ETag is the revision of the whole state, absent when an item is not accepted.", "Listing", _TAG
+        ),
         "304": {"description": "No key has changed.", "headers": _TAG},
         **_problems("bad-request", "unauthorized", "forbidden", "closed"),
     },
@@ -205,8 +235,8 @@ _GET: Json = {
     "summary": "Get the value of a key, byte for byte",
     "parameters": [_header("If-None-Match", "304 while the key has this revision.")],
     "responses": {
-        "200": {"description": "The value.", "content": _VALUE, "headers": _TAG | _NAMED},
-        "304": {"description": "The value has not changed.", "headers": _TAG | _NAMED},
+        "200": {"description": "The value.", "content": _VALUE, "headers": _TAG | _NAMED | _MARK},
+        "304": {"description": "The value has not changed.", "headers": _TAG | _NAMED | _MARK},
         **_problems("bad-request", "unauthorized", "forbidden", "no-such-key", "rewritten", "closed"),
     },
 }

@@ -36,6 +36,9 @@ READ_SIZE = 64 * 1024
 #: Nesting levels that a document of items puts around a value.
 ENVELOPE = 3
 
+#: Members of an item that a request may have, so that an item of a list or of an event can be sent back.
+IGNORED = frozenset({"revision", "accepted", "not_accepted"})
+
 _ACCEPTED = ", ".join(SERIALIZERS)
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _PARAMETER = re.compile(r';[ \t]*([\w!#$%&\'*+.^`|~-]+)=(?:"((?:[^"\\]|\\.)*)"|([\w!#$%&\'*+.^`|~-]+))', re.ASCII)
@@ -145,7 +148,7 @@ def read_changes(environ: WSGIEnvironment, limit: int) -> dict[str, ChangeBytes]
         change: ChangeBytes
         if op == Op.PUT.value:
             change = _read_item({name: item[name] for name in item if name != "op"}, place)
-        elif op == Op.DELETE.value and item.keys() <= {"op", "key", "revision"} and isinstance(item.get("key"), str):
+        elif op == Op.DELETE.value and item.keys() <= {"op", "key", *IGNORED} and isinstance(item.get("key"), str):
             check_path_key(item["key"])
             change = ChangeBytes(item["key"], op=Op.DELETE)
         else:
@@ -169,7 +172,7 @@ def _read_list(environ: WSGIEnvironment, limit: int, name: str, subject: str) ->
 def _read_item(item: object, place: int) -> ReceivedValue:
     if not isinstance(item, dict) or not isinstance(item.get("key"), str):
         raise Problem("bad-request", f"item {place} has no key")
-    unknown = item.keys() - {"key", "value", "data", "content_type", "revision"}
+    unknown = item.keys() - {"key", "value", "data", "content_type", *IGNORED}
     if unknown or ("value" in item) == ("data" in item):
         raise Problem("bad-request", f"item {place} must have a key, and either value or data")
     key = item["key"]

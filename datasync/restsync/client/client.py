@@ -17,7 +17,14 @@ from urllib.parse import quote
 
 from google.protobuf.message import Message
 
-from datasync.errors import InvalidArgumentError, StoreConnectionError, StoreError, UnknownOutcome, UnsupportedError
+from datasync.errors import (
+    InvalidArgumentError,
+    PropagationError,
+    StoreConnectionError,
+    StoreError,
+    UnknownOutcome,
+    UnsupportedError,
+)
 from datasync.events import ChangeValue, Op
 from datasync.options import DelOption, PutOption, read_del_options, read_put_options
 from datasync.restsync.arguments import check_numbers
@@ -37,7 +44,16 @@ from datasync.restsync.client.event_source import (
 )
 from datasync.restsync.client.listing import Listing, RestKeyVal, read_listing
 from datasync.restsync.encoding import CONTENT_JSON, CONTENT_PROTO, change_of
-from datasync.restsync.keys import KEY_HEADER, check_path_key, check_text, count_of_keys, escape, path_of_key
+from datasync.restsync.keys import (
+    KEY_HEADER,
+    NOT_ACCEPTED_HEADER,
+    check_path_key,
+    check_text,
+    count_of_keys,
+    escape,
+    path_of_key,
+    unescape_names,
+)
 from datasync.restsync.problems import code_of
 from datasync.runtime.closing import Closable
 from datasync.runtime.tokens import bearer
@@ -147,7 +163,7 @@ class Client(Closable):
           timeout: Seconds for the whole call; None for the client's own timeout.
 
         Raises:
-          PropagationError: Subscribers rejected the change; ``errors`` maps each name to its error.
+          PropagationError: Subscribers rejected the change; ``reasons`` has the text by resync name and key.
           DoneTimeout, DeliveryTimeout: Subscribers did not acknowledge in time, or have a full queue.
           SubscriptionError: No subscriber watches the key; nothing was applied.
           ConflictError: The condition did not hold; nothing was applied.
@@ -245,12 +261,15 @@ class Client(Closable):
             return None
         if response.status != 200:
             raise self._requests.error(subject, response)
+        rejected = response.headers.get(NOT_ACCEPTED_HEADER, "")
         etag = response.headers.get("ETag", "").removeprefix("W/").strip('"')  # a compressing proxy weakens the tag
         number = etag.rpartition("-")[2]
         if not (number.isascii() and number.isdigit() and len(number) < 20):  # another kind of server
             raise StoreError(f"{subject}: the response is not from a datasync server")
         content_type = response.content_type.partition(";")[0]
-        return RestKeyVal(key, response.data, int(number), content_type, etag)
+        pair = RestKeyVal(key, response.data, int(number), content_type, etag)
+        pair.not_accepted = unescape_names(rejected)
+        return pair
 
     def list(self, prefix: str = "", *, timeout: float | None = None) -> Listing:
         """Return everything under *prefix*, at one revision. Arguments and errors as of ``get``."""
@@ -270,6 +289,19 @@ class Client(Closable):
             failure = StoreConnectionError(f"{self._address.name}: the {subject} ended early")
         raise failure
 
+    def server_status(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return what the server's dashboard shows, without keys and values. Arguments and errors as of ``get``."""
+        self._check(None, timeout)
+        subject = "status of the server"
+        response = self._requests.send("GET", "/status?limit=0", subject, timeout=timeout)
+        if response.status != 200:
+            raise self._requests.error(subject, response)
+        with suppress(ValueError, RecursionError):
+            document = json.loads(response.data)
+            if isinstance(document, dict) and isinstance(document.get("sources"), list):
+                return document
+        raise StoreError(f"{subject}: the response is not from a datasync server")
+
     # Watching.
 
     def watch(
@@ -282,7 +314,7 @@ class Client(Closable):
     ) -> Registration:
         """Subscribe to the state of the server; see :meth:`datasync.api.KeyValProtoWatcher.watch`.
 
-        The server does not receive the acknowledgement: a subscriber that rejects an event gets a RESYNC later (C10).
+        The server does not receive the acknowledgement: keys that a subscriber rejects are delivered to it again (C10).
         """
         registration = self.registry.watch(resync_name, change_queue, resync_queue, *key_prefixes, in_flight=in_flight)
         with self._lock:
@@ -374,7 +406,16 @@ class Client(Closable):
             return document
         if method == "DELETE" and _is_no_such_key(response):
             return {}
-        raise self._requests.error(subject, response, write=True)
+        error = self._requests.error(subject, response, write=True)
+        raise self._relative(error) if isinstance(error, PropagationError) else error
+
+    def _relative(self, error: PropagationError) -> PropagationError:
+        """Return *error* with keys as the caller knows them."""
+        reasons = {
+            name: {key.removeprefix(self._prefix): text for key, text in texts.items()}
+            for name, texts in error.reasons.items()
+        }
+        return PropagationError.told(reasons, retryable=error.retryable, retry_after=error.retry_after)
 
 
 def _of_another_key(subject: str, write: bool) -> StoreError:

@@ -6,24 +6,33 @@ does not interrupt connecting, a TLS handshake or the wait for headers; over TLS
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from functools import partial
 from os import PathLike, fspath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import urllib3
 from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 
-from datasync.errors import ClosedError, InvalidArgumentError, StoreConnectionError, StoreError, UnknownOutcome
+from datasync.errors import (
+    ClosedError,
+    InvalidArgumentError,
+    StoreConnectionError,
+    StoreError,
+    UnknownOutcome,
+    error_text,
+)
 from datasync.restsync.client.timed_connection import CallDeadline, ServerAddress, TimedConnection, open_socket
-from datasync.restsync.problems import error_of, error_text
+from datasync.restsync.problems import error_of
 from datasync.runtime.logs import get_logger
 from datasync.runtime.sockets import close_in_children
 from datasync.runtime.threads import ForkGuard
@@ -105,6 +114,7 @@ class RequestPool:
         connect_timeout: float,
         max_response: int,
     ) -> None:
+        self.guard = ForkGuard(f"the client of {address.name}")  # first: it refuses to be pickled in clear words
         self._address = address
         self._context = context
         self._headers = headers
@@ -112,7 +122,6 @@ class RequestPool:
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._deadline = CallDeadline()
-        self.guard = ForkGuard(f"the client of {address.name}")
         #: Set before ``close`` to reject new requests.
         self.closed = False
         self._pool = _Pool(
@@ -198,6 +207,26 @@ class RequestPool:
 
 class _Pool(urllib3.HTTPConnectionPool):
     ConnectionCls = TimedConnection
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        _pools.add(self)
+
+
+_pools: weakref.WeakSet[_Pool] = weakref.WeakSet()
+
+
+def _release_pools_in_child() -> None:
+    """Release the queues of the pools, which a thread of the parent may have held at the fork.
+
+    urllib3 empties them when the interpreter ends, and that would wait for ever.
+    """
+    for pool in list(_pools):
+        if pool.pool is not None:
+            pool.pool.mutex._at_fork_reinit()  # type: ignore[attr-defined]  # as the standard library does
+
+
+os.register_at_fork(after_in_child=_release_pools_in_child)
 
 
 class StreamConnection:

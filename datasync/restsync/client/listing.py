@@ -15,7 +15,7 @@ from datasync.syncbase.change import KeyValBytes
 class RestKeyVal(KeyValBytes):
     """A key with its value on the server; ``get_value(message)`` decodes the value, and ``data`` has its bytes."""
 
-    __slots__ = ("content_type", "etag")
+    __slots__ = ("content_type", "etag", "not_accepted")
 
     def __init__(self, key: str, data: bytes, revision: int, content_type: str, etag: str = "") -> None:
         # An unknown content type has no serializer: decoding it as JSON raises the right error.
@@ -23,6 +23,8 @@ class RestKeyVal(KeyValBytes):
         self.content_type = content_type
         #: Entity tag for ``put(..., if_match=...)``; empty in a listing.
         self.etag = etag
+        #: Subscriptions of the server that have not accepted this value (C10); unknown, and empty, in a listing.
+        self.not_accepted: tuple[str, ...] = ()
 
 
 class Listing(Sequence[RestKeyVal]):

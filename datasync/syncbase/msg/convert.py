@@ -122,7 +122,7 @@ def change_reply(request: DataChangeRequest, error: BaseException | None = None)
         # An unknown operation is returned unchanged.
         operationType=request.operationType,
         result=_OK if error is None else _FAILED,
-        error_text="" if error is None else error_text(error),
+        error_text="" if error is None else wire_text(error_text(error)),
     )
 
 
@@ -131,11 +131,16 @@ def resync_replies(requests: DataResyncRequests, error: BaseException | None = N
     msg_id = requests.msgId if requests.HasField("msgId") else None
     replies = DataResyncReplies(msgId=msg_id)
     if error is not None:
-        replies.error.message = error_text(error)
+        replies.error.message = wire_text(error_text(error))
     for item in requests.dataResyncs:
         result = _OK if error is None else _FAILED
         replies.dataResyncs.replies.add(resyncId=msg_id, key=item.key, result=result)
     return replies
+
+
+def wire_text(text: str) -> str:
+    """Return *text* as a message can carry it: half of a surrogate pair becomes a question mark."""
+    return text.encode(errors="replace").decode()
 
 
 def read_reply(reply: DataChangeReply | DataResyncReply) -> DatasyncError | None:

@@ -42,18 +42,34 @@ class DataChangeRequest(_message.Message):
     def __init__(self, key: _Optional[str] = ..., operationType: _Optional[_Union[PutDel, str]] = ..., content: _Optional[bytes] = ..., content_type: _Optional[str] = ...) -> None: ...
 
 class DataChangeReply(_message.Message):
-    __slots__ = ("key", "operationType", "result", "error_text", "absent")
+    __slots__ = ("key", "operationType", "result", "error_text", "absent", "reasons", "permanent", "retry_after")
     KEY_FIELD_NUMBER: _ClassVar[int]
     OPERATIONTYPE_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     ERROR_TEXT_FIELD_NUMBER: _ClassVar[int]
     ABSENT_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    PERMANENT_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_FIELD_NUMBER: _ClassVar[int]
     key: str
     operationType: PutDel
     result: int
     error_text: str
     absent: bool
-    def __init__(self, key: _Optional[str] = ..., operationType: _Optional[_Union[PutDel, str]] = ..., result: _Optional[int] = ..., error_text: _Optional[str] = ..., absent: bool = ...) -> None: ...
+    reasons: _containers.RepeatedCompositeFieldContainer[Reason]
+    permanent: bool
+    retry_after: float
+    def __init__(self, key: _Optional[str] = ..., operationType: _Optional[_Union[PutDel, str]] = ..., result: _Optional[int] = ..., error_text: _Optional[str] = ..., absent: bool = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., permanent: bool = ..., retry_after: _Optional[float] = ...) -> None: ...
+
+class Reason(_message.Message):
+    __slots__ = ("resync_name", "key", "text")
+    RESYNC_NAME_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    resync_name: str
+    key: str
+    text: str
+    def __init__(self, resync_name: _Optional[str] = ..., key: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class DataChangesReplies(_message.Message):
     __slots__ = ("replies",)
@@ -98,16 +114,22 @@ class DataResyncRequests(_message.Message):
     def __init__(self, msgId: _Optional[_Union[Seq, _Mapping]] = ..., dataResyncs: _Optional[_Iterable[_Union[DataResyncRequest, _Mapping]]] = ...) -> None: ...
 
 class DataResyncReplies(_message.Message):
-    __slots__ = ("msgId", "error", "dataResyncs", "result")
+    __slots__ = ("msgId", "error", "dataResyncs", "result", "reasons", "permanent", "retry_after")
     MSGID_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     DATARESYNCS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    PERMANENT_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_FIELD_NUMBER: _ClassVar[int]
     msgId: Seq
     error: Error
     dataResyncs: DataResyncsReplies
     result: int
-    def __init__(self, msgId: _Optional[_Union[Seq, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., dataResyncs: _Optional[_Union[DataResyncsReplies, _Mapping]] = ..., result: _Optional[int] = ...) -> None: ...
+    reasons: _containers.RepeatedCompositeFieldContainer[Reason]
+    permanent: bool
+    retry_after: float
+    def __init__(self, msgId: _Optional[_Union[Seq, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., dataResyncs: _Optional[_Union[DataResyncsReplies, _Mapping]] = ..., result: _Optional[int] = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., permanent: bool = ..., retry_after: _Optional[float] = ...) -> None: ...
 
 class DataMsgRequest(_message.Message):
     __slots__ = ("msgId", "txn", "dataChanges", "dataResyncs")

@@ -57,6 +57,33 @@ def honest(truth: Truth) -> Log:
     return client.log
 
 
+def honest_with_redeliveries(truth: Truth) -> Log:
+    """Delivers again what was rejected: a key of a CHANGE, a CHANGE, a RESYNC, and keys of one.
+
+    Event 0 is the RESYNC at 3; in 1 ``a/1`` is rejected; 2, the delete of ``a/2``, is refused, and so is 3 with both.
+    4 is ``a/1``, rejected, and 5 ``a/2``. In 6 the delete of ``a/b/1`` is rejected. The RESYNC 7 is refused, and in 8
+    ``a/1`` is rejected, which is 9.
+    """
+    client = Honest(truth, PREFIXES, name="redelivered")
+    client.resync(ResyncReason.INITIAL, 3)
+    client.change(5, refuse=["a/1"])
+    client.change(6, refuse=True)
+    client.clock += 1.5
+    client.redeliver("a/1", "a/2", refuse=True)
+    client.clock += 2.5
+    client.redeliver("a/1", refuse=["a/1"])
+    client.redeliver("a/2")
+    client.change(8, refuse=["a/b/1"])
+    client.resync(ResyncReason.OVERFLOW, 8, refuse=True)
+    client.clock += 1.2
+    client.resync(ResyncReason.FAILED, 9, refuse=["a/1"])
+    client.clock += 9.0
+    client.redeliver("a/1")
+    for revision in (11, 12):
+        client.change(revision)
+    return client.log
+
+
 def honest_without_a_prefix(truth: Truth) -> Log:
     """Gives up ``a/b/`` on the way."""
     client = Honest(truth, PREFIXES)
@@ -72,6 +99,8 @@ class Bug(NamedTuple):
 
     invariant: str
     break_it: Callable[[Log], None]
+    #: The client whose log is broken.
+    client: Callable[[Truth], Log] = honest
 
 
 def _event(log: Log, number: int) -> PutChange | PutResync:
@@ -227,34 +256,30 @@ def puts_after_close(log: Log) -> None:
 
 
 def refuses_for_ever(log: Log) -> None:
-    """Not broken: a consumer whose every event fails, and a client that asks it less and less often."""
-    _refuse(log, (1.2, 2.4, 4.1))
+    """Not broken: a consumer whose every RESYNC fails, and a client that asks it less and less often."""
+    _refuse(log, (0.1, 1.2, 2.4, 4.1))
 
 
 def retries_at_once(log: Log) -> None:
-    _refuse(log, (0.1, 0.1, 0.1))
+    _refuse(log, (0.1, 0.1, 0.1, 0.1))
 
 
 def retries_without_growing(log: Log) -> None:
-    _refuse(log, (1.0, 1.1, 1.2))
+    _refuse(log, (0.1, 1.0, 1.1, 1.2))
 
 
 def does_not_wait_for_the_silent(log: Log) -> None:
-    """An event was given up, and the next RESYNC follows at once."""
-    put = log.puts()[-1]
-    log.entries = log.entries[: log.entries.index(put) + 1]
-    log.entries.append(_again(log, put.time + log.abandon + 0.1, 7, ResyncReason.UNANSWERED))
+    """A RESYNC was given up, and the next one follows at once."""
+    put = _again(log, log.end + 1, 7, ResyncReason.OVERFLOW)
+    log.entries += [put, _again(log, put.time + log.abandon + 0.1, 8, ResyncReason.UNANSWERED)]
 
 
 def _refuse(log: Log, pauses: tuple[float, ...]) -> None:
-    """The last event is refused, and so is each RESYNC that follows in so many seconds."""
-    last = log.entries[-1]
-    assert isinstance(last, Answered)
-    log.entries[-2] = Answering(last.time, last.number, True)
-    time = last.time
+    """Each RESYNC that follows in so many seconds is refused; the first one is an overflow."""
+    time = log.entries[-1].time
     for number, pause in enumerate(pauses, 7):
         time += pause
-        put = _again(log, time, number, ResyncReason.FAILED)
+        put = _again(log, time, number, ResyncReason.OVERFLOW if number == 7 else ResyncReason.FAILED)
         log.entries += [put, Answering(time, number, True), Answered(time, number, True)]
     log.end = time
     log.complete = False
@@ -262,12 +287,98 @@ def _refuse(log: Log, pauses: tuple[float, ...]) -> None:
 
 def _again(log: Log, time: float, number: int, reason: ResyncReason) -> PutResync:
     """The state after all."""
-    state = small_truth().state
+    return PutResync(time, number, reason, 12, _sorted(small_truth().state), [Gone("a/b/2", b"6", 5)])
+
+
+def _sorted(state: Mapping[str, bytes]) -> dict[str, dict[str, bytes]]:
     values: dict[str, dict[str, bytes]] = {"a/": {}, "a/b/": {}}
     for key, value in state.items():
         if key.startswith("a/"):
             values["a/b/" if key.startswith("a/b/") else "a/"][key] = value
-    return PutResync(time, number, reason, 12, values, [Gone("a/b/2", b"6", 5)])
+    return values
+
+
+def redelivers_what_was_accepted(log: Log) -> None:
+    _answer_with(log, 1, None)
+
+
+def redelivers_an_old_value(log: Log) -> None:
+    """It overtakes the newer one."""
+    _alter(log, 4, 0, value=b"1", revision=2)
+
+
+def redelivers_at_an_old_revision(log: Log) -> None:
+    _alter(log, 4, 0, revision=2)
+
+
+def has_the_previous_value_of_the_source_in_a_redelivery(log: Log) -> None:
+    """It was told of that value, and did not accept it."""
+    _alter(log, 4, 0, previous=b"5")
+
+
+def has_a_previous_value_although_a_resync_was_rejected(log: Log) -> None:
+    _alter(log, 9, 0, previous=b"5")
+
+
+def forgets_a_rejected_delete(log: Log) -> None:
+    resync = _resync(log, 7)
+    resync.removed = [gone for gone in resync.removed if gone.key != "a/b/1"]
+
+
+def forgets_a_delete_that_a_failed_resync_told(log: Log) -> None:
+    log.entries = log.entries[: log.entries.index(_resync(log, 8))]
+    state = small_truth().epochs[0].fold(8)
+    again = PutResync(log.end, 8, ResyncReason.FAILED, 8, _sorted(state), [])
+    log.entries += [again, Answering(log.end, 8, False), Answered(log.end, 8, True)]
+
+
+def redelivers_too_early(log: Log) -> None:
+    _hurry(log, 3, 1.0)
+
+
+def redelivers_without_growing(log: Log) -> None:
+    _hurry(log, 9, 8.0)
+
+
+def holds_a_good_key_with_a_bad_one(log: Log) -> None:
+    """Both failed together, and come together again."""
+    put = _change(log, 4)
+    put.changes = put.changes + _change(log, 5).changes
+
+
+def redelivers_too_many(log: Log) -> None:
+    log.redeliveries = (0.01, 1)
+
+
+def resyncs_after_a_failed_change(log: Log) -> None:
+    log.entries = log.entries[: log.entries.index(_change(log, 3))]
+    now = log.entries[-1].time + 2
+    log.entries.append(PutResync(now, 3, ResyncReason.FAILED, 6, _sorted(small_truth().epochs[0].fold(6)), []))
+
+
+def resyncs_because_of_silence_that_was_none(log: Log) -> None:
+    _resync(log, 8).reason = ResyncReason.UNANSWERED
+
+
+def repeats_a_failed_resync_too_early(log: Log) -> None:
+    _hurry(log, 8, 1.0)
+
+
+def has_a_key_in_two_events_in_flight(log: Log) -> None:
+    log.entries[0].in_flight = 4  # type: ignore[union-attr]
+    _ahead(log, 4)
+
+
+def _answer_with(log: Log, number: int, keys: frozenset[str] | None) -> None:
+    for at, entry in enumerate(log.entries):
+        if isinstance(entry, Answering) and entry.number == number:
+            log.entries[at] = Answering(entry.time, number, keys is not None, keys)
+
+
+def _hurry(log: Log, number: int, seconds: float) -> None:
+    """Everything from event *number* on comes so many seconds earlier."""
+    for entry in log.entries[log.entries.index(_event(log, number)) :]:
+        entry.time -= seconds
 
 
 def has_two_in_flight(log: Log) -> None:
@@ -322,6 +433,22 @@ BUGS: Mapping[str, Bug] = {
         Bug("I10", retries_at_once),
         Bug("I10", retries_without_growing),
         Bug("I10", does_not_wait_for_the_silent),
+        Bug("I3", redelivers_what_was_accepted, honest_with_redeliveries),
+        Bug("I3", redelivers_an_old_value, honest_with_redeliveries),
+        Bug("I4", redelivers_an_old_value, honest_with_redeliveries),
+        Bug("I4", redelivers_at_an_old_revision, honest_with_redeliveries),
+        Bug("I6", has_the_previous_value_of_the_source_in_a_redelivery, honest_with_redeliveries),
+        Bug("I6", has_a_previous_value_although_a_resync_was_rejected, honest_with_redeliveries),
+        Bug("I7", forgets_a_rejected_delete, honest_with_redeliveries),
+        Bug("I7", forgets_a_delete_that_a_failed_resync_told, honest_with_redeliveries),
+        Bug("I10", redelivers_too_early, honest_with_redeliveries),
+        Bug("I10", redelivers_without_growing, honest_with_redeliveries),
+        Bug("I10", holds_a_good_key_with_a_bad_one, honest_with_redeliveries),
+        Bug("I10", redelivers_too_many, honest_with_redeliveries),
+        Bug("I10", resyncs_after_a_failed_change, honest_with_redeliveries),
+        Bug("I10", resyncs_because_of_silence_that_was_none, honest_with_redeliveries),
+        Bug("I10", repeats_a_failed_resync_too_early, honest_with_redeliveries),
+        Bug("I11", has_a_key_in_two_events_in_flight, honest_with_redeliveries),
         Bug("I11", has_two_in_flight),
         Bug("I11", overtakes_with_a_resync),
         Bug("I11", does_not_wait_for_a_resync),

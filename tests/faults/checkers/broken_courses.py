@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from datasync.events import ResyncReason
 from tests.faults.checkers.honest_client import Honest
-from tests.faults.history import Closing, Course, Footprint, Fork, Log, Op1, Sample, Silence, Strike, Truth
+from tests.faults.history import Answering, Closing, Course, Footprint, Fork, Log, Op1, Sample, Silence, Strike, Truth
 
 #: Changes that are written, one each second, and what they weigh with their keys.
 CHANGES, WEIGHT = 200, 3 << 20
@@ -56,20 +56,17 @@ def good_scene() -> Scene:
 
 
 def _fails_now_and_then(client: Honest) -> None:
-    """Refuses two events in a row, gets a RESYNC each time, accepts the second one, and so on."""
-    number = 0
-    while number < CHANGES - 8:
-        client.clock = number + 0.6
-        client.change(number + 2, refuse=True)
-        client.clock += 1.2
-        client.resync(ResyncReason.FAILED, number + 3, refuse=True)
-        client.clock += 2.3
-        client.resync(ResyncReason.FAILED, number + 6)
-        number += 5
-    for rest in range(number, CHANGES):
-        client.clock = max(client.clock, rest + 0.6)
-        if rest + 2 > number + 1:
-            client.change(rest + 2)
+    """Refuses each fifth change and its redelivery, accepts the second one, and so on."""
+    due: list[tuple[int, str, bool]] = []
+    for number in range(CHANGES):
+        client.clock = max(client.clock, number + 0.6)
+        refuse = number % 5 == 0 and number < CHANGES - 8
+        client.change(number + 2, refuse=refuse)
+        if refuse:
+            due += [(number + 2, f"k{number % 7}", True), (number + 5, f"k{number % 7}", False)]
+        while due and due[0][0] <= number:
+            _, key, again = due.pop(0)
+            client.redeliver(key, refuse=again)
 
 
 def _sample(number: int) -> Sample:
@@ -112,6 +109,13 @@ def is_said_to_have_converged_too_soon(scene: Scene) -> None:
     """The last change comes long after that."""
     scene.course.healed, scene.course.converged = scene.calm.end - 4, scene.calm.end - 3.9
     scene.truth.epochs[0].times[-1] = scene.calm.end - 5
+
+
+def never_redelivers_a_key(scene: Scene) -> None:
+    """The last change is refused, and that was it."""
+    answering = scene.failing.entries[-2]
+    assert isinstance(answering, Answering)
+    answering.refused = True
 
 
 def recovers_late(scene: Scene) -> None:
@@ -206,6 +210,7 @@ FLAWS: Mapping[str, Flaw] = {
         Flaw("I8", never_converges),
         Flaw("I8", converges_late),
         Flaw("I8", is_said_to_have_converged_too_soon),
+        Flaw("I8", never_redelivers_a_key),
         Flaw("I8", recovers_late),
         Flaw("I8", is_lost_for_good),
         Flaw("I10", delays_a_neighbour),

@@ -8,7 +8,7 @@ everything that had been committed by then.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from tests.faults.checkers.reading import Reading, Violation, course_violation, wanted
@@ -48,8 +48,8 @@ def check_convergence(
 def check_end(truth: Truth, readings: Sequence[Reading], course: Course, bound: float) -> Violation | None:
     """I8: every view is correct within *bound* seconds after the last fault has healed, and stays correct.
 
-    Nothing that was committed before may be delivered later. That the final views are correct is checked by I2 and I3
-    on complete logs.
+    Nothing that was committed before may be delivered later, and no key may be owed. That the final views are correct
+    is checked by I2 and I3 on complete logs.
     """
     if course.healed is None:
         return None
@@ -59,12 +59,22 @@ def check_end(truth: Truth, readings: Sequence[Reading], course: Course, bound: 
         return course_violation("I8", f"{seconds:.3f} s from healing to the last correct view; the limit is {bound} s")
     for reading in readings:
         last = reading.steps[-1] if reading.steps else None
+        if last is not None and (owed := _owed(reading, last.scope.must)):
+            return reading.violation("I8", reading.last, f"owed, and not delivered again: {owed[:3]}")
         if reading.closed or last is None or not isinstance(last.entry, (PutChange, PutResync)):
             continue
-        commit = committed(truth, last.entry) if isinstance(last.entry, PutChange) else None
+        told = isinstance(last.entry, PutChange) and not last.entry.redelivery
+        commit = committed(truth, last.entry) if told else None  # type: ignore[arg-type]
         if (seconds := last.entry.time - max(course.healed, commit or 0.0)) > bound:
             return reading.violation("I8", last.at, f"an event {seconds:.3f} s after healing; the limit is {bound} s")
     return None
+
+
+def _owed(reading: Reading, prefixes: Iterable[str]) -> list[str]:
+    """The keys that are owed at the end of a log that has everything."""
+    if reading.closed or not reading.log.complete:
+        return []
+    return sorted(key for key, debt in reading.owed.items() if debt.certain and key.startswith(tuple(prefixes)))
 
 
 def check_recoveries(recovered: Sequence[Recovery], bound: float) -> Violation | None:

@@ -52,7 +52,7 @@ def check_neighbours(
         if not reading.log.prompt:
             continue
         for at, entry, ready in ready_changes(reading):
-            commit = committed(truth, entry)
+            commit = None if entry.redelivery else committed(truth, entry)
             late = 0.0 if commit is None else entry.time - max(ready, commit)
             if commit is not None and late > bound * course.slowdown and not _overlaps(bad, commit, entry.time):
                 return reading.violation("I10", at, f"a change was {late:.3f} s late while another watcher failed")
@@ -62,8 +62,8 @@ def check_neighbours(
 def failures(reading: Reading) -> int:
     """The number of events that a watcher rejected, or did not acknowledge until they were abandoned."""
     given_up = reading.log.end - reading.log.abandon
-    refused = sum(not accepted for accepted in reading.accepted.values())
-    return refused + sum(put.number not in reading.accepted and put.time < given_up for put in reading.log.puts())
+    refused = sum(answer.refused for answer in reading.answers.values())
+    return refused + sum(put.number not in reading.answers and put.time < given_up for put in reading.log.puts())
 
 
 def ready_changes(reading: Reading) -> Iterator[tuple[int, PutChange, float]]:

@@ -88,10 +88,24 @@ def check_snapshots(truth: Truth, reading: Reading) -> Violation | None:
 
 
 def check_revisions(truth: Truth, reading: Reading) -> Violation | None:
-    """I4: revisions increase, unless a RESYNC reports a rewind, which it does only after one (C3, C6)."""
+    """I4: revisions increase, unless a RESYNC reports a rewind, which it does only after one (C3, C6).
+
+    A redelivery has the revision of what was told of its key last, or a later one for a delete (C10).
+    """
+    for key in reading.redelivered:
+        revision, told = key.change.revision, key.told
+        if told.exactly and told.value is not None and key.change.value is not None:
+            right = revision == told.revision
+        else:
+            right = revision <= told.revision if key.change.value is not None else revision >= told.revision
+        if not right:
+            what = f"{key.change.key!r} comes again at {revision}, and was told at {told.revision}"
+            return reading.violation("I4", key.at, what)
     last = -1
     for at, entry, _ in reading.steps:
         if isinstance(entry, PutChange):
+            if entry.redelivery:
+                continue
             revision = last
             for change in entry.changes:
                 if change.revision <= last or change.revision < revision:
@@ -108,7 +122,7 @@ def check_revisions(truth: Truth, reading: Reading) -> Violation | None:
 
 
 def check_transactions(truth: Truth, reading: Reading) -> Violation | None:
-    """I5: a transaction is never split into two events (C4)."""
+    """I5: a transaction is never split into two events, redeliveries apart (C4, C10)."""
     seen: set[int] = set()
     for at, entry, _ in reading.steps:
         if isinstance(entry, PutResync):
@@ -116,6 +130,12 @@ def check_transactions(truth: Truth, reading: Reading) -> Violation | None:
             seen = set() if rewound else {revision for revision in seen if revision > entry.revision}
         elif isinstance(entry, PutChange):
             revisions = {change.revision for change in entry.changes}
+            if entry.redelivery:
+                if len(entry.changes) > MAX_BATCH:
+                    return reading.violation("I5", at, f"{len(entry.changes)} keys come again in one event")
+                if len({change.key for change in entry.changes}) != len(entry.changes):
+                    return reading.violation("I5", at, "a key stands twice in one event")
+                continue
             if not revisions.isdisjoint(seen):
                 split = revisions & seen
                 return reading.violation("I5", at, f"the transaction at {split} came in an earlier event already")
@@ -130,11 +150,16 @@ def check_transactions(truth: Truth, reading: Reading) -> Violation | None:
 
 
 def check_previous(truth: Truth, reading: Reading) -> Violation | None:
-    """I6: each previous value is the value in the truth just before (C6)."""
+    """I6: each previous value is the value in the truth just before (C6); of a redelivery, what was accepted last."""
+    for redelivered in reading.redelivered:
+        if (previous := redelivered.change.previous) not in redelivered.accepted:
+            accepted = set(redelivered.accepted)
+            what = f"{redelivered.change.key!r} comes again with {previous!r} before, accepted was {accepted}"
+            return reading.violation("I6", redelivered.at, what)
     replaced: list[dict[Op1, bytes | None]] = []  # by the commit of the last change, in each epoch
     of: int | None = None
     for at, entry, _ in reading.steps:
-        if not isinstance(entry, PutChange):
+        if not isinstance(entry, PutChange) or entry.redelivery:
             continue
         for key, op, revision, value, previous in entry.changes:
             if revision != of:
@@ -159,7 +184,8 @@ def _replaced(truth: Truth, revision: int) -> list[dict[Op1, bytes | None]]:
 def check_removed(truth: Truth, reading: Reading) -> Violation | None:
     """I7: a RESYNC lists what was delivered before and is deleted, and nothing that exists (C7).
 
-    Only an accepted delete counts as delivered: one that was rejected or not acknowledged is listed again.
+    Only an accepted delete counts as delivered: one that was rejected or not acknowledged is listed again, until an
+    event that tells of it is accepted.
     """
     offered: dict[str, int] = {}  # key to the revision at which it was delivered last
     for at, entry, scope in reading.steps:
@@ -167,7 +193,7 @@ def check_removed(truth: Truth, reading: Reading) -> Violation | None:
             for change in entry.changes:
                 if change.op is Op.PUT:
                     offered[change.key] = change.revision
-                elif reading.accepted.get(entry.number):
+                elif reading.told(entry.number, change.key):
                     offered.pop(change.key, None)
         elif isinstance(entry, Asked) and entry.what == "unregister":
             names = tuple(scope.delivered_must)
@@ -176,11 +202,9 @@ def check_removed(truth: Truth, reading: Reading) -> Violation | None:
             there = shown(entry)
             if wrong := _wrongly_removed(truth, entry, there, offered):
                 return reading.violation("I7", at, wrong)
-            if not reading.accepted.get(entry.number):
-                offered = {key: revision for key, revision in offered.items() if key not in there}
-                offered.update(dict.fromkeys(there, entry.revision))
-            else:
-                offered = dict.fromkeys(there, entry.revision)
+            answer = reading.answers.get(entry.number)
+            offered = {key: at for key, at in offered.items() if answer is None or answer.refuses(key)}
+            offered.update(dict.fromkeys(there, entry.revision))
     return None
 
 

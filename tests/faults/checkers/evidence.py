@@ -26,8 +26,8 @@ def evidence(
         events = _of_log(reading, counts)
         if events and reading.log.complete and not reading.closed and course.converged is not None:
             counts["I8"] += 1
-        counts["I9"] += len(reading.accepted)
-        counts["I10"] += failures(reading)
+        counts["I9"] += len(reading.answers)
+        counts["I10"] += failures(reading) + len(reading.redelivered)
     if memory_tells(course):
         counts["I12"] += len(course.samples)
     if course.away is not None and course.away[1] - course.away[0] >= STORM_OUTAGE:
@@ -52,7 +52,7 @@ def _of_log(reading: Reading, counts: Counter[str]) -> int:
             counts["I7"] += len(entry.removed)
         elif isinstance(entry, PutChange):
             events += 1
-            counts["I3"] += len(entry.changes)
+            counts["I3"] += len(entry.changes)  # also of redeliveries: each must be of an owed key
             counts["I5"] += len(entry.changes) > len({change.revision for change in entry.changes})
             counts["I6"] += sum(change.previous is not None for change in entry.changes)
     counts["I1"] += events

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tests.faults.checkers.debts import replay
 from tests.faults.history import (
     Answered,
     Answering,
@@ -68,10 +69,24 @@ class Reading:
         #: Times at which a RESYNC was requested (``Course.requests``).
         self.requests = requests
         self.steps = list(_steps(log))
-        #: Whether the first acknowledgement of an event accepted it; an event without one is missing.
-        self.accepted = _accepted(log)
+        #: The answer that settled each event; an event without one is missing: it was given up, or it is open.
+        self._said = _said(log)
+        self.answers = _settling(log, self._said)
+        #: What each redelivery had to be; the keys that are owed at the end, and how many were at once.
+        self.redelivered, self.owed, self.most_owed = replay(log, self.answers, self._said)
+        #: Numbers of the RESYNCs.
+        self.resyncs = {entry.number for entry in log.entries if isinstance(entry, PutResync)}
         #: True when its owner closed the subscription before the end.
         self.closed = any(isinstance(step.entry, Asked) and step.entry.what == "close" for step in self.steps)
+
+    def accepted(self, number: int) -> bool:
+        """True when the event was answered, and all of it was accepted."""
+        answer = self.answers.get(number)
+        return answer is not None and not answer.refused
+
+    def told(self, number: int, key: str) -> bool:
+        """True when *key* of the event was accepted, if only after the event had been given up."""
+        return number in self._said and not self._said[number].refuses(key)
 
     def violation(self, invariant: str, at: int, what: str) -> Violation:
         """The violation *what* at entry *at*, with the entries around it."""
@@ -158,10 +173,19 @@ def _scope(must: set[str], may: set[str], delivered_may: set[str], delivered_mus
     return Scope(frozenset(must), frozenset(may), frozenset(delivered_may), frozenset(delivered_must), filters)
 
 
-def _accepted(log: Log) -> dict[int, bool]:
-    refused = {entry.number for entry in log.entries if isinstance(entry, Answering) and entry.refused}
-    first = (entry.number for entry in log.entries if isinstance(entry, Answered) and entry.first)
-    return {number: number not in refused for number in first}
+def _said(log: Log) -> dict[int, Answering]:
+    """The first answer to each event, maybe a late one. Whoever answers twice says the same."""
+    said: dict[int, Answering] = {}
+    for entry in log.entries:
+        if isinstance(entry, Answering):
+            said.setdefault(entry.number, entry)
+    return said
+
+
+def _settling(log: Log, said: Mapping[int, Answering]) -> dict[int, Answering]:
+    """The answer that settled each event."""
+    settled = {entry.number for entry in log.entries if isinstance(entry, Answered) and entry.first}
+    return {number: answer for number, answer in said.items() if number in settled}
 
 
 def _line(entry: object) -> str:

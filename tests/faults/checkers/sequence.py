@@ -42,7 +42,16 @@ class Place(NamedTuple):
 
 
 def check_changes(truth: Truth, reading: Reading) -> Violation | None:
-    """I3: between RESYNCs exactly the operations of the truth, in order; at the end nothing is missing (C3)."""
+    """I3: between RESYNCs exactly the operations of the truth, in order; at the end nothing is missing (C3).
+
+    Redeliveries are apart from that: each brings a key that is owed, and what was told of it last (C10).
+    """
+    for key in reading.redelivered:
+        if key.debt is None:
+            return reading.violation("I3", key.at, f"{key.change.key!r} was accepted, and comes again")
+        if key.change.value != key.told.value:
+            what = f"brings {key.change.value!r} again, and {key.told.value!r} was told last"
+            return reading.violation("I3", key.at, f"{key.change.key!r}: {what}")
     place: Place | None = None
     for step in reading.steps:
         if isinstance(step.entry, (PutChange, PutResync)):
@@ -65,6 +74,8 @@ def follow(truth: Truth, reading: Reading, place: Place | None, step: Step) -> t
         return None, "an event without changes"
     if any((change.op is Op.DELETE) is not (change.value is None) for change in entry.changes):
         return None, "a delete has a value, or a put has none"
+    if entry.redelivery:
+        return place, "a redelivery before anything else"
     if place is None and reading.log.sourced:
         return None, "a CHANGE before the first RESYNC"
     if place is None:

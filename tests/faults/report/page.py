@@ -29,7 +29,7 @@ INVARIANTS = {
     "I7": "missed deletes are listed",
     "I8": "every view is in sync again",
     "I9": "every event settles exactly once",
-    "I10": "a failing subscriber is retried within limits and does not affect others",
+    "I10": "what is not accepted comes again within limits, and does not affect others",
     "I11": "never more events in flight than allowed",
     "I12": "memory is bounded behind a stuck subscriber",
     "I13": "no storm of reconnects",

@@ -196,7 +196,9 @@ def _hurry() -> None:
     """The library's longest pauses are shorter than the product's, or they would be all that is measured."""
     from datasync.restsync.client import event_source as rest_reader
 
-    reader.DEFAULT_TIMEOUTS = registry.DEFAULT_TIMEOUTS = Timeouts(retry_backoff=(0.1, 1.0), failure_backoff=(0.1, 1.0))
+    reader.DEFAULT_TIMEOUTS = registry.DEFAULT_TIMEOUTS = Timeouts(
+        retry_backoff=(0.1, 1.0), failure_backoff=(0.1, 1.0), redeliveries=(200.0, 100)
+    )
     rest_reader.BACKOFF = (0.1, 1.0)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from google.protobuf.wrappers_pb2 import StringValue
 
+from datasync.errors import Rejected
 from datasync.events import ResyncEvent
 from datasync.syncbase.status import SubscriptionState
 from tests.faults.soak.views import View, view_of
@@ -93,7 +94,10 @@ class Subscriber:
 
     def answer(self, event: Any, error: BaseException | None) -> None:
         """Check *event*, answer it, and check that this was the answer which counts."""
-        self.view.take(event, accepted=error is None)
+        if isinstance(error, Rejected):
+            self.view.take(event, accepted=True, rejected=error.errors)
+        else:
+            self.view.take(event, accepted=error is None)
         self.answers["failed" if error else "ok"] += 1
         if not event.done(error) and not self._stopping.is_set():
             self.view.violate("I9", "the first answer to an event did not count")
@@ -125,11 +129,24 @@ class Slow(Subscriber):
 
 
 class Refusing(Subscriber):
-    """Refuses now and then."""
+    """Refuses an event, or rejects keys of one, now and then."""
 
     def handle(self, event: Any) -> None:
-        refused = not self.well_behaved.is_set() and self.chance.random() < 0.02
-        self.answer(event, Refusal("not this one") if refused else None)
+        dice = 1.0 if self.well_behaved.is_set() else self.chance.random()
+        if dice < 0.02:
+            self.answer(event, Refusal("not this one"))
+        elif dice < 0.06:
+            bad = [key for key in _keys(event) if self.chance.random() < 0.3]
+            self.answer(event, Rejected({key: Refusal("not this one") for key in bad}) if bad else None)
+        else:
+            self.answer(event, None)
+
+
+def _keys(event: Any) -> list[str]:
+    if isinstance(event, ResyncEvent):
+        pairs = [pair for pairs in event.get_values().values() for pair in pairs]
+        return [pair.get_key() for pair in (*pairs, *event.get_removed())]
+    return [change.get_key() for change in event.get_changes()]
 
 
 class Changing(Subscriber):

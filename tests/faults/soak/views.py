@@ -4,13 +4,13 @@ The writers number their transactions, and each value that they put begins with 
 transaction puts: ``17:3:…``. So a subscriber of everything can tell a gap, a repetition and half a transaction from the
 events alone, however long they come.
 
-Source: contract C3-C7, C11; the online form of I1-I7 of section 6.
+Source: contract C3-C7, C10, C11; the online form of I1-I7 of section 6.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -59,23 +59,33 @@ class View:
     changes: int = 0
     resyncs: Counter[str] = field(default_factory=Counter)
     _offered: dict[str, str] = field(default_factory=dict)
+    _unknown: set[str] = field(default_factory=set)  # rejected in a RESYNC: no value before it is known
+    _owed: set[str] = field(default_factory=set)
     _untold: set[str] = field(default_factory=set)  # offered, and not yet told that they are gone
     _delivered: set[str] = field(default_factory=set)  # prefixes whose snapshot came
     _dropped: set[str] = field(default_factory=set)  # unregistered since the last RESYNC
     _revision: int = -1
     _number: int | None = None
 
-    def take(self, event: ChangeEvent | ResyncEvent, accepted: bool) -> None:
-        """Check *event* and remember what it says."""
+    def take(self, event: ChangeEvent | ResyncEvent, accepted: bool, rejected: Collection[str] = ()) -> None:
+        """Check *event* and remember what it says.
+
+        Args:
+          accepted: False when it is refused as a whole.
+          rejected: The keys that are rejected when it is accepted.
+        """
         self.events += 1
         if isinstance(event, ResyncEvent):
             values = {
                 prefix: {kv.get_key(): kv.get_value(StringValue()).value for kv in pairs}
                 for prefix, pairs in event.get_values().items()
             }
-            self.resync(event.reason, event.revision, values, {kv.get_key() for kv in event.get_removed()}, accepted)
+            removed = {kv.get_key() for kv in event.get_removed()}
+            self.resync(event.reason, event.revision, values, removed, accepted, rejected)
+        elif event.redelivery:
+            self.redelivery([_told(change) for change in event.get_changes()], accepted, rejected)
         else:
-            self.change([_told(change) for change in event.get_changes()], accepted)
+            self.change([_told(change) for change in event.get_changes()], accepted, rejected)
 
     def resync(
         self,
@@ -84,6 +94,7 @@ class View:
         values: Mapping[str, Mapping[str, str]],
         removed: set[str],
         accepted: bool,
+        rejected: Collection[str] = (),
     ) -> None:
         """A RESYNC came."""
         self.resyncs[reason.value] += 1
@@ -105,13 +116,36 @@ class View:
         self._number = max((number_of(text)[0] for text in there.values()), default=None)
         self._delivered = named & self.prefixes
         self._dropped &= named
-        self._untold = set(there) if accepted else self._untold | set(there)
+        self._untold = set(there) | (self._untold & set(rejected) if accepted else self._untold)
         there = self._covered(there)
         self._offered = dict(there)
-        if accepted or not self.sourced:
+        if accepted:
+            self._owed, self._unknown = set(rejected), set(rejected)
+            kept = {key: text for key, text in self.pairs.items() if key in rejected}
+            self.pairs = {key: text for key, text in there.items() if key not in rejected} | kept
+        elif not self.sourced:
             self.pairs = there
 
-    def change(self, changes: Sequence[Told], accepted: bool) -> None:
+    def redelivery(self, changes: Sequence[Told], accepted: bool, rejected: Container[str] = ()) -> None:
+        """A CHANGE came that brings keys again which were not accepted."""
+        self.changes += len(changes)
+        pairs = dict(self.pairs)
+        for key, _, text, before in changes:
+            if longest(key, self.prefixes | self._dropped) is None:
+                self.violate("I1", f"{key!r} has no prefix that was asked for")
+            if longest(key, self._delivered) is None:
+                continue
+            if key not in self._owed:
+                self.violate("I3", f"{key!r} was accepted, and comes again")
+            if text != self._offered.get(key):
+                self.violate("I3", f"{key!r} comes again as {text!r:.20}, it is {self._offered.get(key)!r:.20}")
+            right = None if key in self._unknown else pairs.get(key)
+            if before != right and (self.sourced or key in self._unknown):
+                self.violate("I6", f"{key!r} comes again: the value before is {before!r:.20}, it was {right!r:.20}")
+            self._answered(key, text, pairs, accepted and key not in rejected)
+        self.pairs = pairs
+
+    def change(self, changes: Sequence[Told], accepted: bool, rejected: Container[str] = ()) -> None:
         """A CHANGE came."""
         if not changes:
             self.violate("I3", "an event without changes")
@@ -132,16 +166,12 @@ class View:
                 if longest(change.key, self._dropped) is None:
                     self.violate("I1", f"{change.key!r} has no prefix that was asked for")
                 continue
-            self._one(change, accepted)
-            if change.text is None:
-                pairs.pop(change.key, None)
-            else:
-                pairs[change.key] = change.text
+            self._one(change)
+            self._answered(change.key, change.text, pairs, accepted and change.key not in rejected)
         self._revision = last
         if "" in delivered:
             self._whole(changes)
-        if accepted or not self.sourced:
-            self.pairs = pairs
+        self.pairs = pairs
 
     def register(self, prefix: str) -> None:
         """*prefix* is about to be registered."""
@@ -156,6 +186,7 @@ class View:
         self._offered = self._covered(self._offered)
         self._untold = {key for key in self._untold if longest(key, self._delivered) is not None}
         self.pairs = self._covered(self.pairs)
+        self._owed = {key for key in self._owed if longest(key, self.prefixes) is not None}
 
     def has(self, prefix: str) -> bool:
         """True once the snapshot of *prefix* came."""
@@ -170,14 +201,27 @@ class View:
         """The state, and the revision that it is of. Threads: the consumer's."""
         return self._revision, self.pairs
 
-    def _one(self, change: Told, accepted: bool) -> None:
+    def _answered(self, key: str, text: str | None, pairs: dict[str, str], accepted: bool) -> None:
+        """*key* was accepted, or it is owed: where it was a caller's, that was told, and decides."""
+        if accepted or not self.sourced:
+            if text is None:
+                pairs.pop(key, None)
+            else:
+                pairs[key] = text
+        if accepted:
+            self._owed.discard(key)
+            self._unknown.discard(key)
+            if text is None:
+                self._untold.discard(key)
+        elif self.sourced:
+            self._owed.add(key)
+
+    def _one(self, change: Told) -> None:
         before = self._offered.get(change.key)
         if change.before != before:
             self.violate("I6", f"{change.key!r}: the value before is {change.before!r:.20}, it was {before!r:.20}")
         if change.text is None:
             self._offered.pop(change.key, None)
-            if accepted:
-                self._untold.discard(change.key)
         else:
             self._offered[change.key] = change.text
             self._untold.add(change.key)

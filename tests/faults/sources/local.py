@@ -57,10 +57,10 @@ class LocalSource(Source):
     def __init__(self, chance: random.Random) -> None:
         super().__init__(chance)
         self.store = MemoryStore()  # not used
-        self.registry = Registry("local", serializer=RawSerializer())
         self.futures: list[PropagationFuture] = []
 
     def transport(self) -> LocalTransport:
+        self.registry = Registry("local", serializer=RawSerializer())  # with the timeouts of the cell
         return LocalTransport(self.registry)
 
     @property

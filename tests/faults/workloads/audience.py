@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.registry import Registry
-from datasync.syncbase.status import SubscriptionState
+from datasync.syncbase.status import SubscriptionState, SubscriptionStatus
 from tests.faults.history import Log
 from tests.faults.sources.source import PREFIXES, Source
 from tests.faults.workloads import measurements as measure
-from tests.faults.workloads.consumers import ANSWERING, MANNERS, Consumer, Membership
+from tests.faults.workloads.consumers import ANSWERING, MANNERS, OBLIGING, Consumer, Membership
 from tests.faults.workloads.times import Times
 from tests.faults.workloads.workload import Workload
 
@@ -89,14 +89,15 @@ class Audience:
         """Whose view is not yet *state*, as far as it is his business, or who has something under way."""
         members = {one.consumer.recorder.log.name: one for one in self.members if not one.closed}
         ways = self._plugin.status().subscriptions
-        busy = [name for name in members if ways[name].state is not SubscriptionState.SYNCED or ways[name].in_flight]
+        busy = [name for name in members if not _quiet(ways[name])]
         return busy or [name for name, member in members.items() if not member.view_is(state)]
 
     def _join(self, name: str, chance: random.Random, manners: str = "") -> None:
         workload = self._workload
         chance = random.Random(chance.random())
         # A caller is told of a refusal and decides himself: then the subscriber's view is nobody's promise.
-        manners = manners or chance.choice(list(MANNERS) if self._source.sourced else ANSWERING)
+        callers = OBLIGING if self._source.within else ANSWERING
+        manners = manners or chance.choice(list(MANNERS) if self._source.sourced else callers)
         consumer = Consumer(
             f"{name}-{manners}",
             replace(MANNERS[manners], pause=workload.pause),
@@ -109,6 +110,7 @@ class Audience:
         member = Membership(self._plugin, consumer, prefixes, chance.choice((1, 1, 2, 4)))
         log = consumer.recorder.log
         log.sourced, log.backoff = self._source.sourced, self._times.failure_backoff
+        log.redeliveries = self._times.redeliveries
         log.prompt = manners == "fast" and not workload.room and not workload.hurried
         consumer.talk_back = lambda own: self._talk_back(member, own)
         consumer.start()
@@ -139,13 +141,24 @@ class Audience:
 
     def _note_requests(self, registry: Registry) -> None:
         """A RESYNC that somebody asks for in person waits for no backoff: the checkers need to know when that was."""
-        request, requests = registry.request_resync, self._source.course.requests
+        requests = self._source.course.requests
 
-        def noted(name: str) -> PropagationFuture:
-            requests.append(time.monotonic())
-            try:
-                return request(name)
-            finally:
+        def noted(request: Callable[..., PropagationFuture]) -> Callable[..., PropagationFuture]:
+            def call(*arguments: Any, **options: Any) -> PropagationFuture:
                 requests.append(time.monotonic())
+                try:
+                    return request(*arguments, **options)
+                finally:
+                    requests.append(time.monotonic())
 
-        registry.request_resync = noted  # type: ignore[method-assign, assignment]
+            return call
+
+        registry.request_resync = noted(registry.request_resync)  # type: ignore[method-assign]
+        registry.submit_resync = noted(registry.submit_resync)  # type: ignore[method-assign]
+
+
+def _quiet(way: SubscriptionStatus) -> bool:
+    """True when nothing is under way. It stays ``FAILING`` when the prefix of the last rejected key was given up."""
+    if way.in_flight or way.pending or way.owed or way.resync_in is not None:
+        return False
+    return way.state in (SubscriptionState.SYNCED, SubscriptionState.FAILING)

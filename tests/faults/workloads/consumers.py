@@ -1,6 +1,7 @@
 """Consumers of every kind: fast, slow, stuck, dying, refusing, silent, hasty, chatty; each keeps the view it was told.
 
-A consumer is what an application would write: a RESYNC replaces its view, a CHANGE that it accepts alters it.
+A consumer is what an application would write: a RESYNC replaces its view, a CHANGE alters it, but for the keys that it
+rejects. Of a CHANGE that it refuses as a whole it may have applied any part.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
 from typing import Any
 
-from tests.faults.checkers.reading import longest
+from datasync.errors import Rejected
+from tests.faults.checkers.reading import longest, shown
 from tests.faults.history import PutChange, PutResync
 from tests.faults.recorder import Recorder, RecordingQueue
 
@@ -25,6 +28,11 @@ class Manners:
     slow: float = 0.0
     stuck: float = 0.0
     refuses: float = 0.0
+    #: How often it rejects some keys of an event, and the share of the keys that it always rejects.
+    rejects: float = 0.0
+    stubborn: float = 0.0
+    #: Accepts each change that a caller may wait for: it rejects only what it is told again, and RESYNCs.
+    obliging: bool = False
     silent: float = 0.0
     twice: float = 0.0
     elsewhere: float = 0.0
@@ -42,6 +50,11 @@ class Manners:
     freezes: float = 0.0
 
     @property
+    def fails(self) -> bool:
+        """True when some events are rejected, in whole or in part, or not answered."""
+        return bool(self.refuses or self.rejects or self.stubborn or self.dies or self.silent)
+
+    @property
     def mute(self) -> bool:
         """True when some events are not answered before they are given up."""
         return bool(self.stuck or self.silent or self.dies or self.freezes)
@@ -52,6 +65,9 @@ MANNERS: Mapping[str, Manners] = {
     "slow": Manners(slow=0.8),
     "stuck": Manners(stuck=0.15),
     "refusing": Manners(refuses=0.3),
+    "picky": Manners(rejects=0.4),
+    "stubborn": Manners(refuses=0.05, stubborn=0.2),
+    "obliging": Manners(refuses=0.2, rejects=0.5, obliging=True),
     "silent": Manners(silent=0.15),
     "twice": Manners(twice=0.5, elsewhere=0.2),
     "elsewhere": Manners(elsewhere=0.9),
@@ -61,10 +77,12 @@ MANNERS: Mapping[str, Manners] = {
     "crowded": Manners(crowded=0.6, slow=0.3, elsewhere=0.3, talks_back=0.2),
     "dying": Manners(dies=0.1),
     "frozen": Manners(freezes=0.2),
-    "everything": Manners(0.3, 0.05, 0.1, 0.05, 0.1, 0.3, 0.1),
+    "everything": Manners(0.3, 0.05, 0.1, 0.1, 0.05, 0.05, 0.1, 0.3, 0.1),
 }
 #: Those that accept everything in the end.
 ANSWERING = ("fast", "slow", "twice", "elsewhere", "reentrant", "at-once", "crowded")
+#: Those that accept every change that a caller sends.
+OBLIGING = (*ANSWERING, "obliging")
 
 
 class Refusal(Exception):
@@ -203,12 +221,13 @@ class Consumer:
             raise _Died
         if dice() < manners.talks_back:
             self.talk_back(self._chance)
-        refuses = dice() < manners.refuses
-        if not refuses:
-            self._apply(entry)
+        error = self._error(manners, entry)
+        if error is None or isinstance(error, Rejected):
+            self._apply(entry, () if error is None else error.errors)
+        elif isinstance(entry, PutChange):
+            self._apply(entry, {change.key for change in entry.changes if dice() < 0.5})
         if dice() < manners.silent:
             return
-        error = Refusal("no") if refuses else None
         answers = 2 if dice() < manners.twice else 1
         for _ in range(answers):
             if dice() < manners.elsewhere:
@@ -216,12 +235,32 @@ class Consumer:
             else:
                 self.recorder.done(entry.number, event, error)
 
-    def _apply(self, put: PutChange | PutResync) -> None:
+    def _error(self, manners: Manners, entry: PutChange | PutResync) -> Exception | None:
+        """The answer to *entry*: that it is refused, that some keys are rejected, or None."""
+        dice = self._chance.random
+        if manners.obliging and isinstance(entry, PutChange) and not entry.redelivery:
+            return None
+        if dice() < manners.refuses:
+            return Refusal("no")
+        some = dice() < manners.rejects
+        if not some and not manners.stubborn:
+            return None
+        if isinstance(entry, PutChange):
+            keys = [change.key for change in entry.changes]
+        else:
+            keys = [*shown(entry), *(gone.key for gone in entry.removed)]
+        bad = [key for key in keys if (some and dice() < 0.5) or _share(key) < manners.stubborn]
+        return Rejected({key: Refusal("not this one") for key in bad}) if bad else None
+
+    def _apply(self, put: PutChange | PutResync, rejected: Container[str]) -> None:
         with self._lock:
             if isinstance(put, PutResync):
-                self._view = {key: value for pairs in put.values.values() for key, value in pairs.items()}
+                kept = {key: value for key, value in self._view.items() if key in rejected}
+                self._view = {key: value for key, value in shown(put).items() if key not in rejected} | kept
                 return
             for change in put.changes:
+                if change.key in rejected:
+                    continue
                 if change.value is None:
                     self._view.pop(change.key, None)
                 else:
@@ -238,6 +277,11 @@ class Consumer:
             del item, event
 
 
+def _share(key: str) -> float:
+    """A number from 0 to 1 that is the same for *key* in each run."""
+    return zlib.crc32(key.encode()) / (1 << 32)
+
+
 class _WakingQueue(RecordingQueue):
     def __init__(self, recorder: Recorder, maxsize: int, wake: threading.Event, may_raise: Callable[[], None]) -> None:
         super().__init__(recorder, maxsize)
@@ -245,7 +289,12 @@ class _WakingQueue(RecordingQueue):
         self._may_raise = may_raise
 
     def put_nowait(self, item: Any) -> None:
-        self._may_raise()
+        try:
+            self._may_raise()
+        except Refusal as error:
+            if time.monotonic() - item.put_at < self._recorder.log.abandon / 2:  # else it may be given up already
+                self._recorder.not_taken(item, error)
+                raise
         super().put_nowait(item)
 
     def _put(self, item: Any) -> None:
@@ -273,12 +322,12 @@ class Membership:
 
     def __init__(self, plugin: Any, consumer: Consumer, prefixes: list[str], in_flight: int) -> None:
         self.consumer = consumer
-        self.prefixes = list(prefixes)
+        self.prefixes = list(prefixes) or [""]  # none is everything (C11)
         self.closed = False
         self._turn = threading.Lock()
         self._closing = threading.Lock()  # guards closed
         name = consumer.recorder.log.name
-        consumer.recorder.watched(tuple(prefixes), in_flight)
+        consumer.recorder.watched(tuple(self.prefixes), in_flight)
         self._registration = plugin.watch(
             name, consumer.change_queue, consumer.resync_queue, *prefixes, in_flight=in_flight
         )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from datasync.keyval import memory, reader
 from datasync.keyval.sqlite import stream as sqlite_stream
 from datasync.runtime.timeouts import Timeouts
-from datasync.syncbase import backlog, registry, subscription
+from datasync.syncbase import backlog, registry, rejected, subscription
 from tests.faults.workloads.workload import Workload
 
 #: Seconds after which an event is given up in a hurried workload: short against a stuck consumer, or long.
@@ -19,7 +19,7 @@ HURRIED_ABANDON = (0.04, 0.25)
 #: The same in the others, where somebody does not answer, and where everybody does.
 ABANDON, PATIENT_ABANDON = 0.5, 10.0
 #: The library's own, but for pauses that would be measured instead of it.
-NATURAL = Timeouts(retry_backoff=(0.1, 1.0), failure_backoff=(0.05, 0.5))
+NATURAL = Timeouts(retry_backoff=(0.1, 1.0), failure_backoff=(0.05, 0.5), redeliveries=(200.0, 100))
 
 
 class Times(NamedTuple):
@@ -27,6 +27,7 @@ class Times(NamedTuple):
 
     abandon: float
     failure_backoff: tuple[float, float]
+    redeliveries: tuple[float, int]
     max_pending: int
 
 
@@ -48,7 +49,7 @@ def shortened(workload: Workload, chance: random.Random, *, sourced: bool) -> It
     try:
         for module, name, value in wanted:
             setattr(module, name, value)
-        yield Times(abandon, timeouts.failure_backoff, subscription.MAX_PENDING)
+        yield Times(abandon, timeouts.failure_backoff, timeouts.redeliveries, subscription.MAX_PENDING)
     finally:
         for module, name, value in before:
             setattr(module, name, value)
@@ -58,6 +59,7 @@ def _hurried_timeouts(chance: random.Random) -> Timeouts:
     return Timeouts(
         delivery=chance.choice((0.02, 0.1)),
         failure_backoff=(0.002, 0.03),
+        redeliveries=(1000.0, chance.choice((2, 100))),
         full_queue_backoff=(0.001, 0.01),
         retry_backoff=(0.001, 0.02),
         anchor_patience=0.3,
@@ -72,5 +74,6 @@ def _hurried(chance: random.Random) -> list[tuple[Any, str, Any]]:
         (sqlite_stream, "IDLE", 0.02),
         (subscription, "MAX_PENDING", chance.choice((10, 60, 10_000))),
         (backlog, "MAX_BATCH", batch),
+        (rejected, "MAX_BATCH", batch),
         (registry, "MAX_BATCH", batch),
     ]

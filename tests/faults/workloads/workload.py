@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.faults.sources.source import KEYS, Ops, random_ops
-from tests.faults.workloads.consumers import ANSWERING, MANNERS
+from tests.faults.workloads.consumers import ANSWERING, MANNERS, OBLIGING
 
 #: Operations of one burst, and seconds between two bursts.
 BURST, BETWEEN_BURSTS = 10_000, 1.0
@@ -57,15 +57,19 @@ class Workload:
         return all(manners in ANSWERING for manners in self.watchers)
 
     @property
+    def obliging(self) -> bool:
+        """True when all watchers accept every change that a caller sends."""
+        return all(manners in OBLIGING for manners in self.watchers)
+
+    @property
     def abandons(self) -> bool:
         """True when some watchers do not acknowledge events."""
         return any(MANNERS[manners].mute for manners in self.watchers)
 
     @property
     def fails(self) -> bool:
-        """True when some watchers reject events or never acknowledge them, which must not affect the others."""
-        known = [MANNERS[manners] for manners in self.watchers]
-        return any(manners.refuses or manners.dies or manners.silent for manners in known)
+        """True when some watchers reject keys or events or never acknowledge, which must not affect the others."""
+        return any(MANNERS[manners].fails for manners in self.watchers)
 
     def known_keys(self) -> Sequence[str]:
         """All keys that may be written."""
@@ -84,7 +88,7 @@ def many_keys(number: int) -> list[str]:
     return [f"{roots[n % 5]}{'k' * (n // 5 % 2)}{n // 10}" for n in range(number)]
 
 
-def _with(manners: str, about: str, **settings: float | tuple[str, ...]) -> Workload:
+def _with(manners: str, about: str, **settings: float | tuple[str, ...] | tuple[int, int]) -> Workload:
     """Three watchers with *manners*, and two fast ones that must not be affected."""
     watchers = (manners,) * 3 + ("fast",) * 2
     return Workload(manners, about, **{"rate": 200.0, "watchers": watchers, **settings})  # type: ignore[arg-type]
@@ -112,7 +116,14 @@ WORKLOADS: Mapping[str, Workload] = {
             watchers=("frozen", "frozen", "fast"), room=1, least=15.0,
         ),
         _with("dying", "consumers whose thread ends before it acknowledges, and which return later"),
-        _with("refusing", "consumers that reject events"),
+        _with(
+            "refusing", "consumers that reject events, some of their keys, or some keys always", size=(1, 5),
+            watchers=("refusing", "picky", "stubborn", "fast", "fast"),
+        ),
+        _with(
+            "obliging", "consumers that reject RESYNCs, and keys of them", changes=0.2, whole=False,
+            watchers=("obliging",) * 3 + ("fast", "fast"),
+        ),
         _with("raising", "queues that raise instead of accepting an event"),
         _with("reentrant", "consumers that call the library before they answer", watchers=("reentrant", "at-once") * 2),
         _with("twice", "consumers that acknowledge twice"),
