@@ -23,6 +23,10 @@ from hypothesis import HealthCheck, settings
 
 T = TypeVar("T")
 
+# As the library does before it imports gRPC. Tests import gRPC themselves, some of them before the library, and gRPC's
+# own fork handlers crash one child in some hundred.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 #: Seconds that any wait may take that must succeed. A quiet machine needs a fraction of it; a wait that compares with a
 #: limit of the product has a number of its own.
 PATIENT = 30.0
