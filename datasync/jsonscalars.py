@@ -46,7 +46,7 @@ class InexactError(Exception):
 
 
 def reader(field: FD) -> Convert:
-    """Return the function that converts a JSON value to a value of *field*, which is no message."""
+    """Return the function that converts a JSON value to a value of the scalar or enum *field*."""
     return _enum_reader(field.enum_type) if field.type == FD.TYPE_ENUM else _READERS[field.type]
 
 

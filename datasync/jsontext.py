@@ -41,7 +41,7 @@ _PLAUSIBLE = re.compile(r"[A-Za-z_@\[][\w.\]-]{0,63}", re.ASCII)
 
 
 class DecodeFault(Exception):
-    """What is wrong with a document, and where: the names on the way there, and the position at each level."""
+    """An error in a document and its location: the member names on the path, and the position at each level."""
 
     def __init__(self, kind: str, detail: str = "", offset: int | None = None) -> None:
         super().__init__(kind)

@@ -47,7 +47,7 @@ Write = Callable[[Any, int], Any]
 
 
 class FieldReader(NamedTuple):
-    """How a field is read: into the message that has it."""
+    """A function that reads a field into the message that contains it."""
 
     number: int
     read: Read

@@ -8,18 +8,18 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import pytest
 
+from tests.support.between import ProcessBetween
 from tests.support.proxy import free_port, reachable
 from tests.support.servers import EtcdServer, find_etcd
 
-#: Seconds that the proxy may take to come up, and to end.
-START_TIMEOUT, STOP_TIMEOUT = 40.0, 5.0
+#: Seconds that the proxy may take to come up.
+START_TIMEOUT = 40.0
 
 
-class EtcdGrpcProxy:
+class EtcdGrpcProxy(ProcessBetween):
     """A process of ``etcd grpc-proxy``. A context manager that stops it.
 
     Args:
@@ -72,12 +72,6 @@ class EtcdGrpcProxy:
     def log(self) -> Path:
         return self._folder / "proxy.log"
 
-    def stop(self) -> None:
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._end(signal.SIGKILL)
-
     def freeze(self) -> None:
         """Let it stand still with all its connections open."""
         assert self._process is not None
@@ -89,23 +83,6 @@ class EtcdGrpcProxy:
 
     def __enter__(self) -> EtcdGrpcProxy:
         return self.start() if self._process is None else self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def _end(self, how: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        try:
-            process.send_signal(signal.SIGCONT)  # a frozen one does not hear SIGTERM
-            process.send_signal(how)
-            process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(STOP_TIMEOUT)
 
 
 @pytest.fixture(scope="session")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import time
 from pathlib import Path
-from types import TracebackType
 
 import pytest
 
 from tests.conftest import absent
+from tests.support.between import ProcessBetween
 from tests.support.executables import system
 from tests.support.proxy import free_port, reachable
 
-#: Seconds that nginx may take to come up, and to end.
-START_TIMEOUT, STOP_TIMEOUT = 30.0, 5.0
+#: Seconds that nginx may take to come up.
+START_TIMEOUT = 30.0
 #: One process that writes all its files below its own folder.
 _CONFIG = """
 daemon off;
@@ -35,7 +34,7 @@ http {{
 """
 
 
-class Nginx:
+class Nginx(ProcessBetween):
     """An nginx process. A context manager that stops it.
 
     Args:
@@ -90,28 +89,5 @@ class Nginx:
             time.sleep(0.02)
         return self
 
-    def stop(self) -> None:
-        """End it in order; connections that are open are closed."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._end(signal.SIGKILL)
-
     def __enter__(self) -> Nginx:
         return self.start() if self._process is None else self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def _end(self, how: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        try:
-            process.send_signal(how)
-            process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(STOP_TIMEOUT)

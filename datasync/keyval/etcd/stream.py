@@ -8,8 +8,8 @@ and 3.5.13. So only events, periodic progress reports, and requested ones of lat
 
 Nothing that a response repeats is believed before it is compared: the number of the watch, the cluster, the keys, the
 revisions. ``etcd grpc-proxy`` numbers the watches itself, knows no requests for progress reports (some releases end
-when they get one), and resumes its own watches when a server is replaced under it, without a word to us. So behind it
-the history is verified before each batch, and whenever a probe is answered.
+when they get one), resumes its own watches when a server is replaced, and reports nothing to its clients. So behind
+it the history is verified before each batch, and whenever a probe is answered.
 
 Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``watchInternal``; contract C3, C13, C23.
 """

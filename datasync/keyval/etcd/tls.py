@@ -54,7 +54,7 @@ def explain(config: EtcdConfig, address: str) -> str:
     try:
         with socket.create_connection((host, int(port)), config.dial_timeout) as raw:
             raw.settimeout(config.dial_timeout)
-            raw.getpeername()  # raises if the peer has gone: then there is no handshake
+            raw.getpeername()  # raises if the peer has disconnected: a handshake would fail
             with wrap_tls(context, raw, server_hostname=host) as secured:
                 if not config.secure:
                     return "the server speaks TLS: set ca-file"

@@ -72,7 +72,7 @@ class Database:
         self._lock = threading.RLock()
         #: The number of times that the file was replaced.
         self.generation = 0
-        # True until tables were created or found. Later, an empty file is no new store but a loss.
+        # True until tables were created or found. Later, an empty file means lost data, not a new store.
         self._new = self._create()
         # The generation and SQLite's version of the schema that were prepared last.
         self._prepared = (-1, 0)
@@ -204,7 +204,7 @@ class Database:
     def begin(self, connection: sqlite3.Connection, *, patient: bool = True) -> float:
         """Begin a write transaction when the lock is free, and return the seconds that it took.
 
-        *connection* waits in steps. A caller that is not *patient* waits for one step only.
+        *connection* waits in steps. With *patient* False it waits for one step only.
         """
         began = time.monotonic()
         self.prepare(connection)

@@ -68,7 +68,7 @@ class StoreLease:
         return connection.execute("SELECT 1 FROM lease WHERE id = ?", (self.id,)).fetchone() is not None
 
     def extend(self, connection: sqlite3.Connection) -> None:
-        """Extend the lease, if it exists and the renewal is late: any transaction of the store is a sign of life."""
+        """Extend the lease, if it exists and the renewal is late: any transaction of the store is a heartbeat."""
         now = boot_clock.now()
         self._extended_at = self._renewed_at
         if self._granted and now >= self._renewed_at + self.ttl / 2 and self._set_deadline(connection, now):

@@ -10,7 +10,7 @@ from datasync.keyval.sqlite.database import opening
 
 
 class Holdable(Protocol):
-    """What a standstill holds."""
+    """A connection that a standstill can keep others from using."""
 
     def hold(self, deadline: float) -> bool:
         """Keep others from using it until ``release``. Return False if it stays in use until *deadline*."""

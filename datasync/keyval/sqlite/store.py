@@ -156,7 +156,7 @@ class SQLiteStore(Store):
         self._ready()
         row = self._row(key)
         if row is not None and _past(row[2]):  # nobody but a commit ends a lease: readers and streams agree
-            with suppress(StoreConnectionError):  # the file is locked: whoever holds it decides later
+            with suppress(StoreConnectionError):  # the file is locked: the process that holds the lock decides later
                 self._settle(row[2], patient=False)
             row = self._row(key)
         return None if row is None else tables.pairs([(tables.encode(key), *row[:2])])[0]
@@ -279,8 +279,8 @@ class SQLiteStore(Store):
     def _transaction(self, *, patient: bool = True, closing: bool = False) -> Iterator[_Transaction]:
         """A transaction for the block, committed at its end. What has expired is deleted at its beginning.
 
-        The own lease is extended with it, not ended: its owner writes. Once the store is closed there is no transaction
-        but the one that ends the lease, so that no key outlives it.
+        The transaction extends the lease of this store and never ends it. Once the store is closed there is no
+        transaction but the one that ends the lease, so that no key outlives it.
         """
         with self._writing.use("write") as connection:
             if self._closed and not closing:
