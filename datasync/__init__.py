@@ -1,9 +1,9 @@
 """Keep a threaded program in sync with a key-value store.
 
-This package exports the interfaces that all transports share, the aggregates over several transports, and the two names
-that a first program needs: ``connect`` and ``Plugin``. Everything else is imported from its own package:
-``datasync.keyval``, ``datasync.kvdbsync``, ``datasync.syncbase``, ``datasync.resync``, ``datasync.grpcsync`` and
-``datasync.restsync``.
+This package exports the interfaces that all transports share, the aggregates over several transports, and the names
+that a first program needs: ``connect``, ``Plugin``, ``codecs``, and the consumers. Everything else is imported from its
+own package: ``datasync.keyval``, ``datasync.kvdbsync``, ``datasync.consumer``, ``datasync.syncbase``,
+``datasync.resync``, ``datasync.grpcsync`` and ``datasync.restsync``.
 """
 
 import logging
@@ -46,12 +46,14 @@ from datasync.errors import (
 )
 from datasync.events import (
     CallbackResult,
+    ChangedPair,
     ChangeEvent,
     ChangeValue,
     KeyVal,
     KeyValIterator,
     LazyValue,
     Op,
+    Pair,
     ProtoWatchResp,
     ResyncEvent,
     ResyncReason,
@@ -72,17 +74,33 @@ from datasync.options import (
 )
 
 if TYPE_CHECKING:
+    from datasync import codecs
+    from datasync.consumer.consumer import Consumer
+    from datasync.consumer.reconciler.reconciler import Reconciler
+    from datasync.consumer.view.opened import open_settings, open_view
+    from datasync.consumer.view.view import View
     from datasync.keyval.urls import connect
     from datasync.kvdbsync.plugin import Plugin
 else:  # loaded on first use, because ``import datasync`` must stay light
 
     def __getattr__(name):
-        if name == "connect":
-            from datasync.keyval.urls import connect as value
-        elif name == "Plugin":
-            from datasync.kvdbsync.plugin import Plugin as value
-        else:
+        from importlib import import_module
+
+        if name == "codecs":
+            value = globals()[name] = import_module("datasync.codecs")
+            return value
+        modules = {
+            "connect": "datasync.keyval.urls",
+            "Plugin": "datasync.kvdbsync.plugin",
+            "Consumer": "datasync.consumer.consumer",
+            "Reconciler": "datasync.consumer.reconciler.reconciler",
+            "View": "datasync.consumer.view.view",
+            "open_view": "datasync.consumer.view.opened",
+            "open_settings": "datasync.consumer.view.opened",
+        }
+        if name not in modules:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(modules[name]), name)
         globals()[name] = value
         return value
 
@@ -94,6 +112,13 @@ __all__ = [
     # A first program
     "connect",
     "Plugin",
+    "codecs",
+    # Live values
+    "View",
+    "open_view",
+    "open_settings",
+    "Reconciler",
+    "Consumer",
     # What a subscriber receives
     "ChangeEvent",
     "ResyncEvent",
@@ -102,6 +127,8 @@ __all__ = [
     "ChangeValue",
     "KeyVal",
     "KeyValIterator",
+    "Pair",
+    "ChangedPair",
     "Op",
     # The parts of an event
     "CallbackResult",

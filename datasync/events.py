@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
+from types import TracebackType
 from typing import Protocol, TypeVar, runtime_checkable
 
 from google.protobuf.message import Message
 
 MessageT = TypeVar("MessageT", bound=Message)
+T_co = TypeVar("T_co", covariant=True)
+CallbackT = TypeVar("CallbackT", bound="CallbackResult")
 
 
 class Op(str, Enum):
@@ -56,6 +59,14 @@ class CallbackResult(Protocol):
         none of its keys can be relied on. Keys that were not accepted are delivered again (C10). Any other error of a
         RESYNC says that nothing of it can be relied on: the RESYNC is repeated, and nothing else is put before.
         """
+
+    def __enter__(self: CallbackT) -> CallbackT:
+        """Return the event; the end of the block acknowledges it (C20)."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Call ``done()``, or ``done(error)`` when the block raised, which it goes on to do."""
 
 
 class WithKey(Protocol):
@@ -116,6 +127,62 @@ class ChangeValue(WithChangeType, KeyVal, Protocol):
 @runtime_checkable
 class ProtoWatchResp(ChangeValue, WithPrevValue, Protocol):
     """One change as a subscriber receives it, with the previous value."""
+
+
+class Pair(Protocol[T_co]):
+    """A key with its value, by their short names. Every pair of a registry, a RESYNC or a broker is one. Immutable."""
+
+    @property
+    def key(self) -> str:
+        """The key, relative to the transport's prefix."""
+
+    @property
+    def revision(self) -> int:
+        """The revision at which this value was set."""
+
+    @property
+    def value(self) -> T_co:
+        """The value, decoded at each access by the codec in force. Raises ``DecodeError``.
+
+        In force is the codec of ``watch``, else that of the plugin or registry; without any the value is the bytes, or
+        the message that was put in this process.
+        """
+
+    @property
+    def raw(self) -> bytes:
+        """The bytes of the value, whatever the codec."""
+
+
+class ChangedPair(Protocol[T_co]):
+    """A change by its short names: every change of a registry is one. Immutable."""
+
+    @property
+    def key(self) -> str:
+        """The key, relative to the transport's prefix."""
+
+    @property
+    def op(self) -> Op:
+        """``Op.PUT`` or ``Op.DELETE``."""
+
+    @property
+    def revision(self) -> int:
+        """The revision at which this value was set or deleted."""
+
+    @property
+    def value(self) -> T_co | None:
+        """The value as in :class:`Pair`; None for a delete. Raises ``DecodeError``."""
+
+    @property
+    def raw(self) -> bytes | None:
+        """The bytes of the value; None for a delete."""
+
+    @property
+    def previous(self) -> T_co | None:
+        """The value just before; None for a create. Raises ``DecodeError``."""
+
+    @property
+    def previous_raw(self) -> bytes | None:
+        """The bytes of the value just before; None for a create."""
 
 
 @runtime_checkable

@@ -8,11 +8,13 @@ Source: RFC 8259; contract C16, C19.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
-from datasync.errors import DecodeError
+from datasync.errors import DecodeError, InvalidArgumentError
 
 #: The kinds of a fault, in ``DecodeError.kind``.
 INVALID = "invalid"
@@ -22,6 +24,9 @@ OUT_OF_RANGE = "out of range"
 MISSING = "missing"
 DUPLICATE = "duplicate"
 TOO_DEEP = "too deep"
+
+#: Levels of objects and lists that are written. Every parser reads as many, whatever the depth of its caller.
+MAX_DEPTH = 150
 
 #: A string, one of the marks, or any other word of a JSON text.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},:]|[^\s\[\]{},:"]+', re.DOTALL)
@@ -53,14 +58,33 @@ class DecodeFault(Exception):
         self._path: list[str] = []
         self._trail: list[int] = []
 
-    def inside(self, position: int, name: str | None) -> None:
-        """Note that the fault is in the item at *position*: a field with *name*, or an item of a list or map."""
-        self._path.append(name if name and _PLAUSIBLE.fullmatch(name) else f"[{position}]")
-        self._trail.append(position)
+    def inside(self, position: int | None, name: str | None) -> None:
+        """Note that the fault is in the item at *position*: a field with *name*, or an item of a list or map.
+
+        None is the position of a field that is not there.
+        """
+        self._path.append(shown(name, "[?]" if position is None else f"[{position}]"))
+        if position is not None:
+            self._trail.append(position)
+
+    def locate(self, text: str) -> None:
+        """Set the place of the first number in *text* that is too large."""
+        numbers = (token for token in _TOKEN.finditer(text) if token[0][0] in "-0123456789")
+        self._offset = next((token.start() for token in numbers if math.isinf(float(token[0]))), self._offset)
+
+    @property
+    def path(self) -> str:
+        """The field, such as ``interfaces[2].mtu``."""
+        return ".".join(reversed(self._path)).replace(".[", "[")
+
+    def refusal(self, form: str) -> InvalidArgumentError:
+        """Return the error of a writer whose value has the fault."""
+        place = f" (field {self.path})" if self._path else ""
+        return InvalidArgumentError(f"the value cannot be written as {form}{place}: {self.detail}")
 
     def error(self, form: str, subject: str = "", text: str | None = None) -> DecodeError:
         """Return the error that says so; *text* is the document, where it has lines."""
-        path = ".".join(reversed(self._path)).replace(".[", "[")
+        path = self.path
         line = column = 0
         text = self.text if text is None else text
         if text is not None:
@@ -77,6 +101,11 @@ class DecodeFault(Exception):
             line=line,
             column=column,
         )
+
+
+def shown(name: str | None, otherwise: str) -> str:
+    """Return *name* if a message may show it, and else *otherwise*: what is not a name may be a value."""
+    return name if name and _PLAUSIBLE.fullmatch(name) else otherwise
 
 
 class ExactFloat(float):
@@ -102,29 +131,39 @@ def decode(data: bytes) -> str:
     raise failure  # outside the except block: the decoder's error holds the bytes
 
 
-def load(text: str, *, objects: Callable[[list[tuple[str, Any]]], Any], exact: bool = False) -> Any:
+def load(
+    text: str,
+    *,
+    objects: Callable[[list[tuple[str, Any]]], Any],
+    exact: bool = False,
+    real: Callable[[str], Any] | None = None,
+) -> Any:
     """Return the document in *text*; *objects* makes an object of its pairs. Raises :class:`DecodeFault`.
 
-    ``-0`` is a float, which has the sign. With *exact*, other floats are :class:`ExactFloat` too.
+    ``-0`` is a float, which has the sign. With *exact*, other floats are :class:`ExactFloat` too; *real* makes them.
     """
-    number = ExactFloat if exact else float
     try:
-        return json.loads(
-            text,
-            object_pairs_hook=objects,
-            parse_constant=_refuse,
-            parse_float=number if exact else None,
-            parse_int=(lambda digits: number(digits) if digits == "-0" else int(digits)) if "-0" in text else None,
-        )
+        return _decoder(objects, exact, real, "-0" in text).decode(text)
     except json.JSONDecodeError as error:
         failure = _syntax_fault(error.msg, text, error.pos)
-    except DecodeFault as fault:
-        failure = DecodeFault(INVALID, fault.detail, _offset_of(text, _CONSTANTS))
+    except DecodeFault as fault:  # of _refuse, *objects* or *real*
+        failure = DecodeFault(INVALID, fault.detail, _offset_of(text, _CONSTANTS)) if fault.kind == INVALID else fault
     except RecursionError:
         failure = DecodeFault(TOO_DEEP)
     except ValueError:  # more digits than int() converts
         failure = DecodeFault(OUT_OF_RANGE, "a number with too many digits", _offset_of(text, _LONG))
     raise failure  # outside the except block: the parser's error holds the text
+
+
+@lru_cache(16)  # a decoder is slow to make
+def _decoder(objects: Any, exact: bool, real: Any, signed: bool) -> json.JSONDecoder:
+    number = ExactFloat if exact else float
+    return json.JSONDecoder(
+        object_pairs_hook=objects,
+        parse_constant=_refuse,
+        parse_float=number if exact else real,
+        parse_int=(lambda digits: number(digits) if digits == "-0" else int(digits)) if signed else None,
+    )
 
 
 def check_json(data: bytes) -> None:
@@ -139,6 +178,123 @@ def check_json(data: bytes) -> None:
     except DecodeFault as fault:
         failure = fault.error("JSON", text=text)
     raise failure
+
+
+def read_json(data: bytes) -> Any:
+    """Return the one document in *data*, exactly as it is: names once, whole numbers of any size, no infinity.
+
+    Raises ``DecodeError``.
+    """
+    text = None
+    try:
+        text = decode(data)
+        try:
+            document = load(text, objects=_unique, real=_finite)
+        except DecodeFault as fault:
+            if fault.kind == DUPLICATE:
+                _raise_duplicate(load(text, objects=tuple))
+            elif fault.kind == OUT_OF_RANGE:
+                fault.locate(text)
+            raise
+        if "\\u" in text:
+            _check_surrogates(document)
+        return document
+    except DecodeFault as fault:
+        failure = fault
+    except RecursionError:
+        failure = DecodeFault(TOO_DEEP)
+    raise failure.error("JSON", text=text)  # outside the except block: the parser's error holds the text
+
+
+def write_json(value: Any) -> bytes:
+    """Return *value* as canonical JSON: sorted, no spaces, UTF-8. Raises ``InvalidArgumentError``.
+
+    Written is only what ``read_json`` reads back equal, so that a tuple or a key that is a number is an error.
+    """
+    try:
+        _check_value(value, MAX_DEPTH)
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return text.encode()
+    except DecodeFault as fault:
+        failure = fault
+    except RecursionError:
+        failure = DecodeFault(TOO_DEEP)
+    except ValueError:
+        failure = DecodeFault(OUT_OF_RANGE, "a number with too many digits")
+    raise failure.refusal("JSON")
+
+
+def _check_value(value: Any, levels: int) -> None:
+    """Raise :class:`DecodeFault` unless *value* reads back as it is from JSON."""
+    if value is None or isinstance(value, int):
+        return
+    if isinstance(value, str):
+        _check_text(value)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise DecodeFault(OUT_OF_RANGE, "a number that is not finite")
+    elif isinstance(value, (dict, list)):
+        if not levels:
+            raise DecodeFault(TOO_DEEP, f"more than {MAX_DEPTH} levels")
+        position, name = 0, None
+        try:
+            if isinstance(value, list):
+                for position, item in enumerate(value):  # noqa: B007
+                    _check_value(item, levels - 1)
+            else:
+                for position, (name, item) in enumerate(value.items()):  # noqa: B007
+                    if not isinstance(name, str):
+                        kind, name = type(name).__name__, None
+                        raise DecodeFault(WRONG_TYPE, f"a name must be text, not {kind}")
+                    _check_text(name)
+                    _check_value(item, levels - 1)
+        except DecodeFault as fault:
+            fault.inside(position, name)
+            raise
+    else:
+        raise DecodeFault(WRONG_TYPE, f"{type(value).__name__} is not a type of JSON")
+
+
+def _check_text(text: str) -> None:
+    try:
+        if text.isascii() or text.encode():
+            return
+    except UnicodeEncodeError:  # its text has the value
+        pass
+    raise DecodeFault(INVALID, "half of a surrogate pair")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise DecodeFault(DUPLICATE)
+    return found
+
+
+def _raise_duplicate(document: Any) -> None:
+    """Raise the fault of the first name that occurs twice in *document*, with its place."""
+    position, name = 0, None
+    try:
+        if type(document) is list:
+            for position, item in enumerate(document):  # noqa: B007
+                _raise_duplicate(item)
+        elif type(document) is tuple:
+            seen: set[str] = set()
+            for position, (name, item) in enumerate(document):  # noqa: B007
+                if name in seen:
+                    raise DecodeFault(DUPLICATE, "the name occurs twice")
+                seen.add(name)
+                _raise_duplicate(item)
+    except DecodeFault as fault:
+        fault.inside(position, name)
+        raise
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise DecodeFault(OUT_OF_RANGE, "a number that is too large")
+    return number
 
 
 _CONSTANTS = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)', re.DOTALL)

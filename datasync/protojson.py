@@ -9,6 +9,7 @@ Source: google.golang.org/protobuf ``encoding/protojson``; contract C19.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ from datasync.jsonscalars import (
     write_timestamp,
     writer,
 )
-from datasync.jsontext import DUPLICATE, INVALID, MISSING, TOO_DEEP, UNKNOWN_FIELD, WRONG_TYPE, DecodeFault
+from datasync.jsontext import DUPLICATE, INVALID, MISSING, TOO_DEEP, UNKNOWN_FIELD, WRONG_TYPE, DecodeFault, shown
 
 #: Levels of messages in messages, of which a ``Struct`` in a ``Struct`` is one. A level takes two frames of Python.
 MAX_DEPTH = 200
@@ -57,9 +58,17 @@ class FieldReader(NamedTuple):
     skips_null: bool
 
 
-def read_message(message: Message, value: Any) -> None:
+#: Called with each field that the type does not have, which is an error without it.
+_unknown: ContextVar[Callable[[str], object] | None] = ContextVar("unknown", default=None)
+
+
+def read_message(message: Message, value: Any, unknown: Callable[[str], object] | None = None) -> None:
     """Fill *message* from *value*, with tuples of pairs for objects. Raises ``DecodeFault``, ``InexactError``."""
-    _reader(message.DESCRIPTOR)(message, value, MAX_DEPTH)
+    token = _unknown.set(unknown)
+    try:
+        _reader(message.DESCRIPTOR)(message, value, MAX_DEPTH)
+    finally:
+        _unknown.reset(token)
 
 
 def write_message(message: Message) -> Any:
@@ -100,6 +109,8 @@ def _fields_reader(descriptor: Descriptor, skipped: str | None = None) -> Read:
                     if name == skipped:
                         continue
                     field = _extension_reader(descriptor, name)
+                    if field is None:
+                        continue
                 if field.number in seen:
                     raise DecodeFault(DUPLICATE)
                 seen.add(field.number)
@@ -216,8 +227,8 @@ def _map_reader(field: FD, get: Callable[[Any], Any]) -> Read:
     return read
 
 
-def _extension_reader(descriptor: Descriptor, name: str) -> FieldReader:
-    """Return how the extension ``[name]`` is read."""
+def _extension_reader(descriptor: Descriptor, name: str) -> FieldReader | None:
+    """Return how the extension ``[name]`` is read; None for an unknown field that is ignored."""
     if name.startswith("[") and name.endswith("]"):
         try:
             field = descriptor.file.pool.FindExtensionByName(name[1:-1])
@@ -225,7 +236,11 @@ def _extension_reader(descriptor: Descriptor, name: str) -> FieldReader:
                 return _field_reader(field)
         except KeyError:
             pass
-    raise DecodeFault(UNKNOWN_FIELD)
+    ignore = _unknown.get()
+    if ignore is None:
+        raise DecodeFault(UNKNOWN_FIELD)
+    ignore(f"{descriptor.name}.{shown(name, '(a name)')}")
+    return None
 
 
 def _read_value(message: Any, value: Any, depth: int) -> None:

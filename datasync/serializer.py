@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
+from copy import copy
 from functools import lru_cache
 from typing import Protocol
 
@@ -71,8 +73,17 @@ class SerializerJSON:
 
     _VARIABLE = re.compile(r"\$(?:(\$)|(\w+)|\{(\w+)\})")
 
+    #: Called with each unknown field; they are errors without it.
+    _unknown: Callable[[str], object] | None = None
+
     def __init__(self, *, expand_env: bool = False) -> None:
         self.expand_env = expand_env
+
+    def ignoring(self, unknown: Callable[[str], object]) -> SerializerJSON:
+        """Return the same serializer, but decoding ignores unknown fields and calls *unknown* with each of them."""
+        other = copy(self)
+        other._unknown = unknown
+        return other
 
     def marshal(self, message: Message) -> bytes:
         check_message(message)
@@ -93,10 +104,10 @@ class SerializerJSON:
             if self.expand_env:
                 text = self._VARIABLE.sub(self._expand, text)
             try:
-                read_message(message, load(text, objects=tuple))
+                read_message(message, load(text, objects=tuple), self._unknown)
             except InexactError:
                 message.Clear()
-                read_message(message, load(text, objects=tuple, exact=True))
+                read_message(message, load(text, objects=tuple, exact=True), self._unknown)
             _check_complete(message)
             return message
         except DecodeFault as fault:

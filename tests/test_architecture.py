@@ -16,6 +16,7 @@ PACKAGE = ROOT / "datasync"
 #: below, or from its own package. The drivers, each a floor 2 package of its own, know nothing of one another.
 FLOORS = {
     "datasync.api": 0,
+    "datasync.codecs": 0,
     "datasync.commits": 0,
     "datasync.context": 0,
     "datasync.errors": 0,
@@ -27,8 +28,10 @@ FLOORS = {
     "datasync.runtime": 0,
     "datasync.serializer": 0,
     "datasync.aggregator": 1,
+    "datasync.consumer.view.opened": 4,  # opens stores and transports for its caller
     "datasync.syncbase": 1,
     "datasync.resync": 1,
+    "datasync.consumer": 1,
     "datasync.keyval": 1,
     "datasync.messaging": 1,
     "datasync.keyval.memory": 2,
@@ -60,7 +63,14 @@ EXTRAS = {
     "datasync.grpcsync": {"grpc"},
     "datasync.restsync": {"urllib3"},
     "datasync.cli": {"click", "rich"},
-    "datasync.examples": {"click", "rich"},
+    "datasync.examples": {"click", "flask", "rich"},
+}
+#: Modules on floor 0 that belong to an extra each.
+EXTRAS_OF_MODULES = {
+    "datasync.codecs.members": {"msgspec"},
+    "datasync.codecs.with_msgspec": {"msgspec"},
+    "datasync.codecs.with_pydantic": {"pydantic"},
+    "datasync.codecs.yaml_text": {"yaml"},
 }
 
 
@@ -197,6 +207,7 @@ def foreign(modules: dict[str, Module], standard: frozenset[str]) -> list[str]:
     found = []
     for module in modules.values():
         allowed = standard | CORE_DEPENDENCIES | {"datasync", "__future__"} | EXTRAS.get(module.home, set())
+        allowed |= EXTRAS_OF_MODULES.get(module.name, set())
         found += [
             f"{module.name} imports {base}"
             for base, _ in imports(module, at_run_time_only=True)  # "_typeshed" exists for type checkers only

@@ -14,7 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 BUDGET = 0.150
 
 #: Packages that need no extra.
-CORE = ["datasync", "datasync.syncbase", "datasync.resync", "datasync.keyval", "datasync.kvdbsync.local"]
+CORE = [
+    "datasync",
+    "datasync.codecs",
+    "datasync.syncbase",
+    "datasync.resync",
+    "datasync.keyval",
+    "datasync.kvdbsync.local",
+]
 
 
 def python(program: str) -> str:
@@ -77,14 +84,16 @@ def test_the_root_loads_connect_and_plugin_on_first_use() -> None:
     # given the root package alone / then neither the stores nor the transport over them are loaded
     program = """
 import sys, datasync
-heavy = {"datasync.keyval.urls", "datasync.kvdbsync.plugin"}
+heavy = {"datasync.keyval.urls", "datasync.kvdbsync.plugin", "datasync.codecs", "msgspec", "pydantic", "yaml"}
 assert not heavy & set(sys.modules)
-assert {"connect", "Plugin"} <= set(dir(datasync))
+assert {"connect", "Plugin", "codecs"} <= set(dir(datasync))
 assert not heavy & set(sys.modules)
 from datasync import Plugin, connect
 import datasync.keyval, datasync.kvdbsync
 assert connect is datasync.keyval.connect and Plugin is datasync.kvdbsync.Plugin
 assert vars(datasync)["connect"] is connect
+assert datasync.codecs.json is sys.modules["datasync.codecs"].json
+assert not {"msgspec", "pydantic", "yaml"} & set(sys.modules)
 try:
     datasync.conect
 except AttributeError as error:

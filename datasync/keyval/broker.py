@@ -26,6 +26,16 @@ class GetResult(NamedTuple):
     found: bool
     revision: int
 
+    @property
+    def value(self) -> bytes | None:
+        """As ``data``; None when the key was not found."""
+        return self.data if self.found else None
+
+    @property
+    def raw(self) -> bytes | None:
+        """As ``value``."""
+        return self.value
+
     def __repr__(self) -> str:
         return f"GetResult(<{len(self.data)} bytes>, found={self.found}, revision={self.revision})"
 

@@ -36,6 +36,16 @@ class ProtoKeyVal:
     revision: int
     serializer: Serializer = field(repr=False, compare=False)
 
+    @property
+    def value(self) -> bytes:
+        """As ``data``."""
+        return self.data
+
+    @property
+    def raw(self) -> bytes:
+        """As ``data``."""
+        return self.data
+
     def get_key(self) -> str:
         """Return the key, relative to the broker's prefix."""
         return self.key

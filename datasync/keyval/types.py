@@ -47,6 +47,11 @@ class KeyValue(NamedTuple):
     value: bytes
     revision: int
 
+    @property
+    def raw(self) -> bytes:
+        """As ``value``."""
+        return self.value
+
     def __repr__(self) -> str:
         return f"KeyValue(key={self.key!r}, <{len(self.value)} bytes>, revision={self.revision})"
 

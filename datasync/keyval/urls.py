@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
@@ -76,10 +77,18 @@ def connect(url: str, **options: object) -> Store:
 
     .. versionadded:: 1.0
     """
+    return prepare(url, **options)()
+
+
+def prepare(url: str, **options: object) -> Callable[[], Store]:
+    """Check the arguments of :func:`connect` and import the driver; return the function that opens the store.
+
+    It may be called in a forked child, and again. Raises as ``connect``.
+    """
     parsed = parse_url(url)
     driver = _load(parsed.scheme)
-    store: Store = driver.from_url(parsed, **_merge(parsed, options, _known_options(driver)))
-    return store
+    opened: Callable[[], Store] = partial(driver.from_url, parsed, **_merge(parsed, options, _known_options(driver)))
+    return opened
 
 
 def parse_url(url: str) -> StoreURL:

@@ -40,6 +40,16 @@ class WatchResp(NamedTuple):
     previous: bytes | None
     serializer: Serializer
 
+    @property
+    def raw(self) -> bytes | None:
+        """As ``value``."""
+        return self.value
+
+    @property
+    def previous_raw(self) -> bytes | None:
+        """As ``previous``."""
+        return self.previous
+
     def get_key(self) -> str:
         return self.key
 

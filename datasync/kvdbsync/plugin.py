@@ -6,17 +6,20 @@ Source: cn-infra ``datasync/kvdbsync``; contract C2, C10-C14, C17, C18.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import Queue
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, cast, overload
 
 from google.protobuf.message import Message
 
+from datasync.codecs.api import Codec, encode_value
 from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, StoreConnectionError
+from datasync.events import Pair
 from datasync.keyval.api import Store
-from datasync.keyval.kvproto import ProtoWrapper
+from datasync.keyval.broker import BytesBroker
+from datasync.keyval.kvproto import ProtoBroker
 from datasync.keyval.reader import StoreReader
-from datasync.keyval.types import ROOT
+from datasync.keyval.types import ROOT, CommitResult
 from datasync.options import DelOption, PutOption
 from datasync.resync.api import ResyncRegistration, StatusEvent
 from datasync.resync.orchestrator import Plugin as Orchestrator
@@ -29,10 +32,19 @@ from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
 
+if TYPE_CHECKING:  # ``Plugin`` without a parameter means messages, as it did before there were codecs
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Message)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
 log = get_logger(__name__)
 
 
-class Plugin(Closable):
+class Plugin(Closable, Generic[T]):
     """A mirror of everything under *prefix* of a store, which it delivers to subscribers; also writes to the store.
 
     One thread follows the store, whatever the number of subscriptions: choose the narrowest sufficient *prefix*.
@@ -48,11 +60,39 @@ class Plugin(Closable):
         store. The default is the store's name, followed by ``#`` and *prefix* if there is one.
       allow_delayed_start: Start even if the store cannot be reached, and read it when it can.
       timeouts: Durations of the reader and the registry that differ from the defaults.
+      codec: Encodes what ``put`` writes and decodes the ``value`` of every pair and change. Without one, values are
+        messages, which *serializer* encodes.
 
     Threads: any.
     Source: Go ``kvdbsync.Plugin``.
     """
 
+    @overload
+    def __init__(
+        self: Plugin[Message],
+        kv: Store,
+        prefix: str = ...,
+        resync: Orchestrator | None = ...,
+        serializer: Serializer | None = ...,
+        *,
+        name: str | None = ...,
+        allow_delayed_start: bool = ...,
+        timeouts: Timeouts | None = ...,
+        codec: None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        kv: Store,
+        prefix: str = ...,
+        resync: Orchestrator | None = ...,
+        serializer: Serializer | None = ...,
+        *,
+        name: str | None = ...,
+        allow_delayed_start: bool = ...,
+        timeouts: Timeouts | None = ...,
+        codec: Codec[T],
+    ) -> None: ...
     def __init__(
         self,
         kv: Store,
@@ -63,6 +103,7 @@ class Plugin(Closable):
         name: str | None = None,
         allow_delayed_start: bool = False,
         timeouts: Timeouts | None = None,
+        codec: Codec[Any] | None = None,
     ) -> None:
         if not isinstance(kv, Store):
             raise InvalidArgumentError(f"kv must be a store from keyval.connect(), not {type(kv).__name__}")
@@ -74,12 +115,14 @@ class Plugin(Closable):
         self._kv = kv
         self._prefix = prefix
         self._resync = resync
+        self._codec = codec
         self._timeouts = timeouts
         self._allow_delayed_start = allow_delayed_start
         self._guard = ForkGuard(f"the plugin of {kv.name}")
         #: The mirror: ``registry.get(key)`` and ``registry.items(prefix)`` read it without network access.
-        self.registry = Registry(name, serializer=serializer, sourced=True, timeouts=timeouts)
-        self._broker = ProtoWrapper(kv, serializer).new_broker(prefix)
+        self.registry = Registry(name, serializer=serializer, codec=codec, sourced=True, timeouts=timeouts)
+        self._bytes = BytesBroker(kv, prefix)
+        self._broker = ProtoBroker(self._bytes, serializer)
         # Guards the three below: one thread starts the reader, and none does after close. An RLock, because a finalizer
         # may close the plugin in the middle of what it guards; that code looks at _closed last.
         self._lock = threading.RLock()
@@ -125,11 +168,18 @@ class Plugin(Closable):
         resync_queue: Queue[Any] | None,
         *key_prefixes: str,
         in_flight: int = 1,
+        codec: Codec[Any] | None = None,
     ) -> Registration | OrchestratedRegistration:
         """Subscribe, before or after the start; see :meth:`datasync.syncbase.registry.Registry.watch`."""
         held = self._resync is not None
         registration = self.registry.watch(
-            resync_name, change_queue, resync_queue, *key_prefixes, in_flight=in_flight, wait_for_resync=held
+            resync_name,
+            change_queue,
+            resync_queue,
+            *key_prefixes,
+            in_flight=in_flight,
+            wait_for_resync=held,
+            codec=codec,
         )
         if self._resync is None:
             return registration
@@ -150,22 +200,39 @@ class Plugin(Closable):
             raise
         return OrchestratedRegistration(registration, place, self._places.discard)
 
-    def put(self, key: str, data: Message, *opts: PutOption) -> None:
-        """Write *data* under *key*.
+    def put(self, key: str, data: T, *opts: PutOption) -> None:
+        """Write *data* under *key*: a value of the plugin's codec, or a message if it has none.
 
         Raises:
           NotReadyError: The plugin was not started.
-          InvalidArgumentError, UnsupportedError: Nothing was written.
+          InvalidArgumentError, UnsupportedError: Nothing was written, for example because the codec could not read back
+            what it would have to write.
           UnknownOutcome: The value may or may not have been written; the plugin does not retry.
           StoreError, ClosedError, ForkedError.
         """
         self._check_started(key)
-        self._broker.put(key, data, *opts)
+        if self._codec is None:
+            self._broker.put(key, cast("Message", data), *opts)
+        else:
+            self._bytes.put(key, encode_value(key, self._codec, data), *opts)
+
+    def put_raw(self, key: str, data: bytes, *opts: PutOption) -> CommitResult:
+        """Write the bytes *data* under *key*; return the result with the revision. Raises as ``put``."""
+        self._check_started(key)
+        return self._bytes.new_txn().put(key, data, *opts).commit()
 
     def delete(self, key: str, *opts: DelOption) -> bool:
         """Delete *key*, or all keys under it with ``with_prefix()``; True if any existed. Raises as ``put``."""
         self._check_started(key)
         return self._broker.delete(key, *opts)
+
+    def get(self, key: str) -> Pair[T] | None:
+        """Return the pair of *key* in the mirror, None when there is none. No network access."""
+        return self.registry.get(key)
+
+    def items(self, prefix: str = ROOT) -> Sequence[Pair[T]]:
+        """Return the pairs under *prefix* in the mirror, all of one moment. No network access."""
+        return self.registry.items(prefix)
 
     def status(self) -> TransportStatus:
         """Return the status of the store and of the subscriptions (C18)."""
@@ -195,7 +262,7 @@ class Plugin(Closable):
         if reader is not None:
             reader.close()
 
-    def __enter__(self) -> Plugin:
+    def __enter__(self) -> Plugin[T]:
         self.init()
         try:
             self.after_init()

@@ -98,9 +98,9 @@ def content_of(key: str, value: object) -> tuple[bytes, str]:
     if isinstance(value, bytes):
         return value, CONTENT_JSON
     if isinstance(value, (ChangeResp, StateKeyVal)):  # from an event of another source
-        if isinstance(value.value, bytes):
-            return value.value, CONTENT_PROTO if isinstance(value.serializer, SerializerProto) else CONTENT_JSON
-        return content_of(key, value.value)
+        if isinstance(value.payload, bytes):
+            return value.payload, CONTENT_PROTO if isinstance(value.serializer, SerializerProto) else CONTENT_JSON
+        return content_of(key, value.payload)
     message = value.message if isinstance(value, KeyVal) else None
     if message is None:
         raise InvalidArgumentError(

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
 
+from datasync.codecs.api import Codec, decode_value
+from datasync.codecs.messages import MessageCodec
 from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.events import LazyValue, MessageT, Op
 from datasync.jsontext import WRONG_TYPE
@@ -41,6 +43,14 @@ class _Keyed:
     _key: str
     _revision: int
 
+    @property
+    def key(self) -> str:
+        return self._key
+
+    @property
+    def revision(self) -> int:
+        return self._revision
+
     def get_key(self) -> str:
         return self._key
 
@@ -67,6 +77,16 @@ class KeyVal(_Keyed):
     def message(self) -> Message | None:
         """A copy of the message, for code that forwards it without knowing its type; None for a delete."""
         return None if self._value is None else _copy(self._value)
+
+    @property
+    def value(self) -> Message | None:
+        """As ``message``."""
+        return self.message
+
+    @property
+    def raw(self) -> bytes | None:
+        """The message as protojson; None for a delete. Raises ``DecodeError`` if it has no such form."""
+        return None if self._value is None else payload_bytes(self._key, self, DEFAULT_SERIALIZER)
 
     @property
     def empty(self) -> bool:
@@ -107,6 +127,16 @@ class KeyValBytes(_Keyed):
     @property
     def data(self) -> bytes | None:
         """The original bytes; None for a delete."""
+        return self._data
+
+    @property
+    def value(self) -> bytes | None:
+        """As ``data``."""
+        return self._data
+
+    @property
+    def raw(self) -> bytes | None:
+        """As ``data``."""
         return self._data
 
     @property
@@ -166,14 +196,28 @@ class ChangeBytes(KeyValBytes):
 class StateKeyVal(NamedTuple):
     """A pair of the registry's state: the immutable item of a RESYNC and of the registry's cache.
 
-    ``value`` is the original object when the change was made in this process, so that attributes that a caller added
+    ``payload`` is the original object when the change was made in this process, so that attributes that a caller added
     to it can be read back.
     """
 
     key: str
     revision: int
-    value: Payload
+    payload: Payload
     serializer: Serializer
+    codec: Codec[Any] | None = None
+
+    @property
+    def value(self) -> Any:
+        """The value, decoded at each access by the codec; without one, the bytes or the message itself.
+
+        Raises ``DecodeError``.
+        """
+        return payload_value(self.key, self.payload, self.serializer, self.codec)
+
+    @property
+    def raw(self) -> bytes:
+        """The bytes of the value. Raises ``DecodeError`` for an object of this process that has none."""
+        return payload_bytes(self.key, self.payload, self.serializer)
 
     def get_key(self) -> str:
         return self.key
@@ -183,7 +227,7 @@ class StateKeyVal(NamedTuple):
 
     def get_value(self, message: MessageT) -> MessageT:
         """Clear *message*, fill it and return it. Raises ``DecodeError`` when the value does not match its type."""
-        return read_payload(self.key, self.value, self.serializer, message)
+        return read_payload(self.key, self.payload, self.serializer, message)
 
     def __repr__(self) -> str:
         return f"<KeyVal {self.key!r} revision {self.revision}>"
@@ -192,15 +236,40 @@ class StateKeyVal(NamedTuple):
 class ChangeResp(NamedTuple):
     """One change as every subscriber receives it, made once per key and transaction. Source: Go ``ChangeResp``.
 
-    ``value`` is None for a delete; ``previous`` is (revision, payload) of the state just before, None for a create.
+    ``payload`` is None for a delete; ``before`` is (revision, payload) of the state just before, None for a create.
     """
 
     key: str
     op: Op
     revision: int
-    value: Payload | None
-    previous: tuple[int, Payload] | None
+    payload: Payload | None
+    before: tuple[int, Payload] | None
     serializer: Serializer
+    codec: Codec[Any] | None = None
+
+    @property
+    def value(self) -> Any:
+        """The value as in :class:`StateKeyVal`; None for a delete. Raises ``DecodeError``."""
+        if self.payload is None:
+            return None
+        return payload_value(self.key, self.payload, self.serializer, self.codec)
+
+    @property
+    def raw(self) -> bytes | None:
+        """The bytes of the value; None for a delete. Raises ``DecodeError`` for an object that has none."""
+        return None if self.payload is None else payload_bytes(self.key, self.payload, self.serializer)
+
+    @property
+    def previous(self) -> Any:
+        """The value just before, as ``value``; None for a create. Raises ``DecodeError``."""
+        if self.before is None:
+            return None
+        return payload_value(self.key, self.before[1], self.serializer, self.codec)
+
+    @property
+    def previous_raw(self) -> bytes | None:
+        """The bytes of the previous value; None for a create. Raises ``DecodeError`` for an object that has none."""
+        return None if self.before is None else payload_bytes(self.key, self.before[1], self.serializer)
 
     def get_key(self) -> str:
         return self.key
@@ -213,23 +282,25 @@ class ChangeResp(NamedTuple):
 
     def get_value(self, message: MessageT) -> MessageT:
         """Clear *message*, fill it (a delete leaves it empty) and return it. Raises ``DecodeError``."""
-        return read_payload(self.key, self.value, self.serializer, message)
+        return read_payload(self.key, self.payload, self.serializer, message)
 
     def get_prev_value(self, message: Message | None) -> bool:
         """Fill *message* with the previous value; False when there was none. Raises ``DecodeError``."""
         if message is not None:
-            previous = None if self.previous is None else self.previous[1]
-            read_payload(self.key, previous, self.serializer, message)
-        return self.previous is not None
+            before = None if self.before is None else self.before[1]
+            read_payload(self.key, before, self.serializer, message)
+        return self.before is not None
 
     def __repr__(self) -> str:
         return f"<ChangeResp {self.op.value} {self.key!r} revision {self.revision}>"
 
 
 # Made from a tuple of the fields, in a third of the time that a call of the class takes.
-new_state_key_val: Callable[[tuple[str, int, Payload, Serializer]], StateKeyVal]
+new_state_key_val: Callable[[tuple[str, int, Payload, Serializer, Codec[Any] | None]], StateKeyVal]
 new_state_key_val = partial(tuple.__new__, StateKeyVal)
-new_change_resp: Callable[[tuple[str, Op, int, Payload | None, tuple[int, Payload] | None, Serializer]], ChangeResp]
+new_change_resp: Callable[
+    [tuple[str, Op, int, Payload | None, tuple[int, Payload] | None, Serializer, Codec[Any] | None]], ChangeResp
+]
 new_change_resp = partial(tuple.__new__, ChangeResp)
 
 
@@ -248,6 +319,33 @@ def read_payload(key: str, payload: Payload | None, serializer: Serializer, mess
     except DecodeError as error:
         failure = error.of(f"the value of {key!r}")
     raise failure
+
+
+def payload_bytes(key: str, payload: Payload, serializer: Serializer) -> bytes:
+    """Return the bytes of *payload*; *serializer* encodes a message."""
+    if isinstance(payload, bytes):
+        return payload
+    message = payload._value if isinstance(payload, KeyVal) else None
+    if message is None:
+        data = getattr(payload, "raw", None)
+        if isinstance(data, bytes):
+            return data
+        raise DecodeError(f"the value of {key!r} is a {type(payload).__name__}, which has no bytes", kind=WRONG_TYPE)
+    try:
+        return serializer.marshal(message)
+    except InvalidArgumentError as error:
+        reason = str(error)
+    raise DecodeError(f"the value of {key!r} has no bytes: {reason}", kind=WRONG_TYPE)
+
+
+def payload_value(key: str, payload: Payload, serializer: Serializer, codec: Codec[Any] | None) -> Any:
+    """Return the value in *payload*, decoded by *codec* if there is one."""
+    if codec is None:
+        return payload if isinstance(payload, bytes) else getattr(payload, "value", payload)
+    if isinstance(codec, MessageCodec) and not isinstance(payload, bytes):
+        # It may be a message, or have a serializer of its own, such as that of a peer.
+        return read_payload(key, payload, codec.serializer, codec.message_type())
+    return decode_value(key, codec, payload_bytes(key, payload, serializer))
 
 
 def check_buffer(message: object) -> None:

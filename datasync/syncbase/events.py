@@ -9,9 +9,12 @@ import contextvars
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Queue
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
 
+from datasync.codecs.api import Codec
 from datasync.context import with_source
+from datasync.errors import InvalidArgumentError
 from datasync.events import KeyVal, ResyncReason
 from datasync.runtime.wording import counted
 from datasync.serializer import Serializer
@@ -21,6 +24,8 @@ from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.missed_deletes import MissedDeletes
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.state import FrozenState, StateEntry
+
+EventT = TypeVar("EventT", bound="QueuedEvent")
 
 
 class KVIterator:
@@ -54,18 +59,21 @@ class KVIterator:
 class _StatePairs:
     """The pairs of *keys* in *state*, created one by one in each iteration. Threads: any."""
 
-    __slots__ = ("_keys", "_serializer", "_state")
+    __slots__ = ("_codec", "_keys", "_serializer", "_state")
 
-    def __init__(self, state: Mapping[str, StateEntry], keys: list[str], serializer: Serializer) -> None:
+    def __init__(
+        self, state: Mapping[str, StateEntry], keys: list[str], serializer: Serializer, codec: Codec[Any] | None
+    ) -> None:
         self._state = state
         self._keys = keys
         self._serializer = serializer
+        self._codec = codec
 
     def __iter__(self) -> Iterator[StateKeyVal]:
-        state, serializer = self._state, self._serializer
+        state, serializer, codec = self._state, self._serializer, self._codec
         for key in self._keys:
             revision, value = state[key]
-            yield new_state_key_val((key, revision, value, serializer))
+            yield new_state_key_val((key, revision, value, serializer, codec))
 
 
 class EventOwner(Protocol):
@@ -76,6 +84,8 @@ class EventOwner(Protocol):
     resync_queue: Queue[Any] | None
     #: Name of the source.
     source: str
+    #: Decodes the values of its pairs and changes.
+    codec: Codec[Any] | None
 
     def settle(self, event: QueuedEvent, error: BaseException | None) -> bool: ...
 
@@ -122,6 +132,19 @@ class QueuedEvent:
         """
         return self.owner.settle(self, error)
 
+    def __enter__(self: EventT) -> EventT:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Call ``done()``, or ``done(error)`` when the block raised (C20); a wrong ``Rejected`` rejects it whole."""
+        try:
+            self.done(error)
+        except InvalidArgumentError as wrong:
+            self.done(wrong)
+            raise
+
     def get_context(self) -> contextvars.Context:
         """Return a copy of the context in which the event was made, with ``datasync.current_source`` set."""
         return with_source(self._context, self.owner.source)
@@ -157,9 +180,13 @@ class QueuedChange(QueuedEvent):
 
     def get_changes(self) -> Sequence[ChangeResp]:
         """Return the changes, each key once, in the order of the source."""
-        if not self._following:
-            return self.first.changes
-        return [change for transaction in self.transactions for change in transaction.changes]
+        changes = self.first.changes
+        if self._following:
+            changes = [change for transaction in self.transactions for change in transaction.changes]
+        codec = self.owner.codec
+        if not changes or changes[0].codec is codec:
+            return changes
+        return [change._replace(codec=codec) for change in changes]  # all subscriptions share the originals
 
     def __repr__(self) -> str:
         kind = "redelivery" if self.redelivery else "ChangeEvent"
@@ -198,7 +225,7 @@ class QueuedResync(QueuedEvent):
         """Iterate over every pair that the event offers, and those that it lists as gone."""
         for key, (revision, value) in self._state.items():
             if self._prefixes.longest(key) is not None:
-                yield new_state_key_val((key, revision, value, self._serializer))
+                yield new_state_key_val((key, revision, value, self._serializer, self.owner.codec))
         yield from self.removed.values()
 
     def get_values(self) -> Mapping[str, KVIterator]:
@@ -209,13 +236,14 @@ class QueuedResync(QueuedEvent):
         if self._grouped is None:
             self._grouped = self._prefixes.grouped(self._state.sorted_keys)
         return {
-            prefix: KVIterator(_StatePairs(self._state, keys, self._serializer))
+            prefix: KVIterator(_StatePairs(self._state, keys, self._serializer, self.owner.codec))
             for prefix, keys in self._grouped.items()
         }
 
     def get_removed(self) -> Sequence[KeyVal]:
         """Return the keys that this subscription was offered before and that are gone, with their last known values."""
-        return list(self.removed.values())
+        codec = self.owner.codec
+        return [kv if kv.codec is codec else kv._replace(codec=codec) for kv in self.removed.values()]
 
     def __repr__(self) -> str:
         return f"<ResyncEvent for {self.owner.name!r}: {self.reason.value}, revision {self.revision}>"

@@ -33,7 +33,7 @@ class MissedDeletes:
     def not_applied(self, changes: Iterable[ChangeResp]) -> None:
         """Note *changes* of an event that was rejected, abandoned, or never put."""
         for change in changes:
-            if change.op is Op.DELETE and change.previous is not None:  # a redelivery of a known one may lack it
+            if change.op is Op.DELETE and change.before is not None:  # a redelivery of a known one may lack it
                 self._own()[0][change.key] = _previous(change)
 
     def __bool__(self) -> bool:
@@ -63,7 +63,7 @@ class MissedDeletes:
                     unoffered.discard(change.key)
                 else:
                     gone[change.key] = _previous(change)
-            elif change.previous is None and change.key not in gone:
+            elif change.before is None and change.key not in gone:
                 unoffered.add(change.key)
 
     def replaced(self, gone: dict[str, StateKeyVal], created: set[str]) -> None:
@@ -111,5 +111,5 @@ class MissedDeletes:
 
 
 def _previous(change: ChangeResp) -> StateKeyVal:
-    assert change.previous is not None  # a delete of nothing is never delivered
-    return StateKeyVal(change.key, *change.previous, change.serializer)
+    assert change.before is not None  # a delete of nothing is never delivered
+    return StateKeyVal(change.key, *change.before, change.serializer, change.codec)

@@ -16,6 +16,7 @@ from queue import Queue
 from typing import Any, cast
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
+from datasync.codecs.api import Codec
 from datasync.commits import Batch
 from datasync.errors import SubscriptionError
 from datasync.events import ChangeValue, KeyVal, ResyncReason
@@ -50,9 +51,9 @@ class Registry(Closable):
     Args:
       name: Name of the source; an event's handler reads it from ``datasync.current_source``.
       serializer: Reads values that come as bytes without a serializer of their own; JSON by default.
+      codec: Decodes the ``value`` of pairs and changes; without one it is the bytes, or the message that was put.
       sourced: True when a reader feeds the registry, which then waits for the first snapshot.
-      timeouts: Durations that differ from the defaults.
-      clock: Replaces the monotonic clock, in tests.
+      timeouts, clock: Durations that differ from the defaults, and what replaces the monotonic clock in tests.
 
     Threads: any; no lock is held while waiting, on a user's queue, or in user code, except in observers.
     """
@@ -62,16 +63,16 @@ class Registry(Closable):
         name: str = "local",
         *,
         serializer: Serializer | None = None,
+        codec: Codec[Any] | None = None,
         sourced: bool = False,
         timeouts: Timeouts | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.name = name
-        self._guard = ForkGuard(f"the registry {name!r}")
+        self.name, self._guard = name, ForkGuard(f"the registry {name!r}")
         timeouts = timeouts or DEFAULT_TIMEOUTS
         self._lock = lock = threading.RLock()  # guards the state, the router, the timers, the health and the observers
         timers = Timers(name, clock, lock)
-        self._state = PrevRevisions(serializer or DEFAULT_SERIALIZER, lock)
+        self._state = PrevRevisions(serializer or DEFAULT_SERIALIZER, lock, codec)
         self._health = SourceHealth(ready=not sourced, now=clock.monotonic)
         self._core = RegistryCore(
             source=name,
@@ -97,12 +98,14 @@ class Registry(Closable):
         *key_prefixes: str,
         in_flight: int = 1,
         wait_for_resync: bool = False,
+        codec: Codec[Any] | None = None,
     ) -> Registration:
         """Subscribe; see :meth:`datasync.api.KeyValProtoWatcher.watch`.
 
         Args:
           in_flight: CHANGE events that may be unacknowledged at once. A RESYNC is always put alone.
           wait_for_resync: Hold the first RESYNC until ``request_resync`` asks for it.
+          codec: Decodes the ``value`` of the events of this subscription, instead of the registry's.
 
         Raises:
           SubscriptionError: The name is taken, or a prefix is given twice.
@@ -111,7 +114,7 @@ class Registry(Closable):
         """
         self._guard.check()
         key_prefixes = key_prefixes or EVERYTHING
-        check_watch(resync_name, change_queue, resync_queue, key_prefixes, in_flight)
+        check_watch(resync_name, change_queue, resync_queue, key_prefixes, in_flight, codec)
         self._core.check_waitable("watch()")
         resync = PendingResync(ResyncReason.INITIAL, held=wait_for_resync)
         with self._lock:
@@ -123,6 +126,7 @@ class Registry(Closable):
             subscription = Subscription(
                 self._core, resync_name, change_queue, resync_queue, key_prefixes, in_flight=in_flight, resync=resync
             )
+            subscription.codec = self._state.codec if codec is None else codec
             self._router.add_locked(subscription)
             keys = self._state.list_keys() if resync.undecided else []
         registration = Registration(self._core, self._router, subscription)

@@ -252,9 +252,9 @@ class OwedKeys:
         for key in keys:
             pair, accepted = state.get(key), self._keys[key].accepted
             if pair is None:
-                changes.append(new_change_resp((key, DELETE, state.revision, None, accepted, serializer)))
+                changes.append(new_change_resp((key, DELETE, state.revision, None, accepted, serializer, None)))
             else:
-                changes.append(new_change_resp((key, PUT, pair.revision, pair.value, accepted, serializer)))
+                changes.append(new_change_resp((key, PUT, pair.revision, pair.payload, accepted, serializer, None)))
         return changes
 
     def status(self) -> dict[str, OwedStatus]:
@@ -336,7 +336,7 @@ def take_change_answer(
                     change.key,
                     event.number - given_up,
                     reason,
-                    change.previous,
+                    change.before,
                     jitter=jitter,
                     redelivery=event.redelivery,
                     whole=not isinstance(error, Rejected),
@@ -401,7 +401,7 @@ def take_late_answer(
         pair = state.get(key)
         if pair is None and (offered := _offered(change)) is not None:
             missed.offered(offered)
-        owed.doubt(key, newest, None if pair is None else (pair.revision, pair.value), jitter=jitter)
+        owed.doubt(key, newest, None if pair is None else (pair.revision, pair.payload), jitter=jitter)
 
 
 def own_error(error: BaseException | None, waiter: Waiter) -> BaseException | None:
@@ -423,11 +423,15 @@ def unanswered_pairs(event: QueuedEvent, wanted: Callable[[str], bool]) -> list[
 
 
 def _value(change: ChangeResp) -> Accepted:
-    return None if change.value is None else (change.revision, change.value)
+    return None if change.payload is None else (change.revision, change.payload)
 
 
 def _offered(change: ChangeResp) -> StateKeyVal | None:
     """Return the pair that a subscriber may have that was offered *change*; None for the delete of nothing."""
-    if change.value is not None:
-        return new_state_key_val((change.key, change.revision, change.value, change.serializer))
-    return None if change.previous is None else new_state_key_val((change.key, *change.previous, change.serializer))
+    if change.payload is not None:
+        return new_state_key_val((change.key, change.revision, change.payload, change.serializer, change.codec))
+    return (
+        None
+        if change.before is None
+        else new_state_key_val((change.key, *change.before, change.serializer, change.codec))
+    )

@@ -8,7 +8,9 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+from datasync.codecs.api import Codec, check_codec
 from datasync.errors import ConflictError
 from datasync.runtime.wording import counted
 from datasync.serializer import Serializer, check_key
@@ -52,12 +54,20 @@ class PrevRevisions:
     Args:
       serializer: Decodes values that are bytes.
       lock: The lock of the registry. A lock of its own would be a second one that a finalizer can interrupt.
+      codec: Decodes the ``value`` of pairs and changes; None for bytes and messages as they are.
 
     Threads: any.
     """
 
-    def __init__(self, serializer: Serializer = DEFAULT_SERIALIZER, lock: threading.RLock | None = None) -> None:
+    def __init__(
+        self,
+        serializer: Serializer = DEFAULT_SERIALIZER,
+        lock: threading.RLock | None = None,
+        codec: Codec[Any] | None = None,
+    ) -> None:
+        check_codec(codec)
         self.serializer = serializer
+        self.codec = codec
         # Guards the three below, so that readers see a transaction whole or not at all.
         self._lock = lock or threading.RLock()
         self._entries: dict[str, StateEntry] = {}
@@ -128,7 +138,7 @@ class PrevRevisions:
         """
         changes: list[ChangeResp] = []
         ignored: list[str] = []
-        serializer = self.serializer
+        serializer, codec = self.serializer, self.codec
         with self._lock:
             entries = self._entries
             if revision <= self._revision:
@@ -137,10 +147,10 @@ class PrevRevisions:
                 previous = entries.get(key)
                 if value is not None:
                     entries[key] = (revision, value)
-                    changes.append(new_change_resp((key, PUT, revision, value, previous, serializer)))
+                    changes.append(new_change_resp((key, PUT, revision, value, previous, serializer, codec)))
                 elif previous is not None:
                     del entries[key]
-                    changes.append(new_change_resp((key, DELETE, revision, None, previous, serializer)))
+                    changes.append(new_change_resp((key, DELETE, revision, None, previous, serializer, codec)))
                 else:
                     ignored.append(key)
             if changes:
@@ -172,13 +182,13 @@ class PrevRevisions:
 
     def view(self, key: str, entry: StateEntry) -> StateKeyVal:
         """Return *entry* as subscribers receive it."""
-        return StateKeyVal(key, entry[0], entry[1], self.serializer)
+        return StateKeyVal(key, entry[0], entry[1], self.serializer, self.codec)
 
     def pairs(self, state: FrozenState, prefix: str) -> Iterator[StateKeyVal]:
         """Return the pairs under *prefix* in *state*, made lazily."""
         return (self.view(key, entry) for key, entry in state.items() if key.startswith(prefix))
 
     def _before(self, changes: Sequence[ChangeResp]) -> StateKeyVal | None:
-        if not changes or changes[0].previous is None:
+        if not changes or changes[0].before is None:
             return None
-        return self.view(changes[0].key, changes[0].previous)
+        return self.view(changes[0].key, changes[0].before)

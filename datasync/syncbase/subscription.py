@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+from datasync.codecs.api import Codec
 from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout, Rejected
 from datasync.events import ResyncReason
 from datasync.runtime.logs import get_logger
@@ -38,7 +39,7 @@ class Subscription:
     __slots__ = (
         "_abandon", "_alarm", "_closed", "_core", "_failed", "_full_since", "_in_flight", "_last_error", "_late_count",
         "_max_in_flight", "_now", "_ok", "_remind", "_resync_in_flight", "_resyncs", "_timeouts", "_turn",
-        "_undelivered", "change_queue", "name", "prefixes", "resync_queue", "source",
+        "_undelivered", "change_queue", "codec", "name", "prefixes", "resync_queue", "source",
     )
     # fmt: on
 
@@ -53,8 +54,8 @@ class Subscription:
         in_flight: int,
         resync: PendingResync | None,
     ) -> None:
-        self.name = name
-        self.source = core.source
+        self.name, self.source = name, core.source
+        self.codec: Codec[Any] | None = core.state.codec
         self.prefixes: PrefixTable[None] = PrefixTable.of(prefixes)
         self.change_queue, self.resync_queue = change_queue, resync_queue
         self._core, self._now = core, core.now

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import Queue
 from typing import Any
 
+from datasync.codecs.api import check_codec
 from datasync.errors import InvalidArgumentError, SubscriptionError
 from datasync.events import ChangeValue, KeyVal, Op
 from datasync.serializer import check_key
@@ -74,9 +75,11 @@ def check_watch(
     resync_queue: Queue[Any] | None,
     prefixes: Sequence[str],
     in_flight: int,
+    codec: object,
 ) -> None:
     """Check the arguments of ``Registry.watch``."""
     check_key(resync_name, "a resync name")
+    check_codec(codec)
     if change_queue is None and resync_queue is None:
         raise InvalidArgumentError(f"{resync_name!r} would receive no events: both queues are None")
     for one in (change_queue, resync_queue):

@@ -20,10 +20,24 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tests.benchmarks import etcd, growth, grpc, idle, latency, local, memory, rest, sqlite, start
+from tests.benchmarks import (
+    consumer,
+    etcd,
+    growth,
+    grpc,
+    idle,
+    latency,
+    local,
+    memory,
+    rest,
+    sqlite,
+    start,
+    values,
+    view,
+)
 from tests.benchmarks.harness import Bench, Result, measure
 
-MODULES = (local, memory, start, sqlite, grpc, rest, etcd, latency, idle)
+MODULES = (local, consumer, memory, values, start, view, sqlite, grpc, rest, etcd, latency, idle)
 BENCHES: dict[str, Bench] = {bench.name: bench for module in MODULES for bench in module.BENCHES}
 
 CURVES: dict[str, growth.Curve] = {curve.name: curve for curve in growth.CURVES}

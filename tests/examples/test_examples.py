@@ -26,6 +26,10 @@ TESTED = {
     "rest_client",
     "grpc_agent",
     "grpc_client",
+    "live_flags",  # tests/consumer/test_live_examples.py
+    "live_flags_flask",
+    "live_settings",
+    "vhosts",  # test_vhosts.py
 }
 
 ETH0 = '{"name":"eth0","enabled":true,"mtu":%d,"ip_addresses":["192.0.2.1/24"]}'

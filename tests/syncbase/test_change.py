@@ -165,7 +165,7 @@ def test_the_original_object_can_be_read_back() -> None:
 
     change = Labelled("k", text("v"))
     stored = StateKeyVal("k", 1, change, JSON)
-    assert stored.value is change
+    assert stored.payload is change
     assert plain(stored.get_value(StringValue())) == "v"
 
 

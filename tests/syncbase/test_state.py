@@ -31,7 +31,7 @@ def test_c6_previous_values_and_revisions_follow_a_dict(steps: list[tuple[dict[s
         assert ignored == expected_ignored
         assert [change.key for change in changes] == [key for key in ops if key not in expected_ignored]
         for change in changes:
-            assert change.previous == model.get(change.key)
+            assert change.before == model.get(change.key)
             assert change.value == ops[change.key]
             assert change.op is (Op.DELETE if ops[change.key] is None else Op.PUT)
             assert change.revision == (wanted if wanted > last else last + 1)

@@ -244,7 +244,7 @@ class Application:
         pair = self._adapter.registry.get(key)
         if pair is None:
             raise _no_such_key(key)
-        content, content_type = content_of(pair.key, pair.value)
+        content, content_type = content_of(pair.key, pair.payload)
         response = self._tagged(environ, pair.revision, Response(content, 200, content_type))
         if rejected := self._adapter.registry.not_accepted(key):
             response.headers[NOT_ACCEPTED_HEADER] = escape_names(rejected)
@@ -306,7 +306,7 @@ class Application:
         revision, page, more = self._adapter.registry.page(prefix, after, limit)
         owed = {pair.key: rejected for pair in page if (rejected := self._adapter.registry.not_accepted(pair.key))}
         items = ",".join(
-            item_of(pair.key, pair.revision, pair.value, values=values, not_accepted=owed.get(pair.key))
+            item_of(pair.key, pair.revision, pair.payload, values=values, not_accepted=owed.get(pair.key))
             for pair in page
         )
         following = json.dumps(page[-1].key) if more else "null"

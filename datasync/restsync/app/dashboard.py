@@ -113,7 +113,7 @@ def _seconds(seconds: float | None) -> float | None:
 
 def _pair(pair: StateKeyVal, values: bool, not_accepted: dict[str, str]) -> dict[str, Any]:
     try:
-        content, content_type = content_of(pair.key, pair.value)
+        content, content_type = content_of(pair.key, pair.payload)
     except DatasyncError:
         content, content_type = b"", "an object of this process"
     shown = {"key": pair.key, "revision": pair.revision, "content_type": content_type, "size": len(content)}

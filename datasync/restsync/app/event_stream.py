@@ -113,7 +113,7 @@ def _snapshot(adapter: Adapter, request: StreamRequest, reason: ResyncReason) ->
     for pair in pairs:
         if not pair.key.startswith(request.prefixes):
             continue
-        text = item_of(pair.key, pair.revision, pair.value)
+        text = item_of(pair.key, pair.revision, pair.payload)
         items.append(text)
         size += len(text)
         keys += 1

@@ -134,10 +134,10 @@ class ReplayBuffer:
 
 def _size(change: ChangeResp) -> int:
     # A value without bytes counts as its overhead only.
-    data = getattr(change.value, "data", None)
+    data = getattr(change.payload, "data", None)
     return len(change.key) + (len(data) if isinstance(data, bytes) else 0) + 100
 
 
 def _text(revision: int, changes: Sequence[ChangeResp]) -> str:
-    items = ",".join(change_of(change.key, change.revision, change.value) for change in changes)
+    items = ",".join(change_of(change.key, change.revision, change.payload) for change in changes)
     return f'{{"revision":{revision},"changes":[{items}]}}'

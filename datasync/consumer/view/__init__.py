@@ -1,0 +1,1 @@
+"""The live mapping: values of the keys under some prefixes, kept up to date. Source: contract C20."""

@@ -1,0 +1,358 @@
+"""The values of a view in one process, and the thread that keeps them up to date.
+
+Source: contract C20, C21.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from queue import Empty, Queue
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from datasync.codecs.api import Codec
+from datasync.consumer.pairs import JSON, value_or_error
+from datasync.consumer.view.cache import CachedValues, CacheFile
+from datasync.consumer.view.condition import SourceReport, ViewState, ViewStatus, leaves, report
+from datasync.consumer.view.frozen import freeze
+from datasync.consumer.view.index import IndexFunction
+from datasync.consumer.view.notices import Listeners, Settling
+from datasync.consumer.view.table import Update, ValueTable
+from datasync.context import current_source
+from datasync.errors import (
+    ClosedError,
+    DecodeError,
+    DoneTimeout,
+    InvalidArgumentError,
+    NotReadyError,
+    Permanent,
+    Rejected,
+    UnsupportedError,
+)
+from datasync.events import Op
+from datasync.runtime.logs import get_logger
+from datasync.runtime.threads import Flag, ForkGuard, Worker
+from datasync.runtime.wording import counted
+
+T = TypeVar("T")
+
+log = get_logger(__name__)
+
+#: Seconds between two looks at the condition of the source.
+LOOK = 1.0
+#: Seconds after a change before the cache file is written, which gathers a burst; a large file is written more rarely.
+SAVE_AFTER = 1.0
+#: Seconds before the source is opened again: the first and the longest delay, with full jitter.
+OPEN_BACKOFF = (0.1, 30.0)
+
+
+class HasClose(Protocol):
+    """An object that is closed at the end."""
+
+    def close(self) -> None: ...
+
+
+class Attached(NamedTuple):
+    """A watcher whose events arrive, and what is to be closed at the end, in order."""
+
+    watcher: Any
+    closing: tuple[HasClose, ...]
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """What a view was asked for; it is the same in every process."""
+
+    codec: Codec[Any] = JSON
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    cache: CacheFile | None = None
+    max_stale: float | None = None
+    settle: tuple[float, float] | None = None
+    max_delete: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_stale is not None and not 0 <= self.max_stale < float("inf"):
+            raise InvalidArgumentError("max_stale takes a number of seconds, at least 0")
+        if self.max_delete is not None and self.max_delete < 0:
+            raise InvalidArgumentError("max_delete takes a number of keys, or a share of them below 1")
+        if not callable(getattr(self.codec, "decode", None)):
+            raise InvalidArgumentError(f"codec must have decode() and encode(), not be a {type(self.codec).__name__}")
+        Settling(self.settle)  # checks it
+
+
+class LiveValues(Generic[T]):
+    """The last good values of what *attach* delivers.
+
+    Args:
+      name: The resync name.
+      queue: Both queues of the subscription.
+      listeners: Owned by the view, which may outlive this object.
+
+    Threads: any. The view's own thread is the only one that decodes and notifies.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        options: ViewOptions,
+        queue: Queue[Any],
+        listeners: Listeners,
+        indexes: Mapping[str, IndexFunction],
+    ) -> None:
+        self.name = name
+        self.guard = ForkGuard(f"the view {name!r}")
+        self.table = ValueTable(name, options.defaults, options.max_delete, indexes)
+        #: Read without a lock.
+        self.values: dict[str, Any] = self.table.values
+        self._options = options
+        self._queue = queue
+        self._listeners = listeners
+        self._changed = self.table.changed  # guards the five below
+        self._sources: set[str] = set()
+        self._synced = self._closed = False
+        self._lost: tuple[float, BaseException] | None = None
+        self._status = ViewStatus(ViewState.INITIALIZING, time.time())
+        #: Set when a first read need wait no longer: synced, filled from the cache file, or closed.
+        self.started = Flag()
+        self._attached: Attached | None = None
+        self._closing: deque[HasClose] = deque()
+        # The rest is used by the view's thread only.
+        self._thread = 0
+        self._settling = Settling(options.settle)
+        self._announced = False
+        self._look_at = 0.0
+        self._save_at: float | None = None
+        self._save_seconds = 0.0
+        self._worker = Worker(f"consumer-view-{name}", self._run, wake=lambda: self._queue.put(None))
+
+    def start(self, attach: Callable[[], Attached]) -> None:
+        """Start the thread. It calls *attach*, which subscribes the queue, and again after a time when that raises."""
+        self._attach = attach
+        self._worker.start()
+
+    @property
+    def synced(self) -> bool:
+        """True once the whole state of every source was read."""
+        return self._synced
+
+    def status(self) -> ViewStatus:
+        """Look at the source, and return the state."""
+        self._look()
+        return self._status
+
+    def wait_synced(self, timeout: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._synced or self._closed, timeout)
+            if not self._synced:
+                if self._closed:
+                    raise ClosedError(f"the view {self.name!r} is closed")
+                why = f": {self._lost[1]}" if self._lost else ""
+                raise NotReadyError(f"the view {self.name!r} was not synced within {timeout:g} s{why}")
+
+    def put(self, key: str, value: T, timeout: float) -> None:
+        attached = self._attached
+        if self._closed:
+            raise ClosedError(f"{key!r}: the view {self.name!r} is closed")
+        if attached is None:
+            raise NotReadyError(f"{key!r}: the source of the view {self.name!r} is not open yet")
+        write = getattr(attached.watcher, "put_raw", None)
+        if write is None:
+            raise UnsupportedError(f"{key!r}: a {type(attached.watcher).__name__} cannot write for a view")
+        if threading.get_ident() == self._thread:
+            raise InvalidArgumentError(f"{key!r}: a listener of a view cannot wait for it: write with the plugin")
+        revision = write(key, self._options.codec.encode(value)).revision
+        if not revision:
+            raise UnsupportedError(f"{key!r} was written, but the store has no revisions to wait for")
+        with self._changed:
+            self._changed.wait_for(lambda: self.table.revision >= revision or self._closed, timeout)
+            if self.table.revision < revision:
+                if self._closed:
+                    raise ClosedError(f"{key!r} was written, and the view {self.name!r} was closed")
+                raise DoneTimeout(f"{key!r} was written, and the view did not receive it within {timeout:g} s")
+
+    def release(self) -> int:
+        """Delete what ``max_delete`` holds; return the number of keys."""
+        held = len(self.table.held)
+        self.table.commit(Update(release=True, told=bool(self._listeners)))
+        self._queue.put(None)
+        return held
+
+    def start_from(self, cached: CachedValues | None) -> None:
+        """Serve what the cache file had, unless the source was read meanwhile."""
+        update = Update(cached=True, told=bool(self._listeners))
+        for key, data in (cached.values if cached else {}).items():
+            value = value_or_error(self._options.codec, data)
+            if not isinstance(value, DecodeError):
+                update.good[key], update.raw[key] = freeze(value), data
+        if cached and self.table.commit(update):
+            log.warning("the view %r starts with %s of the cache file", self.name, counted(len(update.good), "key"))
+            self._queue.put(None)
+        self._look()
+        self.started.set()
+
+    def close(self) -> None:
+        if self.guard.forked:
+            return
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self.started.set()
+        self._worker.close()
+        self._detach()
+        self._look()
+
+    def _detach(self) -> None:
+        while self._closing:
+            with suppress(IndexError):  # the other thread took the last one
+                self._closing.popleft().close()
+
+    # The view's thread.
+
+    def _run(self, worker: Worker) -> None:
+        self._thread = threading.get_ident()
+        try:
+            self._attached = self._open(worker)
+            while not worker.stopping.is_set():
+                if self._status.state is not ViewState.READY or time.monotonic() >= self._look_at:
+                    self._look_at = time.monotonic() + LOOK
+                    self._look()
+                self._step()
+        finally:
+            self._notify(flush=True)
+            self._save(flush=True)
+            self._detach()
+
+    def _open(self, worker: Worker) -> Attached | None:
+        from datasync.runtime.backoff import Backoff  # here, because ``random`` would double the time of an import
+
+        backoff = Backoff(*OPEN_BACKOFF)
+        while not worker.stopping.is_set():
+            try:
+                attached = self._attach()
+                self._closing.extend(attached.closing)
+                return attached
+            except Exception as error:
+                if backoff.failures == 0:
+                    log.warning("the view %r cannot open its source, and tries again: %s", self.name, error)
+                self._look(SourceReport(False, error))
+            self._notify()
+            worker.stopping.wait(backoff.next())
+        return None
+
+    def _step(self) -> None:
+        """Handle one event, or what is due."""
+        now = time.monotonic()
+        due = [at - now for at in (self._settling.due_at, self._save_at) if at is not None]
+        try:
+            event = self._queue.get(timeout=max(0.0, min([LOOK, *due])))
+        except Empty:
+            event = None
+        if event is not None:
+            try:
+                self._apply(event)
+            except Exception as error:  # a source that failed in the middle of a RESYNC
+                log.warning("the view %r could not read an event: %s", self.name, type(error).__name__)
+                event.done(error)
+        self._notify()
+        self._save()
+
+    def _apply(self, event: Any) -> None:
+        resync = hasattr(event, "get_values")
+        told = bool(self._listeners) or self._settling.due_at is not None
+        update = Update(revision=event.revision, resync=resync, told=told)
+        if resync:
+            pairs: Iterable[Any] = (pair for pairs in event.get_values().values() for pair in pairs)
+            update.gone = {pair.get_key() for pair in event.get_removed()}
+        else:
+            changes = event.get_changes()
+            pairs = [change for change in changes if change.get_change_type() is not Op.DELETE]
+            update.gone = {change.get_key() for change in changes if change.get_change_type() is Op.DELETE}
+        codec, cache, problems = self._options.codec, self._options.cache, self.table.problems
+        for pair in pairs:
+            key, data = pair.get_key(), pair.raw
+            value = value_or_error(codec, data)
+            if isinstance(value, DecodeError):
+                update.bad[key] = value
+                if str(problems.get(key)) != str(value):
+                    log.warning("the view %r keeps the last good value of %r: %s", self.name, key, value)
+                continue
+            update.good[key] = freeze(value)
+            if cache is not None:
+                update.raw[key] = data
+        self.table.commit(update)
+        if resync:
+            self._note_resync(event.get_context().run(current_source.get))
+        if cache is not None and self._save_at is None:
+            self._save_at = time.monotonic() + max(SAVE_AFTER, 20 * self._save_seconds)
+        bad = {key: Permanent(str(error)) for key, error in update.bad.items()}
+        event.done(Rejected(bad) if bad else None)
+
+    def _note_resync(self, source: str) -> None:
+        """Note that *source* has delivered its whole state."""
+        with self._changed:
+            self._sources.add(source)
+            attached = self._attached
+            if attached is None or len(self._sources) >= sum(1 for _ in leaves(attached.watcher)):
+                self._note_synced_locked()
+
+    def _note_synced_locked(self) -> None:
+        self._synced = True
+        self._changed.notify_all()
+        self.started.set()
+
+    def _look(self, found: SourceReport | None = None) -> None:
+        """Note what the source says of itself, and the state that follows."""
+        attached = self._attached
+        if found is None and attached is not None and not self._closed:
+            try:
+                found = report(attached.watcher, self.name)
+            except Exception as error:
+                found = SourceReport(False, error)
+        now = time.time()
+        with self._changed:
+            if found is not None:
+                self._lost = None if found.error is None else (self._lost[0] if self._lost else now, found.error)
+                if found.synced and not self._synced and self._queue.empty():  # an empty source sends no first RESYNC
+                    self._note_synced_locked()
+            state = self._state_locked(now)
+            since = self._status.since if state is self._status.state else now
+            if self._lost is None:
+                self._status = ViewStatus(state, since, self.table.cached)
+            else:
+                lost_at, reason = self._lost
+                self._status = ViewStatus(state, since, self.table.cached, type(reason).__name__, lost_at, str(reason))
+
+    def _state_locked(self, now: float) -> ViewState:
+        if self._closed:
+            return ViewState.CLOSED
+        if self._synced:
+            too_long = self._lost is not None and now - self._lost[0] >= (self._options.max_stale or 0.0)
+            return ViewState.STALE if too_long else ViewState.READY
+        if self.table.cached:
+            return ViewState.STALE
+        return ViewState.INITIALIZING if self._lost is None else ViewState.ERROR
+
+    def _notify(self, flush: bool = False) -> None:
+        while self.table.outbox:
+            self._settling.add(self.table.outbox.popleft())
+        due = self._settling.due_at
+        # The first state is not delayed.
+        if due is not None and (flush or not self._announced or time.monotonic() >= due):
+            differences = self._settling.take()
+            if differences:
+                self._listeners.notify(differences)
+        self._announced = self._announced or self._synced
+
+    def _save(self, flush: bool = False) -> None:
+        cache, due = self._options.cache, self._save_at
+        if cache is None or due is None or not self._synced or not (flush or time.monotonic() >= due):
+            return
+        began = time.monotonic()
+        self._save_at = None
+        if not cache.save(self.table.content):
+            self._save_at = began + OPEN_BACKOFF[1]
+        self._save_seconds = time.monotonic() - began

@@ -1,0 +1,182 @@
+"""The keys under a prefix as one validated object.
+
+Source: contract C20.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Generic, NamedTuple, TypeVar, cast, get_type_hints
+
+from datasync.consumer.view.condition import ViewState, ViewStatus
+from datasync.consumer.view.frozen import same, thaw
+from datasync.consumer.view.notices import Listeners, ValueChange, place_of
+from datasync.consumer.view.view import View
+from datasync.errors import DatasyncError, DecodeError, InvalidArgumentError, NotReadyError
+from datasync.runtime.closing import Closable
+from datasync.runtime.logs import get_logger
+
+T = TypeVar("T")
+
+log = get_logger(__name__)
+
+#: Scalar types that a dataclass field is checked for; bool is an int to Python, but not here.
+_EXACT: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
+
+
+class _Built(NamedTuple):
+    """What came out of *snapshot*: the object of it, or the last good one and why there is no newer one."""
+
+    snapshot: Mapping[str, Any]
+    current: Any
+    problem: DecodeError | None
+
+
+class Settings(Closable, Generic[T]):
+    """One object of *model*, made of all keys of *view*: replaced as a whole, and only by a valid one.
+
+    Threads: any; without a lock. Source: contract C20.
+    """
+
+    def __init__(self, view: View[Any], model: type[T]) -> None:
+        self._names = _field_names(model)
+        self._model = model
+        self._view = view
+        self._built: _Built | None = None
+        self._announced: Any = None
+        self._gave_defaults = False
+        self._listeners = Listeners()
+        view.on_changes(self._notice)
+
+    @property
+    def current(self) -> T:
+        """The last valid object.
+
+        Raises:
+          NotReadyError: There was none yet, and *model* cannot be made of its defaults.
+        """
+        built = self._build()
+        if built.current is None:
+            raise NotReadyError(f"there is no valid {self._model.__name__} yet: {built.problem}")
+        return cast("T", built.current)
+
+    @property
+    def problems(self) -> Mapping[str, DecodeError]:
+        """Why the newest keys are not in :attr:`current`: by key, and by ``""`` what *model* says of the whole."""
+        problems = dict(self._view.problems)
+        built = self._build()
+        if built.problem is not None:
+            problems[""] = built.problem
+        return problems
+
+    @property
+    def undeclared(self) -> tuple[str, ...]:
+        """The keys under the prefix that are no field of *model*, in order."""
+        return tuple(sorted(self._view.snapshot().keys() - self._names))
+
+    @property
+    def state(self) -> ViewState:
+        """The state of the view."""
+        return self._view.state
+
+    def status(self) -> ViewStatus:
+        """Return the state, the time since which it holds, and the error of the source."""
+        return self._view.status()
+
+    def wait_synced(self, timeout: float = 10.0) -> None:
+        """Wait until the keys were read. Raises ``NotReadyError``, ``ClosedError``."""
+        self._view.wait_synced(timeout)
+
+    def on_change(self, function: Callable[[T, T, frozenset[str]], object]) -> Callable[[], None]:
+        """Call *function* with the old object, the new one and the names of the fields that differ.
+
+        It is called in the view's thread. The first object is not a change, unless defaults were read before it.
+        Returns the function that ends it.
+        """
+        if not callable(function):
+            raise InvalidArgumentError(f"a listener must be callable, not a {type(function).__name__}")
+
+        def listener(differences: Mapping[str, ValueChange]) -> None:
+            old, new = next(iter(differences.values()))
+            function(old, new, frozenset(differences))
+
+        return self._listeners.add(listener)
+
+    def close(self) -> None:
+        """End the view; the last object can still be read. May be called twice."""
+        self._view.close()
+
+    def __enter__(self) -> Settings[T]:
+        self._view.__enter__()
+        return self
+
+    def _build(self) -> _Built:
+        """Return the object of what the view has now."""
+        snapshot = self._view.snapshot()
+        built = self._built
+        if built is None or built.snapshot is not snapshot:
+            made = self._made(snapshot)
+            self._gave_defaults = self._gave_defaults or not snapshot.keys() & self._names
+            if isinstance(made, DecodeError):
+                log.warning("the settings keep the last good %s: %s", self._model.__name__, made)
+                built = _Built(snapshot, None if built is None else built.current, made)
+            else:
+                built = _Built(snapshot, made, None)
+            self._built = built  # of two threads that do this at once, the next read mends what the slower one left
+        return built
+
+    def _made(self, snapshot: Mapping[str, Any]) -> Any:
+        declared = {key: thaw(value) for key, value in snapshot.items() if key in self._names}
+        validate = getattr(self._model, "model_validate", None)
+        try:
+            if validate is not None:
+                return validate(declared)
+            _check_scalars(self._model, declared)
+            return self._model(**declared)
+        except DatasyncError as error:
+            return DecodeError(str(error))
+        except Exception as error:  # its text may have a value in it
+            return DecodeError(f"{self._model.__name__} raised {place_of(error)}")
+
+    def _before(self, differences: Mapping[str, ValueChange]) -> Any:
+        """Return the object before *differences*; None if there was none, or only defaults that nobody has read."""
+        before = dict(self._view.snapshot())
+        for key, difference in differences.items():
+            before.pop(key, None)
+            if difference.old is not None:
+                before[key] = difference.old
+        made = self._made(before) if self._gave_defaults or before.keys() & self._names else None
+        return None if isinstance(made, DecodeError) else made
+
+    def _notice(self, differences: Mapping[str, ValueChange]) -> None:
+        new = self._build().current
+        old = self._before(differences) if self._announced is None else self._announced
+        self._announced = new
+        if old is None or new is None or old is new:
+            return
+        differ = [name for name in self._names if not same(getattr(old, name, None), getattr(new, name, None))]
+        if differ:
+            self._listeners.notify(dict.fromkeys(differ, ValueChange(old, new)))
+
+
+def _field_names(model: Any) -> frozenset[str]:
+    """Return the names of the fields of *model*, which for pydantic may be aliases."""
+    if isinstance(model, type) and is_dataclass(model):
+        return frozenset(one.name for one in fields(model) if one.init)
+    declared = getattr(model, "model_fields", None)
+    if not isinstance(model, type) or not isinstance(declared, Mapping):
+        raise InvalidArgumentError("settings need a dataclass or a pydantic model")
+    return frozenset(str(getattr(one, "alias", None) or name) for name, one in declared.items())
+
+
+def _check_scalars(model: Any, values: Mapping[str, Any]) -> None:
+    """Raise unless each field whose type is a scalar has a value of that type, and none is missing."""
+    hints = get_type_hints(model)
+    for one in fields(model):
+        if one.init and one.name not in values and one.default is MISSING and one.default_factory is MISSING:
+            raise DecodeError(f"the field {one.name!r} is missing")
+        exact = _EXACT.get(hints.get(one.name))
+        if exact is not None and one.name in values and type(values[one.name]) not in exact:
+            found = type(values[one.name]).__name__
+            raise DecodeError(f"the field {one.name!r} must be {hints[one.name].__name__}, not {found}")

@@ -1,0 +1,214 @@
+"""The values of a view with their indexes and problems, changed by whole events.
+
+Source: contract C20.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from datasync.consumer.view.cache import CachedValues
+from datasync.consumer.view.frozen import freeze, same
+from datasync.consumer.view.index import Index, IndexFunction
+from datasync.consumer.view.notices import ValueChange
+from datasync.errors import DecodeError, InvalidArgumentError
+from datasync.runtime.logs import get_logger
+from datasync.runtime.wording import counted
+
+log = get_logger(__name__)
+
+_ABSENT = object()
+
+
+@dataclass(slots=True)
+class Update:
+    """What one event changes: *good* values with their *raw* bytes, *bad* ones, and keys that are *gone*."""
+
+    good: dict[str, Any] = field(default_factory=dict)
+    raw: dict[str, bytes] = field(default_factory=dict)
+    bad: dict[str, DecodeError] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
+    revision: int = 0
+    #: The whole state of a source.
+    resync: bool = False
+    #: From the cache file: any RESYNC knows better.
+    cached: bool = False
+    #: Somebody is to be told the differences.
+    told: bool = True
+    #: Delete what is held back.
+    release: bool = False
+
+
+class ValueTable:
+    """The last good value of each key.
+
+    Args:
+      defaults: Values of keys that the source does not have.
+      max_delete: Limit of the deletes of one RESYNC: a number of keys, or a share of them when below 1.
+
+    Threads: any; ``values`` is read without a lock.
+    """
+
+    def __init__(
+        self, name: str, defaults: Mapping[str, Any], max_delete: float | None, indexes: Mapping[str, IndexFunction]
+    ) -> None:
+        self._name = name
+        self._defaults: dict[str, Any] = {key: freeze(value) for key, value in defaults.items()}
+        self._max_delete = max_delete
+        #: Only ``commit`` changes it.
+        self.values: dict[str, Any] = dict(self._defaults)
+        # Held from an index function to the commit of what it returned, so that no value is indexed twice at once.
+        self._writing = threading.RLock()
+        #: Guards all below; notified with each commit.
+        self.changed = threading.Condition(threading.RLock())
+        self._indexes = {key: Index(key, function) for key, function in indexes.items()}
+        self._snapshot: Mapping[str, Any] | None = None
+        self._problems: dict[str, DecodeError] = {}
+        self._raw: dict[str, bytes] = {}
+        #: Keys from the cache file that no RESYNC has confirmed.
+        self._unconfirmed: set[str] = set()
+        self._held: set[str] = set()
+        #: True from the first RESYNC on.
+        self.resynced = False
+        #: True while the values are those of the cache file.
+        self.cached = False
+        #: The source's revision that the values have.
+        self.revision = 0
+        #: The differences that no listener was told yet, in order.
+        self.outbox: deque[dict[str, ValueChange]] = deque()
+
+    @property
+    def problems(self) -> Mapping[str, DecodeError]:
+        with self.changed:
+            return MappingProxyType(dict(self._problems))
+
+    @property
+    def held(self) -> frozenset[str]:
+        with self.changed:
+            return frozenset(self._held)
+
+    @property
+    def content(self) -> CachedValues:
+        """What a cache file keeps."""
+        with self.changed:
+            return CachedValues(dict(self._raw), self.revision)
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """Return all values of one moment. The same object is returned until a value changes."""
+        snapshot = self._snapshot
+        if snapshot is None:
+            with self.changed:
+                snapshot = self._snapshot = self._snapshot or MappingProxyType(dict(self.values))
+        return snapshot
+
+    def by_index(self, name: str, term: Hashable) -> dict[str, Any]:
+        with self.changed:
+            index = self._indexes.get(name)
+            if index is None:
+                raise InvalidArgumentError(f"the view {self._name!r} has no index {name!r}")
+            return {key: self.values[key] for key in index.keys_locked(term)}
+
+    def add_index(self, name: str, function: IndexFunction) -> None:
+        index = Index(name, function)
+        with self._writing:
+            terms = [(key, index.terms(key, value)) for key, value in self.snapshot().items()]
+            with self.changed:
+                for key, found in terms:
+                    index.set_locked(key, found)
+                self._indexes[name] = index
+
+    def commit(self, update: Update) -> bool:
+        """Apply *update* at once; False for one from the cache file that comes too late."""
+        with self._writing:
+            with self.changed:
+                if update.cached and self.resynced:
+                    return False
+                gone = self._gone_locked(update)
+                changed, differences = self._differences_locked(update.good, gone, update.told)
+                indexes = list(self._indexes.values())
+            # Outside the lock that readers take; nobody else commits meanwhile.
+            terms = [(one, key, one.terms(key, new)) for one in indexes for key, new in changed.items()]
+            with self.changed:
+                present = gone & self.values.keys() - changed.keys()
+                for key in present:
+                    del self.values[key]
+                self.values.update(changed)
+                for index in indexes:
+                    for key in present:
+                        index.set_locked(key, ())
+                for index, key, found in terms:
+                    index.set_locked(key, found)
+                self._note_locked(update, gone)
+                if changed or present:
+                    self._snapshot = None
+                if differences:
+                    self.outbox.append(differences)
+                self.changed.notify_all()
+        return True
+
+    def _gone_locked(self, update: Update) -> set[str]:
+        """Return the keys that *update* deletes; what exceeds ``max_delete`` is held back."""
+        if update.release:
+            return set(self._held)
+        if not update.resync:
+            return update.gone
+        gone = update.gone | (self._unconfirmed - update.good.keys() - update.bad.keys())
+        present = gone & self.values.keys()
+        if self._max_delete is None or len(present) <= self._allowed(self._max_delete):
+            return gone
+        self._held |= present
+        log.error(
+            "the view %r holds back the deletion of %s of %d: check the source, then call release()",
+            self._name,
+            counted(len(present), "key"),
+            len(self.values),
+        )
+        return gone - present
+
+    def _allowed(self, limit: float) -> float:
+        return limit * len(self.values) if 0 < limit < 1 else limit
+
+    def _differences_locked(
+        self, good: Mapping[str, Any], gone: AbstractSet[str], told: bool
+    ) -> tuple[dict[str, Any], dict[str, ValueChange]]:
+        """Return the values to set, and the differences with the deletes. A deleted key gets its default again."""
+        values, defaults = self.values, self._defaults
+        changed: dict[str, Any] = {}
+        differences: dict[str, ValueChange] = {}
+        candidates: Iterable[tuple[str, Any]] = good.items()
+        if gone:
+            candidates = [*candidates, *((key, defaults.get(key, _ABSENT)) for key in gone)]
+        for key, new in candidates:
+            old = values.get(key, _ABSENT)
+            if old is new or (old is not _ABSENT and same(old, new)):
+                continue
+            if told:
+                differences[key] = ValueChange(None if old is _ABSENT else old, None if new is _ABSENT else new)
+            if new is not _ABSENT:
+                changed[key] = new
+        return changed, differences
+
+    def _note_locked(self, update: Update, gone: AbstractSet[str]) -> None:
+        for key in [key for key in self._problems if key in gone or key in update.good]:
+            del self._problems[key]
+        self._problems.update(update.bad)
+        for key in gone & self._raw.keys():
+            del self._raw[key]
+        self._raw.update(update.raw)
+        if self._held:
+            self._held -= gone | update.good.keys() | update.bad.keys()
+        if update.resync:
+            self.resynced, self.cached = True, False
+            self._unconfirmed = set()
+            self.revision = update.revision
+        elif update.cached:
+            self.cached = True
+            self._unconfirmed = set(update.good)
+        else:
+            self.revision = max(self.revision, update.revision)
