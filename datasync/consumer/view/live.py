@@ -15,7 +15,7 @@ from queue import Empty, Queue
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from datasync.codecs.api import Codec
-from datasync.consumer.pairs import JSON, value_or_error
+from datasync.consumer.pairs import JSON, bytes_and_value, value_or_error
 from datasync.consumer.view.cache import CachedValues, CacheFile
 from datasync.consumer.view.condition import SourceReport, ViewState, ViewStatus, leaves, report
 from datasync.consumer.view.frozen import freeze
@@ -273,8 +273,8 @@ class LiveValues(Generic[T]):
             update.gone = {change.get_key() for change in changes if change.get_change_type() is Op.DELETE}
         codec, cache, problems = self._options.codec, self._options.cache, self.table.problems
         for pair in pairs:
-            key, data = pair.get_key(), pair.raw
-            value = value_or_error(codec, data)
+            key = pair.get_key()
+            data, value = bytes_and_value(codec, pair)
             if isinstance(value, DecodeError):
                 update.bad[key] = value
                 if str(problems.get(key)) != str(value):
