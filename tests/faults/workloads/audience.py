@@ -166,7 +166,7 @@ class Audience:
 
 
 def _quiet(way: SubscriptionStatus) -> bool:
-    """True when nothing is under way. It stays ``FAILING`` when the prefix of the last rejected key was given up."""
+    """True when nothing is under way."""
     if way.in_flight or way.pending or way.owed or way.resync_in is not None:
         return False
-    return way.state in (SubscriptionState.SYNCED, SubscriptionState.FAILING)
+    return way.state is SubscriptionState.SYNCED
