@@ -14,12 +14,12 @@ from typing import Any, Generic, TypeVar
 
 from datasync.api import KeyValProtoWatcher
 from datasync.codecs.api import Codec
+from datasync.consumer.guard import DeleteGuard
 from datasync.consumer.pairs import JSON, decoded
 from datasync.consumer.reconciler.answers import Answer
 from datasync.consumer.reconciler.applied import Applied, digests_of
 from datasync.consumer.reconciler.arguments import check_arguments
 from datasync.consumer.reconciler.depends import Dependencies, Mapper
-from datasync.consumer.reconciler.guard import DeleteGuard
 from datasync.consumer.reconciler.intake import Inbox, Intake, count_sources
 from datasync.consumer.reconciler.retry import Retry
 from datasync.consumer.reconciler.state_file import StateFile

@@ -15,6 +15,7 @@ from queue import Empty, Queue
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from datasync.codecs.api import Codec
+from datasync.consumer.guard import DeleteGuard
 from datasync.consumer.pairs import JSON, bytes_and_value, value_or_error
 from datasync.consumer.view.cache import CachedValues, CacheFile
 from datasync.consumer.view.condition import SourceReport, ViewState, ViewStatus, leaves, report
@@ -72,13 +73,12 @@ class ViewOptions:
     cache: CacheFile | None = None
     max_stale: float | None = None
     settle: tuple[float, float] | None = None
-    max_delete: float | None = None
+    max_delete: int | float | None = None
 
     def __post_init__(self) -> None:
         if self.max_stale is not None and not 0 <= self.max_stale < float("inf"):
             raise InvalidArgumentError("max_stale takes a number of seconds, at least 0")
-        if self.max_delete is not None and self.max_delete < 0:
-            raise InvalidArgumentError("max_delete takes a number of keys, or a share of them below 1")
+        DeleteGuard(self.max_delete)  # checks it
         if not callable(getattr(self.codec, "decode", None)):
             raise InvalidArgumentError(f"codec must have decode() and encode(), not be a {type(self.codec).__name__}")
         Settling(self.settle)  # checks it

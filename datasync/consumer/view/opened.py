@@ -141,7 +141,7 @@ def open_view(
     max_stale: float | None = ...,
     wait: float = ...,
     settle: tuple[float, float] | None = ...,
-    max_delete: float | None = ...,
+    max_delete: int | float | None = ...,
     **options: Any,
 ) -> View[Any]: ...
 @overload
@@ -155,7 +155,7 @@ def open_view(
     max_stale: float | None = ...,
     wait: float = ...,
     settle: tuple[float, float] | None = ...,
-    max_delete: float | None = ...,
+    max_delete: int | float | None = ...,
     **options: Any,
 ) -> View[T]: ...
 def open_view(
@@ -168,7 +168,7 @@ def open_view(
     max_stale: float | None = None,
     wait: float = WAIT,
     settle: tuple[float, float] | None = None,
-    max_delete: float | None = None,
+    max_delete: int | float | None = None,
     **options: Any,
 ) -> View[Any]:
     """Return a live mapping of what is under *prefix* of the store at *url*, with keys relative to *prefix*.
@@ -185,7 +185,7 @@ def open_view(
       wait: Seconds for which the first read in a process waits for the store. After them the values are those of the
         cache file and the defaults, and the store is opened in the background, with retries for ever.
       settle: Shortest and longest seconds for which changes are gathered before listeners are called.
-      max_delete: Number of keys, or share of them when below 1, above which the deletes of one RESYNC are held back.
+      max_delete: The most deletes of one RESYNC, a number of keys or a share of them from 0.0 to 1.0; more are held.
       options: Options of the driver.
 
     Raises:
@@ -216,7 +216,7 @@ def open_settings(
     max_stale: float | None = None,
     wait: float = WAIT,
     settle: tuple[float, float] | None = None,
-    max_delete: float | None = None,
+    max_delete: int | float | None = None,
     **options: Any,
 ) -> Settings[T]:
     """Return the keys under *prefix* as one object of *model*, a dataclass or a pydantic model.
