@@ -47,7 +47,7 @@ class ReaderSink(Protocol):
         """Note that the store cannot be read; the next snapshot or batch means that it can be read again."""
 
 
-class Position(NamedTuple):
+class MirrorPosition(NamedTuple):
     """A revision of a source, and how often the source went back in time before: it counts anew after each time."""
 
     rewinds: int
@@ -72,7 +72,7 @@ class WriteResult:
     revision: int
     changed: bool = True
     #: The position of the writer's own mirror just before the write, which reveals that the store went back meanwhile.
-    seen: Position | None = field(default=None, repr=False, compare=False)
+    seen: MirrorPosition | None = field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return self.changed

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 from datasync.api import WAIT_TIMEOUT
 from datasync.codecs.api import Codec, encode_value
-from datasync.commits import HasRevision, Position, WriteResult, note_own_write
+from datasync.commits import HasRevision, MirrorPosition, WriteResult, note_own_write
 from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, StoreConnectionError
 from datasync.events import Pair
 from datasync.keyval.api import Store
@@ -315,7 +315,7 @@ class Plugin(Closable, Generic[T]):
         if self._reader is None:
             raise NotReadyError(f"{key!r}: the plugin of {self._kv.name} was not started: call after_init()")
 
-    def _written(self, key: str, result: WriteResult, seen: Position, *, prefix: bool = False) -> WriteResult:
+    def _written(self, key: str, result: WriteResult, seen: MirrorPosition, *, prefix: bool = False) -> WriteResult:
         if result:
             note_own_write(self.registry, key, result.revision, prefix=prefix)
         return replace(result, seen=seen)

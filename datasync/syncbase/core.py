@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn
 
 from datasync.api import WAIT_TIMEOUT
-from datasync.commits import HasRevision, Position, WriteResult, revision_of
+from datasync.commits import HasRevision, MirrorPosition, WriteResult, revision_of
 from datasync.errors import ClosedError, DatasyncError, DoneTimeout, UnknownOutcome, UnsupportedError
 from datasync.events import ResyncReason
 from datasync.runtime.closing import Closable
@@ -120,7 +120,7 @@ class RegistryCore:
         for observer in self.observers:
             observer(revision, changes)
 
-    def awaited(self, write: int | HasRevision) -> Position:
+    def awaited(self, write: int | HasRevision) -> MirrorPosition:
         """Return the position that the state has once *write* is in it.
 
         A write that did not raise the revision above the one that was read before shows that the source went back in
@@ -135,11 +135,11 @@ class RegistryCore:
             raise UnsupportedError(f"{self.source} has no revisions to wait for")
         seen = write.seen if isinstance(write, WriteResult) else None
         if seen is None:
-            return Position(self.rewinds, revision)
+            return MirrorPosition(self.rewinds, revision)
         went_back = revision < seen.revision or (revision == seen.revision and bool(write))
-        return Position(seen.rewinds + went_back, revision)
+        return MirrorPosition(seen.rewinds + went_back, revision)
 
-    def has_reached(self, awaited: Position) -> bool:
+    def has_reached(self, awaited: MirrorPosition) -> bool:
         """Return True if the state has *awaited*, and was not replaced by an older one since. Called under the lock.
 
         Raises:
@@ -228,9 +228,14 @@ class Mirror(Closable):
         return self._state.revision
 
     @property
-    def position(self) -> Position:
+    def position(self) -> MirrorPosition:
         """The revision of the last known state, and how often the source went back in time before it."""
-        return Position(self._core.rewinds, self._state.revision)
+        return MirrorPosition(self._core.rewinds, self._state.revision)
+
+    @property
+    def has_revisions(self) -> bool:
+        """True if the source has revisions of its own, for which its writers can wait."""
+        return self._core.has_revisions
 
     @property
     def size(self) -> int:

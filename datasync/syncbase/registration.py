@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from datasync.api import WAIT_TIMEOUT
-from datasync.commits import HasRevision, Position
+from datasync.commits import HasRevision, MirrorPosition
 from datasync.errors import ClosedError, DoneTimeout, SubscriptionError
 from datasync.events import ResyncReason
 from datasync.runtime.closing import Closable
@@ -91,7 +91,7 @@ class Registration(Closable):
         core.check_waitable("wait_synced()")
         awaited = None if revision is None else core.awaited(revision)
         with core.lock:
-            now = Position(core.rewinds, core.state.revision)
+            now = MirrorPosition(core.rewinds, core.state.revision)
 
         def answered() -> bool:
             subscription.check_open_locked()
@@ -105,7 +105,7 @@ class Registration(Closable):
             return
         with core.lock:
             core.health.check_ready(core.source, timeout)
-            if awaited is not None and Position(core.rewinds, core.state.revision) < awaited:
+            if awaited is not None and MirrorPosition(core.rewinds, core.state.revision) < awaited:
                 raise core.late(awaited.revision, timeout)
         name = subscription.name
         text = f"{core.source}: {name!r} has not answered everything up to revision {(awaited or now).revision}"

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from datasync.api import KeyValProtoWatcher
 from datasync.codecs.api import Codec
+from datasync.commits import observe_own_writes
 from datasync.consumer.pairs import JSON, decoded
 from datasync.consumer.reconciler.answers import Answer
 from datasync.consumer.reconciler.applied import Applied, digests_of
@@ -21,6 +22,7 @@ from datasync.consumer.reconciler.arguments import check_arguments
 from datasync.consumer.reconciler.depends import Dependencies, Mapper
 from datasync.consumer.reconciler.guard import DeleteGuard
 from datasync.consumer.reconciler.intake import Inbox, Intake, count_sources
+from datasync.consumer.reconciler.own_writes import OwnWrites
 from datasync.consumer.reconciler.retry import Retry
 from datasync.consumer.reconciler.state_file import StateFile
 from datasync.consumer.reconciler.status import KeyProblem, Leader, ReconcilerStatus
@@ -61,6 +63,9 @@ class Reconciler(Closable, Generic[T]):
     where there is none or an earlier process applied it. One key is never in two calls at once. An exception rejects
     that key alone, which is called again after a while; ``RetryAfter`` and ``Permanent`` say when. ``RetryAfter`` as
     the return value means: applied, and call again later. *apply* must bear to be called again with the same value.
+
+    *apply* may write through *watcher*: a key that it wrote is not called before that write has come back, or 5 s have
+    passed. So no call sees a value from before one's own write. This counts for writes in the thread of the call.
 
     Changes come before the backlog, which is the first pass, a RESYNC, and retries, and which gets one turn in four. A
     RESYNC is acknowledged when it was taken over. A CHANGE is acknowledged when its keys had their calls, but after
@@ -148,7 +153,8 @@ class Reconciler(Closable, Generic[T]):
         listed = {key: value for key, value in digests.items() if dependencies.match(key, prefixes)}
         digests = {key: value for key, value in digests.items() if key not in listed} | digests_of(known or ())
         self._applied, others = Applied(self._file, digests), Applied(self._file, listed)
-        self._work = Work(self._applied, DeleteGuard(max_delete), retry, settle, clock.monotonic)
+        own = OwnWrites(watcher, prefixes, self._lock, clock.monotonic)
+        self._work = Work(self._applied, DeleteGuard(max_delete), retry, settle, clock.monotonic, own)
         self._inbox = Inbox()
         self._registration = watcher.watch(name, self._inbox, self._inbox, *prefixes, *dependencies.prefixes)
         self._intake = Intake(
@@ -335,6 +341,7 @@ class Reconciler(Closable, Generic[T]):
     # The threads that make the calls.
 
     def _work_on(self, flag: Flag, worker: Worker) -> None:
+        observe_own_writes(self._work.own.observe)
         try:
             while True:
                 flag.clear()  # before the work is looked at
