@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from queue import Queue
 from typing import TYPE_CHECKING, Any, Generic, cast, overload
 
@@ -15,7 +14,7 @@ from google.protobuf.message import Message
 
 from datasync.api import WAIT_TIMEOUT
 from datasync.codecs.api import Codec, encode_value
-from datasync.commits import HasRevision, MirrorPosition, WriteResult, note_own_write
+from datasync.commits import HasRevision, WriteResult
 from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, StoreConnectionError
 from datasync.events import Pair
 from datasync.keyval.api import Store
@@ -226,14 +225,16 @@ class Plugin(Closable, Generic[T]):
         self._check_started(key)
         seen = self.registry.position
         if self._codec is None:
-            return self._written(key, self._broker.put(key, cast("Message", data), *opts), seen)
-        return self._written(key, self._bytes.put(key, encode_value(key, self._codec, data), *opts), seen)
+            result = self._broker.put(key, cast("Message", data), *opts)
+        else:
+            result = self._bytes.put(key, encode_value(key, self._codec, data), *opts)
+        return self.registry.own_write(key, result.revision, True, seen)
 
     def put_raw(self, key: str, data: bytes, *opts: PutOption) -> WriteResult:
         """Write the bytes *data* under *key*; return the result with the revision. Raises as ``put``."""
         self._check_started(key)
         seen = self.registry.position
-        return self._written(key, self._bytes.put(key, data, *opts), seen)
+        return self.registry.own_write(key, self._bytes.put(key, data, *opts).revision, True, seen)
 
     def delete(self, key: str, *opts: DelOption) -> WriteResult:
         """Delete *key*, or all keys under it with ``with_prefix()``. Raises as ``put``.
@@ -243,13 +244,14 @@ class Plugin(Closable, Generic[T]):
         """
         self._check_started(key)
         seen = self.registry.position
-        return self._written(key, self._broker.delete(key, *opts), seen, prefix=bool(opts))
+        result = self._broker.delete(key, *opts)
+        return self.registry.own_write(key, result.revision, result.changed, seen, prefix=bool(opts))
 
     def wait_for(self, write: int | HasRevision, timeout: float = WAIT_TIMEOUT) -> None:
         """Wait until the mirror has *write*: the result of a ``put``, ``delete`` or ``commit``, or a revision.
 
         Then ``get`` and ``items`` return what was written, or something newer. A write outside the plugin's prefix
-        arrives with the next word from the store about its revision.
+        arrives only when the store tells its revision, which etcd does rarely.
 
         Raises:
           NotReadyError: The plugin was not started.
@@ -314,11 +316,6 @@ class Plugin(Closable, Generic[T]):
             raise ClosedError(f"{key!r}: the plugin of {self._kv.name} is closed")
         if self._reader is None:
             raise NotReadyError(f"{key!r}: the plugin of {self._kv.name} was not started: call after_init()")
-
-    def _written(self, key: str, result: WriteResult, seen: MirrorPosition, *, prefix: bool = False) -> WriteResult:
-        if result:
-            note_own_write(self.registry, key, result.revision, prefix=prefix)
-        return replace(result, seen=seen)
 
     def _start_over(self, event: StatusEvent) -> None:
         """Acknowledge to the orchestrator when the subscriber has acknowledged."""

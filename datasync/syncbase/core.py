@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn
 
 from datasync.api import WAIT_TIMEOUT
-from datasync.commits import HasRevision, MirrorPosition, WriteResult, revision_of
+from datasync.commits import HasRevision, MirrorPosition, WriteResult, note_own_write, revision_of
 from datasync.errors import ClosedError, DatasyncError, DoneTimeout, UnknownOutcome, UnsupportedError
 from datasync.events import ResyncReason
 from datasync.runtime.closing import Closable
@@ -45,6 +45,13 @@ class _Deferred(threading.local):
 
     def __init__(self) -> None:
         self.acts: deque[Callable[[], object]] = deque()
+
+
+class Awaited(NamedTuple):
+    """What a caller waits for: a *position* of the mirror, or that it has lost the keys that are *gone*."""
+
+    position: MirrorPosition
+    gone: tuple[str, ...] | None = None
 
 
 #: Called with the revision and the changes of a transaction, or with None for a full state that replaced everything.
@@ -120,8 +127,8 @@ class RegistryCore:
         for observer in self.observers:
             observer(revision, changes)
 
-    def awaited(self, write: int | HasRevision) -> MirrorPosition:
-        """Return the position that the state has once *write* is in it.
+    def awaited(self, write: int | HasRevision) -> Awaited:
+        """Return what the state has once *write* is in it.
 
         A write that did not raise the revision above the one that was read before shows that the source went back in
         time: then the next listing is waited for.
@@ -133,13 +140,12 @@ class RegistryCore:
         revision = revision_of(write)
         if not self.has_revisions:
             raise UnsupportedError(f"{self.source} has no revisions to wait for")
-        seen = write.seen if isinstance(write, WriteResult) else None
-        if seen is None:
-            return MirrorPosition(self.rewinds, revision)
-        went_back = revision < seen.revision or (revision == seen.revision and bool(write))
-        return MirrorPosition(seen.rewinds + went_back, revision)
+        if not isinstance(write, WriteResult) or write.seen is None:
+            return Awaited(MirrorPosition(self.rewinds, revision))
+        went_back = revision < write.seen.revision or (revision == write.seen.revision and write.changed)
+        return Awaited(MirrorPosition(write.seen.rewinds + went_back, revision), write.gone)
 
-    def has_reached(self, awaited: MirrorPosition) -> bool:
+    def has_reached(self, awaited: Awaited) -> bool:
         """Return True if the state has *awaited*, and was not replaced by an older one since. Called under the lock.
 
         Raises:
@@ -147,11 +153,15 @@ class RegistryCore:
           ClosedError: The registry or its source was closed.
         """
         self.check_open()
-        if self.rewinds > awaited.rewinds:
+        rewinds, revision = awaited.position
+        if self.rewinds > rewinds:
             text = f"{self.source} went back in time to revision {self.state.revision}"
-            raise UnknownOutcome(f"{text}: the write of revision {awaited.revision} may be lost, read it again")
-        if self.rewinds == awaited.rewinds and self.state.revision >= awaited.revision:
-            return True
+            raise UnknownOutcome(f"{text}: the write of revision {revision} may be lost, read it again")
+        if self.rewinds == rewinds:
+            if self.state.revision >= revision:
+                return True
+            if awaited.gone is not None and not any(self.state.get(key) for key in awaited.gone):
+                return True
         self.check_read(False)
         return False
 
@@ -232,6 +242,21 @@ class Mirror(Closable):
         """The revision of the last known state, and how often the source went back in time before it."""
         return MirrorPosition(self._core.rewinds, self._state.revision)
 
+    def own_write(
+        self, key: str, revision: int, changed: bool, seen: MirrorPosition, *, prefix: bool = False
+    ) -> WriteResult:
+        """Return the result of a write to the source by the owner of this mirror, and tell who wants to know of it.
+
+        Args:
+          seen: The position before the write.
+          prefix: True when every key that begins with *key* was to be deleted.
+        """
+        if changed:
+            note_own_write(self, key, revision, prefix=prefix)
+            return WriteResult(revision, True, seen)
+        found = self.items(key) if prefix else [self.get(key)]
+        return WriteResult(revision, False, seen, tuple(pair.key for pair in found if pair is not None))
+
     @property
     def has_revisions(self) -> bool:
         """True if the source has revisions of its own, for which its writers can wait."""
@@ -273,7 +298,7 @@ class Mirror(Closable):
         core.check_waitable("wait_for()")
         awaited = core.awaited(write)
         if not core.waiters.wait(lambda: core.has_reached(awaited), timeout):
-            raise core.late(awaited.revision, timeout)
+            raise core.late(awaited.position.revision, timeout)
 
 
 @dataclass(slots=True)

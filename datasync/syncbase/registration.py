@@ -96,7 +96,7 @@ class Registration(Closable):
         def answered() -> bool:
             subscription.check_open_locked()
             if awaited is not None:
-                return core.has_reached(awaited) and subscription.has_answered_locked(awaited.revision)
+                return core.has_reached(awaited) and subscription.has_answered_locked(awaited.position.revision)
             core.check_read()
             # A source that went back in time counts anew: the RESYNC that follows brings everything.
             return subscription.has_answered_locked(now.revision if core.rewinds == now.rewinds else -1)
@@ -105,10 +105,11 @@ class Registration(Closable):
             return
         with core.lock:
             core.health.check_ready(core.source, timeout)
-            if awaited is not None and MirrorPosition(core.rewinds, core.state.revision) < awaited:
-                raise core.late(awaited.revision, timeout)
+            wanted = now if awaited is None else awaited.position
+            if MirrorPosition(core.rewinds, core.state.revision) < wanted:
+                raise core.late(wanted.revision, timeout)
         name = subscription.name
-        text = f"{core.source}: {name!r} has not answered everything up to revision {(awaited or now).revision}"
+        text = f"{core.source}: {name!r} has not answered everything up to revision {wanted.revision}"
         raise DoneTimeout(f"{text} after {timeout:g} s", (name,))
 
     def close(self) -> None:

@@ -52,7 +52,8 @@ def test_c21_a_wait_ends_with_the_change_that_it_is_for(owner: Owner) -> None:
         # when the first change comes / then the other still waits
         owner.set(1)
         assert one.result(PATIENT)
-        assert list(owner.waiters.waiting) and not two.done()
+        assert list(owner.waiters.waiting)
+        assert not two.done()
         owner.set(2)
         assert two.result(PATIENT)
     # and what is true already needs no wait

@@ -182,7 +182,8 @@ def test_c21_a_source_that_goes_back_ends_the_waits_for_what_it_may_have_lost(
     # and the wait for whatever is known goes on until the RESYNC is accepted
     event.done()
     resync = take(events)
-    assert resync.reason is ResyncReason.REWOUND and not everything.done()
+    assert resync.reason is ResyncReason.REWOUND
+    assert not everything.done()
     commits(registry, (3, {"b": "2"}))  # it counts anew: this is later, whatever its number
     resync.done()
     everything.result(PATIENT)
@@ -224,6 +225,33 @@ def test_c21_a_write_to_a_store_that_went_back_waits_for_the_listing_that_shows_
     # and a write of before the listing is not known to be there
     with pytest.raises(UnknownOutcome):
         registry.wait_for(WriteResult(6, seen=seen))
+
+
+def test_c21_a_delete_that_found_nothing_waits_until_the_mirror_has_lost_the_key(
+    registry: Registry, registration: Registration, events: Queue[Any], threads: ThreadPoolExecutor
+) -> None:
+    # given deletes of a key that the mirror still has, and of one that it has not
+    nothing = registry.own_write("a", 9, False, registry.position)
+    below = registry.own_write("", 9, False, registry.position, prefix=True)
+    assert not nothing
+    registry.wait_for(registry.own_write("b", 9, False, registry.position), 0)
+    registry.wait_for(registry.own_write("b", 9, False, registry.position, prefix=True), 0)
+    waits = [
+        in_thread(threads, registry, registry.wait_for, nothing),
+        in_thread(threads, registry, registry.wait_for, below),
+    ]
+    answered = in_thread(threads, registry, registration.wait_synced, nothing)
+    commits(registry, (6, {"b": "1"}))
+    take(events).done()
+    assert not any(wait.done() for wait in (*waits, answered))
+    # when the delete of another client arrives
+    commits(registry, (7, {"a": None}))
+    # then the revision need not be reached, and the subscriber has to answer
+    for wait in waits:
+        wait.result(PATIENT)
+    assert not answered.done()
+    take(events).done()
+    answered.result(PATIENT)
 
 
 def test_c21_a_source_without_revisions_says_so_and_its_subscribers_can_be_waited_for(

@@ -419,10 +419,7 @@ class Client(Closable):
     ) -> WriteResult:
         seen = self.registry.position
         document = self._write(method, key, subject, headers, body, timeout)
-        result = WriteResult(revision_in(document), "key" in document, seen)
-        if result:
-            note_own_write(self.registry, key, result.revision)
-        return result
+        return self.registry.own_write(key, revision_in(document), "key" in document, seen)
 
     def _write(
         self,
