@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from datasync import KVProtoWatchers, Reconciler, codecs
+from datasync import Consumer, KVProtoWatchers, Reconciler, codecs
 from datasync.api import WAIT_TIMEOUT
 from datasync.consumer import Retry
 from datasync.consumer.reconciler.own_writes import MANY, OwnWrites
+from datasync.errors import DoneTimeout, Rejected, UnsupportedError
 from datasync.keyval import connect
 from datasync.kvdbsync import Plugin
 from datasync.options import with_prefix
@@ -213,3 +214,27 @@ def test_c21_a_delete_by_a_call_of_what_is_below_a_key_is_noted(apply: Recorder)
             wait_until(lambda: ("k/a", None, 1) in apply.calls, "its own delete came back")
             reconciler.wait_synced(PATIENT)
             assert plugin.items() == []
+
+
+def test_c21_a_reconciler_is_waited_for_with_the_revision_of_a_write(apply: Recorder) -> None:
+    with connect("memory://") as store, Plugin(store, codec=codecs.json) as plugin:
+        with Reconciler(plugin, "r", apply=apply) as reconciler:
+            for number in range(20):
+                reconciler.wait_synced(PATIENT, plugin.put("k", number))
+                assert apply.calls[-1][:2] == ("k", number)
+            # and one that failed is told as ever
+            apply.on["k"] = lambda: 1 / 0
+            with pytest.raises(Rejected, match="ZeroDivisionError"):
+                reconciler.wait_synced(PATIENT, plugin.put("k", -1))
+            with pytest.raises(DoneTimeout):
+                reconciler.wait_synced(0.01, 1000)
+
+
+def test_c21_a_foreign_watcher_cannot_be_waited_for(source: Registry) -> None:
+    class Foreign:
+        def watch(self, name: str, change_queue: Any, resync_queue: Any, *prefixes: str) -> Any:
+            registration = source.watch(name, change_queue, resync_queue, *prefixes)
+            return type("Handle", (), {"close": staticmethod(registration.close)})()
+
+    with Consumer(Foreign(), "c", handle=print) as consumer, pytest.raises(UnsupportedError, match="'c': a Handle"):  # type: ignore[arg-type]
+        consumer.wait_synced()

@@ -149,10 +149,10 @@ def test_c21_the_subscriber_has_answered_what_was_waited_for(plugin: Plugin[Any]
     registration = plugin.watch("w", queue, queue)
     with Consumer(plugin, "c", handle=handle) as consumer:
         for number in range(20):
-            consumer._registration.wait_synced(plugin.put("k", number), PATIENT)  # type: ignore[attr-defined]
+            consumer.wait_synced(plugin.put("k", number), PATIENT)
             assert applied["k"] == number
         with pytest.raises(PropagationError) as told:
-            consumer._registration.wait_synced(plugin.put("b", "bad"), PATIENT)  # type: ignore[attr-defined]
+            consumer.wait_synced(plugin.put("b", "bad"), PATIENT)
         assert list(told.value.reasons["c"]) == ["b"]
     # and one that answers nothing is late
     with pytest.raises(DoneTimeout, match="'w' has not answered"):

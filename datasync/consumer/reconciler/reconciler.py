@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from datasync.api import KeyValProtoWatcher
 from datasync.codecs.api import Codec
-from datasync.commits import observe_own_writes
+from datasync.commits import HasRevision, observe_own_writes
+from datasync.consumer.answered import wait_answered
 from datasync.consumer.pairs import JSON, decoded
 from datasync.consumer.reconciler.answers import Answer
 from datasync.consumer.reconciler.applied import Applied, digests_of
@@ -33,6 +36,7 @@ from datasync.errors import (
     DatasyncError,
     DoneTimeout,
     InvalidArgumentError,
+    PropagationError,
     Rejected,
     RetryAfter,
 )
@@ -64,8 +68,8 @@ class Reconciler(Closable, Generic[T]):
     that key alone, which is called again after a while; ``RetryAfter`` and ``Permanent`` say when. ``RetryAfter`` as
     the return value means: applied, and call again later. *apply* must bear to be called again with the same value.
 
-    *apply* may write through *watcher*: a key that it wrote is not called before that write has come back, or 5 s have
-    passed. So no call sees a value from before one's own write. This counts for writes in the thread of the call.
+    *apply* may write through *watcher*, in its own thread: a key that it wrote is not called before that write has come
+    back, or 5 s have passed.
 
     Changes come before the backlog, which is the first pass, a RESYNC, and retries, and which gets one turn in four. A
     RESYNC is acknowledged when it was taken over. A CHANGE is acknowledged when its keys had their calls, but after
@@ -237,19 +241,25 @@ class Reconciler(Closable, Generic[T]):
                 held=held,
             )
 
-    def wait_synced(self, timeout: float) -> None:
-        """Wait until each source was heard, and everything that came in was applied.
+    def wait_synced(self, timeout: float, revision: int | HasRevision | None = None) -> None:
+        """Wait until each source was heard, and everything that came in was applied, *revision* too if it is given.
 
         Raises:
+          UnsupportedError, UnknownOutcome: Nobody can tell when *revision* comes, or the source lost it.
           DoneTimeout: There were calls to be made after *timeout* seconds, or a source was not heard.
           Rejected: All calls were made, but some keys failed.
           ClosedError, ForkedError.
         """
         self._guard.check()
+        until = time.monotonic() + timeout
+        if revision is not None:
+            with suppress(PropagationError):  # this object knows better what failed
+                wait_answered(self._registration, self.name, revision, timeout)
         with self._lock:
-            if not self._synced.wait_for(lambda: self._closed or self._in_sync_locked(), timeout):
-                left = len(self._work.queue) + self._work.queue.active
-                reason = f"{counted(left, 'key')} left" if left else "no full state yet, or changes that settle"
+            left = max(0.0, until - time.monotonic())
+            if not self._synced.wait_for(lambda: self._closed or self._in_sync_locked(), left):
+                keys = len(self._work.queue) + self._work.queue.active
+                reason = f"{counted(keys, 'key')} left" if keys else "no full state yet, or changes that settle"
                 raise DoneTimeout(f"{self.name!r} is not in sync after {timeout:g} s: {reason}", (self.name,))
             if self._closed:
                 raise ClosedError(f"the reconciler {self.name!r} is closed")
