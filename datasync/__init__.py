@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from datasync.aggregator import AggregatedRegistration, KVProtoWatchers, KVProtoWriters
 from datasync.api import (
     DEFAULT_NOTIF_TIMEOUT,
+    WAIT_TIMEOUT,
     KeyProtoValDeleter,
     KeyProtoValWriter,
     KeyValProtoWatcher,
     WatchRegistration,
 )
+from datasync.commits import WriteResult
 from datasync.context import current_source, with_source
 from datasync.errors import (
     AggregateError,
@@ -139,6 +141,8 @@ __all__ = [
     "WithRevision",
     # The two sides of a transport
     "DEFAULT_NOTIF_TIMEOUT",
+    "WAIT_TIMEOUT",
+    "WriteResult",
     "KeyValProtoWatcher",
     "KeyProtoValWriter",
     "KeyProtoValDeleter",

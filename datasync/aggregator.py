@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from queue import Queue
-from typing import Any, ClassVar, TypeVar, cast, overload
+from time import monotonic
+from typing import Any, ClassVar, Protocol, TypeVar, cast, overload, runtime_checkable
 
 from google.protobuf.message import Message
 
-from datasync.api import KeyProtoValDeleter, KeyProtoValWriter, KeyValProtoWatcher, WatchRegistration
+from datasync.api import WAIT_TIMEOUT, KeyProtoValDeleter, KeyProtoValWriter, KeyValProtoWatcher, WatchRegistration
+from datasync.commits import HasRevision, WriteResult
 from datasync.errors import AggregateError, InvalidArgumentError, UnsupportedError
 from datasync.options import DelOption, PutOption
 from datasync.runtime.closing import Closable
+from datasync.runtime.timeouts import check_timeout
 from datasync.runtime.wording import counted
 from datasync.serializer import check_key, check_message
 
@@ -89,6 +92,13 @@ class KVProtoWatchers(_Members[KeyValProtoWatcher]):
         return AggregatedRegistration(made)
 
 
+@runtime_checkable
+class _CanWait(Protocol):
+    """A registration of a source that knows what its subscriber has answered."""
+
+    def wait_synced(self, revision: Any = None, timeout: float = WAIT_TIMEOUT) -> None: ...
+
+
 class AggregatedRegistration(Closable):
     """The registrations of one subscription with several watchers; without any, a null object.
 
@@ -127,6 +137,36 @@ class AggregatedRegistration(Closable):
         """Remove *key_prefix* from every member. Raises ``AggregateError`` with all failures at the end."""
         _reach_all(self._registrations, lambda registration: registration.unregister(key_prefix))
 
+    def wait_synced(
+        self, revision: Sequence[int | HasRevision | None] | None = None, timeout: float = WAIT_TIMEOUT
+    ) -> None:
+        """Wait until the subscriber has accepted what every member knows now, *timeout* seconds in all (C21).
+
+        Args:
+          revision: One for each member, in their order: the result of its write, a revision, or None for what it knows
+            now. The result of ``KVProtoWriters.put`` over the same members fits. A single revision means nothing: each
+            source counts by itself.
+
+        Raises:
+          AggregateError: Some members failed, each as :meth:`datasync.syncbase.registration.Registration.wait_synced`.
+          UnsupportedError: A member cannot wait; no other one was waited for.
+          InvalidArgumentError: There is not one revision for each member.
+        """
+        timeout = check_timeout(timeout)
+        if revision is None:
+            revision = [None] * len(self._registrations)
+        elif not isinstance(revision, Sequence) or len(revision) != len(self._registrations):
+            count = counted(len(self._registrations), "member")
+            raise InvalidArgumentError(f"an aggregate of {count} takes one revision for each member, in their order")
+        unable = next((one for one in self._registrations if not isinstance(one, _CanWait)), None)
+        if unable is not None:
+            raise UnsupportedError(f"a {type(unable).__name__} cannot wait for its subscriber")
+        until = monotonic() + timeout
+        _reach_all(
+            zip(self._registrations, revision, strict=True),
+            lambda pair: cast("_CanWait", pair[0]).wait_synced(pair[1], max(0.0, until - monotonic())),
+        )
+
     def close(self) -> None:
         """Close every member. Raises ``AggregateError`` with all failures at the end. May be called twice."""
         _reach_all(self._registrations, lambda registration: registration.close())
@@ -145,8 +185,8 @@ class KVProtoWriters(_Members[KeyProtoValWriter]):
     __slots__ = ()
     _kind = KeyProtoValWriter
 
-    def put(self, key: str, data: Message, *opts: PutOption) -> None:
-        """Write to every member, even if one fails.
+    def put(self, key: str, data: Message, *opts: PutOption) -> tuple[WriteResult | None, ...]:
+        """Write to every member, even if one fails; return their results, in their order.
 
         Raises:
           InvalidArgumentError: *key* or *data* is invalid; no member was called.
@@ -154,7 +194,7 @@ class KVProtoWriters(_Members[KeyProtoValWriter]):
         """
         check_key(key)
         check_message(data)
-        _reach_all(self, lambda member: member.put(key, data, *opts))
+        return tuple(_reach_all(self, lambda member: member.put(key, data, *opts)))
 
     def delete(self, key: str, *opts: DelOption) -> bool:
         """Delete from every member that supports it; True if the key existed in any of them.

@@ -11,10 +11,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from google.protobuf.message import Message
 
+from datasync.commits import WriteResult
 from datasync.options import DelOption, PutOption
 
 #: Seconds that a caller waits for ``done`` of a change, and that an event waits for room in a subscriber's queue.
 DEFAULT_NOTIF_TIMEOUT = 2.0
+#: Seconds that a caller waits for its own write to arrive.
+WAIT_TIMEOUT = 5.0
 
 
 @runtime_checkable
@@ -67,13 +70,16 @@ class KeyValProtoWatcher(Protocol):
 class KeyProtoValWriter(Protocol):
     """A writer to a store or a peer."""
 
-    def put(self, key: str, data: Message, *opts: PutOption) -> None:
-        """Write *data* under *key*. Raises ``InvalidArgumentError`` for None and for unsupported options."""
+    def put(self, key: str, data: Message, *opts: PutOption) -> WriteResult | None:
+        """Write *data* under *key*; return the result, None from a writer that knows of no revision.
+
+        Raises ``InvalidArgumentError`` for None and for unsupported options.
+        """
 
 
 @runtime_checkable
 class KeyProtoValDeleter(KeyProtoValWriter, Protocol):
     """A writer that can also delete."""
 
-    def delete(self, key: str, *opts: DelOption) -> bool:
-        """Delete *key*; True if the key existed."""
+    def delete(self, key: str, *opts: DelOption) -> WriteResult | bool:
+        """Delete *key*; the result is true if the key existed."""

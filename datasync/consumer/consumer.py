@@ -1,6 +1,6 @@
 """The loop around a queue of events, for programs that want whole events.
 
-Source: contract C15, C20.
+Source: contract C15, C20, C21.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from queue import Queue
 
-from datasync.api import KeyValProtoWatcher
+from datasync.api import WAIT_TIMEOUT, KeyValProtoWatcher
+from datasync.commits import HasRevision
+from datasync.consumer.answered import wait_answered
 from datasync.errors import InvalidArgumentError
 from datasync.events import ChangeEvent, ResyncEvent
 from datasync.runtime.closing import Closable
@@ -60,6 +62,16 @@ class Consumer(Closable):
         except BaseException:
             self._registration.close()
             raise
+
+    def wait_synced(self, revision: int | HasRevision | None = None, timeout: float = WAIT_TIMEOUT) -> None:
+        """Wait until *handle* has accepted everything up to *revision*, or everything that is known now (C21).
+
+        Not in *handle*, which would wait for itself. Raises as
+        :meth:`datasync.syncbase.registration.Registration.wait_synced`, and ``UnsupportedError`` if the watcher cannot
+        tell.
+        """
+        self._guard.check()
+        wait_answered(self._registration, self.name, revision, timeout)
 
     def close(self, timeout: float = 60.0) -> None:
         """End the subscription and the thread; wait for a call in progress up to *timeout* seconds.

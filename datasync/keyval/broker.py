@@ -12,6 +12,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from datasync.commits import WriteResult
 from datasync.errors import InvalidArgumentError, UnsupportedError
 from datasync.keyval.driver import Scan, StoreDriver
 from datasync.keyval.types import Capability, CommitResult, Condition, DeleteOp, KeyValue, PutOp, WriteOp
@@ -59,18 +60,18 @@ class BytesBroker:
         """The prefix of every key in the store."""
         return self._prefix
 
-    def put(self, key: str, data: bytes, *opts: PutOption) -> None:
-        """Write *data* under *key*. Empty data is a value.
+    def put(self, key: str, data: bytes, *opts: PutOption) -> WriteResult:
+        """Write *data* under *key*; return the result with the revision. Empty data is a value.
 
         Raises:
           InvalidArgumentError: An invalid key, data that is not bytes (None does not delete), an unknown option.
           UnsupportedError: The store does not support an option.
           UnknownOutcome: The request was sent and no response arrived. It is not repeated automatically.
         """
-        self._store.commit((self.put_op(key, data, opts),))
+        return WriteResult(self._store.commit((self.put_op(key, data, opts),)).revision)
 
-    def delete(self, key: str, *opts: DelOption) -> bool:
-        """Delete *key*, or with ``with_prefix()`` every key that starts with it. Return True if any key existed.
+    def delete(self, key: str, *opts: DelOption) -> WriteResult:
+        """Delete *key*, or with ``with_prefix()`` every key that starts with it. The result is true if any key existed.
 
         An empty key is an error with ``with_prefix()`` too: a variable that is empty by mistake would delete all.
         To empty a broker on purpose, delete its prefix through a broker without one.
@@ -84,7 +85,8 @@ class BytesBroker:
         absolute = self.absolute(key)
         if prefix:
             _check_prefix(absolute)
-        return self._store.commit((DeleteOp(absolute, prefix),)).deleted > 0
+        result = self._store.commit((DeleteOp(absolute, prefix),))
+        return WriteResult(result.revision, result.deleted > 0)
 
     def get_value(self, key: str) -> GetResult:
         """Return the value of *key*. A missing key is not an error."""

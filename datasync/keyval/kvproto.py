@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from google.protobuf.message import Message
 
+from datasync.commits import WriteResult
 from datasync.events import MessageT
 from datasync.keyval.broker import BytesBroker, BytesTxn
 from datasync.keyval.driver import StoreDriver
@@ -100,16 +101,16 @@ class ProtoBroker:
         """The prefix of every key in the store."""
         return self._broker.prefix
 
-    def put(self, key: str, message: Message, *opts: PutOption) -> None:
-        """Write *message* under *key*.
+    def put(self, key: str, message: Message, *opts: PutOption) -> WriteResult:
+        """Write *message* under *key*; return the result with the revision.
 
         Raises:
           InvalidArgumentError: A missing message (None does not delete), an invalid key, an unknown option.
           UnsupportedError: The store does not support an option.
         """
-        self._broker.put(key, self._serializer.marshal(message), *opts)
+        return self._broker.put(key, self._serializer.marshal(message), *opts)
 
-    def delete(self, key: str, *opts: DelOption) -> bool:
+    def delete(self, key: str, *opts: DelOption) -> WriteResult:
         """Delete *key*, or with ``with_prefix()`` every key under it; see ``BytesBroker.delete``."""
         return self._broker.delete(key, *opts)
 

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any, Generic, cast, overload
 
 from google.protobuf.message import Message
 
+from datasync.api import WAIT_TIMEOUT
 from datasync.codecs.api import Codec, encode_value
+from datasync.commits import HasRevision, WriteResult
 from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, StoreConnectionError
 from datasync.events import Pair
 from datasync.keyval.api import Store
 from datasync.keyval.broker import BytesBroker
 from datasync.keyval.kvproto import ProtoBroker
 from datasync.keyval.reader import StoreReader
-from datasync.keyval.types import ROOT, CommitResult
+from datasync.keyval.types import ROOT, Capability
 from datasync.options import DelOption, PutOption
 from datasync.resync.api import ResyncRegistration, StatusEvent
 from datasync.resync.orchestrator import Plugin as Orchestrator
@@ -120,7 +122,14 @@ class Plugin(Closable, Generic[T]):
         self._allow_delayed_start = allow_delayed_start
         self._guard = ForkGuard(f"the plugin of {kv.name}")
         #: The mirror: ``registry.get(key)`` and ``registry.items(prefix)`` read it without network access.
-        self.registry = Registry(name, serializer=serializer, codec=codec, sourced=True, timeouts=timeouts)
+        self.registry = Registry(
+            name,
+            serializer=serializer,
+            codec=codec,
+            sourced=True,
+            has_revisions=Capability.REVISION in kv.capabilities,
+            timeouts=timeouts,
+        )
         self._bytes = BytesBroker(kv, prefix)
         self._broker = ProtoBroker(self._bytes, serializer)
         # Guards the three below: one thread starts the reader, and none does after close. An RLock, because a finalizer
@@ -200,8 +209,11 @@ class Plugin(Closable, Generic[T]):
             raise
         return OrchestratedRegistration(registration, place, self._places.discard)
 
-    def put(self, key: str, data: T, *opts: PutOption) -> None:
+    def put(self, key: str, data: T, *opts: PutOption) -> WriteResult:
         """Write *data* under *key*: a value of the plugin's codec, or a message if it has none.
+
+        Returns:
+          The result with the revision, for ``wait_for`` and ``wait_synced``.
 
         Raises:
           NotReadyError: The plugin was not started.
@@ -211,20 +223,47 @@ class Plugin(Closable, Generic[T]):
           StoreError, ClosedError, ForkedError.
         """
         self._check_started(key)
+        seen = self.registry.position
         if self._codec is None:
-            self._broker.put(key, cast("Message", data), *opts)
+            result = self._broker.put(key, cast("Message", data), *opts)
         else:
-            self._bytes.put(key, encode_value(key, self._codec, data), *opts)
+            result = self._bytes.put(key, encode_value(key, self._codec, data), *opts)
+        return self.registry.own_write(key, result.revision, True, seen)
 
-    def put_raw(self, key: str, data: bytes, *opts: PutOption) -> CommitResult:
+    def put_raw(self, key: str, data: bytes, *opts: PutOption) -> WriteResult:
         """Write the bytes *data* under *key*; return the result with the revision. Raises as ``put``."""
         self._check_started(key)
-        return self._bytes.new_txn().put(key, data, *opts).commit()
+        seen = self.registry.position
+        return self.registry.own_write(key, self._bytes.put(key, data, *opts).revision, True, seen)
 
-    def delete(self, key: str, *opts: DelOption) -> bool:
-        """Delete *key*, or all keys under it with ``with_prefix()``; True if any existed. Raises as ``put``."""
+    def delete(self, key: str, *opts: DelOption) -> WriteResult:
+        """Delete *key*, or all keys under it with ``with_prefix()``. Raises as ``put``.
+
+        Returns:
+          The result with the revision; it is true if any key existed.
+        """
         self._check_started(key)
-        return self._broker.delete(key, *opts)
+        seen = self.registry.position
+        result = self._broker.delete(key, *opts)
+        return self.registry.own_write(key, result.revision, result.changed, seen, prefix=bool(opts))
+
+    def wait_for(self, write: int | HasRevision, timeout: float = WAIT_TIMEOUT) -> None:
+        """Wait until the mirror has *write*: the result of a ``put``, ``delete`` or ``commit``, or a revision.
+
+        Then ``get`` and ``items`` return what was written, or something newer. A write outside the plugin's prefix
+        arrives only when the store tells its revision, which etcd does rarely.
+
+        Raises:
+          NotReadyError: The plugin was not started.
+          DoneTimeout: The mirror does not have it after *timeout* seconds.
+          UnknownOutcome: The store went back in time meanwhile: the write may be lost.
+          UnsupportedError: The store has no revisions.
+          InvalidArgumentError, ClosedError, ForkedError.
+
+        Threads: any; no lock is held while waiting. Source: contract C21.
+        """
+        self._check_started("wait_for()")
+        self.registry.wait_for(write, timeout)
 
     def get(self, key: str) -> Pair[T] | None:
         """Return the pair of *key* in the mirror, None when there is none. No network access."""
@@ -301,6 +340,10 @@ class OrchestratedRegistration(Closable):
     def unregister(self, key_prefix: str) -> None:
         """Remove *key_prefix*; without effect for an unknown one."""
         self._registration.unregister(key_prefix)
+
+    def wait_synced(self, revision: int | HasRevision | None = None, timeout: float = WAIT_TIMEOUT) -> None:
+        """Wait for the subscriber; see :meth:`datasync.syncbase.registration.Registration.wait_synced`."""
+        self._registration.wait_synced(revision, timeout)
 
     def close(self) -> None:
         """End the subscription and leave the order; may be called twice."""

@@ -11,6 +11,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from datasync.api import KeyProtoValDeleter, KeyProtoValWriter, KeyValProtoWatcher, WatchRegistration
+from datasync.commits import WriteResult
 from datasync.errors import UnsupportedError
 from datasync.options import DelOption, PutOption
 
@@ -30,14 +31,14 @@ class Adapter:
             raise UnsupportedError(f"{resync_name!r} cannot watch: the adapter has no watcher")
         return self.watcher.watch(resync_name, change_queue, resync_queue, *key_prefixes)
 
-    def put(self, key: str, data: Message, *opts: PutOption) -> None:
+    def put(self, key: str, data: Message, *opts: PutOption) -> WriteResult | None:
         """Write with the publisher; see :meth:`datasync.api.KeyProtoValWriter.put`."""
         if self.publisher is None:
             raise UnsupportedError(f"{key!r} cannot be put: the adapter has no publisher")
-        self.publisher.put(key, data, *opts)
+        return self.publisher.put(key, data, *opts)
 
-    def delete(self, key: str, *opts: DelOption) -> bool:
-        """Delete with the publisher; True if the key existed."""
+    def delete(self, key: str, *opts: DelOption) -> WriteResult | bool:
+        """Delete with the publisher; the result is true if the key existed."""
         if not isinstance(self.publisher, KeyProtoValDeleter):
             raise UnsupportedError(f"{key!r} cannot be deleted: the adapter has no publisher that can delete")
         return self.publisher.delete(key, *opts)

@@ -1,4 +1,4 @@
-"""The parts that a registry shares with its subscriptions, and the two kinds of things that wait in a subscription.
+"""The parts that a registry shares with its subscriptions, its reading half, and what waits in a subscription.
 
 Source: contract C1, C4, C9.
 """
@@ -8,19 +8,22 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from queue import Queue
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import NamedTuple, NoReturn
 
-from datasync.errors import ClosedError, DatasyncError
+from datasync.api import WAIT_TIMEOUT
+from datasync.commits import HasRevision, MirrorPosition, WriteResult, note_own_write, revision_of
+from datasync.errors import ClosedError, DatasyncError, DoneTimeout, UnknownOutcome, UnsupportedError
 from datasync.events import ResyncReason
-from datasync.runtime.backoff import Backoff
+from datasync.runtime.closing import Closable
+from datasync.runtime.full_queues import FullQueues
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard, in_main_thread
-from datasync.runtime.timeouts import Timeouts
-from datasync.runtime.timers import Timer, Timers
-from datasync.syncbase.change import ChangeResp
+from datasync.runtime.timeouts import Timeouts, check_timeout
+from datasync.runtime.timers import Timers
+from datasync.runtime.waiters import Waiters
+from datasync.syncbase.change import ChangeResp, StateKeyVal
 from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.state import PrevRevisions
 from datasync.syncbase.status import SourceHealth
@@ -32,9 +35,6 @@ MAX_BATCH = 1000
 #: Pending changes of one subscription; beyond this they are replaced by one RESYNC. Also the limit on the callers that
 #: wait for one RESYNC.
 MAX_PENDING = 10_000
-#: Seconds that a put waits for the lock of a queue, which other threads hold for an instant only.
-QUEUE_LOCK_TIMEOUT = 0.1
-
 
 #: Reasons about the source, which replace a reason about the subscription.
 _SOURCE_REASONS = {ResyncReason.COMPACTED, ResyncReason.RECONNECTED, ResyncReason.REWOUND}
@@ -47,96 +47,11 @@ class _Deferred(threading.local):
         self.acts: deque[Callable[[], object]] = deque()
 
 
-class FullQueue:
-    """A queue that was found full, and the subscriptions that wait for room in it, oldest first."""
+class Awaited(NamedTuple):
+    """What a caller waits for: a *position* of the mirror, or that it has lost the keys that are *gone*."""
 
-    __slots__ = ("backoff", "queue", "timer", "waiting")
-
-    def __init__(self, queue: Queue[Any], backoff: Backoff) -> None:
-        self.queue = queue
-        self.backoff = backoff
-        self.waiting: dict[WaitsForRoom, None] = {}
-        self.timer: Timer | None = None
-
-
-class WaitsForRoom(Protocol):
-    """A subscription whose queue was full."""
-
-    def retry(self) -> None:
-        """Put what waits, as far as there is room."""
-
-
-class FullQueues:
-    """The full queues of a registry: one look per queue, however many subscriptions wait for it. Under the lock."""
-
-    def __init__(self, lock: threading.RLock, timers: Timers, timeouts: Timeouts, now: Callable[[], float]) -> None:
-        self._lock = lock
-        self._timers = timers
-        self._backoff = timeouts.full_queue_backoff
-        self._now = now
-        self._by_id: dict[int, FullQueue] = {}
-
-    def wait_locked(self, queue: Queue[Any], waiter: WaitsForRoom) -> None:
-        """Have *waiter* retry when there is room in *queue*."""
-        full = self._by_id.get(id(queue))
-        if full is None:
-            full = self._by_id[id(queue)] = FullQueue(queue, Backoff(*self._backoff, spread=(1.0, 1.0)))
-            self._look_later_locked(full)
-        full.waiting[waiter] = None
-
-    def leave_locked(self, waiter: WaitsForRoom, *queues: Queue[Any] | None) -> None:
-        """End the wait of *waiter* for *queues*; without effect if it does not wait."""
-        for queue in queues:
-            full = self._by_id.get(id(queue))
-            if full is not None:
-                full.waiting.pop(waiter, None)
-                if not full.waiting and full.timer is not None:
-                    self._timers.cancel(full.timer)
-                    del self._by_id[id(queue)]
-
-    def _look_later_locked(self, full: FullQueue) -> None:
-        full.timer = self._timers.set(self._now() + full.backoff.next(), lambda: self._look(full))
-
-    def _look(self, full: FullQueue) -> None:
-        with self._lock:
-            full.timer = None
-            waiting = list(full.waiting)
-        for waiter in waiting:
-            if not has_room(full.queue):
-                break
-            with self._lock:
-                if full.waiting.pop(waiter, waiter) is waiter:  # closed meanwhile
-                    continue
-            waiter.retry()
-        with self._lock:
-            if len(full.waiting) < len(waiting):
-                full.backoff.reset()
-            if full.waiting:
-                self._look_later_locked(full)
-            else:
-                del self._by_id[id(full.queue)]
-
-
-def has_room(queue: Queue[Any]) -> bool:
-    """Return False if a put on *queue* would fail or block. Without the lock: this is code of the user.
-
-    Blocks for a finalizer that interrupted this thread in the middle of a call of the queue.
-    """
-    try:
-        return not interrupted(queue) and not queue.full()
-    except Exception:  # a queue class without a working ``full()``: the put will tell
-        return True
-
-
-def interrupted(queue: Queue[Any]) -> bool:
-    """Return True if the lock of *queue* stays taken, as when a finalizer interrupted a call of the queue."""
-    mutex = getattr(queue, "mutex", None)  # ``SimpleQueue`` has none, and may be called by finalizers
-    if mutex is None:
-        return False
-    if not mutex.acquire(timeout=QUEUE_LOCK_TIMEOUT):
-        return True
-    mutex.release()
-    return False
+    position: MirrorPosition
+    gone: tuple[str, ...] | None = None
 
 
 #: Called with the revision and the changes of a transaction, or with None for a full state that replaced everything.
@@ -164,6 +79,12 @@ class RegistryCore:
     #: our own locked code: an RLock knows, and ``postpone`` then leaves the call to the delivery worker.
     lock: threading.RLock
     full_queues: FullQueues
+    #: Callers that wait for a revision, or for the answers of a subscription.
+    waiters: Waiters
+    #: False when the source has no revisions of its own: those of the state mean nothing to its writers.
+    has_revisions: bool = True
+    #: The number of times that the source went back in time.
+    rewinds: int = 0
     #: The context of changes that no caller made.
     context: contextvars.Context = field(default_factory=contextvars.Context)
     observers: tuple[Observer, ...] = ()
@@ -206,6 +127,62 @@ class RegistryCore:
         for observer in self.observers:
             observer(revision, changes)
 
+    def awaited(self, write: int | HasRevision) -> Awaited:
+        """Return what the state has once *write* is in it.
+
+        A write that did not raise the revision above the one that was read before shows that the source went back in
+        time: then the next listing is waited for.
+
+        Raises:
+          UnsupportedError: The source has no revisions.
+          InvalidArgumentError: *write* has none.
+        """
+        revision = revision_of(write)
+        if not self.has_revisions:
+            raise UnsupportedError(f"{self.source} has no revisions to wait for")
+        if not isinstance(write, WriteResult) or write.seen is None:
+            return Awaited(MirrorPosition(self.rewinds, revision))
+        went_back = revision < write.seen.revision or (revision == write.seen.revision and write.changed)
+        return Awaited(MirrorPosition(write.seen.rewinds + went_back, revision), write.gone)
+
+    def has_reached(self, awaited: Awaited) -> bool:
+        """Return True if the state has *awaited*, and was not replaced by an older one since. Called under the lock.
+
+        Raises:
+          UnknownOutcome: The source went back in time; the write may be lost.
+          ClosedError: The registry or its source was closed.
+        """
+        self.check_open()
+        rewinds, revision = awaited.position
+        if self.rewinds > rewinds:
+            text = f"{self.source} went back in time to revision {self.state.revision}"
+            raise UnknownOutcome(f"{text}: the write of revision {revision} may be lost, read it again")
+        if self.rewinds == rewinds:
+            if self.state.revision >= revision:
+                return True
+            if awaited.gone is not None and not any(self.state.get(key) for key in awaited.gone):
+                return True
+        self.check_read(False)
+        return False
+
+    def check_read(self, ready: bool | None = None) -> None:
+        """Raise ``ClosedError`` if the source is not *ready*, and is not read any more. Called under the lock."""
+        if self.health.ended is not None and not (self.health.ready if ready is None else ready):
+            raise ClosedError(f"{self.source} is not read any more: {self.health.ended}")
+
+    def late(self, revision: int, timeout: float) -> DoneTimeout:
+        """Return the error of a wait for *revision* that took too long."""
+        lost = self.health.lost_by
+        text = f"{self.source} has revision {self.state.revision}, not {revision}, after {timeout:g} s"
+        error = DoneTimeout(text if lost is None else f"{text}: {lost}")
+        error.__cause__ = lost
+        return error
+
+    def wake_locked(self) -> None:
+        """Release the callers whose wait is over."""
+        if self.waiters.waiting:
+            self.waiters.look_locked()
+
     def check_open(self) -> None:
         """Raise ``ClosedError`` after ``close``. Called under the lock."""
         if self.health.closed:
@@ -228,6 +205,100 @@ class RegistryCore:
                     log.exception("%s: a callback tried to end a thread that is not its own", self.source)
         if raised is not None:
             raise raised
+
+
+class Mirror(Closable):
+    """The last known state of a source, for those who read it or wait for it: the reading half of a registry.
+
+    Threads: any; no lock is held while waiting.
+    """
+
+    _core: RegistryCore
+    _state: PrevRevisions
+
+    def get(self, key: str) -> StateKeyVal | None:
+        """Return the last known pair of *key*, None when there is none. A cache: no network access."""
+        self._core.guard.check()
+        return self._state.get(key)
+
+    def items(self, prefix: str = "") -> list[StateKeyVal]:
+        """Return the last known pairs under *prefix*, all of one moment."""
+        return list(self.snapshot(prefix)[1])
+
+    def snapshot(self, prefix: str = "") -> tuple[int, Iterator[StateKeyVal]]:
+        """Return the current revision, and the pairs under *prefix* at it. They are made lazily, while you iterate."""
+        self._core.guard.check()
+        with self._core.lock:
+            revision, state = self._state.revision, self._state.freeze()
+        return revision, self._state.pairs(state, prefix)
+
+    @property
+    def revision(self) -> int:
+        """The revision of the last known state."""
+        return self._state.revision
+
+    @property
+    def position(self) -> MirrorPosition:
+        """The revision of the last known state, and how often the source went back in time before it."""
+        return MirrorPosition(self._core.rewinds, self._state.revision)
+
+    def own_write(
+        self, key: str, revision: int, changed: bool, seen: MirrorPosition, *, prefix: bool = False
+    ) -> WriteResult:
+        """Return the result of a write to the source by the owner of this mirror, and tell who wants to know of it.
+
+        Args:
+          seen: The position before the write.
+          prefix: True when every key that begins with *key* was to be deleted.
+        """
+        if changed:
+            note_own_write(self, key, revision, prefix=prefix)
+            return WriteResult(revision, True, seen)
+        found = self.items(key) if prefix else [self.get(key)]
+        return WriteResult(revision, False, seen, tuple(pair.key for pair in found if pair is not None))
+
+    @property
+    def has_revisions(self) -> bool:
+        """True if the source has revisions of its own, for which its writers can wait."""
+        return self._core.has_revisions
+
+    @property
+    def size(self) -> int:
+        """The number of keys in the last known state."""
+        return len(self._state)
+
+    def wait_ready(self, timeout: float) -> None:
+        """Wait until the source was read for the first time.
+
+        Raises:
+          NotReadyError: It was not read within *timeout* seconds; the last error of the source is the cause.
+          ClosedError, ForkedError.
+        """
+        self._core.guard.check()
+        timeout = check_timeout(timeout)
+        self._core.check_waitable("wait_ready()")
+        self._core.health.released.wait(timeout)
+        with self._core.lock:
+            self._core.check_open()
+            self._core.health.check_ready(self._core.source, timeout)
+
+    def wait_for(self, write: int | HasRevision, timeout: float = WAIT_TIMEOUT) -> None:
+        """Wait until the state has *write*: the result of a write to the source, or a revision.
+
+        Raises:
+          DoneTimeout: It does not after *timeout* seconds; the last error of a source that is lost is the cause.
+          UnknownOutcome: The source went back in time meanwhile: the write may be lost.
+          UnsupportedError: The source has no revisions.
+          ClosedError: The registry or the source was closed.
+          InvalidArgumentError, ForkedError.
+        """
+        core = self._core
+        core.guard.check()
+        timeout = check_timeout(timeout)
+        core.check_waitable("wait_for()")
+        awaited = core.awaited(write)
+        if not core.waiters.wait(lambda: core.has_reached(awaited), timeout):
+            raise core.late(awaited.position.revision, timeout)
 
 
 @dataclass(slots=True)

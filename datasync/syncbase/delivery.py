@@ -14,9 +14,10 @@ from collections.abc import Iterable
 from functools import partial
 from queue import Full
 
+from datasync.runtime.full_queues import interrupted
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import CLOSE_TIMEOUT, in_main_thread
-from datasync.syncbase.core import RegistryCore, interrupted
+from datasync.syncbase.core import RegistryCore
 from datasync.syncbase.events import EventOwner, QueuedChange, QueuedEvent
 
 log = get_logger(__name__)

@@ -1,15 +1,18 @@
 """The subscriber's handle on one subscription of a registry.
 
-Source: cn-infra ``datasync/syncbase/watcher.go``, ``WatchDataReg``; contract C11.
+Source: cn-infra ``datasync/syncbase/watcher.go``, ``WatchDataReg``; contract C11, C21.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from datasync.errors import ClosedError, SubscriptionError
+from datasync.api import WAIT_TIMEOUT
+from datasync.commits import HasRevision, MirrorPosition
+from datasync.errors import ClosedError, DoneTimeout, SubscriptionError
 from datasync.events import ResyncReason
 from datasync.runtime.closing import Closable
+from datasync.runtime.timeouts import check_timeout
 from datasync.syncbase.core import RegistryCore
 from datasync.syncbase.delivery import deliver
 from datasync.syncbase.routing import Router
@@ -62,6 +65,52 @@ class Registration(Closable):
         with self._core.lock:
             self._router.remove_prefix_locked(self._subscription, key_prefix)
         self._core.run_deferred()
+
+    def wait_synced(self, revision: int | HasRevision | None = None, timeout: float = WAIT_TIMEOUT) -> None:
+        """Wait until the subscriber has accepted everything up to *revision*, or everything that is known now.
+
+        Do not call it in the thread that answers the events. A RESYNC that is due or unanswered is waited for, too.
+
+        Args:
+          revision: The result of a write to the source, or a revision.
+
+        Raises:
+          PropagationError: Everything is answered, and some of it was not accepted: ``reasons`` names the keys that are
+            owed. A RESYNC that failed is one, until it is put again.
+          DoneTimeout: It is not answered after *timeout* seconds, or the source does not have *revision*.
+          NotReadyError: The source was not read for the first time within *timeout* seconds.
+          UnknownOutcome: The source went back in time meanwhile: the write of *revision* may be lost.
+          UnsupportedError: The source has no revisions. Without *revision*, the source needs none.
+          ClosedError, InvalidArgumentError, ForkedError.
+
+        Threads: any; no lock is held while waiting. Source: contract C21.
+        """
+        core, subscription = self._core, self._subscription
+        core.guard.check()
+        timeout = check_timeout(timeout)
+        core.check_waitable("wait_synced()")
+        awaited = None if revision is None else core.awaited(revision)
+        with core.lock:
+            now = MirrorPosition(core.rewinds, core.state.revision)
+
+        def answered() -> bool:
+            subscription.check_open_locked()
+            if awaited is not None:
+                return core.has_reached(awaited) and subscription.has_answered_locked(awaited.position.revision)
+            core.check_read()
+            # A source that went back in time counts anew: the RESYNC that follows brings everything.
+            return subscription.has_answered_locked(now.revision if core.rewinds == now.rewinds else -1)
+
+        if core.waiters.wait(answered, timeout):
+            return
+        with core.lock:
+            core.health.check_ready(core.source, timeout)
+            wanted = now if awaited is None else awaited.position
+            if MirrorPosition(core.rewinds, core.state.revision) < wanted:
+                raise core.late(wanted.revision, timeout)
+        name = subscription.name
+        text = f"{core.source}: {name!r} has not answered everything up to revision {wanted.revision}"
+        raise DoneTimeout(f"{text} after {timeout:g} s", (name,))
 
     def close(self) -> None:
         """End the subscription; no event is put afterwards. May be called twice."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from queue import Queue
 from typing import Any, cast
 
@@ -20,15 +20,16 @@ from datasync.codecs.api import Codec
 from datasync.commits import Batch
 from datasync.errors import SubscriptionError
 from datasync.events import ChangeValue, KeyVal, ResyncReason
-from datasync.runtime.closing import Closable
+from datasync.runtime.full_queues import FullQueues
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard
-from datasync.runtime.timeouts import DEFAULT_TIMEOUTS, Timeouts, check_timeout
+from datasync.runtime.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from datasync.runtime.timers import SYSTEM_CLOCK, Clock, Timers
+from datasync.runtime.waiters import Waiters
 from datasync.runtime.wording import counted
 from datasync.serializer import Serializer
-from datasync.syncbase.change import DEFAULT_SERIALIZER, StateKeyVal
-from datasync.syncbase.core import MAX_BATCH, FullQueues, Observer, PendingResync, RegistryCore
+from datasync.syncbase.change import DEFAULT_SERIALIZER
+from datasync.syncbase.core import MAX_BATCH, Mirror, Observer, PendingResync, RegistryCore
 from datasync.syncbase.delivery import deliver
 from datasync.syncbase.futures import Outcome, PropagationFuture
 from datasync.syncbase.prefixes import PrefixTable
@@ -45,7 +46,7 @@ log = get_logger(__name__)
 RESYNC_DONE_TIMEOUT = 5.0
 
 
-class Registry(Closable):
+class Registry(Mirror):
     """Keeps the last known state of one source and forwards its changes to the subscriptions.
 
     Args:
@@ -53,6 +54,7 @@ class Registry(Closable):
       serializer: Reads values that come as bytes without a serializer of their own; JSON by default.
       codec: Decodes the ``value`` of pairs and changes; without one it is the bytes, or the message that was put.
       sourced: True when a reader feeds the registry, which then waits for the first snapshot.
+      has_revisions: False when the source has no revisions of its own, so that nobody can wait for one.
       timeouts, clock: Durations that differ from the defaults, and what replaces the monotonic clock in tests.
 
     Threads: any; no lock is held while waiting, on a user's queue, or in user code, except in observers.
@@ -65,6 +67,7 @@ class Registry(Closable):
         serializer: Serializer | None = None,
         codec: Codec[Any] | None = None,
         sourced: bool = False,
+        has_revisions: bool = True,
         timeouts: Timeouts | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -85,6 +88,8 @@ class Registry(Closable):
             now=clock.monotonic,
             lock=lock,
             full_queues=FullQueues(lock, timers, timeouts, clock.monotonic),
+            waiters=Waiters(lock, self._guard),
+            has_revisions=has_revisions,
         )
         self._router = Router(self._core)
 
@@ -237,6 +242,7 @@ class Registry(Closable):
                 future.expect(outcome, {one.name: one for one in deliveries})
                 for subscription, transaction in deliveries.items():
                     subscription.accept_locked(transaction)
+                self._core.wake_locked()
             if not deliveries:
                 future.finish()
             deliver(self._core, deliveries)
@@ -327,31 +333,17 @@ class Registry(Closable):
                 touched, fed = {}, 0
         with self._lock:
             self._health.heard()
-        self._state.advance(batch.revision)
+            self._state.advance(batch.revision)
+            self._core.wake_locked()
         deliver(self._core, touched)
 
     def source_lost(self, error: BaseException) -> None:
         """Note that the source cannot be reached; the last known good state stays readable."""
         with self._lock:
             self._health.lost(error)
+            self._core.wake_locked()
 
-    # Reading.
-
-    def get(self, key: str) -> StateKeyVal | None:
-        """Return the last known pair of *key*, None when there is none. A cache: no network access."""
-        self._guard.check()
-        return self._state.get(key)
-
-    def items(self, prefix: str = "") -> list[StateKeyVal]:
-        """Return the last known pairs under *prefix*, all of one moment."""
-        return list(self.snapshot(prefix)[1])
-
-    def snapshot(self, prefix: str = "") -> tuple[int, Iterator[StateKeyVal]]:
-        """Return the current revision, and the pairs under *prefix* at it. They are made lazily, while you iterate."""
-        self._guard.check()
-        with self._lock:
-            revision, state = self._state.revision, self._state.freeze()
-        return revision, self._state.pairs(state, prefix)
+    # Reading; see also :class:`Mirror`.
 
     def watches(self, key: str) -> bool:
         """Return True if a subscription watches *key*."""
@@ -375,16 +367,6 @@ class Registry(Closable):
             self._core.observers = (*self._core.observers, observer)
 
     @property
-    def revision(self) -> int:
-        """The revision of the last known state."""
-        return self._state.revision
-
-    @property
-    def size(self) -> int:
-        """The number of keys in the last known state."""
-        return len(self._state)
-
-    @property
     def subscriptions(self) -> dict[str, Subscription]:
         """The current subscriptions by resync name."""
         self._guard.check()
@@ -398,21 +380,6 @@ class Registry(Closable):
             subscriptions = {name: one.status_locked() for name, one in self._router.subscriptions.items()}
             return self._health.status(self.name, self._state.revision, subscriptions)
 
-    def wait_ready(self, timeout: float) -> None:
-        """Wait until the source was read for the first time.
-
-        Raises:
-          NotReadyError: It was not read within *timeout* seconds; the last error of the source is the cause.
-          ClosedError, ForkedError.
-        """
-        self._guard.check()
-        timeout = check_timeout(timeout)
-        self._core.check_waitable("wait_ready()")
-        self._health.released.wait(timeout)
-        with self._lock:
-            self._core.check_open()
-            self._health.check_ready(self.name, timeout)
-
     def close(self) -> None:
         """Close all subscriptions and the delivery worker; waiting callers get ``ClosedError``. May be called twice."""
         if self._guard.forked or self._core.postpone(self.close):
@@ -421,6 +388,7 @@ class Registry(Closable):
             self._health.closed = True
             for subscription in list(self._router.subscriptions.values()):
                 self._router.remove_locked(subscription)
+            self._core.wake_locked()
         self._health.released.set()
         self._core.run_deferred()
         self._core.timers.close()
@@ -435,6 +403,7 @@ class Registry(Closable):
         waiter: PropagationFuture | None,
         context: contextvars.Context | None,
     ) -> None:
+        self._core.rewinds += revision < self._state.revision or reason is ResyncReason.REWOUND
         before = self._state.replace(entries, revision)
         self._core.notify_observers_locked(revision, None)
         gone = {key: self._state.view(key, entry) for key, entry in before.items() if key not in entries}
@@ -443,3 +412,4 @@ class Registry(Closable):
         for subscription in self._router.subscriptions.values():
             subscription.want_resync_locked(reason, waiter, context)
         self._router.replaced_locked(gone, created)
+        self._core.wake_locked()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from datasync.errors import NotReadyError
+from datasync.errors import ClosedError, ForkedError, NotReadyError
 from datasync.events import ResyncReason
 from datasync.runtime.threads import Flag
 
@@ -121,8 +121,15 @@ class SourceHealth:
             self.released.set()
         self._now = now
         self._last_heard: float | None = None
+        #: The error with which the reader ended, when nobody reads the source any more.
+        self.ended: BaseException | None = None
         self._lost = False
         self._reconnects = 0
+
+    @property
+    def lost_by(self) -> BaseException | None:
+        """The error by which the source is lost; None while it can be read."""
+        return self.last_error if self._lost else None
 
     @property
     def state(self) -> TransportState:
@@ -150,6 +157,8 @@ class SourceHealth:
         """Note that the source cannot be read because of *error*."""
         self._lost = True
         self.last_error = error
+        if isinstance(error, (ClosedError, ForkedError)):  # any other error ends with a new attempt
+            self.ended = error
 
     def status(self, name: str, revision: int, subscriptions: Mapping[str, SubscriptionStatus]) -> TransportStatus:
         """Return the status of the transport *name* with its *subscriptions*."""

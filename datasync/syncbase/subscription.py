@@ -14,13 +14,14 @@ from functools import partial
 from typing import Any
 
 from datasync.codecs.api import Codec
-from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout, Rejected
+from datasync.errors import ClosedError, DatasyncError, DeliveryTimeout, DoneTimeout, PropagationError, Rejected
 from datasync.events import ResyncReason
+from datasync.runtime.full_queues import has_room
 from datasync.runtime.logs import get_logger
 from datasync.runtime.timers import Alarm
 from datasync.syncbase.backlog import Undelivered
 from datasync.syncbase.change import StateKeyVal
-from datasync.syncbase.core import MAX_PENDING, PendingResync, PendingTransaction, RegistryCore, Waiter, has_room
+from datasync.syncbase.core import MAX_PENDING, PendingResync, PendingTransaction, RegistryCore, Waiter
 from datasync.syncbase.delivery import PutTurn, deliver
 from datasync.syncbase.events import QueuedChange, QueuedEvent, QueuedResync
 from datasync.syncbase.futures import PropagationFuture, check_answer, check_keys
@@ -126,6 +127,7 @@ class Subscription:
             if not needed:
                 waiting.resync = None
                 waiting.missed.started = True
+                self._core.wake_locked()
 
     def drop_prefix_locked(self, prefix: str) -> None:
         """Drop *prefix* and every pending change that no other prefix matches. May release the lock meanwhile.
@@ -137,6 +139,7 @@ class Subscription:
         self._report_locked(waiting.drop_unwanted(self._in_flight), None)
         if not waiting.backlog and waiting.resync is None:
             self._full_since = None  # only a retry resets this, and there is nothing left to retry
+        self._core.wake_locked()
         self._turn.await_end_locked()
 
     def close_locked(self) -> None:
@@ -155,6 +158,7 @@ class Subscription:
         self._report_locked(waiters, ClosedError(f"the subscription {self.name!r} was closed"))
         self._in_flight.clear()
         self._undelivered.resync = None
+        self._core.wake_locked()
         self._turn.await_end_locked()
 
     def status_locked(self) -> SubscriptionStatus:
@@ -179,6 +183,38 @@ class Subscription:
             owed=owed,
             resync_in=None if due is None or due <= now else due - now,
         )
+
+    def check_open_locked(self) -> None:
+        """Raise ``ClosedError`` after ``close``."""
+        if self._closed:
+            raise ClosedError(f"{self.source}: the subscription {self.name!r} is closed")
+
+    def has_answered_locked(self, revision: float) -> bool:
+        """Return True if the subscriber has accepted everything up to *revision*.
+
+        A RESYNC and a redelivery count whatever their revision: they speak for older changes too.
+
+        Raises:
+          PropagationError: Everything is answered, and some of it was not accepted.
+        """
+        waiting = self._undelivered
+        resync, owed = waiting.resync, waiting.owed
+        repeats = resync is not None and resync.not_before > self._now()
+        if self._resync_in_flight or (resync is not None and not repeats):
+            return False
+        if waiting.backlog and waiting.backlog[0].changes[0].revision <= revision:
+            return False
+        for event in self._in_flight:
+            assert isinstance(event, QueuedChange)
+            if event.redelivery or event.get_changes()[0].revision <= revision:
+                return False
+        if repeats or owed.resync_at is not None:
+            again = DatasyncError("a RESYNC was not accepted, and is repeated after a while")
+            raise PropagationError({self.name: self._last_error or again})
+        if owed:
+            errors: dict[str, BaseException | str] = {key: one.error for key, one in owed.status().items()}
+            raise PropagationError({self.name: Rejected(errors)})
+        return True
 
     def error_locked(self, key: str) -> str | None:
         """Return the class name of the error for which *key* was not accepted; None when it is not owed."""
@@ -214,6 +250,7 @@ class Subscription:
                 self._late_count += 1
                 if not self._closed:
                     self._undelivered.take_late_answer(event, error, self._in_flight)
+                    self._core.wake_locked()
             return False
         event.abandoned = abandoned
         if late and not abandoned:
@@ -231,6 +268,8 @@ class Subscription:
         else:
             self._report_locked(event.waiters, error)
         self._undelivered.take_answer(event, error, given_up=abandoned)
+        if self._core.waiters.waiting:  # without a call, for the many answers that nobody waits for
+            self._core.wake_locked()
         return True
 
     def tick(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from datasync.consumer.guard import DeleteGuard
 from datasync.consumer.reconciler.answers import Answer
 from datasync.consumer.reconciler.applied import Applied, digests_of
+from datasync.consumer.reconciler.own_writes import OwnWrites
 from datasync.consumer.reconciler.retry import Retry
 from datasync.consumer.reconciler.work import Call, Work
 from datasync.errors import Permanent, Rejected
@@ -47,7 +49,8 @@ class WorkMachine(RuleBasedStateMachine):
 
     def make(self, known: dict[str, bytes]) -> Work:
         self.applied = Applied(None, digests_of(known))
-        return Work(self.applied, DeleteGuard(None), Retry(1, 4), None, self.time)
+        own = OwnWrites(None, (), threading.RLock(), self.time)
+        return Work(self.applied, DeleteGuard(None), Retry(1, 4), None, self.time, own)
 
     @rule()
     def resync(self) -> None:

@@ -29,6 +29,7 @@ TESTED = {
     "live_flags",  # tests/consumer/test_live_examples.py
     "live_flags_flask",
     "live_settings",
+    "read_your_writes",
     "vhosts",  # test_vhosts.py
 }
 
@@ -198,3 +199,13 @@ def test_the_legacy_daemon_fails_on_a_file_of_another_program(tmp_path: Path) ->
     done = run("-m", "datasync.examples.legacy_daemon", str(tmp_path / "x"))
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_read_your_writes_waits_for_mirror_subscriber_and_view() -> None:
+    assert printed("read_your_writes").splitlines() == [
+        "mirror 40",
+        "subscriber {'limit/eth0': 80}",
+        "rejected {'limit/eth1': 'ValueError'}",
+        "view 60",
+        "deleted True False",
+    ]

@@ -127,7 +127,7 @@ class Intake:
             answer = None
             event.done(rejected)
         else:
-            answer, rejected = self._take_change(event, late)
+            answer, rejected = self._take_change(event, source, late)
             with self._lock:
                 self._heard.add(source)
             if answer is None:
@@ -135,7 +135,7 @@ class Intake:
         self._wake()
         return answer
 
-    def _take_change(self, event: ChangeEvent, late: bool) -> tuple[Answer | None, Rejected | None]:
+    def _take_change(self, event: ChangeEvent, source: str, late: bool) -> tuple[Answer | None, Rejected | None]:
         bad = _Unreadable()
         changes = [(change.get_key(), self._value(change, bad)) for change in event.get_changes()]
         changes = [(key, data) for key, data in changes if key not in bad.errors]
@@ -145,6 +145,8 @@ class Intake:
             if late and own:
                 deadline = self._now() + DEFAULT_NOTIF_TIMEOUT
                 answer = Answer(event, len(own), deadline, self._work.outbox, bad.errors)
+            if not event.redelivery:  # whose revision may be ahead of what else was delivered
+                self._work.delivered(source, event.revision)
             for key, data in own:
                 self._work.offer(key, data, live=True, answer=answer, redelivery=event.redelivery)
         for key, data in changes:
@@ -176,6 +178,7 @@ class Intake:
         removed = [pair.get_key() for pair in event.get_removed()]
         with self._lock:
             self._told.add(source)
+            self._work.delivered(source, event.revision)
             held = self._work.offer_deletes(filter(self._ours, removed), complete=self.complete)
         if held:
             log.warning(

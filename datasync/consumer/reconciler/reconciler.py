@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from datasync.api import KeyValProtoWatcher
 from datasync.codecs.api import Codec
+from datasync.commits import HasRevision, observe_own_writes
+from datasync.consumer.answered import wait_answered
 from datasync.consumer.guard import DeleteGuard
 from datasync.consumer.pairs import JSON, decoded
 from datasync.consumer.reconciler.answers import Answer
@@ -21,6 +25,7 @@ from datasync.consumer.reconciler.applied import Applied, digests_of
 from datasync.consumer.reconciler.arguments import check_arguments
 from datasync.consumer.reconciler.depends import Dependencies, Mapper
 from datasync.consumer.reconciler.intake import Inbox, Intake, count_sources
+from datasync.consumer.reconciler.own_writes import OwnWrites
 from datasync.consumer.reconciler.retry import Retry
 from datasync.consumer.reconciler.state_file import StateFile
 from datasync.consumer.reconciler.status import KeyProblem, Leader, ReconcilerStatus
@@ -31,6 +36,7 @@ from datasync.errors import (
     DatasyncError,
     DoneTimeout,
     InvalidArgumentError,
+    PropagationError,
     Rejected,
     RetryAfter,
 )
@@ -61,6 +67,9 @@ class Reconciler(Closable, Generic[T]):
     where there is none or an earlier process applied it. One key is never in two calls at once. An exception rejects
     that key alone, which is called again after a while; ``RetryAfter`` and ``Permanent`` say when. ``RetryAfter`` as
     the return value means: applied, and call again later. *apply* must bear to be called again with the same value.
+
+    *apply* may write through *watcher*, in its own thread: a key that it wrote is not called before that write has come
+    back, or 5 s have passed.
 
     Changes come before the backlog, which is the first pass, a RESYNC, and retries, and which gets one turn in four. A
     RESYNC is acknowledged when it was taken over. A CHANGE is acknowledged when its keys had their calls, but after
@@ -148,7 +157,8 @@ class Reconciler(Closable, Generic[T]):
         listed = {key: value for key, value in digests.items() if dependencies.match(key, prefixes)}
         digests = {key: value for key, value in digests.items() if key not in listed} | digests_of(known or ())
         self._applied, others = Applied(self._file, digests), Applied(self._file, listed)
-        self._work = Work(self._applied, DeleteGuard(max_delete), retry, settle, clock.monotonic)
+        own = OwnWrites(watcher, prefixes, self._lock, clock.monotonic)
+        self._work = Work(self._applied, DeleteGuard(max_delete), retry, settle, clock.monotonic, own)
         self._inbox = Inbox()
         self._registration = watcher.watch(name, self._inbox, self._inbox, *prefixes, *dependencies.prefixes)
         self._intake = Intake(
@@ -231,19 +241,25 @@ class Reconciler(Closable, Generic[T]):
                 held=held,
             )
 
-    def wait_synced(self, timeout: float) -> None:
-        """Wait until each source was heard, and everything that came in was applied.
+    def wait_synced(self, timeout: float, revision: int | HasRevision | None = None) -> None:
+        """Wait until each source was heard, and everything that came in was applied, *revision* too if it is given.
 
         Raises:
+          UnsupportedError, UnknownOutcome: Nobody can tell when *revision* comes, or the source lost it.
           DoneTimeout: There were calls to be made after *timeout* seconds, or a source was not heard.
           Rejected: All calls were made, but some keys failed.
           ClosedError, ForkedError.
         """
         self._guard.check()
+        until = time.monotonic() + timeout
+        if revision is not None:
+            with suppress(PropagationError):  # this object knows better what failed
+                wait_answered(self._registration, self.name, revision, timeout)
         with self._lock:
-            if not self._synced.wait_for(lambda: self._closed or self._in_sync_locked(), timeout):
-                left = len(self._work.queue) + self._work.queue.active
-                reason = f"{counted(left, 'key')} left" if left else "no full state yet, or changes that settle"
+            left = max(0.0, until - time.monotonic())
+            if not self._synced.wait_for(lambda: self._closed or self._in_sync_locked(), left):
+                keys = len(self._work.queue) + self._work.queue.active
+                reason = f"{counted(keys, 'key')} left" if keys else "no full state yet, or changes that settle"
                 raise DoneTimeout(f"{self.name!r} is not in sync after {timeout:g} s: {reason}", (self.name,))
             if self._closed:
                 raise ClosedError(f"the reconciler {self.name!r} is closed")
@@ -335,6 +351,7 @@ class Reconciler(Closable, Generic[T]):
     # The threads that make the calls.
 
     def _work_on(self, flag: Flag, worker: Worker) -> None:
+        observe_own_writes(self._work.own.observe)
         try:
             while True:
                 flag.clear()  # before the work is looked at

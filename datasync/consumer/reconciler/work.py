@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datasync.consumer.guard import DeleteGuard
 from datasync.consumer.reconciler.answers import Answer, Outbox
 from datasync.consumer.reconciler.applied import Applied
+from datasync.consumer.reconciler.own_writes import OwnWrites
 from datasync.consumer.reconciler.retry import Retry
 from datasync.consumer.reconciler.work_queue import WorkQueue
 
@@ -44,6 +45,7 @@ class Work:
     Args:
       now: The monotonic clock.
       settle: Seconds without a change that a live change waits for, and the most that it waits.
+      own: What the calls wrote themselves.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class Work:
         retry: Retry,
         settle: tuple[float, float] | None,
         now: Callable[[], float],
+        own: OwnWrites,
     ) -> None:
+        self.own = own
         self.queue = WorkQueue(now, retry.rate, retry.burst)
         self.guard = guard
         self.failures: dict[str, Failure] = {}
@@ -77,7 +81,7 @@ class Work:
     @property
     def quiet(self) -> bool:
         """True when nothing waits but retries and what was asked for later."""
-        return not (len(self.queue) or self.queue.active or self._settling)
+        return not (len(self.queue) or self.queue.active or self._settling or self.own.waiting)
 
     def offer(
         self, key: str, data: bytes | None, *, live: bool, answer: Answer | None = None, redelivery: bool = False
@@ -169,6 +173,10 @@ class Work:
     def next_call(self) -> Call | None:
         """Return the next call to be made; None when there is none now. Each call is given back by ``finish``."""
         while (key := self.queue.take()) is not None:
+            if (until := self.own.held_until(key)) > 0.0:
+                self._wait_for_own_write(key, until)
+                continue
+            self.own.waiting.discard(key)
             self._settling.pop(key, None)
             data = self._wanted.get(key)
             answers = self._answers.pop(key, [])
@@ -211,6 +219,18 @@ class Work:
         for answer in call.answers:
             answer.note(key, error)
         return delay
+
+    def delivered(self, source: str, revision: int) -> None:
+        """Note that *source* has delivered everything up to *revision*, one's own writes too."""
+        for key in self.own.deliver(source, revision):
+            self.queue.hasten(key)
+
+    def _wait_for_own_write(self, key: str, until: float) -> None:
+        """Put *key* aside: a call has written it, so that what is wanted here is an old value."""
+        self.own.waiting.add(key)
+        self.queue.set_aside(key, until)
+        for answer in self._answers.pop(key, []):  # the event that brings the write may wait for this answer
+            answer.note(key, None)
 
     def late_calls(self, deadline: float) -> tuple[list[str], float]:
         """Return the keys whose calls have taken *deadline* seconds, each once, and the time at which to look again."""

@@ -134,6 +134,17 @@ class WorkQueue:
         if key in self._again:
             self.add(key, self._again.pop(key))
 
+    def set_aside(self, key: str, at: float) -> None:
+        """Give *key* out of hand, and make it ready at the time *at*, or when it is hastened."""
+        self._active.remove(key)
+        self.plan(key, at, live=True, later=True)
+
+    def hasten(self, key: str) -> None:
+        """Make *key* ready now if it is planned."""
+        planned = self._plans.pop(key, None)
+        if planned is not None:
+            self.add(key, planned.live)
+
     def next_at(self) -> float:
         """Return the time at which the next planned key becomes ready; infinity without one."""
         at = min(self._first(self._timed), retry := self._first(self._retries))

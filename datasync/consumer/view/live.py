@@ -31,12 +31,14 @@ from datasync.errors import (
     InvalidArgumentError,
     NotReadyError,
     Permanent,
+    PropagationError,
     Rejected,
     UnsupportedError,
 )
 from datasync.events import Op
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Flag, ForkGuard, Worker
+from datasync.runtime.timeouts import check_timeout
 from datasync.runtime.wording import counted
 
 T = TypeVar("T")
@@ -58,10 +60,11 @@ class HasClose(Protocol):
 
 
 class Attached(NamedTuple):
-    """A watcher whose events arrive, and what is to be closed at the end, in order."""
+    """A watcher whose events arrive, and what is to be closed at the end, in order, the registration first."""
 
     watcher: Any
     closing: tuple[HasClose, ...]
+    prefixes: tuple[str, ...] = ("",)
 
 
 @dataclass(frozen=True)
@@ -160,19 +163,27 @@ class LiveValues(Generic[T]):
         if attached is None:
             raise NotReadyError(f"{key!r}: the source of the view {self.name!r} is not open yet")
         write = getattr(attached.watcher, "put_raw", None)
-        if write is None:
+        wait = getattr(attached.closing[0], "wait_synced", None)
+        if write is None or wait is None:
             raise UnsupportedError(f"{key!r}: a {type(attached.watcher).__name__} cannot write for a view")
+        if not attached.watcher.registry.has_revisions:
+            raise UnsupportedError(f"{key!r}: the store has no revisions to wait for: write with the plugin")
+        if not key.startswith(attached.prefixes):
+            raise InvalidArgumentError(f"{key!r} is under no prefix of the view {self.name!r}")
         if threading.get_ident() == self._thread:
             raise InvalidArgumentError(f"{key!r}: a listener of a view cannot wait for it: write with the plugin")
-        revision = write(key, self._options.codec.encode(value)).revision
-        if not revision:
-            raise UnsupportedError(f"{key!r} was written, but the store has no revisions to wait for")
-        with self._changed:
-            self._changed.wait_for(lambda: self.table.revision >= revision or self._closed, timeout)
-            if self.table.revision < revision:
-                if self._closed:
-                    raise ClosedError(f"{key!r} was written, and the view {self.name!r} was closed")
-                raise DoneTimeout(f"{key!r} was written, and the view did not receive it within {timeout:g} s")
+        check_timeout(timeout)
+        result = write(key, self._options.codec.encode(value))
+        try:
+            wait(result, timeout)
+        except (DoneTimeout, NotReadyError) as error:
+            text = f"{key!r} was written, and the view {self.name!r} did not receive it within {timeout:g} s"
+            raise DoneTimeout(f"{text}: {error}") from error
+        except ClosedError as error:
+            raise ClosedError(f"{key!r} was written, and the view {self.name!r} was closed") from error
+        except PropagationError as error:
+            if any(key in texts or "" in texts for texts in error.reasons.values()):
+                raise  # otherwise it is about other keys, whose values are bad
 
     def release(self) -> int:
         """Delete what ``max_delete`` holds; return the number of keys."""
@@ -263,7 +274,8 @@ class LiveValues(Generic[T]):
     def _apply(self, event: Any) -> None:
         resync = hasattr(event, "get_values")
         told = bool(self._listeners) or self._settling.due_at is not None
-        update = Update(revision=event.revision, resync=resync, told=told)
+        known = 0 if not resync and event.redelivery else event.revision  # of older changes, but with a new revision
+        update = Update(revision=known, resync=resync, told=told)
         if resync:
             pairs: Iterable[Any] = (pair for pairs in event.get_values().values() for pair in pairs)
             update.gone = {pair.get_key() for pair in event.get_removed()}

@@ -105,8 +105,9 @@ class View(Mapping[str, T], Closable, Generic[T]):
         options = ViewOptions(codec, defaults or {}, None, max_stale, settle, max_delete)
         queue: Queue[Any] = Queue()
         self._live: LiveValues[T] = LiveValues(name, options, queue, self._listeners, {})
-        registration = watcher.watch(name, queue, queue, *(prefixes or ("",)))
-        self._live.start(lambda: Attached(watcher, (registration,)))
+        prefixes = prefixes or ("",)
+        registration = watcher.watch(name, queue, queue, *prefixes)
+        self._live.start(lambda: Attached(watcher, (registration,), prefixes))
         self._enter(self._live.values)
 
     def _enter(self, values: dict[str, Any] | None) -> None:
@@ -243,9 +244,11 @@ class View(Mapping[str, T], Closable, Generic[T]):
         """Write *value* and return when the view has it, or something newer (C21).
 
         Raises:
-          InvalidArgumentError: The codec cannot encode *value*, or a listener calls: nothing was written.
-          UnsupportedError: The watcher is not a ``kvdbsync.Plugin``, or its store has no revisions.
+          InvalidArgumentError: The codec cannot encode *value*, no prefix of the view matches *key*, or a listener
+            calls: nothing was written.
+          UnsupportedError: The watcher is no ``kvdbsync.Plugin``, or its store has no revisions: nothing was written.
           DoneTimeout: It was written, and did not arrive within *timeout* seconds.
+          UnknownOutcome: The store did not answer, or it went back in time after the write, which may be lost.
           StoreError, ClosedError, NotReadyError.
         """
         self.here().put(key, value, timeout)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
+from datasync.commits import WriteResult
 from datasync.errors import DatasyncError, InvalidArgumentError, UnsupportedError
 from datasync.grpcsync.client.channel import ServerChannel
 from datasync.grpcsync.client.request_queue import AnyRequest, PendingRequest, RequestQueue
@@ -46,9 +47,10 @@ class Client(Closable):
 
     The client connects in the background and reconnects after every failure. Each request ends in one of three ways:
 
-    - The server replied. The result is None (for a delete, whether the key existed), or the error that a local caller
-      would get: ``PropagationError`` with the same ``reasons`` by subscription and key, ``DoneTimeout``,
-      ``DeliveryTimeout``, ``SubscriptionError`` if no subscriber watches the key, or ``InvalidArgumentError``.
+    - The server replied. The result has the revision in the server, 0 from a peer without this extension; that of a
+      delete is true if the key existed. Or it is the error that a local caller would get: ``PropagationError`` with the
+      same ``reasons`` by subscription and key, ``DoneTimeout``, ``DeliveryTimeout``, ``SubscriptionError`` if no
+      subscriber watches the key, or ``InvalidArgumentError``.
     - The request was not sent: ``StoreConnectionError``, ``PermissionDenied`` or ``ClosedError``.
     - The stream broke between request and reply: ``UnknownOutcome``. The client does not repeat such a request.
 
@@ -139,7 +141,7 @@ class Client(Closable):
             full_state=self._full_state,
         )
 
-    def put(self, key: str, data: Message, *opts: PutOption) -> None:
+    def put(self, key: str, data: Message, *opts: PutOption) -> WriteResult:
         """Set *key* to *data*, and wait until the server's subscribers have applied it.
 
         Raises:
@@ -147,9 +149,9 @@ class Client(Closable):
           UnsupportedError: An option was given; the protocol has none.
           DatasyncError: See :class:`Client`.
         """
-        self._wait(self.put_async(key, data, *opts))
+        return self._wait(self.put_async(key, data, *opts))
 
-    def put_async(self, key: str, data: Message, *opts: PutOption) -> concurrent.futures.Future[None]:
+    def put_async(self, key: str, data: Message, *opts: PutOption) -> concurrent.futures.Future[WriteResult]:
         """Like ``put``, but return a future instead of waiting for the reply. Waits for room if the queue is full."""
         self._guard.check()
         check_key(key)
@@ -158,15 +160,16 @@ class Client(Closable):
         _reject_options(key, "put", opts)
         return self._submit(put_request(key, data, self._content_type), repr(key))
 
-    def delete(self, key: str, *opts: DelOption) -> bool:
+    def delete(self, key: str, *opts: DelOption) -> WriteResult:
         """Delete *key*, and wait until the server's subscribers have applied it. Raises the errors of ``put``.
 
         Returns:
-          False if the server reports that there was nothing to delete; always True for a peer without this extension.
+          A result that is false if the server reports that there was nothing to delete; always true for a peer without
+          this extension.
         """
         return self._wait(self.delete_async(key, *opts))
 
-    def delete_async(self, key: str, *opts: DelOption) -> concurrent.futures.Future[bool]:
+    def delete_async(self, key: str, *opts: DelOption) -> concurrent.futures.Future[WriteResult]:
         """Like ``delete``, but return a future instead of waiting for the reply."""
         self._guard.check()
         check_key(key)
@@ -174,14 +177,14 @@ class Client(Closable):
         _reject_options(key, "delete", opts)
         return self._submit(delete_request(key), repr(key))
 
-    def resync(self, values: Mapping[str, Message]) -> None:
+    def resync(self, values: Mapping[str, Message]) -> WriteResult:
         """Replace the full state of this source with *values*, and wait until the subscribers have applied it.
 
         Keys that are not in *values* are deleted; an empty mapping deletes all. Raises the errors of ``put``.
         """
-        self._wait(self.resync_async(values))
+        return self._wait(self.resync_async(values))
 
-    def resync_async(self, values: Mapping[str, Message]) -> concurrent.futures.Future[None]:
+    def resync_async(self, values: Mapping[str, Message]) -> concurrent.futures.Future[WriteResult]:
         """Like ``resync``, but return a future. Requests are applied in the order of the calls."""
         self._guard.check()
         return self._submit(self._resync_of(values), "resync")

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from datasync.commits import WriteResult
 from datasync.errors import ClosedError, DatasyncError, StoreConnectionError, UnknownOutcome
 from datasync.grpcsync.error_codes import change_error, is_reply_to
 from datasync.runtime.logs import get_logger
@@ -211,7 +212,7 @@ class RequestQueue:
         for request in left:
             self.finish(request, None, error_for(request))
 
-    def finish(self, request: AnyRequest, result: bool | None, error: DatasyncError | None) -> None:
+    def finish(self, request: AnyRequest, result: WriteResult | None, error: DatasyncError | None) -> None:
         """Count the result of *request*, and settle it: without the lock, because callbacks of the future run here."""
         kind = "ok" if error is None else "unknown" if isinstance(error, UnknownOutcome) else "failed"
         with self.lock:
@@ -266,6 +267,6 @@ class RequestQueue:
             if not self._sent and (self._pending or self.closing):
                 self.changed.notify_all()  # a resync may be next, or close() waits for the last reply
         error = change_error(reply, request.message, self._target)
-        deleted = None if request.message.operationType != DEL else not reply.absent
-        self.finish(request, deleted, error)
+        absent = request.message.operationType == DEL and reply.absent
+        self.finish(request, WriteResult(reply.revision, not absent), error)
         return True

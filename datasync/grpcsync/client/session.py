@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 
+from datasync.commits import WriteResult
 from datasync.errors import (
     ClosedError,
     DatasyncError,
@@ -244,17 +245,18 @@ class SessionManager:
     def _send_resync(self, request: PendingRequest[DataResyncRequests]) -> None:
         """Send the oldest request, a resync. It stays the oldest one meanwhile, so that no change overtakes it."""
         error: DatasyncError | None = None
+        written: WriteResult | None = None
         try:
-            self._exchange(request.message, request.what, under_way=1)
+            written = self._exchange(request.message, request.what, under_way=1)
         except ResyncNotTaken as failure:
             raise failure.error from None  # it stays in the queue for the next session
         except DatasyncError as failure:
             error = failure
         self._queue.remove(request)
-        self._queue.finish(request, None, error)
+        self._queue.finish(request, written, error)
 
-    def _exchange(self, state: DataResyncRequests, what: str, *, under_way: int = 0) -> None:
-        """Send a full state and wait for the response. Raises the error in it, or ``UnknownOutcome``."""
+    def _exchange(self, state: DataResyncRequests, what: str, *, under_way: int = 0) -> WriteResult:
+        """Send a full state, and return the result in the response. Raises the error in it, or ``UnknownOutcome``."""
         result = self._wait_for_call(self._channel.resync(state, self._answer_timeout), under_way)
         if result.reply is not None:
             with self._queue.lock:
@@ -264,7 +266,7 @@ class SessionManager:
                 self._backoff.reset()
             if error is not None:
                 raise error
-            return
+            return WriteResult(result.reply.revision)
         if result.taken == 0 and isinstance(result.error, TO_BE_REPEATED):
             raise ResyncNotTaken(result.error)
         if result.taken == 0 or isinstance(result.error, NOT_APPLIED):

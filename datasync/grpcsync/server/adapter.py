@@ -234,13 +234,13 @@ class Adapter(Closable):
             future = self._submit_resync(registry, values, timeout, context)
             if not self._wait(future, timeout, context):
                 return DataResyncReplies()
-            future.result(0)
+            revision = future.result(0).revision
         except DatasyncError as error:
             # A subscription that has just closed raises ClosedError as well, and that is an ordinary result.
             if isinstance(error, ClosedError) and (self._closed or registry.status().state is TransportState.CLOSED):
                 _abort(context, *_CLOSED)
             return reply_to_resync(requests, error)
-        return reply_to_resync(requests)
+        return reply_to_resync(requests, revision=revision)
 
     def _submit_resync(
         self, registry: Registry, values: Mapping[str, KeyValBytes], timeout: float, context: Any

@@ -69,16 +69,19 @@ class PendingReply:
 
     def reply(self) -> DataChangeReply:
         """Build the reply; a request that is not ready is reported as unanswered."""
-        error, absent = self._error, False
+        error, absent, revision = self._error, False, 0
         if self._future is not None:
             try:
                 error = self._future.exception(0)
             except DatasyncError as late:
                 error = late
             if error is None:
-                error, absent = self._check_outcome(self._future.result(0))
+                outcome = self._future.result(0)
+                error, absent = self._check_outcome(outcome)
+                revision = outcome.revision
         reply = mark_change(change_reply(self._request, error), error)
         reply.absent = absent
+        reply.revision = 0 if error is not None else revision
         return reply
 
     def _check_outcome(self, outcome: Outcome) -> tuple[BaseException | None, bool]:
@@ -92,7 +95,10 @@ class PendingReply:
         return SubscriptionError(f"no subscriber watches {key!r}; the value is kept for later subscribers"), absent
 
 
-def reply_to_resync(requests: DataResyncRequests, error: DatasyncError | None = None) -> DataResyncReplies:
-    """Build the reply to a resync that was applied, or that failed with *error*."""
+def reply_to_resync(
+    requests: DataResyncRequests, error: DatasyncError | None = None, revision: int = 0
+) -> DataResyncReplies:
+    """Build the reply to a resync that was applied at *revision*, or that failed with *error*."""
     replies = resync_replies(requests, error)
+    replies.revision = revision
     return replies if error is None else mark_resync(replies, error)

@@ -11,7 +11,10 @@ import threading
 from queue import Queue
 from typing import Any
 
-from datasync.errors import AggregateError, ClosedError, InvalidArgumentError, SubscriptionError
+from datasync.aggregator import AggregatedRegistration
+from datasync.api import WAIT_TIMEOUT
+from datasync.commits import HasRevision
+from datasync.errors import AggregateError, ClosedError, InvalidArgumentError, SubscriptionError, UnsupportedError
 from datasync.grpcsync.protocol import check_source
 from datasync.runtime.closing import Closable
 from datasync.runtime.threads import ForkGuard
@@ -232,6 +235,29 @@ class SourcesRegistration(Closable):
             members = list(self._members)
         for _, member in members:
             member.unregister(key_prefix)
+
+    def wait_synced(self, revision: int | HasRevision | None = None, timeout: float = WAIT_TIMEOUT) -> None:
+        """Wait until the subscriber has accepted what every source has now, *timeout* seconds in all (C21).
+
+        Args:
+          revision: A revision of the only source, or the result of a write to it.
+
+        Raises:
+          UnsupportedError: A *revision* is given and there are several sources, each with revisions of its own.
+          AggregateError: Some sources failed, each as :meth:`datasync.syncbase.registration.Registration.wait_synced`.
+          ClosedError, ForkedError.
+        """
+        self._guard.check()
+        with self._lock:
+            if self._closed:
+                raise ClosedError(f"the subscription {self.resync_name!r} is closed")
+            members = [member for _, member in self._members]
+        if revision is None:
+            AggregatedRegistration(members).wait_synced(None, timeout)
+        elif len(members) == 1:
+            members[0].wait_synced(revision, timeout)
+        else:
+            raise UnsupportedError(f"{self.resync_name!r} has several sources, each with revisions of its own")
 
     def detach(self, registry: Registry) -> None:
         """Drop the registration in *registry*, which ends the subscription itself."""

@@ -243,7 +243,7 @@ class Application:
     def _get(self, environ: WSGIEnvironment, key: str) -> Response:
         pair = self._adapter.registry.get(key)
         if pair is None:
-            raise _no_such_key(key)
+            raise _no_such_key(key, self._adapter.registry.revision)
         content, content_type = content_of(pair.key, pair.payload)
         response = self._tagged(environ, pair.revision, Response(content, 200, content_type))
         if rejected := self._adapter.registry.not_accepted(key):
@@ -260,10 +260,10 @@ class Application:
 
     def _delete(self, environ: WSGIEnvironment, key: str) -> Response:
         if self._adapter.registry.get(key) is None and not environ.get("HTTP_IF_MATCH"):
-            raise _no_such_key(key)
+            raise _no_such_key(key, self._adapter.registry.revision)
         outcome = self._commit(environ, key, ChangeBytes(key, op=Op.DELETE))
         if key in outcome.ignored:
-            raise _no_such_key(key)
+            raise _no_such_key(key, outcome.revision)
         return _json_response(_written(key, outcome))
 
     def _commit(self, environ: WSGIEnvironment, key: str, change: ChangeBytes) -> Outcome:
@@ -436,8 +436,8 @@ def _check_unconditional(environ: WSGIEnvironment) -> None:
         raise Problem("bad-request", "If-Match and If-None-Match are for single keys")
 
 
-def _no_such_key(key: str) -> Problem:
-    return Problem("no-such-key", f"the key {key!r} does not exist")
+def _no_such_key(key: str, revision: int) -> Problem:
+    return Problem("no-such-key", f"the key {key!r} does not exist", members={"revision": revision})
 
 
 def _json_response(text: str, status: int = 200) -> Response:

@@ -132,7 +132,8 @@ _SCHEMAS: Json = {
         "type": "object",
         "description": "RFC 9457. reasons: subscription to the text by key, and for no key when it rejected all; "
         "errors: the same as one text; retryable: false when a subscriber wants the same change no more; retry_after: "
-        "seconds after which it would like to have it again; silent: subscribers that did not acknowledge.",
+        "seconds after which it would like to have it again; silent: subscribers that did not acknowledge; "
+        "revision: the one at which a key was looked for and not found.",
         "required": ["type", "title", "status", "detail"],
         "properties": {
             "type": {"type": "string", "enum": [URN + code for code in PROBLEMS]},
@@ -147,6 +148,7 @@ _SCHEMAS: Json = {
             "retryable": {"type": "boolean"},
             "retry_after": {"type": "number", "minimum": 0},
             "silent": {"type": "array", "items": {"type": "string"}},
+            "revision": _INTEGER,
         },
     },
 }

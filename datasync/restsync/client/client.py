@@ -17,15 +17,17 @@ from urllib.parse import quote
 
 from google.protobuf.message import Message
 
+from datasync.api import WAIT_TIMEOUT
+from datasync.commits import HasRevision, WriteResult, note_own_write
 from datasync.errors import (
     InvalidArgumentError,
+    NotReadyError,
     PropagationError,
     StoreConnectionError,
     StoreError,
-    UnknownOutcome,
     UnsupportedError,
 )
-from datasync.events import ChangeValue, Op
+from datasync.events import ChangeValue
 from datasync.options import DelOption, PutOption, read_del_options, read_put_options
 from datasync.restsync.arguments import check_numbers
 from datasync.restsync.client.connection import (
@@ -40,10 +42,17 @@ from datasync.restsync.client.connection import (
 from datasync.restsync.client.event_source import (
     StreamReader,
     check_prefix,
-    check_revision,
 )
 from datasync.restsync.client.listing import Listing, RestKeyVal, read_listing
-from datasync.restsync.encoding import CONTENT_JSON, CONTENT_PROTO, change_of
+from datasync.restsync.client.writes import (
+    change_text,
+    conditions,
+    is_no_such_key,
+    of_another_key,
+    revision_in,
+    written,
+)
+from datasync.restsync.encoding import CONTENT_JSON, CONTENT_PROTO
 from datasync.restsync.keys import (
     KEY_HEADER,
     NOT_ACCEPTED_HEADER,
@@ -154,13 +163,16 @@ class Client(Closable):
         if_match: str | None = None,
         if_absent: bool = False,
         timeout: float | None = None,
-    ) -> None:
+    ) -> WriteResult:
         """Set *key*, and wait until every subscriber on the server has accepted the change.
 
         Args:
           if_match: Write only if the key still has this ``etag`` (from ``get``).
           if_absent: Write only if the key does not exist.
           timeout: Seconds for the whole call; None for the client's own timeout.
+
+        Returns:
+          The result with the server's revision, for ``wait_for``.
 
         Raises:
           PropagationError: Subscribers rejected the change; ``reasons`` has the text by resync name and key.
@@ -178,15 +190,17 @@ class Client(Closable):
         if settings.ttl is not None or settings.client_lifetime:
             raise UnsupportedError(f"{key!r}: a REST server does not support values with a lifetime")
         check_message(data)
-        headers = {"Content-Type": self._content_type, **_conditions(if_match, if_absent)}
-        self._write("PUT", key, f"put of {key!r}", headers, self._serializer.marshal(data), timeout)
+        headers = {"Content-Type": self._content_type, **conditions(if_match, if_absent)}
+        return self._write_key("PUT", key, f"put of {key!r}", headers, self._serializer.marshal(data), timeout)
 
-    def delete(self, key: str, *opts: DelOption, if_match: str | None = None, timeout: float | None = None) -> bool:
-        """Delete *key*, and wait for the subscribers. Returns True when the key existed. Raises as ``put``."""
+    def delete(
+        self, key: str, *opts: DelOption, if_match: str | None = None, timeout: float | None = None
+    ) -> WriteResult:
+        """Delete *key*, and wait for the subscribers. The result is true when the key existed. Raises as ``put``."""
         self._check(key, timeout)
         if read_del_options(opts):
             raise UnsupportedError(f"{key!r}: a REST server deletes single keys only")
-        return bool(self._write("DELETE", key, f"delete of {key!r}", _conditions(if_match, False), None, timeout))
+        return self._write_key("DELETE", key, f"delete of {key!r}", conditions(if_match, False), None, timeout)
 
     def resync(self, values: Mapping[str, Message], *, timeout: float | None = None) -> int:
         """Replace the whole state of the server with *values*, and wait for all subscribers.
@@ -233,13 +247,16 @@ class Client(Closable):
           As ``put``.
         """
         self._check(None, timeout)
-        items = [_change_text(self._prefix + key, change) for key, change in changes.items()]
+        items = [change_text(self._prefix + key, change) for key, change in changes.items()]
         subject = f"transaction of {count_of_keys(len(items))}"
         body = f'{{"changes":[{",".join(items)}]}}'.encode()
-        written = self._write("PATCH", None, subject, _JSON_HEADERS, body, timeout)
-        named = written.get("ignored")
+        document = self._write("PATCH", None, subject, _JSON_HEADERS, body, timeout)
+        named = document.get("ignored")
         ignored = [key for key in named if isinstance(key, str)] if isinstance(named, list) else []
-        return Outcome(written["revision"], tuple(key.removeprefix(self._prefix) for key in ignored))
+        outcome = Outcome(document["revision"], tuple(key.removeprefix(self._prefix) for key in ignored))
+        for key in changes.keys() - set(outcome.ignored):
+            note_own_write(self.registry, key, outcome.revision)
+        return outcome
 
     # Reads.
 
@@ -257,7 +274,7 @@ class Client(Closable):
         response = self._send("GET", key, subject, timeout=timeout)
         if response.headers.get("Content-Encoding", "identity") != "identity":  # the request asked for none
             raise StoreError(f"{subject}: the response is compressed")
-        if response.status == 404 and _is_no_such_key(response):
+        if response.status == 404 and is_no_such_key(response):
             return None
         if response.status != 200:
             raise self._requests.error(subject, response)
@@ -332,6 +349,15 @@ class Client(Closable):
         """Wait *timeout* seconds for the first snapshot. Raises ``NotReadyError`` with the last error."""
         self.registry.wait_ready(timeout)
 
+    def wait_for(self, write: int | HasRevision, timeout: float = WAIT_TIMEOUT) -> None:
+        """Wait until the mirror has *write*; see :meth:`datasync.syncbase.registry.Registry.wait_for` (C21).
+
+        Raises ``NotReadyError`` while nothing is watched, so that there is no mirror.
+        """
+        if not self._started:
+            raise NotReadyError(f"{self._address.name}: the mirror of the client is filled when something is watched")
+        self.registry.wait_for(write, timeout)
+
     def close(self) -> None:
         """End the subscriptions, the thread and the connections. May be called twice, and by a subscriber."""
         if self._requests.guard.forked:
@@ -385,8 +411,15 @@ class Client(Closable):
         if code_of(response.content_type, response.data)[0] == "rewritten":  # the server has noticed it first
             raise self._requests.error(subject, response, write=write)
         if response.headers.get(KEY_HEADER, named[KEY_HEADER]) != named[KEY_HEADER]:
-            raise _of_another_key(subject, write)
+            raise of_another_key(subject, write)
         return response
+
+    def _write_key(
+        self, method: str, key: str, subject: str, headers: Mapping[str, str], body: bytes | None, timeout: float | None
+    ) -> WriteResult:
+        seen = self.registry.position
+        document = self._write(method, key, subject, headers, body, timeout)
+        return self.registry.own_write(key, revision_in(document), "key" in document, seen)
 
     def _write(
         self,
@@ -397,15 +430,15 @@ class Client(Closable):
         body: bytes | None,
         timeout: float | None,
     ) -> dict[str, Any]:
-        """Return the document of a write that succeeded, with its revision; empty when a delete found no key."""
+        """Return the document of a write that succeeded, with its revision; without a key when a delete found none."""
         response = self._send(method, key, subject, headers, body, write=True, timeout=timeout)
         if response.status == 200 or (response.status == 201 and key is not None):
-            document = _written(subject, response)
+            document = written(subject, response)
             if key is not None and document.get("key") != self._prefix + key:
-                raise _of_another_key(subject, True)
+                raise of_another_key(subject, True)
             return document
-        if method == "DELETE" and _is_no_such_key(response):
-            return {}
+        if method == "DELETE" and is_no_such_key(response):
+            return code_of(response.content_type, response.data)[1]
         error = self._requests.error(subject, response, write=True)
         raise self._relative(error) if isinstance(error, PropagationError) else error
 
@@ -416,38 +449,3 @@ class Client(Closable):
             for name, texts in error.reasons.items()
         }
         return PropagationError.told(reasons, retryable=error.retryable, retry_after=error.retry_after)
-
-
-def _of_another_key(subject: str, write: bool) -> StoreError:
-    text = f"{subject}: the response is about another key: something between client and server rewrites paths"
-    return UnknownOutcome(f"{text}; another key may have been changed") if write else StoreError(text)
-
-
-def _is_no_such_key(response: ReceivedResponse) -> bool:
-    return code_of(response.content_type, response.data)[0] == "no-such-key"
-
-
-def _written(subject: str, response: ReceivedResponse) -> dict[str, Any]:
-    """Return the document of a success; without a revision it is truncated, or of another server."""
-    try:
-        document: dict[str, Any] = json.loads(response.data)
-        check_revision(document["revision"])
-        return document
-    except (ValueError, TypeError, KeyError, RecursionError):
-        text = f"{subject}: the response is not from a datasync server; the write may have been applied"
-    raise UnknownOutcome(text)  # outside the handler: the context would quote the response
-
-
-def _change_text(key: str, change: ChangeValue) -> str:
-    check_path_key(key)
-    payload = None if change.get_change_type() is Op.DELETE else change
-    return change_of(key, 0, payload)
-
-
-def _conditions(if_match: str | None, if_absent: bool) -> dict[str, str]:
-    if if_match is not None and if_absent:
-        raise InvalidArgumentError("if_match and if_absent exclude each other")
-    if if_match is not None:
-        check_text(if_match, "an etag")
-        return {"If-Match": f'"{if_match}"'}
-    return {"If-None-Match": "*"} if if_absent else {}

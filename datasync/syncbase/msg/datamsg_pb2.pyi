@@ -42,7 +42,7 @@ class DataChangeRequest(_message.Message):
     def __init__(self, key: _Optional[str] = ..., operationType: _Optional[_Union[PutDel, str]] = ..., content: _Optional[bytes] = ..., content_type: _Optional[str] = ...) -> None: ...
 
 class DataChangeReply(_message.Message):
-    __slots__ = ("key", "operationType", "result", "error_text", "absent", "reasons", "permanent", "retry_after")
+    __slots__ = ("key", "operationType", "result", "error_text", "absent", "reasons", "permanent", "retry_after", "revision")
     KEY_FIELD_NUMBER: _ClassVar[int]
     OPERATIONTYPE_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class DataChangeReply(_message.Message):
     REASONS_FIELD_NUMBER: _ClassVar[int]
     PERMANENT_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     key: str
     operationType: PutDel
     result: int
@@ -59,7 +60,8 @@ class DataChangeReply(_message.Message):
     reasons: _containers.RepeatedCompositeFieldContainer[Reason]
     permanent: bool
     retry_after: float
-    def __init__(self, key: _Optional[str] = ..., operationType: _Optional[_Union[PutDel, str]] = ..., result: _Optional[int] = ..., error_text: _Optional[str] = ..., absent: bool = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., permanent: bool = ..., retry_after: _Optional[float] = ...) -> None: ...
+    revision: int
+    def __init__(self, key: _Optional[str] = ..., operationType: _Optional[_Union[PutDel, str]] = ..., result: _Optional[int] = ..., error_text: _Optional[str] = ..., absent: bool = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., permanent: bool = ..., retry_after: _Optional[float] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class Reason(_message.Message):
     __slots__ = ("resync_name", "key", "text")
@@ -114,7 +116,7 @@ class DataResyncRequests(_message.Message):
     def __init__(self, msgId: _Optional[_Union[Seq, _Mapping]] = ..., dataResyncs: _Optional[_Iterable[_Union[DataResyncRequest, _Mapping]]] = ...) -> None: ...
 
 class DataResyncReplies(_message.Message):
-    __slots__ = ("msgId", "error", "dataResyncs", "result", "reasons", "permanent", "retry_after")
+    __slots__ = ("msgId", "error", "dataResyncs", "result", "reasons", "permanent", "retry_after", "revision")
     MSGID_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     DATARESYNCS_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +124,7 @@ class DataResyncReplies(_message.Message):
     REASONS_FIELD_NUMBER: _ClassVar[int]
     PERMANENT_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     msgId: Seq
     error: Error
     dataResyncs: DataResyncsReplies
@@ -129,7 +132,8 @@ class DataResyncReplies(_message.Message):
     reasons: _containers.RepeatedCompositeFieldContainer[Reason]
     permanent: bool
     retry_after: float
-    def __init__(self, msgId: _Optional[_Union[Seq, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., dataResyncs: _Optional[_Union[DataResyncsReplies, _Mapping]] = ..., result: _Optional[int] = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., permanent: bool = ..., retry_after: _Optional[float] = ...) -> None: ...
+    revision: int
+    def __init__(self, msgId: _Optional[_Union[Seq, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., dataResyncs: _Optional[_Union[DataResyncsReplies, _Mapping]] = ..., result: _Optional[int] = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., permanent: bool = ..., retry_after: _Optional[float] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class DataMsgRequest(_message.Message):
     __slots__ = ("msgId", "txn", "dataChanges", "dataResyncs")

@@ -30,6 +30,7 @@ CONTRACT: dict[str, dict[int, str]] = {
         17: "reasons*",
         18: "permanent",
         19: "retry_after",
+        20: "revision",
     },
     "DataChangeRequest": {1: "key", 2: "operationType", 3: "content", 4: "content_type"},
     "DataChangeReply": {
@@ -41,6 +42,7 @@ CONTRACT: dict[str, dict[int, str]] = {
         18: "reasons*",
         19: "permanent",
         20: "retry_after",
+        21: "revision",
     },
     "Reason": {1: "resync_name", 2: "key", 3: "text"},
     "DataResyncRequest": {1: "key", 2: "content", 3: "content_type"},
