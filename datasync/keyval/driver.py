@@ -186,6 +186,14 @@ class StoreDriver(Closable):
             raise UnsupportedError(f"{self.name} does not support reading at a revision")
         return _Part(self.scan(prefix, keys_only=keys_only), after, limit)
 
+    def changes(self, key: str, after: int, upto: int) -> list[tuple[int, bytes | None]]:
+        """Return revision and value, None for a delete, of each change of *key* in the history (*after*, *upto*].
+
+        Raises:
+          CompactedError: The history after *after* is compacted.
+        """
+        return changes_in(self.stream(key, after), key, upto) if after < upto else []
+
     def grant(self, ttl: float) -> Lease:
         """Grant a lease of *ttl* seconds; the store may grant a longer one."""
         raise UnsupportedError(f"{self.name} does not support leases, which locks and elections need")
@@ -213,6 +221,17 @@ class _Part(Scan):
     def __iter__(self) -> Iterator[KeyValue]:
         above = (pair for pair in self._scan if not self._after or _key_order(pair.key) > _key_order(self._after))
         return islice(above, self._limit or None)
+
+
+def changes_in(stream: Stream, key: str, upto: int) -> list[tuple[int, bytes | None]]:
+    """Return the changes of *key* in *stream* up to the revision *upto*, and cancel it."""
+    found: list[tuple[int, bytes | None]] = []
+    for batch in stream:
+        for commit in batch.commits if batch is not None else ():
+            found += [(commit.revision, value) for changed, value in commit.ops if changed == key]
+        if batch is not None and batch.revision >= upto:
+            stream.cancel()
+    return [change for change in found if change[0] <= upto]
 
 
 def _key_order(key: str) -> bytes:

@@ -58,6 +58,18 @@ class KeyValue(NamedTuple):
         """As ``value``."""
         return self.value
 
+    def get_key(self) -> str:
+        """Return ``key``."""
+        return self.key
+
+    def get_value(self) -> bytes:
+        """Return ``value``."""
+        return self.value
+
+    def get_revision(self) -> int:
+        """Return ``revision``."""
+        return self.revision
+
     def __repr__(self) -> str:
         return f"KeyValue(key={self.key!r}, <{len(self.value)} bytes>, revision={self.revision})"
 

@@ -18,7 +18,7 @@ from datasync.errors import (
     UnknownOutcome,
 )
 from datasync.keyval.api import Store
-from datasync.keyval.driver import Lease, Line
+from datasync.keyval.driver import Lease, Line, changes_in
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.client import EtcdClient
 from datasync.keyval.etcd.client_lease import ClientLease, unwritten
@@ -203,9 +203,16 @@ class EtcdStore(Store):
         return read_line(self._leases, prefix)
 
     def line_stream(self, prefix: str, after: int) -> EtcdStream:
-        # With evidence of its own: the keys of a line are new each time, and would displace what readers remember.
+        return self._side_stream(self._leases, prefix, after)
+
+    def changes(self, key: str, after: int, upto: int) -> list[tuple[int, bytes | None]]:
         self._client.check_usable()
-        return EtcdStream(self._leases, ContinuityCheck(), prefix, after, self.idle_limit, set())
+        return changes_in(self._side_stream(self._client, key, after), key, upto) if after < upto else []
+
+    def _side_stream(self, client: EtcdClient, prefix: str, after: int) -> EtcdStream:
+        """Return a stream that is no reader's, and has no evidence: that of single keys would displace the readers'."""
+        client.check_usable()
+        return EtcdStream(client, ContinuityCheck(), prefix, after, self.idle_limit, set())
 
     def close(self) -> None:
         if self._client.forked or self._client.closed:

@@ -17,7 +17,7 @@ from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, St
 from datasync.keyval.api import Store
 from datasync.keyval.driver import Lease, Scan, Stream
 from datasync.keyval.effects import net_effect
-from datasync.keyval.embedded import check_setting
+from datasync.keyval.embedded import check_position, check_setting
 from datasync.keyval.sqlite import overdue, tables
 from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
@@ -195,6 +195,19 @@ class SQLiteStore(Store):
             due = tables.bounds(connection).due
         self._settle(due)
         return SQLiteScan(self._database, prefix, keys_only, after=after, limit=limit, revision=revision)
+
+    def changes(self, key: str, after: int, upto: int) -> list[tuple[int, bytes | None]]:
+        self._ready()
+        with self._reading.use("read") as connection:
+            connection.execute("BEGIN")
+            oldest, current, _ = tables.bounds(connection)
+            check_position(self.name, after, oldest, current)
+            sql = "SELECT revision, value FROM log WHERE key = ? AND revision > ? AND revision <= ? ORDER BY revision"
+            found: list[tuple[int, bytes | None]] = connection.execute(
+                sql, (tables.encode(key), after, upto)
+            ).fetchall()
+            connection.execute("COMMIT")
+            return found
 
     def grant(self, ttl: float) -> Lease:
         self._ready()
