@@ -186,11 +186,15 @@ class StoreDriver(Closable):
             raise UnsupportedError(f"{self.name} does not support reading at a revision")
         return _Part(self.scan(prefix, keys_only=keys_only), after, limit)
 
-    def changes(self, key: str, after: int, upto: int) -> list[tuple[int, bytes | None]]:
+    def changes(self, key: str, after: int, upto: int, *, last: bool) -> list[tuple[int, bytes | None]]:
         """Return revision and value, None for a delete, of each change of *key* in the history (*after*, *upto*].
+
+        Args:
+          last: True if the change at *upto* is one of *key*: then the history is read up to it only.
 
         Raises:
           CompactedError: The history after *after* is compacted.
+          UnsupportedError: The server cannot tell that there are no more changes.
         """
         return changes_in(self.stream(key, after), key, upto) if after < upto else []
 

@@ -53,9 +53,10 @@ def versions(store: StoreDriver, key: str) -> list[Version]:
 def _versions_after(store: StoreDriver, key: str, oldest: int) -> list[Version]:
     page = store.scan_page(key, limit=1)
     now = next((pair for pair in page if pair.key == key), None)
-    # A key that is there has no version after its own: waiting for the store's revision may take seconds on etcd.
-    last = page.revision if now is None else now.revision
-    found = [Version(key, value, revision) for revision, value in store.changes(key, oldest, last)]
+    # A key that is there has no change after that of its value.
+    upto = page.revision if now is None else now.revision
+    changes = store.changes(key, oldest, upto, last=now is not None)
+    found = [Version(key, value, revision) for revision, value in changes]
     try:
         first = next((pair for pair in store.scan_page(key, limit=1, revision=oldest) if pair.key == key), None)
     except CompactedError:

@@ -205,9 +205,10 @@ class EtcdStore(Store):
     def line_stream(self, prefix: str, after: int) -> EtcdStream:
         return self._side_stream(self._leases, prefix, after)
 
-    def changes(self, key: str, after: int, upto: int) -> list[tuple[int, bytes | None]]:
-        self._client.check_usable()
-        return changes_in(self._side_stream(self._client, key, after), key, upto) if after < upto else []
+    def changes(self, key: str, after: int, upto: int, *, last: bool) -> list[tuple[int, bytes | None]]:
+        stream = self._side_stream(self._client, key, after)
+        stream.needs_progress = not last  # otherwise the end is an event
+        return changes_in(stream, key, upto) if after < upto else []
 
     def _side_stream(self, client: EtcdClient, prefix: str, after: int) -> EtcdStream:
         """Return a stream that is no reader's, and has no evidence: that of single keys would displace the readers'."""

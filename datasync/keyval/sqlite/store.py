@@ -196,7 +196,7 @@ class SQLiteStore(Store):
         self._settle(due)
         return SQLiteScan(self._database, prefix, keys_only, after=after, limit=limit, revision=revision)
 
-    def changes(self, key: str, after: int, upto: int) -> list[tuple[int, bytes | None]]:
+    def changes(self, key: str, after: int, upto: int, *, last: bool) -> list[tuple[int, bytes | None]]:
         self._ready()
         with self._reading.use("read") as connection:
             connection.execute("BEGIN")
