@@ -2,7 +2,7 @@
 
 from datasync.commits import Batch, Commit
 from datasync.keyval.api import Store
-from datasync.keyval.broker import BytesBroker, GetResult, Listing
+from datasync.keyval.broker import BytesBroker, GetResult, ListResult
 from datasync.keyval.driver import Contender, Lease, Line, Scan, Stream
 from datasync.keyval.history import Version
 from datasync.keyval.kvproto import ProtoBroker, ProtoGetResult, ProtoKeyVal, ProtoTxn, ProtoWrapper
@@ -35,7 +35,7 @@ __all__ = [
     "BytesTxn",
     "GetResult",
     "KeyValue",
-    "Listing",
+    "ListResult",
     "Version",
     # Exclude others
     "Leadership",

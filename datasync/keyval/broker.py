@@ -55,7 +55,7 @@ class GetResult(_GetFields):
 ItemT = TypeVar("ItemT")
 
 
-class Listing(Iterator[ItemT], Generic[ItemT]):
+class ListResult(Iterator[ItemT], Generic[ItemT]):
     """The items of a list, read page by page. Threads: one."""
 
     def __init__(self, items: Iterator[ItemT], revision: int) -> None:
@@ -127,7 +127,7 @@ class BytesBroker:
 
     def list_values(
         self, prefix: str = "", *, limit: int | None = None, after: str = "", revision: int | None = None
-    ) -> Listing[KeyValue]:
+    ) -> ListResult[KeyValue]:
         """Return the pairs whose key starts with *prefix*, in key order, read page by page.
 
         Iterating raises when a page cannot be read; a list never ends early without an error.
@@ -141,15 +141,15 @@ class BytesBroker:
         scan = self._scan(prefix, limit=limit, after=after, revision=revision, keys_only=False)
         cut = len(self._prefix)
         pairs = (KeyValue(pair.key[cut:], pair.value, pair.revision) for pair in scan)
-        return Listing(pairs, scan.revision)
+        return ListResult(pairs, scan.revision)
 
     def list_keys(
         self, prefix: str = "", *, limit: int | None = None, after: str = "", revision: int | None = None
-    ) -> Listing[str]:
+    ) -> ListResult[str]:
         """Return the keys that start with *prefix*, in order, relative to the broker's own prefix."""
         scan = self._scan(prefix, limit=limit, after=after, revision=revision, keys_only=True)
         cut = len(self._prefix)
-        return Listing((pair.key[cut:] for pair in scan), scan.revision)
+        return ListResult((pair.key[cut:] for pair in scan), scan.revision)
 
     def history(self, key: str) -> list[Version]:
         """Return the versions of *key* that the store still has, the oldest first; deletions are versions, too.

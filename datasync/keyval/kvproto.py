@@ -11,7 +11,7 @@ from typing import NamedTuple
 from google.protobuf.message import Message
 
 from datasync.events import MessageT
-from datasync.keyval.broker import BytesBroker, Listing
+from datasync.keyval.broker import BytesBroker, ListResult
 from datasync.keyval.driver import StoreDriver
 from datasync.keyval.history import Version
 from datasync.keyval.txn import BytesTxn
@@ -21,12 +21,12 @@ from datasync.options import DelOption, PutOption
 from datasync.serializer import Serializer, SerializerJSON, check_serializer
 
 
-class _GetFields(NamedTuple):
+class _ProtoGetFields(NamedTuple):
     found: bool
     revision: int
 
 
-class ProtoGetResult(_GetFields):
+class ProtoGetResult(_ProtoGetFields):
     """The result of ``ProtoBroker.get_value``. *revision* is 0 when the key was not found."""
 
     #: The key, relative to the broker's prefix.
@@ -149,15 +149,15 @@ class ProtoBroker:
 
     def list_values(
         self, prefix: str = "", *, limit: int | None = None, after: str = "", revision: int | None = None
-    ) -> Listing[ProtoKeyVal]:
+    ) -> ListResult[ProtoKeyVal]:
         """Return the pairs as ``BytesBroker.list_values``, each decoded on request."""
         pairs = self._broker.list_values(prefix, limit=limit, after=after, revision=revision)
         found = (ProtoKeyVal(key, data, put_at, self._serializer) for key, data, put_at in pairs)
-        return Listing(found, pairs.revision)
+        return ListResult(found, pairs.revision)
 
     def list_keys(
         self, prefix: str = "", *, limit: int | None = None, after: str = "", revision: int | None = None
-    ) -> Listing[str]:
+    ) -> ListResult[str]:
         """Return the keys that start with *prefix*, in order; see ``BytesBroker.list_values``."""
         return self._broker.list_keys(prefix, limit=limit, after=after, revision=revision)
 

@@ -13,7 +13,7 @@ from datasync.keyval.etcd.lease import REVOKE_TIMEOUT, attempt_timeout, grant, k
 from datasync.keyval.etcd.methods import RANGE, TXN
 
 
-class LockLease(Lease):
+class EtcdLockLease(Lease):
     """A lease of *ttl* seconds, rounded up, with one key. Its calls never wait behind a listing."""
 
     def __init__(self, client: EtcdClient, ttl: float) -> None:

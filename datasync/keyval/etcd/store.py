@@ -27,7 +27,7 @@ from datasync.keyval.etcd.continuity import ContinuityCheck
 from datasync.keyval.etcd.errors import LeaseNotFound
 from datasync.keyval.etcd.keys import ALL, encode_key, prefix_range, unexpected_response
 from datasync.keyval.etcd.lease import PutLeases, put_operation
-from datasync.keyval.etcd.lock_lease import LockLease, read_line
+from datasync.keyval.etcd.lock_lease import EtcdLockLease, read_line
 from datasync.keyval.etcd.methods import COMPACT, DELETE_RANGE, RANGE, TXN
 from datasync.keyval.etcd.scan import EtcdScan
 from datasync.keyval.etcd.stream import EtcdStream
@@ -197,7 +197,7 @@ class EtcdStore(Store):
 
     def grant(self, ttl: float) -> Lease:
         self._client.check_usable()
-        return LockLease(self._leases, ttl)
+        return EtcdLockLease(self._leases, ttl)
 
     def line(self, prefix: str) -> Line:
         return read_line(self._leases, prefix)

@@ -14,17 +14,17 @@ from datasync.keyval.types import LeaseLost, PutOp
 from datasync.runtime import boot_clock
 
 
-class Transaction(Protocol):
+class WriteTransaction(Protocol):
     """A write transaction of the store."""
 
     connection: sqlite3.Connection
     current: int
 
 
-class LockLease(Lease):
+class SQLiteLockLease(Lease):
     """A lease of *ttl* seconds with one key. *begin* begins a transaction of the store."""
 
-    def __init__(self, begin: Callable[[], AbstractContextManager[Transaction]], ttl: float, path: str) -> None:
+    def __init__(self, begin: Callable[[], AbstractContextManager[WriteTransaction]], ttl: float, path: str) -> None:
         self._id = random.SystemRandom().getrandbits(62) + 2
         self.id = f"{self._id:x}"
         self._begin = begin

@@ -22,7 +22,7 @@ from datasync.keyval.sqlite import overdue, tables
 from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
 from datasync.keyval.sqlite.lease import StoreLease, position_of
-from datasync.keyval.sqlite.lock_lease import LockLease
+from datasync.keyval.sqlite.lock_lease import SQLiteLockLease
 from datasync.keyval.sqlite.overdue import OverdueLeases
 from datasync.keyval.sqlite.scan import SQLiteScan
 from datasync.keyval.sqlite.stream import SQLiteStream
@@ -211,7 +211,7 @@ class SQLiteStore(Store):
 
     def grant(self, ttl: float) -> Lease:
         self._ready()
-        return LockLease(self._transaction, ttl, self._path)
+        return SQLiteLockLease(self._transaction, ttl, self._path)
 
     def commit(
         self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = (), otherwise: Sequence[WriteOp] = ()

@@ -92,7 +92,8 @@ def test_c15_a_release_without_the_server_frees_the_lock_when_the_lease_ends(
 ) -> None:
     # given a holder behind a connection that breaks
     with TcpProxy(("127.0.0.1", server34.port)) as proxy:
-        store, witness = open_store(proxy.address, dial_timeout=0.3, operation_timeout=0.5), open_store(server34.endpoint)
+        store = open_store(proxy.address, dial_timeout=0.3, operation_timeout=0.5)
+        witness = open_store(server34.endpoint)
         lock = store.lock(NAME, 2)
         lock.acquire()
         proxy.refuse()
