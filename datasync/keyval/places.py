@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Protocol
 
 from datasync.errors import ClosedError
+
+#: Seconds that ``close`` waits for all places together; those of an unreachable store end with their leases.
+TIMEOUT = 2.0
 
 
 class Abandonable(Protocol):
@@ -14,8 +18,8 @@ class Abandonable(Protocol):
     def abandon(self) -> None:
         """Begin to give the place up, without waiting."""
 
-    def wait_abandoned(self) -> None:
-        """Wait, for a bounded time, until it is given up."""
+    def wait_abandoned(self, timeout: float) -> None:
+        """Wait until it is given up, at most *timeout* seconds."""
 
 
 class Places:
@@ -45,5 +49,6 @@ class Places:
             self._places.clear()
         for place in places:
             place.abandon()
+        end = time.monotonic() + TIMEOUT
         for place in places:
-            place.wait_abandoned()
+            place.wait_abandoned(max(end - time.monotonic(), 0.0))

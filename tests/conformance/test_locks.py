@@ -407,6 +407,44 @@ def test_c17_the_place_of_one_that_waits_is_taken_again_when_it_is_removed(
     lock.release()
 
 
+def test_c17_one_whose_place_was_removed_does_not_take_the_lock_for_free(
+    store: Store, new_store: NewStore, waiting: Callable[..., Acquiring]
+) -> None:
+    # given a holder, and one that waits and would not find out for a long time
+    held, lock = store.lock(NAME, LONG), new_store().lock(NAME, LONG)
+    held.acquire()
+    one = waiting(lock)
+    removed = contenders(store)
+    # when both places are removed at once / then it stands again before it holds the lock
+    store.commit([DeleteOp(f"{NAME}/", prefix=True)])
+    assert one.wait() is True
+    assert contenders(store) == [lock.key]
+    assert lock.key not in removed
+    lock.release()
+    held.release()
+
+
+def test_c15_an_interrupted_acquisition_leaves_nothing(store: Store, new_store: NewStore) -> None:
+    # given a lock that is held, and one that waits in the main thread
+    held, lock = store.lock(NAME, LONG), new_store().lock(NAME, LONG)
+    held.acquire()
+
+    def interrupt() -> None:
+        wait_until(lambda: len(contenders(store)) == 2, "it waits")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    # when the user interrupts it / then its place is gone
+    with pytest.raises(KeyboardInterrupt):
+        lock.acquire()
+    thread.join(PATIENT)
+    assert contenders(store) == [held.key]
+    held.release()
+    assert lock.acquire(timeout=PATIENT)
+    lock.release()
+
+
 # Close and fork
 
 

@@ -166,8 +166,8 @@ class Place:
         self._worker.signal()
         self._news.set()
 
-    def wait_abandoned(self) -> None:
-        self._worker.close()
+    def wait_abandoned(self, timeout: float) -> None:
+        self._worker.close(timeout)
 
     def _look(self) -> tuple[str, int]:
         """Return the prefix whose next change concerns this place, "" if it is at the front or lost; and a revision."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from datasync.keyval.driver import Lease
 from datasync.keyval.sqlite import tables
-from datasync.keyval.types import LeaseLost, PutOp
+from datasync.keyval.types import PutOp
 from datasync.runtime import boot_clock
 
 
@@ -24,23 +24,20 @@ class WriteTransaction(Protocol):
 class SQLiteLockLease(Lease):
     """A lease of *ttl* seconds with one key. *begin* begins a transaction of the store."""
 
-    def __init__(self, begin: Callable[[], AbstractContextManager[WriteTransaction]], ttl: float, path: str) -> None:
+    def __init__(self, begin: Callable[[], AbstractContextManager[WriteTransaction]], ttl: float) -> None:
         self._id = random.SystemRandom().getrandbits(62) + 2
         self.id = f"{self._id:x}"
         self._begin = begin
         self._ttl = ttl
-        self._path = path
         self._key = ""
         self._revision = 0
-        with begin() as now:
-            now.connection.execute("INSERT INTO lease VALUES (?, ?)", (self._id, boot_clock.now() + ttl))
 
     def take(self, key: str, value: bytes) -> int:
         with self._begin() as now:
-            if not self._extend(now.connection):
-                raise LeaseLost(f"{self._path}: the lease of {key!r} has ended")
             if tables.key_exists(now.connection, key):
                 return 0
+            # The row of the lease comes with the key: one commit in place of two.
+            now.connection.execute("INSERT INTO lease VALUES (?, ?)", (self._id, boot_clock.now() + self._ttl))
             put = {key: PutOp(key, value, client_lifetime=True)}
             self._key = key  # before the commit, whose outcome may be unknown
             now.current = tables.write(now.connection, put, current=now.current, lease=self._id)
@@ -51,15 +48,13 @@ class SQLiteLockLease(Lease):
         with self._begin() as now:
             sql = "SELECT 1 FROM kv WHERE key = ? AND revision = ? AND lease = ?"
             held = now.connection.execute(sql, (tables.encode(self._key), self._revision, self._id)).fetchone()
-            return self._ttl if held and self._extend(now.connection) else 0.0
+            if held:
+                sql = "UPDATE lease SET deadline = ? WHERE id = ?"
+                held = now.connection.execute(sql, (boot_clock.now() + self._ttl, self._id)).rowcount > 0
+            return self._ttl if held else 0.0
 
     def end(self) -> None:
         with self._begin() as now:
             now.current = tables.end_lease(now.connection, self._id, now.current)
             if self._key and tables.key_exists(now.connection, self._key):
                 now.current = tables.write(now.connection, {self._key: None}, current=now.current)
-
-    def _extend(self, connection: sqlite3.Connection) -> bool:
-        deadline = boot_clock.now() + self._ttl
-        sql = "UPDATE lease SET deadline = ? WHERE id = ?"
-        return connection.execute(sql, (deadline, self._id)).rowcount > 0

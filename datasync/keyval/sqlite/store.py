@@ -211,7 +211,7 @@ class SQLiteStore(Store):
 
     def grant(self, ttl: float) -> Lease:
         self._ready()
-        return SQLiteLockLease(self._transaction, ttl, self._path)
+        return SQLiteLockLease(self._transaction, ttl)
 
     def commit(
         self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = (), otherwise: Sequence[WriteOp] = ()
