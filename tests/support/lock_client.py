@@ -72,6 +72,7 @@ class Client:
         self._store = connect(url, **{key: float(value) for key, value in options.items()})
         self._lock = self._store.lock(name, ttl, n=n)
         self._notes = Notes(path)
+        self._left = self._errors = 0
 
     def acquire(self, timeout: float | None = None) -> Answer:
         """Acquire the lock."""
@@ -95,15 +96,22 @@ class Client:
         return self.state()
 
     def rounds(self, number: int) -> Answer:
-        """Acquire and release it *number* times; errors while the server is away count for nothing."""
-        errors = 0
-        done = 0
-        while done < number:
+        """Begin to acquire and release it *number* times; ``outcome`` tells of it."""
+        self._errors, self._left = 0, number
+        threading.Thread(target=self._go_round, daemon=True).start()
+        return {}
+
+    def outcome(self) -> Answer:
+        """The rounds that are left, and the errors, which count for nothing: the server was away."""
+        return {"left": self._left, "errors": self._errors}
+
+    def _go_round(self) -> None:
+        while self._left:
             try:
                 if not self._lock.acquire(timeout=10):
                     continue
             except DatasyncError:
-                errors += 1
+                self._errors += 1
                 threading.Event().wait(0.05)
                 continue
             for _ in range(5):
@@ -111,14 +119,13 @@ class Client:
                 self._lock.lost.wait(0.002)
             self._notes.look(self._lock)
             self._lock.release()
-            done += 1
-        return {"errors": errors}
+            self._left -= 1
 
 
 def main() -> None:
     url, name, ttl, n, path, *options = sys.argv[1:]
     client = Client(url, name, float(ttl), int(n), path, **dict(option.split("=") for option in options))
-    verbs = ("acquire", "state", "release", "keep", "rounds")
+    verbs = ("acquire", "state", "release", "keep", "rounds", "outcome")
     answer_questions({verb: getattr(client, verb) for verb in verbs})
 
 
