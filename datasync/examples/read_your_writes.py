@@ -12,7 +12,8 @@ def main() -> None:
     limits: dict[str, int] = {}
 
     def handle(event: Any) -> None:
-        for change in event.get_changes() if isinstance(event, ChangeEvent) else ():
+        changes: Any = event.get_changes() if isinstance(event, ChangeEvent) else ()
+        for change in changes:
             if change.value > 100:
                 raise Rejected({change.key: ValueError("above 100")})
             limits[change.key] = change.value

@@ -2,9 +2,13 @@
 
 from datasync.commits import Batch, Commit
 from datasync.keyval.api import Store
-from datasync.keyval.broker import BytesBroker, BytesTxn, GetResult
-from datasync.keyval.driver import Scan, Stream
+from datasync.keyval.broker import BytesBroker, GetResult, ListResult
+from datasync.keyval.driver import Contender, Lease, Line, Scan, Stream
+from datasync.keyval.history import Version
 from datasync.keyval.kvproto import ProtoBroker, ProtoGetResult, ProtoKeyVal, ProtoTxn, ProtoWrapper
+from datasync.keyval.locks.leadership import Leadership
+from datasync.keyval.locks.lock import Lock
+from datasync.keyval.txn import BytesTxn
 from datasync.keyval.types import (
     ROOT,
     Capability,
@@ -12,6 +16,7 @@ from datasync.keyval.types import (
     Condition,
     DeleteOp,
     KeyValue,
+    LeaseLost,
     PutOp,
     RewoundError,
     WriteOp,
@@ -30,6 +35,11 @@ __all__ = [
     "BytesTxn",
     "GetResult",
     "KeyValue",
+    "ListResult",
+    "Version",
+    # Exclude others
+    "Leadership",
+    "Lock",
     # The same with messages
     "ProtoBroker",
     "ProtoGetResult",
@@ -45,8 +55,12 @@ __all__ = [
     "Commit",
     "CommitResult",
     "Condition",
+    "Contender",
     "DeleteOp",
     "DriverEntry",
+    "Lease",
+    "LeaseLost",
+    "Line",
     "PutOp",
     "RewoundError",
     "Scan",

@@ -8,24 +8,36 @@ Source: cn-infra ``db/keyval/bytes_broker_api.go``; contract C16, C17.
 
 from __future__ import annotations
 
-from codecs import getincrementaldecoder
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 from datasync.commits import WriteResult
 from datasync.errors import InvalidArgumentError, UnsupportedError
 from datasync.keyval.driver import Scan, StoreDriver
+from datasync.keyval.history import Version, versions
+from datasync.keyval.txn import BytesTxn
 from datasync.keyval.types import Capability, CommitResult, Condition, DeleteOp, KeyValue, PutOp, WriteOp
+from datasync.keyval.validation import check_data, check_prefix, check_revision, check_text
 from datasync.options import DelOption, PutOption, read_del_options, read_put_options
 from datasync.serializer import check_key
 
 
-class GetResult(NamedTuple):
-    """The result of ``get_value``. *data* is empty and *revision* is 0 when the key was not found."""
-
+class _GetFields(NamedTuple):
     data: bytes
     found: bool
     revision: int
+
+
+class GetResult(_GetFields):
+    """The result of ``get_value``. *data* is empty and *revision* is 0 when the key was not found."""
+
+    #: The key, relative to the broker's prefix.
+    key: str
+
+    def __new__(cls, data: bytes, found: bool, revision: int, key: str = "") -> GetResult:
+        result = super().__new__(cls, data, found, revision)
+        result.key = key
+        return result
 
     @property
     def value(self) -> bytes | None:
@@ -38,7 +50,22 @@ class GetResult(NamedTuple):
         return self.value
 
     def __repr__(self) -> str:
-        return f"GetResult(<{len(self.data)} bytes>, found={self.found}, revision={self.revision})"
+        return f"GetResult(key={self.key!r}, <{len(self.data)} bytes>, found={self.found}, revision={self.revision})"
+
+
+ItemT = TypeVar("ItemT")
+
+
+class ListResult(Iterator[ItemT], Generic[ItemT]):
+    """The items of a list, read page by page. Threads: one."""
+
+    def __init__(self, items: Iterator[ItemT], revision: int) -> None:
+        self._items = items
+        #: The store's revision at which the list is read, 0 in a store without revisions.
+        self.revision = revision
+
+    def __next__(self) -> ItemT:
+        return next(self._items)
 
 
 class BytesBroker:
@@ -51,7 +78,7 @@ class BytesBroker:
     """
 
     def __init__(self, store: StoreDriver, prefix: str = "") -> None:
-        _check_prefix(prefix)
+        check_prefix(prefix)
         self._store = store
         self._prefix = prefix
 
@@ -84,27 +111,58 @@ class BytesBroker:
             )
         absolute = self.absolute(key)
         if prefix:
-            _check_prefix(absolute)
+            check_prefix(absolute)
         result = self._store.commit((DeleteOp(absolute, prefix),))
         return WriteResult(result.revision, result.deleted > 0)
 
-    def get_value(self, key: str) -> GetResult:
-        """Return the value of *key*. A missing key is not an error."""
-        pair = self._store.read(self.absolute(key))
-        return GetResult(b"", False, 0) if pair is None else GetResult(pair.value, True, pair.revision)
+    def get_value(self, key: str, *, revision: int | None = None) -> GetResult:
+        """Return the value of *key*, now or as it was at *revision*. A missing key is not an error.
 
-    def list_values(self, prefix: str = "") -> Iterator[KeyValue]:
+        Raises:
+          CompactedError: The store has forgotten what was there at *revision*.
+          RewoundError: The store has not reached *revision*.
+          UnsupportedError: The store does not keep earlier values.
+        """
+        absolute = self.absolute(key)
+        pair = self._store.read(absolute) if revision is None else self._read_at(absolute, revision)
+        return GetResult(b"", False, 0, key) if pair is None else GetResult(pair.value, True, pair.revision, key)
+
+    def list_values(
+        self, prefix: str = "", *, limit: int | None = None, after: str = "", revision: int | None = None
+    ) -> ListResult[KeyValue]:
         """Return the pairs whose key starts with *prefix*, in key order, read page by page.
 
         Iterating raises when a page cannot be read; a list never ends early without an error.
-        """
-        cut = len(self._prefix)
-        return (KeyValue(pair.key[cut:], pair.value, pair.revision) for pair in self._scan(prefix, keys_only=False))
 
-    def list_keys(self, prefix: str = "") -> Iterator[str]:
-        """Return the keys that start with *prefix*, in order, relative to the broker's own prefix."""
+        Args:
+          limit: The number of pairs; None for all.
+          after: Only pairs whose key is above it. To continue a list, give the key of its last pair and, for the same
+            state, its ``revision``.
+          revision: To read the pairs as they were then; raises as ``get_value``.
+        """
+        scan = self._scan(prefix, limit=limit, after=after, revision=revision, keys_only=False)
         cut = len(self._prefix)
-        return (pair.key[cut:] for pair in self._scan(prefix, keys_only=True))
+        pairs = (KeyValue(pair.key[cut:], pair.value, pair.revision) for pair in scan)
+        return ListResult(pairs, scan.revision)
+
+    def list_keys(
+        self, prefix: str = "", *, limit: int | None = None, after: str = "", revision: int | None = None
+    ) -> ListResult[str]:
+        """Return the keys that start with *prefix*, in order, relative to the broker's own prefix."""
+        scan = self._scan(prefix, limit=limit, after=after, revision=revision, keys_only=True)
+        cut = len(self._prefix)
+        return ListResult((pair.key[cut:] for pair in scan), scan.revision)
+
+    def history(self, key: str) -> list[Version]:
+        """Return the versions of *key* that the store still has, the oldest first; deletions are versions, too.
+
+        A store forgets its history: ``history_age`` and ``history_bytes`` of SQLite, the compaction of etcd.
+
+        Raises:
+          UnsupportedError: The store keeps no history.
+        """
+        self._require(Capability.HISTORY, "history()")
+        return [version._replace(key=key) for version in versions(self._store, self.absolute(key))]
 
     def new_txn(self) -> BytesTxn:
         """Return a transaction with the same prefix."""
@@ -118,25 +176,35 @@ class BytesBroker:
     def compare_and_swap(self, key: str, old: bytes, new: bytes, *opts: PutOption) -> bool:
         """Replace *old* with *new*. Return False, without a write, if *key* has another value or does not exist."""
         op = self.put_op(key, new, opts)
-        _check_data(key, old)
+        check_data(key, old)
         return self._commit_if(op, old, "compare_and_swap()")
 
     def compare_and_delete(self, key: str, old: bytes) -> bool:
         """Delete *key* if its value is *old*. Return True if it was deleted."""
         op = DeleteOp(self.absolute(key))
-        _check_data(key, old)
+        check_data(key, old)
         return self._commit_if(op, old, "compare_and_delete()")
 
-    def commit(self, ops: tuple[WriteOp, ...]) -> CommitResult:
+    def commit(
+        self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = (), otherwise: Sequence[WriteOp] = ()
+    ) -> CommitResult:
         """Commit the absolute operations of a transaction."""
-        if len(ops) > 1:
+        if max(len(ops), len(otherwise)) > 1:
             self._require(Capability.TXN, "transactions of several keys")
-        return self._store.commit(ops) if ops else CommitResult(True, 0, 0)
+        if otherwise and not conditions:
+            raise InvalidArgumentError("a transaction with otherwise() needs a condition: if_value() or another one")
+        if not conditions:
+            return self._store.commit(ops) if ops else CommitResult(True, 0, 0)
+        self._require(Capability.CAS, "conditions")
+        if not otherwise and not any(condition.revision for condition in conditions):
+            return self._store.commit(ops, conditions)
+        self._require(Capability.BRANCH, "if_revision() and otherwise()")
+        return self._store.commit(ops, conditions, otherwise)
 
     def put_op(self, key: str, data: bytes, opts: tuple[PutOption, ...]) -> PutOp:
         """Return the operation of a ``put``, validated, with its absolute key."""
         absolute = self.absolute(key)
-        _check_data(key, data)
+        check_data(key, data)
         settings = read_put_options(opts)
         if settings.ttl is not None:
             self._require(Capability.TTL, "with_ttl()")
@@ -148,14 +216,29 @@ class BytesBroker:
         """Return *key* as the store knows it."""
         check_key(key)
         absolute = self._prefix + key
-        _check_text(absolute, "a key")
+        check_text(absolute, "a key")
         return absolute
 
-    def _scan(self, prefix: str, *, keys_only: bool) -> Scan:
-        _check_prefix(prefix)
+    def _read_at(self, absolute: str, revision: int) -> KeyValue | None:
+        check_revision(revision)
+        scan = self._store.scan_page(absolute, limit=1, revision=revision)  # the key itself comes first
+        return next((pair for pair in scan if pair.key == absolute), None)
+
+    def _scan(self, prefix: str, *, limit: int | None, after: str, revision: int | None, keys_only: bool) -> Scan:
+        check_prefix(prefix)
         absolute = self._prefix + prefix
-        _check_prefix(absolute)
-        return self._store.scan(absolute, keys_only=keys_only)
+        check_prefix(absolute)
+        if limit is None and not after and revision is None:
+            return self._store.scan(absolute, keys_only=keys_only)
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise InvalidArgumentError(f"the limit of a list must be an integer, at least 1, not {limit!r}")
+        if revision is not None:
+            check_revision(revision)
+        if after:
+            after = self.absolute(after)
+        return self._store.scan_page(
+            absolute, after=after, limit=limit or 0, revision=revision or 0, keys_only=keys_only
+        )
 
     def _commit_if(self, op: WriteOp, expected: bytes | None, what: str) -> bool:
         self._require(Capability.CAS, what)
@@ -164,70 +247,3 @@ class BytesBroker:
     def _require(self, capability: Capability, what: str) -> None:
         if capability not in self._store.capabilities:
             raise UnsupportedError(f"{self._store.name} does not support {what}")
-
-
-class BytesTxn:
-    """Operations that are written together, all or none.
-
-    A later operation on the same key replaces the earlier one and moves to the end; the others keep their order. A
-    successful ``commit`` empties the transaction for further use; after a failed one it still holds its operations.
-
-    Threads: one at a time.
-    Source: Go ``BytesTxn``.
-    """
-
-    def __init__(self, broker: BytesBroker) -> None:
-        self._broker = broker
-        self._ops: dict[str, WriteOp] = {}
-
-    def put(self, key: str, data: bytes, *opts: PutOption) -> BytesTxn:
-        """Add a put. An invalid argument raises here, not in ``commit``."""
-        return self._add(self._broker.put_op(key, data, opts))
-
-    def delete(self, key: str) -> BytesTxn:
-        """Add the deletion of one key. A missing key is not an error."""
-        return self._add(DeleteOp(self._broker.absolute(key)))
-
-    def commit(self) -> CommitResult:
-        """Write all operations. An empty transaction does not call the store and returns revision 0."""
-        result = self._broker.commit(tuple(self._ops.values()))
-        self._ops.clear()
-        return result
-
-    def _add(self, op: WriteOp) -> BytesTxn:
-        self._ops.pop(op.key, None)  # a dict keeps the place of a key that is set again; the last operation moves on
-        self._ops[op.key] = op
-        return self
-
-
-def _check_data(key: str, data: object) -> None:
-    if not isinstance(data, bytes):
-        hint = "; use delete to remove a key" if data is None else ""
-        raise InvalidArgumentError(f"the data of key {key!r} must be bytes, not {type(data).__name__}{hint}")
-
-
-def _check_prefix(prefix: object) -> None:
-    if not isinstance(prefix, str):
-        raise InvalidArgumentError(f"a prefix must be a string, not {type(prefix).__name__}")
-    _check_text(prefix, "a prefix")
-    if not prefix.isascii():
-        decoder = getincrementaldecoder("utf-8")("surrogateescape")
-        decoder.decode(_bytes(prefix))
-        if decoder.getstate()[0]:
-            # The store compares bytes, everything else characters: they would disagree about the keys below it.
-            raise InvalidArgumentError(f"a prefix must not end within a character, as {prefix!r} does")
-
-
-def _check_text(text: str, what: str) -> None:
-    """Raise unless *text* stands for bytes, and for these in one way only."""
-    try:
-        if text.isascii() or _bytes(text).decode("utf-8", "surrogateescape") == text:
-            return
-    except UnicodeEncodeError:
-        pass
-    raise InvalidArgumentError(f"{what} must be valid Unicode, or bytes as os.fsdecode() returns them, {text!r} is not")
-
-
-def _bytes(text: str) -> bytes:
-    """Return the bytes of a key: those that are not UTF-8 are lone surrogates in the text (``surrogateescape``)."""
-    return text.encode("utf-8", "surrogateescape")

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from itertools import islice
+from typing import ClassVar, NamedTuple
 
 from datasync.commits import Batch
+from datasync.errors import UnsupportedError
+from datasync.keyval.places import Places
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, WriteOp
 from datasync.runtime.closing import Closable
 
@@ -50,6 +53,63 @@ class Stream(ABC):
         """End the iteration soon. May be called from any thread, before the iteration began, and twice."""
 
 
+class Lease(ABC):
+    """A lease with one key, which is deleted when the lease ends, or was not renewed for its lifetime.
+
+    Unlike a client's lifetime it is never replaced, and its key is never put again: what is lost stays lost.
+
+    Threads: any; one at a time calls ``take`` and ``renew``.
+    """
+
+    #: Unique in the store, in lower-case hex digits.
+    id: str
+
+    @abstractmethod
+    def take(self, key: str, value: bytes) -> int:
+        """Put *key*, held by the lease, unless it exists. Return the revision of the put, 0 if the key exists.
+
+        Raises:
+          LeaseLost: The lease has ended.
+          UnknownOutcome: The key may have been put. ``end`` removes it.
+        """
+
+    @abstractmethod
+    def renew(self, timeout: float) -> float:
+        """Renew the lease, in one attempt of at most *timeout* seconds if the store can limit it.
+
+        Return the seconds that it lives from now on, 0 if it has ended, or if its key was deleted or overwritten.
+        """
+
+    @abstractmethod
+    def end(self) -> None:
+        """End the lease and delete its key, even if another client has overwritten it. May be called twice.
+
+        One attempt of about a second. If it fails with a ``StoreError``, the lease ends by itself.
+        """
+
+    def interrupt(self) -> None:
+        """End a renewal that waits for the store, and let later ones fail. Called by any thread."""
+
+
+class Contender(NamedTuple):
+    """A key in a line: ``place`` is the revision at which it was created, ``revision`` that of its last put."""
+
+    key: str
+    value: bytes
+    place: int
+    revision: int
+
+    def __repr__(self) -> str:
+        return f"Contender(key={self.key!r}, <{len(self.value)} bytes>, place={self.place}, revision={self.revision})"
+
+
+class Line(NamedTuple):
+    """Keys in the order of their creation, as they were at *revision*."""
+
+    revision: int
+    contenders: tuple[Contender, ...]
+
+
 class StoreDriver(Closable):
     """A key-value store as a driver implements it.
 
@@ -62,6 +122,13 @@ class StoreDriver(Closable):
     capabilities: ClassVar[frozenset[Capability]]
     #: Seconds without data on a stream after which the driver treats its connection as broken.
     idle_limit: float = 10.0
+    #: Seconds that locks, and keys of the client's lifetime, outlive a killed process unless told otherwise.
+    session_ttl: float = 10.0
+
+    @property
+    def places(self) -> Places:
+        """The places in lines that this object holds. ``close`` of a driver begins with ``places.close()``."""
+        return self.__dict__.setdefault("_places", Places())  # type: ignore[no-any-return]  # in one step
 
     @property
     @abstractmethod
@@ -81,8 +148,12 @@ class StoreDriver(Closable):
         """Return all pairs whose key starts with *prefix*."""
 
     @abstractmethod
-    def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
-        """Write *ops* as one transaction if all *conditions* hold. Each key occurs in *ops* once.
+    def commit(
+        self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = (), otherwise: Sequence[WriteOp] = ()
+    ) -> CommitResult:
+        """Write *ops* as one transaction if all *conditions* hold, else *otherwise*. Each key occurs in either once.
+
+        Conditions on revisions and *otherwise* need the capability ``BRANCH``.
 
         Raises:
           UnknownOutcome: The request was sent and no response arrived; the operations may have been applied.
@@ -98,3 +169,75 @@ class StoreDriver(Closable):
     @abstractmethod
     def close(self) -> None:
         """Release everything and delete the client-lifetime keys. May be called twice. Later calls: ``ClosedError``."""
+
+    # With defaults: a driver implements these where its store can do more, or more cheaply.
+
+    def scan_page(
+        self, prefix: str, *, after: str = "", limit: int = 0, revision: int = 0, keys_only: bool = False
+    ) -> Scan:
+        """Return the first *limit* pairs (0: all) with a key above *after*, as they were at *revision* (0: now).
+
+        Raises:
+          CompactedError: The store has forgotten what was there at *revision*.
+          RewoundError: The store has not reached *revision*.
+          UnsupportedError: The store cannot read an earlier revision; it lacks the capability ``HISTORY``.
+        """
+        if revision:
+            raise UnsupportedError(f"{self.name} does not support reading at a revision")
+        return _Part(self.scan(prefix, keys_only=keys_only), after, limit)
+
+    def changes(self, key: str, after: int, upto: int, *, last: bool) -> list[tuple[int, bytes | None]]:
+        """Return revision and value, None for a delete, of each change of *key* in the history (*after*, *upto*].
+
+        Args:
+          last: True if the change at *upto* is one of *key*: then the history is read up to it only.
+
+        Raises:
+          CompactedError: The history after *after* is compacted.
+          UnsupportedError: The server cannot tell that there are no more changes.
+        """
+        return changes_in(self.stream(key, after), key, upto) if after < upto else []
+
+    def grant(self, ttl: float) -> Lease:
+        """Grant a lease of *ttl* seconds; the store may grant a longer one."""
+        raise UnsupportedError(f"{self.name} does not support leases, which locks and elections need")
+
+    def line(self, prefix: str) -> Line:
+        """Return the keys that start with *prefix* in the order of their creation, read with all earlier commits."""
+        scan = self.scan(prefix)
+        found = (Contender(pair.key, pair.value, pair.revision, pair.revision) for pair in scan)
+        return Line(scan.revision, tuple(sorted(found, key=lambda one: one.place)))
+
+    def line_stream(self, prefix: str, after: int) -> Stream:
+        """As ``stream``, for what waits in a line that was read at the revision *after*."""
+        return self.stream(prefix, after)
+
+
+class _Part(Scan):
+    """The first *limit* pairs of *scan* above *after*: the other pages are not read."""
+
+    def __init__(self, scan: Scan, after: str, limit: int) -> None:
+        self.revision = scan.revision
+        self._scan = scan
+        self._after = after
+        self._limit = limit
+
+    def __iter__(self) -> Iterator[KeyValue]:
+        above = (pair for pair in self._scan if not self._after or _key_order(pair.key) > _key_order(self._after))
+        return islice(above, self._limit or None)
+
+
+def changes_in(stream: Stream, key: str, upto: int) -> list[tuple[int, bytes | None]]:
+    """Return the changes of *key* in *stream* up to the revision *upto*, and cancel it."""
+    found: list[tuple[int, bytes | None]] = []
+    for batch in stream:
+        for commit in batch.commits if batch is not None else ():
+            found += [(commit.revision, value) for changed, value in commit.ops if changed == key]
+        if batch is not None and batch.revision >= upto:
+            stream.cancel()
+    return [change for change in found if change[0] <= upto]
+
+
+def _key_order(key: str) -> bytes:
+    """Return the bytes of *key*, in whose order every store lists."""
+    return key.encode("utf-8", "surrogateescape")

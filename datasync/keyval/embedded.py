@@ -47,6 +47,11 @@ def check_position(name: str, position: int, oldest: int, current: int) -> None:
         raise CompactedError(f"{name} has no history after revision {position}, only after {oldest}", oldest)
 
 
+def forgotten(name: str, key: str, revision: int) -> CompactedError:
+    """Return the error for a *key* that was changed after *revision*, and whose value there was compacted."""
+    return CompactedError(f"{name} has forgotten what {key!r} was at revision {revision}")
+
+
 def check_setting(name: str, value: float, *, zero: bool = False) -> None:
     """Raise ``InvalidArgumentError`` unless the option *name* is a number above 0 (or 0, with *zero*)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -5,7 +5,6 @@ Source: cn-infra ``db/keyval/kvproto``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,19 +12,40 @@ from google.protobuf.message import Message
 
 from datasync.commits import WriteResult
 from datasync.events import MessageT
-from datasync.keyval.broker import BytesBroker, BytesTxn
+from datasync.keyval.broker import BytesBroker, ListResult
 from datasync.keyval.driver import StoreDriver
+from datasync.keyval.history import Version
+from datasync.keyval.txn import BytesTxn
 from datasync.keyval.types import CommitResult
 from datasync.keyval.watcher import Watcher
 from datasync.options import DelOption, PutOption
 from datasync.serializer import Serializer, SerializerJSON, check_serializer
 
 
-class ProtoGetResult(NamedTuple):
-    """The result of ``ProtoBroker.get_value``. *revision* is 0 when the key was not found."""
-
+class _ProtoGetFields(NamedTuple):
     found: bool
     revision: int
+
+
+class ProtoGetResult(_ProtoGetFields):
+    """The result of ``ProtoBroker.get_value``. *revision* is 0 when the key was not found."""
+
+    #: The key, relative to the broker's prefix.
+    key: str
+    #: The message that was filled; None when the key was not found.
+    value: Message | None
+    #: The bytes in the store; None when the key was not found.
+    raw: bytes | None
+
+    def __new__(
+        cls, found: bool, revision: int, key: str = "", value: Message | None = None, raw: bytes | None = None
+    ) -> ProtoGetResult:
+        result = super().__new__(cls, found, revision)
+        result.key, result.value, result.raw = key, value, raw
+        return result
+
+    def __repr__(self) -> str:
+        return f"ProtoGetResult(key={self.key!r}, found={self.found}, revision={self.revision})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,27 +134,37 @@ class ProtoBroker:
         """Delete *key*, or with ``with_prefix()`` every key under it; see ``BytesBroker.delete``."""
         return self._broker.delete(key, *opts)
 
-    def get_value(self, key: str, message: Message) -> ProtoGetResult:
-        """Fill *message* with the value of *key*. If the key does not exist, *message* is left empty.
+    def get_value(self, key: str, message: Message, *, revision: int | None = None) -> ProtoGetResult:
+        """Fill *message* with the value of *key*, now or at *revision*. Without such a key, *message* is left empty.
 
         Raises:
           DecodeError: The stored bytes are not a valid *message*.
+          StoreError: As ``BytesBroker.get_value``.
         """
-        data, found, revision = self._broker.get_value(key)
+        data, found, put_at = got = self._broker.get_value(key, revision=revision)
         if found:
             self._serializer.unmarshal(data, message)
         else:
             message.Clear()
-        return ProtoGetResult(found, revision)
+        return ProtoGetResult(found, put_at, key, message if found else None, got.raw)
 
-    def list_values(self, prefix: str = "") -> Iterator[ProtoKeyVal]:
-        """Return the pairs whose key starts with *prefix*, in key order, each decoded on request."""
-        pairs = self._broker.list_values(prefix)
-        return (ProtoKeyVal(key, data, revision, self._serializer) for key, data, revision in pairs)
+    def list_values(
+        self, prefix: str = "", *, limit: int | None = None, after: str = "", revision: int | None = None
+    ) -> ListResult[ProtoKeyVal]:
+        """Return the pairs as ``BytesBroker.list_values``, each decoded on request."""
+        pairs = self._broker.list_values(prefix, limit=limit, after=after, revision=revision)
+        found = (ProtoKeyVal(key, data, put_at, self._serializer) for key, data, put_at in pairs)
+        return ListResult(found, pairs.revision)
 
-    def list_keys(self, prefix: str = "") -> Iterator[str]:
-        """Return the keys that start with *prefix*, in order."""
-        return self._broker.list_keys(prefix)
+    def list_keys(
+        self, prefix: str = "", *, limit: int | None = None, after: str = "", revision: int | None = None
+    ) -> ListResult[str]:
+        """Return the keys that start with *prefix*, in order; see ``BytesBroker.list_values``."""
+        return self._broker.list_keys(prefix, limit=limit, after=after, revision=revision)
+
+    def history(self, key: str) -> list[Version]:
+        """Return the versions of *key* that the store still has, in bytes; see ``BytesBroker.history``."""
+        return self._broker.history(key)
 
     def new_txn(self) -> ProtoTxn:
         """Return a transaction with the same prefix."""
@@ -174,6 +204,26 @@ class ProtoTxn:
         self._txn.delete(key)
         return self
 
+    def if_value(self, key: str, message: Message) -> ProtoTxn:
+        """Require that the stored bytes of *key* are exactly the serialization of *message*."""
+        self._txn.if_value(key, self._serializer.marshal(message))
+        return self
+
+    def if_revision(self, key: str, revision: int) -> ProtoTxn:
+        """Require that *key* was last put at *revision*, which a get or list returned."""
+        self._txn.if_revision(key, revision)
+        return self
+
+    def if_absent(self, key: str) -> ProtoTxn:
+        """Require that *key* does not exist."""
+        self._txn.if_absent(key)
+        return self
+
+    def otherwise(self) -> ProtoTxn:
+        """Let the operations that follow be written when a condition does not hold; see ``BytesTxn``."""
+        self._txn.otherwise()
+        return self
+
     def commit(self) -> CommitResult:
-        """Write all operations and empty the transaction."""
+        """Write the operations; see ``BytesTxn.commit``."""
         return self._txn.commit()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -11,10 +13,19 @@ from typing import ClassVar, NamedTuple
 from datasync.commits import Batch, Commit
 from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError
 from datasync.keyval.api import Store
-from datasync.keyval.driver import Scan, Stream
+from datasync.keyval.driver import Lease, Scan, Stream
 from datasync.keyval.effects import net_effect
-from datasync.keyval.embedded import SharedByKey, check_position, check_setting
-from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, RewoundError, WriteOp
+from datasync.keyval.embedded import SharedByKey, check_position, check_setting, forgotten
+from datasync.keyval.types import (
+    Capability,
+    CommitResult,
+    Condition,
+    KeyValue,
+    LeaseLost,
+    PutOp,
+    RewoundError,
+    WriteOp,
+)
 from datasync.keyval.urls import StoreURL
 from datasync.runtime import boot_clock
 from datasync.runtime.threads import ForkGuard
@@ -50,6 +61,8 @@ class _SharedData:
         self.losses += 1
         self.entries: dict[str, _Entry] = {}
         self.deadlines: list[tuple[float, str]] = []
+        #: The leases of locks, and when they end.
+        self.leases: dict[object, float] = {}
         self.commits: deque[Commit] = deque()
         self.revision = self.oldest = 1
 
@@ -69,6 +82,10 @@ class _SharedData:
         self.commits.append(Commit(self.revision, ops))
         self.changed.notify_all()
 
+    def holds(self, condition: Condition) -> bool:
+        entry = self.entries.get(condition.key)
+        return condition.holds(None, 0) if entry is None else condition.holds(entry.value, entry.revision)
+
     def forget(self, history: int) -> None:
         while len(self.commits) > history:
             self.oldest = self.commits.popleft().revision
@@ -77,12 +94,48 @@ class _SharedData:
         """Delete the expired keys as one commit. No timer calls this: each access to the data does."""
         now = boot_clock.now()
         gone: dict[str, PutOp | None] = {}
+        for lease in [lease for lease, deadline in self.leases.items() if deadline <= now]:
+            self.end(lease)
         while self.deadlines and self.deadlines[0][0] <= now:
             deadline, key = heappop(self.deadlines)
             entry = self.entries.get(key)
             if entry is not None and entry.deadline == deadline:  # otherwise the key was put again since
                 gone[key] = None
         self.record(gone, None)
+
+    def end(self, owner: object) -> None:
+        """Delete the lease *owner* and the keys of this owner."""
+        self.leases.pop(owner, None)
+        self.record({key: None for key, entry in self.entries.items() if entry.owner is owner}, None)
+
+    @property
+    def due(self) -> float:
+        """The time of the boot clock at which the next key or lease expires."""
+        return min([*(at for at, _ in self.deadlines[:1]), *self.leases.values()], default=math.inf)
+
+    def pairs(self, prefix: str) -> list[KeyValue]:
+        found = [(key, self.entries[key]) for key in self.under(prefix)]
+        return [KeyValue(key, entry.value, entry.revision) for key, entry in found]
+
+    def pairs_at(self, revision: int, prefix: str, name: str) -> list[KeyValue]:
+        """Return the pairs under *prefix* as they were at *revision*."""
+        check_position(name, revision, self.oldest, self.revision)
+        before: dict[str, KeyValue | None] = {}
+        changed: set[str] = set()
+        for commit in self.commits:
+            for key, value in commit.ops:
+                if commit.revision > revision:
+                    changed.add(key)
+                else:
+                    before[key] = None if value is None else KeyValue(key, value, commit.revision)
+        pairs = [pair for pair in self.pairs(prefix) if pair.key not in changed]
+        for key in sorted(key for key in changed if key.startswith(prefix)):
+            if key not in before and self.oldest > 1:
+                raise forgotten(name, key, revision)
+            pair = before.get(key)
+            if pair is not None:
+                pairs.append(pair)
+        return sorted(pairs)
 
     def under(self, prefix: str) -> list[str]:
         return sorted(key for key in self.entries if key.startswith(prefix))
@@ -142,31 +195,47 @@ class MemoryStore(Store):
             self._losses = data.losses
         return _MemoryScan(revision, [KeyValue(k, b"" if keys_only else e.value, e.revision) for k, e in found])
 
-    def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
+    def commit(
+        self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = (), otherwise: Sequence[WriteOp] = ()
+    ) -> CommitResult:
         with self._open() as data:
-            for condition in conditions:
-                entry = data.entries.get(condition.key)
-                if (None if entry is None else entry.value) != condition.value:
-                    return CommitResult(False, data.revision, 0)
-            effect = net_effect(ops, data.entries.__contains__, data.under)
+            holds = all(data.holds(condition) for condition in conditions)
+            effect = net_effect(ops if holds else otherwise, data.entries.__contains__, data.under)
             data.record(effect, self._owner)
             data.forget(self._history)
-            return CommitResult(True, data.revision, sum(op is None for op in effect.values()))
+            return CommitResult(holds, data.revision, sum(op is None for op in effect.values()))
+
+    def scan_page(
+        self, prefix: str, *, after: str = "", limit: int = 0, revision: int = 0, keys_only: bool = False
+    ) -> Scan:
+        with self._open() as data:
+            pairs = data.pairs_at(revision, prefix, self._name) if revision else data.pairs(prefix)
+            found = [pair for pair in pairs if pair.key > after or not after][: limit or None]
+            if keys_only:
+                found = [pair._replace(value=b"") for pair in found]
+            return _MemoryScan(revision or data.revision, found)
 
     def stream(self, prefix: str, after: int) -> Stream:
         with self._open():
             return _MemoryStream(self, prefix, after, self._losses)
 
+    def grant(self, ttl: float) -> Lease:
+        lease = _MemoryLease(self, ttl)
+        with self._open() as data:
+            data.leases[lease] = boot_clock.now() + ttl
+            data.changed.notify_all()  # streams wait until something expires
+        return lease
+
     def close(self) -> None:
         if self._guard.forked:
             return
+        self.places.close()
         data = self._data
         with data.changed:
             if self._closed:
                 return
             self._closed = True
-            mine: dict[str, PutOp | None] = {k: None for k, e in data.entries.items() if e.owner is self._owner}
-            data.record(mine, None)
+            data.end(self._owner)
             data.forget(self._history)
             data.changed.notify_all()
 
@@ -200,6 +269,43 @@ class MemoryStore(Store):
             raise ClosedError(f"{self._name} is closed")
         if self._failure is not None:
             raise self._failure
+
+
+class _MemoryLease(Lease):
+    """A lease in the data, which is its owner there."""
+
+    def __init__(self, store: MemoryStore, ttl: float) -> None:
+        self.id = f"{random.getrandbits(62) + 1:x}"
+        self._store = store
+        self._ttl = ttl
+        self._key = ""
+        self._revision = 0
+
+    def take(self, key: str, value: bytes) -> int:
+        with self._store._open() as data:
+            if self not in data.leases:
+                raise LeaseLost(f"{self._store.name}: the lease of {key!r} has ended")
+            if key in data.entries:
+                return 0
+            data.record({key: PutOp(key, value, client_lifetime=True)}, self)
+            data.forget(self._store._history)
+            self._key, self._revision = key, data.revision
+            return self._revision
+
+    def renew(self, timeout: float) -> float:
+        with self._store._open() as data:
+            entry = data.entries.get(self._key)
+            if self not in data.leases or entry is None or entry.revision != self._revision:
+                return 0.0
+            data.leases[self] = boot_clock.now() + self._ttl
+            return self._ttl
+
+    def end(self) -> None:
+        with self._store._open() as data:
+            data.end(self)
+            if self._key in data.entries:
+                data.record({self._key: None}, None)
+            data.forget(self._store._history)
 
 
 class _OpenData:
@@ -271,8 +377,7 @@ class _MemoryStream(Stream):
     def _wait(self, data: _SharedData) -> None:
         """Wait for a commit, the next deadline, or one second."""
         if not self._cancelled and data.revision == self._position:
-            due = data.deadlines[0][0] - boot_clock.now() if data.deadlines else IDLE
-            data.changed.wait(min(max(due, 0.0), IDLE))
+            data.changed.wait(min(max(data.due - boot_clock.now(), 0.0), IDLE))
         self._store.check_open()
         data.expire()
 

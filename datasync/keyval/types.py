@@ -19,6 +19,10 @@ class RewoundError(StoreError):
     """The store's revision is below one already read from it: the store was emptied or restored from a copy."""
 
 
+class LeaseLost(StoreError):
+    """A lease was needed that has expired or was revoked; nothing was written."""
+
+
 class Capability(Enum):
     """A feature of a driver. A call that needs a missing one raises ``UnsupportedError`` before any write."""
 
@@ -36,6 +40,8 @@ class Capability(Enum):
     LEASE = "lease"
     #: ``commit`` accepts conditions.
     CAS = "cas"
+    #: ``commit`` accepts conditions on revisions, and operations for the case that a condition does not hold.
+    BRANCH = "branch"
     #: ``scan`` reads all its pages at one revision.
     CONSISTENT_LIST = "consistent_list"
 
@@ -51,6 +57,18 @@ class KeyValue(NamedTuple):
     def raw(self) -> bytes:
         """As ``value``."""
         return self.value
+
+    def get_key(self) -> str:
+        """Return ``key``."""
+        return self.key
+
+    def get_value(self) -> bytes:
+        """Return ``value``."""
+        return self.value
+
+    def get_revision(self) -> int:
+        """Return ``revision``."""
+        return self.revision
 
     def __repr__(self) -> str:
         return f"KeyValue(key={self.key!r}, <{len(self.value)} bytes>, revision={self.revision})"
@@ -79,14 +97,24 @@ WriteOp = PutOp | DeleteOp
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Require that *key* has exactly *value*; None requires that *key* does not exist."""
+    """Require that *key* has exactly *value*; None requires that *key* does not exist.
+
+    With a *revision*, which is above 0, require instead that *key* exists and was last put at this revision.
+    """
 
     key: str
     value: bytes | None = field(repr=False)
+    revision: int = 0
+
+    def holds(self, value: bytes | None, revision: int) -> bool:
+        """Return True if the condition holds for the stored *value*, None for no key, and its *revision*."""
+        return value is not None and revision == self.revision if self.revision else value == self.value
 
 
 class CommitResult(NamedTuple):
-    """The outcome of a commit. *succeeded* is False when a condition did not hold; then nothing was written.
+    """The outcome of a commit. *succeeded* is False when a condition did not hold.
+
+    Then nothing was written but the operations after ``otherwise()``, if the transaction has any.
 
     *revision* is the store's after the commit, 0 for a store without revisions. *deleted* counts the deleted keys.
     """

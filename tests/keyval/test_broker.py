@@ -96,7 +96,7 @@ def test_a_refused_operation_leaves_a_transaction_as_it_was() -> None:
 def test_a_result_does_not_show_its_value() -> None:
     with MemoryStore() as store:
         store.new_broker().put("a", b"s3cret")
-        assert repr(store.new_broker().get_value("a")) == "GetResult(<6 bytes>, found=True, revision=2)"
+        assert repr(store.new_broker().get_value("a")) == "GetResult(key='a', <6 bytes>, found=True, revision=2)"
 
 
 def test_c16_the_verbs_of_other_stores_are_unsupported_and_no_attribute_errors() -> None:

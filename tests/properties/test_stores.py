@@ -23,7 +23,20 @@ values = st.sampled_from([b"", b"1", b"2", b"\0\xff"])
 puts = st.builds(PutOp, keys, values)
 deletes = st.builds(DeleteOp, keys)
 prefix_deletes = st.builds(DeleteOp, keys, st.just(True))
+branches = st.lists(puts | deletes, max_size=3, unique_by=lambda op: op.key)
+limits = st.integers(0, 3)
 conditions = st.builds(Condition, keys, st.none() | values)
+
+
+def put_by(ops: list[WriteOp]) -> set[str]:
+    """The keys whose last operation is a put."""
+    found: set[str] = set()
+    for op in ops:
+        if isinstance(op, PutOp):
+            found.add(op.key)
+        else:
+            found = {key for key in found if key != op.key and not (op.prefix and key.startswith(op.key))}
+    return found
 
 
 def apply(model: dict[str, bytes], ops: list[WriteOp]) -> dict[str, bytes]:
@@ -53,6 +66,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.revision = self.current()
         # Every state that there was, by revision.
         self.past: dict[int, dict[str, bytes]] = {self.revision: {}}
+        # The revision of each key's last put.
+        self.put_at: dict[str, int] = {}
 
     def teardown(self) -> None:
         if hasattr(self, "stores"):
@@ -63,20 +78,22 @@ class StoreMachine(RuleBasedStateMachine):
     def current(self) -> int:
         return self.stores[0].scan("-", keys_only=True).revision
 
-    def wrote(self, after: dict[str, bytes]) -> None:
+    def wrote(self, after: dict[str, bytes], ops: list[WriteOp]) -> None:
         revision = self.current()
         assert revision >= self.revision
         if after != self.model:
             assert revision > self.revision
         self.model, self.revision = after, revision
         self.past[revision] = after
+        known = self.put_at | dict.fromkeys(put_by(ops), revision)
+        self.put_at = {key: at for key, at in known.items() if key in after}
 
     @rule(client=st.integers(0, 1), ops=st.lists(puts | deletes, max_size=6, unique_by=lambda op: op.key))
     def commit(self, client: int, ops: list[WriteOp]) -> None:
         result = self.stores[client].commit(ops)
         gone = [op for op in ops if isinstance(op, DeleteOp) and op.key in self.model]
         assert (result.succeeded, result.deleted) == (True, len(gone))
-        self.wrote(apply(self.model, ops))
+        self.wrote(apply(self.model, ops), ops)
         assert result.revision == self.revision
 
     @rule(client=st.integers(0, 1), ops=st.lists(puts | deletes | prefix_deletes, max_size=6))
@@ -84,14 +101,26 @@ class StoreMachine(RuleBasedStateMachine):
         before, after = self.model, apply(self.model, ops)
         result = self.stores[client].commit(ops)
         assert result.deleted == len(before.keys() - after.keys())
-        self.wrote(after)
+        self.wrote(after, ops)
 
     @rule(client=st.integers(0, 1), checks=st.lists(conditions, min_size=1, max_size=3), ops=st.lists(puts, max_size=2))
     def commit_if(self, client: int, checks: list[Condition], ops: list[WriteOp]) -> None:
         holds = all(self.model.get(check.key) == check.value for check in checks)
         result = self.stores[client].commit(ops, checks)
         assert result.succeeded is holds
-        self.wrote(apply(self.model, ops) if holds else self.model)
+        done = ops if holds else []
+        self.wrote(apply(self.model, done), done)
+        assert result.revision == self.revision
+
+    @rule(client=st.integers(0, 1), ops=branches, otherwise=branches, key=keys, offset=st.sampled_from([0, 0, 1]))
+    def commit_a_branch(self, client: int, ops: list[WriteOp], otherwise: list[WriteOp], key: str, offset: int) -> None:
+        at = self.put_at.get(key, self.revision) + offset
+        done = ops if self.put_at.get(key) == at else otherwise
+        after = apply(self.model, done)
+        result = self.stores[client].commit(ops, [Condition(key, None, at)], otherwise)
+        assert result.succeeded is (self.put_at.get(key) == at)
+        assert result.deleted == len(self.model.keys() - after.keys())
+        self.wrote(after, done)
         assert result.revision == self.revision
 
     @rule(client=st.integers(0, 1), steps=st.lists(st.tuples(keys, st.none() | values), max_size=8))
@@ -102,18 +131,37 @@ class StoreMachine(RuleBasedStateMachine):
             txn = txn.delete(key) if value is None else txn.put(key, value)
             ops.append(DeleteOp("a" + key) if value is None else PutOp("a" + key, value))
         txn.commit()
-        self.wrote(apply(self.model, ops))
+        self.wrote(apply(self.model, ops), ops)
 
     @rule(client=st.integers(0, 1), key=keys)
     def delete_prefix(self, client: int, key: str) -> None:
         after = apply(self.model, [DeleteOp(key, True)])
         assert self.stores[client].new_broker().delete(key, with_prefix()) is (after != self.model)
-        self.wrote(after)
+        self.wrote(after, [DeleteOp(key, True)])
 
     @rule(client=st.integers(0, 1), key=keys)
     def read(self, client: int, key: str) -> None:
         pair = self.stores[client].read(key)
         assert (None if pair is None else pair.value) == self.model.get(key)
+        assert (None if pair is None else pair.revision) == self.put_at.get(key)
+
+    @rule(client=st.integers(0, 1), prefix=keys | st.just(""), after=keys | st.just(""), limit=limits, data=st.data())
+    def list_a_part_of_any_state(self, client: int, prefix: str, after: str, limit: int, data: st.DataObject) -> None:
+        revision = data.draw(st.sampled_from([0, *sorted(self.past)]))
+        then = self.past[revision] if revision else self.model
+        expected = sorted((key, value) for key, value in then.items() if key.startswith(prefix) and key > after)
+        scan = self.stores[client].scan_page(prefix, after=after, limit=limit, revision=revision)
+        assert scan.revision == (revision or self.revision)
+        assert [(pair.key, pair.value) for pair in scan] == expected[: limit or None]
+
+    @rule(client=st.integers(0, 1), key=keys)
+    def history(self, client: int, key: str) -> None:
+        versions = {one.revision: one.value for one in self.stores[client].new_broker().history(key)}
+        value = None
+        for revision in sorted(self.past):
+            value = versions.pop(revision, value)
+            assert value == self.past[revision].get(key)
+        assert versions == {}
 
     @rule(client=st.integers(0, 1), prefix=keys | st.just(""))
     def list(self, client: int, prefix: str) -> None:

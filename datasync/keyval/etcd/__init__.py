@@ -12,8 +12,8 @@ except ImportError as error:  # pragma: no cover - the extra installs it
     raise MissingExtraError("etcd", "grpcio") from error
 
 from datasync.keyval.etcd.config import EtcdConfig, load_file, read_options
-from datasync.keyval.etcd.election import Leadership
 from datasync.keyval.etcd.store import EtcdStore
+from datasync.keyval.locks.leadership import Leadership
 
 __all__ = [
     # the store

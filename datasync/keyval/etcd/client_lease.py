@@ -118,13 +118,9 @@ class ClientLease:
         """Give up every key that *ops* are about to write. ``restore`` takes the returned keys back."""
         if not self._owned:
             return {}
-        keys = {op.key for op in ops if isinstance(op, PutOp) or not op.prefix}
-        prefixes = tuple(op.key for op in ops if isinstance(op, DeleteOp) and op.prefix)
         with self._lock:
             # Before the write: otherwise the replacement of a lost lease could restore a key that was just deleted.
-            if prefixes:
-                keys.update(key for key in self._owned if key.startswith(prefixes))
-            return {key: self._owned.pop(key) for key in keys if key in self._owned}
+            return {key: self._owned.pop(key) for key in _written(ops, self._owned)}
 
     def restore(self, released: dict[str, _Owned]) -> None:
         """Take the *released* keys back, because the write was not applied."""
@@ -317,6 +313,19 @@ class ClientLease:
             with self._lock:
                 if self._strays.get(key) == revision:
                     del self._strays[key]
+
+
+def unwritten(released: Mapping[str, _Owned], ops: Sequence[WriteOp]) -> dict[str, _Owned]:
+    """Return those of the *released* keys that *ops* do not write."""
+    written = _written(ops, released)
+    return {key: owned for key, owned in released.items() if key not in written}
+
+
+def _written(ops: Sequence[WriteOp], owned: Mapping[str, _Owned]) -> set[str]:
+    """Return those of the *owned* keys that *ops* write."""
+    keys = {op.key for op in ops if isinstance(op, PutOp) or not op.prefix} & owned.keys()
+    prefixes = tuple(op.key for op in ops if isinstance(op, DeleteOp) and op.prefix)
+    return keys | {key for key in owned if key.startswith(prefixes)} if prefixes else keys
 
 
 def _has_revision(key: bytes, revision: int) -> pb.Compare:

@@ -19,13 +19,13 @@ from datasync.errors import (
     StoreError,
     UnknownOutcome,
 )
-from datasync.keyval.types import RewoundError
+from datasync.keyval.types import LeaseLost, RewoundError
 
 #: Maximum number of characters of a server's message that an error quotes.
 MAX_TEXT = 500
 
 
-class LeaseNotFound(StoreError):
+class LeaseNotFound(LeaseLost):
     """A lease expired or was revoked."""
 
 

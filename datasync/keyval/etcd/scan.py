@@ -5,8 +5,10 @@ Source: cn-infra ``db/keyval/etcd/bytes_broker_impl.go``, ``ListValues``.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 
 import grpc
 
@@ -16,7 +18,7 @@ from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.client import EtcdClient
 from datasync.keyval.etcd.continuity import ContinuityCheck, ScanDigest
 from datasync.keyval.etcd.endpoint import PendingCall
-from datasync.keyval.etcd.keys import check_page, prefix_range, unexpected_response
+from datasync.keyval.etcd.keys import check_page, encode_key, prefix_range, unexpected_response
 from datasync.keyval.etcd.methods import RANGE
 from datasync.keyval.etcd.stream import LARGE_VALUE
 from datasync.keyval.types import KeyValue
@@ -35,10 +37,25 @@ class EtcdScan(Scan):
     """The pairs under a prefix at one revision. Raises ``CompactedError`` if that is compacted during the scan.
 
     If its values are large, the scan adds the prefix to *in_fragments*, see ``EtcdStream``.
+
+    Args:
+      continuity: None for a scan that is no evidence for a stream: of a part, or of an earlier revision.
+      after: Only keys above it.
+      limit: The number of pairs, 0 for all.
+      revision: To read at, 0 for the current one.
     """
 
     def __init__(
-        self, client: EtcdClient, continuity: ContinuityCheck, prefix: str, in_fragments: set[str], *, keys_only: bool
+        self,
+        client: EtcdClient,
+        continuity: ContinuityCheck | None,
+        prefix: str,
+        in_fragments: set[str],
+        *,
+        keys_only: bool,
+        after: str = "",
+        limit: int = 0,
+        revision: int = 0,
     ) -> None:
         self._client = client
         self._continuity = continuity
@@ -47,8 +64,11 @@ class EtcdScan(Scan):
         self._in_fragments = in_fragments
         self._keys_only = keys_only
         self._page_size = client.config.page_size
-        self._first = self._page(self._request(prefix_range(prefix)[0], min(FIRST_PAGE, self._page_size), 0))
-        self.revision = self._first.header.revision
+        self._limit = limit or sys.maxsize
+        start = max(prefix_range(prefix)[0], encode_key(after) + b"\0") if after else prefix_range(prefix)[0]
+        size = min(FIRST_PAGE, self._page_size, self._limit)
+        self._first = self._page(self._request(start, size, revision))
+        self.revision = revision or self._first.header.revision
         self._cluster = self._first.header.cluster_id
         kvs = self._first.kvs
         self._witness(self._first.header, kvs, [kv.mod_revision for kv in kvs], first=True)
@@ -58,9 +78,11 @@ class EtcdScan(Scan):
         digest = ScanDigest(self.revision)
         mean = 0  # mean size of a pair on the previous page
         ahead: PendingCall[pb.RangeResponse] | None = None
+        left = self._limit
         try:
             while True:
-                if page.more:  # first, so that the server works on the next page while this one is read
+                left -= len(page.kvs)
+                if page.more and left > 0:  # first, so that the server works on the next page while this one is read
                     request = self._next_request(page, mean)
                     ahead = self._client.begin(RANGE, request, self._client.config.page_timeout)
                 kvs = list(page.kvs)  # once, because every access creates an object
@@ -79,12 +101,13 @@ class EtcdScan(Scan):
                 if raw != sorted(raw):  # sorting sorted keys is fast
                     raise unexpected_response(self._what)
                 keys = [key.decode("utf-8", "surrogateescape") for key in raw]
-                more = page.more
+                more = page.more and left > 0
                 del page, kvs, raw  # free them before the next page arrives
                 # The same as KeyValue(...) without a Python call per pair: a listing may have a million.
-                yield from map(_new_pair, zip(keys, values, revisions, strict=True))
+                pairs = map(_new_pair, zip(keys, values, revisions, strict=True))
+                yield from pairs if left >= 0 else islice(pairs, len(keys) + left)
                 if not more:
-                    if not self._keys_only:
+                    if self._continuity is not None and not self._keys_only:
                         self._continuity.listed(self._prefix, digest)
                     return
                 page = self._page(request, ahead)
@@ -95,7 +118,7 @@ class EtcdScan(Scan):
     def _witness(
         self, header: pb.ResponseHeader, kvs: Sequence[pb.KeyValue], revisions: Sequence[int], *, first: bool
     ) -> None:
-        if self._keys_only:
+        if self._continuity is None or self._keys_only:
             return  # without values there is no evidence
         newest = kvs[revisions.index(max(revisions))] if revisions else None
         self._continuity.scanned(self._prefix, header, newest, first=first)

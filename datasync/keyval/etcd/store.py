@@ -5,7 +5,7 @@ Source: cn-infra ``db/keyval/etcd``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import grpc
@@ -18,15 +18,16 @@ from datasync.errors import (
     UnknownOutcome,
 )
 from datasync.keyval.api import Store
+from datasync.keyval.driver import Lease, Line, changes_in
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.client import EtcdClient
-from datasync.keyval.etcd.client_lease import ClientLease
+from datasync.keyval.etcd.client_lease import ClientLease, unwritten
 from datasync.keyval.etcd.config import URL_OPTIONS, EtcdConfig, read_options
 from datasync.keyval.etcd.continuity import ContinuityCheck
-from datasync.keyval.etcd.election import Leadership, campaign
 from datasync.keyval.etcd.errors import LeaseNotFound
 from datasync.keyval.etcd.keys import ALL, encode_key, prefix_range, unexpected_response
 from datasync.keyval.etcd.lease import PutLeases, put_operation
+from datasync.keyval.etcd.lock_lease import EtcdLockLease, read_line
 from datasync.keyval.etcd.methods import COMPACT, DELETE_RANGE, RANGE, TXN
 from datasync.keyval.etcd.scan import EtcdScan
 from datasync.keyval.etcd.stream import EtcdStream
@@ -61,6 +62,7 @@ class EtcdStore(Store):
         check_grpc()
         self.config = read_options({}) if config is None else config
         self.idle_limit = self.config.idle_limit
+        self.session_ttl = self.config.session_ttl
         self._client = EtcdClient(self.config)
         self._continuity = ContinuityCheck()
         self._in_fragments: set[str] = set()  # prefixes whose next stream requests fragments
@@ -120,35 +122,49 @@ class EtcdStore(Store):
     def scan(self, prefix: str, *, keys_only: bool = False) -> EtcdScan:
         return EtcdScan(self._client, self._continuity, prefix, self._in_fragments, keys_only=keys_only)
 
-    def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
+    def scan_page(
+        self, prefix: str, *, after: str = "", limit: int = 0, revision: int = 0, keys_only: bool = False
+    ) -> EtcdScan:
+        # A part of what is there is no evidence for a stream, nor is an earlier revision.
+        return EtcdScan(
+            self._client, None, prefix, set(), keys_only=keys_only, after=after, limit=limit, revision=revision
+        )
+
+    def commit(
+        self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = (), otherwise: Sequence[WriteOp] = ()
+    ) -> CommitResult:
         self._client.check_usable()
         _check_ops(ops)
-        bound = [op for op in ops if isinstance(op, PutOp) and op.client_lifetime]
+        _check_ops(otherwise)
+        both = (*ops, *otherwise)
+        bound = any(isinstance(op, PutOp) and op.client_lifetime for op in both)
         leases = PutLeases(self._client)
-        released = self._lifetime.release(ops)
-        applied = False
+        released = self._lifetime.release(both)
+        written: Sequence[WriteOp] = ()
         try:
             lease = self._lifetime.current() if bound else 0
             try:
-                response = self._send(ops, conditions, leases, lease)
+                response = self._send(ops, conditions, otherwise, leases, lease)
             except LeaseNotFound:
-                if not any(isinstance(op, PutOp) and (op.client_lifetime or op.ttl) for op in ops):
+                if not any(isinstance(op, PutOp) and (op.client_lifetime or op.ttl) for op in both):
                     raise  # it is about no lease of ours
                 # Nothing was written, so the transaction may be sent again, under leases that exist.
                 leases.revoke()
                 lease = self._lifetime.existing(lease) if bound else 0
-                response = self._send(ops, conditions, leases, lease)
-            applied = response.succeeded
+                response = self._send(ops, conditions, otherwise, leases, lease)
+            written = ops if response.succeeded else otherwise
         except UnknownOutcome:
-            applied = True  # possibly: the keys stay released, and leases that may be in use are left to expire
+            written = both  # possibly: the keys stay released, and leases that may be in use are left to expire
             raise
         finally:
-            if not applied:
-                self._lifetime.restore(released)
+            if released:
+                self._lifetime.restore(unwritten(released, written))
+            if not any(isinstance(op, PutOp) and op.ttl for op in written):
                 leases.revoke()
-        if response.succeeded and bound:
-            self._lifetime.record_puts(bound, response.header.revision, lease)
-        deleted = sum(item.response_delete_range.deleted for item in response.responses) if response.succeeded else 0
+        puts = [op for op in written if isinstance(op, PutOp) and op.client_lifetime]
+        if puts:
+            self._lifetime.record_puts(puts, response.header.revision, lease)
+        deleted = sum(item.response_delete_range.deleted for item in response.responses)
         return CommitResult(response.succeeded, response.header.revision, deleted)
 
     def stream(self, prefix: str, after: int) -> EtcdStream:
@@ -179,26 +195,30 @@ class EtcdStore(Store):
             raise InvalidArgumentError(f"{what}: the store has not reached that revision yet") from None
         return wanted
 
-    def campaign(
-        self,
-        prefix: str,
-        value: bytes = b"",
-        timeout: float | None = None,
-        on_lost: Callable[[], object] | None = None,
-    ) -> Leadership:
-        """Become a candidate for leader under *prefix* with *value*, and return when elected.
+    def grant(self, ttl: float) -> Lease:
+        self._client.check_usable()
+        return EtcdLockLease(self._leases, ttl)
 
-        A thread of the leadership calls *on_lost* when it is lost.
+    def line(self, prefix: str) -> Line:
+        return read_line(self._leases, prefix)
 
-        Raises:
-          NotReadyError: Not elected within *timeout* seconds.
-        """
-        check_key(prefix, "an election's prefix")
-        return campaign(self._leases, prefix, value, self.config.session_ttl, timeout, on_lost)
+    def line_stream(self, prefix: str, after: int) -> EtcdStream:
+        return self._side_stream(self._leases, prefix, after)
+
+    def changes(self, key: str, after: int, upto: int, *, last: bool) -> list[tuple[int, bytes | None]]:
+        stream = self._side_stream(self._client, key, after)
+        stream.needs_progress = not last  # otherwise the end is an event
+        return changes_in(stream, key, upto) if after < upto else []
+
+    def _side_stream(self, client: EtcdClient, prefix: str, after: int) -> EtcdStream:
+        """Return a stream that is no reader's, and has no evidence: that of single keys would displace the readers'."""
+        client.check_usable()
+        return EtcdStream(client, ContinuityCheck(), prefix, after, self.idle_limit, set())
 
     def close(self) -> None:
         if self._client.forked or self._client.closed:
             return
+        self.places.close()
         if self._compactor is not None:
             self._compactor.close()
         self._lifetime.close()
@@ -206,20 +226,26 @@ class EtcdStore(Store):
         self._client.close()
 
     def _send(
-        self, ops: Sequence[WriteOp], conditions: Sequence[Condition], leases: PutLeases, lifetime: int
+        self,
+        ops: Sequence[WriteOp],
+        conditions: Sequence[Condition],
+        otherwise: Sequence[WriteOp],
+        leases: PutLeases,
+        lifetime: int,
     ) -> pb.TxnResponse:
-        encoded = [_encode_op(op, leases, lifetime) for op in ops]
+        encoded, other = ([_encode_op(op, leases, lifetime) for op in part] for part in (ops, otherwise))
         what = f"writing {_listed(ops)}"
         if len(ops) == 1 and isinstance(ops[0], DeleteOp) and not conditions:
             # A database that is full takes deletes, but early releases of etcd count every transaction as growth.
             deleted = self._client.call(DELETE_RANGE, encoded[0].request_delete_range, what, write=True)
             done = pb.ResponseOp(response_delete_range=deleted)
             return pb.TxnResponse(header=deleted.header, succeeded=True, responses=[done])
-        request = pb.TxnRequest(compare=[_encode_condition(condition) for condition in conditions], success=encoded)
+        compare = [_encode_condition(condition) for condition in conditions]
+        request = pb.TxnRequest(compare=compare, success=encoded, failure=other)
         response = self._client.call(TXN, request, what, write=True)
-        asked = [one.WhichOneof("request") for one in encoded]
+        asked = [one.WhichOneof("request") for one in (encoded if response.succeeded else other)]
         told = [(one.WhichOneof("response") or "").replace("response", "request") for one in response.responses]
-        if told != (asked if response.succeeded else []) or not (response.succeeded or conditions):
+        if told != asked or not (response.succeeded or conditions):
             raise UnknownOutcome(f"{what}: the response does not match the request; it may have been applied")
         return response
 
@@ -247,6 +273,8 @@ def _check_ops(ops: Sequence[WriteOp]) -> None:
 
 def _encode_condition(condition: Condition) -> pb.Compare:
     key = encode_key(condition.key)
+    if condition.revision:
+        return pb.Compare(target=pb.Compare.MOD, key=key, mod_revision=condition.revision)
     if condition.value is None:
         return pb.Compare(target=pb.Compare.VERSION, key=key, version=0)
     return pb.Compare(target=pb.Compare.VALUE, key=key, value=condition.value)

@@ -23,7 +23,7 @@ from typing import Any
 import grpc
 
 from datasync.commits import Batch, Commit
-from datasync.errors import ClosedError, CompactedError, StoreConnectionError, StoreError
+from datasync.errors import ClosedError, CompactedError, StoreConnectionError, StoreError, UnsupportedError
 from datasync.keyval.driver import Stream
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.client import EtcdClient
@@ -76,6 +76,8 @@ class EtcdStream(Stream):
         self._scope = client.new_scope(patient=False)  # the reader has a backoff of its own
         self._cluster = 0  # the id of the cluster that was verified
         self._proxied = False  # a grpc-proxy is in between
+        #: True if the reader relies on progress reports, to know that there are no more events up to a revision.
+        self.needs_progress = False
 
     def cancel(self) -> None:
         if not self._client.forked:
@@ -168,6 +170,11 @@ class EtcdStream(Stream):
             if watch_id is None:
                 watch_id = self._created(response)
                 self._proxied = watch_id != WATCH_ID
+                if self.needs_progress and (self._proxied or exact_member is None):
+                    raise UnsupportedError(
+                        f"{self._what()}: only etcd 3.4.{EXACT_SINCE[3, 4]}, 3.5.{EXACT_SINCE[3, 5]} and later, without"
+                        " a proxy, tell where the history of a key ends that does not exist"
+                    )
                 requests.begin_probes(progress=not self._proxied)
                 bookmark = self._bookmark(response, complete=True)
                 # The backlog comes late through a proxy, and is awaited: the reader would miss its last commit.

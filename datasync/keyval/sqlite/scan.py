@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from datasync.errors import StoreConnectionError
 from datasync.keyval.driver import Scan
+from datasync.keyval.embedded import check_position
 from datasync.keyval.sqlite import tables
 from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
@@ -29,23 +30,39 @@ _PAIR_BYTES = 200  # approximate size of a pair in memory without its key and va
 class SQLiteScan(Scan):
     """The pairs of one revision, read on a connection of its own: later commits are not seen and not blocked."""
 
-    def __init__(self, database: Database, prefix: str, keys_only: bool) -> None:
+    def __init__(
+        self,
+        database: Database,
+        prefix: str,
+        keys_only: bool,
+        *,
+        after: str = "",
+        limit: int = 0,
+        revision: int = 0,
+    ) -> None:
         # The rest of the pairs if the connection, and with it the temporary table, was closed: for a fork, or its log.
         self._rest: list[tuple[bytes, bytes, int]] | None = None
         # Weak: the connection must not keep an abandoned scan alive.
         self._connection = SharedConnection(database, before_close=weakref.WeakMethod(self._read_ahead))
         value = "x''" if keys_only else "value"
-        limits = tables.key_range(prefix)
+        low, high = tables.key_range(prefix)
+        limits = (max(low, tables.encode(after) + b"\0" if after else low), high)
         self._path = database.path
         # An abandoned scan must not keep its temporary table. A finalizer takes no lock.
         self._closer = weakref.finalize(self, self._connection.discard)
         try:
             with self._connection.use("read") as connection:
                 connection.execute("BEGIN")
-                self.revision = tables.bounds(connection).current
+                oldest, self.revision, _ = tables.bounds(connection)
                 self.commit_time = tables.commit_time(connection, self.revision)
                 self.generation = database.generation
-                select = f"SELECT key, {value} AS value, revision FROM kv WHERE key >= ? AND key < ? ORDER BY key"
+                source = "kv"
+                if revision:
+                    check_position(database.path, revision, oldest, self.revision)
+                    tables.read_back(connection, database.path, revision, limits, complete=oldest == 1)
+                    self.revision, source = revision, "temp.past"
+                select = f"SELECT key, {value} AS value, revision FROM {source} WHERE key >= ? AND key < ? ORDER BY key"
+                select += f" LIMIT {limit}" if limit else ""
                 rows, self._complete = _first_rows(connection.execute(select, limits))
                 self._first = tables.pairs(rows)
                 if not self._complete:

@@ -15,13 +15,14 @@ from typing import Any, ClassVar
 
 from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, StoreConnectionError, UnknownOutcome
 from datasync.keyval.api import Store
-from datasync.keyval.driver import Scan, Stream
+from datasync.keyval.driver import Lease, Scan, Stream
 from datasync.keyval.effects import net_effect
-from datasync.keyval.embedded import check_setting
+from datasync.keyval.embedded import check_position, check_setting
 from datasync.keyval.sqlite import overdue, tables
 from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
 from datasync.keyval.sqlite.lease import StoreLease, position_of
+from datasync.keyval.sqlite.lock_lease import SQLiteLockLease
 from datasync.keyval.sqlite.overdue import OverdueLeases
 from datasync.keyval.sqlite.scan import SQLiteScan
 from datasync.keyval.sqlite.stream import SQLiteStream
@@ -124,6 +125,7 @@ class SQLiteStore(Store):
         except BaseException:
             self._writing.close()
             raise
+        self.session_ttl = session_ttl
         self._lease = StoreLease(session_ttl)
         self._overdue = OverdueLeases()
         self._large_log = LARGE_LOG
@@ -184,28 +186,55 @@ class SQLiteStore(Store):
                 self._read_from = (scan.generation, scan.revision)
         return scan
 
-    def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
+    def scan_page(
+        self, prefix: str, *, after: str = "", limit: int = 0, revision: int = 0, keys_only: bool = False
+    ) -> Scan:
         self._ready()
-        leased = any(isinstance(op, PutOp) and op.client_lifetime for op in ops)
+        with self._reading.use("read") as connection:
+            self._database.prepare(connection)
+            due = tables.bounds(connection).due
+        self._settle(due)
+        return SQLiteScan(self._database, prefix, keys_only, after=after, limit=limit, revision=revision)
+
+    def changes(self, key: str, after: int, upto: int, *, last: bool) -> list[tuple[int, bytes | None]]:
+        self._ready()
+        with self._reading.use("read") as connection:
+            connection.execute("BEGIN")
+            oldest, current, _ = tables.bounds(connection)
+            check_position(self.name, after, oldest, current)
+            sql = "SELECT revision, value FROM log WHERE key = ? AND revision > ? AND revision <= ? ORDER BY revision"
+            found: list[tuple[int, bytes | None]] = connection.execute(
+                sql, (tables.encode(key), after, upto)
+            ).fetchall()
+            connection.execute("COMMIT")
+            return found
+
+    def grant(self, ttl: float) -> Lease:
+        self._ready()
+        return SQLiteLockLease(self._transaction, ttl)
+
+    def commit(
+        self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = (), otherwise: Sequence[WriteOp] = ()
+    ) -> CommitResult:
+        self._ready()
+        leased = any(isinstance(op, PutOp) and op.client_lifetime for op in (*ops, *otherwise))
         if leased:
             self._keep_alive()
         give_up = time.monotonic() + overdue.PATIENCE
         while True:
             with self._transaction() as now:
-                result = self._commit(now, ops, conditions, leased=leased)
-            # A condition that does not hold may depend on a key whose owner is gone.
-            if result.succeeded or not self._overdue.in_doubt or time.monotonic() >= give_up:
-                return result
+                holds = all(_holds(now.connection, condition) for condition in conditions)
+                # A condition that does not hold may depend on a key whose owner is gone.
+                decided = holds or not self._overdue.in_doubt or time.monotonic() >= give_up
+                result = self._commit(now, ops if holds else otherwise, leased=leased) if decided else None
+            if result is not None:
+                return result._replace(succeeded=holds)
             threading.Event().wait(overdue.PAUSE)
 
-    def _commit(
-        self, now: _Transaction, ops: Sequence[WriteOp], conditions: Sequence[Condition], *, leased: bool
-    ) -> CommitResult:
+    def _commit(self, now: _Transaction, ops: Sequence[WriteOp], *, leased: bool) -> CommitResult:
         connection = now.connection
         if leased and not self._lease.exists(connection):
             now.current = self._lease.renew(connection, now.current, self._database.generation)
-        if not all(_holds(connection, condition) for condition in conditions):
-            return CommitResult(False, now.current, 0)
         effect = net_effect(ops, partial(tables.key_exists, connection), partial(tables.keys_under, connection))
         now.current = tables.write(connection, effect, current=now.current, lease=self._lease.id)
         now.effect = effect
@@ -234,6 +263,7 @@ class SQLiteStore(Store):
     def close(self) -> None:
         if self._guard.forked:
             return
+        self.places.close()
         with self._lock:
             if self._closed:
                 return
@@ -366,8 +396,8 @@ class SQLiteStore(Store):
 
 
 def _holds(connection: sqlite3.Connection, condition: Condition) -> bool:
-    row = connection.execute("SELECT value FROM kv WHERE key = ?", (tables.encode(condition.key),)).fetchone()
-    return (None if row is None else row[0]) == condition.value
+    row = connection.execute("SELECT value, revision FROM kv WHERE key = ?", (tables.encode(condition.key),)).fetchone()
+    return condition.holds(*row or (None, 0))
 
 
 def _past(due: float | None) -> bool:

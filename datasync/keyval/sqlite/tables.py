@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from datasync.commits import Batch, Commit
 from datasync.errors import InvalidArgumentError
+from datasync.keyval.embedded import forgotten
 from datasync.keyval.types import KeyValue, PutOp
 from datasync.runtime import boot_clock
 
@@ -100,6 +101,35 @@ def key_range(prefix: str) -> tuple[bytes, bytes]:
     low = encode(prefix)
     # UTF-8 has no byte 0xff, so the last byte can always be incremented.
     return low, low[:-1] + bytes((low[-1] + 1,)) if low else b"\xff"
+
+
+def read_back(
+    connection: sqlite3.Connection, path: str, revision: int, limits: tuple[bytes, bytes], *, complete: bool
+) -> None:
+    """Create the temporary table ``past`` with the pairs between the *limits* as they were at *revision*.
+
+    Args:
+      complete: True if the log has all commits since the file was created.
+
+    Raises:
+      CompactedError: A key was changed since, and the log no longer has what it was before.
+    """
+    connection.execute(
+        "CREATE TEMP TABLE changed AS SELECT key, max(CASE WHEN revision <= ?1 THEN revision END) AS at"
+        " FROM log WHERE key >= ?2 AND key < ?3 GROUP BY key HAVING max(revision) > ?1",
+        (revision, *limits),
+    )
+    lost = connection.execute("SELECT key FROM changed WHERE at IS NULL ORDER BY key LIMIT 1").fetchone()
+    if lost is not None and not complete:
+        raise forgotten(path, lost[0].decode(), revision)
+    connection.execute(
+        "CREATE TEMP TABLE past AS"
+        " SELECT key, value, revision FROM kv"
+        " WHERE key >= ?1 AND key < ?2 AND key NOT IN (SELECT key FROM temp.changed)"
+        " UNION ALL SELECT log.key, log.value, log.revision FROM temp.changed"
+        " JOIN log ON log.revision = changed.at AND log.key = changed.key WHERE log.value IS NOT NULL",
+        limits,
+    )
 
 
 def keys_under(connection: sqlite3.Connection, prefix: str) -> Iterator[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from datasync.errors import DatasyncError
 from datasync.keyval.etcd import EtcdConfig, EtcdStore
-from datasync.keyval.etcd.election import Leadership
+from datasync.keyval.locks.leadership import Leadership
 from datasync.keyval.types import Condition, PutOp
 from tests.faults.sources.etcd import EtcdSource
 from tests.faults.sources.source import Misfortune

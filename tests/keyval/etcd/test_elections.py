@@ -12,7 +12,7 @@ import pytest
 from datasync.errors import NotReadyError, StoreConnectionError
 from datasync.keyval.etcd import EtcdStore, Leadership, client_lease
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from datasync.keyval.etcd.methods import TXN
+from datasync.keyval.locks.place import Place
 from datasync.keyval.types import PutOp
 from datasync.runtime import boot_clock
 from tests.conftest import PATIENT, wait_until
@@ -74,6 +74,11 @@ def enter(calm34: EtcdServer, open_store: OpenStore) -> Iterator[Enter]:
     yield enter
     for candidate in candidates:
         candidate.wait_elected().resign()
+
+
+def place_of(leadership: Leadership) -> Any:
+    """What the leadership holds in the line of its election."""
+    return leadership._lock._place
 
 
 def key_of(store: EtcdStore, name: str) -> str:
@@ -139,7 +144,12 @@ def test_c15_a_candidate_that_is_removed_all_the_time_gives_up_in_time(
     calm34: EtcdServer, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(calm34.endpoint)
-    monkeypatch.setattr(Leadership, "_look", lambda *_: (False, True))
+
+    def looks(place: Place) -> tuple[str, int]:
+        place.lost.set()
+        return "", 0
+
+    monkeypatch.setattr(Place, "_look", looks)
     with pytest.raises(NotReadyError, match="election"):
         store.campaign(ELECTION, timeout=0.3)
     assert state(store, ELECTION) == {}
@@ -206,35 +216,64 @@ def test_c15_a_client_that_was_suspended_renews_its_lease_at_once(
 def test_c23_a_response_about_another_key_is_not_believed(
     calm34: EtcdServer, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a candidate, and responses about keys that it did not ask for
+    # given a leader, and responses about keys that it did not ask for, or that the server cannot have
     store = open_store(calm34.endpoint, session_ttl=60)
     with store.campaign(ELECTION) as leadership:
-        kv = pb.KeyValue(key=leadership.key.encode(), create_revision=leadership.revision, lease=leadership._lease)
-        stranger = pb.KeyValue(key=b"stranger", create_revision=1)
-        later = pb.KeyValue(key=f"{ELECTION}/7".encode(), create_revision=leadership.revision + 1)
+        lease = place_of(leadership)._lease
+        stranger = pb.KeyValue(key=b"stranger", create_revision=1, mod_revision=1)
+        later = pb.KeyValue(key=f"{ELECTION}/7".encode(), create_revision=8, mod_revision=7)
+        future = pb.KeyValue(key=f"{ELECTION}/7".encode(), create_revision=8, mod_revision=10)
         call = store._leases.call
-        for ours, others in (([stranger], []), ([kv], [stranger]), ([kv], [later])):
-            response = pb.TxnResponse(
-                responses=[pb.ResponseOp(response_range=pb.RangeResponse(kvs=kvs)) for kvs in (ours, others)]
-            )
+        for kv in (stranger, later, future):
+            response = pb.RangeResponse(header=pb.ResponseHeader(revision=9), kvs=[kv])
             monkeypatch.setattr(store._leases, "call", lambda *_, response=response, **__: response)
             # then that is an error, and no news about the election
             with pytest.raises(StoreConnectionError, match="does not match"):
-                leadership._look()
+                store.line(f"{ELECTION}/")
+            with pytest.raises(StoreConnectionError, match="does not match"):
+                lease._is_ours(1.0)
         monkeypatch.setattr(store._leases, "call", call)
-        assert leadership._look() == (True, True)
-        assert TXN.response is pb.TxnResponse
+        assert lease._is_ours(PATIENT)
+        (contender,) = store.line(f"{ELECTION}/").contenders
+        assert contender.key == leadership.key
+        assert contender.place == contender.revision == leadership.revision
 
 
 def test_c15_a_seconds_left_that_a_proxy_tells_are_not_taken_for_a_renewal(
     calm34: EtcdServer, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a leader
-    store = open_store(calm34.endpoint, session_ttl=60)
+    store, now = open_store(calm34.endpoint, session_ttl=60), boot_clock.now
     with store.campaign(ELECTION) as leadership:
-        before = leadership._alive_until
-        # when the response to a renewal says that only a second is left / then the leader does not count on more
-        answers: Any = lambda *_: 1  # noqa: E731
-        monkeypatch.setattr("datasync.keyval.etcd.election.keep_alive", answers)
-        assert leadership._renew(boot_clock.now())
-        assert leadership._alive_until == before
+        lost, renewed = place_of(leadership).lost, threading.Event()
+        before = lost.until
+
+        def keep_alive(*_: object) -> int:
+            renewed.set()
+            return 1
+
+        # when the response to a renewal, which is due at once, says that only a second is left
+        monkeypatch.setattr("datasync.keyval.etcd.lock_lease.keep_alive", keep_alive)
+        monkeypatch.setattr(boot_clock, "now", lambda: now() + 25)
+        assert renewed.wait(PATIENT)
+        # then the leader does not count on more
+        assert lost.until == before
+        assert leadership.is_leader
+
+
+def test_c15_a_leader_of_the_go_client_that_changes_its_value_still_leads(
+    calm34: EtcdServer, open_store: OpenStore
+) -> None:
+    # given a leader that stands with another client, as etcdctl does, and a candidate of ours behind it
+    store = open_store(calm34.endpoint)
+    lease = calm34.ctl("lease", "grant", "60").split()[1]
+    calm34.ctl("put", f"--lease={lease}", f"{ELECTION}/{lease}", "theirs")
+    with pytest.raises(NotReadyError):
+        store.campaign(ELECTION, timeout=0.2)
+    # when it proclaims another value, which gives its key a later revision / then ours still waits for it
+    calm34.ctl("put", f"--lease={lease}", f"{ELECTION}/{lease}", "changed")
+    with pytest.raises(NotReadyError):
+        store.campaign(ELECTION, timeout=0.2)
+    calm34.ctl("lease", "revoke", lease)
+    with store.campaign(ELECTION, timeout=PATIENT) as leadership:
+        assert leadership.is_leader
