@@ -47,6 +47,7 @@ FLOORS = {
     "datasync.grpcsync": 3,
     "datasync.restsync": 3,
     "datasync.msgsync": 3,
+    "datasync.testing": 4,
     "datasync.examples": 4,
     "datasync.cli": 5,  # the demo runs the agent of the examples
     "datasync.__main__": 6,
@@ -63,7 +64,8 @@ EXTRAS = {
     "datasync.grpcsync": {"grpc"},
     "datasync.restsync": {"urllib3"},
     "datasync.cli": {"click", "rich"},
-    "datasync.examples": {"click", "flask", "rich"},
+    "datasync.examples": {"click", "flask", "pytest", "rich"},
+    "datasync.testing": {"pytest"},
 }
 #: Modules on floor 0 that belong to an extra each.
 EXTRAS_OF_MODULES = {
@@ -339,6 +341,8 @@ def test_packages_hold_imports_and_a_list_of_names_only() -> None:
             harmless = isinstance(node, (ast.Import, ast.ImportFrom)) or text.startswith(("__all__", "'", '"'))
             # A driver's package says which extra brings its library.
             harmless = harmless or (isinstance(node, ast.Try) and "raise MissingExtraError(" in text)
+            # What pytest loads with the package, by name.
+            harmless = harmless or (module.name == "datasync.testing" and text.startswith("pytest_plugins = "))
             # The root package may also silence its logger, as every library should, and load names on first use.
             if module.name == "datasync":
                 harmless = harmless or "NullHandler" in text or (_is_type_checking(node) and "__getattr__" in text)

@@ -51,7 +51,6 @@ PATIENCE = 0.05
 LEADER_POLL = 0.25
 #: Random factors of ``every``.
 DRIFT_JITTER = (0.9, 1.1)
-DEFAULT_RETRY = Retry()
 
 
 class Reconciler(Closable, Generic[T]):
@@ -75,7 +74,7 @@ class Reconciler(Closable, Generic[T]):
       apply: See above; called by *workers* threads.
       codec: Decodes values; one that cannot be decoded is a problem of its key until it changes.
       workers: Number of calls at once.
-      retry: When keys that failed are called again.
+      retry: When keys that failed are called again; ``Retry()`` by default.
       every: Seconds, give or take a tenth, after which every key is called again, against drift.
       depends: Prefix of other keys to ``f(key, value)``, which returns the keys that depend on it; also a pair of the
         function and the codec of these values. It is called with the old and with the new value.
@@ -107,7 +106,7 @@ class Reconciler(Closable, Generic[T]):
         apply: Callable[[str, T | None, T | None], object],
         codec: Codec[T] = JSON,
         workers: int = 1,
-        retry: Retry = DEFAULT_RETRY,
+        retry: Retry | None = None,
         every: float | None = None,
         depends: Mapping[str, Mapper | tuple[Mapper, Codec[Any]]] | None = None,
         state: str | Path | None = None,
@@ -122,6 +121,8 @@ class Reconciler(Closable, Generic[T]):
         check_arguments(name, apply, codec, workers, every, deadline, settle)
         prefixes = prefixes or ("",)  # as RESYNCs name it
         self.name = name
+        #: The source of the events.
+        self.watcher = watcher
         self._apply = apply
         self._codec = codec
         self._every = every
@@ -148,7 +149,7 @@ class Reconciler(Closable, Generic[T]):
         listed = {key: value for key, value in digests.items() if dependencies.match(key, prefixes)}
         digests = {key: value for key, value in digests.items() if key not in listed} | digests_of(known or ())
         self._applied, others = Applied(self._file, digests), Applied(self._file, listed)
-        self._work = Work(self._applied, DeleteGuard(max_delete), retry, settle, clock.monotonic)
+        self._work = Work(self._applied, DeleteGuard(max_delete), retry or Retry.default(), settle, clock.monotonic)
         self._inbox = Inbox()
         self._registration = watcher.watch(name, self._inbox, self._inbox, *prefixes, *dependencies.prefixes)
         self._intake = Intake(
@@ -230,6 +231,14 @@ class Reconciler(Closable, Generic[T]):
                 problems=problems,
                 held=held,
             )
+
+    @property
+    def idle(self) -> bool:
+        """True when no event or key waits, and no retry is due. Changes that settle wait, unless time stands still."""
+        with self._lock:
+            work, now = self._work, self._clock.monotonic()
+            quiet = work.quiet if self._clock.runs else not (len(work.queue) or work.queue.active)
+            return quiet and not self._inbox.unfinished_tasks and work.queue.next_at() > now
 
     def wait_synced(self, timeout: float) -> None:
         """Wait until each source was heard, and everything that came in was applied.
