@@ -49,6 +49,7 @@ FLOORS = {
     "datasync.msgsync": 3,
     "datasync.testing": 4,
     "datasync.examples": 4,
+    "datasync.examples.guides": 5,  # also tests, with what is for tests
     "datasync.cli": 5,  # the demo runs the agent of the examples
     "datasync.__main__": 6,
 }
@@ -64,7 +65,8 @@ EXTRAS = {
     "datasync.grpcsync": {"grpc"},
     "datasync.restsync": {"urllib3"},
     "datasync.cli": {"click", "rich"},
-    "datasync.examples": {"click", "flask", "pytest", "rich"},
+    "datasync.examples": {"click", "flask", "rich"},
+    "datasync.examples.guides": {"django", "flask", "openfeature", "pytest"},
     "datasync.testing": {"pytest"},
 }
 #: Modules on floor 0 that belong to an extra each.

@@ -4,10 +4,11 @@ Nothing here needs pytest but the fixtures, which pytest loads with ``pytest_plu
 ``conftest.py`` at the root of your tests. PYTEST_DONT_REWRITE: a ``conftest.py`` may import names from here first.
 """
 
+from datasync.consumer.view.overlay import ABSENT
 from datasync.testing.backoffs import SHORT, short_backoffs
 from datasync.testing.clock import ManualClock
 from datasync.testing.faults import Faults
-from datasync.testing.overriding import ABSENT, override
+from datasync.testing.overriding import override
 from datasync.testing.settling import settle
 from datasync.testing.subscriber import RecordingSubscriber
 

@@ -24,7 +24,7 @@ class ManualClock(Clock):
         self._now = 1000.0
         self._waiting: list[threading.Event] = []
 
-    def monotonic(self) -> float:  # type: ignore[override]
+    def monotonic(self) -> float:
         """Return the time in seconds."""
         return self._now
 

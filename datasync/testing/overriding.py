@@ -20,7 +20,7 @@ from datasync.errors import InvalidArgumentError
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
-class override:  # noqa: N801  # used like a function
+class override:  # used like a function
     """Shows other values of *target* while a block or a decorated function runs: ``override(flags, checkout=True)``.
 
     Every thread sees them, as do the request threads of a web server in the test. Overrides may be nested, and end in

@@ -52,12 +52,12 @@ def settle(*things: Any, timeout: float = 10.0) -> None:
     """
     begun = time.monotonic()
     until = begun + check_timeout(timeout)
-    parts = list(dict.fromkeys(part for thing in things for part in _parts(thing)))
     pause = threading.Event()
     quiet = 0
     while quiet < 2:  # twice: what a consumer has written itself meanwhile begins its way at the source
+        parts = {id(part): part for thing in things for part in _parts(thing)}  # a view may open its source meanwhile
         late = time.monotonic() > begun + REVISION
-        busy = next((found for part in parts if (found := _busy(part, late))), "")
+        busy = next((found for part in parts.values() if (found := _busy(part, late))), "")
         quiet = 0 if busy else quiet + 1
         if busy:
             if time.monotonic() >= until:

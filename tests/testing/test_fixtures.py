@@ -16,8 +16,22 @@ def pytest_of_a_user(folder: Path, *arguments: str, **files: str) -> str:
     """Run pytest on *files* in *folder*, where a warning is an error; the output."""
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
+    (folder / "pytest.ini").write_text("[pytest]\n")  # or pytest would find the settings of this project
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-W", "error", "--strict-markers", *arguments],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-c",
+            "pytest.ini",
+            "-p",
+            "no:cacheprovider",
+            "-q",
+            "-W",
+            "error",
+            "--strict-markers",
+            *arguments,
+        ],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -28,7 +42,7 @@ def pytest_of_a_user(folder: Path, *arguments: str, **files: str) -> str:
 
 
 def test_the_tests_of_the_example_pass(tmp_path: Path) -> None:
-    example = ROOT / "datasync" / "examples" / "how_to_test.py"
+    example = ROOT / "datasync" / "examples" / "guides" / "how_to_test.py"
     out = pytest_of_a_user(tmp_path, "-p", "datasync.testing", str(example))
     assert "8 passed" in out, out
 

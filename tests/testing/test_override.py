@@ -58,7 +58,9 @@ def test_an_override_is_seen_by_every_way_to_read(flags: View[Any]) -> None:
     assert flags.by_index("kind", "int") == {"a": 1}
 
 
-def test_the_other_keys_stay_live_and_the_overridden_one_is_new_afterwards(flags: View[Any], plugin: Plugin[Any]) -> None:
+def test_the_other_keys_stay_live_and_the_overridden_one_is_new_afterwards(
+    flags: View[Any], plugin: Plugin[Any]
+) -> None:
     with override(flags, a=100):
         plugin.put("a", 2)
         plugin.put("c", 3)

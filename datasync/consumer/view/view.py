@@ -122,7 +122,7 @@ class View(Mapping[str, T], Closable, Generic[T]):
         self._show()
 
     def _show(self) -> None:
-        """Read from the overlay while there is something in it. It may change at once, so that the choice is made again."""
+        """Read from the overlay while there is something in it. Both may change meanwhile: then choose again."""
         while True:
             overlay, beneath = self._overlay, self._beneath
             shown = overlay if overlay else beneath
