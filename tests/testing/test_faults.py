@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -28,19 +29,24 @@ from datasync.testing import SHORT, Faults, ManualClock, RecordingSubscriber, se
 from tests.conftest import PATIENT, wait_until
 from tests.support.timing import at_most
 
-URL = "memory://faults"
+_numbers = itertools.count()
 
 
 @pytest.fixture
-def store() -> Iterator[MemoryStore]:
-    with connect(URL) as store:
+def url() -> str:
+    return f"memory://faults-{next(_numbers)}"  # a new one: the garbage of the test before may still hold its data
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[MemoryStore]:
+    with connect(url) as store:
         assert isinstance(store, MemoryStore)
         yield store
 
 
 @pytest.fixture
-def faults(store: MemoryStore) -> Iterator[Faults]:
-    with Faults(URL) as faults:
+def faults(store: MemoryStore, url: str) -> Iterator[Faults]:
+    with Faults(url) as faults:
         yield faults
 
 
@@ -63,10 +69,10 @@ def reasons(seen: RecordingSubscriber) -> list[ResyncReason]:
 
 
 def test_a_lost_store_raises_for_every_handle_but_that_of_the_other_writer(
-    store: MemoryStore, faults: Faults, seen: RecordingSubscriber
+    url: str, store: MemoryStore, faults: Faults, seen: RecordingSubscriber
 ) -> None:
     # given another handle of the program
-    with connect(URL) as other:
+    with connect(url) as other:
         # when the store is lost
         with faults.lost():
             for one in (store, other):
