@@ -47,6 +47,7 @@ FLOORS = {
     "datasync.grpcsync": 3,
     "datasync.restsync": 3,
     "datasync.msgsync": 3,
+    "datasync.openfeature": 4,
     "datasync.testing": 4,
     "datasync.examples": 4,
     "datasync.examples.guides": 5,  # also tests, with what is for tests
@@ -67,6 +68,7 @@ EXTRAS = {
     "datasync.cli": {"click", "rich"},
     "datasync.examples": {"click", "flask", "rich"},
     "datasync.examples.guides": {"django", "flask", "openfeature", "pytest"},
+    "datasync.openfeature": {"openfeature"},
     "datasync.testing": {"pytest"},
 }
 #: Modules on floor 0 that belong to an extra each.

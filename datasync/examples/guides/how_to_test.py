@@ -74,11 +74,8 @@ def test_a_rejected_key_comes_again(datasync_plugin: Plugin[Any]) -> None:
         datasync_plugin.put("port/a", {"number": 7})
         subscriber.wait_for(lambda seen: "port/a" in seen.values)
         assert subscriber.rejected == ["port/a"]
-        assert [isinstance(event, ChangeEvent) and event.redelivery for event in subscriber.events] == [
-            False,
-            False,
-            True,
-        ]
+        again = [event for event in subscriber.events if isinstance(event, ChangeEvent) and event.redelivery]
+        assert len(again) == 1
 
 
 # [clock]
