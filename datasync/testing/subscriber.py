@@ -6,17 +6,17 @@ Source: contract C9, C10.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 from datasync.api import KeyValProtoWatcher
 from datasync.codecs.api import Codec
 from datasync.consumer.consumer import Consumer
-from datasync.consumer.pairs import JSON, raw, value_or_error
+from datasync.consumer.pairs import JSON, bytes_and_value
 from datasync.errors import DecodeError, DoneTimeout, InvalidArgumentError, Rejected
 from datasync.events import ChangeEvent, Op, ResyncEvent
 from datasync.runtime.closing import Closable
+from datasync.runtime.timeouts import check_timeout
 
 
 class RecordingSubscriber(Closable):
@@ -69,9 +69,8 @@ class RecordingSubscriber(Closable):
 
     def wait_for(self, condition: Callable[[RecordingSubscriber], object], timeout: float = 10.0) -> None:
         """Wait until ``condition(self)`` is true. Raises ``DoneTimeout``."""
-        until = time.monotonic() + timeout
         with self._changed:
-            if not self._changed.wait_for(lambda: condition(self), max(0.0, until - time.monotonic())):
+            if not self._changed.wait_for(lambda: condition(self), check_timeout(timeout)):
                 raise DoneTimeout(f"{self.name!r}: the condition did not become true within {timeout:g} s")
 
     def close(self) -> None:
@@ -79,13 +78,15 @@ class RecordingSubscriber(Closable):
         self._consumer.close()
 
     def _handle(self, event: ChangeEvent | ResyncEvent) -> None:
+        pairs: list[Any]
         if isinstance(event, ResyncEvent):
-            found = {pair.get_key(): raw(pair) for pairs in event.get_values().values() for pair in pairs}
-            gone = {pair.get_key() for pair in event.get_removed()}
+            pairs = [pair for pairs in event.get_values().values() for pair in pairs]
+            gone = [pair.get_key() for pair in event.get_removed()]
         else:
-            changes = event.get_changes()
-            found = {one.get_key(): raw(one) for one in changes if one.get_change_type() is not Op.DELETE}
-            gone = {one.get_key() for one in changes if one.get_change_type() is Op.DELETE}
+            changes = list(event.get_changes())
+            pairs = [change for change in changes if change.get_change_type() is not Op.DELETE]
+            gone = [change.get_key() for change in changes if change.get_change_type() is Op.DELETE]
+        found = {pair.get_key(): bytes_and_value(self._codec, pair)[1] for pair in pairs}
         with self._changed:
             self.events.append(event)
             errors = self._take_locked(found, gone)
@@ -94,19 +95,18 @@ class RecordingSubscriber(Closable):
         if errors:
             raise Rejected(errors)
 
-    def _take_locked(self, found: dict[str, bytes | None], gone: set[str]) -> dict[str, BaseException]:
+    def _take_locked(self, found: dict[str, Any], gone: list[str]) -> dict[str, BaseException]:
         """Note what is accepted, and return the errors of the others."""
         errors: dict[str, BaseException] = {}
         for key in [*found, *gone]:
-            data = found.get(key)
-            value = None if data is None else value_or_error(self._codec, data)
+            value = found.get(key)
             error = value if isinstance(value, DecodeError) else self._error_locked(key)
             if error is not None:
                 errors[key] = error
-            elif key in gone:
-                self.values.pop(key, None)
-            else:
+            elif key in found:
                 self.values[key] = value
+            else:
+                self.values.pop(key, None)
         return errors
 
     def _error_locked(self, key: str) -> BaseException | None:

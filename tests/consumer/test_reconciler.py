@@ -65,15 +65,6 @@ def accepted(registry: Registry, events: int) -> bool:
     return registry.status().subscriptions["r"].ok == events
 
 
-def test_c20_without_prefixes_it_applies_everything(source: Registry, apply: Recorder) -> None:
-    snapshot(source, 1, {"k/a": b"1", "other": b"2"})
-    with Reconciler(source, "r", apply=apply) as reconciler:
-        reconciler.wait_synced(PATIENT)
-        snapshot(source, 2, {"k/a": b"1"})
-        wait_until(lambda: len(apply.calls) == 3, "the delete was called")
-    assert sorted(apply.calls, key=str) == [("k/a", 1, None), ("other", 2, None), ("other", None, 2)]
-
-
 def test_c20_each_real_difference_is_one_call_resyncs_included(source: Registry, apply: Recorder) -> None:
     with Reconciler(source, "r", "k/", apply=apply) as reconciler:
         # given a first state

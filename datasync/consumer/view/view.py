@@ -93,6 +93,29 @@ class View(Mapping[str, T], Closable, Generic[T]):
     #: What a test shows; made when it is needed.
     _overlay: Overlay | None = None
 
+    @overload
+    def __init__(
+        self: View[Any],
+        watcher: KeyValProtoWatcher,
+        name: str,
+        *prefixes: str,
+        defaults: Mapping[str, Any] | None = ...,
+        max_stale: float | None = ...,
+        settle: tuple[float, float] | None = ...,
+        max_delete: float | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        watcher: KeyValProtoWatcher,
+        name: str,
+        *prefixes: str,
+        codec: Codec[T],
+        defaults: Mapping[str, T] | None = ...,
+        max_stale: float | None = ...,
+        settle: tuple[float, float] | None = ...,
+        max_delete: float | None = ...,
+    ) -> None: ...
     def __init__(
         self,
         watcher: KeyValProtoWatcher,
