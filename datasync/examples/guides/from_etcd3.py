@@ -11,7 +11,7 @@ from datasync import Plugin, View, connect, with_client_lifetime_ttl
 
 def work(url: str) -> None:
     with connect(url) as store, Plugin(store, "/hosts/") as plugin, View(plugin, "hosts") as hosts:
-        hosts.on_change(lambda key, old, new: print(key, "was", old, "is", new))
+        hosts.on_change(lambda key, old, new: print(f"{key} was {old} is {new}"))
         hosts.wait_synced()
         broker = store.new_broker("/")
         broker.put("alive/worker-1", b"up", with_client_lifetime_ttl())

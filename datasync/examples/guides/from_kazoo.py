@@ -11,11 +11,11 @@ from datasync import Plugin, View, connect, with_client_lifetime_ttl
 
 def work(url: str) -> None:
     with connect(url) as store, Plugin(store) as plugin, View(plugin, "tree", "/hosts/", "/alive/") as tree:
-        tree.on_change(lambda path, old, new: print(path, "was", old, "is", new))
+        tree.on_change(lambda path, old, new: print(f"{path} was {old} is {new}"))
         tree.wait_synced()
         store.new_broker().put("/alive/worker-1", b'"up"', with_client_lifetime_ttl())
         tree.put("/hosts/web", {"port": 80})
-        print(tree.get("/hosts/web"), tree.get("/hosts/db", "no data"), tree.state.value)
+        print(f"{tree.get('/hosts/web')}, {tree.get('/hosts/db', 'no data')}, {tree.state.value}")
 
 
 # [end]
