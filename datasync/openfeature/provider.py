@@ -132,11 +132,11 @@ class DatasyncProvider(AbstractProvider):
         except DatasyncError as error:
             raise ProviderNotReadyError(str(error)) from error
         details = evaluate(key, stored, default, context or _NOBODY)
-        value: Any = details.value
+        value = details.value
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise TypeMismatchError(f"the flag {key!r} has a value of the type {type(value).__name__}")
         if float in kinds:
-            details.value = value + 0.0  # the SDK takes a whole number for a mismatch
+            details.value = float(details.value)  # the SDK takes a whole number for a mismatch
         if self._state is ViewState.STALE:
             details.reason = Reason.STALE
         return details
