@@ -224,6 +224,8 @@ def _strangers(before: set[threading.Thread]) -> list[threading.Thread]:
 def _exempt(thread: threading.Thread) -> bool:
     if isinstance(thread, threading._DummyThread):
         return True  # started by C code, and seen here only because a callback ran in it
+    if thread.name.startswith("openfeature-event-handler"):
+        return True  # of the OpenFeature SDK, which keeps its pool for ever
     module = getattr(getattr(thread, "_target", None), "__module__", None) or ""
     # grpc: channel and server threads; pytest_timeout: its timer; execnet: the workers of pytest-xdist.
     return module.partition(".")[0] in {"grpc", "pytest_timeout", "execnet"}

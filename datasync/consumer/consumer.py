@@ -51,6 +51,8 @@ class Consumer(Closable):
         if not callable(handle):
             raise InvalidArgumentError(f"the consumer {name!r} needs a function handle")
         self.name = name
+        #: The source of the events.
+        self.watcher = watcher
         self._handle = handle
         self._guard = ForkGuard(f"the consumer {name!r}")
         # Bounded by itself: each source has one event in flight. None ends the thread.
@@ -73,6 +75,11 @@ class Consumer(Closable):
         self._guard.check()
         wait_answered(self._registration, self.name, revision, timeout)
 
+    @property
+    def idle(self) -> bool:
+        """True when no event waits or is being handled. What the source has not put yet is the source's business."""
+        return not self._events.unfinished_tasks
+
     def close(self, timeout: float = 60.0) -> None:
         """End the subscription and the thread; wait for a call in progress up to *timeout* seconds.
 
@@ -92,3 +99,4 @@ class Consumer(Closable):
                     self._handle(event)
             except BaseException as error:  # SystemExit too: user code does not end the thread
                 log.warning("%s: %r was rejected with %s", self.name, event, type(error).__name__)
+            self._events.task_done()  # after the acknowledgement, which puts the next event

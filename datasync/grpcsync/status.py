@@ -82,6 +82,7 @@ def _merge(parts: list[SubscriptionStatus]) -> SubscriptionStatus:
         last_error=next((part.last_error for part in parts if part.last_error is not None), None),
         owed={key: owed for part in parts for key, owed in part.owed.items()},
         resync_in=min((part.resync_in for part in parts if part.resync_in is not None), default=None),
+        resync_due=any(part.resync_due for part in parts),
     )
 
 

@@ -46,12 +46,20 @@ class _Entry(NamedTuple):
         return f"<{len(self.value)} bytes of revision {self.revision}>"
 
 
-class _SharedData:
+class MemoryData:
     """The data of one name, shared by the stores that are open on it."""
 
     def __init__(self) -> None:
         #: Guards the data and the mutable fields of the stores; notified on each commit, cancel and close.
         self.changed = threading.Condition()
+        #: Raised by every call and stream of every store but those that are ``spared``. For tests, as the next three.
+        self.failure: DatasyncError | None = None
+        #: Seconds that every call takes, and every batch of a stream.
+        self.delay = 0.0
+        #: Errors of the next commits, each with whether the operations are applied first.
+        self.commit_failures: deque[tuple[DatasyncError, bool]] = deque()
+        #: Owner tokens of stores that the three above do not concern: those of the test itself.
+        self.spared: set[object] = set()
         #: The number of times that all data was lost: shows a rewind even if the revisions have grown again.
         self.losses = -1
         self.reset()
@@ -85,6 +93,13 @@ class _SharedData:
     def holds(self, condition: Condition) -> bool:
         entry = self.entries.get(condition.key)
         return condition.holds(None, 0) if entry is None else condition.holds(entry.value, entry.revision)
+
+    def lose_history(self) -> None:
+        """Drop all history, with a newest revision that no stream has read: each must list again."""
+        self.revision += 1
+        self.commits.clear()
+        self.oldest = self.revision
+        self.changed.notify_all()
 
     def forget(self, history: int) -> None:
         while len(self.commits) > history:
@@ -141,7 +156,7 @@ class _SharedData:
         return sorted(key for key in self.entries if key.startswith(prefix))
 
 
-_shared_data: SharedByKey[str, _SharedData] = SharedByKey(_SharedData)
+_shared_data: SharedByKey[str, MemoryData] = SharedByKey(MemoryData)
 
 
 class MemoryStore(Store):
@@ -150,23 +165,26 @@ class MemoryStore(Store):
     Args:
       name: Stores with the same name share their data while one of them is open. Without a name, data is not shared.
       history: Commits kept for streams; older ones are compacted.
+      data: The data of another store, to share it without a name.
 
     Threads: any.
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
 
-    def __init__(self, name: str = "", *, history: int = HISTORY) -> None:
+    def __init__(self, name: str = "", *, history: int = HISTORY, data: MemoryData | None = None) -> None:
         check_setting("history", history, zero=True)
         self._name = f"memory://{name}"
         self._guard = ForkGuard(self._name)
-        self._owner = object()
+        #: Token of this store.
+        self.owner = object()
         self._history = history
         self._closed = False
         self._failure: DatasyncError | None = None
-        self._data = _shared_data.get(name) if name else _SharedData()
+        #: What the stores of one name share; ``datasync.testing.Faults`` acts on it.
+        self.data = data or (_shared_data.get(name) if name else MemoryData())
         # The count at the last scan; guarded by the data's lock.
-        self._losses = self._data.losses
+        self._losses = self.data.losses
 
     @classmethod
     def from_url(cls, url: StoreURL, *, history: int = HISTORY) -> MemoryStore:
@@ -200,9 +218,12 @@ class MemoryStore(Store):
     ) -> CommitResult:
         with self._open() as data:
             holds = all(data.holds(condition) for condition in conditions)
-            effect = net_effect(ops if holds else otherwise, data.entries.__contains__, data.under)
-            data.record(effect, self._owner)
+            failure, applied = data.commit_failures.popleft() if self._fails(data.commit_failures) else (None, True)
+            effect = net_effect(ops if holds else otherwise, data.entries.__contains__, data.under) if applied else {}
+            data.record(effect, self.owner)
             data.forget(self._history)
+            if failure is not None:
+                raise failure
             return CommitResult(holds, data.revision, sum(op is None for op in effect.values()))
 
     def scan_page(
@@ -230,12 +251,12 @@ class MemoryStore(Store):
         if self._guard.forked:
             return
         self.places.close()
-        data = self._data
+        data = self.data
         with data.changed:
             if self._closed:
                 return
             self._closed = True
-            data.end(self._owner)
+            data.end(self.owner)
             data.forget(self._history)
             data.changed.notify_all()
 
@@ -255,20 +276,35 @@ class MemoryStore(Store):
 
     def fail_with(self, error: DatasyncError | None) -> None:
         """Raise *error* from every call and stream of this store, until called with None. For tests."""
-        with self._data.changed:
+        with self.data.changed:
             self._failure = error
-            self._data.changed.notify_all()
+            self.data.changed.notify_all()
 
-    def _open(self) -> _OpenData:
+    def _open(self, stream: _MemoryStream | None = None) -> _OpenData:
         self._guard.check()
-        return _OpenData(self)
+        return _OpenData(self, stream)
 
     def check_open(self) -> None:
         """Raise the error that keeps the store from responding. The caller holds the data's lock."""
         if self._closed:
             raise ClosedError(f"{self._name} is closed")
-        if self._failure is not None:
-            raise self._failure
+        failure = self._failure or (self.data.failure if self._fails(self.data.failure) else None)
+        if failure is not None:
+            raise failure
+
+    def wait_as_slow(self, stream: _MemoryStream | None = None) -> None:
+        """Wait as long as a call takes in a store that a test has made slow. The caller holds the data's lock."""
+        delay = self.data.delay
+        if self._fails(delay):
+            over = boot_clock.now() + delay
+            while not self._closed and self.data.delay == delay and (left := over - boot_clock.now()) > 0:
+                if stream is not None and stream.cancelled:
+                    return
+                self.data.changed.wait(min(left, IDLE))
+
+    def _fails(self, fault: object) -> bool:
+        """Return True if *fault* is there and concerns this store."""
+        return bool(fault) and self.owner not in self.data.spared
 
 
 class _MemoryLease(Lease):
@@ -311,15 +347,18 @@ class _MemoryLease(Lease):
 class _OpenData:
     """Holds the lock of an open store whose expired keys were deleted."""
 
-    __slots__ = ("_store",)
+    __slots__ = ("_store", "_stream")
 
-    def __init__(self, store: MemoryStore) -> None:
+    def __init__(self, store: MemoryStore, stream: _MemoryStream | None) -> None:
         self._store = store
+        self._stream = stream
 
-    def __enter__(self) -> _SharedData:
-        data = self._store._data
+    def __enter__(self) -> MemoryData:
+        data = self._store.data
         data.changed.acquire()
         try:
+            if self._stream is None:  # a stream is slow after it has waited for a commit
+                self._store.wait_as_slow()
             self._store.check_open()
             data.expire()
             return data
@@ -328,7 +367,7 @@ class _OpenData:
             raise
 
     def __exit__(self, *_: object) -> None:
-        self._store._data.changed.release()
+        self._store.data.changed.release()
 
 
 class _MemoryScan(Scan):
@@ -346,42 +385,44 @@ class _MemoryStream(Stream):
         self._prefix = prefix
         self._position = after
         self._losses = losses
-        self._cancelled = False
+        self.cancelled = False
 
     def cancel(self) -> None:
         if self._store._guard.forked:
             return
-        changed = self._store._data.changed
+        changed = self._store.data.changed
         with changed:
-            self._cancelled = True
+            self.cancelled = True
             changed.notify_all()
 
     def __iter__(self) -> Iterator[Batch | None]:
         first = True
         while True:
             try:
-                with self._store._open() as data:
+                with self._store._open(self) as data:
                     if not first:
                         self._wait(data)
+                    self._store.wait_as_slow(self)
+                    self._store.check_open()
                     batch = self._next(data)
             except DatasyncError:
-                if self._cancelled:  # cancelled and then closed: end as requested
+                if self.cancelled:  # cancelled and then closed: end as requested
                     return
                 raise
-            if self._cancelled:
+            if self.cancelled:
                 return
             yield batch if first or batch.revision > self._position else None
             first = False
             self._position = batch.revision
 
-    def _wait(self, data: _SharedData) -> None:
+    def _wait(self, data: MemoryData) -> None:
         """Wait for a commit, the next deadline, or one second."""
-        if not self._cancelled and data.revision == self._position:
+        if not self.cancelled and data.revision == self._position:
             data.changed.wait(min(max(data.due - boot_clock.now(), 0.0), IDLE))
         self._store.check_open()
         data.expire()
 
-    def _next(self, data: _SharedData) -> Batch:
+    def _next(self, data: MemoryData) -> Batch:
         if data.losses != self._losses:
             raise RewoundError(f"{self._store.name} was emptied since it was listed")
         check_position(self._store.name, self._position, data.oldest, data.revision)

@@ -19,7 +19,7 @@ from datasync.keyval.types import Capability, RewoundError
 from datasync.runtime.backoff import AFTER_BREAK, Backoff
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Worker
-from datasync.runtime.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from datasync.runtime.timeouts import Timeouts, default_timeouts
 
 log = get_logger(__name__)
 
@@ -46,7 +46,7 @@ class StoreReader:
         self._sink = sink
         self._has_history = Capability.HISTORY in store.capabilities
         self._worker = Worker(f"keyval-reader-{store.name}", self._run, wake=self._cancel_stream)
-        self._timeouts = timeouts or DEFAULT_TIMEOUTS
+        self._timeouts = timeouts or default_timeouts()
         first, most = self._timeouts.retry_backoff
         self._backoff = Backoff(first, most, after_break=AFTER_BREAK)
         self._quick_backoff = Backoff(first, first)

@@ -29,6 +29,7 @@ from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard
 from datasync.runtime.timeouts import Timeouts
+from datasync.runtime.timers import SYSTEM_CLOCK, Clock
 from datasync.serializer import Serializer, SerializerJSON, check_serializer
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
@@ -62,6 +63,7 @@ class Plugin(Closable, Generic[T]):
         store. The default is the store's name, followed by ``#`` and *prefix* if there is one.
       allow_delayed_start: Start even if the store cannot be reached, and read it when it can.
       timeouts: Durations of the reader and the registry that differ from the defaults.
+      clock: Replaces the monotonic clock of the registry, in tests.
       codec: Encodes what ``put`` writes and decodes the ``value`` of every pair and change. Without one, values are
         messages, which *serializer* encodes.
 
@@ -80,6 +82,7 @@ class Plugin(Closable, Generic[T]):
         name: str | None = ...,
         allow_delayed_start: bool = ...,
         timeouts: Timeouts | None = ...,
+        clock: Clock = ...,
         codec: None = ...,
     ) -> None: ...
     @overload
@@ -93,6 +96,7 @@ class Plugin(Closable, Generic[T]):
         name: str | None = ...,
         allow_delayed_start: bool = ...,
         timeouts: Timeouts | None = ...,
+        clock: Clock = ...,
         codec: Codec[T],
     ) -> None: ...
     def __init__(
@@ -105,6 +109,7 @@ class Plugin(Closable, Generic[T]):
         name: str | None = None,
         allow_delayed_start: bool = False,
         timeouts: Timeouts | None = None,
+        clock: Clock = SYSTEM_CLOCK,
         codec: Codec[Any] | None = None,
     ) -> None:
         if not isinstance(kv, Store):
@@ -129,6 +134,7 @@ class Plugin(Closable, Generic[T]):
             sourced=True,
             has_revisions=Capability.REVISION in kv.capabilities,
             timeouts=timeouts,
+            clock=clock,
         )
         self._bytes = BytesBroker(kv, prefix)
         self._broker = ProtoBroker(self._bytes, serializer)
@@ -138,6 +144,16 @@ class Plugin(Closable, Generic[T]):
         self._places: set[ResyncRegistration] = set()
         self._reader: StoreReader | None = None
         self._closed = False
+
+    @property
+    def store(self) -> Store:
+        """The store."""
+        return self._kv
+
+    @property
+    def prefix(self) -> str:
+        """The prefix of every key in the store."""
+        return self._prefix
 
     def init(self) -> None:
         """Do nothing. Part of the life cycle of Go plugins; subscriptions may be made before it."""

@@ -67,5 +67,20 @@ class Timeouts:
     anchor_patience: float = 1.0
 
 
-#: The timeouts of everything that is not given others.
 DEFAULT_TIMEOUTS = Timeouts()
+#: What takes the place of the default, the newest last. A test may shorten the backoffs of the program that it tests.
+_replacements: dict[object, Timeouts] = {}
+
+
+def default_timeouts() -> Timeouts:
+    """Return the timeouts of everything that is not given others. Threads: any; without a lock."""
+    replaced = list(_replacements.values())
+    return replaced[-1] if replaced else DEFAULT_TIMEOUTS
+
+
+def replace_default(mark: object, timeouts: Timeouts | None) -> None:
+    """Make *timeouts* the default until the next call with the same *mark* and None. Threads: any; without a lock."""
+    if timeouts is None:
+        _replacements.pop(mark, None)
+    else:
+        _replacements[mark] = timeouts

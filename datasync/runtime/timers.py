@@ -25,6 +25,8 @@ log = get_logger(__name__)
 class Clock:
     """The monotonic clock of the process, of which a test sets the time. Threads: any."""
 
+    #: False where time stands still until it is moved.
+    runs = True
     #: The present, in seconds since an arbitrary moment.
     monotonic = staticmethod(time.monotonic)
 

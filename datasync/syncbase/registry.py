@@ -23,7 +23,7 @@ from datasync.events import ChangeValue, KeyVal, ResyncReason
 from datasync.runtime.full_queues import FullQueues
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard
-from datasync.runtime.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from datasync.runtime.timeouts import Timeouts, default_timeouts
 from datasync.runtime.timers import SYSTEM_CLOCK, Clock, Timers
 from datasync.runtime.waiters import Waiters
 from datasync.runtime.wording import counted
@@ -72,7 +72,7 @@ class Registry(Mirror):
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.name, self._guard = name, ForkGuard(f"the registry {name!r}")
-        timeouts = timeouts or DEFAULT_TIMEOUTS
+        timeouts = timeouts or default_timeouts()
         self._lock = lock = threading.RLock()  # guards the state, the router, the timers, the health and the observers
         timers = Timers(name, clock, lock)
         self._state = PrevRevisions(serializer or DEFAULT_SERIALIZER, lock, codec)

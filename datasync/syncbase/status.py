@@ -68,6 +68,7 @@ class SubscriptionStatus:
     ``owed`` has every key that was not accepted. ``resync_in`` is the seconds until the RESYNC that repeats a failed
     one, or that replaces too many owed keys; None when none is planned. ``late`` counts acknowledgements after more
     than ``DEFAULT_NOTIF_TIMEOUT``. They also count as ok or failed, unless the event was abandoned before.
+    ``resync_due`` is True when a RESYNC is about to be put.
     """
 
     state: SubscriptionState
@@ -81,6 +82,7 @@ class SubscriptionStatus:
     last_error: BaseException | None
     owed: Mapping[str, OwedStatus] = field(default_factory=dict)
     resync_in: float | None = None
+    resync_due: bool = False
 
 
 @dataclass(frozen=True, slots=True)

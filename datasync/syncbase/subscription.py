@@ -166,6 +166,7 @@ class Subscription:
         now, waiting = self._now(), self._undelivered
         owed = waiting.owed.status()
         due = waiting.owed.resync_at if waiting.resync is None else waiting.resync.not_before
+        held = waiting.resync is not None and waiting.resync.held
         slow = any(now - event.put_at > self._timeouts.delivery for event in self._in_flight)
         behind = slow or bool(waiting.backlog) or waiting.resync is not None
         # The error of a key under a prefix that was unregistered meanwhile is nobody's business any more.
@@ -182,6 +183,7 @@ class Subscription:
             last_error=self._last_error,
             owed=owed,
             resync_in=None if due is None or due <= now else due - now,
+            resync_due=due is not None and due <= now and not held,
         )
 
     def check_open_locked(self) -> None:

@@ -22,6 +22,9 @@ from tests.support.running import Running, run
 EXAMPLES = Path(__file__).resolve().parents[2] / "datasync" / "examples"
 
 
+APPLICATIONS = ["live_flags_flask:app", "guides.live_flags_django:application"]
+
+
 def lines(example: str) -> int:
     """The lines of code between the marks of *example*."""
     marked = re.search(r"# \[flags\]\n(.*)# \[end\]", (EXAMPLES / f"{example}.py").read_text(), re.DOTALL)
@@ -46,6 +49,7 @@ def get(port: int) -> Any:
 def test_c20_live_flags_are_four_lines_and_six_in_a_flask_application() -> None:
     assert lines("live_flags") <= 4
     assert lines("live_flags_flask") <= 6
+    assert lines("guides/live_flags_django") <= 6
 
 
 def test_c20_the_four_lines_work(tmp_path: Path) -> None:
@@ -65,10 +69,10 @@ def test_c20_settings_keep_the_last_good_object() -> None:
     ]
 
 
-def gunicorn(port: int, url: str, cache: Path, *options: str) -> Running:
-    pytest.importorskip("flask")
+def gunicorn(app: str, port: int, url: str, cache: Path, *options: str) -> Running:
+    pytest.importorskip("django" if "django" in app else "flask")
     pytest.importorskip("gunicorn")
-    app = "datasync.examples.live_flags_flask:app"
+    app = f"datasync.examples.{app}"
     return Running(
         *("-W", "ignore", "-m", "gunicorn", "-w", "2", "-b", f"127.0.0.1:{port}", *options, app),
         extra={"FLAGS": url, "FLAGS_CACHE": str(cache)},
@@ -80,12 +84,13 @@ def seen_by_all_workers(port: int, expected: Any) -> Callable[[], bool]:
     return lambda: all(get(port) == expected for _ in range(20))
 
 
+@pytest.mark.parametrize("app", APPLICATIONS)
 @pytest.mark.parametrize("preload", [(), ("--preload",)])
-def test_c15_every_worker_of_gunicorn_follows_the_flags(preload: tuple[str, ...], tmp_path: Path) -> None:
+def test_c15_every_worker_of_gunicorn_follows_the_flags(app: str, preload: tuple[str, ...], tmp_path: Path) -> None:
     # given
     url, port = f"sqlite://{tmp_path}/flags.db", free_port()
     put(url, a=1)
-    with gunicorn(port, url, tmp_path / "cache", *preload) as server:
+    with gunicorn(app, port, url, tmp_path / "cache", *preload) as server:
         wait_until(seen_by_all_workers(port, {"a": 1}), "the workers have the flags")
         # when a flag changes / then each worker has it
         put(url, a=2)
@@ -103,7 +108,7 @@ def test_c20_gunicorn_serves_the_last_good_flags_while_the_store_is_down(
     down, port = free_port(), free_port()
     cache = CacheFile(tmp_path / "cache", f"etcd://127.0.0.1:{down}", "flags/")
     assert cache.save(CachedValues({"a": b'{"on":true}'}, 5))
-    with gunicorn(port, f"etcd://127.0.0.1:{down}", tmp_path / "cache", *preload) as server:
+    with gunicorn(APPLICATIONS[0], port, f"etcd://127.0.0.1:{down}", tmp_path / "cache", *preload) as server:
         # when it starts / then it serves what was good last
         wait_until(lambda: get(port) == {"a": {"on": True}}, "the last good flags are served")
         server.send(signal.SIGTERM)
@@ -112,6 +117,7 @@ def test_c20_gunicorn_serves_the_last_good_flags_while_the_store_is_down(
 
 def test_the_servers_of_these_tests_are_there() -> None:
     try:
+        import django  # noqa: F401
         import flask  # noqa: F401
         import gunicorn  # noqa: F401
     except ImportError as error:

@@ -47,8 +47,20 @@ def printed(example: str) -> str:
     return done.stdout
 
 
+#: Those of the guides: test_guides.py, tests/consumer/test_live_examples.py, tests/testing/test_fixtures.py.
+TESTED_OF_GUIDES = {
+    "from_etcd3",
+    "from_kazoo",
+    "from_launchdarkly",
+    "from_redis",
+    "how_to_test",
+    "live_flags_django",
+}
+
+
 def test_no_example_is_forgotten() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} - PARTS == TESTED
+    assert {path.stem for path in (EXAMPLES / "guides").glob("*.py")} - PARTS == TESTED_OF_GUIDES
 
 
 def test_local_transaction_shows_old_and_new_values_and_a_rejection() -> None:

@@ -97,7 +97,7 @@ class _Pages(Scan):
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "DEFAULT_TIMEOUTS", HURRIED)
+    monkeypatch.setattr("datasync.runtime.timeouts.DEFAULT_TIMEOUTS", HURRIED)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ class Noted(Backoff):
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(reader_module, "Backoff", Noted)
-    monkeypatch.setattr(reader_module, "DEFAULT_TIMEOUTS", Timeouts(anchor_patience=0.1))
+    monkeypatch.setattr("datasync.runtime.timeouts.DEFAULT_TIMEOUTS", Timeouts(anchor_patience=0.1))
     monkeypatch.setattr(Noted, "taken", [])
     return Noted.taken
 

@@ -135,7 +135,7 @@ def test_d33_after_a_break_the_changes_go_on_where_they_were(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a watch whose connection breaks
-    monkeypatch.setattr("datasync.keyval.reader.DEFAULT_TIMEOUTS", Timeouts(retry_backoff=(0.001, 0.002)))
+    monkeypatch.setattr("datasync.runtime.timeouts.DEFAULT_TIMEOUTS", Timeouts(retry_backoff=(0.001, 0.002)))
     other = MemoryStore("shared with another client")
     mine = MemoryStore("shared with another client")
     seen: Queue[Any] = Queue()

@@ -16,9 +16,10 @@ from google.protobuf.struct_pb2 import Struct
 from typing_extensions import assert_type
 
 import datasync
-from datasync import ChangedPair, Pair, Plugin, codecs, connect
+from datasync import ChangedPair, Pair, Plugin, View, codecs, connect
 from datasync.codecs import Codec
 from datasync.keyval import Store
+from datasync.testing import override
 
 
 @dataclasses.dataclass
@@ -107,6 +108,15 @@ def any_object_with_both_methods_is_a_codec(store: Store) -> None:
     own: Codec[str] = Upper()
     assert_type(Plugin(store, codec=own), Plugin[str])
     Plugin(store, codec=Backwards())  # type: ignore[call-overload]
+
+
+def a_view_and_settings_know_their_values(plugin: Plugin[Any]) -> None:
+    assert_type(View(plugin, "flags"), View[Any])
+    hosts = View(plugin, "hosts", "vhost/", codec=codecs.typed(VHost), max_stale=5.0)
+    assert_type(hosts, View[VHost])
+    assert_type(hosts["a"], VHost)
+    with override(hosts, a=VHost("a")):
+        assert_type(hosts.get("a"), VHost | None)
 
 
 def events_may_be_read_by_a_declared_type(store: Store) -> None:

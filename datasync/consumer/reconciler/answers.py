@@ -9,8 +9,11 @@ from collections import deque
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from datasync.errors import Rejected
+from datasync.errors import DatasyncError, Rejected
 from datasync.events import CallbackResult
+from datasync.runtime.logs import get_logger
+
+log = get_logger(__name__)
 
 
 class Answer:
@@ -62,3 +65,21 @@ class Answer:
 
 #: Acknowledgements that are due.
 Outbox = deque[tuple[CallbackResult, BaseException | None]]
+
+
+def send(outbox: Outbox, name: str) -> None:
+    """Send the acknowledgements that are due. Call without a lock, because the next event is put by the same call."""
+    while outbox:
+        try:
+            event, error = outbox.popleft()
+        except IndexError:  # another thread was quicker
+            return
+        acknowledge(event, error, name)
+
+
+def acknowledge(event: CallbackResult, error: BaseException | None, name: str) -> None:
+    """Acknowledge *event* to the registry of the reconciler *name*, which may be closed by now."""
+    try:
+        event.done(error)
+    except DatasyncError as failure:
+        log.warning("%s: an event could not be answered: %s", name, type(failure).__name__)

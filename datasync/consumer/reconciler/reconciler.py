@@ -20,7 +20,7 @@ from datasync.commits import HasRevision, observe_own_writes
 from datasync.consumer.answered import wait_answered
 from datasync.consumer.guard import DeleteGuard
 from datasync.consumer.pairs import JSON, decoded
-from datasync.consumer.reconciler.answers import Answer
+from datasync.consumer.reconciler.answers import Answer, acknowledge, send
 from datasync.consumer.reconciler.applied import Applied, digests_of
 from datasync.consumer.reconciler.arguments import check_arguments
 from datasync.consumer.reconciler.depends import Dependencies, Mapper
@@ -33,14 +33,12 @@ from datasync.consumer.reconciler.work import Call, Work
 from datasync.consumer.reconciler.work_queue import NEVER
 from datasync.errors import (
     ClosedError,
-    DatasyncError,
     DoneTimeout,
     InvalidArgumentError,
     PropagationError,
     Rejected,
     RetryAfter,
 )
-from datasync.events import CallbackResult
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import CLOSE_TIMEOUT, Flag, ForkGuard, Worker
@@ -57,7 +55,6 @@ PATIENCE = 0.05
 LEADER_POLL = 0.25
 #: Random factors of ``every``.
 DRIFT_JITTER = (0.9, 1.1)
-DEFAULT_RETRY = Retry()
 
 
 class Reconciler(Closable, Generic[T]):
@@ -84,7 +81,7 @@ class Reconciler(Closable, Generic[T]):
       apply: See above; called by *workers* threads.
       codec: Decodes values; one that cannot be decoded is a problem of its key until it changes.
       workers: Number of calls at once.
-      retry: When keys that failed are called again.
+      retry: When keys that failed are called again; ``Retry()`` by default.
       every: Seconds, give or take a tenth, after which every key is called again, against drift.
       depends: Prefix of other keys to ``f(key, value)``, which returns the keys that depend on it; also a pair of the
         function and the codec of these values. It is called with the old and with the new value.
@@ -116,7 +113,7 @@ class Reconciler(Closable, Generic[T]):
         apply: Callable[[str, T | None, T | None], object],
         codec: Codec[T] = JSON,
         workers: int = 1,
-        retry: Retry = DEFAULT_RETRY,
+        retry: Retry | None = None,
         every: float | None = None,
         depends: Mapping[str, Mapper | tuple[Mapper, Codec[Any]]] | None = None,
         state: str | Path | None = None,
@@ -131,6 +128,8 @@ class Reconciler(Closable, Generic[T]):
         check_arguments(name, apply, codec, workers, every, deadline, settle)
         prefixes = prefixes or ("",)  # as RESYNCs name it
         self.name = name
+        #: The source of the events.
+        self.watcher = watcher
         self._apply = apply
         self._codec = codec
         self._every = every
@@ -158,7 +157,8 @@ class Reconciler(Closable, Generic[T]):
         digests = {key: value for key, value in digests.items() if key not in listed} | digests_of(known or ())
         self._applied, others = Applied(self._file, digests), Applied(self._file, listed)
         own = OwnWrites(watcher, prefixes, self._lock, clock.monotonic)
-        self._work = Work(self._applied, DeleteGuard(max_delete), retry, settle, clock.monotonic, own)
+        guard = DeleteGuard(max_delete)
+        self._work = Work(self._applied, guard, retry or Retry.default(), settle, clock.monotonic, own)
         self._inbox = Inbox()
         self._registration = watcher.watch(name, self._inbox, self._inbox, *prefixes, *dependencies.prefixes)
         self._intake = Intake(
@@ -241,6 +241,14 @@ class Reconciler(Closable, Generic[T]):
                 held=held,
             )
 
+    @property
+    def idle(self) -> bool:
+        """True when no event or key waits, and no retry is due. Changes that settle wait, unless time stands still."""
+        with self._lock:
+            work, now = self._work, self._clock.monotonic()
+            quiet = work.quiet if self._clock.runs else not (len(work.queue) or work.queue.active)
+            return quiet and not self._inbox.unfinished_tasks and work.queue.next_at() > now
+
     def wait_synced(self, timeout: float, revision: int | HasRevision | None = None) -> None:
         """Wait until each source was heard, and everything that came in was applied, *revision* too if it is given.
 
@@ -312,9 +320,9 @@ class Reconciler(Closable, Generic[T]):
                             self._open.append(answer)
                 except Exception as error:
                     log.warning("%s: an event could not be taken over: %s", self.name, type(error).__name__)
-                    self._answer(event, error)
+                    acknowledge(event, error, self.name)
                 self._inbox.task_done()
-                self._send()
+                send(self._work.outbox, self.name)
         finally:
             self._taking.release()
 
@@ -340,7 +348,7 @@ class Reconciler(Closable, Generic[T]):
                 self._synced.notify_all()
         for key in late:
             log.warning("%s: the call for %r takes longer than %g s", self.name, key, self._deadline)
-        self._send()
+        send(self._work.outbox, self.name)
         return until
 
     def _next_drift(self) -> float:
@@ -358,7 +366,7 @@ class Reconciler(Closable, Generic[T]):
                 if worker.stopping.is_set():
                     return
                 call, until = self._next(flag)
-                self._send()
+                send(self._work.outbox, self.name)
                 if call is not None:
                     self._make(call)
                 else:
@@ -421,7 +429,7 @@ class Reconciler(Closable, Generic[T]):
         if error is not None:  # not its text, which may have a value: that is in ``problems``
             again = f"again in {delay:.1f} s" if delay < NEVER else "not again before its value changes"
             log.warning("%s: %r failed with %s, %s", self.name, key, type(error).__name__, again)
-        self._send()
+        send(self._work.outbox, self.name)
 
     def _leads(self) -> bool:
         if self._leader is None:
@@ -444,19 +452,3 @@ class Reconciler(Closable, Generic[T]):
                     self._idle.pop().set()
                 else:
                     break
-
-    def _send(self) -> None:
-        """Send the acknowledgements that are due; without the lock, because the next event is put by the same call."""
-        outbox = self._work.outbox
-        while outbox:
-            try:
-                event, error = outbox.popleft()
-            except IndexError:  # another thread was quicker
-                return
-            self._answer(event, error)
-
-    def _answer(self, event: CallbackResult, error: BaseException | None) -> None:
-        try:
-            event.done(error)
-        except DatasyncError as failure:
-            log.warning("%s: an event could not be answered: %s", self.name, type(failure).__name__)

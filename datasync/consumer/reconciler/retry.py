@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass
 
 from datasync.errors import DecodeError, InvalidArgumentError, Permanent, RetryAfter
+from datasync.runtime.timeouts import default_timeouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,13 @@ class Retry:
         numbers = (self.first, self.most, self.rate, self.burst, 1 if self.attempts is None else self.attempts)
         if not all(isinstance(one, (int, float)) and 0 < one < math.inf for one in numbers) or self.most < self.first:
             raise InvalidArgumentError("the numbers of Retry must be above 0, and most not below first")
+
+    @classmethod
+    def default(cls) -> Retry:
+        """Return the times that hold where none were given, those at which a registry delivers a key again."""
+        timeouts = default_timeouts()
+        (first, most), (rate, burst) = timeouts.failure_backoff, timeouts.redeliveries
+        return cls(first, most, rate=rate, burst=burst)
 
     def delay(self, error: BaseException, attempts: int) -> float:
         """Return the seconds after the call number *attempts*, which failed with *error*; infinity for never."""

@@ -38,7 +38,7 @@ from datasync.errors import (
 from datasync.events import Op
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Flag, ForkGuard, Worker
-from datasync.runtime.timeouts import check_timeout
+from datasync.runtime.timeouts import check_timeout, default_timeouts
 from datasync.runtime.wording import counted
 
 T = TypeVar("T")
@@ -49,8 +49,8 @@ log = get_logger(__name__)
 LOOK = 1.0
 #: Seconds after a change before the cache file is written, which gathers a burst; a large file is written more rarely.
 SAVE_AFTER = 1.0
-#: Seconds before the source is opened again: the first and the longest delay, with full jitter.
-OPEN_BACKOFF = (0.1, 30.0)
+#: Seconds before a cache file that could not be written is tried again.
+SAVE_AGAIN = 30.0
 
 
 class HasClose(Protocol):
@@ -141,6 +141,16 @@ class LiveValues(Generic[T]):
     def synced(self) -> bool:
         """True once the whole state of every source was read."""
         return self._synced
+
+    @property
+    def watcher(self) -> Any:
+        """The source; None while it is not open."""
+        return None if self._attached is None else self._attached.watcher
+
+    @property
+    def idle(self) -> bool:
+        """True when no event waits, and the listeners were told of everything."""
+        return not (self._queue.unfinished_tasks or self.table.outbox or self._settling.due_at is not None)
 
     def status(self) -> ViewStatus:
         """Look at the source, and return the state."""
@@ -240,7 +250,7 @@ class LiveValues(Generic[T]):
     def _open(self, worker: Worker) -> Attached | None:
         from datasync.runtime.backoff import Backoff  # here, because ``random`` would double the time of an import
 
-        backoff = Backoff(*OPEN_BACKOFF)
+        backoff = Backoff(*default_timeouts().retry_backoff)
         while not worker.stopping.is_set():
             try:
                 attached = self._attach()
@@ -258,10 +268,11 @@ class LiveValues(Generic[T]):
         """Handle one event, or what is due."""
         now = time.monotonic()
         due = [at - now for at in (self._settling.due_at, self._save_at) if at is not None]
+        event, came = None, True
         try:
             event = self._queue.get(timeout=max(0.0, min([LOOK, *due])))
         except Empty:
-            event = None
+            came = False
         if event is not None:
             try:
                 self._apply(event)
@@ -270,6 +281,8 @@ class LiveValues(Generic[T]):
                 event.done(error)
         self._notify()
         self._save()
+        if came:
+            self._queue.task_done()
 
     def _apply(self, event: Any) -> None:
         resync = hasattr(event, "get_values")
@@ -366,5 +379,5 @@ class LiveValues(Generic[T]):
         began = time.monotonic()
         self._save_at = None
         if not cache.save(self.table.content):
-            self._save_at = began + OPEN_BACKOFF[1]
+            self._save_at = began + SAVE_AGAIN
         self._save_seconds = time.monotonic() - began

@@ -47,6 +47,8 @@ class Listeners:
 
     def __init__(self) -> None:
         self._listeners: dict[object, BatchListener] = {}
+        #: Tells whether something else is shown in place of a key's value, so that its differences are not told.
+        self.hidden: Callable[[str], bool] | None = None
 
     def __bool__(self) -> bool:
         return bool(self._listeners)
@@ -62,6 +64,13 @@ class Listeners:
         return unsubscribe
 
     def notify(self, differences: Mapping[str, ValueChange]) -> None:
+        """Call every listener with the *differences* that a reader can see."""
+        if self.hidden is not None:
+            differences = {key: one for key, one in differences.items() if not self.hidden(key)}
+        if differences:
+            self.announce(differences)
+
+    def announce(self, differences: Mapping[str, ValueChange]) -> None:
         """Call every listener."""
         for mark, listener in list(self._listeners.items()):
             if mark in self._listeners:  # a listener may have ended another one

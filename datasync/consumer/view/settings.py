@@ -12,6 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast, get_type_hints
 from datasync.consumer.view.condition import ViewState, ViewStatus
 from datasync.consumer.view.frozen import same, thaw
 from datasync.consumer.view.notices import Listeners, ValueChange, place_of
+from datasync.consumer.view.overlay import OverriddenValues
 from datasync.consumer.view.view import View
 from datasync.errors import DatasyncError, DecodeError, InvalidArgumentError, NotReadyError
 from datasync.runtime.closing import Closable
@@ -40,10 +41,13 @@ class Settings(Closable, Generic[T]):
     """
 
     def __init__(self, view: View[Any], model: type[T]) -> None:
-        self._names = _field_names(model)
+        #: The names of the fields, as keys.
+        self.names = _field_names(model)
         self._model = model
-        self._view = view
+        #: The view of the keys.
+        self.view = view
         self._built: _Built | None = None
+        self._overridden: _Built | None = None  # while a test shows other values; the last good object is not theirs
         self._announced: Any = None
         self._gave_defaults = False
         self._listeners = Listeners()
@@ -64,7 +68,7 @@ class Settings(Closable, Generic[T]):
     @property
     def problems(self) -> Mapping[str, DecodeError]:
         """Why the newest keys are not in :attr:`current`: by key, and by ``""`` what *model* says of the whole."""
-        problems = dict(self._view.problems)
+        problems = dict(self.view.problems)
         built = self._build()
         if built.problem is not None:
             problems[""] = built.problem
@@ -73,20 +77,20 @@ class Settings(Closable, Generic[T]):
     @property
     def undeclared(self) -> tuple[str, ...]:
         """The keys under the prefix that are no field of *model*, in order."""
-        return tuple(sorted(self._view.snapshot().keys() - self._names))
+        return tuple(sorted(self.view.snapshot().keys() - self.names))
 
     @property
     def state(self) -> ViewState:
         """The state of the view."""
-        return self._view.state
+        return self.view.state
 
     def status(self) -> ViewStatus:
         """Return the state, the time since which it holds, and the error of the source."""
-        return self._view.status()
+        return self.view.status()
 
     def wait_synced(self, timeout: float = 10.0) -> None:
         """Wait until the keys were read. Raises ``NotReadyError``, ``ClosedError``."""
-        self._view.wait_synced(timeout)
+        self.view.wait_synced(timeout)
 
     def on_change(self, function: Callable[[T, T, frozenset[str]], object]) -> Callable[[], None]:
         """Call *function* with the old object, the new one and the names of the fields that differ.
@@ -105,29 +109,34 @@ class Settings(Closable, Generic[T]):
 
     def close(self) -> None:
         """End the view; the last object can still be read. May be called twice."""
-        self._view.close()
+        self.view.close()
 
     def __enter__(self) -> Settings[T]:
-        self._view.__enter__()
+        self.view.__enter__()
         return self
 
     def _build(self) -> _Built:
         """Return the object of what the view has now."""
-        snapshot = self._view.snapshot()
-        built = self._built
+        snapshot = self.view.snapshot()
+        overridden = isinstance(snapshot, OverriddenValues)
+        last = self._built
+        built = self._overridden if overridden else last
         if built is None or built.snapshot is not snapshot:
             made = self._made(snapshot)
-            self._gave_defaults = self._gave_defaults or not snapshot.keys() & self._names
+            self._gave_defaults = self._gave_defaults or not (overridden or snapshot.keys() & self.names)
             if isinstance(made, DecodeError):
                 log.warning("the settings keep the last good %s: %s", self._model.__name__, made)
-                built = _Built(snapshot, None if built is None else built.current, made)
+                built = _Built(snapshot, None if last is None else last.current, made)
             else:
                 built = _Built(snapshot, made, None)
-            self._built = built  # of two threads that do this at once, the next read mends what the slower one left
+            if overridden:
+                self._overridden = built
+            else:
+                self._built = built  # of two threads at once, the next read mends what the slower one left
         return built
 
     def _made(self, snapshot: Mapping[str, Any]) -> Any:
-        declared = {key: thaw(value) for key, value in snapshot.items() if key in self._names}
+        declared = {key: thaw(value) for key, value in snapshot.items() if key in self.names}
         validate = getattr(self._model, "model_validate", None)
         try:
             if validate is not None:
@@ -141,12 +150,12 @@ class Settings(Closable, Generic[T]):
 
     def _before(self, differences: Mapping[str, ValueChange]) -> Any:
         """Return the object before *differences*; None if there was none, or only defaults that nobody has read."""
-        before = dict(self._view.snapshot())
+        before = dict(self.view.snapshot())
         for key, difference in differences.items():
             before.pop(key, None)
             if difference.old is not None:
                 before[key] = difference.old
-        made = self._made(before) if self._gave_defaults or before.keys() & self._names else None
+        made = self._made(before) if self._gave_defaults or before.keys() & self.names else None
         return None if isinstance(made, DecodeError) else made
 
     def _notice(self, differences: Mapping[str, ValueChange]) -> None:
@@ -155,7 +164,7 @@ class Settings(Closable, Generic[T]):
         self._announced = new
         if old is None or new is None or old is new:
             return
-        differ = [name for name in self._names if not same(getattr(old, name, None), getattr(new, name, None))]
+        differ = [name for name in self.names if not same(getattr(old, name, None), getattr(new, name, None))]
         if differ:
             self._listeners.notify(dict.fromkeys(differ, ValueChange(old, new)))
 

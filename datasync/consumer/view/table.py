@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -117,6 +117,14 @@ class ValueTable:
             if index is None:
                 raise InvalidArgumentError(f"the view {self._name!r} has no index {name!r}")
             return {key: self.values[key] for key in index.keys_locked(term)}
+
+    def terms(self, name: str) -> Callable[[str, Any], tuple[Hashable, ...]]:
+        """Return the function that tells the index values of a key and its value in the index *name*."""
+        with self.changed:
+            index = self._indexes.get(name)
+        if index is None:
+            raise InvalidArgumentError(f"the view {self._name!r} has no index {name!r}")
+        return index.terms
 
     def add_index(self, name: str, function: IndexFunction) -> None:
         index = Index(name, function)

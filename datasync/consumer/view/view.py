@@ -15,9 +15,11 @@ from datasync.api import KeyValProtoWatcher
 from datasync.codecs.api import Codec
 from datasync.consumer.pairs import JSON
 from datasync.consumer.view.condition import ViewState, ViewStatus
+from datasync.consumer.view.frozen import same
 from datasync.consumer.view.index import IndexFunction
 from datasync.consumer.view.live import Attached, LiveValues, ViewOptions
-from datasync.consumer.view.notices import BatchListener, Listeners, each_key
+from datasync.consumer.view.notices import BatchListener, Listeners, ValueChange, each_key
+from datasync.consumer.view.overlay import ABSENT, Overlay
 from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.runtime.closing import Closable
 
@@ -88,6 +90,32 @@ class View(Mapping[str, T], Closable, Generic[T]):
     Source: contract C20.
     """
 
+    #: What a test shows; made when it is needed.
+    _overlay: Overlay | None = None
+
+    @overload
+    def __init__(
+        self: View[Any],
+        watcher: KeyValProtoWatcher,
+        name: str,
+        *prefixes: str,
+        defaults: Mapping[str, Any] | None = ...,
+        max_stale: float | None = ...,
+        settle: tuple[float, float] | None = ...,
+        max_delete: float | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        watcher: KeyValProtoWatcher,
+        name: str,
+        *prefixes: str,
+        codec: Codec[T],
+        defaults: Mapping[str, T] | None = ...,
+        max_stale: float | None = ...,
+        settle: tuple[float, float] | None = ...,
+        max_delete: float | None = ...,
+    ) -> None: ...
     def __init__(
         self,
         watcher: KeyValProtoWatcher,
@@ -104,6 +132,7 @@ class View(Mapping[str, T], Closable, Generic[T]):
         self._listeners = Listeners()
         options = ViewOptions(codec, defaults or {}, None, max_stale, settle, max_delete)
         queue: Queue[Any] = Queue()
+        self._options = options
         self._live: LiveValues[T] = LiveValues(name, options, queue, self._listeners, {})
         prefixes = prefixes or ("",)
         registration = watcher.watch(name, queue, queue, *prefixes)
@@ -113,7 +142,44 @@ class View(Mapping[str, T], Closable, Generic[T]):
     def _enter(self, values: dict[str, Any] | None) -> None:
         """Read from *values*, or find them at the next read. Also in the child of a fork that comes at any moment."""
         _views[id(self)] = self
-        self._values: dict[str, Any] | _Entrance = _Entrance(self) if values is None else values
+        self._beneath: dict[str, Any] | _Entrance = _Entrance(self) if values is None else values
+        self._show()
+
+    def _show(self) -> None:
+        """Read from the overlay while there is something in it. Both may change meanwhile: then choose again."""
+        while True:
+            overlay, beneath = self._overlay, self._beneath
+            shown = overlay if overlay else beneath
+            self._values: Any = shown
+            if (self._overlay or self._beneath) is shown:
+                return
+
+    def override(self, mark: object, values: Mapping[str, Any] | None) -> None:
+        """Show *values* in place of those of the source, until the next call with this *mark* and None. For tests."""
+        overlay = self.__dict__.setdefault("_overlay", Overlay(lambda: self._beneath, self._snapshot_beneath))
+        self._listeners.hidden = overlay.covers
+        keys = overlay.keys(mark) if values is None else values.keys()
+        before = {key: self._told(key) for key in keys}
+        overlay.set(mark, values)
+        self._show()
+        changed = {key: ValueChange(old, self._told(key)) for key, old in before.items()}
+        self._listeners.announce({key: one for key, one in changed.items() if not same(one.old, one.new)})
+
+    def _told(self, key: str) -> Any:
+        """Return the value of *key* as listeners are told of it. It must not open anything."""
+        assert self._overlay is not None
+        if isinstance(self._beneath, _Entrance) and not self._overlay.covers(key):
+            return None
+        value = self._overlay.read(key)
+        return None if value is ABSENT else value
+
+    def _snapshot_beneath(self) -> Mapping[str, Any]:
+        return self.here().table.snapshot()
+
+    @property
+    def codec(self) -> Codec[T]:
+        """The codec of the values."""
+        return self._options.codec
 
     def leave_parent(self) -> None:
         """Forget, in a forked child, what the parent opened."""
@@ -164,7 +230,7 @@ class View(Mapping[str, T], Closable, Generic[T]):
 
     def snapshot(self) -> Mapping[str, T]:
         """Return all values of one moment, which never change. It is the same object until a value changes."""
-        return self.here().table.snapshot()
+        return self._overlay.snapshot() if self._overlay else self.here().table.snapshot()
 
     @property
     def problems(self) -> Mapping[str, DecodeError]:
@@ -238,6 +304,8 @@ class View(Mapping[str, T], Closable, Generic[T]):
         Raises:
           InvalidArgumentError: There is no such index.
         """
+        if self._overlay:
+            return self._overlay.by_index(self.here().table.terms(name), value)
         return self.here().table.by_index(name, value)
 
     def put(self, key: str, value: T, timeout: float = 5.0) -> None:

@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasync.keyval import connect, reader
+from datasync.keyval import connect
 from datasync.kvdbsync import Plugin
+from datasync.runtime import timeouts
 from datasync.runtime.timeouts import Timeouts
-from datasync.syncbase import registry
 from tests.faults.soak.peer import PREFIX, log_into
 from tests.faults.soak.subscribers import Source, Violations, say
 
@@ -196,7 +196,7 @@ def _hurry() -> None:
     """The library's longest pauses are shorter than the product's, or they would be all that is measured."""
     from datasync.restsync.client import event_source as rest_reader
 
-    reader.DEFAULT_TIMEOUTS = registry.DEFAULT_TIMEOUTS = Timeouts(
+    timeouts.DEFAULT_TIMEOUTS = Timeouts(
         retry_backoff=(0.1, 1.0), failure_backoff=(0.1, 1.0), redeliveries=(200.0, 100)
     )
     rest_reader.BACKOFF = (0.1, 1.0)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from datasync.keyval import memory, reader
 from datasync.keyval.sqlite import stream as sqlite_stream
+from datasync.runtime import timeouts as library_timeouts
 from datasync.runtime.timeouts import Timeouts
 from datasync.syncbase import backlog, registry, rejected, subscription
 from tests.faults.workloads.workload import Workload
@@ -44,7 +45,7 @@ def shortened(workload: Workload, chance: random.Random, *, sourced: bool) -> It
         abandon = chance.choice(HURRIED_ABANDON) if workload.hurried else ABANDON
     timeouts = replace(_hurried_timeouts(chance) if workload.hurried else NATURAL, abandon=abandon)
     wanted = _hurried(chance) if workload.hurried else []
-    wanted += [(module, "DEFAULT_TIMEOUTS", timeouts) for module in (reader, registry)]
+    wanted.append((library_timeouts, "DEFAULT_TIMEOUTS", timeouts))
     before = [(module, name, getattr(module, name)) for module, name, _ in wanted]
     try:
         for module, name, value in wanted:

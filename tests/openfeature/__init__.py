@@ -1,0 +1,1 @@
+"""Tests of the OpenFeature provider, with the real SDK."""
