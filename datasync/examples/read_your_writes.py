@@ -3,6 +3,7 @@
 Run it: ``python -m datasync.examples.read_your_writes``.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from datasync import ChangeEvent, Consumer, Plugin, PropagationError, Rejected, View, codecs, connect
@@ -12,7 +13,7 @@ def main() -> None:
     limits: dict[str, int] = {}
 
     def handle(event: Any) -> None:
-        changes: Any = event.get_changes() if isinstance(event, ChangeEvent) else ()
+        changes: Sequence[Any] = event.get_changes() if isinstance(event, ChangeEvent) else ()
         for change in changes:
             if change.value > 100:
                 raise Rejected({change.key: ValueError("above 100")})

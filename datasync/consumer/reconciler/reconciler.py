@@ -65,8 +65,7 @@ class Reconciler(Closable, Generic[T]):
     that key alone, which is called again after a while; ``RetryAfter`` and ``Permanent`` say when. ``RetryAfter`` as
     the return value means: applied, and call again later. *apply* must bear to be called again with the same value.
 
-    *apply* may write through *watcher*, in its own thread: a key that it wrote is not called before that write has come
-    back, or 5 s have passed.
+    A key that *apply* itself wrote, through *watcher*, is not called before that write came back, or 5 s have passed.
 
     Changes come before the backlog, which is the first pass, a RESYNC, and retries, and which gets one turn in four. A
     RESYNC is acknowledged when it was taken over. A CHANGE is acknowledged when its keys had their calls, but after
@@ -253,15 +252,14 @@ class Reconciler(Closable, Generic[T]):
         """Wait until each source was heard, and everything that came in was applied, *revision* too if it is given.
 
         Raises:
-          UnsupportedError, UnknownOutcome: Nobody can tell when *revision* comes, or the source lost it.
           DoneTimeout: There were calls to be made after *timeout* seconds, or a source was not heard.
           Rejected: All calls were made, but some keys failed.
-          ClosedError, ForkedError.
+          ClosedError, ForkedError; with *revision* also UnknownOutcome, UnsupportedError.
         """
         self._guard.check()
         until = time.monotonic() + timeout
-        if revision is not None:
-            with suppress(PropagationError):  # this object knows better what failed
+        with suppress(PropagationError):  # this object knows better what failed
+            if revision is not None:
                 wait_answered(self._registration, self.name, revision, timeout)
         with self._lock:
             left = max(0.0, until - time.monotonic())
