@@ -58,7 +58,7 @@ class Store(StoreDriver):
           InvalidArgumentError: An invalid name, *ttl* or *n*.
           UnsupportedError: The store has no leases or conditions; its ``capabilities`` tell.
 
-        .. versionadded:: 1.1
+        .. versionadded:: 1.0
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise InvalidArgumentError(f"the n of the lock {name!r} must be an integer, at least 1, not {n!r}")
