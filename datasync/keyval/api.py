@@ -103,6 +103,8 @@ class Store(StoreDriver):
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
             raise InvalidArgumentError(f"the ttl of the lock {name!r} must be a number of seconds, not {ttl!r}")
         missing = {Capability.LEASE, Capability.CAS, Capability.REVISION} - self.capabilities
+        if not missing and type(self).grant is StoreDriver.grant:
+            raise UnsupportedError(f"{self.name} has no locks or elections yet: its driver does not grant leases")
         if missing:
             listed = ", ".join(sorted(one.value for one in missing))
             raise UnsupportedError(f"{self.name} has no locks or elections: it lacks {listed}")
