@@ -58,7 +58,7 @@ class Store(StoreDriver):
           InvalidArgumentError: An invalid name, *ttl* or *n*.
           UnsupportedError: The store has no leases or conditions; its ``capabilities`` tell.
 
-        .. versionadded:: 1.1
+        .. versionadded:: 1.0
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise InvalidArgumentError(f"the n of the lock {name!r} must be an integer, at least 1, not {n!r}")
@@ -103,6 +103,8 @@ class Store(StoreDriver):
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
             raise InvalidArgumentError(f"the ttl of the lock {name!r} must be a number of seconds, not {ttl!r}")
         missing = {Capability.LEASE, Capability.CAS, Capability.REVISION} - self.capabilities
+        if not missing and type(self).grant is StoreDriver.grant:
+            raise UnsupportedError(f"{self.name} has no locks or elections yet: its driver does not grant leases")
         if missing:
             listed = ", ".join(sorted(one.value for one in missing))
             raise UnsupportedError(f"{self.name} has no locks or elections: it lacks {listed}")

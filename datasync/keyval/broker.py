@@ -220,9 +220,13 @@ class BytesBroker:
         return absolute
 
     def _read_at(self, absolute: str, revision: int) -> KeyValue | None:
-        check_revision(revision)
+        self._check_past(revision)
         scan = self._store.scan_page(absolute, limit=1, revision=revision)  # the key itself comes first
         return next((pair for pair in scan if pair.key == absolute), None)
+
+    def _check_past(self, revision: int) -> None:
+        check_revision(revision)
+        self._require(Capability.HISTORY, "reading at a revision")
 
     def _scan(self, prefix: str, *, limit: int | None, after: str, revision: int | None, keys_only: bool) -> Scan:
         check_prefix(prefix)
@@ -233,7 +237,7 @@ class BytesBroker:
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
             raise InvalidArgumentError(f"the limit of a list must be an integer, at least 1, not {limit!r}")
         if revision is not None:
-            check_revision(revision)
+            self._check_past(revision)
         if after:
             after = self.absolute(after)
         return self._store.scan_page(

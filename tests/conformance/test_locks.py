@@ -424,6 +424,49 @@ def test_c17_one_whose_place_was_removed_does_not_take_the_lock_for_free(
     held.release()
 
 
+def test_c17_a_lease_that_ends_before_its_key_was_put_costs_a_second_attempt_only(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a process that is suspended between its two requests: the first lease is over at once
+    grant, granted = store.grant, []
+
+    def late(ttl: float) -> Any:
+        granted.append(grant(ttl))
+        if len(granted) == 1:
+            granted[0].end()
+        return granted[-1]
+
+    monkeypatch.setattr(store, "grant", late)
+    with store.lock(NAME, LONG) as lock:
+        assert lock.is_acquired
+        assert contenders(store) == [lock.key]
+
+
+def test_c15_a_renewal_that_ends_after_the_release_changes_nothing(
+    store: Store, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a holder whose renewal, which is due at once, gets its response late
+    lock = new_store().lock(NAME, 1.5)
+    lock.acquire()
+    lost, place = lock.lost, lock._place
+    assert place is not None
+    renew, begun = place._lease.renew, threading.Event()
+
+    def late(timeout: float) -> float:
+        seconds = renew(timeout)
+        begun.set()
+        wait_until(lambda: place._left, "it is released")
+        return seconds
+
+    monkeypatch.setattr(place._lease, "renew", late)
+    assert begun.wait(PATIENT)
+    # when it is released meanwhile / then it is not lost, however much time passes
+    assert lock.release() is True
+    now = boot_clock.now
+    monkeypatch.setattr(boot_clock, "now", lambda: now() + LONG)
+    assert not lost.is_set()
+
+
 def test_c15_an_interrupted_acquisition_leaves_nothing(store: Store, new_store: NewStore) -> None:
     # given a lock that is held, and one that waits in the main thread
     held, lock = store.lock(NAME, LONG), new_store().lock(NAME, LONG)

@@ -9,6 +9,7 @@ import pytest
 
 from datasync.errors import InvalidArgumentError, StoreConnectionError, UnknownOutcome, UnsupportedError
 from datasync.keyval import Capability, CommitResult, Condition, KeyValue, Scan, Store, WriteOp
+from datasync.keyval.driver import StoreDriver
 from datasync.keyval.memory import MemoryStore
 from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
 from tests.support.stores import state
@@ -48,6 +49,10 @@ class BrokenScan(Scan):
         (lambda broker: broker.compare_and_swap("a", b"", b""), "support compare_and_swap()"),
         (lambda broker: broker.compare_and_delete("a", b""), "support compare_and_delete()"),
         (lambda broker: broker.new_txn().put("a", b"").delete("b").commit(), "support transactions of several keys"),
+        (lambda broker: broker.new_txn().if_absent("a").put("a", b"").commit(), "support conditions"),
+        (lambda broker: broker.get_value("a", revision=1), "support reading at a revision"),
+        (lambda broker: broker.list_values(revision=1), "support reading at a revision"),
+        (lambda broker: broker.history("a"), "support history()"),
     ],
 )
 def test_c16_what_a_store_cannot_do_is_refused_before_anything_is_written(call: Any, message: str) -> None:
@@ -99,9 +104,45 @@ def test_a_result_does_not_show_its_value() -> None:
         assert repr(store.new_broker().get_value("a")) == "GetResult(key='a', <6 bytes>, found=True, revision=2)"
 
 
+class ComparingStore(MemoryStore):
+    """Has conditions and leases, but neither branches nor a driver that grants leases to locks."""
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.CAS, Capability.LEASE, Capability.REVISION})
+    grant = StoreDriver.grant
+
+
+def test_c16_a_store_with_simple_conditions_has_no_branches_and_says_why_it_has_no_locks() -> None:
+    with ComparingStore() as store:
+        broker = store.new_broker()
+        assert broker.new_txn().if_absent("a").put("a", b"1").commit().succeeded
+        for txn in (
+            broker.new_txn().if_revision("a", 2).put("a", b"2"),
+            broker.new_txn().if_absent("a").otherwise().put("b", b""),
+        ):
+            with pytest.raises(UnsupportedError, match="if_revision"):
+                txn.commit()
+        with pytest.raises(UnsupportedError, match="does not grant leases"):
+            store.lock("a")
+        assert state(store) == {"a": b"1"}
+
+
+def test_a_list_in_parts_needs_nothing_of_a_driver() -> None:
+    # given a store whose driver lists as a whole only
+    with MemoryStore() as store:
+        for key in ("a", "b", "é", "\udc80"):
+            store.new_broker().put(key, b"1")
+        # then the default of all drivers makes parts of it
+        for after, limit, expected in (("", 2, ["a", "b"]), ("a", 1, ["b"]), ("b", 0, ["\udc80", "é"]), ("é", 0, [])):
+            part = StoreDriver.scan_page(store, "", after=after, limit=limit)
+            assert sorted(pair.key for pair in part) == sorted(expected)
+            assert part.revision == store.scan("").revision
+        with pytest.raises(UnsupportedError):
+            StoreDriver.scan_page(store, "", revision=1)
+
+
 def test_c16_the_verbs_of_other_stores_are_unsupported_and_no_attribute_errors() -> None:
     with PlainStore() as store:
-        for call in (lambda: store.campaign("leader"), lambda: Store.compact(store)):
+        for call in (lambda: store.campaign("leader"), lambda: store.lock("a"), lambda: Store.compact(store)):
             with pytest.raises(UnsupportedError, match="memory://"):
                 call()
 

@@ -15,6 +15,7 @@ from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, Un
 from datasync.keyval.driver import StoreDriver
 from datasync.keyval.locks.lost import POLL, Lost
 from datasync.keyval.locks.place import Place, line_of
+from datasync.keyval.types import LeaseLost
 from datasync.runtime.backoff import Backoff
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
@@ -38,7 +39,7 @@ class Lock(Closable):
 
     Threads: any. One thread of its own while it is held or waited for, one more while it waits.
 
-    .. versionadded:: 1.1
+    .. versionadded:: 1.0
     """
 
     def __init__(
@@ -60,8 +61,8 @@ class Lock(Closable):
         self._guard = ForkGuard(f"the lock {name!r}")
         self._never = Lost(self._guard)
         self._changed = threading.Condition()  # guards the fields below; notified when one of them changes
-        self._busy = False  # a thread acquires
-        self._standing: Place | None = None  # of this thread
+        self._attempt: object | None = None  # of the thread that stands in the line
+        self._standing: Place | None = None  # of this attempt
         self._place: Place | None = None  # held, or lost and not yet released
         self._last: Place | None = None  # the last one that was held
         self._cancels = 0
@@ -121,25 +122,12 @@ class Lock(Closable):
         self._guard.check()
         seconds = (math.inf if timeout is None else timeout) if blocking else 0.0
         deadline = None if seconds == math.inf else time.monotonic() + seconds
-        with self._changed:
-            ticket = self._cancels
-            while self._busy or self.is_acquired:
-                left = math.inf if deadline is None else deadline - time.monotonic()
-                if left <= 0 or self._cancels != ticket:
-                    return False
-                self._changed.wait(min(left, POLL))  # the clock alone may end what another thread holds
-            self._busy = True
-        acquired = False
+        attempt, acquired = object(), False
         try:
-            acquired = self._stand(deadline, ticket)
+            ticket = self._begin(attempt, deadline)
+            acquired = ticket is not None and self._stand(deadline, ticket)
         finally:  # also of ^C: no place is left behind
-            with self._changed:
-                standing, self._standing, self._busy = self._standing, None, False
-                if acquired:
-                    self._place = self._last = standing
-                self._changed.notify_all()
-            if standing is not None and not acquired:
-                _leave(standing)
+            self._end(attempt, acquired)
         return acquired
 
     def release(self) -> bool:
@@ -191,6 +179,32 @@ class Lock(Closable):
     def __repr__(self) -> str:
         return f"<Lock {self._name!r}, {'acquired' if self.is_acquired else 'not acquired'}>"
 
+    def _begin(self, attempt: object, deadline: float | None) -> int | None:
+        """Wait for the other threads that use this object; None if that took too long or was cancelled.
+
+        Return the number of cancellations: another one ends the attempt.
+        """
+        with self._changed:
+            ticket = self._cancels
+            while self._attempt is not None or self.is_acquired:
+                left = math.inf if deadline is None else deadline - time.monotonic()
+                if left <= 0 or self._cancels != ticket:
+                    return None
+                self._changed.wait(min(left, POLL))  # the clock alone may end what another thread holds
+            self._attempt = attempt
+            return ticket
+
+    def _end(self, attempt: object, acquired: bool) -> None:
+        with self._changed:
+            if self._attempt is not attempt:
+                return
+            standing, self._standing, self._attempt = self._standing, None, None
+            if acquired:
+                self._place = self._last = standing
+            self._changed.notify_all()
+        if standing is not None and not acquired:
+            _leave(standing)
+
     def _stand(self, deadline: float | None, ticket: int) -> bool:
         """Stand in the line until the place ``_standing`` is at the front; False if not in time, or cancelled."""
         if deadline is not None and deadline <= time.monotonic() and not self._is_free():
@@ -203,7 +217,10 @@ class Lock(Closable):
                     return True
                 why = "the place in the line was lost"
             except DatasyncError as error:
-                if first or not (error.retryable or isinstance(error, UnknownOutcome)):
+                again = isinstance(error, LeaseLost) or (
+                    not first and (error.retryable or isinstance(error, UnknownOutcome))
+                )
+                if not again:
                     raise
                 why = str(error)
             first = False

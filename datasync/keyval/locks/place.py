@@ -84,7 +84,8 @@ class Place:
         self._guard = ForkGuard(f"the lock {name!r}")
         self._news = Flag()  # set when the thread that waits must look again
         self._cancelled = False
-        self._lock = threading.Lock()  # guards the two below, so that a place is removed once and reported once
+        # Guards the two below, so that a place is removed once, reported once, and not renewed after it was left.
+        self._lock = threading.Lock()
         self._held = self._left = False
         self.lost = Lost(self._guard)
         # Read before the request, so that our clock for the lease never runs behind the store's.
@@ -224,7 +225,9 @@ class Place:
             if not seconds:
                 break
             # A proxy may tell how long the lease still lives, instead of renewing it.
-            self._extend(begun, seconds)
+            with self._lock:
+                if not self._left:
+                    self._extend(begun, seconds)
         with self._lock:
             if self._left:
                 return

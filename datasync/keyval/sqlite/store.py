@@ -223,22 +223,23 @@ class SQLiteStore(Store):
         give_up = time.monotonic() + overdue.PATIENCE
         while True:
             with self._transaction() as now:
+                if leased and not self._lease.exists(now.connection):
+                    now.current = self._lease.renew(now.connection, now.current, self._database.generation)
                 holds = all(_holds(now.connection, condition) for condition in conditions)
                 # A condition that does not hold may depend on a key whose owner is gone.
                 decided = holds or not self._overdue.in_doubt or time.monotonic() >= give_up
-                result = self._commit(now, ops if holds else otherwise, leased=leased) if decided else None
-            if result is not None:
-                return result._replace(succeeded=holds)
+                deleted = self._write(now, ops if holds else otherwise) if decided else 0
+            if decided:
+                return CommitResult(holds, now.current, deleted)
             threading.Event().wait(overdue.PAUSE)
 
-    def _commit(self, now: _Transaction, ops: Sequence[WriteOp], *, leased: bool) -> CommitResult:
+    def _write(self, now: _Transaction, ops: Sequence[WriteOp]) -> int:
+        """Write *ops* and return the number of deleted keys."""
         connection = now.connection
-        if leased and not self._lease.exists(connection):
-            now.current = self._lease.renew(connection, now.current, self._database.generation)
         effect = net_effect(ops, partial(tables.key_exists, connection), partial(tables.keys_under, connection))
         now.current = tables.write(connection, effect, current=now.current, lease=self._lease.id)
         now.effect = effect
-        return CommitResult(True, now.current, sum(op is None for op in effect.values()))
+        return sum(op is None for op in effect.values())
 
     def stream(self, prefix: str, after: int) -> Stream:
         self._ready()
