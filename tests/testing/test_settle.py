@@ -107,6 +107,24 @@ def test_a_reconciler_has_made_its_calls_and_those_for_what_it_wrote_itself(plug
         assert applied == {f"b/{number}": number for number in range(50)}
 
 
+def test_what_a_consumer_wrote_while_it_was_looked_at_is_waited_for(store: MemoryStore, plugin: Plugin[Any]) -> None:
+    # given a consumer that writes after its source was found idle, and a source that takes its time
+    class Late(RecordingSubscriber):
+        written = False
+
+        @property
+        def idle(self) -> bool:
+            if not self.written:
+                self.written = True
+                faults.writer("p/").put("late", b"1")
+            return super().idle
+
+    with Faults(store) as faults, Late(plugin) as late, faults.slow(0.05):
+        # when it is settled / then that was seen
+        settle(late)
+        assert late.values == {"late": 1}
+
+
 def test_a_reconciler_on_an_empty_registry_is_settled() -> None:
     with Registry("empty") as registry, Reconciler(registry, "r", apply=lambda *call: None) as reconciler:
         settle(reconciler)
