@@ -22,7 +22,7 @@ from tests.support.running import Running, run
 EXAMPLES = Path(__file__).resolve().parents[2] / "datasync" / "examples"
 
 
-APPLICATIONS = ["live_flags_flask:app", "guides.live_flags_django:application"]
+APPLICATIONS = ["live.flags_flask:app", "live.flags_django:application"]
 
 
 def lines(example: str) -> int:
@@ -47,20 +47,20 @@ def get(port: int) -> Any:
 
 
 def test_c20_live_flags_are_four_lines_and_six_in_a_flask_application() -> None:
-    assert lines("live_flags") <= 4
-    assert lines("live_flags_flask") <= 6
-    assert lines("guides/live_flags_django") <= 6
+    assert lines("live/flags") <= 4
+    assert lines("live/flags_flask") <= 6
+    assert lines("live/flags_django") <= 6
 
 
 def test_c20_the_four_lines_work(tmp_path: Path) -> None:
     url = f"sqlite://{tmp_path}/flags.db"
     put(url, checkout={"on": True})
-    done = run("-m", "datasync.examples.live_flags", extra={"FLAGS": url}, cwd=tmp_path)
+    done = run("-m", "datasync.examples.live.flags", extra={"FLAGS": url}, cwd=tmp_path)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "the new checkout is on\n")
 
 
 def test_c20_settings_keep_the_last_good_object() -> None:
-    done = run("-m", "datasync.examples.live_settings")
+    done = run("-m", "datasync.examples.live.settings")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "at first Pool(low=1, high=10)",

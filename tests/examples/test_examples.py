@@ -26,10 +26,6 @@ TESTED = {
     "rest_client",
     "grpc_agent",
     "grpc_client",
-    "live_flags",  # tests/consumer/test_live_examples.py
-    "live_flags_flask",
-    "live_settings",
-    "read_your_writes",
     "vhosts",  # test_vhosts.py
 }
 
@@ -47,20 +43,21 @@ def printed(example: str) -> str:
     return done.stdout
 
 
-#: Those of the guides: test_guides.py, tests/consumer/test_live_examples.py, tests/testing/test_fixtures.py.
-TESTED_OF_GUIDES = {
-    "from_etcd3",
-    "from_kazoo",
-    "from_launchdarkly",
-    "from_redis",
-    "how_to_test",
-    "live_flags_django",
+#: Those in folders, by folder.
+TESTED_BELOW = {
+    # test_guides.py, tests/testing/test_fixtures.py
+    "guides": {"from_etcd3", "from_kazoo", "from_launchdarkly", "from_redis", "how_to_test"},
+    # tests/consumer/test_live_examples.py
+    "live": {"flags", "flags_django", "flags_flask", "read_your_writes", "settings"},
+    # tests/keyval/locks
+    "locks": {"exclusive_job"},
 }
 
 
 def test_no_example_is_forgotten() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} - PARTS == TESTED
-    assert {path.stem for path in (EXAMPLES / "guides").glob("*.py")} - PARTS == TESTED_OF_GUIDES
+    for folder, tested in TESTED_BELOW.items():
+        assert {path.stem for path in (EXAMPLES / folder).glob("*.py")} - PARTS == tested
 
 
 def test_local_transaction_shows_old_and_new_values_and_a_rejection() -> None:
@@ -214,7 +211,7 @@ def test_the_legacy_daemon_fails_on_a_file_of_another_program(tmp_path: Path) ->
 
 
 def test_read_your_writes_waits_for_mirror_subscriber_and_view() -> None:
-    assert printed("read_your_writes").splitlines() == [
+    assert printed("live.read_your_writes").splitlines() == [
         "mirror 40",
         "subscriber {'limit/eth0': 80}",
         "rejected {'limit/eth1': 'ValueError'}",

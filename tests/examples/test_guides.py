@@ -100,7 +100,7 @@ def test_the_test_client_of_django_sees_an_override(tmp_path: Path) -> None:
     # given the application of the guide, as a test of it would load it
     pytest.importorskip("django")
     program = """
-from datasync.examples.guides.live_flags_django import flags
+from datasync.examples.live.flags_django import flags
 from datasync.testing import override
 from django.test import Client
 client = Client()
@@ -120,7 +120,7 @@ flags.close()
 def test_the_test_client_of_flask_sees_an_override(tmp_path: Path) -> None:
     pytest.importorskip("flask")
     program = """
-from datasync.examples.live_flags_flask import app, flags
+from datasync.examples.live.flags_flask import app, flags
 from datasync.testing import override
 with override(flags, a=1):
     print(app.test_client().get("/flags").json)

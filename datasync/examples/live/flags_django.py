@@ -2,7 +2,7 @@
 
 Run it (``pip install django gunicorn``)::
 
-    FLAGS=sqlite:flags.db gunicorn -w 4 --preload datasync.examples.guides.live_flags_django:application
+    FLAGS=sqlite:flags.db gunicorn -w 4 --preload datasync.examples.live.flags_django:application
 """
 
 import os

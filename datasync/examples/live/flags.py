@@ -4,7 +4,7 @@ Run it with a store, and change a flag meanwhile::
 
     export FLAGS=sqlite:flags.db
     datasync put $FLAGS flags/checkout '{"on": true}'
-    python -m datasync.examples.live_flags
+    python -m datasync.examples.live.flags
 """
 
 import os

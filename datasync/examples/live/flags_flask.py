@@ -2,7 +2,7 @@
 
 Run it (``pip install flask gunicorn``)::
 
-    FLAGS=sqlite:flags.db gunicorn -w 4 --preload datasync.examples.live_flags_flask:app
+    FLAGS=sqlite:flags.db gunicorn -w 4 --preload datasync.examples.live.flags_flask:app
 """
 
 import os

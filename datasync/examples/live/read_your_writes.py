@@ -1,6 +1,6 @@
 """A writer that needs to know when its own write has arrived: in the mirror, in a subscriber, in a view.
 
-Run it: ``python -m datasync.examples.read_your_writes``.
+Run it: ``python -m datasync.examples.live.read_your_writes``.
 """
 
 from collections.abc import Sequence

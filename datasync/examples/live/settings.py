@@ -1,6 +1,6 @@
 """Settings that are one validated object: it is replaced as a whole, and only by a valid one.
 
-Run it: ``python -m datasync.examples.live_settings``.
+Run it: ``python -m datasync.examples.live.settings``.
 """
 
 import time

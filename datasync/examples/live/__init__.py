@@ -1,0 +1,1 @@
+"""Live values: flags, settings, and writers that wait for their own writes."""
