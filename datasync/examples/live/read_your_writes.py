@@ -32,7 +32,7 @@ def main() -> None:
             except PropagationError as error:
                 print("rejected", error.reasons["limiter"])
 
-        with View[int](plugin, "view", "limit/") as view:
+        with View(plugin, "view", "limit/") as view:
             view.put("limit/eth2", 60)  # returns when the view has it
             print("view", view["limit/eth2"])
 
