@@ -13,7 +13,6 @@ except ImportError as error:  # pragma: no cover - the extra installs it
 
 from datasync.keyval.etcd.config import EtcdConfig, load_file, read_options
 from datasync.keyval.etcd.store import EtcdStore
-from datasync.keyval.locks.leadership import Leadership
 
 __all__ = [
     # the store
@@ -22,6 +21,4 @@ __all__ = [
     "EtcdConfig",
     "load_file",
     "read_options",
-    # leader election
-    "Leadership",
 ]

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from datasync.errors import NotReadyError, StoreConnectionError
-from datasync.keyval.etcd import EtcdStore, Leadership, client_lease
+from datasync.keyval.etcd import EtcdStore, client_lease
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
+from datasync.keyval.locks.leadership import Leadership
 from datasync.keyval.locks.place import Place
 from datasync.keyval.types import PutOp
 from datasync.runtime import boot_clock

@@ -9,9 +9,10 @@ import time
 import pytest
 
 from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, StoreConnectionError
-from datasync.keyval.etcd import EtcdStore, Leadership
+from datasync.keyval.etcd import EtcdStore
 from datasync.keyval.etcd.client import EtcdClient
 from datasync.keyval.etcd.client_lease import ClientLease
+from datasync.keyval.locks.leadership import Leadership
 from datasync.keyval.types import Condition, DeleteOp, PutOp
 from tests.conftest import PATIENT, wait_until
 from tests.keyval.etcd.conftest import OpenStore, leases
