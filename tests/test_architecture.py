@@ -68,6 +68,7 @@ EXTRAS = {
     "datasync.cli": {"click", "rich"},
     "datasync.examples": {"click", "flask", "rich"},
     "datasync.examples.guides": {"django", "flask", "openfeature", "pytest"},
+    "datasync.examples.live": {"django", "flask"},
     "datasync.openfeature": {"openfeature"},
     "datasync.testing": {"pytest"},
 }
