@@ -42,8 +42,8 @@ def push(client: Client) -> None:
             print(f"{name}: {error}", flush=True)
         else:
             print(f"{name}: applied", flush=True)
-    print(f"eth3 existed and was deleted: {client.delete(INTERFACES + 'eth3')}", flush=True)
-    print(f"eth3 can be deleted again: {client.delete(INTERFACES + 'eth3')}", flush=True)
+    print(f"eth3 existed and was deleted: {bool(client.delete(INTERFACES + 'eth3'))}", flush=True)
+    print(f"eth3 can be deleted again: {bool(client.delete(INTERFACES + 'eth3'))}", flush=True)
 
 
 def run(address: str, stay: bool) -> None:
