@@ -133,6 +133,26 @@ def test_c21_a_retry_waits_for_the_write_too(source: Registry, apply: Recorder, 
         reconciler.wait_synced(PATIENT)
 
 
+def test_c21_a_retry_goes_on_when_the_write_has_come_although_nothing_differs(
+    source: Registry, apply: Recorder, clock: ManualClock
+) -> None:
+    with Reconciler(source, "r", apply=apply, clock=clock, retry=Retry(1, 1)) as reconciler:
+
+        def act() -> None:
+            del apply.on["a"]
+            source.own_write("a", 5, True, source.position)
+            raise ValueError("no")
+
+        apply.on["a"] = act
+        snapshot(source, 1, {"a": b"1"})
+        wait_until(lambda: reconciler.problems, "the call has failed")
+        clock.advance(2)
+        wait_until(lambda: reconciler._work.own.waiting, "the retry is put aside")
+        # when a full state brings the same value, at a later revision / then no time need pass
+        snapshot(source, 6, {"a": b"1"})
+        assert apply.wait(2)[-1] == ("a", 1, None)
+
+
 def test_c21_what_was_written_elsewhere_holds_up_nothing(source: Registry, apply: Recorder) -> None:
     with Registry("other") as other, Reconciler(source, "r", "k/", apply=apply) as reconciler:
 

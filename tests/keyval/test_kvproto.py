@@ -120,8 +120,8 @@ def test_d56_delete_tells_truly(wrapper: ProtoWrapper) -> None:
     broker = wrapper.new_broker("p/")
     broker.put("a/1", Field())
     broker.put("a/2", Field())
-    assert [broker.delete("a/1"), broker.delete("a/1")] == [True, False]
-    assert [broker.delete("a/", with_prefix()), broker.delete("a/", with_prefix())] == [True, False]
+    assert [bool(broker.delete("a/1")) for _ in range(2)] == [True, False]
+    assert [bool(broker.delete("a/", with_prefix())) for _ in range(2)] == [True, False]
 
 
 def test_d70_d83_a_transaction_keeps_the_prefix_and_reaches_streams(wrapper: ProtoWrapper, store: Any) -> None:
