@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,8 @@ from tests.support.proxy import free_port
 
 #: Seconds that servers may take to come up, or to elect a master.
 START_TIMEOUT = 40.0
+#: The port of a node's bus is above its own by this number.
+BUS = 10_000
 #: The name by which the sentinels of tests know their master.
 MASTER = "tests"
 
@@ -106,21 +110,31 @@ class RedisServer:
             time.sleep(0.02)
 
     def _serves(self) -> bool:
-        from redis.exceptions import RedisError, ResponseError
+        from redis.exceptions import AuthenticationError, RedisError
 
         try:
             return bool(self.ask("PING"))
-        except ResponseError as error:
-            return "LOADING" not in str(error) and "NOAUTH" in str(error)
+        except AuthenticationError:
+            return True
         except RedisError:
             return False
 
     def ask(self, *command: Any, timeout: float = 5.0, db: int = 0) -> Any:
-        """The response of the server to *command*, by a connection of its own."""
-        from redis import Redis
+        """The response of the server to *command* as it sent it, by a connection of its own."""
+        from redis.connection import Connection
 
-        with Redis(port=self.port, socket_timeout=timeout, db=db, retry=_no_retry()) as client:
-            return client.execute_command(*command)
+        connection = Connection(port=self.port, db=db, protocol=2, socket_timeout=timeout)
+        try:
+            connection.connect()
+            connection.send_command(*command)
+            return connection.read_response()
+        finally:
+            connection.disconnect()
+
+    def info(self, section: str) -> dict[str, str]:
+        """What the server tells of itself."""
+        lines = self.ask("INFO", section).decode().splitlines()
+        return dict(line.split(":", 1) for line in lines if ":" in line)
 
     def cli(self, *arguments: str) -> str:
         """Run ``redis-cli`` against it: what another program would do."""
@@ -238,9 +252,8 @@ class SentinelGroup:
     def _all_known(self) -> bool:
         for sentinel in self.sentinels:
             told = sentinel.ask("SENTINEL", "MASTER", MASTER)
-            flat = told if isinstance(told, dict) else dict(zip(told[::2], told[1::2], strict=True))
-            known = {_text(name): _text(value) for name, value in flat.items()}
-            if int(known["num-other-sentinels"]) < 2 or int(known["num-slaves"]) < 1:
+            known = dict(zip(told[::2], told[1::2], strict=True))
+            if int(known[b"num-other-sentinels"]) < 2 or int(known[b"num-slaves"]) < 1:
                 return False
         return True
 
@@ -267,9 +280,11 @@ class RedisCluster:
         flags = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
         self._replicas = replicas
         self.nodes = [RedisServer(program, folder / f"n{n}", *flags) for n in range(6 if replicas else 3)]
-        for node in self.nodes:  # the bus has the port above by 10,000
-            while node.port > 55535:
+        taken: set[int] = set()
+        for node in self.nodes:
+            while not _bus_is_free(node.port) or node.port in taken:
                 node.port = free_port()
+            taken |= {node.port, node.port + BUS}
 
     @property
     def url(self) -> str:
@@ -290,7 +305,7 @@ class RedisCluster:
         return self
 
     def _ready(self) -> bool:
-        return all("cluster_state:ok" in _text(node.ask("CLUSTER INFO", raw=True)) for node in self.nodes) and (
+        return all(b"cluster_state:ok" in node.ask("CLUSTER", "INFO") for node in self.nodes) and (
             not self._replicas or sum(_follows(node) for node in self.nodes) == len(self.nodes) // 2
         )
 
@@ -298,7 +313,7 @@ class RedisCluster:
         """The node that serves *slot*, as a node that runs says."""
         for node in self.nodes:
             if node.running:
-                port = slot_port(node.ask("CLUSTER SLOTS"), slot)
+                port = slot_port(node.ask("CLUSTER", "SLOTS"), slot)
                 return next(one for one in self.nodes if one.port == port)
         raise AssertionError("no node runs")
 
@@ -313,10 +328,15 @@ class RedisCluster:
         self.stop()
 
 
+def _bus_is_free(port: int) -> bool:
+    with contextlib.suppress(OSError, OverflowError), socket.socket() as probe:
+        probe.bind(("127.0.0.1", port + BUS))
+        return True
+    return False
+
+
 def slot_port(reply: Any, slot: int) -> int:
     """The port of the node that serves *slot* by a response to CLUSTER SLOTS, 0 if none does."""
-    if isinstance(reply, dict):  # as some versions of redis-py have it
-        return next((int(value["primary"][1]) for (low, high), value in reply.items() if low <= slot <= high), 0)
     return next((int(one[2][1]) for one in reply if one[0] <= slot <= one[1]), 0)
 
 
@@ -337,20 +357,8 @@ def wait_for(condition: Callable[[], bool], sentence: str) -> None:
 
 
 def _follows(server: RedisServer) -> bool:
-    told = server.ask("INFO", "replication")
-    found = told if isinstance(told, dict) else {}
+    found = server.info("replication")
     return found.get("role") == "slave" and found.get("master_link_status") == "up"
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _no_retry() -> Any:
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
-
-    return Retry(NoBackoff(), 0)
 
 
 @pytest.fixture(scope="session")

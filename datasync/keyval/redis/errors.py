@@ -66,8 +66,8 @@ _TEXTS: tuple[tuple[str, Fault], ...] = (
     ("max number of clients", Fault(StoreConnectionError, "raise 'maxclients'", elsewhere=True)),
     ("cluster support disabled", Fault(InvalidArgumentError, "the server is not in a cluster: use redis://")),
     ("CROSSSLOT", Fault(InvalidArgumentError, "use redis+cluster://")),
-    ("Protocol error", Fault(StoreError, "the write is larger than the server takes")),
-    ("string exceeds maximum", Fault(StoreError, "see 'proto-max-bulk-len'; nothing was written")),
+    ("Protocol error", Fault(InvalidArgumentError, "see 'proto-max-bulk-len'; nothing was written")),
+    ("string exceeds maximum", Fault(InvalidArgumentError, "see 'proto-max-bulk-len'; nothing was written")),
     ("unknown command", Fault(UnsupportedError, "Redis 6.2, Valkey 7.2 or a later version is needed")),
     ("syntax error", Fault(UnsupportedError, "Redis 6.2, Valkey 7.2 or a later version is needed")),
 )

@@ -30,7 +30,7 @@ from datasync.keyval.redis.errors import Elsewhere, meaning
 from datasync.keyval.redis.foreign import ForeignChanges
 from datasync.keyval.redis.lease import ClientLease
 from datasync.keyval.redis.scan import RedisScan
-from datasync.keyval.redis.stream import RedisStream
+from datasync.keyval.redis.stream import IDLE, RedisStream
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, WriteOp
 from datasync.keyval.urls import StoreURL
 
@@ -61,6 +61,7 @@ class RedisStore(Store):
 
     def __init__(self, config: RedisConfig | None = None) -> None:
         self.config = RedisConfig() if config is None else config
+        self.idle_limit = self.config.timeout + IDLE
         self._client = RedisClient(self.config, self.name)
         self._positions = Positions()
         self._lease = ClientLease(self._client, self.config.session_ttl)
