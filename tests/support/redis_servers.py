@@ -267,7 +267,11 @@ class SentinelGroup:
             one.stop()
 
     def __enter__(self) -> SentinelGroup:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -322,7 +326,11 @@ class RedisCluster:
             node.stop()
 
     def __enter__(self) -> RedisCluster:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -1,4 +1,4 @@
-"""A Redis or Valkey server as the source of cells: killed, frozen, flushed, trimmed, restored, and cut off by a proxy."""
+"""A Redis or Valkey server as the source of cells: killed, frozen, flushed, trimmed, restored, and cut off."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MUCH = 3 << 20
 
 
 class RedisFaults(Source):
-    """Faults of the way to a master, and of its data. The watched store connects through a proxy, the writer directly."""
+    """Faults of the way to a master, and of its data. The watched store has a proxy before it, the writer has none."""
 
     prefix = "/h/"
     pace = 0.06

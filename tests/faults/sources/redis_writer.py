@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from datasync.errors import CompactedError, InvalidArgumentError, StoreConnectionError, StoreError, UnknownOutcome
@@ -100,9 +101,9 @@ class RedisWriter:
         found: dict[str, bytes] = {}
         cursor: Any = b"0"
         while True:
-            cursor, keys = self._patiently(lambda: self._ask("SCAN", cursor, "MATCH", prefix + b"*", "COUNT", 500))
+            cursor, keys = self._patiently(partial(self._ask, "SCAN", cursor, "MATCH", prefix + b"*", "COUNT", 500))
             for key in keys:
-                value = self._patiently(lambda key=key: self._ask("GET", key))  # type: ignore[misc]
+                value = self._patiently(partial(self._ask, "GET", key))
                 if value is not None:
                     found[key[len(prefix) :].decode()] = brief(value)
             if cursor == b"0":
@@ -111,9 +112,7 @@ class RedisWriter:
     def check(self) -> None:
         """Check that the data is what was recorded."""
         held, state = self.held(), dict(self._truth.state)
-        assert held == state, (
-            f"the record of the writer is not what the server holds: {set(held.items()) ^ set(state.items())}"
-        )
+        assert held == state, "the record of the writer is not what the server holds"
 
     def account(self) -> list[TruthCommit] | None:
         """The commits under the prefix that the log still has, in full; None if it has none."""
