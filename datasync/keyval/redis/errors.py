@@ -99,9 +99,9 @@ class Elsewhere(Exception):
 
 def translate(error: Exception, what: str, server: str, *, token: str | None = None) -> DatasyncError | Elsewhere:
     """Return the error for what the client library raised in *what* at *server*; *token* if it may have written."""
-    if isinstance(error, exceptions.MovedError):  # AskError is one, too
+    if isinstance(error, exceptions.AskError):  # MovedError is one, too
         gone = StoreConnectionError(f"{what}: {server} no longer has the slot of this store")
-        return Elsewhere(gone, (error.host or "", error.port), asking=isinstance(error, exceptions.AskError))
+        return Elsewhere(gone, (error.host or "", error.port), asking=not isinstance(error, exceptions.MovedError))
     text = _text(error)
     if isinstance(error, (exceptions.ResponseError, exceptions.AuthenticationError, exceptions.BusyLoadingError)):
         return meaning(text, what, server)
