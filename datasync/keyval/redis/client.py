@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from redis.exceptions import AuthenticationError
+
 from datasync.errors import (
     ClosedError,
     DatasyncError,
@@ -235,7 +237,7 @@ class RedisClient:
         try:
             told = _parse_info(link.call("INFO", what="asking for the settings"))
         except StoreError as error:
-            if isinstance(error, StoreConnectionError):
+            if isinstance(error, StoreConnectionError) or isinstance(error.__cause__, AuthenticationError):
                 raise
             self._warn(f"it cannot be known whether the server evicts keys: {error}")
             self._admitted.add(link.address)

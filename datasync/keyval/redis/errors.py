@@ -42,6 +42,8 @@ _TEXTS: tuple[tuple[str, Fault], ...] = (
     ("invalid password", Fault(PermissionDenied, "check user and password")),
     ("NOPERM", Fault(PermissionDenied, "the page on Redis lists the rights that a user needs")),
     ("no permissions", Fault(PermissionDenied, "the page on Redis lists the rights that a user needs")),
+    # What scripts are told.
+    ("The user executing the script", Fault(PermissionDenied, "the page on Redis lists the rights that a user needs")),
     ("ACL failure", Fault(PermissionDenied, "the page on Redis lists the rights that a user needs")),
     ("DB index is out of range", Fault(InvalidArgumentError, "the server has no such database; see its 'databases'")),
     ("Invalid Database", Fault(InvalidArgumentError, "the server has no such database; see its 'databases'")),
