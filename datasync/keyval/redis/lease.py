@@ -61,9 +61,9 @@ class ClientLease:
                 self._release(op)
                 if isinstance(op, PutOp) and op.client_lifetime:
                     self._owned[op.key] = op.value
-            if self._owned and not missing:
+            lost = missing and len(self._owned) > sum(isinstance(op, PutOp) and op.client_lifetime for op in ops)
+            if self._owned and not lost:
                 self._position = position
-            lost = missing and len(self._owned) > sum(isinstance(op, PutOp) for op in ops)
             self._restore = self._restore or lost
         if lost:
             self._wake.set()

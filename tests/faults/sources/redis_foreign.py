@@ -83,7 +83,7 @@ class RedisForeignSource(RedisFaults):
         while True:
             commits, last = self._writer._patiently(self._writer._log)
             fresh = [commit for revision, commit in sorted(commits.items()) if revision > self._read]
-            self._read = max(self._read, last)
+            self._read = max(self._read, last, *commits)
             for commit in fresh:
                 self.truth.record(commit.revision, commit.ops)
             if fresh or not wait:

@@ -121,8 +121,8 @@ class RedisWriter:
 
     def _log(self) -> tuple[dict[int, TruthCommit], int]:
         prefix = self._tag + self._prefix.encode()
+        last = self._ask("HGET", self._tag + b"datasync:state", "last")  # first: no later entry is skipped
         entries = self._ask("XRANGE", self._tag + b"datasync:log", "-", "+")
-        last = self._ask("HGET", self._tag + b"datasync:state", "last")
         found: dict[int, TruthCommit] = {}
         for name, flat in entries:
             payload = dict(zip(flat[::2], flat[1::2], strict=True))[b"o"]
