@@ -24,7 +24,7 @@ MAX_TEXT = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Meaning:
     """The meaning of an error: its class and advice. *elsewhere*: another server may do it, or this one a bit later."""
 
     error: type[DatasyncError]
@@ -33,45 +33,48 @@ class Fault:
 
 
 #: A part of the text, and its meaning; the first match applies. The server did nothing in all of these cases.
-_TEXTS: tuple[tuple[str, Fault], ...] = (
-    ("NOAUTH", Fault(PermissionDenied, "give user and password in the URL")),
-    ("HELLO must be called with", Fault(PermissionDenied, "give user and password in the URL")),
-    ("Authentication required", Fault(PermissionDenied, "give user and password in the URL")),
-    ("WRONGPASS", Fault(PermissionDenied, "check user and password")),
-    ("invalid username-password", Fault(PermissionDenied, "check user and password")),
-    ("invalid password", Fault(PermissionDenied, "check user and password")),
-    ("NOPERM", Fault(PermissionDenied, "the page on Redis lists the rights that a user needs")),
-    ("no permissions", Fault(PermissionDenied, "the page on Redis lists the rights that a user needs")),
+_TEXTS: tuple[tuple[str, Meaning], ...] = (
+    ("NOAUTH", Meaning(PermissionDenied, "give user and password in the URL")),
+    ("HELLO must be called with", Meaning(PermissionDenied, "give user and password in the URL")),
+    ("Authentication required", Meaning(PermissionDenied, "give user and password in the URL")),
+    ("WRONGPASS", Meaning(PermissionDenied, "check user and password")),
+    ("invalid username-password", Meaning(PermissionDenied, "check user and password")),
+    ("invalid password", Meaning(PermissionDenied, "check user and password")),
+    ("NOPERM", Meaning(PermissionDenied, "the page on Redis lists the rights that a user needs")),
+    ("no permissions", Meaning(PermissionDenied, "the page on Redis lists the rights that a user needs")),
     # What scripts are told.
-    ("The user executing the script", Fault(PermissionDenied, "the page on Redis lists the rights that a user needs")),
-    ("ACL failure", Fault(PermissionDenied, "the page on Redis lists the rights that a user needs")),
-    ("DB index is out of range", Fault(InvalidArgumentError, "the server has no such database; see its 'databases'")),
-    ("Invalid Database", Fault(InvalidArgumentError, "the server has no such database; see its 'databases'")),
-    ("SELECT is not allowed in cluster mode", Fault(InvalidArgumentError, "a cluster has database 0 only")),
-    ("WRONGTYPE", Fault(StoreError, "the key belongs to another program; nothing was written")),
-    ("command not allowed when used memory", Fault(StoreError, "'maxmemory' is reached; nothing was written")),
-    ("OOM", Fault(StoreError, "'maxmemory' is reached; nothing was written")),
-    ("MISCONF", Fault(StoreError, "the server cannot save to its disk and takes no writes")),
-    ("NOREPLICAS", Fault(StoreConnectionError, "too few replicas for 'min-replicas-to-write'", elsewhere=True)),
-    ("READONLY", Fault(StoreConnectionError, "this server is a replica", elsewhere=True)),
-    ("read only replica", Fault(StoreConnectionError, "this server is a replica", elsewhere=True)),
-    ("LOADING", Fault(StoreConnectionError, "the server is loading its data", elsewhere=True)),
-    ("loading the dataset", Fault(StoreConnectionError, "the server is loading its data", elsewhere=True)),
-    ("MASTERDOWN", Fault(StoreConnectionError, elsewhere=True)),
-    ("CLUSTERDOWN", Fault(StoreConnectionError, "the cluster does not serve this slot", elsewhere=True)),
-    ("Hash slot not served", Fault(StoreConnectionError, "the cluster does not serve this slot", elsewhere=True)),
-    ("The cluster is down", Fault(StoreConnectionError, elsewhere=True)),
-    ("TRYAGAIN", Fault(StoreConnectionError, "the slot is being moved", elsewhere=True)),
-    ("during rehashing of slot", Fault(StoreConnectionError, "the slot is being moved", elsewhere=True)),
-    ("non local key", Fault(StoreConnectionError, "the slot is being moved", elsewhere=True)),
-    ("BUSY ", Fault(StoreConnectionError, "the server runs a script of another client", elsewhere=True)),
-    ("max number of clients", Fault(StoreConnectionError, "raise 'maxclients'", elsewhere=True)),
-    ("cluster support disabled", Fault(InvalidArgumentError, "the server is not in a cluster: use redis://")),
-    ("CROSSSLOT", Fault(InvalidArgumentError, "use redis+cluster://")),
-    ("Protocol error", Fault(InvalidArgumentError, "see 'proto-max-bulk-len'; nothing was written")),
-    ("string exceeds maximum", Fault(InvalidArgumentError, "see 'proto-max-bulk-len'; nothing was written")),
-    ("unknown command", Fault(UnsupportedError, "Redis 6.2, Valkey 7.2 or a later version is needed")),
-    ("syntax error", Fault(UnsupportedError, "Redis 6.2, Valkey 7.2 or a later version is needed")),
+    (
+        "The user executing the script",
+        Meaning(PermissionDenied, "the page on Redis lists the rights that a user needs"),
+    ),
+    ("ACL failure", Meaning(PermissionDenied, "the page on Redis lists the rights that a user needs")),
+    ("DB index is out of range", Meaning(InvalidArgumentError, "the server has no such database; see its 'databases'")),
+    ("Invalid Database", Meaning(InvalidArgumentError, "the server has no such database; see its 'databases'")),
+    ("SELECT is not allowed in cluster mode", Meaning(InvalidArgumentError, "a cluster has database 0 only")),
+    ("WRONGTYPE", Meaning(StoreError, "the key belongs to another program; nothing was written")),
+    ("command not allowed when used memory", Meaning(StoreError, "'maxmemory' is reached; nothing was written")),
+    ("OOM", Meaning(StoreError, "'maxmemory' is reached; nothing was written")),
+    ("MISCONF", Meaning(StoreError, "the server cannot save to its disk and takes no writes")),
+    ("NOREPLICAS", Meaning(StoreConnectionError, "too few replicas for 'min-replicas-to-write'", elsewhere=True)),
+    ("READONLY", Meaning(StoreConnectionError, "this server is a replica", elsewhere=True)),
+    ("read only replica", Meaning(StoreConnectionError, "this server is a replica", elsewhere=True)),
+    ("LOADING", Meaning(StoreConnectionError, "the server is loading its data", elsewhere=True)),
+    ("loading the dataset", Meaning(StoreConnectionError, "the server is loading its data", elsewhere=True)),
+    ("MASTERDOWN", Meaning(StoreConnectionError, elsewhere=True)),
+    ("CLUSTERDOWN", Meaning(StoreConnectionError, "the cluster does not serve this slot", elsewhere=True)),
+    ("Hash slot not served", Meaning(StoreConnectionError, "the cluster does not serve this slot", elsewhere=True)),
+    ("The cluster is down", Meaning(StoreConnectionError, elsewhere=True)),
+    ("TRYAGAIN", Meaning(StoreConnectionError, "the slot is being moved", elsewhere=True)),
+    ("during rehashing of slot", Meaning(StoreConnectionError, "the slot is being moved", elsewhere=True)),
+    ("non local key", Meaning(StoreConnectionError, "the slot is being moved", elsewhere=True)),
+    ("BUSY ", Meaning(StoreConnectionError, "the server runs a script of another client", elsewhere=True)),
+    ("max number of clients", Meaning(StoreConnectionError, "raise 'maxclients'", elsewhere=True)),
+    ("cluster support disabled", Meaning(InvalidArgumentError, "the server is not in a cluster: use redis://")),
+    ("CROSSSLOT", Meaning(InvalidArgumentError, "use redis+cluster://")),
+    ("Protocol error", Meaning(InvalidArgumentError, "see 'proto-max-bulk-len'; nothing was written")),
+    ("string exceeds maximum", Meaning(InvalidArgumentError, "see 'proto-max-bulk-len'; nothing was written")),
+    ("unknown command", Meaning(UnsupportedError, "Redis 6.2, Valkey 7.2 or a later version is needed")),
+    ("syntax error", Meaning(UnsupportedError, "Redis 6.2, Valkey 7.2 or a later version is needed")),
 )
 _BY_CLASS: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.BusyLoadingError, "LOADING"),
@@ -118,11 +121,11 @@ def translate(error: Exception, what: str, server: str, *, token: str | None = N
 
 def meaning(text: str, what: str, server: str) -> DatasyncError | Elsewhere:
     """Return the error for the *text* of a server that did nothing."""
-    for part, fault in _TEXTS:
+    for part, means in _TEXTS:
         if part in text:
-            advice = f"; {fault.advice}" if fault.advice else ""
-            found = fault.error(f"{what}: {server}: {text[:MAX_TEXT]}{advice}")
-            return Elsewhere(found) if fault.elsewhere else found
+            advice = f"; {means.advice}" if means.advice else ""
+            error = means.error(f"{what}: {server}: {text[:MAX_TEXT]}{advice}")
+            return Elsewhere(error) if means.elsewhere else error
     return StoreError(f"{what}: {server}: {text[:MAX_TEXT]}")
 
 

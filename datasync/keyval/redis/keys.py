@@ -6,7 +6,7 @@ from datasync.errors import InvalidArgumentError
 
 #: The store's own keys begin so; no other key may.
 RESERVED = "datasync:"
-_OWN = ("log", "index", "revisions", "state", "deadlines", "leases", "owners", "lost", "digests", "refused")
+_OWN = ("log", "index", "revisions", "state")
 
 
 class KeySpace:
@@ -14,7 +14,7 @@ class KeySpace:
 
     def __init__(self, tag: str = "") -> None:
         self._cut = f"{{{tag}}}".encode() if tag else b""
-        #: The keys that every script is given, in the order of ``common.lua``.
+        #: The keys that every script is given, in the order of ``common.lua``, which knows the names of the others.
         self.own = tuple(self._cut + f"{RESERVED}{name}".encode() for name in _OWN)
         self.log, self.index = self.own[:2]
         self._reserved = RESERVED.encode()

@@ -21,7 +21,7 @@ log = get_logger(__name__)
 BATCH = 1000
 
 
-class ClientLease:
+class RedisLease:
     """The lease and client-lifetime keys of one open store object, renewed by a thread of its own.
 
     The lease has the same id for as long as the store is open. When it was lost, the server knows for an hour which

@@ -28,7 +28,7 @@ from datasync.keyval.redis.config import (
 )
 from datasync.keyval.redis.errors import Elsewhere, meaning
 from datasync.keyval.redis.foreign import ForeignChanges
-from datasync.keyval.redis.lease import ClientLease
+from datasync.keyval.redis.lease import RedisLease
 from datasync.keyval.redis.scan import RedisScan
 from datasync.keyval.redis.stream import IDLE, RedisStream
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, WriteOp
@@ -64,7 +64,7 @@ class RedisStore(Store):
         self.idle_limit = self.config.timeout + IDLE
         self._client = RedisClient(self.config, self.name)
         self._positions = Positions()
-        self._lease = ClientLease(self._client, self.config.session_ttl)
+        self._lease = RedisLease(self._client, self.config.session_ttl)
         self._foreign = ForeignChanges(self._client) if self.config.foreign_writers else None
         self._lock = threading.RLock()  # guards the fields below; reentrant, because a finalizer may close a store
         self._closed = False

@@ -32,7 +32,7 @@ class Topology(ABC):
         """Note that a server named *address* as the master."""
 
 
-class Node(Topology):
+class SingleServer(Topology):
     """One server."""
 
     changes = False
@@ -162,7 +162,7 @@ _KINDS: dict[str, Callable[[RedisConfig], Topology]] = {SENTINEL: Sentinels, CLU
 def topology_of(config: RedisConfig) -> Topology:
     """Return the way to the master that *config* describes."""
     kind = _KINDS.get(config.kind)
-    return Node(config.addresses[0]) if kind is None else kind(config)
+    return SingleServer(config.addresses[0]) if kind is None else kind(config)
 
 
 def slot_of(tag: bytes) -> int:

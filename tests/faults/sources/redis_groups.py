@@ -186,7 +186,8 @@ class RedisClusterSource(RedisFaults):
         """Move the slot to another master, key by key, while the writer goes on."""
         source = self._master()
         owners = {self._cluster.master_of(slot).port for slot in range(0, 16384, 1024)} - {source.port}
-        target = next(one for one in self._cluster.nodes if one.port == self.chance.choice(sorted(owners)))
+        port = self.chance.choice(sorted(owners))
+        target = next(one for one in self._cluster.nodes if one.port == port)
         ids = {one.port: one.ask("CLUSTER", "MYID").decode() for one in (source, target)}
         target.ask("CLUSTER", "SETSLOT", self._slot, "IMPORTING", ids[source.port])
         source.ask("CLUSTER", "SETSLOT", self._slot, "MIGRATING", ids[target.port])

@@ -1,6 +1,9 @@
 -- The keys and functions that all scripts share. Every key of a store, data keys included, is in one slot of a cluster.
 local LOG, INDEX, REVISIONS, STATE = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local DEADLINES, LEASES, OWNERS, LOST, DIGESTS, REFUSED = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+-- These need not exist; while a cluster moves the slot, it would send away a script that declares a key that does not.
+local BASE = string.sub(STATE, 1, -6)
+local DEADLINES, LEASES, OWNERS = BASE .. 'deadlines', BASE .. 'leases', BASE .. 'owners'
+local LOST, DIGESTS, REFUSED = BASE .. 'lost', BASE .. 'digests', BASE .. 'refused'
 local call, pcall = redis.call, redis.pcall
 -- The first arguments of a script that may write: epoch and token for new data, and the limits of the history.
 local TOKEN, MAX_COMMITS, MAX_AGE, MAX_BYTES = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -175,6 +178,5 @@ local function write(key, value, revision, deadline, lease)
     call('HSET', OWNERS, key, lease)
     call('SADD', LEASES .. ':' .. lease, key)
   end
-  call('ZADD', INDEX, 0, key)
-  call('HSET', REVISIONS, key, whole(revision))
+  if call('HSET', REVISIONS, key, whole(revision)) == 1 then call('ZADD', INDEX, 0, key) end
 end
