@@ -57,7 +57,8 @@ def latency(scale: float) -> Iterator[Sides]:
                 ready.set()
                 while len(delays.all) < wanted:
                     for _, entries in bare.xread({"datasync:log": after}, block=1000) or ():  # type: ignore[union-attr]
-                        for after, fields in entries:
+                        after = entries[-1][0]
+                        for _, fields in entries:
                             payload = fields[b"o"]  # one put
                             delays.note(payload[9 + int.from_bytes(payload[1:5], "big") :])
 

@@ -32,6 +32,7 @@ class Meaning:
     elsewhere: bool = False
 
 
+_NO_RIGHT = Meaning(PermissionDenied, "the page on Redis lists the rights that a user needs")
 #: A part of the text, and its meaning; the first match applies. The server did nothing in all of these cases.
 _TEXTS: tuple[tuple[str, Meaning], ...] = (
     ("NOAUTH", Meaning(PermissionDenied, "give user and password in the URL")),
@@ -40,14 +41,14 @@ _TEXTS: tuple[tuple[str, Meaning], ...] = (
     ("WRONGPASS", Meaning(PermissionDenied, "check user and password")),
     ("invalid username-password", Meaning(PermissionDenied, "check user and password")),
     ("invalid password", Meaning(PermissionDenied, "check user and password")),
-    ("NOPERM", Meaning(PermissionDenied, "the page on Redis lists the rights that a user needs")),
-    ("no permissions", Meaning(PermissionDenied, "the page on Redis lists the rights that a user needs")),
+    ("NOPERM", _NO_RIGHT),
+    ("no permissions", _NO_RIGHT),
     # What scripts are told.
     (
         "The user executing the script",
-        Meaning(PermissionDenied, "the page on Redis lists the rights that a user needs"),
+        _NO_RIGHT,
     ),
-    ("ACL failure", Meaning(PermissionDenied, "the page on Redis lists the rights that a user needs")),
+    ("ACL failure", _NO_RIGHT),
     ("DB index is out of range", Meaning(InvalidArgumentError, "the server has no such database; see its 'databases'")),
     ("Invalid Database", Meaning(InvalidArgumentError, "the server has no such database; see its 'databases'")),
     ("SELECT is not allowed in cluster mode", Meaning(InvalidArgumentError, "a cluster has database 0 only")),

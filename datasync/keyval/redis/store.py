@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from datasync.errors import ClosedError, InvalidArgumentError, StoreError, UnknownOutcome
 from datasync.keyval.api import Store
-from datasync.keyval.driver import Scan, Stream
+from datasync.keyval.driver import Lease, Scan, Stream
 from datasync.keyval.positions import Position, Positions, check_remembered, check_token, new_token
 from datasync.keyval.redis import scripts
 from datasync.keyval.redis.client import RedisClient
@@ -29,6 +29,8 @@ from datasync.keyval.redis.config import (
 from datasync.keyval.redis.errors import Elsewhere, meaning
 from datasync.keyval.redis.foreign import ForeignChanges
 from datasync.keyval.redis.lease import RedisLease
+from datasync.keyval.redis.lock_lease import RedisLockLease
+from datasync.keyval.redis.past import PartialScan, read_past
 from datasync.keyval.redis.scan import RedisScan
 from datasync.keyval.redis.stream import IDLE, RedisStream
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, WriteOp
@@ -62,6 +64,7 @@ class RedisStore(Store):
     def __init__(self, config: RedisConfig | None = None) -> None:
         self.config = RedisConfig() if config is None else config
         self.idle_limit = self.config.timeout + IDLE
+        self.session_ttl = self.config.session_ttl
         self._client = RedisClient(self.config, self.name)
         self._positions = Positions()
         self._lease = RedisLease(self._client, self.config.session_ttl)
@@ -139,19 +142,30 @@ class RedisStore(Store):
         self._reached(scan.revision)
         return scan
 
-    def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
+    def scan_page(
+        self, prefix: str, *, after: str = "", limit: int = 0, revision: int = 0, keys_only: bool = False
+    ) -> Scan:
+        if not revision:
+            scan = self.scan(prefix, keys_only=keys_only)
+            return PartialScan(scan.revision, list(scan), after, limit)
         self._client.check_usable()
-        keys, arguments, leased = self._encoded(ops, conditions)
+        return PartialScan(revision, read_past(self._client, prefix, revision, keys_only=keys_only), after, limit)
+
+    def commit(
+        self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = (), otherwise: Sequence[WriteOp] = ()
+    ) -> CommitResult:
+        self._client.check_usable()
+        keys, arguments, leased = self._encoded(ops, conditions, otherwise)
         if leased:
             self._lease.begin()
         what = f"writing {_listed(ops)}"
         token = new_token(self._revision)
-        settings = (self._lease.id, self._lease.milliseconds, len(conditions))
+        settings = (self._lease.id, self._lease.milliseconds)
         run = self._client.run_and_wait if self.config.wait_replicas else self._client.run_write
         try:
             reply = run(scripts.COMMIT, token, *settings, *arguments, what=what, keys=keys)
         except UnknownOutcome:
-            self._lease.doubt(ops)
+            self._lease.doubt((*ops, *otherwise))
             raise
         status, revision, deleted, *rest = reply
         if status == b"problem":
@@ -159,10 +173,12 @@ class RedisStore(Store):
         if status == b"refused":
             raise StoreError(f"{what}: committed() was asked about this commit, so it was not applied")
         self._reached(revision)
-        if status == b"no":
-            return CommitResult(False, revision, 0)
-        self._lease.committed(ops, Position(revision, token), missing=bool(rest[0]))
-        return CommitResult(True, revision, deleted)
+        holds = status == b"ok"
+        self._lease.committed(ops if holds else otherwise, Position(revision, token), missing=bool(rest[0]))
+        return CommitResult(holds, revision, deleted)
+
+    def grant(self, ttl: float) -> Lease:
+        return RedisLockLease(self._client, ttl)
 
     def stream(self, prefix: str, after: int) -> Stream:
         self._client.check_usable()
@@ -190,6 +206,7 @@ class RedisStore(Store):
     def close(self) -> None:
         if self._client.forked or self._client.closed:
             return
+        self.places.close()
         with self._lock:
             if self._closed:
                 return
@@ -206,16 +223,24 @@ class RedisStore(Store):
         self._revision = max(self._revision, revision)  # a race loses a step, and a token a little precision
 
     def _encoded(
-        self, ops: Sequence[WriteOp], conditions: Sequence[Condition]
+        self, ops: Sequence[WriteOp], conditions: Sequence[Condition], otherwise: Sequence[WriteOp]
     ) -> tuple[list[bytes], list[bytes | int], bool]:
         """Return the keys and arguments of a transaction, and True if it puts client-lifetime keys."""
-        encode = self._client.keys.encode
-        keys: list[bytes] = []
+        keys = [self._client.keys.encode(condition.key) for condition in conditions]
         arguments: list[bytes | int] = []
-        leased = False
-        for condition in conditions:
-            keys.append(encode(condition.key))
-            arguments += (keys[-1], int(condition.value is not None), condition.value or b"")
+        for key, condition in zip(keys, conditions, strict=True):
+            if condition.revision:
+                arguments += (key, 2, condition.revision)
+            else:
+                arguments += (key, int(condition.value is not None), condition.value or b"")
+        leased = any(isinstance(op, PutOp) and op.client_lifetime for op in (*ops, *otherwise))
+        main, other = self._operations(ops, keys), self._operations(otherwise, keys)
+        return keys, [len(conditions), len(main), *arguments, *main, *other], leased
+
+    def _operations(self, ops: Sequence[WriteOp], keys: list[bytes]) -> list[bytes | int]:
+        """Return the arguments of *ops*, and add their keys to *keys*."""
+        encode = self._client.keys.encode
+        arguments: list[bytes | int] = []
         for op in ops:
             if not isinstance(op, PutOp):
                 if op.prefix:
@@ -228,11 +253,10 @@ class RedisStore(Store):
                 raise InvalidArgumentError(f"the value of {op.key!r} is larger than {MAX_VALUE >> 20} MiB")
             keys.append(encode(op.key))
             if op.client_lifetime:
-                leased = True
                 arguments += (b"L", keys[-1], op.value)
             else:
                 arguments += (b"P", keys[-1], op.value, _milliseconds(op))
-        return keys, arguments, leased
+        return arguments
 
     def _problem(self, text: bytes, what: str) -> Exception:
         found = meaning(text.decode("utf-8", "replace"), what, self.name)

@@ -1,6 +1,7 @@
 -- A transaction: conditions, net effect, data, index and log entry, all or nothing.
--- ARGV[5..]: lease and its milliseconds, number of conditions, {key has value}*,
---            {'P' key value milliseconds | 'L' key value | 'D' key | 'X' prefix}*
+-- ARGV[5..]: lease and its milliseconds, number of conditions, number of arguments of the operations if they hold,
+--            {key '0' '' | key '1' value | key '2' revision}*,
+--            {'P' key value milliseconds | 'L' key value | 'D' key | 'X' prefix}*, and the same if they do not hold
 -- Returns {status, revision, deleted keys, 1 if the lease was missing} or {'problem', text, key}.
 local lease, lifetime = ARGV[5], tonumber(ARGV[6])
 if not PLAIN and call('ZSCORE', REFUSED, TOKEN) then return {'refused', 0, 0, 0} end
@@ -11,16 +12,21 @@ local function problem(found, key)
   if type(found) == 'table' and found.err then return {'problem', found.err, key} end
 end
 
-local place = 8
+local place, status = 9, 'ok'
 for _ = 1, tonumber(ARGV[7]) do
-  local key = ARGV[place]
+  local key, kind, expected = ARGV[place], ARGV[place + 1], ARGV[place + 2]
   local value = pcall('GET', key)
   local bad = problem(value, key)
   if bad then return bad end
-  local expected = ARGV[place + 1] == '1' and ARGV[place + 2]
-  if value ~= expected then return {'no', current(), 0, 0} end
+  if kind == '2' then
+    if not value or (call('HGET', REVISIONS, key) or '1') ~= expected then status = 'no' end
+  elseif value ~= (kind == '1' and expected) then
+    status = 'no'
+  end
   place = place + 3
 end
+local stop = place + tonumber(ARGV[8]) - 1
+if status == 'no' then place, stop = stop + 1, #ARGV end
 
 -- The net effect, in the order of the last word on each key.
 local effect, order, count, bound = {}, {}, 0, false
@@ -28,7 +34,7 @@ local function say(key, what)
   count = count + 1
   effect[key], order[key] = what, count
 end
-while place <= #ARGV do
+while place <= stop do
   local op, key = ARGV[place], ARGV[place + 1]
   if op == 'P' then
     local milliseconds = tonumber(ARGV[place + 3])
@@ -70,7 +76,7 @@ for key in pairs(order) do
   if kind.ok ~= 'string' and kind.ok ~= 'none' then return {'problem', 'WRONGTYPE ' .. kind.ok, key} end
   keys[#keys + 1] = key
 end
-if #keys == 0 then return {'ok', current(), 0, 0} end
+if #keys == 0 then return {status, current(), 0, 0} end
 table.sort(keys, function(a, b) return order[a] < order[b] end)
 
 local missing = 0
@@ -97,5 +103,5 @@ if bound and not call('ZSCORE', LEASES, lease) then
   call('ZADD', LEASES, NOW + lifetime, lease)
   missing = 1
 end
-if #operations == 0 then return {'ok', current(), deleted, 0} end
-return {'ok', append(TOKEN, operations), deleted, missing}
+if #operations == 0 then return {status, current(), deleted, 0} end
+return {status, append(TOKEN, operations), deleted, missing}
