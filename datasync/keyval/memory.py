@@ -11,11 +11,12 @@ from heapq import heappop, heappush
 from typing import ClassVar, NamedTuple
 
 from datasync.commits import Batch, Commit
-from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError
+from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, UnknownOutcome
 from datasync.keyval.api import Store
 from datasync.keyval.driver import Lease, Scan, Stream
 from datasync.keyval.effects import net_effect
 from datasync.keyval.embedded import SharedByKey, check_position, check_setting, forgotten
+from datasync.keyval.positions import check_remembered, check_token, new_token
 from datasync.keyval.types import (
     Capability,
     CommitResult,
@@ -72,6 +73,8 @@ class MemoryData:
         #: The leases of locks, and when they end.
         self.leases: dict[object, float] = {}
         self.commits: deque[Commit] = deque()
+        #: Of the commits of callers that are in the history: token to revision, oldest first.
+        self.tokens: dict[str, int] = {}
         self.revision = self.oldest = 1
 
     def record(self, effect: dict[str, PutOp | None], owner: object | None) -> None:
@@ -98,12 +101,18 @@ class MemoryData:
         """Drop all history, with a newest revision that no stream has read: each must list again."""
         self.revision += 1
         self.commits.clear()
+        self.tokens.clear()
         self.oldest = self.revision
         self.changed.notify_all()
 
     def forget(self, history: int) -> None:
         while len(self.commits) > history:
-            self.oldest = self.commits.popleft().revision
+            self.forget_first()
+
+    def forget_first(self) -> None:
+        self.oldest = self.commits.popleft().revision
+        while self.tokens and next(iter(self.tokens.values())) < self.oldest:
+            del self.tokens[next(iter(self.tokens))]
 
     def expire(self) -> None:
         """Delete the expired keys as one commit. No timer calls this: each access to the data does."""
@@ -220,8 +229,13 @@ class MemoryStore(Store):
             holds = all(data.holds(condition) for condition in conditions)
             failure, applied = data.commit_failures.popleft() if self._fails(data.commit_failures) else (None, True)
             effect = net_effect(ops if holds else otherwise, data.entries.__contains__, data.under) if applied else {}
+            token = new_token(data.revision)
             data.record(effect, self.owner)
+            if applied:
+                data.tokens[token] = data.revision
             data.forget(self._history)
+            if isinstance(failure, UnknownOutcome):
+                failure.token = token
             if failure is not None:
                 raise failure
             return CommitResult(holds, data.revision, sum(op is None for op in effect.values()))
@@ -260,12 +274,19 @@ class MemoryStore(Store):
             data.forget(self._history)
             data.changed.notify_all()
 
+    def committed(self, token: str) -> bool:
+        check_token(token)
+        with self._open() as data:
+            if token not in data.tokens:
+                check_remembered(token, data.oldest, self._name)
+            return token in data.tokens
+
     def compact(self, revision: int | None = None) -> None:
         """Drop the history up to *revision*, by default the current one. Streams behind it must list again."""
         with self._open() as data:
             limit = data.revision if revision is None else min(revision, data.revision)
             while data.commits and data.commits[0].revision <= limit:
-                data.oldest = data.commits.popleft().revision
+                data.forget_first()
             data.changed.notify_all()
 
     def rewind(self) -> None:

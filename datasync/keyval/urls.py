@@ -51,9 +51,13 @@ DRIVERS: dict[str, DriverEntry] = {
     "memory": DriverEntry("datasync.keyval.memory:MemoryStore"),
     "sqlite": DriverEntry("datasync.keyval.sqlite.store:SQLiteStore"),
     "etcd": DriverEntry("datasync.keyval.etcd.store:EtcdStore", "etcd"),
+    "redis": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis"),
+    "rediss": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis"),
+    "redis+sentinel": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis"),
+    "redis+cluster": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis"),
 }
 #: Schemes of planned drivers.
-PLANNED = ("file", "redis", "rediss", "redis+sentinel", "redis+cluster", "consul")
+PLANNED = ("file", "consul")
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?", re.DOTALL)
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\[\]:@\s]+))(?::([0-9]{1,5}))?")

@@ -54,8 +54,8 @@ class SQLiteScan(Scan):
             with self._connection.use("read") as connection:
                 connection.execute("BEGIN")
                 oldest, self.revision, _ = tables.bounds(connection)
-                self.commit_time = tables.commit_time(connection, self.revision)
                 self.generation = database.generation
+                self.position = tables.position_of(connection, self.revision, self.generation)
                 source = "kv"
                 if revision:
                     check_position(database.path, revision, oldest, self.revision)

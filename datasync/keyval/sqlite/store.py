@@ -18,10 +18,11 @@ from datasync.keyval.api import Store
 from datasync.keyval.driver import Lease, Scan, Stream
 from datasync.keyval.effects import net_effect
 from datasync.keyval.embedded import check_position, check_setting
+from datasync.keyval.positions import Positions, check_remembered, check_token, new_token
 from datasync.keyval.sqlite import overdue, tables
 from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
-from datasync.keyval.sqlite.lease import StoreLease, position_of
+from datasync.keyval.sqlite.lease import StoreLease
 from datasync.keyval.sqlite.lock_lease import SQLiteLockLease
 from datasync.keyval.sqlite.overdue import OverdueLeases
 from datasync.keyval.sqlite.scan import SQLiteScan
@@ -58,6 +59,8 @@ class _Transaction:
     connection: sqlite3.Connection
     before: int
     current: int
+    #: Identifies the commit of the caller; one that only deletes what has expired, or renews a lease, has none.
+    token: str = ""
     #: The changed keys, of which the lease notes its own.
     effect: Mapping[str, PutOp | None] = field(default_factory=dict)
 
@@ -136,7 +139,7 @@ class SQLiteStore(Store):
         self._streams: weakref.WeakSet[SQLiteStream] = weakref.WeakSet()
         # The generation of the file that was last listed, and the first revision that was read from it.
         self._read_from = (0, 0)
-        self._commit_times = tables.CommitTimes()
+        self._positions = Positions()
 
     @classmethod
     def from_url(cls, url: StoreURL, **options: Any) -> SQLiteStore:
@@ -180,7 +183,7 @@ class SQLiteStore(Store):
             due = tables.bounds(connection).due
         self._settle(due)
         scan = SQLiteScan(self._database, prefix, keys_only)
-        self._commit_times.note(scan.revision, scan.commit_time)
+        self._positions.note(scan.position)
         with self._lock:
             if self._read_from[0] != scan.generation:
                 self._read_from = (scan.generation, scan.revision)
@@ -223,6 +226,7 @@ class SQLiteStore(Store):
         give_up = time.monotonic() + overdue.PATIENCE
         while True:
             with self._transaction() as now:
+                now.token = new_token(now.before)
                 if leased and not self._lease.exists(now.connection):
                     now.current = self._lease.renew(now.connection, now.current, self._database.generation)
                 holds = all(_holds(now.connection, condition) for condition in conditions)
@@ -237,7 +241,7 @@ class SQLiteStore(Store):
         """Write *ops* and return the number of deleted keys."""
         connection = now.connection
         effect = net_effect(ops, partial(tables.key_exists, connection), partial(tables.keys_under, connection))
-        now.current = tables.write(connection, effect, current=now.current, lease=self._lease.id)
+        now.current = tables.write(connection, effect, current=now.current, lease=self._lease.id, token=now.token)
         now.effect = effect
         return sum(op is None for op in effect.values())
 
@@ -254,7 +258,7 @@ class SQLiteStore(Store):
                 prefix,
                 after,
                 generation=generation,
-                commit_times=self._commit_times,
+                positions=self._positions,
                 poll_interval=self._poll_interval,
                 reap=self._reap,
             )
@@ -277,6 +281,17 @@ class SQLiteStore(Store):
             self._end_lease()
         self._writing.close()
         self._reading.close()
+
+    def committed(self, token: str) -> bool:
+        check_token(token)
+        self._ready()
+        # As a writer: a commit that is being written has ended by then.
+        with self._transaction() as now:
+            found = tables.has_token(now.connection, token)
+            oldest = tables.bounds(now.connection).oldest
+        if not found:
+            check_remembered(token, oldest, self.name)
+        return found
 
     def compact(self, revision: int | None = None) -> None:
         """Drop the history up to *revision*, by default the current one. Streams behind it must list again."""
@@ -327,23 +342,26 @@ class SQLiteStore(Store):
                 now.current = self._lease.renew(connection, now.current, self._database.generation)
             yield now
             self._lease.extend(connection)
-            position = position_of(connection, now.current, self._database.generation)
-            self._end(connection, now.before, now.current)
+            position = tables.position_of(connection, now.current, self._database.generation)
+            self._end(now)
             self._lease.committed(now.effect, position)
 
-    def _end(self, connection: sqlite3.Connection, before: int, after: int) -> None:
-        trims = after // tables.TRIM_EVERY > before // tables.TRIM_EVERY
+    def _end(self, now: _Transaction) -> None:
+        connection = now.connection
+        trims = now.current // tables.TRIM_EVERY > now.before // tables.TRIM_EVERY
         if trims:
             tables.trim(connection, age=self._age, size=self._bytes)
         try:
             connection.execute("COMMIT")
         except sqlite3.OperationalError as error:
             if "I/O" in str(error):
-                raise UnknownOutcome(f"the disk of {self._path} failed: the commit may have been applied") from error
+                text = f"the disk of {self._path} failed: the commit may have been applied"
+                raise UnknownOutcome(text, now.token) from error
             raise
         if self._writing.displaced():
-            raise UnknownOutcome(f"the files of {self._path} were removed meanwhile: the commit may be lost")
-        if after > before:
+            text = f"the files of {self._path} were removed meanwhile: the commit may be lost"
+            raise UnknownOutcome(text, now.token)
+        if now.current > now.before:
             self._database.commit_signal.wake()
         if trims:
             self._look_at_log(connection)

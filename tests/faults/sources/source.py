@@ -154,10 +154,15 @@ SOURCES: dict[str, str] = {
     "grpc-nginx": "tests.faults.sources.grpc_nginx:GrpcNginxSource",
     "local": "tests.faults.sources.local:LocalSource",
     "memory": "tests.faults.sources.memory:MemorySource",
+    "redis": "tests.faults.sources.redis:RedisSource",
+    "redis-cluster": "tests.faults.sources.redis_groups:RedisClusterSource",
+    "redis-foreign": "tests.faults.sources.redis_foreign:RedisForeignSource",
+    "redis-sentinel": "tests.faults.sources.redis_groups:RedisSentinelSource",
     "rest": "tests.faults.sources.rest:RestSource",
     "rest-nginx": "tests.faults.sources.rest_nginx:RestNginxSource",
     "scripted": "tests.faults.sources.memory:ScriptedSource",
     "sqlite": "tests.faults.sources.sqlite:SQLiteSource",
+    "valkey": "tests.faults.sources.redis:ValkeySource",
 }
 
 

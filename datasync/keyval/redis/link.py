@@ -1,0 +1,158 @@
+"""One connection to a Redis server: commands and scripts, bounded in time, and closed in forked children.
+
+It is a connection of redis-py without its client above, which would repeat commands in silence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from redis.backoff import NoBackoff
+from redis.connection import Connection, SSLConnection
+from redis.exceptions import NoScriptError, RedisError
+from redis.retry import Retry
+
+from datasync.keyval.redis.config import RedisConfig
+from datasync.keyval.redis.errors import translate
+from datasync.keyval.redis.scripts import Script
+from datasync.runtime.sockets import close_in_children
+
+Address = tuple[str, int]
+
+
+class Link:
+    """A connection to the server at *address*, made at once.
+
+    Args:
+      timeout: Seconds to wait for one response; by default that of the configuration.
+      connect: Seconds to wait for the connection, likewise.
+      protocol: 3 to receive what the server sends without being asked.
+      credentials: User and password, where they are not those of the configuration.
+
+    Raises:
+      StoreConnectionError: It cannot be reached.
+      PermissionDenied: It rejects user or password.
+
+    Threads: one at a time; ``cancel``: any.
+    """
+
+    def __init__(
+        self,
+        config: RedisConfig,
+        address: Address,
+        *,
+        timeout: float | None = None,
+        connect: float | None = None,
+        protocol: int = 2,
+        credentials: tuple[str, str] | None = None,
+    ) -> None:
+        self.address = address
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        self.server = f"{host}:{address[1]}"
+        #: True while the server only answers about a slot that it is given if it is asked to.
+        self.asking = False
+        user, password = credentials or (config.username, config.password)
+        kind: Callable[..., Any] = partial(SSLConnection, **_tls(config)) if config.secure else Connection
+        self._connection = kind(
+            host=address[0],
+            port=address[1],
+            db=0 if credentials else config.db,
+            username=user or None,
+            password=password or None,
+            socket_timeout=config.timeout if timeout is None else timeout,
+            socket_connect_timeout=config.connect_timeout if connect is None else connect,
+            socket_keepalive=True,
+            retry=Retry(NoBackoff(), 0),
+            protocol=protocol,
+        )
+        try:
+            self._connection.connect()
+        except (RedisError, OSError) as error:
+            self._connection.disconnect()
+            raise translate(error, "connecting", self.server) from error
+        # Kept, because the connection forgets it when it fails: another thread may be about to shut it down.
+        self._socket: socket.socket = self._connection._sock
+        close_in_children(self._socket)
+
+    @property
+    def stale(self) -> bool:
+        """True if the server has closed the connection, or sent what nobody asked for."""
+        if self._connection._sock is None:
+            return True
+        try:
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN | select.POLLHUP | select.POLLERR)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):
+            return True
+
+    def call(self, *command: Any, what: str, token: str | None = None) -> Any:
+        """Send *command* and return its response. With *token* it may write, and the outcome may be unknown."""
+        try:
+            if self.asking:
+                self._connection.send_command("ASKING")
+                self._connection.read_response()
+            self._connection.send_command(*command)
+            return self._connection.read_response()
+        except (RedisError, OSError) as error:
+            raise translate(error, what, self.server, token=token) from error
+        except BaseException:  # such as ^C: a response may be on its way, which is not that of the next command
+            self.close()
+            raise
+
+    def run(
+        self, script: Script, keys: Sequence[bytes], arguments: Sequence[Any], *, what: str, token: str | None = None
+    ) -> Any:
+        """Run *script* and return its result."""
+        tail = (len(keys), *keys, *arguments)
+        try:
+            if self.asking:
+                self._connection.send_command("ASKING")
+                self._connection.read_response()
+            self._connection.send_command("EVALSHA", script.digest, *tail)
+            return self._connection.read_response()
+        except NoScriptError:  # the server is new, or was told to forget its scripts
+            return self.call("EVAL", script.text, *tail, what=what, token=token)
+        except (RedisError, OSError) as error:
+            raise translate(error, what, self.server, token=token) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def on_invalidated(self, handler: Callable[[list[Any]], None]) -> None:
+        """Call *handler* with each notice of changed keys that is received."""
+        self._connection._parser.set_invalidation_push_handler(handler)
+
+    def receive(self, timeout: float) -> bool:
+        """Receive a message that the server sends without being asked. Return False if none comes in *timeout* s."""
+        try:
+            if not self._connection.can_read(timeout):
+                return False
+            self._connection.read_response(push_request=True)
+            return True
+        except (RedisError, OSError) as error:
+            raise translate(error, "following changes", self.server) from error
+
+    def cancel(self) -> None:
+        """Let a call that waits fail, and all later ones. May be called twice."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the connection. May be called twice."""
+        self._connection.disconnect()
+
+
+def _tls(config: RedisConfig) -> dict[str, Any]:
+    return {
+        "ssl_ca_certs": config.ca_file or None,
+        "ssl_certfile": config.cert_file or None,
+        "ssl_keyfile": config.key_file or None,
+        "ssl_cert_reqs": "required" if config.verify else "none",
+        "ssl_check_hostname": config.verify,
+    }

@@ -1,0 +1,120 @@
+"""Redis: commits, the delay of a change, and a snapshot, against redis-py on the same server."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from redis import Redis
+
+from datasync.keyval.types import PutOp
+from datasync.keyval.urls import connect
+from tests.benchmarks.harness import Bench, Figures, Row, Sides
+from tests.benchmarks.latency import COMMITS, PREFIX, Delays, start_writer, through_the_library
+from tests.support.redis_servers import RedisServer, find_redis
+
+#: Commits of one run, and keys of a snapshot.
+PUTS, KEYS = 5000, 50_000
+VALUE = b"x" * 200
+
+
+@contextmanager
+def server() -> Iterator[RedisServer]:
+    with tempfile.TemporaryDirectory() as folder, RedisServer(find_redis(), Path(folder) / "data") as running:
+        yield running
+
+
+@contextmanager
+def commits(scale: float) -> Iterator[Sides]:
+    puts = max(50, int(PUTS * scale))
+    with server() as running, connect(running.url) as store, Redis(port=running.port) as bare:
+
+        def rate(put: object) -> Figures:
+            started = time.perf_counter()
+            for number in range(puts):
+                put(f"{PREFIX}{number % 1000}", VALUE)  # type: ignore[operator]
+            return {"redis-commit": puts / (time.perf_counter() - started)}
+
+        yield Sides(lambda: rate(lambda key, value: store.commit([PutOp(key, value)])), lambda: rate(bare.set))
+
+
+@contextmanager
+def latency(scale: float) -> Iterator[Sides]:
+    wanted = max(20, int(5 * COMMITS * scale))
+    with server() as running, connect(running.url) as store, Redis(port=running.port) as bare:
+
+        def baseline() -> Figures:
+            delays = Delays()
+            last = f"{store.scan('').revision}-0"
+            ready = threading.Event()
+
+            def follow() -> None:
+                after: bytes | str = last
+                ready.set()
+                while len(delays.all) < wanted:
+                    for _, entries in bare.xread({"datasync:log": after}, block=1000) or ():  # type: ignore[union-attr]
+                        after = entries[-1][0]
+                        for _, fields in entries:
+                            payload = fields[b"o"]  # one put
+                            delays.note(payload[9 + int.from_bytes(payload[1:5], "big") :])
+
+            thread = threading.Thread(target=follow)
+            thread.start()
+            ready.wait()
+            with start_writer(running.url, wanted, 0.01):
+                thread.join()
+            return delays.figures("redis-put")
+
+        yield Sides(lambda: through_the_library(store, running.url, wanted, 0.01).figures("redis-put"), baseline)
+
+
+@contextmanager
+def snapshot(scale: float) -> Iterator[Sides]:
+    keys = max(100, int(KEYS * scale))
+    with server() as running, connect(running.url) as store, Redis(port=running.port) as bare:
+        for start in range(0, keys, 1000):
+            store.commit([PutOp(f"{PREFIX}{number:07}", VALUE) for number in range(start, min(keys, start + 1000))])
+
+        def timed(listing: object) -> Figures:
+            started = time.perf_counter()
+            assert len(listing()) == keys  # type: ignore[operator]
+            return {f"redis-snapshot-{KEYS}": time.perf_counter() - started}
+
+        def scan() -> dict[bytes, bytes | None]:
+            found: dict[bytes, bytes | None] = {}
+            cursor = 0
+            while True:
+                cursor, names = bare.scan(cursor, match=f"{PREFIX}*", count=1000)  # type: ignore[misc]
+                found.update(zip(names, bare.mget(names) if names else (), strict=True))  # type: ignore[arg-type]
+                if not cursor:
+                    return found
+
+        yield Sides(lambda: timed(lambda: {pair.key: pair.value for pair in store.scan(PREFIX)}), lambda: timed(scan))
+
+
+BENCHES = [
+    Bench(
+        "redis-commits",
+        "SET by redis-py on the same server",
+        [Row("redis-commit", "commits/s", 0.5, higher_is_better=True)],
+        commits,
+    ),
+    Bench(
+        "redis-latency",
+        "a blocking XREAD by redis-py on the same log",
+        [Row("redis-put-p50", "ms", 1.5), Row("redis-put-p99", "ms")],
+        latency,
+        repeats=3,
+    ),
+    Bench(
+        "redis-snapshot",
+        "SCAN and MGET by redis-py into a dict, in no order and at no one revision",
+        [Row(f"redis-snapshot-{KEYS}", "s", 2.0)],
+        snapshot,
+        repeats=5,
+    ),
+]
