@@ -51,6 +51,7 @@ DRIVERS: dict[str, DriverEntry] = {
     "memory": DriverEntry("datasync.keyval.memory:MemoryStore"),
     "sqlite": DriverEntry("datasync.keyval.sqlite.store:SQLiteStore"),
     "etcd": DriverEntry("datasync.keyval.etcd.store:EtcdStore", "etcd"),
+    "kafka": DriverEntry("datasync.msgsync.kafka_url:KafkaTopicStore", "kafka"),
 }
 #: Schemes of planned drivers.
 PLANNED = ("file", "redis", "rediss", "redis+sentinel", "redis+cluster", "consul")
@@ -63,7 +64,8 @@ _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 
 def connect(url: str, **options: object) -> Store:
-    """Open the store at *url*: ``memory://name``, ``sqlite:///absolute/path``, ``etcd://host:port,host:port``.
+    """Open the store at *url*: ``memory://name``, ``sqlite:///absolute/path``, ``etcd://host:port,host:port``,
+    ``kafka://host:port/topic``.
 
     Args:
       url: ``scheme://user:password@host:port,…/path?option=value`` with special characters percent-encoded.

@@ -1,0 +1,177 @@
+"""One producer of librdkafka: messages out, acknowledgements back through futures."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from confluent_kafka import KafkaError, Message, Producer
+
+from datasync.errors import ClosedError, DatasyncError, PublishError, UnknownOutcome
+from datasync.messaging.api import Delivered
+from datasync.messaging.kafka.errors import map_errors, translated
+from datasync.runtime.closing import Closable
+from datasync.runtime.logs import get_logger
+from datasync.runtime.threads import CLOSE_TIMEOUT, ForkGuard, GuardedFuture, Worker
+
+log = get_logger(__name__)
+
+#: Seconds that the thread waits for acknowledgements before it looks whether it is to end.
+POLL = 0.5
+#: Seconds after the timeout of librdkafka at which a message without a report is given up: it drops some without one.
+GRACE = 2.0
+#: Seconds that ``send`` waits for room in the full queue.
+FULL_QUEUE = 2.0
+
+
+class KafkaProducer(Closable):
+    """Sends messages in order, each at most once in the log, and polls for acknowledgements in a thread.
+
+    A fatal error of librdkafka, such as a log that lost its end, leaves a producer useless: a new one replaces it, and
+    what it had not acknowledged is ``UnknownOutcome``.
+
+    Args:
+      settings: Of librdkafka, for the connection.
+      name: Of the broker.
+      timeout: Seconds after which an unacknowledged message has an unknown outcome.
+      told: Called with each error of the connection.
+
+    Threads: any.
+    """
+
+    def __init__(self, settings: dict[str, Any], name: str, timeout: float, told: Callable[[KafkaError], None]) -> None:
+        self._name = name
+        self._timeout = timeout
+        self._told = told
+        self._fatal: KafkaError | None = None  # set by callbacks, without a lock: the thread looks twice a second
+        self._guard = ForkGuard(f"the producer of {name}")
+        self._settings = {
+            **settings,
+            "enable.idempotence": True,
+            "acks": "all",
+            "linger.ms": 0,
+            "delivery.timeout.ms": int(timeout * 1000),
+            "request.timeout.ms": int(timeout * 1000),
+            "partitioner": "fnv1a",  # as Go's sarama: the same key goes to the same partition
+            "error_cb": self._heard,
+        }
+        self._lock = threading.Lock()  # guards the fields below
+        self._producer = self._new()
+        self._pending: dict[Future[Delivered], tuple[float, str]] = {}  # deadline and subject, oldest first
+        self._closed = False
+        self._worker = Worker(f"messaging-producer-{name}", self._poll)
+        self._worker.start()
+
+    def send(self, topic: str, key: bytes, value: bytes | None, partition: int | None) -> Future[Delivered]:
+        """Put a message into the queue; see :meth:`datasync.messaging.api.Broker.send`."""
+        self._guard.check()
+        future: GuardedFuture[Delivered] = GuardedFuture(self._guard)
+        subject = f"{self._name}: the message {key.decode('utf-8', 'replace')!r} to {topic}"
+        place = -1 if partition is None else partition  # -1: the partitioner decides
+        with self._lock:
+            if self._closed:
+                raise ClosedError(f"{self._name} is closed")
+            producer = self._producer
+            self._pending[future] = (time.monotonic() + self._timeout + GRACE, subject)
+
+        def report(error: KafkaError | None, message: Message) -> None:
+            self._settle(future, subject, error, message)
+
+        try:
+            self._produce(producer, subject, topic, key, value, report, place)
+        except BaseException:
+            with self._lock:
+                self._pending.pop(future, None)
+            raise
+        return future
+
+    def close(self) -> None:
+        """Wait shortly for acknowledgements; the messages without one get ``UnknownOutcome``. May be called twice."""
+        if self._guard.forked:
+            return
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            producer = self._producer
+        self._worker.close()
+        if self._pending:
+            with map_errors(self._name):
+                producer.flush(CLOSE_TIMEOUT / 2)
+        self._abandon("the broker was closed before it was acknowledged", float("inf"))
+
+    def _new(self) -> Producer:
+        with map_errors(self._name):
+            return Producer(self._settings)
+
+    def _produce(
+        self,
+        producer: Producer,
+        subject: str,
+        topic: str,
+        key: bytes,
+        value: bytes | None,
+        report: Callable[[KafkaError | None, Message], None],
+        place: int,
+    ) -> None:
+        deadline = time.monotonic() + FULL_QUEUE
+        while True:
+            try:
+                with map_errors(subject):
+                    producer.produce(topic, value, key, place, on_delivery=report)
+                return
+            except BufferError:
+                if time.monotonic() > deadline:
+                    raise PublishError(f"{subject}: the queue of messages to send is full; it was not sent") from None
+                producer.poll(0.05)
+
+    def _settle(self, future: Future[Delivered], subject: str, error: KafkaError | None, message: Message) -> None:
+        with self._lock:
+            if self._pending.pop(future, None) is None:  # given up before
+                return
+        if error is not None and (error.fatal() or error.code() == KafkaError._FATAL):
+            self._fatal = error
+        if error is None:
+            future.set_result(Delivered(str(message.topic()), message.partition() or 0, message.offset() or 0))
+        else:
+            future.set_exception(translated(error, subject))
+
+    def _poll(self, worker: Worker) -> None:
+        while not worker.stopping.is_set():
+            producer = self._producer
+            producer.poll(POLL)
+            self._abandon("no report arrived: it may or may not be in the topic", time.monotonic())
+            fatal, self._fatal = self._fatal, None
+            if fatal is not None:
+                self._replace(producer, fatal)
+
+    def _heard(self, error: KafkaError) -> None:
+        """Called with the errors of the connection, from the poll of any thread."""
+        if error.fatal() or error.code() == KafkaError._FATAL:
+            self._fatal = error
+        self._told(error)
+
+    def _replace(self, broken: Producer, error: KafkaError) -> None:
+        log.warning("%s: the producer is replaced after a fatal error: %s", self._name, error.str())
+        fresh = self._new()
+        with self._lock:
+            self._producer = fresh
+        broken.purge()
+        broken.flush(1.0)
+
+    def _abandon(self, reason: str, now: float) -> None:
+        """Complete the futures whose deadline is before *now*."""
+        with self._lock:
+            late = []
+            for future, (deadline, subject) in self._pending.items():
+                if deadline > now:
+                    break  # oldest first
+                late.append((future, subject))
+            for future, _ in late:
+                del self._pending[future]
+        for future, subject in late:
+            failure: DatasyncError = UnknownOutcome(f"{subject}: {reason}")
+            future.set_exception(failure)

@@ -1,0 +1,308 @@
+"""A real Kafka for tests: one KRaft node on free loopback ports, with data in a folder of its own, stopped by pid.
+
+The program comes from Maven Central by Maven itself, once for each version, into the user's cache.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.conftest import absent
+from tests.support.proxy import free_port
+
+VERSION = "3.9.1"
+#: Seconds that the download, and a start on a busy machine, may take.
+FETCH_TIMEOUT, START_TIMEOUT = 400.0, 50.0
+#: A topic that is compacted all the time. A batch larger than a segment is refused, so the segment is not small.
+COMPACTING = {
+    "cleanup.policy": "compact",
+    "segment.ms": "1000",
+    "segment.bytes": "1048576",
+    "min.cleanable.dirty.ratio": "0.001",
+    "max.compaction.lag.ms": "1000",
+    "delete.retention.ms": "1000",
+}
+
+_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
+<groupId>tests</groupId><artifactId>kafka</artifactId><version>1</version><packaging>pom</packaging><dependencies>
+<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{version}</version></dependency>
+<dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>
+</dependencies></project>
+"""
+
+
+def find_kafka() -> Path:
+    """The folder with Kafka's jars, fetched if need be; the test is skipped (failed in CI) where that cannot be.
+
+    ``DATASYNC_TEST_KAFKA`` names one explicitly.
+    """
+    named = os.environ.get("DATASYNC_TEST_KAFKA")
+    if named:
+        return Path(named)
+    if shutil.which("java") is None:
+        absent("Java, for Kafka")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datasync-tests"
+    folder = cache / f"kafka-{VERSION}"
+    if not folder.exists():
+        if shutil.which("mvn") is None:
+            absent("Maven, for Kafka")
+        cache.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=cache) as aside:  # moved into place whole: another run may be about to do the same
+            (Path(aside) / "pom.xml").write_text(_POM.format(version=VERSION))
+            command = ["mvn", "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=libs"]
+            done = subprocess.run(command, cwd=aside, capture_output=True, timeout=FETCH_TIMEOUT, check=False)
+            if done.returncode:
+                absent(f"Kafka {VERSION} from Maven Central")
+            try:
+                os.replace(Path(aside) / "libs", folder)
+            except OSError:  # it is there by now
+                assert folder.exists()
+    return folder
+
+
+class KafkaServer:
+    """One node. A context manager that stops it.
+
+    Args:
+      libs: From ``find_kafka``.
+      folder: For its data, settings and log; not shared.
+      settings: Further lines of ``server.properties``.
+      advertised: The port that clients are told to call, such as that of a proxy; its own by default.
+      protocol: Of the listener for clients.
+      jaas: A file with the credentials of SASL.
+    """
+
+    def __init__(
+        self,
+        libs: Path,
+        folder: Path,
+        settings: Mapping[str, str] | None = None,
+        *,
+        advertised: int | None = None,
+        protocol: str = "PLAINTEXT",
+    ) -> None:
+        self._libs = libs
+        self._folder = folder
+        self._settings = dict(settings or {})
+        self._protocol = protocol
+        self.port = free_port()
+        self.controller = free_port()
+        #: A second listener, which no proxy stands before: for the test's own clients.
+        self.direct_port = free_port()
+        self.advertised = advertised or self.port
+        self.log = folder / "kafka.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where clients find it, through the proxy if there is one."""
+        return f"127.0.0.1:{self.advertised}"
+
+    @property
+    def direct(self) -> str:
+        """Where the test finds it."""
+        return f"127.0.0.1:{self.direct_port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    def start(self) -> KafkaServer:
+        """Start it with the data that is there, on the same ports as before, and return when it serves."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        properties = self._folder / "server.properties"
+        if not properties.exists():
+            properties.write_text("".join(f"{name}={value}\n" for name, value in self._properties().items()))
+            self._java("kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qk", "-c", str(properties))
+        heap = ("-Xmx256m", "-Xms256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                ["java", *heap, *self._quiet, "-cp", f"{self._libs}/*", "kafka.Kafka", str(properties)],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=self._folder,
+            )
+        self._wait_up()
+        return self
+
+    def stop(self) -> None:
+        """End it: it has nothing that an orderly end would save."""
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait(10)
+
+    def freeze(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def admin(self) -> Any:
+        """A client of the test's own, for topics."""
+        from confluent_kafka.admin import AdminClient
+
+        return AdminClient({"bootstrap.servers": self.direct, "log_level": 0})
+
+    def create_topic(self, topic: str = "", partitions: int = 1, **settings: str) -> str:
+        """Create *topic*, by default one of a new name, compacted; return its name."""
+        from confluent_kafka.admin import NewTopic
+
+        topic = topic or f"topic-{uuid4().hex[:12]}"
+        config = {"cleanup.policy": "compact", **{name.replace("_", "."): value for name, value in settings.items()}}
+        admin = self.admin()
+        for made in admin.create_topics([NewTopic(topic, partitions, 1, config=config)]).values():
+            made.result(20)
+        wait_for(lambda: topic in admin.list_topics(timeout=5).topics, f"{topic} is there")
+        return topic
+
+    def delete_topic(self, topic: str) -> None:
+        admin = self.admin()
+        for gone in admin.delete_topics([topic]).values():
+            gone.result(20)
+        wait_for(lambda: topic not in admin.list_topics(timeout=5).topics, f"{topic} is gone")
+
+    def trim(self, topic: str, before: int) -> None:
+        """Delete the messages before the offset *before*."""
+        from confluent_kafka import TopicPartition
+
+        admin = self.admin()
+        for done in admin.delete_records([TopicPartition(topic, 0, before)]).values():
+            done.result(20)
+
+    def read_all(self, topic: str, partition: int = 0) -> list[tuple[int, bytes | None, bytes | None]]:
+        """(offset, key, value) of every message that is there, read by a client that shares no code with the library."""
+        from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.direct,
+                "group.id": uuid4().hex,
+                "enable.partition.eof": True,
+                "isolation.level": "read_committed",
+                "log_level": 0,
+            }
+        )
+        found: list[tuple[int, bytes | None, bytes | None]] = []
+        try:
+            consumer.assign([TopicPartition(topic, partition, 0)])
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline:
+                message = consumer.poll(0.5)
+                if message is None:
+                    continue
+                error = message.error()
+                if error is None:
+                    found.append((message.offset(), message.key(), message.value()))
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    return found
+            raise AssertionError(f"{topic} could not be read to its end")
+        finally:
+            consumer.close()
+
+    def __enter__(self) -> KafkaServer:
+        return self.start() if self._process is None else self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _properties(self) -> dict[str, str]:
+        return {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{self.controller}",
+            "listeners": ",".join(
+                (
+                    f"CLIENTS://127.0.0.1:{self.port}",
+                    f"DIRECT://127.0.0.1:{self.direct_port}",
+                    f"CONTROLLER://127.0.0.1:{self.controller}",
+                )
+            ),
+            "advertised.listeners": f"CLIENTS://127.0.0.1:{self.advertised},DIRECT://127.0.0.1:{self.direct_port}",
+            "inter.broker.listener.name": "DIRECT",
+            "controller.listener.names": "CONTROLLER",
+            "listener.security.protocol.map": f"CONTROLLER:PLAINTEXT,DIRECT:PLAINTEXT,CLIENTS:{self._protocol}",
+            "log.dirs": str(self._folder / "data"),
+            "auto.create.topics.enable": "false",
+            "offsets.topic.num.partitions": "1",
+            "offsets.topic.replication.factor": "1",
+            "transaction.state.log.num.partitions": "1",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            # A killed node is known to be away, and may come back, after this time instead of 9 seconds.
+            "broker.session.timeout.ms": "3000",
+            "broker.heartbeat.interval.ms": "500",
+            "log.cleaner.backoff.ms": "200",
+            "log.cleaner.dedupe.buffer.size": "4194304",
+            "log.initial.task.delay.ms": "500",
+            **self._settings,
+        }
+
+    @property
+    def _quiet(self) -> tuple[str, ...]:
+        return ("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",)
+
+    def _java(self, *arguments: str) -> None:
+        done = subprocess.run(
+            ["java", *self._quiet, "-cp", f"{self._libs}/*", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    def _wait_up(self) -> None:
+        from confluent_kafka import KafkaException
+
+        process = self._process
+        assert process is not None
+        deadline = time.monotonic() + START_TIMEOUT
+        admin = self.admin()
+        while True:
+            try:
+                if admin.list_topics(timeout=1).brokers:
+                    return
+            except KafkaException:
+                pass
+            if process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                pytest.fail(f"Kafka did not come up:\n{self.log.read_text(errors='replace')[-2000:]}", pytrace=False)
+            time.sleep(0.05)
+
+
+def wait_for(condition: Any, sentence: str, timeout: float = 20.0) -> None:
+    """Wait until *condition* is true, or fail."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, sentence
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """A Kafka for the whole session: tests take topics of their own, and leave it as it is."""
+    pytest.importorskip("confluent_kafka") if not os.environ.get("CI") else None
+    with KafkaServer(find_kafka(), tmp_path_factory.mktemp("kafka")) as server:
+        yield server
