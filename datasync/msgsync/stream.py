@@ -138,8 +138,8 @@ class PartitionReader:
             self.position = max(self.position, end)
         if fetched.records or end is not None:
             self._heard = time.monotonic()
+        self._check_complete()  # before _probe() says how far it is complete now: what was read until now may have gaps
         self._probe()
-        self._check_complete()
         return fetched.records if fetched.records or end is not None else None
 
     def close(self) -> None:
@@ -148,6 +148,11 @@ class PartitionReader:
     def mark(self, anchor: Commit | None = None) -> Mark:
         """Return the mark of the position."""
         return Mark(self.info.id, self.complete_at, anchor)
+
+    def complete_since(self, moment: float) -> None:
+        """Go on from a position that was complete at *moment*. Raises ``CompactedError`` if that is too long ago."""
+        self.complete_at = moment
+        self._check_complete()
 
     def identify(self) -> None:
         """Raise ``RewoundError`` if the topic is not the one that was read before."""
@@ -278,7 +283,7 @@ class PartitionStream(Stream):
         if mark.topic_id != reader.info.id:
             self._marks.only(reader.info.id)
             raise RewoundError(f"{name} was deleted and created again")
-        reader.complete_at = mark.complete_at
+        reader.complete_since(mark.complete_at)
         bounds = reader.assign(after)
         needed = after + 1 if mark.anchor is not None else after
         if bounds.first > after:

@@ -116,6 +116,11 @@ class KafkaServer:
         return f"127.0.0.1:{self.direct_port}"
 
     @property
+    def running(self) -> bool:
+        """True from ``start`` until it is ended."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None, "the server is not running"
         return self._process.pid
@@ -173,6 +178,25 @@ class KafkaServer:
             made.result(20)
         wait_for(lambda: topic in admin.list_topics(timeout=5).topics, f"{topic} is there")
         return topic
+
+    def alter_topic(self, topic: str, settings: Mapping[str, str]) -> None:
+        """Change *settings* of a topic."""
+        from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+
+        entries = [
+            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in settings.items()
+        ]
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+        admin = self.admin()
+        for done in admin.incremental_alter_configs([resource]).values():
+            done.result(20)
+
+    def add_partitions(self, topic: str, total: int) -> None:
+        from confluent_kafka.admin import NewPartitions
+
+        admin = self.admin()
+        for done in admin.create_partitions([NewPartitions(topic, total)]).values():
+            done.result(20)
 
     def delete_topic(self, topic: str) -> None:
         admin = self.admin()

@@ -52,6 +52,10 @@ class TcpProxy:
         self.accepted = 0
         self._listen(0)
 
+    def retarget(self, target: tuple[str, int]) -> None:
+        """Forward to *target* from now on: for a server that must know the port of the proxy before it has one."""
+        self._target = target
+
     @property
     def address(self) -> str:
         """``host:port`` for clients."""

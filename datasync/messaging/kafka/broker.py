@@ -18,7 +18,7 @@ from datasync.messaging.api import Broker, Delivered, Records, TopicInfo, check_
 from datasync.messaging.kafka.config import KafkaConfig, read_options
 from datasync.messaging.kafka.errors import map_errors, translated
 from datasync.messaging.kafka.producer import KafkaProducer
-from datasync.messaging.kafka.records import KafkaRecords, reason_of
+from datasync.messaging.kafka.records import KafkaRecords, denied
 from datasync.runtime.logs import LimitedLog, get_logger
 from datasync.runtime.threads import ForkGuard
 
@@ -49,7 +49,7 @@ class KafkaBroker(Broker):
         self._admin: AdminClient | None = None
         self._producer: KafkaProducer | None = None
         self._closed = False
-        #: The last error that explains why nothing is answered, such as a wrong password.
+        #: The last error of a connection, which explains why nothing is answered; a wrong password comes first.
         self._reason: KafkaError | None = None
 
     @property
@@ -156,7 +156,9 @@ class KafkaBroker(Broker):
             raise ClosedError(f"{self._name} is closed")
 
     def _told(self, error: KafkaError) -> None:
-        if reason_of(error):
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # says less than the error of each
+            return
+        if self._reason is None or not denied(self._reason):
             self._reason = error
 
     def _explained(self) -> _Explained:
@@ -165,7 +167,7 @@ class KafkaBroker(Broker):
 
 
 class _Explained:
-    """Replaces "no response" by the reason that a client gave meanwhile, such as a wrong password."""
+    """Replaces "no response" by what a client said of its connections meanwhile, such as a wrong password."""
 
     def __init__(self, broker: KafkaBroker) -> None:
         self._broker = broker
@@ -174,7 +176,7 @@ class _Explained:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, (StoreConnectionError, MessagingError)):
+        if not isinstance(error, StoreConnectionError):
             return
         admin = self._broker._admin
         if admin is not None:

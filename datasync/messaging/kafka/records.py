@@ -123,6 +123,6 @@ class KafkaRecords(Records):
         raise translated(error, f"{self._name}{place}")
 
 
-def reason_of(error: KafkaError) -> bool:
-    """Return True if *error* of a connection explains why nothing else is answered."""
-    return isinstance(translated(error, ""), PermissionDenied) or error.name() in ("_SSL", "_RESOLVE")
+def denied(error: KafkaError) -> bool:
+    """Return True if *error* of a connection is about credentials."""
+    return isinstance(translated(error, ""), PermissionDenied)
