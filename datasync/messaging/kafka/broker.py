@@ -13,7 +13,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
-from datasync.errors import ClosedError, DatasyncError, MessagingError, PermissionDenied, StoreConnectionError
+from datasync.errors import ClosedError, DatasyncError, PermissionDenied, StoreConnectionError
 from datasync.messaging.api import Broker, Delivered, Records, TopicInfo, check_messages, check_topic
 from datasync.messaging.kafka.config import KafkaConfig, read_options
 from datasync.messaging.kafka.errors import map_errors, translated
@@ -57,21 +57,20 @@ class KafkaBroker(Broker):
         return self._name
 
     def check(self) -> None:
-        admin = self._opened_admin()
         with self._explained(), map_errors(self._name):
-            admin.list_topics(timeout=self.config.timeout)
+            self._opened_admin().list_topics(timeout=self.config.timeout)
 
     def describe(self, topic: str) -> TopicInfo:
         check_topic(topic)
-        admin = self._opened_admin()
         timeout = self.config.timeout
         subject = f"{self._name}: topic {topic!r}"
         with self._explained():
             with map_errors(subject):
-                # The client stays referenced until the results are there: without it they never come.
-                described = admin.describe_topics(TopicCollection([topic]), request_timeout=timeout)
+                # No variable holds the client: an error that is kept keeps the variables of its frames alive, and the
+                # client's connections with them.
+                described = self._opened_admin().describe_topics(TopicCollection([topic]), request_timeout=timeout)
                 found = described[topic].result(timeout + 1)
-            settings = self._topic_settings(admin, topic, timeout)
+            settings = self._topic_settings(topic, timeout)
         return TopicInfo(
             str(found.topic_id),
             len(found.partitions),
@@ -117,11 +116,11 @@ class KafkaBroker(Broker):
         if producer is not None:
             producer.close()
 
-    def _topic_settings(self, admin: AdminClient, topic: str, timeout: float) -> dict[str, str]:
+    def _topic_settings(self, topic: str, timeout: float) -> dict[str, str]:
         resource = ConfigResource(ResourceType.TOPIC, topic)
         try:
             with map_errors(f"{self._name}: settings of topic {topic!r}"):
-                answers = admin.describe_configs([resource], request_timeout=timeout)
+                answers = self._opened_admin().describe_configs([resource], request_timeout=timeout)
                 found = answers[resource].result(timeout + 1)
         except PermissionDenied as error:
             _limited.warning("%s; its tombstones are taken to stay for %.0f h", error, DELETE_RETENTION / 3600)

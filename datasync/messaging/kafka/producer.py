@@ -101,6 +101,7 @@ class KafkaProducer(Closable):
         if self._pending:
             with map_errors(self._name):
                 producer.flush(CLOSE_TIMEOUT / 2)
+            producer.purge()
         self._abandon("the broker was closed before it was acknowledged", float("inf"))
 
     def _new(self) -> Producer:

@@ -6,6 +6,7 @@ compared with what the topic holds.
 
 from __future__ import annotations
 
+import atexit
 import random
 import tempfile
 import time
@@ -24,10 +25,10 @@ from tests.faults.recorder import RawSerializer
 from tests.faults.sources.kafka_writer import KafkaWriter
 from tests.faults.sources.source import KEYS, Misfortune, Ops, Source, random_ops, random_puts
 from tests.support.kafka import KafkaServer, find_kafka
-from tests.support.proxy import TcpProxy
+from tests.support.proxy import TcpProxy, free_port
 
 #: The library looks for what it must find itself at these intervals, so that a cell of seconds sees it.
-INTERVALS = {"SILENCE": 0.4, "IDENTITY": 0.8, "PROBE_TIMEOUT": 1.0}
+INTERVALS = {"SILENCE": 0.4, "IDENTITY": 0.8, "PROBE_TIMEOUT": 2.0}
 #: Settings under which tombstones expire within seconds. What is younger than ``min.compaction.lag.ms`` is not
 #: compacted, so a reader that is allowed to resume still finds every message.
 SHORT = {
@@ -41,6 +42,25 @@ SHORT = {
 TOO_LARGE = 2_000_000
 
 
+class _Node:
+    """A server that tells clients the port of a proxy. It takes seconds to start: the next source of the process gets it.
+
+    The next source takes a topic of another name.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="datasync-faults-")
+        self.server = KafkaServer(find_kafka(), Path(self._folder.name), advertised=free_port()).start()
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        self.server.stop()
+        self._folder.cleanup()
+
+
+_idle: list[_Node] = []
+
+
 class KafkaSource(Source):
     """The reader connects through the proxy, the writer does not."""
 
@@ -51,17 +71,14 @@ class KafkaSource(Source):
 
     def __init__(self, chance: random.Random) -> None:
         super().__init__(chance)
-        libs = find_kafka()
-        self._folder = tempfile.TemporaryDirectory(prefix="datasync-faults-")
-        self._proxy = TcpProxy(("127.0.0.1", 0))
-        self._server = KafkaServer(libs, Path(self._folder.name), advertised=self._proxy.port)
-        self._proxy.retarget(("127.0.0.1", self._server.port))
-        self._server.start()
+        self._node = _idle.pop() if _idle else _Node()
+        self._server = self._node.server
+        self._proxy = TcpProxy(("127.0.0.1", self._server.port), self._server.advertised)
         self._topic = f"history-{uuid4().hex[:8]}"
         self._short = chance.random() < 0.5
         self._create()
         self._writer = KafkaWriter(self._server.direct, self._topic)
-        self._broker = KafkaBroker(addrs=self._proxy.address, timeout=1.5)
+        self._broker = KafkaBroker(addrs=self._proxy.address, timeout=3.0)
         self._frozen = False
         self._plugin: Any = None
         self._patches = [patch.object(stream, name, value) for name, value in INTERVALS.items()]
@@ -147,8 +164,7 @@ class KafkaSource(Source):
         self._broker.close()
         self._writer.close()
         self._proxy.close()
-        self._server.stop()
-        self._folder.cleanup()
+        _idle.append(self._node)
 
     # The topic.
 
