@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -18,13 +19,17 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from tests.conftest import absent
+from tests.conftest import CANARY, absent
 from tests.support.proxy import free_port
 
 VERSION = "3.9.1"
 #: Seconds that the download, and a start on a busy machine, may take.
 FETCH_TIMEOUT, START_TIMEOUT = 400.0, 50.0
+#: The only user of the listener with SASL.
+SASL_USER, SASL_PASSWORD = "agent", f"{CANARY}secret"
 #: A topic that is compacted all the time. A batch larger than a segment is refused, so the segment is not small.
 COMPACTING = {
     "cleanup.policy": "compact",
@@ -80,8 +85,7 @@ class KafkaServer:
       folder: For its data, settings and log; not shared.
       settings: Further lines of ``server.properties``.
       advertised: The port that clients are told to call, such as that of a proxy; its own by default.
-      protocol: Of the listener for clients.
-      jaas: A file with the credentials of SASL.
+      secure: Listen with SASL, TLS, and behind a proxy as well.
     """
 
     def __init__(
@@ -91,14 +95,19 @@ class KafkaServer:
         settings: Mapping[str, str] | None = None,
         *,
         advertised: int | None = None,
-        protocol: str = "PLAINTEXT",
+        secure: bool = False,
     ) -> None:
         self._libs = libs
         self._folder = folder
         self._settings = dict(settings or {})
-        self._protocol = protocol
+        self._secure = secure
         self.port = free_port()
         self.controller = free_port()
+        self.sasl_port, self.tls_port, self.proxied_port = free_port(), free_port(), free_port()
+        #: The port that clients of the listener at ``proxied_port`` are told to call.
+        self.proxy_port = free_port()
+        #: The authority of the listener with TLS.
+        self.ca_file = folder / "ca.pem"
         #: A second listener, which no proxy stands before: for the test's own clients.
         self.direct_port = free_port()
         self.advertised = advertised or self.port
@@ -130,6 +139,8 @@ class KafkaServer:
         self._folder.mkdir(parents=True, exist_ok=True)
         properties = self._folder / "server.properties"
         if not properties.exists():
+            if self._secure:
+                self._settings.update(self._security())
             properties.write_text("".join(f"{name}={value}\n" for name, value in self._properties().items()))
             self._java("kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qk", "-c", str(properties))
         heap = ("-Xmx256m", "-Xms256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
@@ -213,7 +224,7 @@ class KafkaServer:
             done.result(20)
 
     def read_all(self, topic: str, partition: int = 0) -> list[tuple[int, bytes | None, bytes | None]]:
-        """(offset, key, value) of every message that is there, read by a client that shares no code with the library."""
+        """(offset, key, value) of every message that is there, by a client that shares no code with the library."""
         from confluent_kafka import Consumer, KafkaError, TopicPartition
 
         consumer = Consumer(
@@ -250,22 +261,53 @@ class KafkaServer:
     ) -> None:
         self.stop()
 
+    def _security(self) -> dict[str, str]:
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(self.ca_file))
+        pems = self._folder / "broker.pem"
+        issued = authority.issue_cert("127.0.0.1")
+        key = load_pem_private_key(issued.private_key_pem.bytes(), None)
+        pems.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        with pems.open("ab") as file:
+            for pem in issued.cert_chain_pems:
+                file.write(pem.bytes())
+        login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+        return {
+            "sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.sasl.plain.sasl.jaas.config": f'{login} user_{SASL_USER}="{SASL_PASSWORD}";',
+            "listener.name.tls.ssl.keystore.type": "PEM",
+            "listener.name.tls.ssl.keystore.location": str(pems),
+        }
+
+    def _listeners(self) -> dict[str, tuple[int, int, str]]:
+        """Name to port, advertised port and protocol."""
+        more = {
+            "SASL": (self.sasl_port, self.sasl_port, "SASL_PLAINTEXT"),
+            "TLS": (self.tls_port, self.tls_port, "SSL"),
+            "PROXIED": (self.proxied_port, self.proxy_port, "PLAINTEXT"),
+        }
+        return {
+            "CLIENTS": (self.port, self.advertised, "PLAINTEXT"),
+            "DIRECT": (self.direct_port, self.direct_port, "PLAINTEXT"),
+            **(more if self._secure else {}),
+        }
+
     def _properties(self) -> dict[str, str]:
+        listeners = self._listeners()
         return {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@127.0.0.1:{self.controller}",
             "listeners": ",".join(
-                (
-                    f"CLIENTS://127.0.0.1:{self.port}",
-                    f"DIRECT://127.0.0.1:{self.direct_port}",
-                    f"CONTROLLER://127.0.0.1:{self.controller}",
-                )
+                [f"{name}://127.0.0.1:{port}" for name, (port, _, _) in listeners.items()]
+                + [f"CONTROLLER://127.0.0.1:{self.controller}"]
             ),
-            "advertised.listeners": f"CLIENTS://127.0.0.1:{self.advertised},DIRECT://127.0.0.1:{self.direct_port}",
+            "advertised.listeners": ",".join(f"{name}://127.0.0.1:{told}" for name, (_, told, _) in listeners.items()),
             "inter.broker.listener.name": "DIRECT",
             "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": f"CONTROLLER:PLAINTEXT,DIRECT:PLAINTEXT,CLIENTS:{self._protocol}",
+            "listener.security.protocol.map": ",".join(
+                ["CONTROLLER:PLAINTEXT", *(f"{name}:{protocol}" for name, (_, _, protocol) in listeners.items())]
+            ),
             "log.dirs": str(self._folder / "data"),
             "auto.create.topics.enable": "false",
             "offsets.topic.num.partitions": "1",
@@ -327,6 +369,7 @@ def wait_for(condition: Any, sentence: str, timeout: float = 20.0) -> None:
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
     """A Kafka for the whole session: tests take topics of their own, and leave it as it is."""
-    pytest.importorskip("confluent_kafka") if not os.environ.get("CI") else None
-    with KafkaServer(find_kafka(), tmp_path_factory.mktemp("kafka")) as server:
+    if find_spec("confluent_kafka") is None:
+        absent("confluent-kafka")
+    with KafkaServer(find_kafka(), tmp_path_factory.mktemp("kafka"), secure=True) as server:
         yield server

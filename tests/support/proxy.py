@@ -18,7 +18,7 @@ BEAT = 0.02
 
 
 class TcpProxy:
-    """Forwards each connection to *target* until told otherwise; *port* is its own, 0 for a free one. A context manager.
+    """Forwards each connection to *port*, 0 for a free one, to *target* until told otherwise. A context manager.
 
     Faults hold for the connections that are there and for those to come, until ``heal``:
 

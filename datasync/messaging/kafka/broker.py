@@ -160,6 +160,12 @@ class KafkaBroker(Broker):
         if self._reason is None or not denied(self._reason):
             self._reason = error
 
+    def reason(self) -> KafkaError | None:
+        """Return the last error of a connection since the call began."""
+        if self._admin is not None:
+            self._admin.poll(0)  # only this calls back with errors
+        return self._reason
+
     def _explained(self) -> _Explained:
         self._reason = None
         return _Explained(self)
@@ -177,10 +183,7 @@ class _Explained:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if not isinstance(error, StoreConnectionError):
             return
-        admin = self._broker._admin
-        if admin is not None:
-            admin.poll(0)  # only this calls back with errors
-        reason = self._broker._reason
+        reason = self._broker.reason()
         if reason is not None:
             told: DatasyncError = translated(reason, self._broker.name)
             raise told from error

@@ -43,9 +43,9 @@ TOO_LARGE = 2_000_000
 
 
 class _Node:
-    """A server that tells clients the port of a proxy. It takes seconds to start: the next source of the process gets it.
+    """A server that tells clients the port of a proxy.
 
-    The next source takes a topic of another name.
+    It takes seconds to start, so the next source of the process gets it, and takes a topic of another name.
     """
 
     def __init__(self) -> None:
