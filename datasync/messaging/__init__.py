@@ -6,11 +6,11 @@ Source: cn-infra ``messaging``.
 from datasync.messaging.api import (
     NEWEST,
     OLDEST,
-    Bounds,
     Broker,
     Delivered,
     Fetched,
     OutOfRangeError,
+    PartitionBounds,
     Record,
     Records,
     TopicInfo,
@@ -34,7 +34,7 @@ __all__ = [
     # A broker without a server
     "MemoryBroker",
     # Write a driver
-    "Bounds",
+    "PartitionBounds",
     "Broker",
     "Delivered",
     "Fetched",

@@ -62,7 +62,7 @@ class Fetched(NamedTuple):
     ends: Mapping[tuple[str, int], int]
 
 
-class Bounds(NamedTuple):
+class PartitionBounds(NamedTuple):
     """The offset of the first message of a partition, and the one after its last committed message."""
 
     first: int
@@ -100,7 +100,7 @@ class Records(Closable):
         """
 
     @abstractmethod
-    def bounds(self, topic: str, partition: int, timeout: float) -> Bounds:
+    def bounds(self, topic: str, partition: int, timeout: float) -> PartitionBounds:
         """Ask the broker itself for the current bounds. Raises ``StoreConnectionError`` after *timeout* seconds."""
 
 

@@ -12,11 +12,11 @@ from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, Me
 from datasync.messaging.api import (
     NEWEST,
     OLDEST,
-    Bounds,
     Broker,
     Delivered,
     Fetched,
     OutOfRangeError,
+    PartitionBounds,
     Record,
     Records,
     TopicInfo,
@@ -219,10 +219,10 @@ class _MemoryRecords(Records):
                 fetched = self._fetch()
             return fetched
 
-    def bounds(self, topic: str, partition: int, timeout: float) -> Bounds:
+    def bounds(self, topic: str, partition: int, timeout: float) -> PartitionBounds:
         with self._broker._open():
             log = self._log(topic, partition)
-            return Bounds(log.first, log.end)
+            return PartitionBounds(log.first, log.end)
 
     def close(self) -> None:
         if self._broker._guard.forked:

@@ -16,7 +16,7 @@ from datasync.commits import Batch, Commit
 from datasync.errors import CompactedError, InvalidArgumentError, StoreConnectionError, StoreError
 from datasync.keyval.driver import Stream
 from datasync.keyval.types import RewoundError
-from datasync.messaging.api import Bounds, Broker, OutOfRangeError, Record, Records, TopicInfo, key_text
+from datasync.messaging.api import Broker, OutOfRangeError, PartitionBounds, Record, Records, TopicInfo, key_text
 from datasync.msgsync.marks import Mark, Marks
 from datasync.runtime import boot_clock
 from datasync.runtime.logs import LimitedLog, get_logger
@@ -110,7 +110,7 @@ class PartitionReader:
         """Seconds without completeness after which a tombstone may have been missed: half of the retention."""
         return self.info.delete_retention / 2
 
-    def assign(self, position: int) -> Bounds:
+    def assign(self, position: int) -> PartitionBounds:
         """Read from *position* on; return the bounds of the partition, which include it."""
         asked = boot_clock.now()
         bounds = self._records.bounds(*self._partition.place, PROBE_TIMEOUT)
@@ -178,7 +178,7 @@ class PartitionReader:
         if self._goal is not None and self.position >= self._goal[1]:
             self.complete_at, self._goal = self._goal[0], None
 
-    def _check_bounds(self, bounds: Bounds) -> None:
+    def _check_bounds(self, bounds: PartitionBounds) -> None:
         if bounds.first > self.position:
             raise CompactedError(f"{self.name}: the messages before offset {bounds.first} were deleted", bounds.first)
         if bounds.end >= self.position:

@@ -60,6 +60,14 @@ def test_no_example_is_forgotten() -> None:
         assert {path.stem for path in (EXAMPLES / folder).glob("*.py")} - PARTS == tested
 
 
+def test_topic_state_shows_the_state_its_change_and_its_end() -> None:
+    assert printed("topics.topic_state").splitlines() == [
+        "RESYNC: if_state/eth0 is up",
+        "Put: if_state/eth0 is down",
+        "Delete: if_state/eth0 is gone",
+    ]
+
+
 def test_local_transaction_shows_old_and_new_values_and_a_rejection() -> None:
     out = printed("local_transaction")
     assert "interface/eth0 has mtu 9000, before 1500" in out

@@ -13,7 +13,7 @@ from datasync.errors import InvalidArgumentError, MessagingError, NotReadyError,
 from datasync.events import ResyncReason
 from datasync.keyval import connect
 from datasync.kvdbsync import Plugin as StorePlugin
-from datasync.messaging import Bounds, MemoryBroker
+from datasync.messaging import MemoryBroker, PartitionBounds
 from datasync.messaging import memory as memory_broker
 from datasync.msgsync import Plugin, Watcher, stream
 from datasync.runtime import boot_clock
@@ -255,7 +255,7 @@ def test_c13_a_broker_that_stands_still_is_found(
     broker: MemoryBroker, writer: Plugin, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a broker that says nothing any more: polls return empty, questions time out
-    def silent(*_: object) -> Bounds:
+    def silent(*_: object) -> PartitionBounds:
         raise StoreConnectionError("no response within 4 s")
 
     monkeypatch.setattr(memory_broker._MemoryRecords, "bounds", silent)
@@ -367,7 +367,7 @@ def test_c15_close_ends_a_listing_that_does_not_come_to_an_end(
     broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        memory_broker._MemoryRecords, "bounds", lambda self, *_: Bounds(0, 10**6)
+        memory_broker._MemoryRecords, "bounds", lambda self, *_: PartitionBounds(0, 10**6)
     )  # an end that never comes
     with Watcher(broker, "state", timeouts=QUICK) as watcher, pytest.raises(NotReadyError):
         watcher.wait_ready(0.1)

@@ -225,7 +225,7 @@ class KafkaServer:
 
     def read_all(self, topic: str, partition: int = 0) -> list[tuple[int, bytes | None, bytes | None]]:
         """(offset, key, value) of every message that is there, by a client that shares no code with the library."""
-        from confluent_kafka import Consumer, KafkaError, TopicPartition
+        from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
         consumer = Consumer(
             {
@@ -238,7 +238,7 @@ class KafkaServer:
         )
         found: list[tuple[int, bytes | None, bytes | None]] = []
         try:
-            consumer.assign([TopicPartition(topic, partition, 0)])
+            consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING)])
             deadline = time.monotonic() + 30
             while time.monotonic() < deadline:
                 message = consumer.poll(0.5)

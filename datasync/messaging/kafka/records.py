@@ -9,7 +9,7 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, Message, TopicPartition
 
 from datasync.errors import ClosedError, PermissionDenied, StoreConnectionError
-from datasync.messaging.api import NEWEST, OLDEST, Bounds, Fetched, Record, Records
+from datasync.messaging.api import NEWEST, OLDEST, Fetched, PartitionBounds, Record, Records
 from datasync.messaging.kafka.errors import map_errors, translated
 from datasync.runtime.threads import ForkGuard
 
@@ -93,7 +93,7 @@ class KafkaRecords(Records):
                 self._raise(error, message)
         return Fetched(records, ends)
 
-    def bounds(self, topic: str, partition: int, timeout: float) -> Bounds:
+    def bounds(self, topic: str, partition: int, timeout: float) -> PartitionBounds:
         self._check()
         with map_errors(f"{self._name}: {topic}[{partition}]"):
             found = self._consumer.get_watermark_offsets(
@@ -101,7 +101,7 @@ class KafkaRecords(Records):
             )
         if found is None:
             raise StoreConnectionError(f"{self._name}: {topic}[{partition}]: no response within {timeout:g} s")
-        return Bounds(*found)
+        return PartitionBounds(*found)
 
     def close(self) -> None:
         if self._guard.forked:

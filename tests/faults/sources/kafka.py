@@ -38,6 +38,8 @@ SHORT = {
     "segment.ms": "500",
     "min.cleanable.dirty.ratio": "0.001",
 }
+#: A topic that is only compacted refuses to delete messages on request.
+TRIMMABLE = {"cleanup.policy": "compact,delete", "retention.ms": "-1"}
 #: Bytes of a value that the writer's side, and the topic, refuse.
 TOO_LARGE = 2_000_000
 
@@ -59,6 +61,14 @@ class _Node:
 
 
 _idle: list[_Node] = []
+
+
+class _ReadyWatcher(Watcher[Any]):
+    """Is started when it has listed for the first time."""
+
+    def after_init(self) -> None:
+        super().after_init()
+        self.wait_ready(30.0)
 
 
 class KafkaSource(Source):
@@ -88,7 +98,9 @@ class KafkaSource(Source):
     def transport(self) -> Any:
         if self.orchestrated and self.chance.random() < 0.25:
             self.orchestrator = Orchestrator(accept_timeout=0.05, ack_timeout=0.1)
-        self._plugin = Watcher(
+        # Most cells are about a watcher that follows; in the others the first listing is hit as well.
+        kind = _ReadyWatcher if self.chance.random() < 0.75 else Watcher
+        self._plugin = kind(
             self._broker, self._topic, self.prefix, self.orchestrator, RawSerializer(), allow_delayed_start=True
         )
         return self._plugin
@@ -173,7 +185,7 @@ class KafkaSource(Source):
 
     @property
     def _settings(self) -> dict[str, str]:
-        return SHORT if self._short else {}
+        return {**TRIMMABLE, **(SHORT if self._short else {})}
 
     def _held(self) -> list[tuple[int, str, bytes | None]]:
         return [
@@ -243,6 +255,7 @@ class KafkaSource(Source):
 
     def _expire(self, *, stalled: bool = False) -> None:
         """Delete keys while the reader is away, and wait until the topic has forgotten that there were any."""
+        self.write(random_puts(self.chance, 3, KEYS))
         with self.lock:
             self._short = True
             self._server.alter_topic(self._topic, SHORT)
