@@ -59,7 +59,7 @@ class KafkaProducer(Closable):
             "error_cb": self._heard,
         }
         self._lock = threading.Lock()  # guards the fields below
-        self._producer = self._new()
+        self._producer: Producer | None = self._new()
         self._pending: dict[Future[Delivered], tuple[float, str]] = {}  # deadline and subject, oldest first
         self._closed = False
         self._worker = Worker(f"messaging-producer-{name}", self._poll)
@@ -71,21 +71,15 @@ class KafkaProducer(Closable):
         future: GuardedFuture[Delivered] = GuardedFuture(self._guard)
         subject = f"{self._name}: the message {key.decode('utf-8', 'replace')!r} to {topic}"
         place = -1 if partition is None else partition  # -1: the partitioner decides
-        with self._lock:
-            if self._closed:
-                raise ClosedError(f"{self._name} is closed")
-            producer = self._producer
-            self._pending[future] = (time.monotonic() + self._timeout + GRACE, subject)
 
         def report(error: KafkaError | None, message: Message) -> None:
             self._settle(future, subject, error, message)
 
-        try:
-            self._produce(producer, subject, topic, key, value, report, place)
-        except BaseException:
-            with self._lock:
-                self._pending.pop(future, None)
-            raise
+        deadline = time.monotonic() + FULL_QUEUE
+        while not self._enqueue(future, subject, (topic, value, key, place, report)):
+            if time.monotonic() > deadline:
+                raise PublishError(f"{subject}: the queue of messages to send is full; it was not sent")
+            self._worker.stopping.wait(0.02)
         return future
 
     def close(self) -> None:
@@ -96,38 +90,33 @@ class KafkaProducer(Closable):
             if self._closed:
                 return
             self._closed = True
-            producer = self._producer
         self._worker.close()
-        if self._pending:
-            with map_errors(self._name):
-                producer.flush(CLOSE_TIMEOUT / 2)
-            producer.purge()
+        if self._producer is not None:
+            if self._pending:
+                with map_errors(self._name):
+                    self._producer.flush(CLOSE_TIMEOUT / 2)
+            self._producer.purge()
+            # Its destruction ends the connections. No other variable holds it: those of a frame live as long as an
+            # error that passed through it.
+            self._producer = None
         self._abandon("the broker was closed before it was acknowledged", float("inf"))
 
     def _new(self) -> Producer:
         with map_errors(self._name):
             return Producer(self._settings)
 
-    def _produce(
-        self,
-        producer: Producer,
-        subject: str,
-        topic: str,
-        key: bytes,
-        value: bytes | None,
-        report: Callable[[KafkaError | None, Message], None],
-        place: int,
-    ) -> None:
-        deadline = time.monotonic() + FULL_QUEUE
-        while True:
+    def _enqueue(self, future: Future[Delivered], subject: str, message: tuple[Any, ...]) -> bool:
+        """Hand *message* to librdkafka, which only copies it; return False while its queue is full."""
+        with self._lock:
+            if self._closed or self._producer is None:
+                raise ClosedError(f"{self._name} is closed")
             try:
                 with map_errors(subject):
-                    producer.produce(topic, value, key, place, on_delivery=report)
-                return
+                    self._producer.produce(*message)
             except BufferError:
-                if time.monotonic() > deadline:
-                    raise PublishError(f"{subject}: the queue of messages to send is full; it was not sent") from None
-                producer.poll(0.05)
+                return False
+            self._pending[future] = (time.monotonic() + self._timeout + GRACE, subject)
+            return True
 
     def _settle(self, future: Future[Delivered], subject: str, error: KafkaError | None, message: Message) -> None:
         with self._lock:
@@ -141,13 +130,12 @@ class KafkaProducer(Closable):
             future.set_exception(translated(error, subject))
 
     def _poll(self, worker: Worker) -> None:
-        while not worker.stopping.is_set():
-            producer = self._producer
-            producer.poll(POLL)
+        while not worker.stopping.is_set() and self._producer is not None:
+            self._producer.poll(POLL)
             self._abandon("no report arrived: it may or may not be in the topic", time.monotonic())
             fatal, self._fatal = self._fatal, None
             if fatal is not None:
-                self._replace(producer, fatal)
+                self._replace(fatal)
 
     def _heard(self, error: KafkaError) -> None:
         """Called with the errors of the connection, from the poll of any thread."""
@@ -155,13 +143,14 @@ class KafkaProducer(Closable):
             self._fatal = error
         self._told(error)
 
-    def _replace(self, broken: Producer, error: KafkaError) -> None:
+    def _replace(self, error: KafkaError) -> None:
         log.warning("%s: the producer is replaced after a fatal error: %s", self._name, error.str())
         fresh = self._new()
         with self._lock:
-            self._producer = fresh
-        broken.purge()
-        broken.flush(1.0)
+            broken, self._producer = self._producer, fresh
+        if broken is not None:
+            broken.purge()
+            broken.flush(1.0)
 
     def _abandon(self, reason: str, now: float) -> None:
         """Complete the futures whose deadline is before *now*."""
