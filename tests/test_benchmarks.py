@@ -16,6 +16,7 @@ from tests.benchmarks import __main__ as command
 from tests.benchmarks.growth import Curve, grow
 from tests.benchmarks.harness import Bench, PeerFailed, Row, Sides, measure, spread
 from tests.conftest import absent
+from tests.support.kafka import find_kafka
 
 SMALL = ("--scale", "0.01", "--repeats", "1")
 
@@ -168,6 +169,16 @@ def test_a_bench_runs_and_tells_its_figures(name: str, tmp_path: Path, capsys: p
     table = capsys.readouterr().out
     assert figures[0]["row"]["name"] in table
     assert "the baseline is" in table
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("name", ["kafka-list", "kafka-put"])
+def test_a_bench_on_kafka_runs(name: str, tmp_path: Path) -> None:
+    find_kafka()
+    assert command.main([name, *SMALL, "--json", str(tmp_path / "figures.json")]) == 0
+    (figure,) = json.loads((tmp_path / "figures.json").read_text())["results"]
+    assert figure["ratio"] > 0
 
 
 @pytest.mark.etcd

@@ -163,7 +163,8 @@ OVER_KAFKA = {
     params=[
         *MADE,
         *(pytest.param(name, marks=pytest.mark.etcd) for name in ETCD),
-        *(pytest.param(name, marks=pytest.mark.kafka) for name in OVER_KAFKA),
+        # The first test of a session also starts the server.
+        *(pytest.param(name, marks=[pytest.mark.kafka, pytest.mark.timeout(180)]) for name in OVER_KAFKA),
     ]
 )
 def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Transport]:
