@@ -183,7 +183,10 @@ def key_bytes(key: str) -> bytes:
 
 def key_text(key: bytes) -> str:
     """Return the text of the *key* of a message."""
-    return key.decode("utf-8", "surrogateescape")
+    try:
+        return key.decode()  # the quick way
+    except UnicodeDecodeError:
+        return key.decode("utf-8", "surrogateescape")
 
 
 def check_messages(values: Iterable[object]) -> None:

@@ -78,7 +78,7 @@ class Partition:
 
 @dataclass(slots=True)
 class Listed:
-    """The state of a partition: key to (value, revision), and the position after it."""
+    """The state of a partition, key to value and revision, and the position after it."""
 
     pairs: dict[str, tuple[bytes, int]]
     position: int
@@ -211,19 +211,20 @@ def list_partition(partition: Partition, stopping: Flag) -> Listed:
     deletes may have been missed.
     """
     reader = PartitionReader(partition, stopping)
-    pairs: dict[str, tuple[bytes, int]] = {}
+    pairs: dict[str, tuple[bytes, int]] = {}  # plain tuples: the collector does not look at them again
     try:
         end = reader.assign(0).end
         while reader.position < end:
             if stopping.is_set():
                 raise StoreConnectionError(f"{partition.name}: closed while it was listed")
             for record in reader.next() or ():
-                if not record.key:
+                _, _, offset, key, value = record
+                if not key:
                     _unkeyed(partition, record)
-                elif record.value is None:
-                    pairs.pop(key_text(record.key), None)
+                elif value is None:
+                    pairs.pop(key_text(key), None)
                 else:
-                    pairs[key_text(record.key)] = (record.value, record.offset + 1)
+                    pairs[key_text(key)] = (value, offset + 1)
         return Listed(pairs, reader.position, reader.mark())
     finally:
         reader.close()

@@ -121,8 +121,6 @@ class TopicStore(Store):
 
 
 class _TopicScan(Scan):
-    """A list that gives its memory back as it is read."""
-
     def __init__(self, listed: Listed, prefix: str, keys_only: bool) -> None:
         self.revision = listed.position
         self._pairs = listed.pairs
@@ -130,7 +128,9 @@ class _TopicScan(Scan):
         self._prefix = prefix
 
     def __iter__(self) -> Iterator[KeyValue]:
+        prefix = self._prefix
+        keys = sorted(key for key in self._pairs if key.startswith(prefix)) if prefix else sorted(self._pairs)
         pairs = self._pairs
-        for key in sorted(key for key in pairs if key.startswith(self._prefix)):
-            value, revision = pairs[key]
-            yield KeyValue(key, b"" if self._keys_only else value, revision)
+        if self._keys_only:
+            return (KeyValue(key, b"", pairs[key][1]) for key in keys)
+        return (KeyValue(key, *pairs[key]) for key in keys)

@@ -265,6 +265,20 @@ def test_c13_a_broker_that_stands_still_is_found(
     wait_until(lambda: watcher.status().state is TransportState.READY, "it is back")
 
 
+def test_c13_a_log_whose_end_stays_below_what_was_read_is_read_anew(
+    broker: MemoryBroker, writer: Plugin, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a watcher at rest, and a broker that says that its log ends earlier, without an error
+    queue = follow(watcher)
+    writer.put("a", text("1"))
+    take(queue).done()
+    monkeypatch.setattr(memory_broker._MemoryRecords, "bounds", lambda *_: PartitionBounds(0, 0))
+    # then it starts over, after a while in which a restarted broker finds its end
+    event = next_resync(queue)
+    assert event.reason is ResyncReason.REWOUND
+    event.done()
+
+
 def test_several_partitions_are_refused_and_one_of_them_can_be_followed(broker: MemoryBroker) -> None:
     broker.create_topic("many", 3)
     with pytest.raises(InvalidArgumentError, match="3 partitions, which have no common order"):

@@ -27,7 +27,7 @@ from tests.support.proxy import free_port
 
 VERSION = "3.9.1"
 #: Seconds that the download, and a start on a busy machine, may take.
-FETCH_TIMEOUT, START_TIMEOUT = 400.0, 50.0
+FETCH_TIMEOUT, START_TIMEOUT = 400.0, 120.0
 #: The only user of the listener with SASL.
 SASL_USER, SASL_PASSWORD = "agent", f"{CANARY}secret"
 #: A topic that is compacted all the time. A batch larger than a segment is refused, so the segment is not small.

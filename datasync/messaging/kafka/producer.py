@@ -15,7 +15,7 @@ from datasync.messaging.api import Delivered
 from datasync.messaging.kafka.errors import map_errors, translated
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
-from datasync.runtime.threads import CLOSE_TIMEOUT, ForkGuard, GuardedFuture, Worker
+from datasync.runtime.threads import CLOSE_TIMEOUT, Flag, ForkGuard, GuardedFuture, Worker
 
 log = get_logger(__name__)
 
@@ -23,6 +23,10 @@ log = get_logger(__name__)
 POLL = 0.5
 #: Seconds after the timeout of librdkafka at which a message without a report is given up: it drops some without one.
 GRACE = 2.0
+#: Seconds that the thread leaves to a caller that wants to wait for its own message.
+GIVE_WAY = 0.002
+#: Seconds that a caller without a timeout polls; every future is done before.
+MAX_WAIT = 3600.0
 #: Seconds that ``send`` waits for room in the full queue.
 FULL_QUEUE = 2.0
 
@@ -62,13 +66,16 @@ class KafkaProducer(Closable):
         self._producer: Producer | None = self._new()
         self._pending: dict[Future[Delivered], tuple[float, str]] = {}  # deadline and subject, oldest first
         self._closed = False
-        self._worker = Worker(f"messaging-producer-{name}", self._poll)
+        #: Held by the thread that polls: the worker, or a caller that waits for its own message.
+        self._polling = threading.Lock()
+        self._wanted = Flag()  # set when the worker has something to poll for
+        self._worker = Worker(f"messaging-producer-{name}", self._poll, wake=self._wanted.set)
         self._worker.start()
 
     def send(self, topic: str, key: bytes, value: bytes | None, partition: int | None) -> Future[Delivered]:
         """Put a message into the queue; see :meth:`datasync.messaging.api.Broker.send`."""
         self._guard.check()
-        future: GuardedFuture[Delivered] = GuardedFuture(self._guard)
+        future = _Delivery(self, self._guard)
         subject = f"{self._name}: the message {key.decode('utf-8', 'replace')!r} to {topic}"
         place = -1 if partition is None else partition  # -1: the partitioner decides
 
@@ -80,7 +87,21 @@ class KafkaProducer(Closable):
             if time.monotonic() > deadline:
                 raise PublishError(f"{subject}: the queue of messages to send is full; it was not sent")
             self._worker.stopping.wait(0.02)
+        self._wanted.set()
         return future
+
+    def serve(self, future: Future[Delivered], timeout: float) -> None:
+        """Poll in the caller's thread until *future* is done, unless another thread polls: changes of threads are slow."""
+        if not self._polling.acquire(blocking=False):
+            return
+        try:
+            deadline = time.monotonic() + timeout
+            while not self._closed and not future.done() and (left := deadline - time.monotonic()) > 0:
+                self._poll_once(min(left, POLL))
+        finally:
+            self._polling.release()
+            if self._pending:
+                self._wanted.set()
 
     def close(self) -> None:
         """Wait shortly for acknowledgements; the messages without one get ``UnknownOutcome``. May be called twice."""
@@ -130,12 +151,26 @@ class KafkaProducer(Closable):
             future.set_exception(translated(error, subject))
 
     def _poll(self, worker: Worker) -> None:
-        while not worker.stopping.is_set() and self._producer is not None:
-            self._producer.poll(POLL)
-            self._abandon("no report arrived: it may or may not be in the topic", time.monotonic())
-            fatal, self._fatal = self._fatal, None
-            if fatal is not None:
-                self._replace(fatal)
+        while not worker.stopping.is_set():
+            self._wanted.wait(POLL)
+            self._wanted.clear()
+            worker.stopping.wait(GIVE_WAY)
+            while not worker.stopping.is_set() and self._polling.acquire(blocking=False):
+                try:
+                    self._poll_once(POLL if self._pending else 0.0)
+                finally:
+                    self._polling.release()
+                if not self._pending:
+                    break
+
+    def _poll_once(self, timeout: float) -> None:
+        """Serve acknowledgements, and replace a producer that a fatal error has ended. The caller holds _polling."""
+        if self._producer is not None:
+            self._producer.poll(timeout)
+        self._abandon("no report arrived: it may or may not be in the topic", time.monotonic())
+        fatal, self._fatal = self._fatal, None
+        if fatal is not None:
+            self._replace(fatal)
 
     def _heard(self, error: KafkaError) -> None:
         """Called with the errors of the connection, from the poll of any thread."""
@@ -165,3 +200,25 @@ class KafkaProducer(Closable):
         for future, subject in late:
             failure: DatasyncError = UnknownOutcome(f"{subject}: {reason}")
             future.set_exception(failure)
+
+
+class _Delivery(GuardedFuture[Delivered]):
+    """A future whose waiting thread serves the acknowledgements itself."""
+
+    def __init__(self, producer: KafkaProducer, guard: ForkGuard) -> None:
+        super().__init__(guard)
+        self._producer = producer
+
+    def result(self, timeout: float | None = None) -> Delivered:
+        return super().result(self._serve(timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        return super().exception(self._serve(timeout))
+
+    def _serve(self, timeout: float | None) -> float | None:
+        """Poll for up to *timeout* seconds; return what is left of them."""
+        if self.done():
+            return timeout
+        started = time.monotonic()
+        self._producer.serve(self, MAX_WAIT if timeout is None else timeout)
+        return None if timeout is None else max(0.0, timeout - (time.monotonic() - started))

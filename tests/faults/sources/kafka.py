@@ -148,6 +148,7 @@ class KafkaSource(Source):
     def settle(self) -> None:
         """What was recorded is what the topic holds, by a reader that shares no code with the library."""
         self._broker.close()
+        self._writer.close()  # a renewed one may have more connections than the first
         found: dict[str, bytes] = {}
         for _, key, value in self._held():
             found.pop(key, None)

@@ -19,6 +19,7 @@ class KafkaWriter:
     def __init__(self, address: str, topic: str) -> None:
         self._address = address
         self._topic = topic
+        self._producer: Producer | None = None
         self.renew()
 
     def renew(self) -> None:
@@ -27,6 +28,7 @@ class KafkaWriter:
 
     def send(self, messages: Sequence[tuple[str, bytes | None]]) -> list[int]:
         """Write (key, value) pairs, None for a tombstone; return their offsets."""
+        assert self._producer is not None, "the writer is closed"
         return self._send(self._producer, messages)
 
     def transact(self, messages: Sequence[tuple[str, bytes | None]], *, commit: bool) -> list[int]:
@@ -42,7 +44,7 @@ class KafkaWriter:
         return offsets
 
     def close(self) -> None:
-        del self._producer
+        self._producer = None
 
     def _new(self, **settings: Any) -> Producer:
         return Producer(
