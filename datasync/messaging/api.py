@@ -44,6 +44,10 @@ class Record(NamedTuple):
         return f"Record({self.topic}[{self.partition}]@{self.offset}, key={self.key!r}, <{size}>)"
 
 
+#: A record as a plain tuple: a list of millions makes no object of a class for each.
+Row = tuple[str, int, int, "bytes | None", "bytes | None"]
+
+
 class Delivered(NamedTuple):
     """The place of a message that the broker acknowledged."""
 
@@ -53,12 +57,13 @@ class Delivered(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """The result of one ``poll``: *records* in order, and the *ends*, partitions read to the offset given there.
+    """The result of one ``poll``: the fields of the *records* in order, and the *ends* of partitions that were read.
 
-    A partition that has been read to its end is reported once, and again after it has grown and been read.
+    An end is the offset up to which its partition was read. A partition at its end is reported once, and again after it
+    has grown and been read.
     """
 
-    records: Sequence[Record]
+    records: Sequence[Row]
     ends: Mapping[tuple[str, int], int]
 
 

@@ -268,8 +268,8 @@ class Mux(Closable):
                             if lost_at is not None:
                                 log.warning("%s is back after %.1f s", self._broker.name, time.monotonic() - lost_at)
                                 lost_at = None
-                        for record in fetched.records:
-                            self._dispatch(record, worker)
+                        for row in fetched.records:
+                            self._dispatch(Record._make(row), worker)
                 finally:
                     self._records = None
                     records.close()

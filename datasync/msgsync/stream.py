@@ -16,7 +16,7 @@ from datasync.commits import Batch, Commit
 from datasync.errors import CompactedError, InvalidArgumentError, StoreConnectionError, StoreError
 from datasync.keyval.driver import Stream
 from datasync.keyval.types import RewoundError
-from datasync.messaging.api import Broker, OutOfRangeError, PartitionBounds, Record, Records, TopicInfo, key_text
+from datasync.messaging.api import Broker, OutOfRangeError, PartitionBounds, Records, Row, TopicInfo, key_text
 from datasync.msgsync.marks import Mark, Marks
 from datasync.runtime import boot_clock
 from datasync.runtime.logs import LimitedLog, get_logger
@@ -119,7 +119,7 @@ class PartitionReader:
         self._goal = (asked, bounds.end)
         return bounds
 
-    def next(self, timeout: float = POLL) -> Sequence[Record] | None:
+    def next(self, timeout: float = POLL) -> Sequence[Row] | None:
         """Return the next records; an empty list at the end of the partition, None after *timeout* in silence.
 
         Raises:
@@ -132,7 +132,7 @@ class PartitionReader:
         except OutOfRangeError as error:
             raise self._out_of_range(error) from error
         if fetched.records:
-            self.position = fetched.records[-1].offset + 1
+            self.position = fetched.records[-1][2] + 1
         end = fetched.ends.get(self._partition.place)
         if end is not None:  # beyond the last message where markers of transactions follow it
             self.position = max(self.position, end)
@@ -217,14 +217,18 @@ def list_partition(partition: Partition, stopping: Flag) -> Listed:
         while reader.position < end:
             if stopping.is_set():
                 raise StoreConnectionError(f"{partition.name}: closed while it was listed")
-            for record in reader.next() or ():
-                _, _, offset, key, value = record
+            for _, _, offset, key, value in reader.next() or ():
                 if not key:
-                    _unkeyed(partition, record)
-                elif value is None:
-                    pairs.pop(key_text(key), None)
+                    _unkeyed(partition, offset)
+                    continue
+                try:
+                    text = key.decode()  # not key_text(), whose call would be a tenth of a list
+                except UnicodeDecodeError:
+                    text = key_text(key)
+                if value is None:
+                    pairs.pop(text, None)
                 else:
-                    pairs[key_text(key)] = (value, offset + 1)
+                    pairs[text] = (value, offset + 1)
         return Listed(pairs, reader.position, reader.mark())
     finally:
         reader.close()
@@ -310,27 +314,27 @@ class PartitionStream(Stream):
 
         Raises ``RewoundError`` if another message is in its place.
         """
-        records: Sequence[Record] | None = None
+        records: Sequence[Row] | None = None
         while records is None:
             records = reader.next()
             if self._stopping.is_set():
                 return None
-        found = [record for record in records if record.offset == self._after]
+        found = [row for row in records if row[2] == self._after]
         if found and self._commits(found) != [anchor]:
             raise RewoundError(f"{self._partition.name}: offset {self._after} has changed since it was read")
         commits = self._commits(records)
         return Batch(reader.position, commits if found else [anchor, *commits])
 
-    def _commits(self, records: Sequence[Record]) -> list[Commit]:
+    def _commits(self, records: Sequence[Row]) -> list[Commit]:
         commits = []
         prefix = self._prefix
-        for record in records:
-            if not record.key:
-                _unkeyed(self._partition, record)
+        for _, _, offset, key, value in records:
+            if not key:
+                _unkeyed(self._partition, offset)
                 continue
-            key = key_text(record.key)
-            if key.startswith(prefix):
-                commits.append(Commit(record.offset + 1, ((key, record.value),)))
+            text = key_text(key)
+            if text.startswith(prefix):
+                commits.append(Commit(offset + 1, ((text, value),)))
         return commits
 
     def _note(self, reader: PartitionReader, told: int, last: Commit | None) -> None:
@@ -340,5 +344,5 @@ class PartitionStream(Stream):
         self._marks.note(told, reader.mark())
 
 
-def _unkeyed(partition: Partition, record: Record) -> None:
-    _limited.warning("%s: the message at offset %d has no key and is ignored", partition.name, record.offset)
+def _unkeyed(partition: Partition, offset: int) -> None:
+    _limited.warning("%s: the message at offset %d has no key and is ignored", partition.name, offset)

@@ -120,6 +120,9 @@ class TopicStore(Store):
         return all(isinstance(op, DeleteOp) for op in ops)
 
 
+_new = tuple.__new__
+
+
 class _TopicScan(Scan):
     def __init__(self, listed: Listed, prefix: str, keys_only: bool) -> None:
         self.revision = listed.position
@@ -133,4 +136,4 @@ class _TopicScan(Scan):
         pairs = self._pairs
         if self._keys_only:
             return (KeyValue(key, b"", pairs[key][1]) for key in keys)
-        return (KeyValue(key, *pairs[key]) for key in keys)
+        return (_new(KeyValue, (key, *pairs[key])) for key in keys)  # twice as fast as KeyValue(…)

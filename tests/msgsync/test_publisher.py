@@ -32,7 +32,7 @@ def writer(broker: MemoryBroker) -> Iterator[Plugin]:
 def messages(broker: MemoryBroker) -> list[tuple[bytes | None, bytes | None]]:
     records = broker.consume()
     records.assign("state", 0, 0)
-    return [(record.key, record.value) for record in records.poll(0).records]
+    return [(key, value) for _, _, _, key, value in records.poll(0).records]
 
 
 def test_a_put_is_one_message_in_the_form_of_the_original(broker: MemoryBroker, writer: Plugin) -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, Message, TopicPartition
 
 from datasync.errors import ClosedError, PermissionDenied, StoreConnectionError
-from datasync.messaging.api import NEWEST, OLDEST, Fetched, PartitionBounds, Record, Records
+from datasync.messaging.api import NEWEST, OLDEST, Fetched, PartitionBounds, Records, Row
 from datasync.messaging.kafka.errors import map_errors, translated
 from datasync.runtime.threads import ForkGuard
 
 #: Messages that one ``poll`` returns.
 MAX_FETCH = 5000
 _COLUMNS = (Message.topic, Message.partition, Message.offset, Message.key, Message.value)
-_new = tuple.__new__
 _OFFSETS = {OLDEST: OFFSET_BEGINNING, NEWEST: OFFSET_END}
 
 
@@ -83,7 +82,7 @@ class KafkaRecords(Records):
             messages = [message for message in messages if message.error() is None]
         # A list is mostly this: the loops are those of C.
         columns = (map(column, messages) for column in _COLUMNS)
-        records = [_new(Record, fields) for fields in zip(*columns, strict=True)]
+        records = cast("list[Row]", list(zip(*columns, strict=True)))
         return Fetched(records, ends)
 
     def bounds(self, topic: str, partition: int, timeout: float) -> PartitionBounds:
