@@ -91,7 +91,7 @@ class KafkaProducer(Closable):
         return future
 
     def serve(self, future: Future[Delivered], timeout: float) -> None:
-        """Poll in the caller's thread until *future* is done, unless another thread polls: switching threads is slow."""
+        """Poll in the caller's thread until *future* is done, unless another thread polls: a thread switch is slow."""
         if not self._polling.acquire(blocking=False):
             return
         try:
