@@ -13,9 +13,8 @@ from datasync.keyval.api import Store
 from datasync.keyval.driver import Scan, Stream
 from datasync.keyval.types import Capability, CommitResult, Condition, DeleteOp, KeyValue, PutOp, WriteOp
 from datasync.messaging.api import Broker, check_partition, check_topic, key_bytes
-from datasync.msgsync.marks import Mark, Marks
+from datasync.msgsync.marks import Marks
 from datasync.msgsync.stream import Listed, Partition, PartitionStream, list_partition
-from datasync.runtime import boot_clock
 from datasync.runtime.threads import Flag, ForkGuard
 
 
@@ -104,11 +103,8 @@ class TopicStore(Store):
         return sorted(key for key in pairs if key.startswith(op.key)) if op.prefix else [op.key] * (op.key in pairs)
 
     def _send(self, key: str, value: bytes | None) -> int:
-        before = boot_clock.now()
-        delivered = self._broker.send(self._partition.topic, key_bytes(key), value, self._partition.place[1]).result()
-        revision = delivered.offset + 1
-        self._marks.note(revision, Mark(self._broker.describe(self._partition.topic).id, before))
-        return revision
+        future = self._broker.send(self._partition.topic, key_bytes(key), value, self._partition.place[1])
+        return future.result().offset + 1
 
     def _check_open(self) -> None:
         self._guard.check()
