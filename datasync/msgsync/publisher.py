@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, cast, overload
 from google.protobuf.message import Message
 
 from datasync.codecs.api import Codec, check_codec, encode_value
+from datasync.commits import WriteResult
 from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, NotReadyError, UnknownOutcome
 from datasync.messaging.api import Broker, Delivered, check_partition, check_topic, key_bytes
 from datasync.options import DelOption, PutOption, read_del_options, read_put_options
@@ -137,8 +138,11 @@ class Plugin(Closable, Generic[T]):
                 raise ClosedError(f"the writer of {self._name} is closed")
             self._started = True
 
-    def put(self, key: str, data: T, *opts: PutOption) -> None:
+    def put(self, key: str, data: T, *opts: PutOption) -> WriteResult:
         """Write *data* under *key*, and return when the broker has acknowledged it.
+
+        Returns:
+          The result with the revision, for ``Watcher.wait_for`` on the same partition.
 
         Raises:
           NotReadyError: The plugin was not started.
@@ -146,7 +150,7 @@ class Plugin(Closable, Generic[T]):
           UnknownOutcome: No acknowledgement arrived in time; the value may or may not be in the topic.
           MessagingError, PermissionDenied, ClosedError, ForkedError.
         """
-        self.put_raw(key, self._encode(key, data), *opts)
+        return WriteResult(self.put_raw(key, self._encode(key, data), *opts).offset + 1)
 
     def put_raw(self, key: str, data: bytes, *opts: PutOption) -> Delivered:
         """Write the bytes *data* under *key*; return their place in the topic. Raises as ``put``."""
@@ -156,15 +160,14 @@ class Plugin(Closable, Generic[T]):
         _check_data(key, data)
         return self._send(key, data)
 
-    def delete(self, key: str, *opts: DelOption) -> bool:
-        """Write a tombstone for *key*, and return True: whether the key had a value, a topic does not tell.
+    def delete(self, key: str, *opts: DelOption) -> WriteResult:
+        """Write a tombstone for *key*. The result is true: whether the key had a value, a topic does not tell.
 
         Raises as ``put``; ``InvalidArgumentError`` for ``with_prefix()``.
         """
         if read_del_options(opts):
             raise InvalidArgumentError(f"{key!r}: a topic cannot delete by prefix: {self._name}")
-        self._send(key, None)
-        return True
+        return WriteResult(self._send(key, None).offset + 1)
 
     def status(self) -> PublisherStatus:
         """Return the counts of messages and the last error (C18)."""

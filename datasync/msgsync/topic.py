@@ -64,9 +64,11 @@ class TopicStore(Store):
         listed = self._list()
         return _TopicScan(listed, prefix, keys_only)
 
-    def commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = ()) -> CommitResult:
+    def commit(
+        self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = (), otherwise: Sequence[WriteOp] = ()
+    ) -> CommitResult:
         self._check_open()
-        if conditions or (len(ops) != 1 and not self._only_deletes(ops)):
+        if conditions or otherwise or (len(ops) != 1 and not self._only_deletes(ops)):
             raise UnsupportedError(f"{self.name} has neither transactions nor conditions")
         revision = deleted = 0
         for op in ops:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 from google.protobuf.message import Message
 
+from datasync.api import WAIT_TIMEOUT
 from datasync.codecs.api import Codec
+from datasync.commits import HasRevision
 from datasync.keyval.mirror import StoreMirror
 from datasync.keyval.types import ROOT
 from datasync.messaging.api import Broker
@@ -107,6 +109,19 @@ class Watcher(StoreMirror[T]):
             codec=codec,
             subject=f"the watcher of {store.name}",
         )
+
+    def wait_for(self, write: int | HasRevision, timeout: float = WAIT_TIMEOUT) -> None:
+        """Wait until the mirror has *write*: the result of a ``put`` or ``delete`` to the partition, or a revision.
+
+        Raises:
+          DoneTimeout: The mirror does not have it after *timeout* seconds.
+          UnknownOutcome: The topic went back meanwhile: the write may be lost.
+          InvalidArgumentError, ClosedError, ForkedError.
+
+        Threads: any; no lock is held while waiting. Source: contract C21.
+        """
+        self._guard.check()
+        self.registry.wait_for(write, timeout)
 
     def _release(self) -> None:
         self._kv.close()  # ends a listing too

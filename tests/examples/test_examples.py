@@ -51,6 +51,7 @@ TESTED_BELOW = {
     "live": {"flags", "flags_django", "flags_flask", "read_your_writes", "settings"},
     # tests/keyval/locks
     "locks": {"exclusive_job"},
+    "topics": {"topic_state"},
 }
 
 

@@ -104,6 +104,15 @@ def test_the_state_up_to_the_end_is_a_resync_and_what_follows_are_changes(
         event.done()
 
 
+def test_c21_what_was_written_is_in_the_mirror_when_wait_for_returns(writer: Plugin, watcher: Watcher) -> None:
+    watcher.wait_for(writer.put("a", text("1")), 20)
+    found = watcher.get("a")
+    assert found is not None
+    assert found.get_revision() == 1
+    watcher.wait_for(writer.delete("a"), 20)
+    assert watcher.get("a") is None
+
+
 def test_c13_after_a_loss_of_connection_it_goes_on_without_a_resync(
     broker: MemoryBroker, writer: Plugin, watcher: Watcher
 ) -> None:
