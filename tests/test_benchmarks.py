@@ -16,6 +16,7 @@ from tests.benchmarks import __main__ as command
 from tests.benchmarks.growth import Curve, grow
 from tests.benchmarks.harness import Bench, PeerFailed, Row, Sides, measure, spread
 from tests.conftest import absent
+from tests.support.kafka import find_kafka
 from tests.support.redis_servers import find_redis
 
 SMALL = ("--scale", "0.01", "--repeats", "1")
@@ -179,6 +180,16 @@ def test_a_bench_on_redis_runs(name: str, tmp_path: Path, capsys: pytest.Capture
     figures = json.loads((tmp_path / "figures.json").read_text())["results"]
     assert [figure["row"]["name"] for figure in figures] == [row.name for row in command.BENCHES[name].rows]
     assert "the baseline is" in capsys.readouterr().out
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("name", ["kafka-list", "kafka-put"])
+def test_a_bench_on_kafka_runs(name: str, tmp_path: Path) -> None:
+    find_kafka()
+    assert command.main([name, *SMALL, "--json", str(tmp_path / "figures.json")]) == 0
+    (figure,) = json.loads((tmp_path / "figures.json").read_text())["results"]
+    assert figure["ratio"] > 0
 
 
 @pytest.mark.etcd

@@ -33,7 +33,8 @@ def _on_version(context: click.Context, _: click.Parameter, given: bool) -> None
 def cli() -> None:
     """Read, write and watch a key-value store.
 
-    URL is sqlite:///absolute/path, sqlite:relative/path, etcd://host:port,host:port or redis://host:port/DB.
+    URL is sqlite:///absolute/path, sqlite:relative/path, etcd://host:port,host:port, redis://host:port/DB or
+    kafka://host:port/topic.
     """
     # Show warnings about faults from which the library recovers, such as an unreachable store.
     logging.basicConfig(level=logging.WARNING, format="datasync: %(message)s", stream=sys.stderr)

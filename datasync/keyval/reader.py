@@ -61,6 +61,10 @@ class StoreReader:
         """Start the thread. Call it once."""
         self._worker.start()
 
+    def signal(self) -> None:
+        """Tell the thread to end, without waiting for it: the first half of ``close``."""
+        self._worker.signal()
+
     def close(self) -> None:
         """End the thread. May be called twice, before ``start``, and from the sink."""
         self._worker.close()

@@ -55,6 +55,7 @@ DRIVERS: dict[str, DriverEntry] = {
     "rediss": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis"),
     "redis+sentinel": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis"),
     "redis+cluster": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis"),
+    "kafka": DriverEntry("datasync.msgsync.kafka_url:KafkaTopicStore", "kafka"),
 }
 #: Schemes of planned drivers.
 PLANNED = ("file", "consul")
@@ -67,7 +68,8 @@ _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 
 def connect(url: str, **options: object) -> Store:
-    """Open the store at *url*: ``memory://name``, ``sqlite:///absolute/path``, ``etcd://host:port,host:port``.
+    """Open the store at *url*: ``memory://name``, ``sqlite:///absolute/path``, ``etcd://host:port,host:port``,
+    ``kafka://host:port/topic``.
 
     Args:
       url: ``scheme://user:password@host:port,…/path?option=value`` with special characters percent-encoded.

@@ -27,6 +27,7 @@ from tests.benchmarks import (
     growth,
     grpc,
     idle,
+    kafka,
     latency,
     local,
     memory,
@@ -39,7 +40,7 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.harness import Bench, Result, measure
 
-MODULES = (local, bad_key, consumer, memory, values, start, view, sqlite, grpc, rest, etcd, redis, latency, idle)
+MODULES = (local, bad_key, consumer, memory, values, start, view, sqlite, grpc, rest, etcd, redis, kafka, latency, idle)
 BENCHES: dict[str, Bench] = {bench.name: bench for module in MODULES for bench in module.BENCHES}
 
 CURVES: dict[str, growth.Curve] = {curve.name: curve for curve in growth.CURVES}

@@ -11,6 +11,7 @@ import pytest
 from datasync.keyval import DeleteOp, Store, connect
 from tests.conformance.transports import transport  # noqa: F401 - a fixture
 from tests.support.etcd_proxy import etcd34_proxied  # noqa: F401 - a fixture
+from tests.support.kafka import kafka  # noqa: F401 - a fixture
 from tests.support.redis_servers import redis7, redis_cluster, sentinels, valkey8  # noqa: F401 - fixtures
 from tests.support.servers import etcd34, etcd35  # noqa: F401 - fixtures
 

@@ -147,20 +147,33 @@ MADE: dict[str, tuple[Callable[[], type[Transport]], Callable[..., Transport]]] 
     "memory": (lambda: Stored, lambda kind, folder: kind(f"memory://{uuid4().hex}")),
     "sqlite": (lambda: Stored, lambda kind, folder: kind(f"sqlite://{folder}/store.db")),
     "grpc": (_remote("grpc", "OverGrpc"), lambda kind, folder: kind()),
+    "topic": (_remote("topic", "OverMemoryTopic"), lambda kind, folder: kind()),
     "rest-server": (_remote("rest", "RestServer"), lambda kind, folder: kind()),
     "rest-client": (_remote("rest", "RestClient"), lambda kind, folder: kind()),
 }
 
 
 SHARED = [pytest.param(name, marks=getattr(pytest.mark, mark)) for name, mark in SERVERS.items()]
+#: Transports over the Kafka of the session.
+OVER_KAFKA = {
+    "kafka": _remote("topic", "OverKafkaTopic"),
+    "kafka-store": _remote("topic", "StoredTopic"),
+}
+# The first test of a session also starts the server.
+SHARED += [pytest.param(name, marks=[pytest.mark.kafka, pytest.mark.timeout(180)]) for name in OVER_KAFKA]
 
 
 @pytest.fixture(params=[*MADE, *SHARED])
 def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Transport]:
     """A transport with an empty source; the test is skipped when it lacks a trait that ``@pytest.mark.needs`` names."""
-    find, make = MADE.get(
-        request.param, (lambda: Stored, lambda kind, folder: kind(request.getfixturevalue(request.param).url))
-    )
+    find: Callable[[], type[Transport]]
+    make: Callable[..., Transport]
+    if request.param in OVER_KAFKA:
+        find, make = OVER_KAFKA[request.param], lambda kind, folder: kind(request.getfixturevalue("kafka"))
+    else:
+        find, make = MADE.get(
+            request.param, (lambda: Stored, lambda kind, folder: kind(request.getfixturevalue(request.param).url))
+        )
     kind = find()
     wanted = {trait for marker in request.node.iter_markers("needs") for trait in marker.args}
     missing = wanted - kind.traits

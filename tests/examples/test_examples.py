@@ -51,6 +51,7 @@ TESTED_BELOW = {
     "live": {"flags", "flags_django", "flags_flask", "read_your_writes", "settings"},
     # tests/keyval/locks
     "locks": {"exclusive_job"},
+    "topics": {"topic_state"},
 }
 
 
@@ -58,6 +59,14 @@ def test_no_example_is_forgotten() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} - PARTS == TESTED
     for folder, tested in TESTED_BELOW.items():
         assert {path.stem for path in (EXAMPLES / folder).glob("*.py")} - PARTS == tested
+
+
+def test_topic_state_shows_the_state_its_change_and_its_end() -> None:
+    assert printed("topics.topic_state").splitlines() == [
+        "RESYNC: if_state/eth0 is up",
+        "Put: if_state/eth0 is down",
+        "Delete: if_state/eth0 is gone",
+    ]
 
 
 def test_local_transaction_shows_old_and_new_values_and_a_rejection() -> None:

@@ -21,6 +21,7 @@ from datasync.syncbase.msg import datamsg_pb2
 from tests.conftest import absent
 
 SOURCES = Path(__file__).parent / "peer"
+KAFKA_SOURCES = Path(__file__).parent / "kafka_peer"
 #: What generates the Go code: module and version.
 PLUGINS = {
     "protoc-gen-go": "google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.6",
@@ -32,18 +33,40 @@ STEP_TIMEOUT = 500
 
 def go_peer() -> Path:
     """The program; the test is skipped (failed in CI) where there is no Go, or no way to its modules."""
-    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-    if go is None:
-        absent("Go")
+    go = _find_go()
     folder = Path(tempfile.gettempdir()) / f"datasync-go-peer-{os.getuid()}-{_fingerprint(go)}"
     program = folder / "peer"
     if not program.exists():
-        # Built aside and moved into place: another run may be about to do the same.
         with tempfile.TemporaryDirectory() as aside:
-            built = _build(go, Path(aside))
-            folder.mkdir(mode=0o700, exist_ok=True)
-            os.replace(shutil.copy(built, folder / f"peer-{os.getpid()}"), program)
+            _keep(_build(go, Path(aside)), folder, program)
     return program
+
+
+def go_kafka_peer() -> Path:
+    """The program that speaks Kafka by the library of the original; absent as ``go_peer``."""
+    go = _find_go()
+    folder = Path(tempfile.gettempdir()) / f"datasync-go-kafka-{os.getuid()}-{_fingerprint_of(go, KAFKA_SOURCES)}"
+    program = folder / "peer"
+    if not program.exists():
+        with tempfile.TemporaryDirectory() as aside:
+            for source in KAFKA_SOURCES.iterdir():
+                shutil.copy(source, aside)
+            _run([go, "build", "-o", "program", "."], Path(aside), {})
+            _keep(Path(aside) / "program", folder, program)
+    return program
+
+
+def _find_go() -> str:
+    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+    if go is None:
+        absent("Go")
+    return go
+
+
+def _keep(built: Path, folder: Path, program: Path) -> None:
+    """Move *built* into place whole: another run may be about to do the same."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    os.replace(shutil.copy(built, folder / f"peer-{os.getpid()}"), program)
 
 
 def _build(go: str, folder: Path) -> Path:
@@ -87,9 +110,12 @@ def _run(command: Sequence[str], folder: Path, extra: dict[str, str]) -> None:
 
 def _fingerprint(go: str) -> str:
     """Changes with whatever goes into the program."""
-    digest = hashlib.sha256(datamsg_pb2.DESCRIPTOR.serialized_pb)
-    for path in sorted(SOURCES.iterdir()):
+    return _fingerprint_of(go, SOURCES, datamsg_pb2.DESCRIPTOR.serialized_pb + repr(PLUGINS).encode())
+
+
+def _fingerprint_of(go: str, sources: Path, more: bytes = b"") -> str:
+    digest = hashlib.sha256(more)
+    for path in sorted(sources.iterdir()):
         digest.update(path.read_bytes())
-    version = subprocess.run([go, "version"], capture_output=True, timeout=60, check=True).stdout
-    digest.update(version + repr(PLUGINS).encode())
+    digest.update(subprocess.run([go, "version"], capture_output=True, timeout=60, check=True).stdout)
     return digest.hexdigest()[:16]

@@ -18,7 +18,7 @@ BEAT = 0.02
 
 
 class TcpProxy:
-    """Forwards each connection to *target* until told otherwise. A context manager.
+    """Forwards each connection to *port*, 0 for a free one, to *target* until told otherwise. A context manager.
 
     Faults hold for the connections that are there and for those to come, until ``heal``:
 
@@ -33,7 +33,7 @@ class TcpProxy:
     Threads: any test thread; two threads per connection and one that accepts, all ended by ``close``.
     """
 
-    def __init__(self, target: tuple[str, int]) -> None:
+    def __init__(self, target: tuple[str, int], port: int = 0) -> None:
         self._target = target
         self._lock = threading.Lock()  # guards the fields below
         self._links: list[_Link] = []
@@ -50,7 +50,7 @@ class TcpProxy:
         self.budget: int | None = None
         #: Connections that were accepted so far.
         self.accepted = 0
-        self._listen(0)
+        self._listen(port)
 
     @property
     def address(self) -> str:

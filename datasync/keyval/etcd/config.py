@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from datasync.errors import InvalidArgumentError, MissingExtraError, UnsupportedError
+from datasync.runtime import durations
 from datasync.runtime.files import read_file
 
 #: The endpoint if neither the configuration nor the environment names one.
@@ -26,11 +27,9 @@ MAX_WHOLE = 2**31 - 1
 #: Environment variable that turns ``expand-env-variables`` on, with any value.
 EXPAND_VARIABLE = "ETCD_EXPAND_ENV_VARS"
 
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9-]{0,40}")
 _HOST = re.compile(r"[\w.-]{1,253}|\[[\w:.%]{2,60}\]")
 _PORT = re.compile(r"[0-9]{1,5}")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,29 +173,8 @@ def load_file(path: str) -> dict[str, Any]:
 
 
 def read_duration(name: str, value: object) -> float:
-    """Convert *value* to seconds: ``"2s"``, ``"1m30s"``, ``"500ms"``, a float of seconds, or an integer.
-
-    An integer of a million or more is nanoseconds, as Go writes durations; a smaller one is seconds.
-    """
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise InvalidArgumentError(f"etcd option {name} must be a duration such as '2s', not {type(value).__name__}")
-    if isinstance(value, str):
-        text = value.strip()
-        parts = _DURATION.findall(text)
-        whole = bool(parts) and "".join(number + unit for number, unit in parts) == text
-        value = sum(float(number) * _UNITS[unit] for number, unit in parts) if whole else _number(text)
-        if value is None:
-            raise InvalidArgumentError(f"etcd option {name} must be a duration such as '2s' or '500ms'")
-    if not 0 <= value <= MAX_SECONDS * (1e9 if isinstance(value, int) else 1):  # also rejects NaN
-        raise InvalidArgumentError(f"etcd option {name} must be a number of seconds from 0 to {MAX_SECONDS:.0f}")
-    return value * 1e-9 if isinstance(value, int) and value >= 1_000_000 else float(value)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError:  # also raised for more digits than Python converts
-        return None
+    """Convert *value* of the option *name* to seconds; see :func:`datasync.runtime.durations.read_duration`."""
+    return durations.read_duration(f"etcd option {name}", value)
 
 
 def read_address(endpoint: str) -> str:

@@ -152,6 +152,7 @@ SOURCES: dict[str, str] = {
     "etcd-secure": "tests.faults.sources.etcd_secure:EtcdSecureSource",
     "grpc": "tests.faults.sources.grpc:GrpcSource",
     "grpc-nginx": "tests.faults.sources.grpc_nginx:GrpcNginxSource",
+    "kafka": "tests.faults.sources.kafka:KafkaSource",
     "local": "tests.faults.sources.local:LocalSource",
     "memory": "tests.faults.sources.memory:MemorySource",
     "redis": "tests.faults.sources.redis:RedisSource",

@@ -1,0 +1,1 @@
+"""Tests of ``datasync.messaging``: brokers of messages and the multiplexer."""

@@ -1,0 +1,1 @@
+"""Tests of ``datasync.msgsync``: a topic as a transport."""
