@@ -111,6 +111,12 @@ class KnownPictures:
             pictures = self._kept.get(prefix)
             return None if pictures is None else pictures.get(revision)
 
+    def latest(self, prefix: str) -> tuple[int, Marks] | None:
+        """Return revision and picture of *prefix* that were remembered last, or None."""
+        with self._lock:
+            pictures = self._kept.get(prefix)
+            return None if not pictures else next(reversed(pictures.items()))
+
     def forget(self) -> None:
         """Forget all pictures, because the store is another one now: every stream must list again."""
         with self._lock:

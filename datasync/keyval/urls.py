@@ -51,9 +51,10 @@ DRIVERS: dict[str, DriverEntry] = {
     "memory": DriverEntry("datasync.keyval.memory:MemoryStore"),
     "sqlite": DriverEntry("datasync.keyval.sqlite.store:SQLiteStore"),
     "etcd": DriverEntry("datasync.keyval.etcd.store:EtcdStore", "etcd"),
+    "consul": DriverEntry("datasync.keyval.consul.store:ConsulStore", "consul"),
 }
 #: Schemes of planned drivers.
-PLANNED = ("file", "redis", "rediss", "redis+sentinel", "redis+cluster", "consul")
+PLANNED = ("file", "redis", "rediss", "redis+sentinel", "redis+cluster")
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?", re.DOTALL)
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\[\]:@\s]+))(?::([0-9]{1,5}))?")

@@ -9,6 +9,7 @@ On floor 0 because a driver and a transport share it. Source: contract C13, C15,
 from __future__ import annotations
 
 import os
+import selectors
 import socket
 import ssl
 import threading
@@ -16,6 +17,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from contextlib import closing, suppress
+from http.client import HTTPException
 from typing import Any, NamedTuple
 
 import urllib3
@@ -204,6 +206,11 @@ class StreamConnection:
           StoreConnectionError: The server cannot be reached, or does not respond.
           ClosedError: ``cut`` was called.
         """
+        self.request(target, headers)
+        return self.response()
+
+    def request(self, target: str, headers: dict[str, str]) -> None:
+        """As ``open``, without waiting for the response."""
         try:
             if self._connection is None:
                 self._connection = TimedConnection(
@@ -213,9 +220,29 @@ class StreamConnection:
                 self._connection.connect()
             self._deadline.start(self._idle_limit)
             self._connection.request("GET", target, headers=headers, preload_content=False, decode_content=False)
+        except (OSError, HTTPError, HTTPException, ValueError) as error:
+            raise self._failed(error) from error
+
+    def ready(self, seconds: float) -> bool:
+        """Wait *seconds* for the first bytes of the response, or for the end of the connection."""
+        assert self._connection is not None
+        sock = self._connection.sock
+        if sock is None or self._cut.is_set():
+            return True
+        with selectors.DefaultSelector() as selector:
+            try:
+                selector.register(sock, selectors.EVENT_READ)
+            except ValueError:  # closed by a fork or by close()
+                return True
+            return bool(selector.select(max(0.0, seconds)))
+
+    def response(self) -> BaseHTTPResponse:
+        """Return the response to ``request``, within the idle timeout of that. Raises as ``open``."""
+        assert self._connection is not None
+        try:
             self._response = self._connection.getresponse()
             return self._response
-        except (OSError, HTTPError, ValueError) as error:
+        except (OSError, HTTPError, HTTPException, ValueError) as error:
             raise self._failed(error) from error
 
     def read(self) -> bytes:
@@ -227,7 +254,7 @@ class StreamConnection:
         assert self._response is not None
         try:
             return self._response.read1(READ_SIZE)  # type: ignore[no-any-return, unused-ignore]
-        except (OSError, HTTPError, ValueError, AttributeError) as error:
+        except (OSError, HTTPError, HTTPException, ValueError, AttributeError) as error:
             raise self._failed(error) from error
 
     def read_rest(self, limit: int) -> bytes:

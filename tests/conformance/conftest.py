@@ -10,16 +10,24 @@ import pytest
 
 from datasync.keyval import DeleteOp, Store, connect
 from tests.conformance.transports import transport  # noqa: F401 - a fixture
+from tests.support.consul_server import consul  # noqa: F401 - a fixture
 from tests.support.etcd_proxy import etcd34_proxied  # noqa: F401 - a fixture
 from tests.support.servers import etcd34, etcd35  # noqa: F401 - fixtures
 
 NewStore = Callable[..., Store]
 
 
-SERVERS = ["etcd34", "etcd35", "etcd34_proxied"]
+#: Fixtures of servers, and the mark of each.
+SERVERS = {"etcd34": "etcd", "etcd35": "etcd", "etcd34_proxied": "etcd", "consul": "consul"}
 
 
-@pytest.fixture(params=["memory", "sqlite", *(pytest.param(name, marks=pytest.mark.etcd) for name in SERVERS)])
+@pytest.fixture(
+    params=[
+        "memory",
+        "sqlite",
+        *(pytest.param(name, marks=getattr(pytest.mark, mark)) for name, mark in SERVERS.items()),
+    ]
+)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where an empty store is."""
     if request.param == "memory":

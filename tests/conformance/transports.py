@@ -24,7 +24,8 @@ from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
 from tests.support.registries import Texts, as_json, text
 
-ETCD = ("etcd34", "etcd35")
+#: Fixtures of servers, and the mark of each.
+SERVERS = {"etcd34": "etcd", "etcd35": "etcd", "consul": "consul"}
 
 
 class Trait(Enum):
@@ -159,7 +160,9 @@ MADE: dict[str, tuple[Callable[[], type[Transport]], Callable[..., Transport]]] 
 }
 
 
-@pytest.fixture(params=[*MADE, *(pytest.param(name, marks=pytest.mark.etcd) for name in ETCD)])
+@pytest.fixture(
+    params=[*MADE, *(pytest.param(name, marks=getattr(pytest.mark, mark)) for name, mark in SERVERS.items())]
+)
 def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Transport]:
     """A transport with an empty source; the test is skipped when it lacks a trait that ``@pytest.mark.needs`` names."""
     find, make = MADE.get(
