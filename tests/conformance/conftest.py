@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
 import pytest
@@ -36,6 +37,24 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         address: str = request.getfixturevalue(request.param).url
         return address
     return f"sqlite://{tmp_path}/store.db"
+
+
+class Limits(NamedTuple):
+    """What a store can take."""
+
+    #: Operations of a transaction.
+    ops: int = 128
+    #: False if it refuses keys that could not be a path, and knows one leading slash as none.
+    any_key: bool = True
+
+
+#: By scheme; any other store takes the most.
+LIMITS = {"consul": Limits(ops=64, any_key=False)}
+
+
+@pytest.fixture
+def limits(url: str) -> Limits:
+    return LIMITS.get(url.partition(":")[0], Limits())
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ from tests.support.registries import Texts, as_json, text
 
 #: Fixtures of servers, and the mark of each.
 SERVERS = {"etcd34": "etcd", "etcd35": "etcd", "consul": "consul"}
+#: Those whose stores have no history.
+WITHOUT_HISTORY = ("consul",)
 
 
 class Trait(Enum):
@@ -166,7 +168,11 @@ MADE: dict[str, tuple[Callable[[], type[Transport]], Callable[..., Transport]]] 
 def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Transport]:
     """A transport with an empty source; the test is skipped when it lacks a trait that ``@pytest.mark.needs`` names."""
     find, make = MADE.get(
-        request.param, (lambda: Stored, lambda kind, folder: kind(request.getfixturevalue(request.param).url))
+        request.param,
+        (
+            lambda: StoredWithoutHistory if request.param in WITHOUT_HISTORY else Stored,
+            lambda kind, folder: kind(request.getfixturevalue(request.param).url),
+        ),
     )
     kind = find()
     wanted = {trait for marker in request.node.iter_markers("needs") for trait in marker.args}

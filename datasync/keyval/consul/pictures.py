@@ -11,10 +11,13 @@ from datasync.errors import CompactedError, StoreConnectionError
 from datasync.keyval.consul.client import MAX_RESPONSE, ConsulClient
 from datasync.keyval.consul.errors import translate
 from datasync.keyval.consul.keys import KeyRange, path_of
-from datasync.keyval.consul.listing import check_hidden, index_of, list_range, pairs_of
+from datasync.keyval.consul.listing import check_hidden, index_of, list_range, look_up, pairs_of
 from datasync.keyval.diff_stream import KnownPictures, Marks, Picture, PictureSource
 from datasync.keyval.types import KeyValue, RewoundError
 from datasync.runtime.http_client import ReceivedResponse
+
+#: A key that nobody has.
+NO_KEY = "datasync/no-such-key"
 
 
 def list_picture(client: ConsulClient, known: KnownPictures, prefix: str) -> Picture:
@@ -119,11 +122,27 @@ class ConsulPictures(PictureSource):
         before = self._known.find(self._prefix, self._revision)
         vanished = set() if before is None else before.keys() - pairs.keys()
         check_hidden(self._client, self._keys, vanished, empty=not pairs)
-        if before is None or index > self._revision:
+        if index > self._revision:
             return index
+        if before is None:
+            return self._never_seen(index)
         if Marks.of(pairs) == before:
             # An index that went back without a difference: Consul has forgotten a delete, after a quarter of an hour.
             return self._revision
         if index == self._revision:
             raise CompactedError(f"{self._client.name}: the token may read other keys now: list {self._prefix!r} again")
-        raise RewoundError(f"{self._client.name} is at index {index}, below {self._revision}")
+        raise self._rewound(index)
+
+    def _never_seen(self, index: int) -> int:
+        """Return the revision of a picture at *index*, not above ``_revision``, which belongs to another prefix.
+
+        Each prefix has an index of its own. The one of a key that is not there is that of the whole store.
+        """
+        if index < self._revision:
+            whole = look_up(self._client, NO_KEY).revision
+            if whole < self._revision:
+                raise self._rewound(whole)
+        return self._revision
+
+    def _rewound(self, index: int) -> RewoundError:
+        return RewoundError(f"{self._client.name} is at index {index}, below {self._revision}")
