@@ -1,4 +1,4 @@
-"""``datasync demo``: two processes on one SQLite file.
+"""``datasync demo``: two processes on one SQLite file, or on the store that ``--store`` names.
 
 This process writes a network configuration. The other one is the agent of ``datasync.examples.agent``. The agent
 acknowledges through its status, a key with the agent's lifetime. The demo checks every step itself.
@@ -22,6 +22,7 @@ from rich.text import Text
 
 from datasync.cli.console import make_console
 from datasync.cli.story import Story
+from datasync.errors import InvalidArgumentError
 from datasync.events import ChangeEvent, Op, ResyncEvent
 from datasync.examples.agent import AGAIN, CHANGE, STATUS
 from datasync.examples.dataplane import INTERFACES, ROUTES
@@ -30,12 +31,17 @@ from datasync.keyval.kvproto import ProtoTxn, ProtoWrapper
 from datasync.keyval.urls import connect
 from datasync.kvdbsync.plugin import Plugin
 from datasync.kvdbsync.servicelabel import agent_prefix
+from datasync.options import with_prefix
 from datasync.runtime.closing import Closable
 
 #: Seconds after which the demo fails; it takes four on an idle machine, and must not fail on a busy one.
 TIME_LIMIT = 30.0
+#: The same on a store of the user's, where the status of a killed agent may need long to expire.
+STORE_TIME_LIMIT = 90.0
 #: Seconds until the status of a killed agent expires.
 SESSION_TTL = 1.5
+#: The agent of the demo.
+LABEL = "vpp1"
 
 _AGENT = ("-m", "datasync", "demo", "--agent")
 
@@ -110,14 +116,20 @@ class StatusMonitor:
 class Demo(Closable):
     """The parts of the demo. A context manager that leaves no process behind."""
 
-    def __init__(self, console: Console, folder: Path) -> None:
-        self._deadline = time.monotonic() + TIME_LIMIT
+    def __init__(self, console: Console, folder: Path, url: str = "") -> None:
+        self._limit = STORE_TIME_LIMIT if url else TIME_LIMIT
+        self._deadline = time.monotonic() + self._limit
         self._story = Story(console, "writer")
-        self._url = f"sqlite://{folder}/network.db?session_ttl={SESSION_TTL}"
+        self._url = url or f"sqlite://{folder}/network.db?session_ttl={SESSION_TTL}"
         self._dataplane = folder / "dataplane.json"
         self._store = connect(self._url)
-        self._broker = ProtoWrapper(self._store).new_broker(agent_prefix("vpp1"))
-        self._plugin = Plugin(kv=self._store, prefix=agent_prefix("vpp1"))
+        self._broker = ProtoWrapper(self._store).new_broker(agent_prefix(LABEL))
+        try:
+            self._check_free()
+        except BaseException:
+            self._store.close()
+            raise
+        self._plugin = Plugin(kv=self._store, prefix=agent_prefix(LABEL))
         self._plugin.after_init()
         self._statuses = StatusMonitor(self._plugin)
         self._agent: AgentProcess | None = None
@@ -129,7 +141,17 @@ class Demo(Closable):
         if self._agent is not None:
             self._agent.kill()
         self._plugin.close()
-        self._store.close()
+        try:
+            self._store.new_broker().delete(agent_prefix(LABEL), with_prefix())  # the store may be the user's
+        finally:
+            self._store.close()
+
+    def _check_free(self) -> None:
+        """Raise unless there are no keys where the demo writes, so that it deletes none of the user's at the end."""
+        if next(iter(self._broker.list_keys()), None) is not None:
+            raise InvalidArgumentError(
+                f"{self._store.name} has keys under {agent_prefix(LABEL)!r}, where the demo writes: name another store"
+            )
 
     def run(self) -> None:
         """Run all parts in order. Raises ``DemoError`` at the first unexpected result."""
@@ -269,7 +291,7 @@ class Demo(Closable):
         while not condition():
             remaining = self._deadline - time.monotonic()
             if remaining <= 0:
-                raise DemoError(f"timeout after {TIME_LIMIT:.0f} s, still waiting for: {what}")
+                raise DemoError(f"timeout after {self._limit:.0f} s, still waiting for: {what}")
             code = None if self._agent is None else self._agent.exit_code
             if code is not None:
                 raise DemoError(f"the agent ended with exit code {code}, still waiting for: {what}")
@@ -285,12 +307,14 @@ class Demo(Closable):
         self.totals.update(resyncs=status.resyncs, changes=status.changes, rejections=status.rejections)
 
 
-def run() -> int:
-    """Run the demo. Returns 0 if every step happened as expected."""
+def run(url: str = "") -> int:
+    """Run the demo on the store at *url*, or on a new SQLite file. Returns 0 if every step happened as expected."""
     console = make_console()
     started = time.monotonic()
-    console.print(Text("datasync demo: a writer and an agent share one SQLite file", "bold"), soft_wrap=True)
-    with _temporary_folder() as folder, Demo(console, Path(folder)) as demo:
+    # The URL may have a password: its scheme says enough.
+    shared = f"one {url.partition(':')[0]}: store" if url else "one SQLite file"
+    console.print(Text(f"datasync demo: a writer and an agent share {shared}", "bold"), soft_wrap=True)
+    with _temporary_folder() as folder, Demo(console, Path(folder), url) as demo:
         failure: DemoError | None = None
         try:
             demo.run()

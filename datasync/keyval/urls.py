@@ -64,7 +64,8 @@ _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 
 def connect(url: str, **options: object) -> Store:
-    """Open the store at *url*: ``memory://name``, ``sqlite:///absolute/path``, ``etcd://host:port,host:port``.
+    """Open the store at *url*: ``memory://name``, ``sqlite:///absolute/path``, ``etcd://host:port,host:port``,
+    ``consul://host:port``.
 
     Args:
       url: ``scheme://user:password@host:port,…/path?option=value`` with special characters percent-encoded.
