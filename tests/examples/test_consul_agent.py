@@ -1,4 +1,4 @@
-"""The agent on a real Consul, with Consul's own command as an independent writer, and the demo on the same server."""
+"""The agent of the examples on a real Consul, with Consul's own command as an independent writer, and the demo."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from datasync.examples import consul_agent
 from tests.support.consul_server import ConsulServer
 from tests.support.running import Running, run
 
 pytestmark = pytest.mark.consul
 
+PAGE = Path(__file__).parents[2] / "docs/transports/consul.md"
+
 
 def commands() -> list[tuple[str, ...]]:
-    """The ``consul kv`` commands of the example's docstring."""
-    text = (consul_agent.__doc__ or "").replace("\\\n", " ")
-    found = re.findall(r"^ +consul (kv \w+(?: -recurse)?) (\S+)(.*)$", text, re.MULTILINE)
+    """The ``consul kv`` commands of the page."""
+    text = PAGE.read_text().replace("\\\n", " ")
+    found = re.findall(r"^consul (kv \w+(?: -recurse)?) (\S+)(.*)$", text, re.MULTILINE)
     return [(*verb.split(), key, *([rest.strip().strip("'")] if rest.strip() else [])) for verb, key, rest in found]
 
 
-def test_the_commands_of_the_docstring_do_what_it_says(tmp_path: Path) -> None:
+def test_the_commands_of_the_page_do_what_it_says(tmp_path: Path) -> None:
     # given Consul and the agent
     with ConsulServer(tmp_path) as server:
-        with Running("-m", "datasync.examples.consul_agent", server.url) as agent:
+        with Running("-m", "datasync.examples.agent", server.url) as agent:
             agent.wait_for("RESYNC (initial)")
             # when the commands run
             interface, route, refused, status, delete = commands()

@@ -21,10 +21,10 @@ from datasync.errors import (
 )
 from datasync.keyval.api import Store
 from datasync.keyval.consul.client import ConsulClient, Refusal
-from datasync.keyval.consul.client_lease import ClientLease
 from datasync.keyval.consul.config import URL_OPTIONS, ConsulConfig, read_options
 from datasync.keyval.consul.errors import unexpected_response
 from datasync.keyval.consul.keys import KeyRange, encode_key, path_of
+from datasync.keyval.consul.lifetime_session import LifetimeSession
 from datasync.keyval.consul.listing import check_hidden, index_of, list_keys, look_up
 from datasync.keyval.consul.pictures import ConsulPictures, list_picture
 from datasync.keyval.consul.session import PutSessions
@@ -75,7 +75,7 @@ class ConsulStore(Store):
         self.config = read_options({}) if config is None else config
         self.idle_limit = self.config.idle_limit
         self._client = ConsulClient(self.config)
-        self._lifetime = ClientLease(self._client, self.config.session_ttl)
+        self._lifetime = LifetimeSession(self._client, self.config.session_ttl)
         self._known = KnownPictures()
         self._lock = threading.RLock()  # guards _watched; a finalizer may close the store inside of it
         self._watched: weakref.WeakSet[ConsulPictures] = weakref.WeakSet()

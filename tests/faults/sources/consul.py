@@ -260,7 +260,7 @@ class ConsulSource(BehindProxies):
         with self.lock:
             known = self._asked("/v1/acl/tokens")
             policy = self._asked(f"/v1/acl/policy/name/{POLICY}")["ID"]
-            (mine,) = (one for one in known if any(link["ID"] == policy for link in one["Policies"] or ()))
+            (mine,) = (one for one in known if any(link["ID"] == policy for link in one.get("Policies") or ()))
             self._server.ask("DELETE", f"/v1/acl/token/{mine['AccessorID']}")
         self.faults.healed.wait(self.chance.uniform(0, 1.0))
         with self.lock:

@@ -34,7 +34,7 @@ BATCH, BATCH_BYTES = 30, 256 * 1024
 AGAIN = 0.1, 30.0
 
 
-class _Owned(NamedTuple):
+class _BoundKey(NamedTuple):
     """The last known put of a key by this client, and the *session* to which the key is bound."""
 
     value: bytes
@@ -45,7 +45,7 @@ class _Owned(NamedTuple):
         return f"<{len(self.value)} bytes of revision {self.revision}>"
 
 
-class ClientLease:
+class LifetimeSession:
     """The session of the values that live as long as the client, and their keys, as Consul has them.
 
     The first such value creates the session. If the session is lost (destroyed, or ended while this process was
@@ -60,7 +60,7 @@ class ClientLease:
         self._lock = threading.Lock()  # guards the fields below
         self._session = ""
         self._closed = False
-        self._owned: dict[str, _Owned] = {}
+        self._owned: dict[str, _BoundKey] = {}
         self._strays: dict[str, int] = {}  # keys that were put again although they were given up meanwhile: index
         self._worker = Worker(f"keyval-consul-lease-{client.name}", self._keep)
         self._renewed_at = 0.0  # used by the worker
@@ -78,7 +78,7 @@ class ClientLease:
         if not renew(self._client, session, self._client.config.operation_timeout):
             self._replace(session)
 
-    def release(self, ops: Sequence[WriteOp]) -> dict[str, _Owned]:
+    def release(self, ops: Sequence[WriteOp]) -> dict[str, _BoundKey]:
         """Give up every key that *ops* are about to write. ``restore`` takes the returned keys back."""
         if not self._owned:
             return {}
@@ -90,7 +90,7 @@ class ClientLease:
                 keys.update(key for key in self._owned if key.startswith(prefixes))
             return {key: self._owned.pop(key) for key in keys if key in self._owned}
 
-    def restore(self, released: Mapping[str, _Owned]) -> None:
+    def restore(self, released: Mapping[str, _BoundKey]) -> None:
         """Take the *released* keys back, because the write was not applied."""
         with self._lock:
             for key, owned in released.items():
@@ -102,7 +102,7 @@ class ClientLease:
             for op, revision, _ in puts:
                 known = self._owned.get(op.key)
                 if known is None or known.revision < revision:
-                    self._owned[op.key] = _Owned(op.value, revision, session)
+                    self._owned[op.key] = _BoundKey(op.value, revision, session)
 
     def close(self) -> None:
         """Delete all keys. If the server cannot be reached, they end with the session."""
@@ -179,7 +179,7 @@ class ClientLease:
         self._remove_strays()
         return whole
 
-    def _put_batch(self, batch: dict[str, _Owned], session: str) -> bool:
+    def _put_batch(self, batch: dict[str, _BoundKey], session: str) -> bool:
         """Put *batch* again; if it is refused, one key after another."""
         what = f"putting {next(iter(batch))!r} and {len(batch) - 1} more again"
         operations = [
@@ -204,19 +204,19 @@ class ClientLease:
             for one in told:
                 key, index = one["Key"], int(one["ModifyIndex"])
                 if self._owned.get(key) is batch[key]:
-                    self._owned[key] = _Owned(batch[key].value, index, session)
+                    self._owned[key] = _BoundKey(batch[key].value, index, session)
                 else:
                     self._strays[key] = index  # we deleted or replaced it meanwhile
         return True
 
-    def _compare(self, key: str, owned: _Owned, session: str) -> bool:
+    def _compare(self, key: str, owned: _BoundKey, session: str) -> bool:
         """Decide about a key that could not be put again. Return False if it must be tried once more."""
         held, _ = look_up(self._client, key)
         with self._lock:
             if self._owned.get(key) is not owned:
                 return True
             if held is not None and held.session == session:  # the response to an earlier attempt was lost
-                self._owned[key] = _Owned(owned.value, held.revision, session)
+                self._owned[key] = _BoundKey(owned.value, held.revision, session)
             elif held is not None and held.revision != owned.revision:
                 del self._owned[key]  # another client has changed it
             else:
@@ -234,9 +234,9 @@ class ClientLease:
                     del self._strays[key]
 
 
-def _batch(pairs: Iterable[tuple[str, _Owned]]) -> dict[str, _Owned]:
+def _batch(pairs: Iterable[tuple[str, _BoundKey]]) -> dict[str, _BoundKey]:
     """Take the next keys for one transaction from the iterator *pairs*."""
-    batch: dict[str, _Owned] = {}
+    batch: dict[str, _BoundKey] = {}
     size = 0
     for key, owned in islice(pairs, BATCH):
         batch[key] = owned
