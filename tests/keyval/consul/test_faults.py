@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.server
+import json
 import threading
 import time
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
@@ -24,7 +26,7 @@ from datasync.errors import (
     UnknownOutcome,
 )
 from datasync.events import ResyncReason
-from datasync.keyval import DeleteOp, PutOp
+from datasync.keyval import Batch, DeleteOp, PutOp, RewoundError
 from datasync.kvdbsync.plugin import Plugin
 from datasync.syncbase.status import TransportState
 from tests.conftest import CANARY, take, wait_until
@@ -193,6 +195,47 @@ def test_c17_a_wiped_server_gets_the_client_lifetime_keys_again(server: ConsulSe
     wait_until(lambda: state(owner) == {"mine": b"1"}, "the key is back")
 
 
+@contextmanager
+def telling(*lists: tuple[int, dict[str, tuple[bytes, int]]]) -> Iterator[str]:
+    """The address of a server that gives out *lists*, an index and pairs each, one after another and then the last."""
+    left = list(lists)
+
+    def answer() -> tuple[int, bytes, dict[str, str]]:
+        index, pairs = left.pop(0) if len(left) > 1 else left[0]
+        entries = [{"Key": k, "Value": b64encode(v).decode(), "ModifyIndex": at} for k, (v, at) in pairs.items()]
+        return 200, json.dumps(entries).encode(), {"X_Consul_Index": str(index)}
+
+    with serving(answer) as address:
+        yield address
+
+
+def test_an_index_that_goes_back_without_a_difference_is_no_rewind(open_store: OpenStore) -> None:
+    # given a server that forgets a delete after a while, and with it the index of the prefix
+    pairs = {"p/a": (b"1", 5)}
+    with telling((9, pairs), (9, pairs), (5, pairs), (12, {"p/a": (b"2", 12)})) as address:
+        store = open_store(address)
+        stream = store.stream("p/", store.scan("p/").revision)
+        batches = iter(stream)
+        assert next(batches) == Batch(9, ())
+        # then the next batch is the next difference
+        (commit,) = next(batch for batch in batches if batch is not None and batch.commits).commits
+        assert (commit.revision, list(commit.ops)) == (12, [("p/a", b"2")])
+        stream.cancel()
+
+
+@pytest.mark.parametrize("then", [{"p/a": (b"other", 5)}, {}], ids=["the same index", "empty"])
+def test_an_index_that_goes_back_with_a_difference_is_a_rewind(
+    open_store: OpenStore, then: dict[str, tuple[bytes, int]]
+) -> None:
+    pairs = {"p/a": (b"1", 5)}
+    with telling((9, pairs), (9, pairs), (7, then)) as address:
+        store = open_store(address)
+        stream = store.stream("p/", store.scan("p/").revision)
+        with pytest.raises((RewoundError, StoreConnectionError)):  # the second: the fake knows no rights
+            for _ in stream:
+                pass
+
+
 # -- TLS
 
 
@@ -233,12 +276,20 @@ def test_tls_with_certificates_of_both_sides(tmp_path: Path, open_store: OpenSto
 @contextmanager
 def answering(status: int, body: bytes, **headers: str) -> Iterator[str]:
     """The address of a server that answers everything the same."""
+    with serving(lambda: (status, body, headers)) as address:
+        yield address
+
+
+@contextmanager
+def serving(next_answer: Callable[[], tuple[int, bytes, dict[str, str]]]) -> Iterator[str]:
+    """The address of a server that answers with status, body and headers of *next_answer*."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def _answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, body, headers = next_answer()
             self.send_response(status)
             for name, text in headers.items():
                 self.send_header(name.replace("_", "-"), text)

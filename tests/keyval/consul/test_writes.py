@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from datasync.errors import InvalidArgumentError, StoreConnectionError, UnsupportedError
 from datasync.keyval import Condition, DeleteOp, PutOp
+from datasync.keyval.consul import listing
 from datasync.keyval.consul.transaction import MAX_OPS
 from datasync.options import with_client_lifetime_ttl, with_ttl
 from tests.conftest import wait_until
@@ -172,6 +175,55 @@ def test_c17_a_lost_session_is_replaced_and_every_key_comes_back_but_those_of_ot
     assert state(other, "gone") == {}
     owner.close()
     assert state(other) == {"taken": b"2"}
+
+
+@pytest.fixture
+def between(calm: ConsulServer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has something happen once, after a key was looked up and before the transaction is sent."""
+
+    def once(happens: Callable[[], object]) -> None:
+        pending = [happens]
+
+        def look_up(*args: Any) -> Any:
+            looked = listing.look_up(*args)
+            if pending:
+                pending.pop()()
+            return looked
+
+        monkeypatch.setattr("datasync.keyval.consul.store.look_up", look_up)
+
+    return once
+
+
+def test_c17_delete_tells_truly_that_another_client_was_first(
+    calm: ConsulServer, open_store: OpenStore, between: Callable[..., None]
+) -> None:
+    store = open_store(calm.endpoint)
+    store.commit([PutOp("a", b"1"), PutOp("b", b"1")])
+    between(lambda: calm.ctl("kv", "delete", "a"))
+    assert store.commit([DeleteOp("a"), DeleteOp("b")]).deleted == 1
+    between(lambda: calm.ctl("kv", "put", "c", "1"))
+    assert store.commit([DeleteOp("c")]).deleted in (0, 1)  # before or after that put
+    between(lambda: calm.ctl("kv", "put", "d", "1"))
+    assert store.commit([PutOp("e", b""), DeleteOp("d")]).deleted == 1
+    assert set(state(store)) <= {"c", "e"}
+
+
+def test_c17_a_condition_holds_at_the_moment_of_the_write(
+    calm: ConsulServer, open_store: OpenStore, between: Callable[..., None]
+) -> None:
+    # given a key that changes between the look at it and the write
+    store = open_store(calm.endpoint)
+    broker = store.new_broker()
+    broker.put("a", b"1")
+    between(lambda: calm.ctl("kv", "put", "a", "2"))
+    assert broker.compare_and_swap("a", b"1", b"3") is False
+    # when it was only written again with the same value / then the condition holds
+    between(lambda: calm.ctl("kv", "put", "a", "2"))
+    assert broker.compare_and_swap("a", b"2", b"3") is True
+    between(lambda: calm.ctl("kv", "put", "new", "theirs"))
+    assert broker.put_if_not_exists("new", b"ours") is False
+    assert state(store) == {"a": b"3", "new": b"theirs"}
 
 
 def test_an_unreachable_agent_is_a_connection_error_that_names_it(open_store: OpenStore) -> None:
