@@ -79,7 +79,8 @@ class Rejected(DatasyncError):
     """The answer of a subscriber that applied an event but for some keys: ``event.done(Rejected({key: error}))``.
 
     ``errors`` maps each rejected key to its error; a text stands for an error with that text. The rejected keys are
-    delivered again; the error :class:`RetryAfter` or :class:`Permanent` says when. Source: contract C10.
+    delivered again; the error :class:`RetryAfter` or :class:`Permanent` says when. ``retryable`` is False when each of
+    the errors is :class:`Permanent`. Source: contract C10.
 
     Raises:
       InvalidArgumentError: No key is named, or an error is neither an exception nor a text.
@@ -95,6 +96,7 @@ class Rejected(DatasyncError):
             if not isinstance(error, (BaseException, str)):
                 raise InvalidArgumentError(f"the error of {key!r} must be an exception, not {type(error).__name__}")
             self.errors[key] = DatasyncError(error) if isinstance(error, str) else error
+        self.retryable = not all(isinstance(error, Permanent) for error in self.errors.values())
         listing = [f"{key!r}: {error_text(error)}" for key, error in islice(self.errors.items(), LISTED)]
         if len(self.errors) > LISTED:
             listing.append(f"and {len(self.errors) - LISTED} more")

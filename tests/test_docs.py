@@ -22,7 +22,7 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 #: Packages whose names are for users; the others have an empty reference.
-INTERNAL = {"cli", "examples", "runtime", "app", "httpd", "client", "server"}
+INTERNAL = {"cli", "examples", "runtime", "app", "httpd", "client", "server", "view", "reconciler"}
 
 
 def blocks(page: Path) -> list[str]:

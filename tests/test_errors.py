@@ -69,6 +69,8 @@ def test_c10_a_propagation_error_says_whether_and_when_to_try_again() -> None:
     error = PropagationError({"one": later, "two": RetryAfter(5)})
     assert (error.retryable, error.retry_after) == (True, 7.0)
     assert PropagationError({"one": Rejected({"a": Permanent(), "b": "no"})}).retryable is False
+    assert Rejected({"a": Permanent(), "b": "no"}).retryable is True
+    assert Rejected({"a": Permanent(), "b": Permanent()}).retryable is False
     assert PropagationError({"one": Permanent()}).retryable is False
     assert (PropagationError({"one": ValueError()}).retryable, PropagationError({}).retry_after) == (True, None)
 

@@ -17,9 +17,14 @@ T = TypeVar("T")
 JSON: Codec[Any] = json
 
 
-def raw(pair: Any) -> bytes | None:
-    """Return the bytes of a pair or change of any transport; None for a delete."""
-    data: bytes | None = pair.raw
+def raw(pair: Any, codec: Codec[Any]) -> bytes | None:
+    """Return the bytes of a pair or change of any transport as *codec* reads them; None for a delete.
+
+    Raises:
+      DecodeError: It has no such bytes: it is an object of this process, or a message of another type.
+    """
+    as_read = getattr(pair, "raw_for", None)
+    data: bytes | None = pair.raw if as_read is None else as_read(codec)
     return data
 
 
@@ -46,3 +51,12 @@ def value_or_error(codec: Codec[T], data: bytes) -> T | DecodeError:
         return error
     except Exception as error:
         return DecodeError(f"the codec raised {type(error).__name__}")
+
+
+def bytes_and_value(codec: Codec[T], pair: Any) -> tuple[bytes, T | DecodeError]:
+    """Return the bytes of a pair and its value, or why it has none."""
+    try:
+        data = raw(pair, codec)
+    except DecodeError as error:
+        return b"", error
+    return data or b"", value_or_error(codec, data or b"")

@@ -219,6 +219,10 @@ class StateKeyVal(NamedTuple):
         """The bytes of the value. Raises ``DecodeError`` for an object of this process that has none."""
         return payload_bytes(self.key, self.payload, self.serializer)
 
+    def raw_for(self, codec: Codec[Any]) -> bytes:
+        """Return the bytes of the value as *codec* reads them. Raises ``DecodeError``."""
+        return payload_for(self.key, self.payload, self.serializer, codec)
+
     def get_key(self) -> str:
         return self.key
 
@@ -258,6 +262,10 @@ class ChangeResp(NamedTuple):
     def raw(self) -> bytes | None:
         """The bytes of the value; None for a delete. Raises ``DecodeError`` for an object that has none."""
         return None if self.payload is None else payload_bytes(self.key, self.payload, self.serializer)
+
+    def raw_for(self, codec: Codec[Any]) -> bytes | None:
+        """Return the bytes of the value as *codec* reads them; None for a delete. Raises ``DecodeError``."""
+        return None if self.payload is None else payload_for(self.key, self.payload, self.serializer, codec)
 
     @property
     def previous(self) -> Any:
@@ -336,6 +344,16 @@ def payload_bytes(key: str, payload: Payload, serializer: Serializer) -> bytes:
     except InvalidArgumentError as error:
         reason = str(error)
     raise DecodeError(f"the value of {key!r} has no bytes: {reason}", kind=WRONG_TYPE)
+
+
+def payload_for(key: str, payload: Payload, serializer: Serializer, codec: Codec[Any]) -> bytes:
+    """Return the bytes of *payload* as *codec* reads them.
+
+    A message of this process has no bytes yet, and one of a peer has those of the encoding that the peer chose.
+    """
+    if isinstance(codec, MessageCodec) and not isinstance(payload, bytes):
+        return codec.encode(read_payload(key, payload, codec.serializer, codec.message_type()))
+    return payload_bytes(key, payload, serializer)
 
 
 def payload_value(key: str, payload: Payload, serializer: Serializer, codec: Codec[Any] | None) -> Any:

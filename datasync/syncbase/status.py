@@ -34,7 +34,7 @@ class SubscriptionState(str, Enum):
     SYNCED = "synced"
     #: Changes are pending, or a RESYNC is due.
     LAGGING = "lagging"
-    #: The subscriber rejected its last event or did not acknowledge it, or keys are owed to it.
+    #: Keys are owed to the subscriber, or it rejected a RESYNC or did not acknowledge it, which is repeated.
     FAILING = "failing"
     #: The first RESYNC was not put yet.
     WAITING = "waiting"

@@ -164,8 +164,10 @@ class Subscription:
         due = waiting.owed.resync_at if waiting.resync is None else waiting.resync.not_before
         slow = any(now - event.put_at > self._timeouts.delivery for event in self._in_flight)
         behind = slow or bool(waiting.backlog) or waiting.resync is not None
+        # The error of a key under a prefix that was unregistered meanwhile is nobody's business any more.
+        repeats = self._last_error is not None and (waiting.resync is not None or bool(self._in_flight))
         return SubscriptionStatus(
-            state=SubscriptionState.of(waiting.missed.started, behind, self._last_error is not None or bool(owed)),
+            state=SubscriptionState.of(waiting.missed.started, behind, repeats or bool(owed)),
             prefixes=tuple(self.prefixes),
             pending=waiting.backlog.change_count,
             in_flight=len(self._in_flight),

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import pytest
 
 from tests.benchmarks import (
+    bad_key,
     consul,
     consumer,
     etcd,
@@ -38,7 +39,7 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.harness import Bench, Result, measure
 
-MODULES = (local, consumer, memory, values, start, view, sqlite, grpc, rest, etcd, latency, consul, idle)
+MODULES = (local, bad_key, consumer, memory, values, start, view, sqlite, grpc, rest, etcd, latency, consul, idle)
 BENCHES: dict[str, Bench] = {bench.name: bench for module in MODULES for bench in module.BENCHES}
 
 CURVES: dict[str, growth.Curve] = {curve.name: curve for curve in growth.CURVES}

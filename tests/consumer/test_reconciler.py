@@ -86,6 +86,15 @@ def test_c20_each_real_difference_is_one_call_resyncs_included(source: Registry,
         assert len(apply.calls) == 2
 
 
+def test_c11_without_a_prefix_everything_is_applied_resyncs_included(source: Registry, apply: Recorder) -> None:
+    with Reconciler(source, "r", apply=apply) as reconciler:
+        snapshot(source, 1, {"k/a": b"1"})
+        reconciler.wait_synced(PATIENT)
+        commit(source, 2, {"b": b"2"})
+        wait_until(lambda: len(apply.calls) >= 2, "the change was called")
+    assert apply.calls == [("k/a", 1, None), ("b", 2, None)]
+
+
 def test_c20_a_caller_is_told_of_the_rejected_key_and_the_others_are_applied(local: Registry, apply: Recorder) -> None:
     # given a key that fails
     apply.on["k/bad"] = fail(ValueError("no such disk"))

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from datasync import ForkedError, KVProtoWatchers, Plugin, Reconciler, connect
+from datasync import ForkedError, KVProtoWatchers, Plugin, Reconciler, View, codecs, connect
 from datasync.consumer import Retry
-from datasync.events import Op
+from datasync.errors import PropagationError
+from datasync.events import MessageT, Op
+from datasync.serializer import Serializer, SerializerJSON, SerializerProto
 from datasync.syncbase.change import Change, ChangeBytes
 from datasync.syncbase.registry import Registry
 from tests.conftest import PATIENT, wait_until
@@ -100,14 +102,50 @@ def test_c20_the_world_follows_the_store_over_every_transport(origin: tuple[Any,
 
 
 def test_c20_messages_are_compared_by_their_bytes(local: Registry, apply: Recorder) -> None:
-    class Text:
-        def decode(self, data: bytes) -> str:
-            return StringValue.FromString(data).value
+    x, y = StringValue(value="x"), StringValue(value="y")
+    with Reconciler(local, "r", "k/", apply=apply, codec=codecs.message(StringValue)):
+        for value in (x, x, y):
+            local.propagate_changes({"k/a": Change("k/a", value)}, timeout=PATIENT)
+    assert apply.calls == [("k/a", x, None), ("k/a", y, x)]
 
-    with Reconciler(local, "r", "k/", apply=apply, codec=Text()):
-        for value in ("x", "x", "y"):
-            local.propagate_changes({"k/a": Change("k/a", StringValue(value=value))}, timeout=PATIENT)
-    assert apply.calls == [("k/a", "x", None), ("k/a", "y", "x")]
+
+@pytest.mark.parametrize("sent", [SerializerJSON(), SerializerProto()])
+@pytest.mark.parametrize("read", [SerializerJSON(), SerializerProto()])
+def test_c19_a_message_is_read_whatever_encoding_its_sender_chose(
+    local: Registry, apply: Recorder, sent: Serializer, read: Serializer
+) -> None:
+    value = StringValue(value="x")
+    codec = codecs.message(StringValue, read)
+    with Reconciler(local, "r", "k/", apply=apply, codec=codec), View(local, "v", "k/", codec=codec) as view:
+        change = ChangeBytes("k/a", sent.marshal(value), serializer=sent)
+        local.propagate_changes({"k/a": change, "k/b": Change("k/b", value)}, timeout=PATIENT)
+        assert sorted(apply.calls, key=str) == [("k/a", value, None), ("k/b", value, None)]
+        assert view.snapshot() == {"k/a": value, "k/b": value}
+
+
+def test_c20_a_pair_without_bytes_is_rejected_alone(local: Registry, apply: Recorder) -> None:
+    class Opaque:
+        """A value that only this process can read."""
+
+        def get_key(self) -> str:
+            return "k/odd"
+
+        def get_revision(self) -> int:
+            return 0
+
+        def get_change_type(self) -> Op:
+            return Op.PUT
+
+        def get_value(self, message: MessageT) -> MessageT:
+            return message
+
+    odd: Any = Opaque()
+    with Reconciler(local, "r", "k/", apply=apply), View(local, "v", "k/") as view:
+        with pytest.raises(PropagationError) as caught:
+            local.propagate_changes({"k/odd": odd, "k/a": ChangeBytes("k/a", b"1")}, timeout=PATIENT)
+        assert {name: set(keys) for name, keys in caught.value.reasons.items()} == {"r": {"k/odd"}, "v": {"k/odd"}}
+        assert apply.calls == [("k/a", 1, None)]
+        assert dict(view) == {"k/a": 1}
 
 
 def test_c12_a_member_that_is_down_never_looks_like_deletes_also_after_a_restart(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from datasync.consumer import state_file
+from datasync.consumer.reconciler import state_file
 from datasync.consumer.reconciler.state_file import DELETED, UNKNOWN, StateFile, digest
 from datasync.errors import InvalidArgumentError
 

@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from datasync.consumer.guard import DeleteGuard
 from datasync.consumer.reconciler.answers import Answer
 from datasync.consumer.reconciler.applied import Applied, digests_of
-from datasync.consumer.reconciler.guard import DeleteGuard
 from datasync.consumer.reconciler.retry import Retry
 from datasync.consumer.reconciler.work import Call, Work
 from datasync.errors import Permanent, Rejected

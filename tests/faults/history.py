@@ -219,6 +219,8 @@ class Answering:
     refused: bool
     #: The keys that ``Rejected`` named; None when the answer is to the whole event.
     keys: frozenset[str] | None = None
+    #: Seconds after which keys are wanted again, where the answer said so (``RetryAfter``).
+    after: Mapping[str, float] = field(default_factory=dict)
 
     def refuses(self, key: str) -> bool:
         """True when *key* was not accepted."""

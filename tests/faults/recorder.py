@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BytesValue
 
-from datasync.errors import Rejected
+from datasync.errors import Rejected, RetryAfter
 from datasync.events import ChangeEvent, MessageT, Op, ResyncEvent
 from tests.faults.history import (
     Answered,
@@ -112,8 +112,10 @@ def _read(event: Any, number: int) -> PutChange | PutResync:
 
 
 def _answering(number: int, error: BaseException | None) -> Answering:
-    keys = frozenset(error.errors) if isinstance(error, Rejected) else None
-    return Answering(time.monotonic(), number, error is not None, keys)
+    if not isinstance(error, Rejected):
+        return Answering(time.monotonic(), number, error is not None)
+    after = {key: one.seconds for key, one in error.errors.items() if isinstance(one, RetryAfter)}
+    return Answering(time.monotonic(), number, True, frozenset(error.errors), after)
 
 
 def _size(entry: PutChange | PutResync) -> int:

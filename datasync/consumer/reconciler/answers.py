@@ -6,6 +6,8 @@ Source: contract C10, C20.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from datasync.errors import Rejected
 from datasync.events import CallbackResult
@@ -19,10 +21,17 @@ class Answer:
 
     __slots__ = ("_errors", "_event", "_left", "_outbox", "deadline")
 
-    def __init__(self, event: CallbackResult, keys: int, deadline: float, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        event: CallbackResult,
+        keys: int,
+        deadline: float,
+        outbox: Outbox,
+        errors: Mapping[str, BaseException] = MappingProxyType({}),
+    ) -> None:
         self._event = event
         self._left = keys
-        self._errors: dict[str, BaseException] = {}
+        self._errors = dict(errors)  # of keys that get no call
         self._outbox = outbox
         #: Monotonic time at which the event is answered with what is known by then.
         self.deadline = deadline

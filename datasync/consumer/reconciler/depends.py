@@ -43,12 +43,16 @@ class Dependencies:
         longest = max((one for one in (*prefixes, *self.prefixes) if key.startswith(one)), key=len, default="")
         return longest in self._mappers
 
+    def codec_of(self, key: str) -> Codec[Any]:
+        """Return the codec of *key*, which is one of the other keys."""
+        return self._mappers[self._prefix_of(key)][1]
+
     def keys_of(self, key: str, *values: bytes | None) -> set[str]:
         """Return the keys that depend on *key* with any of *values*: the old one and the new one.
 
         A value that cannot be decoded, and a function that raises, count as nothing, with a WARNING.
         """
-        prefix = max((one for one in self.prefixes if key.startswith(one)), key=len)
+        prefix = self._prefix_of(key)
         function, codec = self._mappers[prefix]
         found: set[str] = set()
         for value in values:
@@ -58,3 +62,6 @@ class Dependencies:
                 except Exception as error:  # the text may have the value
                     log.warning("depends[%r] failed for %r: %s", prefix, key, type(error).__name__)
         return found
+
+    def _prefix_of(self, key: str) -> str:
+        return max((one for one in self.prefixes if key.startswith(one)), key=len)

@@ -16,12 +16,14 @@ from queue import Queue
 from typing import Any
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT, WatchRegistration
+from datasync.codecs.api import Codec
 from datasync.consumer.pairs import raw
 from datasync.consumer.reconciler.answers import Answer
 from datasync.consumer.reconciler.applied import Applied
 from datasync.consumer.reconciler.depends import Dependencies
 from datasync.consumer.reconciler.work import Work
 from datasync.context import current_source
+from datasync.errors import DecodeError, Permanent, Rejected
 from datasync.events import ChangeEvent, KeyVal, Op, ResyncEvent
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Flag
@@ -51,6 +53,17 @@ def count_sources(registration: WatchRegistration) -> int:
     return 1 if members is None else sum(map(count_sources, members))
 
 
+class _Unreadable:
+    """The keys of one event that have no bytes which the codec could read: they are rejected, and nothing else is."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, BaseException] = {}
+
+    @property
+    def rejected(self) -> Rejected | None:
+        return Rejected(self.errors) if self.errors else None
+
+
 class Intake:
     """Takes events over into *work*.
 
@@ -67,6 +80,7 @@ class Intake:
         self,
         name: str,
         prefixes: tuple[str, ...],
+        codec: Codec[Any],
         depends: Dependencies,
         work: Work,
         others: Applied,
@@ -77,6 +91,7 @@ class Intake:
     ) -> None:
         self._name = name
         self._prefixes = prefixes
+        self._codec = codec
         self._depends = depends
         self._work = work
         self._others = others
@@ -106,47 +121,55 @@ class Intake:
         """
         source = event.get_context().run(current_source.get)
         if isinstance(event, ResyncEvent):
-            self._take_resync(event, source)
+            rejected = self._take_resync(event, source)
             with self._lock:
                 self._heard.add(source)
             answer = None
-            event.done()
+            event.done(rejected)
         else:
-            answer = self._take_change(event, late)
+            answer, rejected = self._take_change(event, late)
             with self._lock:
                 self._heard.add(source)
             if answer is None:
-                event.done()
+                event.done(rejected)
         self._wake()
         return answer
 
-    def _take_change(self, event: ChangeEvent, late: bool) -> Answer | None:
-        changes = [(change.get_key(), _value(change)) for change in event.get_changes()]
+    def _take_change(self, event: ChangeEvent, late: bool) -> tuple[Answer | None, Rejected | None]:
+        bad = _Unreadable()
+        changes = [(change.get_key(), self._value(change, bad)) for change in event.get_changes()]
+        changes = [(key, data) for key, data in changes if key not in bad.errors]
         own = [(key, data) for key, data in changes if self._ours(key)]
         answer = None
         with self._lock:
             if late and own:
-                answer = Answer(event, len(own), self._now() + DEFAULT_NOTIF_TIMEOUT, self._work.outbox)
+                deadline = self._now() + DEFAULT_NOTIF_TIMEOUT
+                answer = Answer(event, len(own), deadline, self._work.outbox, bad.errors)
             for key, data in own:
                 self._work.offer(key, data, live=True, answer=answer, redelivery=event.redelivery)
         for key, data in changes:
             if not self._ours(key):
                 self._depend(key, data, live=True)
-        return answer
+        return answer, bad.rejected
 
-    def _take_resync(self, event: ResyncEvent, source: str) -> None:
+    def _take_resync(self, event: ResyncEvent, source: str) -> Rejected | None:
         first = source not in self._told
+        bad = _Unreadable()
         values = event.get_values()
         # Other keys first: what depends on them and is new comes with its own prefix, and then in one call.
         for prefix in self._depends.prefixes:
             for pair in values.get(prefix, ()):
-                self._depend(pair.get_key(), raw(pair), live=False)
+                key, data = pair.get_key(), self._value(pair, bad)
+                if key not in bad.errors:
+                    self._depend(key, data, live=False)
         for prefix in self._prefixes:
             for chunk in _chunks(values.get(prefix, ())):
+                found = [(pair.get_key(), self._value(pair, bad)) for pair in chunk]
                 with self._lock:
-                    for pair in chunk:
-                        key = pair.get_key()
-                        self._work.offer(key, raw(pair), live=False)
+                    for key, data in found:
+                        if key in bad.errors:
+                            continue
+                        self._work.offer(key, data, live=False)
                         if first and key in self._work.queue:
                             self._work.first_pass.add(key)
                 self._wake()
@@ -166,6 +189,20 @@ class Intake:
             listed, self._listed = self._listed, set()
             for key in listed:
                 self._depend(key, None, live=False)
+        return bad.rejected
+
+    def _value(self, pair: KeyVal, bad: _Unreadable) -> bytes | None:
+        """Return the bytes of a pair or change; None for a delete, and for one that is *bad*."""
+        deleted = getattr(pair, "get_change_type", None)
+        if deleted is not None and deleted() is Op.DELETE:
+            return None
+        key = pair.get_key()
+        try:
+            return raw(pair, self._codec if self._ours(key) else self._depends.codec_of(key))
+        except DecodeError as error:
+            log.warning("%s: %r keeps the value that it has: %s", self._name, key, error)
+            bad.errors[key] = Permanent(str(error))
+            return None
 
     def _depend(self, key: str, data: bytes | None, *, live: bool) -> None:
         """Have the keys looked at that depend on *key*, with its old value or with the new one."""
@@ -187,11 +224,6 @@ class Intake:
     def _ours(self, key: str) -> bool:
         """True for a key to be applied, False for one that others depend on, by the longest prefix that matches."""
         return not self._depends.prefixes or not self._depends.match(key, self._prefixes)
-
-
-def _value(change: KeyVal) -> bytes | None:
-    deleted = getattr(change, "get_change_type", None)
-    return None if deleted is not None and deleted() is Op.DELETE else raw(change)
 
 
 def _chunks(pairs: Iterable[KeyVal]) -> Iterator[list[KeyVal]]:

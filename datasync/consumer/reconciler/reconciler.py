@@ -14,12 +14,12 @@ from typing import Any, Generic, TypeVar
 
 from datasync.api import KeyValProtoWatcher
 from datasync.codecs.api import Codec
+from datasync.consumer.guard import DeleteGuard
 from datasync.consumer.pairs import JSON, decoded
 from datasync.consumer.reconciler.answers import Answer
 from datasync.consumer.reconciler.applied import Applied, digests_of
 from datasync.consumer.reconciler.arguments import check_arguments
 from datasync.consumer.reconciler.depends import Dependencies, Mapper
-from datasync.consumer.reconciler.guard import DeleteGuard
 from datasync.consumer.reconciler.intake import Inbox, Intake, count_sources
 from datasync.consumer.reconciler.retry import Retry
 from datasync.consumer.reconciler.state_file import StateFile
@@ -71,7 +71,7 @@ class Reconciler(Closable, Generic[T]):
     Args:
       watcher: A plugin, a registry, an adapter, or an aggregate of several.
       name: The resync name.
-      prefixes: Prefixes of the keys.
+      prefixes: Prefixes of the keys; everything when none is given.
       apply: See above; called by *workers* threads.
       codec: Decodes values; one that cannot be decoded is a problem of its key until it changes.
       workers: Number of calls at once.
@@ -120,6 +120,7 @@ class Reconciler(Closable, Generic[T]):
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         check_arguments(name, apply, codec, workers, every, deadline, settle)
+        prefixes = prefixes or ("",)  # as RESYNCs name it
         self.name = name
         self._apply = apply
         self._codec = codec
@@ -151,7 +152,7 @@ class Reconciler(Closable, Generic[T]):
         self._inbox = Inbox()
         self._registration = watcher.watch(name, self._inbox, self._inbox, *prefixes, *dependencies.prefixes)
         self._intake = Intake(
-            name, prefixes, dependencies, self._work, others, self._lock,
+            name, prefixes, codec, dependencies, self._work, others, self._lock,
             count_sources(self._registration), self._wake_workers, clock.monotonic,
         )  # fmt: skip
         self._reader = Worker(f"consumer-events-{name}", self._read, wake=self._inbox.wake.set)

@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from datasync.consumer.guard import DeleteGuard
 from datasync.consumer.reconciler.answers import Answer, Outbox
 from datasync.consumer.reconciler.applied import Applied
-from datasync.consumer.reconciler.guard import DeleteGuard
 from datasync.consumer.reconciler.retry import Retry
 from datasync.consumer.reconciler.work_queue import WorkQueue
 

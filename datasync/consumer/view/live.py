@@ -15,7 +15,8 @@ from queue import Empty, Queue
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from datasync.codecs.api import Codec
-from datasync.consumer.pairs import JSON, value_or_error
+from datasync.consumer.guard import DeleteGuard
+from datasync.consumer.pairs import JSON, bytes_and_value, value_or_error
 from datasync.consumer.view.cache import CachedValues, CacheFile
 from datasync.consumer.view.condition import SourceReport, ViewState, ViewStatus, leaves, report
 from datasync.consumer.view.frozen import freeze
@@ -72,13 +73,12 @@ class ViewOptions:
     cache: CacheFile | None = None
     max_stale: float | None = None
     settle: tuple[float, float] | None = None
-    max_delete: float | None = None
+    max_delete: int | float | None = None
 
     def __post_init__(self) -> None:
         if self.max_stale is not None and not 0 <= self.max_stale < float("inf"):
             raise InvalidArgumentError("max_stale takes a number of seconds, at least 0")
-        if self.max_delete is not None and self.max_delete < 0:
-            raise InvalidArgumentError("max_delete takes a number of keys, or a share of them below 1")
+        DeleteGuard(self.max_delete)  # checks it
         if not callable(getattr(self.codec, "decode", None)):
             raise InvalidArgumentError(f"codec must have decode() and encode(), not be a {type(self.codec).__name__}")
         Settling(self.settle)  # checks it
@@ -273,8 +273,8 @@ class LiveValues(Generic[T]):
             update.gone = {change.get_key() for change in changes if change.get_change_type() is Op.DELETE}
         codec, cache, problems = self._options.codec, self._options.cache, self.table.problems
         for pair in pairs:
-            key, data = pair.get_key(), pair.raw
-            value = value_or_error(codec, data)
+            key = pair.get_key()
+            data, value = bytes_and_value(codec, pair)
             if isinstance(value, DecodeError):
                 update.bad[key] = value
                 if str(problems.get(key)) != str(value):

@@ -87,10 +87,10 @@ class OpenedView(View[T]):
         self._opened_in = self._ready_in = 0
 
     def here(self) -> LiveValues[T]:
-        return self._live if self._ready_in == os.getpid() else self._open()
+        return self._live if self._ready_in == _process() else self._open()
 
     def _open(self) -> LiveValues[T]:
-        process = os.getpid()
+        process = _process()
         with _lock:
             if self._opened_in != process:
                 if self._closed:
@@ -103,6 +103,8 @@ class OpenedView(View[T]):
         if not live.started.wait(self._wait):
             cache = self._options.cache
             live.start_from(None if cache is None else cache.load())
+        if process < 0:
+            live.close()  # uWSGI forks without a word, and a thread may hold the interpreter then
         self._ready_in = process
         if "uwsgi" not in sys.modules:  # which may fork without telling Python: each read compares the process there
             self._enter(live.values)
@@ -117,13 +119,13 @@ class OpenedView(View[T]):
     def index(self, name: str, function: IndexFunction) -> None:
         with _lock:  # a process that opens meanwhile either finds it, or is opened already
             self._indexes = {**self._indexes, name: function}
-            opened = self._opened_in == os.getpid()
+            opened = self._opened_in == _process()
         if opened:
             self._live.table.add_index(name, function)
 
     def close(self) -> None:
         self._closed = True
-        if self._opened_in == os.getpid():
+        if self._opened_in == _process():
             self._live.close()
 
     def __enter__(self) -> OpenedView[T]:
@@ -141,7 +143,7 @@ def open_view(
     max_stale: float | None = ...,
     wait: float = ...,
     settle: tuple[float, float] | None = ...,
-    max_delete: float | None = ...,
+    max_delete: int | float | None = ...,
     **options: Any,
 ) -> View[Any]: ...
 @overload
@@ -155,7 +157,7 @@ def open_view(
     max_stale: float | None = ...,
     wait: float = ...,
     settle: tuple[float, float] | None = ...,
-    max_delete: float | None = ...,
+    max_delete: int | float | None = ...,
     **options: Any,
 ) -> View[T]: ...
 def open_view(
@@ -168,7 +170,7 @@ def open_view(
     max_stale: float | None = None,
     wait: float = WAIT,
     settle: tuple[float, float] | None = None,
-    max_delete: float | None = None,
+    max_delete: int | float | None = None,
     **options: Any,
 ) -> View[Any]:
     """Return a live mapping of what is under *prefix* of the store at *url*, with keys relative to *prefix*.
@@ -185,7 +187,7 @@ def open_view(
       wait: Seconds for which the first read in a process waits for the store. After them the values are those of the
         cache file and the defaults, and the store is opened in the background, with retries for ever.
       settle: Shortest and longest seconds for which changes are gathered before listeners are called.
-      max_delete: Number of keys, or share of them when below 1, above which the deletes of one RESYNC are held back.
+      max_delete: The most deletes of one RESYNC, a number of keys or a share of them from 0.0 to 1.0; more are held.
       options: Options of the driver.
 
     Raises:
@@ -216,7 +218,7 @@ def open_settings(
     max_stale: float | None = None,
     wait: float = WAIT,
     settle: tuple[float, float] | None = None,
-    max_delete: float | None = None,
+    max_delete: int | float | None = None,
     **options: Any,
 ) -> Settings[T]:
     """Return the keys under *prefix* as one object of *model*, a dataclass or a pydantic model.
@@ -260,6 +262,15 @@ def _connector(url: str, prefix: str, options: dict[str, Any]) -> Callable[[Any]
         return Attached(plugin, (registration, plugin, store))
 
     return attach
+
+
+def _process() -> int:
+    """Return a number for this process; a negative one for that of uWSGI that will fork, or become a worker itself."""
+    uwsgi = sys.modules.get("uwsgi")
+    process = os.getpid()
+    if uwsgi is not None and hasattr(uwsgi, "worker_id"):
+        return -process if not uwsgi.worker_id() and uwsgi.masterpid() in (0, process) else process
+    return process
 
 
 def _check_threads() -> None:

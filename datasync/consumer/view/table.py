@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from datasync.consumer.guard import DeleteGuard
 from datasync.consumer.view.cache import CachedValues
 from datasync.consumer.view.frozen import freeze, same
 from datasync.consumer.view.index import Index, IndexFunction
@@ -50,17 +51,21 @@ class ValueTable:
 
     Args:
       defaults: Values of keys that the source does not have.
-      max_delete: Limit of the deletes of one RESYNC: a number of keys, or a share of them when below 1.
+      max_delete: As for ``DeleteGuard``.
 
     Threads: any; ``values`` is read without a lock.
     """
 
     def __init__(
-        self, name: str, defaults: Mapping[str, Any], max_delete: float | None, indexes: Mapping[str, IndexFunction]
+        self,
+        name: str,
+        defaults: Mapping[str, Any],
+        max_delete: int | float | None,
+        indexes: Mapping[str, IndexFunction],
     ) -> None:
         self._name = name
         self._defaults: dict[str, Any] = {key: freeze(value) for key, value in defaults.items()}
-        self._max_delete = max_delete
+        self._guard = DeleteGuard(max_delete)  # guarded by ``changed``, as all below
         #: Only ``commit`` changes it.
         self.values: dict[str, Any] = dict(self._defaults)
         # Held from an index function to the commit of what it returned, so that no value is indexed twice at once.
@@ -73,7 +78,6 @@ class ValueTable:
         self._raw: dict[str, bytes] = {}
         #: Keys from the cache file that no RESYNC has confirmed.
         self._unconfirmed: set[str] = set()
-        self._held: set[str] = set()
         #: True from the first RESYNC on.
         self.resynced = False
         #: True while the values are those of the cache file.
@@ -91,7 +95,7 @@ class ValueTable:
     @property
     def held(self) -> frozenset[str]:
         with self.changed:
-            return frozenset(self._held)
+            return frozenset(self._guard.held)
 
     @property
     def content(self) -> CachedValues:
@@ -155,14 +159,14 @@ class ValueTable:
     def _gone_locked(self, update: Update) -> set[str]:
         """Return the keys that *update* deletes; what exceeds ``max_delete`` is held back."""
         if update.release:
-            return set(self._held)
+            return set(self._guard.held)
         if not update.resync:
             return update.gone
         gone = update.gone | (self._unconfirmed - update.good.keys() - update.bad.keys())
         present = gone & self.values.keys()
-        if self._max_delete is None or len(present) <= self._allowed(self._max_delete):
+        if self._guard.admits(len(present), len(self.values)):
             return gone
-        self._held |= present
+        self._guard.hold(present)
         log.error(
             "the view %r holds back the deletion of %s of %d: check the source, then call release()",
             self._name,
@@ -170,9 +174,6 @@ class ValueTable:
             len(self.values),
         )
         return gone - present
-
-    def _allowed(self, limit: float) -> float:
-        return limit * len(self.values) if 0 < limit < 1 else limit
 
     def _differences_locked(
         self, good: Mapping[str, Any], gone: AbstractSet[str], told: bool
@@ -201,8 +202,9 @@ class ValueTable:
         for key in gone & self._raw.keys():
             del self._raw[key]
         self._raw.update(update.raw)
-        if self._held:
-            self._held -= gone | update.good.keys() | update.bad.keys()
+        if self._guard.held:
+            for key in gone | update.good.keys() | update.bad.keys():
+                self._guard.drop(key)
         if update.resync:
             self.resynced, self.cached = True, False
             self._unconfirmed = set()

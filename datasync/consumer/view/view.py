@@ -76,7 +76,7 @@ class View(Mapping[str, T], Closable, Generic[T]):
       max_stale: Seconds for which the source may be lost before the state is STALE; 0 by default.
       settle: Shortest and longest seconds for which changes are gathered before listeners are called. The first state
         is not delayed.
-      max_delete: Number of keys, or share of them when below 1, above which the deletes of one RESYNC are held back
+      max_delete: The most deletes of one RESYNC, a number of keys or a share of them from 0.0 to 1.0; more are held
         until :meth:`release`.
 
     Raises:
@@ -97,7 +97,7 @@ class View(Mapping[str, T], Closable, Generic[T]):
         defaults: Mapping[str, T] | None = None,
         max_stale: float | None = None,
         settle: tuple[float, float] | None = None,
-        max_delete: float | None = None,
+        max_delete: int | float | None = None,
     ) -> None:
         if not isinstance(watcher, KeyValProtoWatcher):
             raise InvalidArgumentError(f"a view needs a watcher, not a {type(watcher).__name__}")

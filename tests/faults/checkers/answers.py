@@ -109,6 +109,7 @@ def _check_keys(reading: Reading) -> Violation | None:
         if debt is None:
             continue  # found by I3
         gap, least = entry.time - debt.begin, _pause(debt.failures, log.backoff)
+        least = least if debt.after is None else debt.after
         if gap < least * 0.98:
             what = f"{name!r} comes again {gap:.3f} s after failure {debt.failures} in a row"
             return reading.violation("I10", key.at, f"{what}; {least:.3f} s are the least")

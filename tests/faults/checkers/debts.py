@@ -31,6 +31,8 @@ class Debt:
     alone: bool = False
     #: False for one that may be over, or may never have been.
     certain: bool = True
+    #: Seconds until its redelivery, where the answer asked for them.
+    after: float | None = None
     #: Time from which on it is over; an event that was made before may be put after.
     over: float = math.inf
 
@@ -130,7 +132,9 @@ class _Debts:
         if isinstance(entry, PutChange):
             for change in entry.changes:
                 if answer.refuses(change.key):
-                    self._fail(entry, change.key, answer.time, whole=answer.keys is None)
+                    self._fail(
+                        entry, change.key, answer.time, whole=answer.keys is None, after=answer.after.get(change.key)
+                    )
                 else:
                     self._accept(change.key, change.value, entry.number)
         elif isinstance(entry, PutResync) and (answer.keys is not None or not answer.refused):
@@ -144,11 +148,20 @@ class _Debts:
         for key in answer.keys or ():
             before = self.owed.get(key)
             failures = 1 if before is None else before.failures + 1
-            self.owed[key] = Debt(answer.time, failures, entry.number)
+            self.owed[key] = Debt(answer.time, failures, entry.number, after=answer.after.get(key))
             self._accepted[key] = frozenset((None,))
         self.most = max(self.most, len(self.owed))
 
-    def _fail(self, entry: PutChange, key: str, time: float, *, whole: bool, given_up: bool = False) -> None:
+    def _fail(
+        self,
+        entry: PutChange,
+        key: str,
+        time: float,
+        *,
+        whole: bool,
+        given_up: bool = False,
+        after: float | None = None,
+    ) -> None:
         before = self.owed.get(key)
         if not entry.redelivery and not self._log.sourced:
             return  # its caller was told
@@ -156,7 +169,7 @@ class _Debts:
         alone = entry.redelivery and (whole or (before is not None and before.alone))
         since = entry.number - given_up  # its own late answer may still end the debt
         since = since if before is None else max(before.since, since)
-        self.owed[key] = Debt(time, failures, since, alone)
+        self.owed[key] = Debt(time, failures, since, alone, after=after)
         self.most = max(self.most, len(self.owed))
 
     def _accept(self, key: str, value: bytes | None, number: int) -> None:

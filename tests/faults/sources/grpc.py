@@ -27,6 +27,7 @@ from datasync.grpcsync.server.server import _options
 from datasync.grpcsync.server.sources import SourcesRegistration
 from datasync.grpcsync.status import AdapterStatus
 from datasync.keyval.memory import MemoryStore
+from datasync.serializer import SerializerJSON
 from datasync.syncbase.change import ChangeResp
 from datasync.syncbase.registry import Registry
 from tests.faults.checkers.sender_log import Applied, check_sender
@@ -113,6 +114,7 @@ class GrpcSource(Source):
     """One agent, one proxy, one sender that matters, and one that does not."""
 
     sourced = False
+    serializer = SerializerJSON()
     pace = 0.02
     transactions = 100
 

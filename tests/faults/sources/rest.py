@@ -86,6 +86,7 @@ class RestSource(Source):
     prefix = PREFIX
     #: The path at which the application is reached.
     path = ""
+    serializer = _PROTO
     pace = 0.03
     transactions = 100
 

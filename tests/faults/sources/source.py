@@ -13,6 +13,7 @@ from datasync.keyval.api import Store
 from datasync.keyval.types import ROOT
 from datasync.kvdbsync.plugin import Plugin
 from datasync.resync.orchestrator import Plugin as Orchestrator
+from datasync.serializer import Serializer
 from tests.faults.history import Course, Truth, TruthCommit
 from tests.faults.recorder import RawSerializer
 from tests.faults.sources.scripted_store import Faults
@@ -58,6 +59,8 @@ class Source(ABC):
     store: Store
     #: Requests a RESYNC of all watchers, in a quarter of the histories; no first RESYNC is sent before it.
     orchestrator: Orchestrator | None = None
+    #: Reads the bytes of a value.
+    serializer: Serializer = RawSerializer()
 
     @abstractmethod
     def write(self, ops: Ops) -> None:

@@ -16,6 +16,7 @@ from tests.faults.history import Log
 from tests.faults.sources.source import PREFIXES, Source
 from tests.faults.workloads import measurements as measure
 from tests.faults.workloads.consumers import ANSWERING, MANNERS, OBLIGING, Consumer, Membership
+from tests.faults.workloads.loops import Loop, make_loop
 from tests.faults.workloads.times import Times
 from tests.faults.workloads.workload import Workload
 
@@ -33,7 +34,7 @@ class Audience:
         self._times = times
         self._chance = chance
         self._crowd_chance = random.Random(chance.random())
-        self.members: list[Membership] = []
+        self.members: list[Membership | Loop] = []
         self._note_requests(plugin.registry)
 
     @property
@@ -98,6 +99,10 @@ class Audience:
         # A caller is told of a refusal and decides himself: then the subscriber's view is nobody's promise.
         callers = OBLIGING if self._source.within else ANSWERING
         manners = manners or chance.choice(list(MANNERS) if self._source.sourced else callers)
+        if manners not in MANNERS:
+            named = f"{name}-{manners}"
+            self._add(make_loop(manners, self._plugin, self._source.serializer, named, chance, self._times.abandon))
+            return
         consumer = Consumer(
             f"{name}-{manners}",
             replace(MANNERS[manners], pause=workload.pause),
@@ -108,12 +113,15 @@ class Audience:
         )
         prefixes = [""] if workload.whole else chance.sample(PREFIXES, chance.randint(1, 4))
         member = Membership(self._plugin, consumer, prefixes, chance.choice((1, 1, 2, 4)))
-        log = consumer.recorder.log
+        consumer.recorder.log.prompt = manners == "fast" and not workload.room and not workload.hurried
+        consumer.talk_back = lambda own: self._talk_back(member, own)
+        self._add(member)
+
+    def _add(self, member: Membership | Loop) -> None:
+        log = member.consumer.recorder.log
         log.sourced, log.backoff = self._source.sourced, self._times.failure_backoff
         log.redeliveries = self._times.redeliveries
-        log.prompt = manners == "fast" and not workload.room and not workload.hurried
-        consumer.talk_back = lambda own: self._talk_back(member, own)
-        consumer.start()
+        member.consumer.start()
         self.members.append(member)
 
     def _talk_back(self, member: Membership, chance: random.Random) -> None:
@@ -125,7 +133,7 @@ class Audience:
         else:
             self._plugin.status()
 
-    def _leave(self, member: Membership, chance: random.Random) -> None:
+    def _leave(self, member: Membership | Loop, chance: random.Random) -> None:
         """Close a registration: from here, from its consumer's own thread, from both at once."""
         way = chance.choice(("here", "its consumer", "both"))
 
@@ -158,7 +166,7 @@ class Audience:
 
 
 def _quiet(way: SubscriptionStatus) -> bool:
-    """True when nothing is under way. It stays ``FAILING`` when the prefix of the last rejected key was given up."""
+    """True when nothing is under way."""
     if way.in_flight or way.pending or way.owed or way.resync_in is not None:
         return False
-    return way.state in (SubscriptionState.SYNCED, SubscriptionState.FAILING)
+    return way.state is SubscriptionState.SYNCED

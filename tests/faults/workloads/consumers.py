@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from queue import Empty, Full, Queue
 from typing import Any
 
-from datasync.errors import Rejected
+from datasync.errors import Rejected, RetryAfter
 from tests.faults.checkers.reading import longest, shown
 from tests.faults.history import PutChange, PutResync
 from tests.faults.recorder import Recorder, RecordingQueue
@@ -250,7 +250,12 @@ class Consumer:
         else:
             keys = [*shown(entry), *(gone.key for gone in entry.removed)]
         bad = [key for key in keys if (some and dice() < 0.5) or _share(key) < manners.stubborn]
-        return Rejected({key: Refusal("not this one") for key in bad}) if bad else None
+        return Rejected({key: self._reason() for key in bad}) if bad else None
+
+    def _reason(self) -> Exception:
+        """The reason of one key: now and then it says when to deliver it again."""
+        dice = self._chance.random
+        return RetryAfter(dice() * 0.2) if dice() < 0.2 else Refusal("not this one")
 
     def _apply(self, put: PutChange | PutResync, rejected: Container[str]) -> None:
         with self._lock:

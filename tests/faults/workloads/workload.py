@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tests.faults.sources.source import KEYS, Ops, random_ops
 from tests.faults.workloads.consumers import ANSWERING, MANNERS, OBLIGING
+from tests.faults.workloads.loops import ACCEPTING
 
 #: Operations of one burst, and seconds between two bursts.
 BURST, BETWEEN_BURSTS = 10_000, 1.0
@@ -54,22 +55,25 @@ class Workload:
     @property
     def polite(self) -> bool:
         """True when all watchers accept every event, however late."""
-        return all(manners in ANSWERING for manners in self.watchers)
+        return all(manners in (*ANSWERING, *ACCEPTING) for manners in self.watchers)
 
     @property
     def obliging(self) -> bool:
         """True when all watchers accept every change that a caller sends."""
-        return all(manners in OBLIGING for manners in self.watchers)
+        return all(manners in (*OBLIGING, *ACCEPTING) for manners in self.watchers)
 
     @property
     def abandons(self) -> bool:
         """True when some watchers do not acknowledge events."""
-        return any(MANNERS[manners].mute for manners in self.watchers)
+        return any(manners in MANNERS and MANNERS[manners].mute for manners in self.watchers)
 
     @property
     def fails(self) -> bool:
         """True when some watchers reject keys or events or never acknowledge, which must not affect the others."""
-        return any(MANNERS[manners].fails for manners in self.watchers)
+        return any(
+            manners not in (*ANSWERING, *ACCEPTING) and (manners not in MANNERS or MANNERS[manners].fails)
+            for manners in self.watchers
+        )
 
     def known_keys(self) -> Sequence[str]:
         """All keys that may be written."""
@@ -129,6 +133,13 @@ WORKLOADS: Mapping[str, Workload] = {
         _with("twice", "consumers that acknowledge twice"),
         _with("elsewhere", "consumers that acknowledge later, from other threads"),
         _with("small-queue", "queues of size one", watchers=("slow", "crowded", "fast"), room=1),
+        Workload(
+            "loops", "reconcilers and views", 200.0, (1, 5), watchers=("reconciler", "view", "reconciler", "fast"),
+        ),
+        Workload(
+            "failing-loops", "reconcilers whose calls fail", 200.0, (1, 5),
+            watchers=("failing-reconciler", "failing-reconciler", "view", "fast"),
+        ),
         Workload("leaving", "the transport is closed during a misfortune", leaves=True),
         Workload(
             "mixed", "watchers of all kinds come and go; all limits are small", size=(0, 0), watchers=(), room=None,
