@@ -87,3 +87,10 @@ def test_after_a_wipe_the_difference_to_the_new_state_is_right_and_less_is_not(t
     right = [gone("b", 9, b"1"), put("a", 9, b"9", b"1"), put("x", 9, b"1")]
     assert broken(truth, seen(*right)) == set()
     assert "I3" in broken(truth, seen(*right[1:]))
+    # nor is silence, unless the new state is the one that was told
+    silent = seen()
+    del silent.entries[-3:]
+    assert broken(truth, silent) == {"I3"}
+    truth.rewind(0)
+    truth.record(7, [Op1("a", b"1"), Op1("b", b"1")])
+    assert broken(truth, silent) == set()

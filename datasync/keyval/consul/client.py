@@ -113,7 +113,7 @@ class ConsulClient:
             told = json.loads(response.data)
             if response.status == CONFLICT:
                 return Refusal(tuple((int(one["OpIndex"]), str(one["What"])) for one in told["Errors"]))
-            return [one["KV"] for one in told["Results"]]
+            return [_checked(one["KV"]) for one in told["Results"]]
         except (ValueError, TypeError, KeyError, RecursionError):  # their text may quote a value
             pass
         raise UnknownOutcome(f"{what}: {unexpected_response(what, self.name)}; it may have been applied")
@@ -134,3 +134,10 @@ class ConsulClient:
 
     def close(self) -> None:
         self._pool.close()
+
+
+def _checked(pair: dict[str, Any]) -> dict[str, Any]:
+    """Return *pair*. Raises ``TypeError`` or ``KeyError`` unless it has a key and an index."""
+    if not isinstance(pair["Key"], str) or not isinstance(pair["ModifyIndex"], int):
+        raise TypeError("not a pair of Consul")
+    return pair

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, PermissionDenied
 from datasync.keyval.consul.client import ConsulClient, Refusal
+from datasync.keyval.consul.errors import unexpected_response
 from datasync.keyval.consul.listing import look_up
 from datasync.keyval.consul.session import create, destroy, renew
 from datasync.keyval.consul.transaction import WrittenKey, check_index, encode_operations, lock
@@ -27,9 +28,9 @@ log = get_logger(__name__)
 BEATS = 3
 #: Seconds after which a failed renewal is repeated, and within which a resumed machine notices that time has passed.
 POLL = 0.25
-#: Keys, and bytes of values, of one transaction that puts keys again: within Consul's limits of 64 operations and
-#: 512 KiB in base64.
-BATCH, BATCH_BYTES = 30, 256 * 1024
+#: Keys of one transaction that puts keys again, and bytes after which no further key is added: Consul's limits are 64
+#: operations and 512 KiB in base64.
+BATCH, BATCH_BYTES = 30, 128 * 1024
 #: First and longest delay in seconds between two attempts to put keys again.
 AGAIN = 0.1, 30.0
 
@@ -200,6 +201,8 @@ class LifetimeSession:
                 return all(self._compare(key, owned, session) for key, owned in batch.items())
             whole = [self._put_batch({key: owned}, session) for key, owned in batch.items()]
             return all(whole)
+        if {one["Key"] for one in told} != batch.keys():
+            raise unexpected_response(what, self._client.name)
         with self._lock:
             for one in told:
                 key, index = one["Key"], int(one["ModifyIndex"])
@@ -241,6 +244,6 @@ def _batch(pairs: Iterable[tuple[str, _BoundKey]]) -> dict[str, _BoundKey]:
     for key, owned in islice(pairs, BATCH):
         batch[key] = owned
         size += len(owned.value) + len(key)
-        if size > BATCH_BYTES // 2:
+        if size > BATCH_BYTES:
             break
     return batch

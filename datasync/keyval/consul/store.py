@@ -165,7 +165,7 @@ class ConsulStore(Store):
         """Look up, check and send, until nothing has changed in between."""
         deadline = time.monotonic() + 2 * self.config.operation_timeout
         while True:
-            looked = {key: look_up(self._client, key) for key in transaction.guarded}
+            looked = {key: look_up(self._client, key, "consistent") for key in transaction.guarded}
             held: Held = {key: one.held for key, one in looked.items()}
             index = max((one.revision for one in looked.values()), default=0)
             if not transaction.holds(held):
@@ -229,8 +229,11 @@ class ConsulStore(Store):
         if isinstance(told, Refusal) and look_up(self._client, key).held is None:
             put = {"Verb": "set", "Key": key, "Value": value}
             told = self._client.transact(encode_operations(check_index(key, 0), put), what)
-        # A refusal means that another client has changed the key since: that change follows ours.
-        return bound.revision if isinstance(told, Refusal) else int(told[-1]["ModifyIndex"])
+        if isinstance(told, Refusal):
+            return bound.revision  # another client has changed the key since: that change follows ours
+        if not told or told[-1]["Key"] != key:
+            raise UnknownOutcome(f"{what}: {unexpected_response(what, self.name)}; it may expire yet")
+        return int(told[-1]["ModifyIndex"])
 
     def _revision_of(self, transaction: Transaction, held: Held) -> int:
         """Return the index after a transaction that only deleted: Consul's response does not have it."""

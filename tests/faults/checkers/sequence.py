@@ -27,6 +27,11 @@ class Place(NamedTuple):
     epochs: frozenset[int]
     revision: int
 
+    def shows(self, truth: Truth, state: Mapping[str, bytes], names: tuple[str, ...]) -> bool:
+        """Whether what was told to the watcher is *state*, under *names*."""
+        right = under(state, names)
+        return any(under(truth.epochs[epoch].fold(self.revision), names) == right for epoch in self.epochs)
+
     def reachable(self, truth: Truth) -> frozenset[int]:
         """The epochs that share the watcher's past: a rewind to a later revision cannot be detected."""
         epochs = truth.epochs
@@ -94,6 +99,10 @@ def _at_the_end(truth: Truth, reading: Reading, place: Place | None, filters: Fi
             return reading.violation("I3", reading.last, f"never delivered: {missing[:3]}")
         return None
     newest = len(truth.epochs) - 1
+    if truth.net_effects:
+        if place.shows(truth, truth.state, filters[-1]):
+            return None
+        return reading.violation("I3", reading.last, "what was told is not the state of the source at the end")
     if newest not in place.reachable(truth):
         return reading.violation("I3", reading.last, "the last rewind of the source was never told")
     for commit in truth.epochs[newest].after(place.revision):
