@@ -65,8 +65,11 @@ class ConsulServer:
         self._tokens = tokens
         self._tls = certificates
         self._settings = {"session_ttl_min": shortest_ttl, **settings}
-        self.port = free_port()
-        self._ports = [free_port(), free_port(), free_port()]
+        ports: list[int] = []
+        while len(ports) < 4:  # nobody listens on them yet, so one may come up twice
+            if (port := free_port()) not in ports:
+                ports.append(port)
+        self.port, *self._ports = ports
         self.data = folder / "data"
         self.log = folder / "consul.log"
         self._process: subprocess.Popen[bytes] | None = None
