@@ -61,7 +61,7 @@ CORE_DEPENDENCIES = {"google"}
 EXTRAS = {
     "datasync.keyval.etcd": {"grpc", "yaml"},
     "datasync.keyval.redis": {"redis", "yaml"},
-    "datasync.keyval.consul": {"consul"},
+    "datasync.keyval.consul": {"urllib3", "yaml"},
     "datasync.keyval.filedb": {"yaml", "watchdog"},
     "datasync.messaging.kafka": {"confluent_kafka", "yaml"},
     "datasync.grpcsync": {"grpc"},
@@ -79,6 +79,8 @@ EXTRAS_OF_MODULES = {
     "datasync.codecs.with_msgspec": {"msgspec"},
     "datasync.codecs.with_pydantic": {"pydantic"},
     "datasync.codecs.yaml_text": {"yaml"},
+    "datasync.runtime.http_client": {"urllib3"},
+    "datasync.runtime.timed_connection": {"urllib3"},
 }
 
 

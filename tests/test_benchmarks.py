@@ -228,6 +228,19 @@ def test_a_peer_that_is_not_installed_is_listed_as_failing(
         assert "ModuleNotFoundError" in figure["peer_fails"]
 
 
+@pytest.mark.consul
+@pytest.mark.parametrize("name", ["consul-latency", "consul-puts", "consul-list"])
+def test_a_bench_on_consul_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = command.main([name, *SMALL, "--json", str(tmp_path / "figures.json")])
+    output = capsys.readouterr()
+    if "skipped" in output.err:
+        pytest.skip("Consul is not there")
+    assert code == 0, output.err
+    figures = json.loads((tmp_path / "figures.json").read_text())["results"]
+    assert [figure["row"]["name"] for figure in figures] == [row.name for row in command.BENCHES[name].rows]
+    assert all(figure["ratio"] > 0 for figure in figures)
+
+
 def needs(module: str) -> None:
     if find_spec(module) is None:
         absent(module)

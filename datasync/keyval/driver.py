@@ -124,6 +124,9 @@ class StoreDriver(Closable):
     idle_limit: float = 10.0
     #: Seconds that locks, and keys of the client's lifetime, outlive a killed process unless told otherwise.
     session_ttl: float = 10.0
+    #: True if a stream of a store without HISTORY can continue from the last revision that a listing or stream of this
+    #: store object reached. It raises ``CompactedError`` where it cannot.
+    resumes: bool = False
 
     @property
     def places(self) -> Places:

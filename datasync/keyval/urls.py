@@ -56,9 +56,10 @@ DRIVERS: dict[str, DriverEntry] = {
     "redis+sentinel": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis"),
     "redis+cluster": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis"),
     "kafka": DriverEntry("datasync.msgsync.kafka_url:KafkaTopicStore", "kafka"),
+    "consul": DriverEntry("datasync.keyval.consul.store:ConsulStore", "consul"),
 }
 #: Schemes of planned drivers.
-PLANNED = ("file", "consul")
+PLANNED = ("file",)
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?", re.DOTALL)
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\[\]:@\s]+))(?::([0-9]{1,5}))?")
@@ -69,7 +70,7 @@ _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 def connect(url: str, **options: object) -> Store:
     """Open the store at *url*: ``memory://name``, ``sqlite:///absolute/path``, ``etcd://host:port,host:port``,
-    ``kafka://host:port/topic``.
+    ``redis://host:port/DB``, ``consul://host:port``, ``kafka://host:port/topic``.
 
     Args:
       url: ``scheme://user:password@host:port,…/path?option=value`` with special characters percent-encoded.

@@ -22,6 +22,7 @@ import pytest
 
 from tests.benchmarks import (
     bad_key,
+    consul,
     consumer,
     etcd,
     growth,
@@ -40,7 +41,8 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.harness import Bench, Result, measure
 
-MODULES = (local, bad_key, consumer, memory, values, start, view, sqlite, grpc, rest, etcd, redis, kafka, latency, idle)
+STORES = (sqlite, etcd, redis, consul, kafka)
+MODULES = (local, bad_key, consumer, memory, values, start, view, grpc, rest, *STORES, latency, idle)
 BENCHES: dict[str, Bench] = {bench.name: bench for module in MODULES for bench in module.BENCHES}
 
 CURVES: dict[str, growth.Curve] = {curve.name: curve for curve in growth.CURVES}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
 import pytest
 
 from datasync.keyval import DeleteOp, Store, connect
 from tests.conformance.transports import transport  # noqa: F401 - a fixture
+from tests.support.consul_server import consul  # noqa: F401 - a fixture
 from tests.support.etcd_proxy import etcd34_proxied  # noqa: F401 - a fixture
 from tests.support.kafka import kafka  # noqa: F401 - a fixture
 from tests.support.redis_servers import redis7, redis_cluster, sentinels, valkey8  # noqa: F401 - fixtures
@@ -19,7 +21,7 @@ NewStore = Callable[..., Store]
 
 
 #: Fixture of a server that tests share to the mark of its tests.
-SERVERS = {"etcd34": "etcd", "etcd35": "etcd", "etcd34_proxied": "etcd"}
+SERVERS = {"etcd34": "etcd", "etcd35": "etcd", "etcd34_proxied": "etcd", "consul": "consul"}
 SERVERS |= dict.fromkeys(("redis7", "valkey8", "sentinels", "redis_cluster"), "redis")
 
 
@@ -38,6 +40,24 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         address: str = request.getfixturevalue(request.param).url
         return address
     return f"sqlite://{tmp_path}/store.db"
+
+
+class Limits(NamedTuple):
+    """What a store can take."""
+
+    #: Operations of a transaction.
+    ops: int = 128
+    #: False if it refuses keys that could not be a path, and knows one leading slash as none.
+    any_key: bool = True
+
+
+#: By scheme; any other store takes the most.
+LIMITS = {"consul": Limits(ops=64, any_key=False)}
+
+
+@pytest.fixture
+def limits(url: str) -> Limits:
+    return LIMITS.get(url.partition(":")[0], Limits())
 
 
 @pytest.fixture

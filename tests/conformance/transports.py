@@ -25,7 +25,9 @@ from datasync.syncbase.status import TransportStatus
 from tests.support.registries import Texts, as_json, text
 
 #: Fixtures of servers to the mark of their tests.
-SERVERS = {"etcd34": "etcd", "etcd35": "etcd", "redis7": "redis"}
+SERVERS = {"etcd34": "etcd", "etcd35": "etcd", "redis7": "redis", "consul": "consul"}
+#: Those whose stores have no history.
+WITHOUT_HISTORY = ("consul",)
 
 
 class Trait(Enum):
@@ -37,6 +39,8 @@ class Trait(Enum):
     ANSWERS = "answers its callers"
     #: ``put`` and ``delete`` write to its source.
     WRITES = "writes"
+    #: Every transaction is delivered, and not only the net effect of several.
+    HISTORY = "delivers every transaction"
     #: Several keys can be changed by one transaction.
     TRANSACTIONS = "changes several keys at once"
 
@@ -75,7 +79,7 @@ class Transport(ABC):
 class Local(Transport):
     """A registry that is fed by transactions of this process."""
 
-    traits = frozenset({Trait.ANSWERS, Trait.TRANSACTIONS})
+    traits = frozenset({Trait.ANSWERS, Trait.TRANSACTIONS, Trait.HISTORY})
 
     def __init__(self) -> None:
         self._registry = Registry("local")
@@ -103,7 +107,7 @@ class Local(Transport):
 class Stored(Transport):
     """A store behind a plugin; the changes come from another client of the store."""
 
-    traits = frozenset({Trait.FOLLOWS, Trait.WRITES, Trait.TRANSACTIONS})
+    traits = frozenset({Trait.FOLLOWS, Trait.WRITES, Trait.TRANSACTIONS, Trait.HISTORY})
 
     def __init__(self, url: str) -> None:
         self.prefix = f"/{uuid4().hex}/"
@@ -134,6 +138,12 @@ class Stored(Transport):
         self.plugin.close()
         self.store.close()
         self.other.close()
+
+
+class StoredWithoutHistory(Stored):
+    """The same with a store of which only the net effect between two looks is known."""
+
+    traits = Stored.traits - {Trait.HISTORY}
 
 
 def _remote(module: str, kind: str) -> Callable[[], type[Transport]]:
@@ -172,7 +182,11 @@ def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Transp
         find, make = OVER_KAFKA[request.param], lambda kind, folder: kind(request.getfixturevalue("kafka"))
     else:
         find, make = MADE.get(
-            request.param, (lambda: Stored, lambda kind, folder: kind(request.getfixturevalue(request.param).url))
+            request.param,
+            (
+                lambda: StoredWithoutHistory if request.param in WITHOUT_HISTORY else Stored,
+                lambda kind, folder: kind(request.getfixturevalue(request.param).url),
+            ),
         )
     kind = find()
     wanted = {trait for marker in request.node.iter_markers("needs") for trait in marker.args}

@@ -132,6 +132,8 @@ class Truth:
     """Every commit of every epoch, recorded by the only writer. Threads: the writer's; read at the end."""
 
     def __init__(self) -> None:
+        #: True where the source has no history: what happened between two events comes as its net effect.
+        self.net_effects = False
         self.epochs: list[Epoch] = [Epoch()]
         self._ever: set[Op1] | None = None
 

@@ -33,9 +33,7 @@ from datasync.restsync.arguments import check_numbers
 from datasync.restsync.client.connection import (
     CONNECT_TIMEOUT,
     ClientTls,
-    ReceivedResponse,
-    RequestPool,
-    StreamConnection,
+    ServerRequests,
     make_client_context,
     read_url,
 )
@@ -65,6 +63,7 @@ from datasync.restsync.keys import (
 )
 from datasync.restsync.problems import code_of
 from datasync.runtime.closing import Closable
+from datasync.runtime.http_client import ReceivedResponse, StreamConnection
 from datasync.runtime.tokens import bearer
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_key, check_message
 from datasync.syncbase.futures import Outcome
@@ -133,7 +132,7 @@ class Client(Closable):
         self._content_type = CONTENT_PROTO if isinstance(self._serializer, SerializerProto) else CONTENT_JSON
         headers = {} if token is None else {"Authorization": bearer(token)}
         context = make_client_context(tls, self._address.scheme)
-        self._requests = RequestPool(
+        self._requests = ServerRequests(
             self._address,
             context,
             headers,

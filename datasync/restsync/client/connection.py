@@ -1,50 +1,23 @@
-"""Connections to a server: a pool for requests, and a connection for the event stream that any thread can disconnect.
-
-``HTTPResponse.shutdown()`` of urllib3 cannot replace the second. It exists only after the headers have arrived, so it
-does not interrupt connecting, a TLS handshake or the wait for headers; over TLS it drops the reading thread's state.
-"""
+"""The URL, the TLS context and the requests of the client of a server."""
 
 from __future__ import annotations
 
-import os
-import socket
 import ssl
-import threading
-import time
-import weakref
-from collections.abc import Mapping
-from contextlib import closing, suppress
-from functools import partial
 from os import PathLike, fspath
-from typing import Any, NamedTuple
 
-import urllib3
-from urllib3.exceptions import HTTPError, LocationParseError
-from urllib3.response import BaseHTTPResponse
+from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
-from datasync.errors import (
-    ClosedError,
-    InvalidArgumentError,
-    StoreConnectionError,
-    StoreError,
-    UnknownOutcome,
-    error_text,
-)
-from datasync.restsync.client.timed_connection import CallDeadline, ServerAddress, TimedConnection, open_socket
+from datasync.errors import InvalidArgumentError, StoreError
 from datasync.restsync.problems import error_of
+from datasync.runtime.http_client import ReceivedResponse, RequestPool
 from datasync.runtime.logs import get_logger
-from datasync.runtime.sockets import close_in_children
-from datasync.runtime.threads import ForkGuard
+from datasync.runtime.timed_connection import ServerAddress
 
 log = get_logger(__name__)
 
 #: Seconds to reach the server, TLS included.
 CONNECT_TIMEOUT = 5.0
-#: Connections that the pool keeps for the next request.
-POOL_SIZE = 16
-#: Bytes of one read.
-READ_SIZE = 64 * 1024
 #: A context, or the file of the CA that signed the server's certificate.
 ClientTls = ssl.SSLContext | str | PathLike[str]
 
@@ -85,265 +58,11 @@ def make_client_context(tls: ClientTls | None, scheme: str) -> ssl.SSLContext | 
         raise InvalidArgumentError(f"cannot load the CA file of tls=: {error}") from error
 
 
-class ReceivedResponse(NamedTuple):
-    """A response of the server, read to its end."""
-
-    status: int
-    headers: Mapping[str, str]
-    data: bytes
-
-    @property
-    def content_type(self) -> str:
-        """Content type with its parameters; empty without one."""
-        return self.headers.get("Content-Type", "")
-
-    def __repr__(self) -> str:
-        return f"<response {self.status}, {len(self.data)} bytes>"
-
-
-class RequestPool:
-    """Sends requests over a pool of connections, and maps every failure to an error of the library. Threads: any."""
-
-    def __init__(
-        self,
-        address: ServerAddress,
-        context: ssl.SSLContext | None,
-        headers: dict[str, str],
-        *,
-        timeout: float,
-        connect_timeout: float,
-        max_response: int,
-    ) -> None:
-        self.guard = ForkGuard(f"the client of {address.name}")  # first: it refuses to be pickled in clear words
-        self._address = address
-        self._context = context
-        self._headers = headers
-        self._max_response = max_response
-        self._timeout = timeout
-        self._connect_timeout = connect_timeout
-        self._deadline = CallDeadline()
-        #: Set before ``close`` to reject new requests.
-        self.closed = False
-        self._pool = _Pool(
-            address.host,
-            address.port,
-            timeout=None,
-            maxsize=POOL_SIZE,
-            retries=False,
-            deadline=self._deadline,
-            connect=self._connect,
-        )
-
-    def send(
-        self,
-        method: str,
-        path: str,
-        subject: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        body: bytes | None = None,
-        write: bool = False,
-        timeout: float | None = None,
-    ) -> ReceivedResponse:
-        """Send one request, once, and return the response, whatever its status.
-
-        Args:
-          subject: The request in words, for messages.
-          write: The request may change something.
-          timeout: Seconds for the whole call, from connecting to the last byte of the response; None: the usual time.
-
-        Raises:
-          StoreConnectionError: No byte of the request was sent, or it failed and was a read.
-          UnknownOutcome: The write was sent, and no complete response arrived.
-          StoreError: The response to a read is too large.
-          ClosedError, ForkedError.
-        """
-        self.guard.check()
-        name = self._address.name
-        if self.closed:
-            raise ClosedError(f"{subject}: the client of {name} is closed")
-        self._deadline.start(self._timeout if timeout is None else timeout)
-        try:
-            response = self._pool.urlopen(
-                method,
-                self._address.path + path,
-                body=body,
-                headers={**self._headers, **(headers or {}), "Accept-Encoding": "identity"},
-                redirect=False,
-                preload_content=False,
-                decode_content=False,
-            )
-            with closing(response):
-                data = _read_all(response, self._max_response)
-                if data is not None:
-                    response.release_conn()  # without this the connection is closed, and not reused
-        except urllib3.exceptions.ClosedPoolError as error:
-            raise ClosedError(f"{subject}: the client of {name} is closed") from error
-        except (HTTPError, OSError, ValueError) as error:
-            if write and self._deadline.sent:
-                text = f"{subject}: sent to {name}, but no response arrived; the write may have been applied"
-                raise UnknownOutcome(text) from error
-            raise StoreConnectionError(f"{subject}: {name}: {describe(error)}") from error
-        if data is None:
-            text = f"{subject}: the response of {name} has more than {self._max_response} bytes"
-            raise UnknownOutcome(f"{text}; the write may have been applied") if write else StoreError(text)
-        return ReceivedResponse(response.status, response.headers, data)
+class ServerRequests(RequestPool):
+    """The requests to one server, and the errors that its responses report. Threads: any."""
 
     def error(self, subject: str, response: ReceivedResponse, *, write: bool = False) -> Exception:
         """Return the exception for a response that reports a failure."""
         if 300 <= response.status < 400:
             return StoreError(f"{subject}: {self._address.name} redirects, and the client does not follow redirects")
         return error_of(subject, response.status, response.content_type, response.data, write=write)
-
-    def close(self) -> None:
-        """Close the connections; the one of a pending request closes after it."""
-        self.closed = True
-        self._pool.close()
-
-    def _connect(self) -> socket.socket:
-        until = min(self._deadline.at, time.monotonic() + self._connect_timeout)
-        return open_socket(self._address, self._context, until)
-
-
-class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = TimedConnection
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        _pools.add(self)
-
-
-_pools: weakref.WeakSet[_Pool] = weakref.WeakSet()
-
-
-def _release_pools_in_child() -> None:
-    """Release the queues of the pools, which a thread of the parent may have held at the fork.
-
-    urllib3 empties them when the interpreter ends, and that would wait for ever.
-    """
-    for pool in list(_pools):
-        if pool.pool is not None:
-            pool.pool.mutex._at_fork_reinit()  # type: ignore[attr-defined]  # as the standard library does
-
-
-os.register_at_fork(after_in_child=_release_pools_in_child)
-
-
-class StreamConnection:
-    """One GET whose response never ends. Threads: one reads; ``cut`` from any."""
-
-    def __init__(
-        self, address: ServerAddress, context: ssl.SSLContext | None, connect_timeout: float, idle_limit: float
-    ) -> None:
-        self._address = address
-        self._context = context
-        self._connect_timeout = connect_timeout
-        self._idle_limit = idle_limit
-        self._lock = threading.Lock()  # guards _socket; cut() disconnects a socket that is made after it, too
-        self._socket: socket.socket | None = None
-        self._cut = threading.Event()
-        self._deadline = CallDeadline()
-        self._connection: TimedConnection | None = None
-        self._response: BaseHTTPResponse | None = None
-
-    def open(self, target: str, headers: dict[str, str]) -> BaseHTTPResponse:
-        """Connect, send the request, and return the response with its body unread.
-
-        Raises:
-          StoreConnectionError: The server cannot be reached, or does not respond.
-          ClosedError: ``cut`` was called.
-        """
-        try:
-            connect = partial(
-                open_socket,
-                self._address,
-                self._context,
-                time.monotonic() + self._connect_timeout,
-                keep=self._keep,
-                is_cut=self._cut.is_set,
-            )
-            connection = TimedConnection(
-                self._address.host, self._address.port, deadline=self._deadline, connect=connect
-            )
-            self._connection = connection
-            connection.connect()
-            self._deadline.start(self._idle_limit)
-            connection.request("GET", target, headers=headers, preload_content=False, decode_content=False)
-            self._response = connection.getresponse()
-            return self._response
-        except (OSError, HTTPError, ValueError) as error:
-            raise self._failed(error) from error
-
-    def read(self) -> bytes:
-        """Return the bytes that have arrived; none at the end. Raises as ``open``."""
-        self._deadline.start(self._idle_limit)
-        return self._read()
-
-    def _read(self) -> bytes:
-        assert self._response is not None
-        try:
-            return self._response.read1(READ_SIZE)  # type: ignore[no-any-return, unused-ignore]
-        except (OSError, HTTPError, ValueError, AttributeError) as error:
-            raise self._failed(error) from error
-
-    def read_rest(self, limit: int) -> bytes:
-        """Return the body of a response that is not a stream, up to about *limit* bytes, within the idle timeout."""
-        self._deadline.start(self._idle_limit)
-        body = b""
-        while len(body) < limit and (chunk := self._read()):
-            body += chunk
-        return body
-
-    def cut(self) -> None:
-        """Disconnect, and wake the thread that connects or reads."""
-        self._cut.set()
-        with self._lock:
-            sock = self._socket
-        if sock is not None:
-            with suppress(OSError, ValueError):
-                # Not SSLSocket.shutdown: it drops the TLS state while another thread may read with it.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Release the connection. Only the reading thread calls this."""
-        if self._response is not None:
-            self._response.close()
-        if self._connection is not None:
-            self._connection.close()
-        with self._lock:
-            sock, self._socket = self._socket, None
-        if sock is not None:
-            sock.close()
-
-    def _keep(self, sock: socket.socket) -> None:
-        close_in_children(sock)
-        with self._lock:
-            self._socket = sock
-        if self._cut.is_set():  # cut() came before it could find this socket
-            raise ConnectionAbortedError("closed")
-
-    def _failed(self, error: Exception) -> ClosedError | StoreConnectionError:
-        if self._cut.is_set():
-            return ClosedError("the event stream was closed")
-        return StoreConnectionError(f"{self._address.name}: {describe(error)}")
-
-
-def describe(error: BaseException) -> str:
-    """Return the innermost reason of an error of the HTTP library."""
-    first = error.args[0] if error.args else None
-    inner = error.__cause__ or (first if isinstance(first, BaseException) else error)
-    if isinstance(inner, ssl.SSLCertVerificationError):
-        return f"the server's certificate is not valid ({inner.verify_message})"
-    if isinstance(inner, OSError) and inner.strerror:
-        return inner.strerror
-    return error_text(inner)
-
-
-def _read_all(response: BaseHTTPResponse, limit: int) -> bytes | None:
-    """Return the body; None when it has more than *limit* bytes, and the rest is left unread."""
-    chunks: list[bytes] = []
-    size = 0
-    while size <= limit and (chunk := response.read(READ_SIZE)):
-        chunks.append(chunk)
-        size += len(chunk)
-    return None if size > limit else b"".join(chunks)

@@ -14,14 +14,14 @@ from urllib.parse import quote
 from datasync.commits import Batch, Commit
 from datasync.errors import ClosedError, DatasyncError, ForkedError, StoreConnectionError, StoreError
 from datasync.events import Op, ResyncReason
-from datasync.restsync.client.connection import StreamConnection
-from datasync.restsync.client.timed_connection import ServerAddress
 from datasync.restsync.encoding import CONTENT_EVENTS, CONTENT_JSON, SERIALIZERS, value_of_item
 from datasync.restsync.keys import PREFIX_HEADER, escape
 from datasync.restsync.problems import error_of
 from datasync.runtime.backoff import AFTER_BREAK, Backoff
+from datasync.runtime.http_client import StreamConnection
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Worker
+from datasync.runtime.timed_connection import ServerAddress
 from datasync.syncbase.change import KeyValBytes, Payload
 from datasync.syncbase.registry import Registry
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from datasync.errors import InvalidArgumentError, StoreError, UnknownOutcome
 from datasync.events import ChangeValue, Op
-from datasync.restsync.client.connection import ReceivedResponse
 from datasync.restsync.client.event_source import check_revision
 from datasync.restsync.encoding import change_of
 from datasync.restsync.keys import check_path_key, check_text
 from datasync.restsync.problems import code_of
+from datasync.runtime.http_client import ReceivedResponse
 
 
 def of_another_key(subject: str, write: bool) -> StoreError:

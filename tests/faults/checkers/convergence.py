@@ -133,6 +133,8 @@ def _caught_up(truth: Truth, reading: Reading, places: Sequence[tuple[float, Pla
         position -= 1
     revision = epoch.commits[position - 1].revision if position else 0
     for moment, place in places[max(0, bisect_right(places, end, key=lambda one: one[0]) - 1) :]:
+        if truth.net_effects and place.shows(truth, epoch.fold(revision), names):
+            return None if _gave_up(reading, at_end, moment) else moment  # no event tells of what changed nothing
         newest = max(place.reachable(truth))
         if newest > life or (newest == life and place.revision >= revision):
             return None if _gave_up(reading, at_end, moment) else moment

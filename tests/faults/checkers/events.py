@@ -156,6 +156,8 @@ def check_previous(truth: Truth, reading: Reading) -> Violation | None:
             accepted = set(redelivered.accepted)
             what = f"{redelivered.change.key!r} comes again with {previous!r} before, accepted was {accepted}"
             return reading.violation("I6", redelivered.at, what)
+    if truth.net_effects:
+        return _previous_of_net_effects(reading)
     replaced: list[dict[Op1, bytes | None]] = []  # by the commit of the last change, in each epoch
     of: int | None = None
     for at, entry, _ in reading.steps:
@@ -169,6 +171,24 @@ def check_previous(truth: Truth, reading: Reading) -> Violation | None:
                 return reading.violation("I6", at, f"{key!r} had {right}, not {previous!r}")
             if op is Op.DELETE and previous is None:
                 return reading.violation("I6", at, f"{key!r} was deleted and had not been there")
+    return None
+
+
+def _previous_of_net_effects(reading: Reading) -> Violation | None:
+    """I6 where several changes of a key may come as one: its previous value is the one that was told before."""
+    known: dict[str, bytes | None] = {}
+    for at, entry, _ in reading.steps:
+        if isinstance(entry, PutResync):
+            known = dict(shown(entry))
+        elif isinstance(entry, Asked):
+            known = {}  # what changes under a prefix that comes or goes is not told
+        elif isinstance(entry, PutChange) and not entry.redelivery:
+            for key, op, _, value, previous in entry.changes:
+                if key in known and previous != known[key]:
+                    return reading.violation("I6", at, f"{key!r} had {known[key]!r}, not {previous!r}")
+                if op is Op.DELETE and previous is None:
+                    return reading.violation("I6", at, f"{key!r} was deleted and had not been there")
+                known[key] = value
     return None
 
 

@@ -6,7 +6,7 @@ possible positions from event to event.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -26,6 +26,11 @@ class Place(NamedTuple):
 
     epochs: frozenset[int]
     revision: int
+
+    def shows(self, truth: Truth, state: Mapping[str, bytes], names: tuple[str, ...]) -> bool:
+        """Whether what was told to the watcher is *state*, under *names*."""
+        right = under(state, names)
+        return any(under(truth.epochs[epoch].fold(self.revision), names) == right for epoch in self.epochs)
 
     def reachable(self, truth: Truth) -> frozenset[int]:
         """The epochs that share the watcher's past: a rewind to a later revision cannot be detected."""
@@ -94,6 +99,10 @@ def _at_the_end(truth: Truth, reading: Reading, place: Place | None, filters: Fi
             return reading.violation("I3", reading.last, f"never delivered: {missing[:3]}")
         return None
     newest = len(truth.epochs) - 1
+    if truth.net_effects:
+        if place.shows(truth, truth.state, filters[-1]):
+            return None
+        return reading.violation("I3", reading.last, "what was told is not the state of the source at the end")
     if newest not in place.reachable(truth):
         return reading.violation("I3", reading.last, "the last rewind of the source was never told")
     for commit in truth.epochs[newest].after(place.revision):
@@ -138,6 +147,8 @@ def _after_resync(truth: Truth, before: Place | None, entry: PutResync) -> Place
 
 def _after_change(truth: Truth, place: Place, changes: Sequence[Seen], filters: Filters) -> tuple[Place | None, str]:
     groups = [(revision, list(group)) for revision, group in groupby(changes, key=lambda change: change.revision)]
+    if truth.net_effects:
+        return _after_net_effects(truth, place, groups, filters)
     fitting, why = [], ""
     for number in place.reachable(truth):
         mismatch = _mismatch(truth, number, place.revision, groups, filters)
@@ -148,6 +159,45 @@ def _after_change(truth: Truth, place: Place, changes: Sequence[Seen], filters: 
     if not fitting:
         return None, why
     return Place(frozenset(fitting), groups[-1][0]), ""
+
+
+def _after_net_effects(
+    truth: Truth, place: Place, groups: Sequence[tuple[int, list[Seen]]], filters: Filters
+) -> tuple[Place | None, str]:
+    """The position after changes that lead from the state of *place* to that of their revision, in some epoch.
+
+    Without a history a store that was wiped cannot be told from one whose keys were deleted.
+    """
+    for target, group in groups:
+        told = {change.key: change.value if change.op is Op.PUT else None for change in group}
+        fitting = [
+            number
+            for number in range(min(place.epochs), len(truth.epochs))
+            if target > truth.epochs[number].base or number in place.epochs
+            if any(
+                _leads(truth.epochs[before].fold(place.revision), told, truth.epochs[number].fold(target), names)
+                for before in place.epochs
+                for names in filters
+            )
+        ]
+        if not fitting:
+            return None, f"revision {target}: told {told}, which does not lead to the state of then"
+        place = Place(frozenset(fitting), target)
+    return place, ""
+
+
+def _leads(
+    before: Mapping[str, bytes], told: Mapping[str, bytes | None], after: Mapping[str, bytes], names: tuple[str, ...]
+) -> bool:
+    """Whether *told* is what leads from *before* to *after*: no more deletes than that, and every put is of now."""
+    state = dict(under(before, names))
+    for key, value in told.items():
+        if value is None:
+            if state.pop(key, None) is None:
+                return False
+        else:
+            state[key] = value
+    return state == under(after, names)
 
 
 def _mismatch(

@@ -6,26 +6,23 @@ import random
 import tempfile
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import grpc
 
 from datasync.errors import InvalidArgumentError
 from datasync.keyval.etcd import EtcdConfig, EtcdStore
-from datasync.syncbase.status import TransportState
 from tests.conftest import absent
-from tests.faults.history import Silence, TruthCommit
+from tests.faults.history import TruthCommit
+from tests.faults.sources.behind_proxies import BehindProxies
 from tests.faults.sources.etcd_writer import SureWriter, read_account
-from tests.faults.sources.source import KEYS, Misfortune, Ops, Source, random_ops
+from tests.faults.sources.source import KEYS, Misfortune, Ops, random_ops
 from tests.support.executables import etcd_servers
 from tests.support.proxy import TcpProxy
 from tests.support.servers import EtcdServer, version_of
 
-#: Idle limit of the watched store in seconds, and the time that detection may take beyond it.
-IDLE_LIMIT, GRACE = 1.0, 1.0
 #: Bytes of the largest request, the default of etcd.
 MAX_REQUEST = 3 << 19
 #: Operations of the largest transaction: the limit of the contract, and the writer's marker.
@@ -39,14 +36,12 @@ FORGETFUL = ("3.5.0", "3.5.1", "3.5.2")
 _REFUSED = "the server took what is beyond its limit"
 
 
-class EtcdFaults(Source):
+class EtcdFaults(BehindProxies):
     """Faults of one or more etcd servers. The watched store connects through proxies, the writer directly."""
 
     prefix = "/h/"
     pace = 0.06
     transactions = 80
-    #: Idle limit of the watched store in seconds.
-    idle_limit = IDLE_LIMIT
     #: Bytes that a server sends before its first response.
     _greeting = 0
 
@@ -60,11 +55,8 @@ class EtcdFaults(Source):
         self._program = chance.choice(sound or programs)
         self._folder = tempfile.TemporaryDirectory(prefix="datasync-faults-")
         self._page_size = chance.choice((20, 10_000))
-        self._plugin: Any = None
         self._large = 0
 
-    #: The proxies of the watched store, one for each server.
-    _proxies: Sequence[TcpProxy]
     _servers: Sequence[EtcdServer]
     _writer: SureWriter
     store: EtcdStore
@@ -89,10 +81,6 @@ class EtcdFaults(Source):
             idle_limit=self.idle_limit,
         )
 
-    def transport(self) -> Any:
-        self._plugin = super().transport()
-        return self._plugin
-
     @property
     def server_watchers(self) -> int | None:
         return int(sum(server.metric(WATCHERS) for server in self._servers))
@@ -103,19 +91,9 @@ class EtcdFaults(Source):
 
     def misfortunes(self) -> dict[str, Misfortune]:
         """Of the way to the server, and of what the server holds."""
-        chance = self.chance
         return {
-            "reset": lambda: self._each(TcpProxy.reset),
-            "drop": lambda: self._each(TcpProxy.drop),
-            "reset-mid-message": lambda: self._for_a_while(lambda proxy: proxy.reset_after(chance.randint(1, 3000))),
+            **self.on_the_way(),
             "reset-mid-page": self._reset_mid_page,
-            "cut": self.cut_off,
-            "black-hole": lambda: self._swallow(up=True, down=True),
-            "black-hole-up": lambda: self._swallow(up=True, down=False),
-            "black-hole-down": lambda: self._swallow(up=False, down=True),
-            "stall": lambda: self._unheard(lambda: self._each(TcpProxy.freeze), self._mend),
-            "delay": lambda: self._for_a_while(lambda proxy: proxy.delay(chance.uniform(0.01, 0.1))),
-            "rate": lambda: self._for_a_while(lambda proxy: proxy.rate(chance.randint(2_000, 50_000))),
             "compacted": self._compact_somewhere,
             "compacted-to-head": self._compact,
             "compacted-while-cut": lambda: self.cut_off(self._compact),
@@ -152,64 +130,12 @@ class EtcdFaults(Source):
             server.stop()
         self._folder.cleanup()
 
-    def cut_off(self, *meanwhile: Misfortune) -> None:
-        """Refuse connections for a while, and run *meanwhile*."""
-        self._each(TcpProxy.refuse)
-        self.faults.healed.wait(self.chance.uniform(0, 0.05))
-        for happens in meanwhile:
-            happens()
-        self.faults.healed.wait(self.chance.uniform(0, 0.05))
-        self._mend()
-
     @abstractmethod
     def _channel(self) -> grpc.Channel:
         """To a server, without any proxy."""
 
     def _metadata(self, channel: grpc.Channel) -> Sequence[tuple[str, str]]:
         return ()
-
-    # The connection.
-
-    def _each(self, happens: Callable[[TcpProxy], object]) -> None:
-        for proxy in self._proxies:
-            happens(proxy)
-
-    def _mend(self) -> None:
-        self._each(TcpProxy.heal)
-
-    def _for_a_while(self, begin: Callable[[TcpProxy], object]) -> None:
-        self._each(begin)
-        self.faults.healed.wait(self.chance.uniform(0.05, 1.0))
-        self._mend()
-
-    def _swallow(self, *, up: bool, down: bool) -> None:
-        self._unheard(lambda: self._each(lambda proxy: proxy.black_hole(up=up, down=down)), self._mend)
-
-    def _unheard(self, begin: Misfortune, end: Misfortune) -> None:
-        """Make the connection half-open from *begin* to *end*: until that was detected, or for a shorter time."""
-        before = self._plugin.status()
-        began = time.monotonic()
-        begin()
-        try:
-            if before.state is not TransportState.READY or self.chance.random() < 0.3:
-                self.faults.healed.wait(self.chance.uniform(0, 1.3 * self.idle_limit))
-            else:
-                self._note_silence(began, before.reconnects)
-        finally:
-            end()
-
-    def _note_silence(self, began: float, reconnects: int) -> None:
-        limit = self.idle_limit + GRACE
-        until = began + limit + 0.5
-        while (now := time.monotonic()) < until and not self.faults.healed.is_set():
-            status = self._plugin.status()
-            if status.state is not TransportState.READY or status.reconnects > reconnects:
-                self.course.silences.append(Silence(began, now, limit))
-                return
-            # A hole in one direction passes data that needs no response: the connection is not silent yet.
-            began = max(began, now - (status.silence or 0.0))
-            self.faults.healed.wait(0.01)
-        self.course.silences.append(Silence(began, None, limit, now))
 
     # The data of the server.
 

@@ -79,6 +79,10 @@ class SureWriter:
         """Write outside the prefix: the revision increases, and nothing must be delivered."""
         return self.write([])
 
+    def put_by_others(self, key: str, value: bytes) -> None:
+        """Note that another client has put *key*."""
+        self._state[key] = value
+
     def rewound(self, base: int) -> None:
         """Record that the store, which responds again, has lost everything above *base*."""
         self._truth.rewind(base)

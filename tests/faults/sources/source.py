@@ -143,6 +143,8 @@ def random_puts(chance: random.Random, size: int, keys: Sequence[str]) -> Ops:
 
 #: Module and class by name. A source is imported on demand: it may need a client library.
 SOURCES: dict[str, str] = {
+    "consul": "tests.faults.sources.consul:ConsulSource",
+    "consul-nginx": "tests.faults.sources.consul:ConsulNginxSource",
     "etcd": "tests.faults.sources.etcd:EtcdSource",
     "etcd-leases": "tests.faults.sources.etcd_leases:EtcdLeasesSource",
     "etcd3": "tests.faults.sources.etcd_cluster:EtcdClusterSource",
