@@ -58,7 +58,7 @@ EXTRAS = {
     "datasync.keyval.etcd": {"grpc", "yaml"},
     "datasync.keyval.redis": {"redis"},
     "datasync.keyval.consul": {"consul"},
-    "datasync.keyval.filedb": {"yaml", "watchdog"},
+    "datasync.keyval.filedb": {"yaml"},
     "datasync.messaging.kafka": {"confluent_kafka"},
     "datasync.grpcsync": {"grpc"},
     "datasync.restsync": {"urllib3"},

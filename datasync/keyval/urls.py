@@ -50,10 +50,11 @@ class DriverEntry(NamedTuple):
 DRIVERS: dict[str, DriverEntry] = {
     "memory": DriverEntry("datasync.keyval.memory:MemoryStore"),
     "sqlite": DriverEntry("datasync.keyval.sqlite.store:SQLiteStore"),
+    "file": DriverEntry("datasync.keyval.filedb.writable:WritableFileStore", "file"),
     "etcd": DriverEntry("datasync.keyval.etcd.store:EtcdStore", "etcd"),
 }
 #: Schemes of planned drivers.
-PLANNED = ("file", "redis", "rediss", "redis+sentinel", "redis+cluster", "consul")
+PLANNED = ("redis", "rediss", "redis+sentinel", "redis+cluster", "consul")
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?", re.DOTALL)
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\[\]:@\s]+))(?::([0-9]{1,5}))?")

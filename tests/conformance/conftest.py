@@ -19,9 +19,11 @@ NewStore = Callable[..., Store]
 SERVERS = ["etcd34", "etcd35", "etcd34_proxied"]
 
 
-@pytest.fixture(params=["memory", "sqlite", *(pytest.param(name, marks=pytest.mark.etcd) for name in SERVERS)])
+@pytest.fixture(params=["memory", "sqlite", "file", *(pytest.param(name, marks=pytest.mark.etcd) for name in SERVERS)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where an empty store is."""
+    if request.param == "file":
+        return f"file://{tmp_path}?writable=true"
     if request.param == "memory":
         return f"memory://{uuid4().hex}"
     if request.param in SERVERS:

@@ -243,7 +243,9 @@ def test_a_transaction_of_128_keys_is_one_commit(store: Store) -> None:
     for number in range(128):
         txn.put(f"k{number:03}", b"")
     result = txn.commit()
-    assert {pair.revision for pair in store.scan("k")} == {result.revision}
+    assert {pair.revision for pair in store.scan("k")} == {
+        result.revision if Capability.REVISION in store.capabilities else 0
+    }
 
 
 @needs(Capability.CAS)
