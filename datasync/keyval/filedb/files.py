@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datasync.errors import DecodeError, PermissionDenied, StoreConnectionError, StoreError
 from datasync.keyval.diff_stream import Picture
 from datasync.keyval.filedb.document import SUFFIXES, read_document
-from datasync.keyval.filedb.walk import FoundFile, Signature, Walk, unreadable, walk
+from datasync.keyval.filedb.walk import ROOT_LINK, FoundFile, Signature, Walk, unreadable, walk
 from datasync.keyval.types import KeyValue
 from datasync.runtime.logs import get_logger
 
@@ -195,13 +195,16 @@ class FileSet:
         versions = {name: version for name, (_, version) in found.versions.items()}
         for name in [name for name in gone if not _is_below(name, found.problems)]:
             known = root.files[name]
-            folder = name.rpartition("/")[0]
             # A version that was swapped for another one is complete: what it does not have is deleted.
-            swapped = folder in versions and root.versions.get(folder) not in (None, versions[folder])
+            swapped = any(
+                folder in versions and root.versions.get(folder) not in (None, versions[folder])
+                for folder in (ROOT_LINK, name.rpartition("/")[0])
+            )
             if known.missing_since is None:
                 known.missing_since, self._dirty = now, True
             if swapped or now - known.missing_since >= self._settings.grace:
                 del root.files[name]
+                self._dirty = True
             else:
                 self._look_again(known.missing_since + self._settings.grace - now)
         root.versions, root.folders_with_problems = versions, found.problems

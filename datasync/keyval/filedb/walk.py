@@ -16,6 +16,8 @@ from datasync.errors import PermissionDenied, StoreConnectionError, StoreError
 
 #: The link of a mounted ConfigMap or Secret to its current version.
 DATA_LINK = "..data"
+#: The name, in ``Walk.versions``, of a root that is a link itself: everything below it changes when the link does.
+ROOT_LINK = "/"
 #: Endings of names that editors and writers give to files that are not finished.
 UNFINISHED = ("~", ".tmp", ".swp", ".swx", ".part", ".bak")
 #: Folders inside one another.
@@ -51,7 +53,7 @@ class Walk:
     files: dict[str, FoundFile] = field(default_factory=dict)
     #: Folder or file that could not be read, and why. What was known of the files below stays.
     problems: dict[str, StoreError] = field(default_factory=dict)
-    #: Folder to where its ``..data`` led: its path, and the version.
+    #: Folder to where its ``..data`` led: the path of the link, and the version.
     versions: dict[str, tuple[str, str]] = field(default_factory=dict)
     #: The folders where a change may be seen.
     folders: list[str] = field(default_factory=list)
@@ -71,9 +73,14 @@ def walk(root: str, accepts: Callable[[str], bool]) -> Walk:
     found = Walk()
     try:
         real = os.path.realpath(root, strict=True)
-        if os.path.islink(root):  # it may be made to lead elsewhere
+        version = _target(root)
+        if version:  # it may be made to lead elsewhere
             found.folders.append(os.path.dirname(root))
         _visit(found, real, "", accepts, ())
+        if version:
+            found.versions[ROOT_LINK] = (root, version)
+        if os.path.basename(root) == DATA_LINK:
+            found.files = {name: file._replace(swapped=True) for name, file in found.files.items()}
     except OSError as error:
         raise unreadable(root, error) from error
     return found
