@@ -187,7 +187,11 @@ class FileSet:
         for name, file in found.files.items():
             if excluded and os.path.realpath(file.path) == excluded:
                 continue
-            known = root.files.setdefault(name, KnownFile())
+            known = root.files.get(name)
+            if known is None:
+                known = root.files[name] = KnownFile()
+            elif known.signature == file.signature and not known.racy_until and known.missing_since is None:
+                continue  # the path of almost all files
             if known.missing_since is not None:
                 known.missing_since, self._dirty = None, True
             self._read(name, known, file, now)
@@ -318,8 +322,10 @@ class FileSet:
         for root in self._roots:
             for name, error in root.folders_with_problems.items():
                 problems[os.path.join(root.path, name)] = str(error)
-        for path, known in self._in_order():
-            if known.problem is not None:
+            for name, known in root.files.items():
+                if known.problem is None:
+                    continue
+                path = os.path.join(root.path, name) if name else root.path
                 kept = "what was last read from it stays" if known.pairs is not None else "nothing was read from it yet"
                 problems[path] = f"{known.problem}; {kept}"
         for path in problems.keys() - self.problems.keys():

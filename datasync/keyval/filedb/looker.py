@@ -12,14 +12,16 @@ from contextlib import contextmanager
 
 from datasync.errors import ClosedError
 from datasync.keyval.diff_stream import Picture, PictureSource
-from datasync.keyval.filedb.config import POLL_WITH_HINTS, FileConfig
+from datasync.keyval.filedb.config import FileConfig
 from datasync.keyval.filedb.files import FileSet
 from datasync.keyval.filedb.hints import Hints
 
 #: Seconds between a hint and the look: what is written together is seen together.
 GATHER = 0.01
-#: The share of its time that a thread looks at files which change all the time.
-BUSY = 0.5
+#: The share of a core that looks may take while files change all the time, and while nothing changes.
+BUSY, IDLE = 0.5, 0.006
+#: Seconds between two looks at files that are so many that looking costs more than that.
+LONGEST = 10.0
 
 
 class Looker:
@@ -112,18 +114,17 @@ class Looker:
         self._check_open()
         with self._changed:  # a hint that comes during the look asks for another one
             self._hinted_at = None
-        began = time.monotonic()
-        self._due = began + self._config.poll_interval  # also if the look fails
+        cost = time.thread_time()
         try:
             if self._followed and self._config.hints:
                 self._hints.watch(self._files.folders)  # before the look: what is written after it gives a hint
             self._files.look()
         finally:
-            ended = time.monotonic()
-            polled = max(self._config.poll_interval, POLL_WITH_HINTS if self._hints.alive else 0.0)
+            ended, cost = time.monotonic(), time.thread_time() - cost
+            polled = max(self._config.poll_interval, min(cost / IDLE, LONGEST))
             recheck = self._files.recheck
             with self._changed:
-                self._not_before = ended + (ended - began) * (1 / BUSY - 1)
+                self._not_before = ended + cost * (1 / BUSY - 1)
                 self._due = ended + (polled if recheck is None else min(polled, recheck))
                 self._changed.notify_all()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -111,21 +111,26 @@ def _visit(
     version = _target(link)
     if version:
         found.versions[name] = (link, version)
-    for entry in _listed(folder):
-        if is_passed_over(entry):
+    prefix = f"{name}/" if name else ""
+    with os.scandir(folder) as entries:
+        listed = list(entries)
+    for entry in listed:
+        if is_passed_over(entry.name):
             continue
-        path, full = os.path.join(folder, entry), f"{name}/{entry}" if name else entry
+        full, path, swapped = prefix + entry.name, entry.path, False
         try:
-            swapped = bool(version) and _target(path).startswith(f"{DATA_LINK}/")
-            if swapped:
-                path = os.path.join(folder, version, _target(path)[len(DATA_LINK) + 1 :])
-            status = os.stat(path)
+            if version and entry.is_symlink() and _target(path).startswith(f"{DATA_LINK}/"):
+                swapped, path = True, os.path.join(folder, version, _target(path)[len(DATA_LINK) + 1 :])
+                status = os.stat(path)
+            else:
+                status = entry.stat()
             if stat.S_ISDIR(status.st_mode):
                 _visit(found, path, full, accepts, above)
-            elif accepts(entry):
+            elif accepts(entry.name):
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError(0, "it is not a regular file")
-                full.encode()
+                if not full.isascii():
+                    full.encode()
                 found.files[full] = FoundFile(path, Signature.of(status), swapped)
         except FileNotFoundError:
             continue  # gone since it was listed, or a link that leads nowhere
@@ -133,10 +138,6 @@ def _visit(
             found.problems[full] = StoreError(f"{path!r}: the name is not valid UTF-8; rename it")
         except OSError as error:
             found.problems[full] = unreadable(path, error)
-
-
-def _listed(folder: str) -> Iterator[str]:
-    yield from sorted(os.listdir(folder))
 
 
 def _target(link: str) -> str:
