@@ -33,18 +33,21 @@ def _on_version(context: click.Context, _: click.Parameter, given: bool) -> None
 def cli() -> None:
     """Read, write and watch a key-value store.
 
-    URL is sqlite:///absolute/path, sqlite:relative/path or etcd://host:port,host:port.
+    URL is sqlite:///absolute/path, sqlite:relative/path, etcd://host:port,host:port, consul://host:port,
+    file:///absolute/folder or file:relative/folder (to write there, add ?writable=true).
     """
     # Show warnings about faults from which the library recovers, such as an unreachable store.
     logging.basicConfig(level=logging.WARNING, format="datasync: %(message)s", stream=sys.stderr)
 
 
 @cli.command()
+@click.option("--store", metavar="URL", default="", help="Run on this store, which two processes can share.")
 @click.option("--agent", nargs=2, hidden=True)
-def demo(agent: tuple[str, str] | None) -> int:
+def demo(store: str, agent: tuple[str, str] | None) -> int:
     """Show datasync at work in ten seconds.
 
-    Two processes share one SQLite file. One writes a network configuration; the other is the agent that applies it.
+    Two processes share one SQLite file, or the store of --store, whose keys under /vnf-agent/vpp1/ it deletes in the
+    end. One writes a network configuration; the other is the agent that applies it.
     """
     from datasync.cli import demo as first_process
     from datasync.cli import demo_agent as second_process
@@ -53,7 +56,7 @@ def demo(agent: tuple[str, str] | None) -> int:
         # Handled like Ctrl-C: end the agent and remove the folder with the file.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.default_int_handler)
-        return first_process.run()
+        return first_process.run(store)
     # The demo itself prints rejections; the library's log lines would repeat them.
     logging.getLogger("datasync").setLevel(logging.ERROR)
     second_process.run(agent[0], Path(agent[1]))

@@ -1,4 +1,4 @@
-"""``datasync demo``: two processes on one SQLite file.
+"""``datasync demo``: two processes on one SQLite file, or on the store that ``--store`` names.
 
 This process writes a network configuration. The other one is the agent of ``datasync.examples.agent``. The agent
 acknowledges through its status, a key with the agent's lifetime. The demo checks every step itself.
@@ -22,20 +22,27 @@ from rich.text import Text
 
 from datasync.cli.console import make_console
 from datasync.cli.story import Story
+from datasync.errors import InvalidArgumentError
 from datasync.events import ChangeEvent, Op, ResyncEvent
 from datasync.examples.agent import AGAIN, CHANGE, STATUS
 from datasync.examples.dataplane import INTERFACES, ROUTES
 from datasync.examples.netconf_pb2 import AgentStatus, Interface, Route
 from datasync.keyval.kvproto import ProtoTxn, ProtoWrapper
+from datasync.keyval.types import Capability
 from datasync.keyval.urls import connect
 from datasync.kvdbsync.plugin import Plugin
 from datasync.kvdbsync.servicelabel import agent_prefix
+from datasync.options import with_prefix
 from datasync.runtime.closing import Closable
 
 #: Seconds after which the demo fails; it takes four on an idle machine, and must not fail on a busy one.
 TIME_LIMIT = 30.0
+#: The same on a store of the user's, where the status of a killed agent may need long to expire.
+STORE_TIME_LIMIT = 90.0
 #: Seconds until the status of a killed agent expires.
 SESSION_TTL = 1.5
+#: The agent of the demo.
+LABEL = "vpp1"
 
 _AGENT = ("-m", "datasync", "demo", "--agent")
 
@@ -110,16 +117,25 @@ class StatusMonitor:
 class Demo(Closable):
     """The parts of the demo. A context manager that leaves no process behind."""
 
-    def __init__(self, console: Console, folder: Path) -> None:
-        self._deadline = time.monotonic() + TIME_LIMIT
+    def __init__(self, console: Console, folder: Path, url: str = "") -> None:
+        self._limit = STORE_TIME_LIMIT if url else TIME_LIMIT
+        self._deadline = time.monotonic() + self._limit
         self._story = Story(console, "writer")
-        self._url = f"sqlite://{folder}/network.db?session_ttl={SESSION_TTL}"
+        self._url = url or f"sqlite://{folder}/network.db?session_ttl={SESSION_TTL}"
         self._dataplane = folder / "dataplane.json"
         self._store = connect(self._url)
-        self._broker = ProtoWrapper(self._store).new_broker(agent_prefix("vpp1"))
-        self._plugin = Plugin(kv=self._store, prefix=agent_prefix("vpp1"))
+        self._broker = ProtoWrapper(self._store).new_broker(agent_prefix(LABEL))
+        try:
+            self._check_free()
+        except BaseException:
+            self._store.close()
+            raise
+        self._plugin = Plugin(kv=self._store, prefix=agent_prefix(LABEL))
         self._plugin.after_init()
         self._statuses = StatusMonitor(self._plugin)
+        self._has_lease = Capability.LEASE in self._store.capabilities
+        # Process and number of its events at the last write, for a store whose revisions two processes count apart.
+        self._handled = (0, 0)
         self._agent: AgentProcess | None = None
         self.totals: Counter[str] = Counter()
         self.passed: list[str] = []
@@ -129,7 +145,17 @@ class Demo(Closable):
         if self._agent is not None:
             self._agent.kill()
         self._plugin.close()
-        self._store.close()
+        try:
+            self._store.new_broker().delete(agent_prefix(LABEL), with_prefix())  # the store may be the user's
+        finally:
+            self._store.close()
+
+    def _check_free(self) -> None:
+        """Raise unless there are no keys where the demo writes, so that it deletes none of the user's at the end."""
+        if next(iter(self._broker.list_keys()), None) is not None:
+            raise InvalidArgumentError(
+                f"{self._store.name} has keys under {agent_prefix(LABEL)!r}, where the demo writes: name another store"
+            )
 
     def run(self) -> None:
         """Run all parts in order. Raises ``DemoError`` at the first unexpected result."""
@@ -208,9 +234,12 @@ class Demo(Closable):
             .delete(INTERFACES + "eth2")
             .delete(ROUTES + "10.64.0.0/12"),
         )
-        self._wait(lambda: not self._statuses.present, "the status of the killed agent expires")
-        self._story.say("the status of the killed agent has expired")
-        self._check("a client-lifetime key expires with its client", not self._statuses.present)
+        if self._has_lease:
+            self._wait(lambda: not self._statuses.present, "the status of the killed agent expires")
+            self._story.say("the status of the killed agent has expired")
+            self._check("a client-lifetime key expires with its client", not self._statuses.present)
+        else:
+            self._story.say("the status of the killed agent stays: this store has no client-lifetime keys")
         self._start_agent()
         status = self._wait_acknowledged(revision, "RESYNC (initial)")
         self._check("the restarted agent receives what it missed", status.resyncs == 1 and not status.rejected)
@@ -237,6 +266,8 @@ class Demo(Closable):
         return self._broker.new_txn()
 
     def _write(self, what: str, txn: ProtoTxn) -> int:
+        status = self._statuses.last
+        self._handled = (status.pid, status.resyncs + status.changes)
         revision = txn.commit().revision
         self._story.say(f"writes revision {revision}: {what}")
         return revision
@@ -251,7 +282,7 @@ class Demo(Closable):
                 self._statuses.present
                 and self._agent is not None
                 and status.pid == self._agent.pid
-                and status.revision >= revision
+                and self._has_handled(status, revision)
             ),
             f"the agent acknowledges revision {revision}",
         )
@@ -265,11 +296,18 @@ class Demo(Closable):
             raise DemoError(f"expected the agent to handle a {event}, but it handled a {status.event}")
         return status
 
+    def _has_handled(self, status: AgentStatus, revision: int) -> bool:
+        """Return True if the agent has handled *revision*, as far as this process can know."""
+        if Capability.REVISION in self._store.capabilities:
+            return status.revision >= revision
+        pid, events = self._handled
+        return status.resyncs + status.changes > (events if status.pid == pid else 0)
+
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         while not condition():
             remaining = self._deadline - time.monotonic()
             if remaining <= 0:
-                raise DemoError(f"timeout after {TIME_LIMIT:.0f} s, still waiting for: {what}")
+                raise DemoError(f"timeout after {self._limit:.0f} s, still waiting for: {what}")
             code = None if self._agent is None else self._agent.exit_code
             if code is not None:
                 raise DemoError(f"the agent ended with exit code {code}, still waiting for: {what}")
@@ -285,12 +323,14 @@ class Demo(Closable):
         self.totals.update(resyncs=status.resyncs, changes=status.changes, rejections=status.rejections)
 
 
-def run() -> int:
-    """Run the demo. Returns 0 if every step happened as expected."""
+def run(url: str = "") -> int:
+    """Run the demo on the store at *url*, or on a new SQLite file. Returns 0 if every step happened as expected."""
     console = make_console()
     started = time.monotonic()
-    console.print(Text("datasync demo: a writer and an agent share one SQLite file", "bold"), soft_wrap=True)
-    with _temporary_folder() as folder, Demo(console, Path(folder)) as demo:
+    # The URL may have a password: its scheme says enough.
+    shared = f"one {url.partition(':')[0]}: store" if url else "one SQLite file"
+    console.print(Text(f"datasync demo: a writer and an agent share {shared}", "bold"), soft_wrap=True)
+    with _temporary_folder() as folder, Demo(console, Path(folder), url) as demo:
         failure: DemoError | None = None
         try:
             demo.run()

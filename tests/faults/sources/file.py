@@ -185,6 +185,7 @@ class FileSource(Source):
             else:
                 answer = peer.ask("commit", ops=texts)
         except PeerGone:
+            answer = None
             peer.start()
         found = self._on_disk(self._root / OWN)
         if answer is not None:
