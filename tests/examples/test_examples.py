@@ -17,7 +17,6 @@ PARTS = {"__init__", "dataplane", "launch", "netconf_pb2"}
 TESTED = {
     "agent",
     "etcd_agent",
-    "file_agent",  # test_file_agent.py
     "legacy_daemon",
     "local_transaction",
     "dynamic_prefixes",
@@ -122,7 +121,7 @@ def test_the_status_of_the_agent_is_in_the_store_until_the_agent_ends(tmp_path: 
             assert agent.wait() == 0
 
 
-@pytest.mark.parametrize("example", ["agent", "etcd_agent", "file_agent"])
+@pytest.mark.parametrize("example", ["agent", "etcd_agent"])
 def test_an_agent_without_a_store_prints_the_error(example: str) -> None:
     done = run("-m", f"datasync.examples.{example}", "frob://x")
     assert done.returncode in (1, 2)

@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 import re
 import signal
-import textwrap
 from pathlib import Path
 
-from datasync.examples import file_agent
 from tests.conftest import wait_until
 from tests.support.running import Running
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "transports" / "file.md"
 
-def test_the_file_of_the_docstring_does_what_it_says(tmp_path: Path) -> None:
+
+def test_the_example_of_the_page_does_what_it_says(tmp_path: Path) -> None:
     # given the agent on an empty folder, with a status file
     folder, status = tmp_path / "config", tmp_path / "status.json"
     folder.mkdir()
-    with Running("-m", "datasync.examples.file_agent", f"file:{folder}?status-path={status}") as agent:
+    with Running("-m", "datasync.examples.agent", f"file:{folder}?status-path={status}") as agent:
         agent.wait_for("RESYNC (initial)")
         # when the file is written
-        found = re.search(r"\n( +data:\n.*?)\n\n", file_agent.__doc__ or "", re.DOTALL)
+        found = re.search(r"^## Example$.*?```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
         assert found is not None
-        text = textwrap.dedent(found[1])
+        text = found[1]
         (folder / "network.yaml").write_text(text)
         agent.wait_for("+ config/interface/eth0  enabled=true mtu=1500")
         agent.wait_for("+ config/route/0.0.0.0/0")

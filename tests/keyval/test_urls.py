@@ -63,7 +63,7 @@ def test_c16_an_option_may_not_stand_in_both_places() -> None:
         connect("memory://?history=5", history=6)
 
 
-@pytest.mark.parametrize("scheme", ["file", "redis", "rediss", "redis+sentinel", "redis+cluster", "consul"])
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+sentinel", "redis+cluster", "consul"])
 def test_c16_a_driver_that_is_not_written_yet_is_said_to_be_missing(scheme: str) -> None:
     with pytest.raises(UnsupportedError, match=f"no driver for {scheme.replace('+', '.')}:// yet; it has memory://"):
         connect(f"{scheme}://127.0.0.1")

@@ -55,7 +55,7 @@ class KnownFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class FileRules:
     """What counts as a file, and as gone: ``layout`` is ``filedb`` or ``tree``, ``grace`` in seconds."""
 
     layout: str = "filedb"
@@ -83,9 +83,9 @@ class FileSet:
     Threads: one at a time; ``picture`` and ``problems`` are replaced as a whole and may be read by any.
     """
 
-    def __init__(self, roots: Sequence[str], settings: Settings) -> None:
+    def __init__(self, roots: Sequence[str], rules: FileRules) -> None:
         self._roots = [_Root(path) for path in roots]
-        self._settings = settings
+        self._rules = rules
         self._clock = time.monotonic
         #: All pairs, at revision 0 until the files were read for the first time. Replaced as a whole, never changed.
         self.picture = Picture(0, {})
@@ -138,7 +138,7 @@ class FileSet:
     def wrote(self, path: str, data: bytes, pairs: Mapping[str, bytes]) -> None:
         """Note that this process just replaced the file *path* of the first root by *data*, which has *pairs*."""
         signature = Signature.of(os.stat(path))
-        own = self._roots[0].files.setdefault(self._settings.own, KnownFile())
+        own = self._roots[0].files.setdefault(self._rules.own, KnownFile())
         own.pairs, own.signature, own.digest = dict(pairs), signature, _digest(data)
         own.racy_until, own.missing_since, own.problem = self._clock() + RACY, None, None
         self._look_again(RACY)
@@ -148,7 +148,7 @@ class FileSet:
     @property
     def own_pairs(self) -> Mapping[str, bytes]:
         """The pairs of the file that is written. Raises what keeps it from being read."""
-        own = self._roots[0].files.get(self._settings.own, KnownFile())
+        own = self._roots[0].files.get(self._rules.own, KnownFile())
         if own.problem is not None:
             raise own.problem
         return {} if own.pairs is None or own.missing_since is not None else own.pairs
@@ -160,7 +160,7 @@ class FileSet:
         except (StoreConnectionError, PermissionDenied) as error:
             if root.missing_since is None:
                 root.missing_since = now
-            if isinstance(error, PermissionDenied) or not root.seen or now - root.missing_since >= self._settings.grace:
+            if isinstance(error, PermissionDenied) or not root.seen or now - root.missing_since >= self._rules.grace:
                 raise
             self._look_again(SETTLE)
             return None
@@ -169,7 +169,7 @@ class FileSet:
 
     def _single(self, path: str) -> Walk:
         """Return the walk of a root that is a file."""
-        if self._settings.layout != "filedb" or not self._accepts(path):
+        if self._rules.layout != "filedb" or not self._accepts(path):
             raise StoreConnectionError(
                 f"{path} is a file: name a folder, or in the layout filedb a file that ends in {', '.join(SUFFIXES)}"
             )
@@ -179,11 +179,11 @@ class FileSet:
             raise unreadable(path, error) from error
 
     def _accepts(self, name: str) -> bool:
-        return self._settings.layout == "tree" or name.lower().endswith(SUFFIXES)
+        return self._rules.layout == "tree" or name.lower().endswith(SUFFIXES)
 
     def _take(self, root: _Root, found: Walk, now: float) -> None:
         """Bring the known files of *root* up to *found*."""
-        excluded = self._settings.excluded
+        excluded = self._rules.excluded
         for name, file in found.files.items():
             if excluded and os.path.realpath(file.path) == excluded:
                 continue
@@ -206,11 +206,11 @@ class FileSet:
             )
             if known.missing_since is None:
                 known.missing_since, self._dirty = now, True
-            if swapped or now - known.missing_since >= self._settings.grace:
+            if swapped or now - known.missing_since >= self._rules.grace:
                 del root.files[name]
                 self._dirty = True
             else:
-                self._look_again(known.missing_since + self._settings.grace - now)
+                self._look_again(known.missing_since + self._rules.grace - now)
         root.versions, root.folders_with_problems = versions, found.problems
 
     def _read(self, name: str, known: KnownFile, file: FoundFile, now: float) -> None:
@@ -218,10 +218,10 @@ class FileSet:
         same = known.signature == file.signature
         if same and not known.racy_until:
             return
-        if self._settings.layout == "tree" and not same and not self._is_settled(known, file, now):
+        if self._rules.layout == "tree" and not same and not self._is_settled(known, file, now):
             return
         try:
-            data, signature = _content(file.path, self._settings.max_bytes)
+            data, signature = _content(file.path, self._rules.max_bytes)
         except FileNotFoundError:
             self._overtaken = True
             return
@@ -250,7 +250,7 @@ class FileSet:
 
     def _parse(self, name: str, known: KnownFile, path: str, data: bytes, now: float) -> None:
         pairs = {name: data}
-        if self._settings.layout == "filedb":
+        if self._rules.layout == "filedb":
             try:
                 pairs = read_document(data, yaml=not path.lower().endswith(".json"))
             except DecodeError as error:
@@ -268,7 +268,7 @@ class FileSet:
         if known.unsettled is None or known.unsettled[0] != file.signature:
             known.unsettled = (file.signature, now)
         emptied = not file.signature.size and any((known.pairs or {}).values())
-        wait = known.unsettled[1] + (self._settings.grace if emptied else SETTLE) - now
+        wait = known.unsettled[1] + (self._rules.grace if emptied else SETTLE) - now
         if wait > 0:
             self._look_again(wait)
             return False
@@ -288,7 +288,7 @@ class FileSet:
 
     def _in_order(self) -> Iterator[tuple[str, KnownFile]]:
         """Yield each file with its path: the own file first, then by name; those that are missing come last."""
-        own = self._settings.own
+        own = self._rules.own
         listed = [
             (known.missing_since is not None, number > 0 or name != own or not own, number, name, known)
             for number, root in enumerate(self._roots)

@@ -12,7 +12,7 @@ from datasync.keyval.diff_stream import DiffStream, KnownPictures, PictureScan
 from datasync.keyval.driver import Scan, Stream
 from datasync.keyval.effects import net_effect
 from datasync.keyval.filedb.config import FileConfig, read_options
-from datasync.keyval.filedb.files import FileSet, Settings
+from datasync.keyval.filedb.files import FileRules, FileSet
 from datasync.keyval.filedb.looker import FilePictures, Looker, under
 from datasync.keyval.filedb.own_file import OwnFile
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, WriteOp
@@ -53,14 +53,14 @@ class FileStore(Store):
         self._guard = ForkGuard(self.name)
         written = config.status_path or (os.path.join(self._roots[0], config.write_file) if config.writable else "")
         self._own = OwnFile(written, config.lock_timeout, config.max_bytes) if written else None
-        settings = Settings(
+        rules = FileRules(
             layout=config.layout,
             grace=config.grace,
             max_bytes=config.max_bytes,
             excluded=self._own.path if self._own is not None and config.status_path else "",
             own=config.write_file if config.writable else "",
         )
-        self._looker = Looker(FileSet(self._roots, settings), config, self.name)
+        self._looker = Looker(FileSet(self._roots, rules), config, self.name)
         self._known = KnownPictures()
 
     @property

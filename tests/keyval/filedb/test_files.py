@@ -12,7 +12,7 @@ import pytest
 
 from datasync.errors import PermissionDenied, StoreConnectionError, StoreError
 from datasync.keyval.filedb import files as module
-from datasync.keyval.filedb.files import RACY, SETTLE, FileSet, Settings
+from datasync.keyval.filedb.files import RACY, SETTLE, FileRules, FileSet
 from tests.support.configmaps import ConfigMap
 
 
@@ -32,7 +32,7 @@ class Folder:
     def __init__(self, *paths: Path, layout: str = "filedb", own: str = "", excluded: str = "") -> None:
         self.path = paths[0]
         self.clock = Clock()
-        self.files = FileSet([str(path) for path in paths], Settings(layout=layout, own=own, excluded=excluded))
+        self.files = FileSet([str(path) for path in paths], FileRules(layout=layout, own=own, excluded=excluded))
         self.files._clock = self.clock
 
     def write(self, name: str, text: str | None = None, /, **values: object) -> None:
