@@ -23,6 +23,7 @@ import pytest
 from tests.benchmarks import (
     consumer,
     etcd,
+    file,
     growth,
     grpc,
     idle,
@@ -37,7 +38,7 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.harness import Bench, Result, measure
 
-MODULES = (local, consumer, memory, values, start, view, sqlite, grpc, rest, etcd, latency, idle)
+MODULES = (local, consumer, memory, values, start, view, sqlite, file, grpc, rest, etcd, latency, idle)
 BENCHES: dict[str, Bench] = {bench.name: bench for module in MODULES for bench in module.BENCHES}
 
 CURVES: dict[str, growth.Curve] = {curve.name: curve for curve in growth.CURVES}
