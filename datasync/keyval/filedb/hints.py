@@ -9,6 +9,7 @@ Source: contract C15; inotify(7).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 from collections.abc import Callable, Iterable
@@ -63,7 +64,7 @@ class Hints:
             self.alive = False
         except (OSError, RuntimeError) as error:  # the limits of inotify, or of threads
             self.alive = False
-            if not self._warned:
+            if not self._warned and getattr(error, "errno", 0) != errno.EBADF:  # EBADF: closed meanwhile
                 log.warning("%s is only polled for changes: no inotify watch: %s", self._name, error)
             self._warned = True
 
@@ -108,6 +109,7 @@ class Hints:
             os.write(self._wake_write, b"x")
 
     def _release(self) -> None:
+        self.alive = False
         descriptors = (self._inotify, self._wake_read, self._wake_write)
         self._inotify = self._wake_read = self._wake_write = -1
         for descriptor in descriptors:

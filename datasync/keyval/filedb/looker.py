@@ -118,6 +118,8 @@ class Looker:
         try:
             if self._followed and self._config.hints:
                 self._hints.watch(self._files.folders)  # before the look: what is written after it gives a hint
+                if self._closed:  # in the middle of that: what it started has no other end
+                    self._hints.close()
             self._files.look()
         finally:
             ended, cost = time.monotonic(), time.thread_time() - cost

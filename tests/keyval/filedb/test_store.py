@@ -199,6 +199,23 @@ def test_c15_two_hundred_streams_leave_nothing_behind(opened: OpenStore, folder:
         store.stream("", 1)
 
 
+def test_c15_a_store_that_is_closed_in_the_middle_of_a_look_leaves_no_watch(opened: OpenStore) -> None:
+    # given a store that is closed by another thread just before it starts its watch
+    store: Any = opened()
+    watch = store._looker._hints.watch
+
+    def close_and_watch(folders: list[str]) -> None:
+        store.close()
+        watch(folders)
+
+    store._looker._hints.watch = close_and_watch
+    store._looker.follow()
+    # when it looks / then nothing of the watch is left
+    store.check()
+    assert not [thread.name for thread in threading.enumerate() if "file-hints" in thread.name]
+    assert store._looker._hints.alive is False
+
+
 def test_many_streams_look_no_more_often_than_one(opened: OpenStore, folder: Path) -> None:
     # given a store with ten streams
     store: Any = opened()
