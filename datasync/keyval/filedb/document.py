@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from datasync.codecs.yaml_text import YamlCodec
 from datasync.errors import DecodeError, InvalidArgumentError
-from datasync.jsontext import read_json, write_json
+from datasync.jsontext import MAX_DEPTH, read_json, write_json
 
 #: Suffixes of the files that are read, in lower case.
 SUFFIXES = (".json", ".yaml", ".yml")
 
 _YAML = YamlCodec(json_words=True)
+_ENCODE = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 def read_document(data: bytes, *, yaml: bool) -> dict[str, bytes]:
@@ -46,7 +48,7 @@ def _pair(item: Any, form: str, path: str) -> tuple[str, bytes]:
         raise _misfit(form, path, "missing", 'it has no text "key"')
     if "value" in item:
         try:
-            return key, write_json(item["value"])
+            return key, _canonical(item["value"])
         except InvalidArgumentError as error:
             failure = _misfit(form, path, "invalid", str(error))
     else:
@@ -57,6 +59,17 @@ def _pair(item: Any, form: str, path: str) -> tuple[str, bytes]:
         except (TypeError, ValueError, binascii.Error):
             failure = _misfit(form, path, "invalid", f'the "base64" of the key {key[:80]!r} is not valid')
     raise failure  # outside the except block: the decoder's error may quote the value
+
+
+def _canonical(value: Any) -> bytes:
+    """Return what ``write_json`` returns, in a quarter of the time: *value* was read, so that most checks are done."""
+    try:
+        text = _ENCODE(value)
+        if text.count("[") + text.count("{") <= MAX_DEPTH:  # otherwise it may be too deep
+            return text.encode()
+    except (ValueError, RecursionError):  # also a lone surrogate
+        pass
+    return write_json(value)
 
 
 def _misfit(form: str, path: str, kind: str, text: str) -> DecodeError:

@@ -123,3 +123,17 @@ def test_a_canonical_json_value_is_written_as_json_that_others_read() -> None:
         {"key": "b", "base64": "eyJtdHUiOiAxNTAwfQ=="},
         {"key": "c", "base64": ""},
     ]
+
+
+@pytest.mark.parametrize(
+    "value", [json.loads("[" * depth + "]" * depth) for depth in (149, 150)] + [[[]] * 500, "[" * 500]
+)
+def test_a_value_of_many_brackets_is_read_unless_it_is_too_deep(value: object) -> None:
+    text = json.dumps({"data": [{"key": "a", "value": value}]}).encode()
+    assert json.loads(read_document(text, yaml=False)["a"]) == value
+
+
+def test_c16_half_of_a_surrogate_pair_is_an_error_in_both_forms() -> None:
+    for is_yaml in (True, False):
+        with pytest.raises(DecodeError):
+            read_document(b'{"data": [{"key": "a", "value": "\\ud800"}]}', yaml=is_yaml)
