@@ -99,7 +99,7 @@ class FileSet:
         self.recheck: float | None = None
         # True if known files have changed since the last merge; a swap may have overtaken the walk that found it.
         self._dirty = True
-        self._overtaken = False
+        self._overtaken = self._torn = False
         self._twice: dict[str, str] = {}
 
     @property
@@ -123,7 +123,15 @@ class FileSet:
                 if found is not None:
                     self._take(root, found, now)
             if not self._overtaken and not any(found is not None and found.outdated for _, found in walks):
+                if self._torn and any(found is None for _, found in walks):
+                    self._look_again(SETTLE)  # what was read before a root went away may be of two versions
+                    return
+                for root, found in walks:
+                    if found is not None:
+                        self._note_gone(root, found, now)
+                self._torn = False
                 break
+            self._torn = True
         else:
             self._look_again(SETTLE)  # files come and go faster than they are read
             if not self.revision:
@@ -195,6 +203,9 @@ class FileSet:
             if known.missing_since is not None:
                 known.missing_since, self._dirty = None, True
             self._read(name, known, file, now)
+
+    def _note_gone(self, root: _Root, found: Walk, now: float) -> None:
+        """Note which files of *root* are missing in *found*, and let go of those that are for longer than the grace."""
         gone = root.files.keys() - found.files.keys()
         versions = {name: version for name, (_, version) in found.versions.items()}
         for name in [name for name in gone if not _is_below(name, found.problems)]:

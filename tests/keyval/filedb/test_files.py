@@ -432,3 +432,31 @@ def test_the_order_of_many_looks_and_swaps_tears_nothing(tmp_path: Path) -> None
         mount.swap({"a.json": document(a=number), "b.json": document(b=number)})
         assert check()
     assert folder.files.revision == 50
+
+
+def test_a_folder_that_goes_away_while_a_swap_is_read_shows_neither_a_delete_nor_a_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a ConfigMap that is swapped, and whose folder goes away when it has been walked
+    mount = ConfigMap(tmp_path / "mount")
+    mount.swap({"a.json": document(a=1), "b.json": document(b=1), "c.json": document(c=1)})
+    folder = Folder(mount.path)
+    before = folder.look()
+    mount.swap({"a.json": document(a=2), "b.json": document(b=2)})
+    content = module._content
+
+    def content_and_move(path: str, limit: int) -> object:
+        found = content(path, limit)
+        if mount.path.exists():
+            mount.path.rename(tmp_path / "away")
+        return found
+
+    monkeypatch.setattr(module, "_content", content_and_move)
+    # when it is looked at / then the last picture stays, also at the next look
+    assert folder.look() == before
+    assert folder.look(0.1) == before
+    # and when the folder is back, the swap is one difference
+    monkeypatch.setattr(module, "_content", content)
+    (tmp_path / "away").rename(mount.path)
+    assert folder.look(0.1) == {"a": "2", "b": "2"}
+    assert folder.files.revision == 2
