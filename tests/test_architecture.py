@@ -62,7 +62,7 @@ EXTRAS = {
     "datasync.keyval.etcd": {"grpc", "yaml"},
     "datasync.keyval.redis": {"redis", "yaml"},
     "datasync.keyval.consul": {"urllib3", "yaml"},
-    "datasync.keyval.filedb": {"yaml", "watchdog"},
+    "datasync.keyval.filedb": {"yaml"},
     "datasync.messaging.kafka": {"confluent_kafka", "yaml"},
     "datasync.grpcsync": {"grpc"},
     "datasync.restsync": {"urllib3"},

@@ -34,7 +34,8 @@ def cli() -> None:
     """Read, write and watch a key-value store.
 
     URL is sqlite:///absolute/path, sqlite:relative/path, etcd://host:port,host:port, redis://host:port/DB,
-    consul://host:port or kafka://host:port/topic.
+    consul://host:port, kafka://host:port/topic, file:///absolute/folder or file:relative/folder (to write there, add
+    ?writable=true).
     """
     # Show warnings about faults from which the library recovers, such as an unreachable store.
     logging.basicConfig(level=logging.WARNING, format="datasync: %(message)s", stream=sys.stderr)

@@ -6,6 +6,7 @@ Source: contract C19.
 from __future__ import annotations
 
 import math
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -30,9 +31,15 @@ class YamlCodec:
     """YAML 1.1 as PyYAML's safe loader reads it, restricted to the values of JSON. It needs the extra ``yaml``.
 
     Names must be text, dates are read as text, and an alias is an error: a few lines of them can expand to gigabytes.
+
+    With *json_words*, a word without quotes is text unless JSON has the same one, or it is ``~``, ``True``, ``TRUE``,
+    ``False`` or ``FALSE``: the country ``NO``, the version ``1_0`` and the time ``12:30`` stay as they are.
     """
 
     name = "YAML"
+
+    def __init__(self, *, json_words: bool = False) -> None:
+        self._json_words = json_words
 
     def encode(self, value: Any) -> bytes:
         """Return *value* as YAML. Raises ``InvalidArgumentError`` as the JSON codec does, ``MissingExtraError``."""
@@ -43,7 +50,7 @@ class YamlCodec:
 
     def decode(self, data: bytes) -> Any:
         """Return the document. Raises ``DecodeError``, ``MissingExtraError``."""
-        yaml, loader, _ = _yaml()
+        yaml, loader, _ = _yaml(self._json_words)
         text = None
         try:
             text = decode(data)
@@ -67,8 +74,17 @@ def _offset(error: Exception, text: str | None) -> int:
     return sum(len(line) + 1 for line in lines[: mark.line]) + int(mark.column)
 
 
-@lru_cache(1)
-def _yaml() -> tuple[Any, Any, Any]:
+#: What a word without quotes means where only the words of JSON have a meaning: tag, pattern, first characters.
+_JSON_WORDS = (
+    ("null", r"(?:~|null|)\Z", ["~", "n", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)\Z", list("tTfF")),
+    ("int", r"-?(?:0|[1-9][0-9]*)\Z", list("-0123456789")),
+    ("float", r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?\Z", list("-0123456789")),
+)
+
+
+@lru_cache(2)
+def _yaml(json_words: bool = False) -> tuple[Any, Any, Any]:
     """Return PyYAML, and the loader and dumper of this codec."""
     try:
         import yaml
@@ -118,6 +134,10 @@ def _yaml() -> tuple[Any, Any, Any]:
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
+    if json_words:
+        JsonLoader.yaml_implicit_resolvers = {}
+        for name, pattern, first in _JSON_WORDS:
+            JsonLoader.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(pattern), first)
     JsonLoader.add_constructor("tag:yaml.org,2002:float", JsonLoader.construct_json_float)
     JsonLoader.add_constructor("tag:yaml.org,2002:map", JsonLoader.construct_json_map)
     return yaml, JsonLoader, PlainDumper

@@ -40,6 +40,7 @@ from datasync import (
 from datasync.examples.dataplane import INTERFACES, ROUTES, Dataplane, Item, new_item
 from datasync.examples.launch import ENDING, block_signals, launch
 from datasync.examples.netconf_pb2 import AgentStatus
+from datasync.keyval.types import Capability
 from datasync.kvdbsync.servicelabel import agent_prefix
 from datasync.runtime.threads import Worker
 
@@ -236,17 +237,28 @@ def follow(url: str, *, dataplane: Dataplane | None = None, report: Callable[[Re
     """Run an agent on the store at *url* until SIGINT or SIGTERM. It writes its status to the store."""
     block_signals()
     with connect(url) as store, Plugin(kv=store, prefix=agent_prefix()) as plugin:
+        lifetime = [with_client_lifetime_ttl()] if Capability.LEASE in store.capabilities else []
 
         def write_status(handled: Report) -> None:
             report(handled)
             try:
-                plugin.put(STATUS + agent.name, agent.status, with_client_lifetime_ttl())
+                plugin.put(STATUS + agent.name, agent.status, *lifetime)
             except DatasyncError as error:  # the event itself was handled
                 print(f"{agent.name}: the status was not written: {error}", file=sys.stderr)
 
         agent = NetworkAgent(plugin, dataplane, report=write_status)
         with running(agent):
             signal.sigwait(ENDING)
+        if not lifetime:
+            _delete_status(plugin, agent.name)
+
+
+def _delete_status(plugin: Plugin, name: str) -> None:
+    """Delete the status of an agent that ends, in a store that does not do so itself."""
+    try:
+        plugin.delete(STATUS + name)
+    except DatasyncError as error:
+        print(f"{name}: the status was not deleted: {error}", file=sys.stderr)
 
 
 def run(url: str) -> None:

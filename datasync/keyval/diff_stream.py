@@ -177,7 +177,8 @@ class DiffStream(Stream):
             yield self._next()
             while not self._cancelled:
                 if not self._source.wait(IDLE):
-                    yield None
+                    if not self._cancelled:
+                        yield None
                     continue
                 before = self._position
                 batch = self._next()

@@ -9,7 +9,7 @@ Source: cn-infra ``db/keyval``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import ClassVar, NamedTuple
 
@@ -137,6 +137,10 @@ class StoreDriver(Closable):
     @abstractmethod
     def name(self) -> str:
         """The location, for messages and thread names: a URL without user, password or options."""
+
+    def problems(self) -> Mapping[str, str]:
+        """Return the parts of the store that cannot be read, and why; of those the last known good state counts."""
+        return {}
 
     @abstractmethod
     def check(self) -> None:

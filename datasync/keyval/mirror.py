@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from queue import Queue
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -178,7 +179,7 @@ class StoreMirror(Closable, Generic[T]):
 
     def status(self) -> TransportStatus:
         """Return the status of the store and of the subscriptions (C18)."""
-        return self.registry.status()
+        return replace(self.registry.status(), problems=dict(self._kv.problems()))
 
     def wait_ready(self, timeout: float) -> None:
         """Wait until the store was read for the first time; raise ``NotReadyError`` with the last error otherwise."""

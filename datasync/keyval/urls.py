@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
-from datasync.errors import DatasyncError, InvalidArgumentError, MissingExtraError, UnsupportedError
+from datasync.errors import DatasyncError, InvalidArgumentError, MissingExtraError
 from datasync.keyval.api import Store
 
 
@@ -50,6 +50,7 @@ class DriverEntry(NamedTuple):
 DRIVERS: dict[str, DriverEntry] = {
     "memory": DriverEntry("datasync.keyval.memory:MemoryStore"),
     "sqlite": DriverEntry("datasync.keyval.sqlite.store:SQLiteStore"),
+    "file": DriverEntry("datasync.keyval.filedb.writable:WritableFileStore", "file"),
     "etcd": DriverEntry("datasync.keyval.etcd.store:EtcdStore", "etcd"),
     "redis": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis"),
     "rediss": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis"),
@@ -58,8 +59,6 @@ DRIVERS: dict[str, DriverEntry] = {
     "kafka": DriverEntry("datasync.msgsync.kafka_url:KafkaTopicStore", "kafka"),
     "consul": DriverEntry("datasync.keyval.consul.store:ConsulStore", "consul"),
 }
-#: Schemes of planned drivers.
-PLANNED = ("file",)
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?", re.DOTALL)
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\[\]:@\s]+))(?::([0-9]{1,5}))?")
@@ -160,10 +159,8 @@ def _query(scheme: str, text: str) -> dict[str, str]:
 def _load(scheme: str) -> Any:
     driver = DRIVERS.get(scheme)
     known = ", ".join(f"{name}://" for name in DRIVERS)
-    if driver is None and scheme in PLANNED:
-        raise UnsupportedError(f"this version of datasync has no driver for {scheme}:// yet; it has {known}")
     if driver is None:
-        hint = _did_you_mean(scheme, (*DRIVERS, *PLANNED), "://")
+        hint = _did_you_mean(scheme, DRIVERS, "://")
         raise InvalidArgumentError(f"unknown store scheme {scheme}://{hint}; known: {known}")
     module, _, name = driver.target.partition(":")
     try:

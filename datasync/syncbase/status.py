@@ -88,7 +88,8 @@ class SubscriptionStatus:
 @dataclass(frozen=True, slots=True)
 class TransportStatus:
     """One transport. ``silence`` is the seconds since the source was last read, None before the first time;
-    ``resyncs`` counts the RESYNCs of all subscriptions by reason."""
+    ``resyncs`` counts the RESYNCs of all subscriptions by reason. ``problems`` has the parts of the source that cannot
+    be read, such as a file, and why; of those the last known good state is served."""
 
     name: str
     state: TransportState
@@ -98,6 +99,7 @@ class TransportStatus:
     reconnects: int
     resyncs: Mapping[ResyncReason, int]
     subscriptions: Mapping[str, SubscriptionStatus]
+    problems: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
 
 class SourceHealth:

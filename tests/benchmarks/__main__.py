@@ -25,6 +25,7 @@ from tests.benchmarks import (
     consul,
     consumer,
     etcd,
+    file,
     growth,
     grpc,
     idle,
@@ -41,7 +42,7 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.harness import Bench, Result, measure
 
-STORES = (sqlite, etcd, redis, consul, kafka)
+STORES = (sqlite, file, etcd, redis, consul, kafka)
 MODULES = (local, bad_key, consumer, memory, values, start, view, grpc, rest, *STORES, latency, idle)
 BENCHES: dict[str, Bench] = {bench.name: bench for module in MODULES for bench in module.BENCHES}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import signal
 import subprocess
@@ -187,3 +188,22 @@ def _alive(pid: int) -> bool:
             return stat.read().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_it_tells_the_same_story_on_a_folder_of_files(tmp_path: Path) -> None:
+    # given a folder in which somebody else has a file
+    (tmp_path / "other.yaml").write_text("data: [{key: /other, value: 1}]")
+    # when the demo runs there
+    done = run("-m", "datasync", "demo", "--store", f"file:{tmp_path}?writable=true", timeout=90)
+    # then all but the expiry of a status works, and the demo leaves nothing of its own
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "9 checks passed" in done.stdout
+    assert (tmp_path / "other.yaml").exists()
+    assert json.loads((tmp_path / "datasync.json").read_text()) == {"data": []}
+
+
+def test_it_says_why_it_cannot_run_on_files_that_are_read_only(tmp_path: Path) -> None:
+    done = run("-m", "datasync", "demo", "--store", f"file:{tmp_path}")
+    assert done.returncode == 1
+    assert "read-only: open it with writable=true" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -29,11 +29,14 @@ SERVERS |= dict.fromkeys(("redis7", "valkey8", "sentinels", "redis_cluster"), "r
     params=[
         "memory",
         "sqlite",
+        "file",
         *(pytest.param(name, marks=getattr(pytest.mark, mark)) for name, mark in SERVERS.items()),
     ]
 )
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where an empty store is."""
+    if request.param == "file":
+        return f"file://{tmp_path}?writable=true"
     if request.param == "memory":
         return f"memory://{uuid4().hex}"
     if request.param in SERVERS:

@@ -353,8 +353,9 @@ def test_c11_without_a_queue_events_count_as_done(transport: Transport) -> None:
     if Trait.FOLLOWS in transport.traits:
         take(resync_queue).done()
     # when changes come
-    answers = [transport.commit({"k": str(number)}) for number in range(2)]
+    answers = []
     for number in range(2):
+        answers.append(transport.commit({"k": str(number)}))
         event = take(change_queue)
         assert told(event)[0][1] == str(number)
         event.done()

@@ -155,6 +155,7 @@ def _remote(module: str, kind: str) -> Callable[[], type[Transport]]:
 MADE: dict[str, tuple[Callable[[], type[Transport]], Callable[..., Transport]]] = {
     "local": (lambda: Local, lambda kind, folder: kind()),
     "memory": (lambda: Stored, lambda kind, folder: kind(f"memory://{uuid4().hex}")),
+    "file": (lambda: StoredWithoutHistory, lambda kind, folder: kind(f"file://{folder}?writable=true")),
     "sqlite": (lambda: Stored, lambda kind, folder: kind(f"sqlite://{folder}/store.db")),
     "grpc": (_remote("grpc", "OverGrpc"), lambda kind, folder: kind()),
     "topic": (_remote("topic", "OverMemoryTopic"), lambda kind, folder: kind()),

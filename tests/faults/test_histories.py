@@ -34,6 +34,11 @@ def test_c2_to_c13_a_history_over_sqlite(seed: int) -> None:
     check("sqlite", seed)
 
 
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_c2_to_c13_a_history_over_files_that_are_broken_swapped_and_moved(seed: int) -> None:
+    check("file", seed)
+
+
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_c4_c8_c9_a_history_of_callers_each_of_whom_gets_an_answer(seed: int) -> None:
     check("local", seed)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from datasync.errors import InvalidArgumentError, MissingExtraError, UnsupportedError
+from datasync.errors import InvalidArgumentError, MissingExtraError
 from datasync.keyval import DriverEntry, StoreURL, connect, parse_url, urls
 from datasync.keyval.memory import MemoryStore
 from datasync.keyval.sqlite import SQLiteStore
@@ -61,12 +61,6 @@ def test_c16_an_unknown_argument_is_named_with_those_that_are_known(tmp_path: Pa
 def test_c16_an_option_may_not_stand_in_both_places() -> None:
     with pytest.raises(InvalidArgumentError, match="history of memory:// is in the URL and in the arguments"):
         connect("memory://?history=5", history=6)
-
-
-@pytest.mark.parametrize("scheme", ["file"])
-def test_c16_a_driver_that_is_not_written_yet_is_said_to_be_missing(scheme: str) -> None:
-    with pytest.raises(UnsupportedError, match=f"no driver for {scheme.replace('+', '.')}:// yet; it has memory://"):
-        connect(f"{scheme}://127.0.0.1")
 
 
 def test_c16_a_missing_client_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

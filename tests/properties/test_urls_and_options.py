@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from datasync.errors import DatasyncError, InvalidArgumentError
 from datasync.keyval import StoreURL, connect, parse_url
-from datasync.keyval.urls import DRIVERS, PLANNED
+from datasync.keyval.urls import DRIVERS
 from datasync.options import (
     WithClientLifetimeTTLOpt,
     WithPrefixOpt,
@@ -30,7 +30,7 @@ names = st.from_regex(r"[a-z0-9][a-z0-9.-]{0,10}", fullmatch=True)
 addresses = st.ip_addresses(v=6).map(str)
 urls = st.builds(
     StoreURL,
-    st.sampled_from([*DRIVERS, *PLANNED, "other+one"]),
+    st.sampled_from([*DRIVERS, "other+one"]),
     st.lists(st.tuples(names | addresses, ports), max_size=3).map(tuple),
     st.none() | words,
     st.none() | words,

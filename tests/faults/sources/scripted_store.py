@@ -234,6 +234,7 @@ class FaultyStore(Store):
         self.faults = faults
         # the capabilities of the wrapped store
         self.capabilities = inner.capabilities  # type: ignore[misc]
+        self.resumes = inner.resumes
 
     @property
     def name(self) -> str:

@@ -152,6 +152,7 @@ SOURCES: dict[str, str] = {
     "etcd-nginx": "tests.faults.sources.etcd_between:EtcdNginxSource",
     "etcd-proxy": "tests.faults.sources.etcd_between:EtcdProxySource",
     "etcd-secure": "tests.faults.sources.etcd_secure:EtcdSecureSource",
+    "file": "tests.faults.sources.file:FileSource",
     "grpc": "tests.faults.sources.grpc:GrpcSource",
     "grpc-nginx": "tests.faults.sources.grpc_nginx:GrpcNginxSource",
     "kafka": "tests.faults.sources.kafka:KafkaSource",
