@@ -252,7 +252,15 @@ class UnsupportedError(StoreError):
 
 
 class UnknownOutcome(StoreError):
-    """A write got no response: it may or may not have been applied. It is not repeated automatically."""
+    """A write got no response: it may or may not have been applied. It is not repeated automatically.
+
+    *token* identifies the commit in stores that keep one: ``store.committed(error.token)`` tells later whether it was
+    applied. It is empty where a store or transport has none.
+    """
+
+    def __init__(self, message: str, token: str = "") -> None:
+        super().__init__(message)
+        self.token = token
 
 
 class MessagingError(DatasyncError):

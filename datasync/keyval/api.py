@@ -38,6 +38,16 @@ class Store(StoreDriver):
         """Become a candidate for leader under *prefix*; raises ``UnsupportedError`` in a store without elections."""
         raise UnsupportedError(f"{self.name} has no elections; etcd:// has")
 
+    def committed(self, token: str) -> bool:
+        """Tell whether the commit of *token*, that of an ``UnknownOutcome``, was applied. The answer is final.
+
+        Raises:
+          CompactedError: The commit, if it was applied, is no longer in the history of the store.
+          InvalidArgumentError: *token* is not a token.
+          UnsupportedError: The store keeps no tokens.
+        """
+        raise UnsupportedError(f"{self.name} keeps no tokens: read the key to see whether the write was applied")
+
     def compact(self, revision: int | None = None) -> Any:
         """Forget the history up to *revision*; raises ``UnsupportedError`` in a store that cannot."""
         raise UnsupportedError(f"{self.name} cannot compact its history")

@@ -9,11 +9,12 @@ from heapq import heappop, heappush
 from typing import ClassVar, NamedTuple
 
 from datasync.commits import Batch, Commit
-from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError
+from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, UnknownOutcome
 from datasync.keyval.api import Store
 from datasync.keyval.driver import Scan, Stream
 from datasync.keyval.effects import net_effect
 from datasync.keyval.embedded import SharedByKey, check_position, check_setting
+from datasync.keyval.positions import check_remembered, check_token, new_token
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, RewoundError, WriteOp
 from datasync.keyval.urls import StoreURL
 from datasync.runtime import boot_clock
@@ -51,6 +52,8 @@ class _SharedData:
         self.entries: dict[str, _Entry] = {}
         self.deadlines: list[tuple[float, str]] = []
         self.commits: deque[Commit] = deque()
+        #: Of the commits of callers that are in the history: token to revision, oldest first.
+        self.tokens: dict[str, int] = {}
         self.revision = self.oldest = 1
 
     def record(self, effect: dict[str, PutOp | None], owner: object | None) -> None:
@@ -71,7 +74,12 @@ class _SharedData:
 
     def forget(self, history: int) -> None:
         while len(self.commits) > history:
-            self.oldest = self.commits.popleft().revision
+            self.forget_first()
+
+    def forget_first(self) -> None:
+        self.oldest = self.commits.popleft().revision
+        while self.tokens and next(iter(self.tokens.values())) < self.oldest:
+            del self.tokens[next(iter(self.tokens))]
 
     def expire(self) -> None:
         """Delete the expired keys as one commit. No timer calls this: each access to the data does."""
@@ -111,6 +119,8 @@ class MemoryStore(Store):
         self._history = history
         self._closed = False
         self._failure: DatasyncError | None = None
+        # What becomes of the next commit, whose response is lost; None: nothing is lost.
+        self._lost: bool | None = None
         self._data = _shared_data.get(name) if name else _SharedData()
         # The count at the last scan; guarded by the data's lock.
         self._losses = self._data.losses
@@ -148,9 +158,15 @@ class MemoryStore(Store):
                 entry = data.entries.get(condition.key)
                 if (None if entry is None else entry.value) != condition.value:
                     return CommitResult(False, data.revision, 0)
-            effect = net_effect(ops, data.entries.__contains__, data.under)
-            data.record(effect, self._owner)
-            data.forget(self._history)
+            token = new_token(data.revision)
+            lost, self._lost = self._lost, None
+            if lost is not False:
+                effect = net_effect(ops, data.entries.__contains__, data.under)
+                data.record(effect, self._owner)
+                data.tokens[token] = data.revision
+                data.forget(self._history)
+            if lost is not None:
+                raise UnknownOutcome(f"{self._name}: the response was lost; the commit may have been applied", token)
             return CommitResult(True, data.revision, sum(op is None for op in effect.values()))
 
     def stream(self, prefix: str, after: int) -> Stream:
@@ -170,12 +186,19 @@ class MemoryStore(Store):
             data.forget(self._history)
             data.changed.notify_all()
 
+    def committed(self, token: str) -> bool:
+        check_token(token)
+        with self._open() as data:
+            if token not in data.tokens:
+                check_remembered(token, data.oldest, self._name)
+            return token in data.tokens
+
     def compact(self, revision: int | None = None) -> None:
         """Drop the history up to *revision*, by default the current one. Streams behind it must list again."""
         with self._open() as data:
             limit = data.revision if revision is None else min(revision, data.revision)
             while data.commits and data.commits[0].revision <= limit:
-                data.oldest = data.commits.popleft().revision
+                data.forget_first()
             data.changed.notify_all()
 
     def rewind(self) -> None:
@@ -189,6 +212,11 @@ class MemoryStore(Store):
         with self._data.changed:
             self._failure = error
             self._data.changed.notify_all()
+
+    def lose_response(self, *, applied: bool) -> None:
+        """Let the next commit raise ``UnknownOutcome``, whether it was *applied* or not. For tests."""
+        with self._data.changed:
+            self._lost = applied
 
     def _open(self) -> _OpenData:
         self._guard.check()

@@ -29,6 +29,7 @@ from datasync.errors import (
 )
 from datasync.keyval import Batch, DeleteOp, PutOp, RewoundError, connect
 from datasync.keyval.sqlite import SQLiteStore, schema, tables
+from datasync.keyval.sqlite.store import _Transaction
 from datasync.keyval.sqlite.tables import PAGE, TRIM_EVERY
 from datasync.options import with_client_lifetime_ttl, with_ttl
 from datasync.runtime import boot_clock
@@ -130,7 +131,7 @@ FOREIGN = {
     "is not an SQLite database": lambda path: path.write_bytes(b"key: value\n"),
     "is not an SQLite database; it was": lambda path: path.write_bytes(b"SQLite format 3\0"),
     "belongs to another application": other_application,
-    "has format 99, this version of datasync reads format 2": newer_format,
+    "has format 99, this version of datasync reads format 3": newer_format,
     "is a directory": lambda path: path.mkdir(),
 }
 
@@ -266,8 +267,11 @@ def test_c17_a_commit_that_the_disk_did_not_answer_has_an_unknown_outcome(store:
         def execute(self, statement: str) -> None:
             raise sqlite3.OperationalError("disk I/O error")
 
-    with pytest.raises(UnknownOutcome, match="may have been applied"):
-        store._end(Failing(), 1, 2)  # type: ignore[arg-type]
+    now = _Transaction(Failing(), 1, 2, "1-token")  # type: ignore[arg-type]
+
+    with pytest.raises(UnknownOutcome, match="may have been applied") as caught:
+        store._end(now)
+    assert caught.value.token == "1-token"
 
 
 def test_a_damaged_file_says_what_to_do(path: Path) -> None:

@@ -256,6 +256,7 @@ def make_format_1(path: Path) -> None:
         for (name,) in other.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             other.execute(f"DROP TRIGGER {name}")
         other.execute("UPDATE kv SET deadline = 1 WHERE ttl IS NOT NULL")  # by a clock that was suspended for long
+        other.execute("ALTER TABLE history DROP COLUMN token")
         other.execute("PRAGMA user_version = 1")
 
 

@@ -216,7 +216,7 @@ def test_c16_the_command_refuses_a_key_that_is_no_text(tmp_path: Path, capsys: p
         "UPDATE kv SET deadline = 'soon'",
         "UPDATE log SET key = x'fe'",
         "UPDATE log SET value = 7",
-        "INSERT INTO history VALUES (9223372036854775807, 1, 0, 0)",
+        "INSERT INTO history VALUES (9223372036854775807, 1, 0, 0, 'x')",
         "INSERT INTO lease VALUES (5, 'x')",
         "DROP TABLE kv",
         "ALTER TABLE kv RENAME COLUMN value TO content",

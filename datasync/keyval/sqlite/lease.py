@@ -6,8 +6,8 @@ import random
 import sqlite3
 from collections.abc import Mapping
 from itertools import islice
-from typing import NamedTuple
 
+from datasync.keyval.positions import Position
 from datasync.keyval.sqlite import tables
 from datasync.keyval.types import PutOp
 from datasync.runtime import boot_clock
@@ -17,18 +17,6 @@ log = get_logger(__name__)
 
 #: Keys of a lost lease that are put again in one transaction: others wait no longer than for these.
 BATCH = 10_000
-
-
-class Position(NamedTuple):
-    """A commit, by which a renewal recognises that the file went back in time, or is another one."""
-
-    generation: int
-    revision: int
-    at: float | None
-
-
-def position_of(connection: sqlite3.Connection, revision: int, generation: int) -> Position:
-    return Position(generation, revision, tables.commit_time(connection, revision))
 
 
 class StoreLease:
@@ -56,7 +44,7 @@ class StoreLease:
         # Key to value, also of those that are still to be put again.
         self._owned: dict[str, bytes] = {}
         # The last commit of this store, and the one at which it was last known which keys are bound.
-        self._position = self._checked = Position(0, 0, None)
+        self._position = self._checked = Position(0)
 
     @property
     def due(self) -> bool:
@@ -89,7 +77,7 @@ class StoreLease:
         if not self._set_deadline(connection, self._extended_at):
             connection.execute("INSERT INTO lease VALUES (?, ?)", (self.id, self._extended_at + self.ttl))
         elif (
-            self._checked == position_of(connection, current, generation)
+            self._checked == tables.position_of(connection, current, generation)
             and not self._more
             and not self.went_back(connection, current, generation)
         ):
@@ -101,7 +89,7 @@ class StoreLease:
         again = islice(lost.items(), BATCH if self._more else None)
         puts = {key: PutOp(key, value, client_lifetime=True) for key, value in again}
         current = tables.write(connection, puts, current=current, lease=self.id)
-        self._checked = position_of(connection, current, generation)
+        self._checked = tables.position_of(connection, current, generation)
         return current
 
     def end(self, connection: sqlite3.Connection, current: int) -> int:
@@ -139,7 +127,7 @@ class StoreLease:
         known = self._position
         if not self._owned:
             return False
-        if generation != known.generation or current < known.revision:
+        if generation != known.epoch or current < known.revision:
             return True
-        at = tables.commit_time(connection, known.revision)
-        return at is not None and at != known.at  # None: the history was trimmed
+        token = tables.position_of(connection, known.revision, generation).token
+        return bool(token) and token != known.token  # none: the history was trimmed

@@ -43,8 +43,8 @@ class SQLiteScan(Scan):
             with self._connection.use("read") as connection:
                 connection.execute("BEGIN")
                 self.revision = tables.bounds(connection).current
-                self.commit_time = tables.commit_time(connection, self.revision)
                 self.generation = database.generation
+                self.position = tables.position_of(connection, self.revision, self.generation)
                 select = f"SELECT key, {value} AS value, revision FROM kv WHERE key >= ? AND key < ? ORDER BY key"
                 rows, self._complete = _first_rows(connection.execute(select, limits))
                 self._first = tables.pairs(rows)

@@ -15,8 +15,11 @@ from datasync.runtime import boot_clock
 #: "dsKV", in the header field that identifies the application of an SQLite file.
 APPLICATION_ID = 0x64734B56
 #: Version of the schema. Version 1 had no triggers, and the times of a clock that stops while a machine is suspended.
-FORMAT = 2
-_READABLE = (1, FORMAT)
+#: Version 2 had no tokens.
+FORMAT = 3
+_READABLE = (1, 2, FORMAT)
+# A store writes the token of its caller; this is one for everybody else.
+_TOKEN = "lower(hex(randomblob(8)))"
 
 _SCHEMA = """
 CREATE TABLE kv (key BLOB PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL,
@@ -27,19 +30,20 @@ CREATE TABLE lease (id INTEGER PRIMARY KEY, deadline REAL NOT NULL);
 CREATE TABLE log (revision INTEGER, place INTEGER, key BLOB NOT NULL, value BLOB,
                   PRIMARY KEY (revision, place)) WITHOUT ROWID;
 -- One row per commit. bytes: size of the log up to here. expiry: 1 for a commit of keys whose TTL has passed, the id of
--- a lease for a commit of the keys of this lease, which was over.
-CREATE TABLE history (revision INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, at REAL NOT NULL, expiry INTEGER NOT NULL);
+-- a lease for a commit of the keys of this lease, which was over. token: random, identifies the commit.
+CREATE TABLE history (revision INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, at REAL NOT NULL, expiry INTEGER NOT NULL,
+                      token TEXT NOT NULL DEFAULT '');
 CREATE TABLE boot (id TEXT NOT NULL);
 """
 
 
 _NEXT = "(SELECT max(revision) + 1 FROM history)"
 _BY_OTHERS = f"NOT EXISTS (SELECT 1 FROM log WHERE revision >= {_NEXT})"
-# The time of a commit identifies it, and SQL does not know the clock: it is the last one and a random part of 1 ms.
-_COMMIT = """
+# SQL does not know the clock: the time of the last commit stands for the present.
+_COMMIT = f"""
   INSERT INTO history SELECT revision + 1,
       bytes + (SELECT sum(length(key) + ifnull(length(value), 0) + 32) FROM log WHERE log.revision > history.revision),
-      at + (random() & 1048575) / 1e9, 0
+      at, 0, {_TOKEN}
     FROM history ORDER BY revision DESC LIMIT 1;
 END"""
 # Other tools write text, and any revision: stores read bytes. A text is another key than its bytes until it is one.
@@ -60,9 +64,9 @@ _TRIGGERS = {
   DELETE FROM history WHERE revision < min(OLD.revision, (SELECT max(revision) FROM history));
 END""",
     # Streams find that the revision went back. A log without a history would look like a commit that is being written.
-    "history_deleted": """AFTER DELETE ON history
+    "history_deleted": f"""AFTER DELETE ON history
 WHEN OLD.revision > ifnull((SELECT max(revision) FROM history), 0) BEGIN
-  INSERT INTO history SELECT 1, 0, OLD.at + (random() & 1048575) / 1e9, 0 WHERE NOT EXISTS (SELECT 1 FROM history);
+  INSERT INTO history SELECT 1, 0, OLD.at, 0, {_TOKEN} WHERE NOT EXISTS (SELECT 1 FROM history);
   DELETE FROM log WHERE revision > (SELECT max(revision) FROM history);
 END""",
 }
@@ -76,7 +80,7 @@ def create_tables(connection: sqlite3.Connection) -> None:
         if not header(connection):  # otherwise another process was faster
             for statement in [*_SCHEMA.split(";"), *_CREATE.values()]:
                 connection.execute(statement)
-            connection.execute("INSERT INTO history VALUES (1, 0, ?, 0)", (boot_clock.now(),))
+            connection.execute(f"INSERT INTO history VALUES (1, 0, ?, 0, {_TOKEN})", (boot_clock.now(),))
             connection.execute("INSERT INTO boot VALUES (?)", (boot_id(),))
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {FORMAT}")
@@ -109,6 +113,8 @@ def update(connection: sqlite3.Connection) -> bool:
       True if a trigger of this format was missing.
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if "token" not in [row[1] for row in connection.execute("PRAGMA table_info(history)")]:
+        connection.execute("ALTER TABLE history ADD COLUMN token TEXT NOT NULL DEFAULT ''")
     missing = _missing(connection)
     for name in missing:
         connection.execute(f"DROP TRIGGER IF EXISTS {name}")
@@ -116,7 +122,8 @@ def update(connection: sqlite3.Connection) -> bool:
     if missing:
         # Nobody logged what others changed meanwhile: a revision after which the history starts makes all list again.
         connection.execute(
-            "INSERT INTO history SELECT revision + 1, bytes, ?, 0 FROM history ORDER BY revision DESC LIMIT 1",
+            f"INSERT INTO history SELECT revision + 1, bytes, ?, 0, {_TOKEN} FROM history"
+            " ORDER BY revision DESC LIMIT 1",
             (boot_clock.now(),),
         )
         connection.execute("DELETE FROM history WHERE revision < (SELECT max(revision) FROM history)")

@@ -18,10 +18,11 @@ from datasync.keyval.api import Store
 from datasync.keyval.driver import Scan, Stream
 from datasync.keyval.effects import net_effect
 from datasync.keyval.embedded import check_setting
+from datasync.keyval.positions import Positions, check_remembered, check_token, new_token
 from datasync.keyval.sqlite import overdue, tables
 from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
-from datasync.keyval.sqlite.lease import StoreLease, position_of
+from datasync.keyval.sqlite.lease import StoreLease
 from datasync.keyval.sqlite.overdue import OverdueLeases
 from datasync.keyval.sqlite.scan import SQLiteScan
 from datasync.keyval.sqlite.stream import SQLiteStream
@@ -57,6 +58,8 @@ class _Transaction:
     connection: sqlite3.Connection
     before: int
     current: int
+    #: Identifies the commit of the caller; one that only deletes what has expired, or renews a lease, has none.
+    token: str = ""
     #: The changed keys, of which the lease notes its own.
     effect: Mapping[str, PutOp | None] = field(default_factory=dict)
 
@@ -134,7 +137,7 @@ class SQLiteStore(Store):
         self._streams: weakref.WeakSet[SQLiteStream] = weakref.WeakSet()
         # The generation of the file that was last listed, and the first revision that was read from it.
         self._read_from = (0, 0)
-        self._commit_times = tables.CommitTimes()
+        self._positions = Positions()
 
     @classmethod
     def from_url(cls, url: StoreURL, **options: Any) -> SQLiteStore:
@@ -178,7 +181,7 @@ class SQLiteStore(Store):
             due = tables.bounds(connection).due
         self._settle(due)
         scan = SQLiteScan(self._database, prefix, keys_only)
-        self._commit_times.note(scan.revision, scan.commit_time)
+        self._positions.note(scan.position)
         with self._lock:
             if self._read_from[0] != scan.generation:
                 self._read_from = (scan.generation, scan.revision)
@@ -192,6 +195,7 @@ class SQLiteStore(Store):
         give_up = time.monotonic() + overdue.PATIENCE
         while True:
             with self._transaction() as now:
+                now.token = new_token(now.before)
                 result = self._commit(now, ops, conditions, leased=leased)
             # A condition that does not hold may depend on a key whose owner is gone.
             if result.succeeded or not self._overdue.in_doubt or time.monotonic() >= give_up:
@@ -207,7 +211,7 @@ class SQLiteStore(Store):
         if not all(_holds(connection, condition) for condition in conditions):
             return CommitResult(False, now.current, 0)
         effect = net_effect(ops, partial(tables.key_exists, connection), partial(tables.keys_under, connection))
-        now.current = tables.write(connection, effect, current=now.current, lease=self._lease.id)
+        now.current = tables.write(connection, effect, current=now.current, lease=self._lease.id, token=now.token)
         now.effect = effect
         return CommitResult(True, now.current, sum(op is None for op in effect.values()))
 
@@ -224,7 +228,7 @@ class SQLiteStore(Store):
                 prefix,
                 after,
                 generation=generation,
-                commit_times=self._commit_times,
+                positions=self._positions,
                 poll_interval=self._poll_interval,
                 reap=self._reap,
             )
@@ -246,6 +250,17 @@ class SQLiteStore(Store):
             self._end_lease()
         self._writing.close()
         self._reading.close()
+
+    def committed(self, token: str) -> bool:
+        check_token(token)
+        self._ready()
+        # As a writer: a commit that is being written has ended by then.
+        with self._transaction() as now:
+            found = tables.has_token(now.connection, token)
+            oldest = tables.bounds(now.connection).oldest
+        if not found:
+            check_remembered(token, oldest, self.name)
+        return found
 
     def compact(self, revision: int | None = None) -> None:
         """Drop the history up to *revision*, by default the current one. Streams behind it must list again."""
@@ -296,23 +311,26 @@ class SQLiteStore(Store):
                 now.current = self._lease.renew(connection, now.current, self._database.generation)
             yield now
             self._lease.extend(connection)
-            position = position_of(connection, now.current, self._database.generation)
-            self._end(connection, now.before, now.current)
+            position = tables.position_of(connection, now.current, self._database.generation)
+            self._end(now)
             self._lease.committed(now.effect, position)
 
-    def _end(self, connection: sqlite3.Connection, before: int, after: int) -> None:
-        trims = after // tables.TRIM_EVERY > before // tables.TRIM_EVERY
+    def _end(self, now: _Transaction) -> None:
+        connection = now.connection
+        trims = now.current // tables.TRIM_EVERY > now.before // tables.TRIM_EVERY
         if trims:
             tables.trim(connection, age=self._age, size=self._bytes)
         try:
             connection.execute("COMMIT")
         except sqlite3.OperationalError as error:
             if "I/O" in str(error):
-                raise UnknownOutcome(f"the disk of {self._path} failed: the commit may have been applied") from error
+                text = f"the disk of {self._path} failed: the commit may have been applied"
+                raise UnknownOutcome(text, now.token) from error
             raise
         if self._writing.displaced():
-            raise UnknownOutcome(f"the files of {self._path} were removed meanwhile: the commit may be lost")
-        if after > before:
+            text = f"the files of {self._path} were removed meanwhile: the commit may be lost"
+            raise UnknownOutcome(text, now.token)
+        if now.current > now.before:
             self._database.commit_signal.wake()
         if trims:
             self._look_at_log(connection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 
@@ -9,6 +10,7 @@ from datasync.commits import Batch
 from datasync.errors import ClosedError, DatasyncError, StoreError
 from datasync.keyval.driver import Stream
 from datasync.keyval.embedded import check_position
+from datasync.keyval.positions import Position, Positions
 from datasync.keyval.sqlite import tables
 from datasync.keyval.sqlite.connection import SharedConnection
 from datasync.keyval.sqlite.database import Database
@@ -38,7 +40,7 @@ class SQLiteStream(Stream):
         after: int,
         *,
         generation: int,
-        commit_times: tables.CommitTimes,
+        positions: Positions,
         poll_interval: float,
         reap: Callable[[], object],
     ) -> None:
@@ -47,9 +49,8 @@ class SQLiteStream(Stream):
         self._guard = ForkGuard(f"a stream of {database.path}")
         self._generation = generation
         self._prefix = prefix
-        self._position = after
-        self._commit_times = commit_times
-        self._commit_time = commit_times.of(after)
+        self._positions = positions
+        self._position = positions.of(after) or Position(after, epoch=generation)
         self._poll_interval = poll_interval
         self._reap = reap
         self._cancelled = self._abandoned = self._failed = False
@@ -71,14 +72,14 @@ class SQLiteStream(Stream):
 
     def __iter__(self) -> Iterator[Batch | None]:
         try:
-            first, yielded = True, time.monotonic()
+            first, yielded, reached = True, time.monotonic(), self._position.revision
             while not self._cancelled:
                 wakes = self._database.commit_signal.count
                 batch, more = self._poll()
                 now = time.monotonic()
-                if first or (batch is not None and batch.revision > self._position):
+                if first or (batch is not None and batch.revision > reached):
                     first, yielded = False, now
-                    self._position = self._position if batch is None else batch.revision
+                    reached = reached if batch is None else batch.revision
                     yield batch
                 elif now - yielded >= IDLE:
                     yielded = now
@@ -91,7 +92,7 @@ class SQLiteStream(Stream):
                 raise
         finally:
             # The collector may run this inside of anything: no lock is waited for.
-            self._commit_times.note(self._position, self._commit_time)
+            self._positions.note(self._position)
             self._connection.discard()
 
     def _poll(self) -> tuple[Batch | None, bool]:
@@ -110,12 +111,12 @@ class SQLiteStream(Stream):
             self._database.prepare(connection)
             connection.execute("BEGIN")  # reads bounds and commits at the same revision
             oldest, current, self._due = tables.bounds(connection)
-            check_position(self._database.path, self._position, oldest, current)
-            found = tables.commit_time(connection, self._position)
-            if self._commit_time is not None and found != self._commit_time:  # an older copy that has grown since
-                raise RewoundError(f"{self._database.path}: revision {self._position} has changed since it was read")
-            batch, more = tables.commits(connection, self._prefix, self._position, current)
-            self._commit_time = tables.commit_time(connection, batch.revision)  # of the caller's next position
+            after = self._position.revision
+            check_position(self._database.path, after, oldest, current)
+            # An older copy may have grown since.
+            self._position.check(self._position_of(connection, after), self._database.path)
+            batch, more = tables.commits(connection, self._prefix, after, current)
+            self._position = self._position_of(connection, batch.revision)
             connection.execute("COMMIT")
             if not more:
                 self._seen = seen
@@ -132,6 +133,9 @@ class SQLiteStream(Stream):
             if not self._failed:
                 log.warning("%s: expired keys could not be deleted yet: %s", self._database.path, error)
             self._failed = True
+
+    def _position_of(self, connection: sqlite3.Connection, revision: int) -> Position:
+        return tables.position_of(connection, revision, self._generation)
 
     def _check_generation(self) -> None:
         if self._database.generation != self._generation:

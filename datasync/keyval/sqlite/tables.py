@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from datasync.commits import Batch, Commit
 from datasync.errors import InvalidArgumentError
+from datasync.keyval.positions import Position, new_token
 from datasync.keyval.types import KeyValue, PutOp
 from datasync.runtime import boot_clock
 
@@ -21,8 +22,6 @@ from datasync.runtime import boot_clock
 PAGE = 1000
 #: The history is trimmed when the revision passes a multiple of this.
 TRIM_EVERY = 64
-#: Revisions whose commit times a store remembers: enough for all readers that are between two streams.
-MAX_COMMIT_TIMES = 256
 
 #: What the history says of a commit of keys whose TTL has passed. That of the keys of a lease has the lease's id.
 _TTL = 1
@@ -50,32 +49,19 @@ def bounds(connection: sqlite3.Connection) -> Bounds:
     return Bounds(oldest, current, due)
 
 
-def commit_time(connection: sqlite3.Connection, revision: int) -> float | None:
-    """Return the time of the commit at *revision*, which identifies it; None after it was trimmed."""
-    row = connection.execute("SELECT at FROM history WHERE revision = ?", (revision,)).fetchone()
-    return None if row is None else float(row[0])
+def position_of(connection: sqlite3.Connection, revision: int, generation: int) -> Position:
+    """Return the position of *revision*, without a token after that was trimmed."""
+    row = connection.execute("SELECT token FROM history WHERE revision = ?", (revision,)).fetchone()
+    if row is None:
+        return Position(revision, epoch=generation)
+    if type(row[0]) is not str:
+        raise TypeError  # as in bounds
+    return Position(revision, row[0], generation)
 
 
-class CommitTimes:
-    """The commit times of recently read revisions, which differ if another file was copied here.
-
-    Threads: any; takes no lock, because a stream that is collected calls it. Each step is atomic.
-    """
-
-    def __init__(self) -> None:
-        self._times: dict[int, float] = {}
-
-    def note(self, revision: int, found: float | None) -> None:
-        """Remember the commit time that was read for *revision*."""
-        self._times.pop(revision, None)
-        if found is not None:
-            self._times[revision] = found
-        for oldest in list(self._times)[:-MAX_COMMIT_TIMES]:
-            self._times.pop(oldest, None)
-
-    def of(self, revision: int) -> float | None:
-        """Return the remembered commit time of *revision*, or None."""
-        return self._times.get(revision)
+def has_token(connection: sqlite3.Connection, token: str) -> bool:
+    """Return True if the history has a commit with *token*."""
+    return connection.execute("SELECT 1 FROM history WHERE token = ?", (token,)).fetchone() is not None
 
 
 def encode(key: str) -> bytes:
@@ -119,8 +105,12 @@ def write(
     current: int,
     lease: int | None = None,
     expiry: int = 0,
+    token: str = "",
 ) -> int:
-    """Write *effect*, unless it is empty, as the commit after *current*, to tables and log. Return its revision."""
+    """Write *effect*, unless it is empty, as the commit after *current*, to tables and log. Return its revision.
+
+    *token* is that of the caller; a commit of the store's own gets another one.
+    """
     if not effect:
         return current
     revision, now = current + 1, boot_clock.now()
@@ -142,8 +132,8 @@ def write(
     connection.executemany("INSERT OR REPLACE INTO kv VALUES (?, ?, ?, ?, ?, ?)", puts)
     size = sum(len(key) + len(value or b"") + _ROW_BYTES for _, _, key, value in logged)
     connection.execute(
-        "INSERT INTO history SELECT ?, bytes + ?, ?, ? FROM history WHERE revision = ?",
-        (revision, size, now, expiry, current),
+        "INSERT INTO history SELECT ?, bytes + ?, ?, ?, ? FROM history WHERE revision = ?",
+        (revision, size, now, expiry, token or new_token(current), current),
     )
     return revision
 

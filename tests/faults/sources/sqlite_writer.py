@@ -26,10 +26,10 @@ class InterruptedStore(SQLiteStore):
 
     stands_still = False
 
-    def _end(self, connection: sqlite3.Connection, before: int, after: int) -> None:
+    def _end(self, now: Any) -> None:
         if self.stands_still:
             interrupt()
-        super()._end(connection, before, after)
+        super()._end(now)
 
 
 class Writer:

@@ -35,7 +35,7 @@ CHANGES = (
     "UPDATE log SET key = x'fe' WHERE place = 0",
     "DELETE FROM history",
     "DELETE FROM history WHERE revision > 1",
-    "INSERT INTO history VALUES (9223372036854775807, 1, 0, 0)",
+    "INSERT INTO history VALUES (9223372036854775807, 1, 0, 0, 'x')",
     "UPDATE history SET bytes = 'many'",
     "UPDATE history SET at = 'once'",
     "DELETE FROM boot",
