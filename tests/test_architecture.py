@@ -37,6 +37,7 @@ FLOORS = {
     "datasync.keyval.memory": 2,
     "datasync.keyval.sqlite": 2,
     "datasync.keyval.etcd": 2,
+    "datasync.keyval.postgres": 2,
     "datasync.keyval.redis": 2,
     "datasync.keyval.consul": 2,
     "datasync.keyval.filedb": 2,
@@ -56,6 +57,7 @@ FLOORS = {
 CORE_DEPENDENCIES = {"google"}
 EXTRAS = {
     "datasync.keyval.etcd": {"grpc", "yaml"},
+    "datasync.keyval.postgres": {"psycopg"},
     "datasync.keyval.redis": {"redis"},
     "datasync.keyval.consul": {"consul"},
     "datasync.keyval.filedb": {"yaml", "watchdog"},

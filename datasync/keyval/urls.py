@@ -51,6 +51,8 @@ DRIVERS: dict[str, DriverEntry] = {
     "memory": DriverEntry("datasync.keyval.memory:MemoryStore"),
     "sqlite": DriverEntry("datasync.keyval.sqlite.store:SQLiteStore"),
     "etcd": DriverEntry("datasync.keyval.etcd.store:EtcdStore", "etcd"),
+    "postgres": DriverEntry("datasync.keyval.postgres.store:PostgresStore", "postgres"),
+    "postgresql": DriverEntry("datasync.keyval.postgres.store:PostgresStore", "postgres"),
 }
 #: Schemes of planned drivers.
 PLANNED = ("file", "redis", "rediss", "redis+sentinel", "redis+cluster", "consul")

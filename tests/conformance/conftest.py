@@ -11,15 +11,18 @@ import pytest
 from datasync.keyval import DeleteOp, Store, connect
 from tests.conformance.transports import transport  # noqa: F401 - a fixture
 from tests.support.etcd_proxy import etcd34_proxied  # noqa: F401 - a fixture
+from tests.support.postgres import postgres  # noqa: F401 - a fixture
 from tests.support.servers import etcd34, etcd35  # noqa: F401 - fixtures
 
 NewStore = Callable[..., Store]
 
 
 SERVERS = ["etcd34", "etcd35", "etcd34_proxied"]
+PARAMS = ["memory", "sqlite", *(pytest.param(name, marks=pytest.mark.etcd) for name in SERVERS)]
+PARAMS.append(pytest.param("postgres", marks=pytest.mark.postgres))
 
 
-@pytest.fixture(params=["memory", "sqlite", *(pytest.param(name, marks=pytest.mark.etcd) for name in SERVERS)])
+@pytest.fixture(params=PARAMS)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where an empty store is."""
     if request.param == "memory":
@@ -27,6 +30,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param in SERVERS:
         address: str = request.getfixturevalue(request.param).url
         return address
+    if request.param == "postgres":
+        return f"{request.getfixturevalue('postgres').url}?schema=s{uuid4().hex}"
     return f"sqlite://{tmp_path}/store.db"
 
 

@@ -1,0 +1,97 @@
+"""The listing of a prefix: one transaction that sees one revision.
+
+A snapshot that stays open keeps the whole database from removing old rows. So the pairs are read ahead into memory, up
+to a limit, and only the rest of a larger listing stays in a cursor while it is read.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from psycopg import sql
+
+from datasync.errors import StoreError
+from datasync.keyval.driver import Scan
+from datasync.keyval.positions import Position
+from datasync.keyval.postgres.connection import BoundedConnection
+from datasync.keyval.postgres.errors import map_errors
+from datasync.keyval.postgres.parameters import decode_key, key_range
+from datasync.keyval.types import KeyValue
+
+#: Pairs in one page.
+PAGE = 2000
+#: Bytes of pairs that are read ahead into memory.
+READ_AHEAD = 16 * 1024 * 1024
+
+_PAIR_BYTES = 200  # approximate size of a pair in memory without its key and value
+
+
+class PostgresScan(Scan):
+    """The pairs under *prefix* at one revision; *connection* is closed at the end, or when the scan is abandoned."""
+
+    def __init__(
+        self, connection: BoundedConnection, schema: sql.Identifier, prefix: str, *, keys_only: bool, name: str
+    ) -> None:
+        self._connection = connection
+        self._what = f"listing {prefix!r}"
+        self._name = name
+        self._closer = weakref.finalize(self, connection.close)
+        self._first: list[KeyValue] = []
+        self._complete = False
+        try:
+            with map_errors(self._what, name):
+                connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                self.position = current_position(connection, schema, name)
+                self.revision = self.position.revision
+                low, high = key_range(prefix)
+                connection.execute(
+                    sql.SQL(
+                        "DECLARE listing CURSOR FOR SELECT key, {value}, revision FROM {schema}.kv"
+                        " WHERE key >= {low} AND {bound} ORDER BY key"
+                    ).format(
+                        value=sql.SQL("''::bytea") if keys_only else sql.Identifier("value"),
+                        schema=schema,
+                        low=sql.Literal(low),
+                        bound=sql.SQL("true") if high is None else sql.SQL("key < {}").format(sql.Literal(high)),
+                    )
+                )
+                size = 0
+                while not self._complete and size < READ_AHEAD:
+                    page = self._next_page()
+                    self._first += page
+                    size += sum(len(key) + len(value) + _PAIR_BYTES for key, value, _ in page)
+        except BaseException:
+            self._closer()
+            raise
+        if self._complete:
+            self._closer()
+
+    def __iter__(self) -> Iterator[KeyValue]:
+        try:
+            yield from self._first
+            while not self._complete:
+                with map_errors(self._what, self._name):
+                    page = self._next_page()
+                yield from page
+        finally:
+            self._closer()
+
+    def _next_page(self) -> list[KeyValue]:
+        rows = self._connection.execute(f"FETCH {PAGE} FROM listing", binary=True).fetchall()
+        self._complete = len(rows) < PAGE
+        return [KeyValue(decode_key(key), value, revision) for key, value, revision in rows]
+
+
+def current_position(connection: BoundedConnection, schema: sql.Identifier, name: str) -> Position:
+    """Return the position of the last commit that the transaction of *connection* sees."""
+    row: Any = connection.execute(
+        sql.SQL(
+            "SELECT h.revision, coalesce(c.token, ''), h.epoch::text FROM {0}.head h"
+            " LEFT JOIN {0}.commit c ON c.revision = h.revision"
+        ).format(schema)
+    ).fetchone()
+    if row is None:
+        raise StoreError(f"{name}: the table head is empty: the schema is damaged")
+    return Position(*row)
