@@ -62,6 +62,9 @@ class StoreDriver(Closable):
     capabilities: ClassVar[frozenset[Capability]]
     #: Seconds without data on a stream after which the driver treats its connection as broken.
     idle_limit: float = 10.0
+    #: True if a stream of a store without HISTORY can continue from the last revision that a listing or stream of this
+    #: store object reached. It raises ``CompactedError`` where it cannot.
+    resumes: bool = False
 
     @property
     @abstractmethod

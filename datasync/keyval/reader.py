@@ -45,6 +45,7 @@ class StoreReader:
         self._prefix = prefix
         self._sink = sink
         self._has_history = Capability.HISTORY in store.capabilities
+        self._resumes = self._has_history or store.resumes
         self._worker = Worker(f"keyval-reader-{store.name}", self._run, wake=self._cancel_stream)
         self._timeouts = timeouts or DEFAULT_TIMEOUTS
         first, most = self._timeouts.retry_backoff
@@ -71,7 +72,7 @@ class StoreReader:
                 if self._listing_reason is not None:
                     self._list(self._listing_reason)
                 self._follow()
-                if not self._has_history and not worker.stopping.is_set():
+                if not self._resumes and not worker.stopping.is_set():
                     self._request_listing(ResyncReason.RECONNECTED)
                 worker.stopping.wait(self._backoff.next())  # a stream that ends without an error needs the backoff too
             except (ClosedError, ForkedError) as error:  # the application closed the store
@@ -197,11 +198,13 @@ class StoreReader:
         if isinstance(error, RewoundError):
             self._request_listing(ResyncReason.REWOUND)
         elif isinstance(error, CompactedError):
-            if self._anchor is not None and self._anchor.revision < self._revision:
+            if not self._has_history:
+                self._request_listing(ResyncReason.RECONNECTED)
+            elif self._anchor is not None and self._anchor.revision < self._revision:
                 self._anchor = None  # the commits after the anchor may still exist: resume without it first
             else:
                 self._request_listing(ResyncReason.COMPACTED)
-        elif not self._has_history:
+        elif not self._resumes:
             self._request_listing(ResyncReason.RECONNECTED)
         self._sink.source_lost(error)
         first = self._lost_at is None or type(error) is not self._last_error

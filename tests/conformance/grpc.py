@@ -19,7 +19,7 @@ from tests.support.registries import Texts, text
 class OverGrpc(Transport):
     """A gRPC server that is watched, and a client that pushes to it: each key is a transaction of its own."""
 
-    traits = frozenset({Trait.ANSWERS})
+    traits = frozenset({Trait.ANSWERS, Trait.HISTORY})
 
     def __init__(self) -> None:
         # Tests commit without waiting for answers: nothing shall be held back for it.

@@ -22,7 +22,7 @@ from tests.support.registries import Texts, changes, text
 class RestServer(Transport):
     """Fed over HTTP by a client of its own, which waits for each answer in a thread."""
 
-    traits = frozenset({Trait.ANSWERS, Trait.TRANSACTIONS})
+    traits = frozenset({Trait.ANSWERS, Trait.TRANSACTIONS, Trait.HISTORY})
 
     def __init__(self) -> None:
         self.source = "rest"
@@ -72,7 +72,7 @@ class RestServer(Transport):
 class RestClient(Transport):
     """Follows a server over its event stream."""
 
-    traits = frozenset({Trait.FOLLOWS, Trait.TRANSACTIONS})
+    traits = frozenset({Trait.FOLLOWS, Trait.TRANSACTIONS, Trait.HISTORY})
 
     def __init__(self) -> None:
         self._adapter = Adapter("server")

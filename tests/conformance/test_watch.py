@@ -136,6 +136,7 @@ def test_c4_d39_a_transaction_is_one_event(transport: Transport) -> None:
     assert "gone" not in subscriber.view
 
 
+@needs(Trait.HISTORY)
 def test_c3_two_hundred_transactions_arrive_without_a_gap_or_a_repeat(transport: Transport) -> None:
     # given a subscriber that is followed all the time (every previous value is checked), and a late one
     subscriber = started(transport, "agent", "", in_flight=1)

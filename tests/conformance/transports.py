@@ -36,6 +36,8 @@ class Trait(Enum):
     ANSWERS = "answers its callers"
     #: ``put`` and ``delete`` write to its source.
     WRITES = "writes"
+    #: Every transaction is delivered, and not only the net effect of several.
+    HISTORY = "delivers every transaction"
     #: Several keys can be changed by one transaction.
     TRANSACTIONS = "changes several keys at once"
 
@@ -74,7 +76,7 @@ class Transport(ABC):
 class Local(Transport):
     """A registry that is fed by transactions of this process."""
 
-    traits = frozenset({Trait.ANSWERS, Trait.TRANSACTIONS})
+    traits = frozenset({Trait.ANSWERS, Trait.TRANSACTIONS, Trait.HISTORY})
 
     def __init__(self) -> None:
         self._registry = Registry("local")
@@ -102,7 +104,7 @@ class Local(Transport):
 class Stored(Transport):
     """A store behind a plugin; the changes come from another client of the store."""
 
-    traits = frozenset({Trait.FOLLOWS, Trait.WRITES, Trait.TRANSACTIONS})
+    traits = frozenset({Trait.FOLLOWS, Trait.WRITES, Trait.TRANSACTIONS, Trait.HISTORY})
 
     def __init__(self, url: str) -> None:
         self.prefix = f"/{uuid4().hex}/"
@@ -133,6 +135,12 @@ class Stored(Transport):
         self.plugin.close()
         self.store.close()
         self.other.close()
+
+
+class StoredWithoutHistory(Stored):
+    """The same with a store of which only the net effect between two looks is known."""
+
+    traits = Stored.traits - {Trait.HISTORY}
 
 
 def _remote(module: str, kind: str) -> Callable[[], type[Transport]]:
