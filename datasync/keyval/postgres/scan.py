@@ -7,7 +7,7 @@ to a limit, and only the rest of a larger listing stays in a cursor while it is 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from psycopg import sql
@@ -29,34 +29,36 @@ _PAIR_BYTES = 200  # approximate size of a pair in memory without its key and va
 
 
 class PostgresScan(Scan):
-    """The pairs under *prefix* at one revision; *connection* is closed at the end, or when the scan is abandoned."""
+    """The pairs that *query* selects, key and value as bytes and a revision, at the position that *find* reads.
+
+    *connection* is closed at the end, or when the scan is abandoned. The statements *before* come before the snapshot.
+    """
 
     def __init__(
-        self, connection: BoundedConnection, schema: sql.Identifier, prefix: str, *, keys_only: bool, name: str
+        self,
+        connection: BoundedConnection,
+        query: sql.Composed,
+        parameters: Sequence[object],
+        find: Callable[[BoundedConnection], Position],
+        *,
+        what: str,
+        name: str,
+        before: Sequence[sql.Composed] = (),
     ) -> None:
         self._connection = connection
-        self._what = f"listing {prefix!r}"
+        self._what = what
         self._name = name
         self._closer = weakref.finalize(self, connection.close)
         self._first: list[KeyValue] = []
         self._complete = False
         try:
-            with map_errors(self._what, name):
+            with map_errors(what, name):
                 connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                self.position = current_position(connection, schema, name)
+                for statement in before:
+                    connection.execute(statement)
+                self.position = find(connection)
                 self.revision = self.position.revision
-                low, high = key_range(prefix)
-                connection.execute(
-                    sql.SQL(
-                        "DECLARE listing CURSOR FOR SELECT key, {value}, revision FROM {schema}.kv"
-                        " WHERE key >= {low} AND {bound} ORDER BY key"
-                    ).format(
-                        value=sql.SQL("''::bytea") if keys_only else sql.Identifier("value"),
-                        schema=schema,
-                        low=sql.Literal(low),
-                        bound=sql.SQL("true") if high is None else sql.SQL("key < {}").format(sql.Literal(high)),
-                    )
-                )
+                connection.execute(sql.SQL("DECLARE listing NO SCROLL CURSOR FOR {}").format(query), parameters)
                 size = 0
                 while not self._complete and size < READ_AHEAD:
                     page = self._next_page()
@@ -81,7 +83,18 @@ class PostgresScan(Scan):
     def _next_page(self) -> list[KeyValue]:
         rows = self._connection.execute(f"FETCH {PAGE} FROM listing", binary=True).fetchall()
         self._complete = len(rows) < PAGE
-        return [KeyValue(decode_key(key), value, revision) for key, value, revision in rows]
+        return [KeyValue(decode_key(key), value, revision or self.revision) for key, value, revision in rows]
+
+
+def listing(schema: sql.Identifier, prefix: str, *, keys_only: bool) -> tuple[sql.Composed, tuple[object, ...]]:
+    """Return the query for the pairs under *prefix* of the store in *schema*, and its parameters."""
+    low, high = key_range(prefix)
+    query = sql.SQL("SELECT key, {}, revision FROM {}.kv WHERE key >= %s AND {} ORDER BY key").format(
+        sql.SQL("''::bytea") if keys_only else sql.Identifier("value"),
+        schema,
+        sql.SQL("true") if high is None else sql.SQL("key < %s"),
+    )
+    return query, (low,) if high is None else (low, high)
 
 
 def current_position(connection: BoundedConnection, schema: sql.Identifier, name: str) -> Position:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import psycopg
@@ -20,10 +21,11 @@ from datasync.keyval.postgres.config import URL_OPTIONS, PostgresConfig, read_op
 from datasync.keyval.postgres.connection import BoundedConnection
 from datasync.keyval.postgres.errors import map_errors, translate
 from datasync.keyval.postgres.lease import SessionLease
+from datasync.keyval.postgres.log_stream import LogStream
 from datasync.keyval.postgres.parameters import ByteaArray, encode_key
 from datasync.keyval.postgres.pool import ConnectionPool
-from datasync.keyval.postgres.scan import PostgresScan
-from datasync.keyval.postgres.stream import PostgresStream
+from datasync.keyval.postgres.scan import PostgresScan, current_position, listing
+from datasync.keyval.postgres.table_store import TABLE_OPTIONS, open_table, table_options
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, WriteOp
 from datasync.keyval.urls import StoreURL
 from datasync.runtime.logs import get_logger
@@ -46,7 +48,7 @@ class PostgresStore(Store):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
-    url_options: ClassVar[Mapping[str, str]] = URL_OPTIONS
+    url_options: ClassVar[Mapping[str, str]] = {**URL_OPTIONS, **TABLE_OPTIONS}
 
     def __init__(self, config: PostgresConfig | None = None) -> None:
         self.config = config = PostgresConfig() if config is None else config
@@ -62,15 +64,18 @@ class PostgresStore(Store):
         #: Guards the fields below. Reentrant: a finalizer may close the store inside of it.
         self._lock = threading.RLock()
         self._closed = False
-        self._streams: weakref.WeakSet[PostgresStream] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[LogStream] = weakref.WeakSet()
 
     @classmethod
-    def from_url(cls, url: StoreURL, **options: Any) -> PostgresStore:
+    def from_url(cls, url: StoreURL, **options: Any) -> Store:
         """Open ``postgres://user:password@host:port,host:port/database?option=value``.
 
-        The options are the fields of :class:`~datasync.keyval.postgres.config.PostgresConfig`, and those of libpq.
+        The options are the fields of :class:`~datasync.keyval.postgres.config.PostgresConfig`, and those of libpq. With
+        the option ``table`` it is a :class:`~datasync.keyval.postgres.table_store.TableStore`.
         """
-        return cls(read_options(url, options))
+        definition, settings = table_options(options)
+        config = read_options(url, settings)
+        return cls(config) if definition is None else open_table(definition, config)
 
     @property
     def name(self) -> str:
@@ -94,7 +99,10 @@ class PostgresStore(Store):
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
         self._settle()
-        scan = PostgresScan(self._pool.open(), self._schema, prefix, keys_only=keys_only, name=self.name)
+        what = f"listing {prefix!r}"
+        query, parameters = listing(self._schema, prefix, keys_only=keys_only)
+        find = partial(current_position, schema=self._schema, name=self.name)
+        scan = PostgresScan(self._pool.open(), query, parameters, find, what=what, name=self.name)
         self._positions.note(scan.position)
         self._seen = max(self._seen, scan.revision)
         return scan
@@ -172,10 +180,9 @@ class PostgresStore(Store):
 
     def stream(self, prefix: str, after: int) -> Stream:
         self._pool.check_usable()
-        stream = PostgresStream(
+        stream = LogStream(
             self._pool.open,
             self.config.schema,
-            schema.channel(self.config.schema),
             prefix,
             after,
             positions=self._positions,
