@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from datasync.cli.postgres import postgres
 from datasync.errors import InvalidArgumentError, StoreError
 from datasync.events import Op
 from datasync.keyval.api import Store
@@ -33,10 +34,13 @@ def _on_version(context: click.Context, _: click.Parameter, given: bool) -> None
 def cli() -> None:
     """Read, write and watch a key-value store.
 
-    URL is sqlite:///absolute/path, sqlite:relative/path or etcd://host:port,host:port.
+    URL is sqlite:///absolute/path, sqlite:relative/path, etcd://host:port,host:port or postgres://host/database.
     """
     # Show warnings about faults from which the library recovers, such as an unreachable store.
     logging.basicConfig(level=logging.WARNING, format="datasync: %(message)s", stream=sys.stderr)
+
+
+cli.add_command(postgres)
 
 
 @cli.command()

@@ -12,10 +12,17 @@ except ImportError as error:  # pragma: no cover - the extra installs it
 
 from datasync.keyval.postgres.config import PostgresConfig, read_options
 from datasync.keyval.postgres.store import PostgresStore
+from datasync.keyval.postgres.table_definition import TableDefinition
+from datasync.keyval.postgres.table_diff import DiffTableStore
+from datasync.keyval.postgres.table_store import TableStore
 
 __all__ = [
     # the store
     "PostgresStore",
+    # an application's own table
+    "DiffTableStore",
+    "TableDefinition",
+    "TableStore",
     # its settings
     "PostgresConfig",
     "read_options",

@@ -104,6 +104,8 @@ class PostgresConfig:
             # A default of the role or database must not change what a commit means, nor how long it can hang.
             common["options"] = (
                 r"-c default_transaction_isolation=read\ committed -c default_transaction_read_only=off"
+                # Compiling a look takes seconds, running it a millisecond.
+                " -c jit=off"
                 f" -c lock_timeout={int(self.lock_timeout * 1000)} -c statement_timeout=0"
                 f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION}"
             )
@@ -139,5 +141,5 @@ def read_options(url: StoreURL, options: Mapping[str, Any]) -> PostgresConfig:
 
 def _check_number(name: str, value: object, *, least: float) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not least <= value < 1e9:  # type: ignore[operator]
+    if not number or not least <= value < 1e15:  # type: ignore[operator]
         raise InvalidArgumentError(f"the option {name} of postgres:// must be a number of at least {least:g}")

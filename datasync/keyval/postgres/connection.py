@@ -78,17 +78,12 @@ class BoundedConnection(psycopg.Connection[Any]):
             raise
 
     def is_fresh(self) -> bool:
-        """Return False if the idle connection was ended by the server."""
+        """Return False if the server sent anything to the idle connection: that it ends, or what nobody asked for."""
         if self.closed:
             return False
         poll = select.poll()
         poll.register(self.pgconn.socket, select.POLLIN)
-        if poll.poll(0):
-            with suppress(psycopg.Error):
-                self.pgconn.consume_input()
-                return not self.closed
-            return False
-        return True
+        return not poll.poll(0)
 
     def wait_for_notice(self, seconds: float) -> bool:
         """Wait until a notification comes, at most *seconds*. Return True if one came.

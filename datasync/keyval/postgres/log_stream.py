@@ -40,7 +40,7 @@ FROM {ds}.head h LEFT JOIN LATERAL (
       ORDER BY revision, place, key LIMIT %(limit)s
     ) page WINDOW w AS (ORDER BY revision, place, key)
   ) measured WHERE number = 1 OR (size <= %(bytes)s AND number < %(limit)s)
-) l ON true ORDER BY l.revision, l.place, l.key
+) l ON true WHERE h.one ORDER BY l.revision, l.place, l.key
 """
 _WHOLE = "SELECT key, value FROM {ds}.log WHERE revision = %s AND key >= %s AND {bound} ORDER BY place, key"
 

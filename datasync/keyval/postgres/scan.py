@@ -51,6 +51,7 @@ class PostgresScan(Scan):
         self._closer = weakref.finalize(self, connection.close)
         self._first: list[KeyValue] = []
         self._complete = False
+        self._last_key: bytes | None = None
         try:
             with map_errors(what, name):
                 connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -83,6 +84,10 @@ class PostgresScan(Scan):
     def _next_page(self) -> list[KeyValue]:
         rows = self._connection.execute(f"FETCH {PAGE} FROM listing", binary=True).fetchall()
         self._complete = len(rows) < PAGE
+        for key, _, _ in rows:
+            if key == self._last_key:  # only a table without a unique index can have that
+                raise StoreError(f"{self._what}: {self._name}: several rows have the key {decode_key(key)!r}")
+            self._last_key = key
         return [KeyValue(decode_key(key), value, revision or self.revision) for key, value, revision in rows]
 
 

@@ -25,7 +25,8 @@ from datasync.keyval.postgres.log_stream import LogStream
 from datasync.keyval.postgres.parameters import ByteaArray, encode_key
 from datasync.keyval.postgres.pool import ConnectionPool
 from datasync.keyval.postgres.scan import PostgresScan, current_position, listing
-from datasync.keyval.postgres.table_store import TABLE_OPTIONS, open_table, table_options
+from datasync.keyval.postgres.table_diff import open_table
+from datasync.keyval.postgres.table_store import TABLE_OPTIONS, table_options
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, WriteOp
 from datasync.keyval.urls import StoreURL
 from datasync.runtime.logs import get_logger
@@ -73,9 +74,9 @@ class PostgresStore(Store):
         The options are the fields of :class:`~datasync.keyval.postgres.config.PostgresConfig`, and those of libpq. With
         the option ``table`` it is a :class:`~datasync.keyval.postgres.table_store.TableStore`.
         """
-        definition, settings = table_options(options)
-        config = read_options(url, settings)
-        return cls(config) if definition is None else open_table(definition, config)
+        definition, settings, rest = table_options(options)
+        config = read_options(url, rest)
+        return cls(config) if definition is None else open_table(definition, config, **settings)
 
     @property
     def name(self) -> str:
@@ -154,16 +155,21 @@ class PostgresStore(Store):
                 raise UnsupportedError(f"{op.key!r}: commit_in() does not support with_client_lifetime_ttl()")
         with self._pool.use():
             pass  # the schema is there
-        raw = connection if hasattr(connection, "cursor") else connection.connection
+        query = CALL.format(schema=self._schema.as_string(None).replace("%", "%%"))
         used = self._arguments(ops, conditions, token or self.new_token(), pack=list)
-        cursor = raw.cursor()
         try:
-            cursor.execute(CALL.format(schema=self._schema.as_string(None)), used)
-            found = CommitRow(*cursor.fetchone())
+            if hasattr(connection, "exec_driver_sql"):  # SQLAlchemy, which must know that a transaction began
+                row = connection.exec_driver_sql(query, used).fetchone()
+            else:
+                cursor = connection.cursor()
+                try:
+                    cursor.execute(query, used)
+                    row = cursor.fetchone()
+                finally:
+                    cursor.close()
         except psycopg.Error as error:
             raise translate(error, _what(ops), self.name) from error
-        finally:
-            cursor.close()
+        found = CommitRow(*row)
         return CommitResult(found.outcome in ("ok", "nothing"), found.revision, found.deleted)
 
     def new_token(self) -> str:

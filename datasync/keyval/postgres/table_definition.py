@@ -51,7 +51,7 @@ def _names(option: str, text: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedTable:
-    """A table as the server knows it: schema and name, quoted *label*, and type by column."""
+    """A table as the server knows it: schema and name, both as *label* has them in the log, and type by column."""
 
     schema: str
     name: str
@@ -70,7 +70,7 @@ def resolve(connection: BoundedConnection, definition: TableDefinition, target: 
       StoreError: It is not there, or lacks a column.
     """
     query = (
-        "SELECT n.nspname::text, c.relname::text, format('%%I.%%I', n.nspname, c.relname), jsonb_object_agg(a.attname,"
+        "SELECT n.nspname::text, c.relname::text, n.nspname || '.' || c.relname, jsonb_object_agg(a.attname,"
         " format_type(a.atttypid, a.atttypmod))"
         " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid"
         " WHERE c.oid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped GROUP BY 1, 2, 3"

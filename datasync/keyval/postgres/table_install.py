@@ -21,8 +21,8 @@ def watch_sql(
     if not keys:
         raise InvalidArgumentError("a watched table needs the columns of its key")
     shared = (files(__package__) / "table_schema.sql").read_text(encoding="utf-8")
-    name = quoted_table(table)
-    arguments = ", ".join(_literal(one) for one in (name, channel(schema) if notify else "", *keys))
+    name, label = quoted_table(table), ".".join(table)
+    arguments = ", ".join(_literal(one) for one in (label, channel(schema) if notify else "", *keys))
     grants = "".join(
         f"GRANT USAGE ON SCHEMA @ds@ TO {_quoted(role)};\n"
         f"GRANT SELECT ON @ds@.table_watch, @ds@.table_log, {name} TO {_quoted(role)};\n"
@@ -32,7 +32,7 @@ def watch_sql(
     own = f"""
 -- The table {name}.
 INSERT INTO @ds@.table_watch (tab, nsp, rel, keys, oldest)
-  VALUES ({", ".join(map(_literal, (name, *table)))}, ARRAY[{", ".join(map(_literal, keys))}],
+  VALUES ({", ".join(map(_literal, (label, *table)))}, ARRAY[{", ".join(map(_literal, keys))}],
     nextval('@ds@.table_revision'))
   ON CONFLICT (tab) DO UPDATE SET keys = excluded.keys, oldest = excluded.oldest, epoch = excluded.epoch;
 DROP TRIGGER IF EXISTS {TRIGGER} ON {name};
@@ -40,19 +40,19 @@ CREATE CONSTRAINT TRIGGER {TRIGGER} AFTER INSERT OR UPDATE OR DELETE ON {name}
   DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION @ds@.table_note({arguments});
 -- Also for what logical replication applies, and under session_replication_role = replica.
 ALTER TABLE {name} ENABLE ALWAYS TRIGGER {TRIGGER};
-SELECT @ds@.table_mark({_literal(name)});
+SELECT @ds@.table_mark({_literal(label)});
 """
     return _filled(f"BEGIN;\n{shared}{own}{grants}COMMIT;\n", schema)
 
 
 def unwatch_sql(table: tuple[str, str], *, schema: str = "ds") -> str:
     """Return the inverse of ``watch_sql``. What the tables share goes with the last one."""
-    name = quoted_table(table)
+    name, label = quoted_table(table), _literal(".".join(table))
     return _filled(
         f"""BEGIN;
 DROP TRIGGER IF EXISTS {TRIGGER} ON {name};
-DELETE FROM @ds@.table_log WHERE tab = {_literal(name)};
-DELETE FROM @ds@.table_watch WHERE tab = {_literal(name)};
+DELETE FROM @ds@.table_log WHERE tab = {label};
+DELETE FROM @ds@.table_watch WHERE tab = {label};
 DO $do$ BEGIN
   IF NOT EXISTS (SELECT FROM @ds@.table_watch) THEN
     DROP FUNCTION @ds@.table_note();
@@ -91,7 +91,7 @@ def _filled(text: str, schema: str) -> str:
 
 
 def _quoted(name: str) -> str:
-    """Return *name* quoted only where PostgreSQL's ``format('%I')`` quotes it, but for keywords."""
+    """Return *name*, quoted where it is not a plain word."""
     plain = name.isascii() and name.replace("_", "a").isalnum() and name == name.lower() and not name[0].isdigit()
     return name if plain else sql.Identifier(name).as_string(None)
 

@@ -2,7 +2,7 @@
 CREATE SCHEMA IF NOT EXISTS @ds@;
 CREATE SEQUENCE IF NOT EXISTS @ds@.table_revision;
 CREATE TABLE IF NOT EXISTS @ds@.table_watch (
-  tab text PRIMARY KEY,               -- schema.name of the table, quoted where needed
+  tab text PRIMARY KEY,               -- schema.name of the table, as in the logs
   nsp text NOT NULL,                  -- the two apart
   rel text NOT NULL,
   keys text[] NOT NULL,               -- the columns of its key

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import psycopg
@@ -35,7 +36,14 @@ from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue,
 from datasync.runtime.threads import ForkGuard
 
 #: The options of a URL that make it name a table.
-TABLE_OPTIONS = {"table": "str", "key": "str", "value": "str", "where": "str", "history_changes": "int"}
+TABLE_OPTIONS = {
+    "table": "str",
+    "key": "str",
+    "value": "str",
+    "where": "str",
+    "follow": "str",
+    "history_changes": "int",
+}
 #: Changes of a table that its log keeps.
 HISTORY_CHANGES = 1_000_000
 
@@ -83,7 +91,7 @@ class TableStore(Store):
         with self._pool.use() as connection:
             table = self._find(connection)
             with map_errors("checking", self.name), connection.transaction():
-                self._state(table, connection)
+                self._position(table, connection)
 
     def read(self, key: str) -> KeyValue | None:
         parts = self._parts(key)
@@ -102,7 +110,7 @@ class TableStore(Store):
             try:
                 with connection.transaction():
                     connection.execute(_FORMS)
-                    revision = self._state(table, connection)[1].revision
+                    revision = self._position(table, connection).revision
                     rows = connection.execute(query, parts, binary=True).fetchall()
             except psycopg.DataError:
                 return None  # no value of the column's type: no row has it
@@ -115,10 +123,7 @@ class TableStore(Store):
         connection = self._pool.open()
         try:
             table = self._find(connection)
-            with map_errors(f"listing {prefix!r}", self.name):
-                marked = self._state(table, connection)[0].marked
-            if not marked:
-                self._mark()
+            self._prepare_listing(table, connection)
         except BaseException:
             connection.close()
             raise
@@ -129,7 +134,7 @@ class TableStore(Store):
                 sql.SQL("true") if high is None else sql.SQL("k < %s"),
             ),
             (low,) if high is None else (low, high),
-            lambda used: self._state(table, used)[1],
+            partial(self._position, table),
             what=f"listing {prefix!r}",
             name=self.name,
             # The lock first: a TRUNCATE is seen by older snapshots, too, and they would not know why.
@@ -178,6 +183,19 @@ class TableStore(Store):
     def _find(self, connection: BoundedConnection) -> ResolvedTable:
         return resolve(connection, self.definition, self.name)
 
+    def check_usable(self) -> None:
+        """Raise ``ClosedError`` or ``ForkedError`` if the store cannot be used."""
+        self._pool.check_usable()
+
+    def _prepare_listing(self, table: ResolvedTable, connection: BoundedConnection) -> None:
+        with map_errors("listing the table", self.name):
+            marked = self._state(table, connection)[0].marked
+        if not marked:
+            self._mark()
+
+    def _position(self, table: ResolvedTable, connection: BoundedConnection) -> Position:
+        return self._state(table, connection)[1]
+
     def _state(self, table: ResolvedTable, connection: BoundedConnection) -> tuple[TableState, Position]:
         return read_state(connection, ds=self._ds, table=table, keys=self.definition.key, name=self.name)
 
@@ -219,19 +237,19 @@ class TableStore(Store):
         return (*decoded, parts[-1])
 
 
-def table_options(options: Mapping[str, Any]) -> tuple[TableDefinition | None, dict[str, Any]]:
-    """Return the definition of a table that *options* name, or None, and the other options."""
-    rest = {name: value for name, value in options.items() if name not in TABLE_OPTIONS or name == "history_changes"}
+def table_options(options: Mapping[str, Any]) -> tuple[TableDefinition | None, dict[str, Any], dict[str, Any]]:
+    """Return the definition of a table that *options* name, or None; the options of its store; the other options."""
+    rest = {name: value for name, value in options.items() if name not in TABLE_OPTIONS}
     given = {name: options[name] for name in TABLE_OPTIONS if options.get(name) is not None}
-    if "table" not in given:
+    table = given.pop("table", None)
+    if table is None:
         if given:
             raise InvalidArgumentError(f"the option {next(iter(given))} of postgres:// needs the option table")
-        return None, rest
-    return TableDefinition.from_options(
-        str(given["table"]), given.get("key"), given.get("value"), given.get("where")
-    ), rest
-
-
-def open_table(definition: TableDefinition, config: PostgresConfig) -> TableStore:
-    """Return the store of a table."""
-    return TableStore(definition, config)
+        return None, {}, rest
+    definition = TableDefinition.from_options(
+        str(table), given.pop("key", None), given.pop("value", None), given.pop("where", None)
+    )
+    given.setdefault("follow", "trigger")
+    if given["follow"] not in ("trigger", "diff"):
+        raise InvalidArgumentError("the option follow of postgres:// is trigger or diff")
+    return definition, given, rest
