@@ -75,7 +75,7 @@ END $$;
 -- The state of a watched table as the snapshot of the caller has it. The signature covers what changes rows, or their
 -- JSON, without the trigger: columns, storage (a TRUNCATE and a rewrite give a table a new file), partitions, and the
 -- trigger itself, which may have been disabled for a while. Catalogs are read by plain SQL: functions such as
--- pg_partition_tree() look at the present, not at the snapshot.
+-- pg_partition_tree() look at the present, not at the snapshot. Its xmin tells a row that was changed and changed back.
 CREATE OR REPLACE FUNCTION @ds@.table_state(
   watched text, OUT epoch text, OUT known text, OUT signature text, OUT is_watched bool, OUT tables int, OUT keys text[],
   OUT oldest bigint, OUT current bigint
@@ -91,7 +91,7 @@ CREATE OR REPLACE FUNCTION @ds@.table_state(
     FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid
       LEFT JOIN pg_catalog.pg_trigger t ON t.tgrelid = c.oid AND t.tgname = 'zz_datasync'
   ), columns AS (
-    SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod), ',' ORDER BY a.attnum) AS text
+    SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod, a.xmin), ',' ORDER BY a.attnum) AS text
     FROM pg_catalog.pg_attribute a JOIN w ON true
       JOIN pg_catalog.pg_namespace n ON n.nspname = w.nsp
       JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.rel
