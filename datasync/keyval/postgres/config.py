@@ -28,8 +28,6 @@ LIBPQ_OPTIONS = (
 #: The longest name of a schema: its channel has a prefix, and PostgreSQL cuts a name at 63 bytes.
 MAX_SCHEMA = 50
 DEFAULT_PORT = 5432
-#: Milliseconds after which the server ends a transaction of ours in which nothing happens: a listing left half way.
-IDLE_IN_TRANSACTION = 60_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +105,8 @@ class PostgresConfig:
                 # Compiling a look takes seconds, running it a millisecond.
                 " -c jit=off"
                 f" -c lock_timeout={int(self.lock_timeout * 1000)} -c statement_timeout=0"
-                f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION}"
+                # A listing that was left half way, also by a connection that broke, holds up an ALTER TABLE.
+                f" -c idle_in_transaction_session_timeout={int(self.timeout * 2000)}"
             )
         return [{**common, "host": host, "port": str(port or DEFAULT_PORT)} for host, port in self.hosts] or [common]
 

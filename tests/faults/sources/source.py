@@ -154,6 +154,8 @@ SOURCES: dict[str, str] = {
     "grpc-nginx": "tests.faults.sources.grpc_nginx:GrpcNginxSource",
     "local": "tests.faults.sources.local:LocalSource",
     "memory": "tests.faults.sources.memory:MemorySource",
+    "postgres": "tests.faults.sources.postgres:PostgresSource",
+    "postgres-table": "tests.faults.sources.postgres:PostgresTableSource",
     "rest": "tests.faults.sources.rest:RestSource",
     "rest-nginx": "tests.faults.sources.rest_nginx:RestNginxSource",
     "scripted": "tests.faults.sources.memory:ScriptedSource",
