@@ -153,7 +153,10 @@ def open_connection(config: PostgresConfig, waker: Waker | None = None) -> Bound
         except psycopg.Error as error:
             failure = error
     assert failure is not None
-    raise failure
+    try:
+        raise failure
+    finally:
+        del failure  # a cycle with its traceback would keep the connection of each attempt
 
 
 def _connect(config: PostgresConfig, conninfo: str, waker: Waker | None) -> BoundedConnection:
@@ -166,6 +169,8 @@ def _connect(config: PostgresConfig, conninfo: str, waker: Waker | None) -> Boun
             own, wanted = gen.send(wait.ready(own, wanted))
     except StopIteration as stop:
         connection = BoundedConnection(stop.value)
+    finally:
+        gen.close()  # with the connection that it was making
     connection.autocommit = True
     connection.prepare_threshold = 5 if config.prepare else None
     if not config.prepare:

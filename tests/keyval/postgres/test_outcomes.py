@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -229,3 +231,21 @@ def test_c3_resets_and_black_holes_between_lose_nothing(server: PostgresServer, 
                     seen += [commit.revision for commit in batch.commits]
             after = max(seen)
         assert seen == list(range(2, last + 1))
+
+
+def test_i16_attempts_to_connect_leave_no_descriptor_behind(server: PostgresServer, schema: str, opened: Open) -> None:
+    # given a way to the server on which nothing comes back
+    with TcpProxy(("127.0.0.1", server.port)) as proxy:
+        store = opened(through(proxy, server), schema=schema, connect_timeout=0.2)
+        proxy.freeze(up=True, down=True)
+        gc.disable()  # what only the collector closes stays open too long
+        try:
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(3):
+                with pytest.raises(StoreConnectionError, match=r"no response within 0\.2 s"):
+                    store.check()
+            # then only the proxy's own sockets may be left, two for each connection
+            assert len(os.listdir("/proc/self/fd")) - before <= 2 * proxy.connections
+        finally:
+            gc.enable()
+            proxy.heal()
