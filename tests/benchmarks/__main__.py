@@ -30,6 +30,7 @@ from tests.benchmarks import (
     latency,
     local,
     memory,
+    postgres,
     rest,
     sqlite,
     start,
@@ -38,7 +39,7 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.harness import Bench, Result, measure
 
-MODULES = (local, bad_key, consumer, memory, values, start, view, sqlite, grpc, rest, etcd, latency, idle)
+MODULES = (local, bad_key, consumer, memory, values, start, view, sqlite, grpc, rest, etcd, postgres, latency, idle)
 BENCHES: dict[str, Bench] = {bench.name: bench for module in MODULES for bench in module.BENCHES}
 
 CURVES: dict[str, growth.Curve] = {curve.name: curve for curve in growth.CURVES}

@@ -69,6 +69,20 @@ class ConnectionPool:
             raise
         return connection
 
+    def lend(self) -> BoundedConnection:
+        """Return a connection for a listing, which does not count; an idle one if there is one."""
+        self.check_usable()
+        return self._take_idle() or self.open()
+
+    def take_back(self, connection: BoundedConnection) -> None:
+        """Keep a connection of ``lend`` that is outside of any transaction, or close it."""
+        with self._changed:
+            keep = not self._closed and len(self._idle) < self._config.pool_size
+            if keep:
+                self._idle.append(connection)
+        if not keep:
+            connection.close()
+
     def close(self) -> None:
         """Close the idle connections now, and the others when they are given back."""
         if self._guard.forked:
@@ -89,16 +103,19 @@ class ConnectionPool:
                     raise StoreConnectionError(f"{self._name}: all {self._config.pool_size} connections are in use")
             self.check_usable()
             self._used += 1
-            idle = self._idle.pop() if self._idle else None
         try:
-            while idle is not None and not idle.is_fresh():
-                idle.close()
-                with self._changed:
-                    idle = self._idle.pop() if self._idle else None
-            return idle or self.open()
+            return self._take_idle() or self.open()
         except BaseException:
             self._give_back(None, False)
             raise
+
+    def _take_idle(self) -> BoundedConnection | None:
+        while True:
+            with self._changed:
+                idle = self._idle.pop() if self._idle else None
+            if idle is None or idle.is_fresh():
+                return idle
+            idle.close()
 
     def _give_back(self, connection: BoundedConnection | None, well: bool) -> None:
         with self._changed:

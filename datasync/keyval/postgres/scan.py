@@ -31,7 +31,8 @@ _PAIR_BYTES = 200  # approximate size of a pair in memory without its key and va
 class PostgresScan(Scan):
     """The pairs that *query* selects, key and value as bytes and a revision, at the position that *find* reads.
 
-    *connection* is closed at the end, or when the scan is abandoned. The statements *before* come before the snapshot.
+    At the end of the pairs *release* gets the *connection* back; it is closed if the scan fails or is abandoned. The
+    statements *before* come before the snapshot.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class PostgresScan(Scan):
         *,
         what: str,
         name: str,
+        release: Callable[[BoundedConnection], object],
         before: Sequence[sql.Composed] = (),
     ) -> None:
         self._connection = connection
+        self._release = release
         self._what = what
         self._name = name
         self._closer = weakref.finalize(self, connection.close)
@@ -68,8 +71,6 @@ class PostgresScan(Scan):
         except BaseException:
             self._closer()
             raise
-        if self._complete:
-            self._closer()
 
     def __iter__(self) -> Iterator[KeyValue]:
         try:
@@ -83,7 +84,11 @@ class PostgresScan(Scan):
 
     def _next_page(self) -> list[KeyValue]:
         rows = self._connection.execute(f"FETCH {PAGE} FROM listing", binary=True).fetchall()
-        self._complete = len(rows) < PAGE
+        if len(rows) < PAGE:
+            self._complete = True
+            self._connection.execute("ROLLBACK")
+            self._closer.detach()
+            self._release(self._connection)
         for key, _, _ in rows:
             if key == self._last_key:  # only a table without a unique index can have that
                 raise StoreError(f"{self._what}: {self._name}: several rows have the key {decode_key(key)!r}")

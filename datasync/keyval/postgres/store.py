@@ -103,7 +103,9 @@ class PostgresStore(Store):
         what = f"listing {prefix!r}"
         query, parameters = listing(self._schema, prefix, keys_only=keys_only)
         find = partial(current_position, schema=self._schema, name=self.name)
-        scan = PostgresScan(self._pool.open(), query, parameters, find, what=what, name=self.name)
+        scan = PostgresScan(
+            self._pool.lend(), query, parameters, find, what=what, name=self.name, release=self._pool.take_back
+        )
         self._positions.note(scan.position)
         self._seen = max(self._seen, scan.revision)
         return scan

@@ -120,7 +120,7 @@ class TableStore(Store):
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
         low, high = key_range(prefix)
-        connection = self._pool.open()
+        connection = self._pool.lend()
         try:
             table = self._find(connection)
             self._prepare_listing(table, connection)
@@ -137,6 +137,7 @@ class TableStore(Store):
             partial(self._position, table),
             what=f"listing {prefix!r}",
             name=self.name,
+            release=self._pool.take_back,
             # The lock first: a TRUNCATE is seen by older snapshots, too, and they would not know why.
             before=(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(table.identifier), sql.Composed([_FORMS])),
         )
