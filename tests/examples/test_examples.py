@@ -28,6 +28,7 @@ TESTED = {
     "grpc_client",
     "live_flags",  # tests/consumer/test_live_examples.py
     "live_flags_flask",
+    "settings_table",  # tests/examples/test_settings_table.py
     "live_settings",
     "read_your_writes",
     "vhosts",  # test_vhosts.py

@@ -43,9 +43,9 @@ _SETTINGS = {
 def find_postgres(version: str = "") -> Path:
     """The folder of the server's programs, of a *version* ("15", "18") or any, or the test is skipped (failed in CI).
 
-    ``DATASYNC_TEST_POSTGRES_<version>`` names the folder of one; else it is the system's newest.
+    ``DATASYNC_TEST_POSTGRES`` and ``DATASYNC_TEST_POSTGRES_<version>`` name the folder; else it is the system's newest.
     """
-    named = os.environ.get(f"DATASYNC_TEST_POSTGRES_{version}") if version else None
+    named = os.environ.get(f"DATASYNC_TEST_POSTGRES_{version}" if version else "DATASYNC_TEST_POSTGRES")
     folders = [Path(named)] if named else [*_debian(), *_on_path()]
     for folder in folders:
         if (folder / "initdb").exists() and (not version or version_of(folder) == version):
