@@ -16,13 +16,12 @@ from datasync.keyval.api import Store
 from datasync.keyval.driver import Scan, Stream
 from datasync.keyval.positions import Positions, check_remembered, check_token, new_token
 from datasync.keyval.postgres import schema
-from datasync.keyval.postgres.commit import CALL, CommitRow, arguments
 from datasync.keyval.postgres.config import URL_OPTIONS, PostgresConfig, read_options
 from datasync.keyval.postgres.connection import BoundedConnection
 from datasync.keyval.postgres.errors import map_errors, translate
 from datasync.keyval.postgres.lease import SessionLease
 from datasync.keyval.postgres.log_stream import LogStream
-from datasync.keyval.postgres.parameters import ByteaArray, encode_key
+from datasync.keyval.postgres.parameters import CALL, ByteaArray, CommitRow, arguments, encode_key
 from datasync.keyval.postgres.pool import ConnectionPool
 from datasync.keyval.postgres.scan import PostgresScan, current_position, listing
 from datasync.keyval.postgres.table_diff import open_table
