@@ -38,6 +38,7 @@ FLOORS = {
     "datasync.keyval.mirror": 2,
     "datasync.keyval.sqlite": 2,
     "datasync.keyval.etcd": 2,
+    "datasync.keyval.postgres": 2,
     "datasync.keyval.redis": 2,
     "datasync.keyval.consul": 2,
     "datasync.keyval.filedb": 2,
@@ -60,6 +61,7 @@ FLOORS = {
 CORE_DEPENDENCIES = {"google"}
 EXTRAS = {
     "datasync.keyval.etcd": {"grpc", "yaml"},
+    "datasync.keyval.postgres": {"psycopg"},
     "datasync.keyval.redis": {"redis", "yaml"},
     "datasync.keyval.consul": {"urllib3", "yaml"},
     "datasync.keyval.filedb": {"yaml"},

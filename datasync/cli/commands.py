@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from datasync.cli.postgres import postgres
 from datasync.errors import InvalidArgumentError, StoreError
 from datasync.events import Op
 from datasync.keyval.api import Store
@@ -34,11 +35,14 @@ def cli() -> None:
     """Read, write and watch a key-value store.
 
     URL is sqlite:///absolute/path, sqlite:relative/path, etcd://host:port,host:port, redis://host:port/DB,
-    consul://host:port, kafka://host:port/topic, file:///absolute/folder or file:relative/folder (to write there, add
-    ?writable=true).
+    postgres://host/database, consul://host:port, kafka://host:port/topic, file:///absolute/folder or
+    file:relative/folder (to write there, add ?writable=true).
     """
     # Show warnings about faults from which the library recovers, such as an unreachable store.
     logging.basicConfig(level=logging.WARNING, format="datasync: %(message)s", stream=sys.stderr)
+
+
+cli.add_command(postgres)
 
 
 @cli.command()

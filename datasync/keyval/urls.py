@@ -58,6 +58,8 @@ DRIVERS: dict[str, DriverEntry] = {
     "redis+cluster": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis"),
     "kafka": DriverEntry("datasync.msgsync.kafka_url:KafkaTopicStore", "kafka"),
     "consul": DriverEntry("datasync.keyval.consul.store:ConsulStore", "consul"),
+    "postgres": DriverEntry("datasync.keyval.postgres.store:PostgresStore", "postgres"),
+    "postgresql": DriverEntry("datasync.keyval.postgres.store:PostgresStore", "postgres"),
 }
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?", re.DOTALL)
@@ -160,7 +162,7 @@ def _load(scheme: str) -> Any:
     driver = DRIVERS.get(scheme)
     known = ", ".join(f"{name}://" for name in DRIVERS)
     if driver is None:
-        hint = _did_you_mean(scheme, DRIVERS, "://")
+        hint = _did_you_mean(scheme, tuple(DRIVERS), "://")
         raise InvalidArgumentError(f"unknown store scheme {scheme}://{hint}; known: {known}")
     module, _, name = driver.target.partition(":")
     try:

@@ -33,6 +33,7 @@ from tests.benchmarks import (
     latency,
     local,
     memory,
+    postgres,
     redis,
     rest,
     sqlite,
@@ -42,7 +43,7 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.harness import Bench, Result, measure
 
-STORES = (sqlite, file, etcd, redis, consul, kafka)
+STORES = (sqlite, file, etcd, redis, postgres, consul, kafka)
 MODULES = (local, bad_key, consumer, memory, values, start, view, grpc, rest, *STORES, latency, idle)
 BENCHES: dict[str, Bench] = {bench.name: bench for module in MODULES for bench in module.BENCHES}
 

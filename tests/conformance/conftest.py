@@ -14,6 +14,7 @@ from tests.conformance.transports import transport  # noqa: F401 - a fixture
 from tests.support.consul_server import consul  # noqa: F401 - a fixture
 from tests.support.etcd_proxy import etcd34_proxied  # noqa: F401 - a fixture
 from tests.support.kafka import kafka  # noqa: F401 - a fixture
+from tests.support.postgres import postgres  # noqa: F401 - a fixture
 from tests.support.redis_servers import redis7, redis_cluster, sentinels, valkey8  # noqa: F401 - fixtures
 from tests.support.servers import etcd34, etcd35  # noqa: F401 - fixtures
 
@@ -23,16 +24,12 @@ NewStore = Callable[..., Store]
 #: Fixture of a server that tests share to the mark of its tests.
 SERVERS = {"etcd34": "etcd", "etcd35": "etcd", "etcd34_proxied": "etcd", "consul": "consul"}
 SERVERS |= dict.fromkeys(("redis7", "valkey8", "sentinels", "redis_cluster"), "redis")
+PARAMS = ["memory", "sqlite", "file"]
+PARAMS += [pytest.param(name, marks=getattr(pytest.mark, mark)) for name, mark in SERVERS.items()]
+PARAMS.append(pytest.param("postgres", marks=pytest.mark.postgres))
 
 
-@pytest.fixture(
-    params=[
-        "memory",
-        "sqlite",
-        "file",
-        *(pytest.param(name, marks=getattr(pytest.mark, mark)) for name, mark in SERVERS.items()),
-    ]
-)
+@pytest.fixture(params=PARAMS)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where an empty store is."""
     if request.param == "file":
@@ -42,6 +39,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param in SERVERS:
         address: str = request.getfixturevalue(request.param).url
         return address
+    if request.param == "postgres":
+        return f"{request.getfixturevalue('postgres').url}?schema=s{uuid4().hex}"
     return f"sqlite://{tmp_path}/store.db"
 
 

@@ -26,6 +26,7 @@ TESTED = {
     "rest_client",
     "grpc_agent",
     "grpc_client",
+    "settings_table",  # test_settings_table.py
     "vhosts",  # test_vhosts.py
 }
 

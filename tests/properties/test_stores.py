@@ -7,12 +7,21 @@ import tempfile
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from datasync.keyval import Condition, DeleteOp, PutOp, Store, WriteOp, connect
 from datasync.options import with_prefix
+from tests.support.postgres import PostgresServer, postgres  # noqa: F401 - a fixture
 from tests.support.stores import all_after, fold, state
 
 #: Few and alike, so that operations meet: prefixes of one another, beyond the BMP, and what patterns would trip over.
@@ -136,7 +145,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(client=st.integers(0, 1), key=keys)
     def delete_prefix(self, client: int, key: str) -> None:
         after = apply(self.model, [DeleteOp(key, True)])
-        assert self.stores[client].new_broker().delete(key, with_prefix()) is (after != self.model)
+        assert bool(self.stores[client].new_broker().delete(key, with_prefix())) is (after != self.model)
         self.wrote(after, [DeleteOp(key, True)])
 
     @rule(client=st.integers(0, 1), key=keys)
@@ -198,3 +207,12 @@ def machine(url: str) -> Any:
 
 TestMemory = machine("memory://{name}")
 TestSQLite = machine("sqlite://{folder}/store.db?synchronous=off")
+
+
+@pytest.mark.postgres
+@pytest.mark.timeout(300)
+def test_a_store_in_postgresql(postgres: PostgresServer) -> None:  # noqa: F811
+    run_state_machine_as_test(
+        type("PostgresMachine", (StoreMachine,), {"url": postgres.url + "?schema=s{name}"}),
+        settings=settings(parent=settings.default, max_examples=5, stateful_step_count=25),
+    )

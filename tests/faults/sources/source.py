@@ -162,6 +162,8 @@ SOURCES: dict[str, str] = {
     "redis-cluster": "tests.faults.sources.redis_groups:RedisClusterSource",
     "redis-foreign": "tests.faults.sources.redis_foreign:RedisForeignSource",
     "redis-sentinel": "tests.faults.sources.redis_groups:RedisSentinelSource",
+    "postgres": "tests.faults.sources.postgres:PostgresSource",
+    "postgres-table": "tests.faults.sources.postgres:PostgresTableSource",
     "rest": "tests.faults.sources.rest:RestSource",
     "rest-nginx": "tests.faults.sources.rest_nginx:RestNginxSource",
     "scripted": "tests.faults.sources.memory:ScriptedSource",

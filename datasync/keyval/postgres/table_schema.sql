@@ -1,0 +1,142 @@
+-- Following existing tables: what all watched tables of the database share. @ds@ stands for the schema.
+CREATE SCHEMA IF NOT EXISTS @ds@;
+CREATE SEQUENCE IF NOT EXISTS @ds@.table_revision;
+CREATE TABLE IF NOT EXISTS @ds@.table_watch (
+  tab text PRIMARY KEY,               -- schema.name of the table, as in the logs
+  nsp text NOT NULL,                  -- the two apart
+  rel text NOT NULL,
+  keys text[] NOT NULL,               -- the columns of its key
+  oldest bigint NOT NULL,             -- changes after this revision are in the log
+  signature text,                     -- see table_state
+  epoch uuid NOT NULL DEFAULT gen_random_uuid(),
+  version int NOT NULL DEFAULT 1
+);
+CREATE TABLE IF NOT EXISTS @ds@.table_log (
+  tab text,
+  revision bigint,                    -- one per transaction, in the order of the commits
+  id bigint GENERATED ALWAYS AS IDENTITY,
+  key text NOT NULL,
+  line jsonb,                         -- the row; NULL for a delete
+  at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (tab, revision, id)
+) WITH (autovacuum_vacuum_scale_factor = 0.02);
+
+-- The key of a row: its only column, or several joined by "/". In all but the last one, % and / become %25 and %2F.
+CREATE OR REPLACE FUNCTION @ds@.table_key(line jsonb, keys text[]) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT CASE WHEN cardinality(keys) = 1 THEN nullif(line ->> keys[1], '') ELSE (
+    SELECT CASE WHEN bool_and(line ->> k IS NOT NULL) THEN string_agg(
+      CASE WHEN n = cardinality(keys) THEN line ->> k
+           ELSE replace(replace(line ->> k, '%', '%25'), '/', '%2F') END, '/' ORDER BY n) END
+    FROM unnest(keys) WITH ORDINALITY AS u(k, n)) END
+$$;
+
+-- Runs at COMMIT, once per changed row. On the first row of a transaction it takes the lock that is the order of the
+-- commits, and a revision. The lock is held until the commit is visible, so whoever sees a revision sees all below it.
+-- Arguments: the table as in table_watch; the channel, or nothing; the columns of the key.
+CREATE OR REPLACE FUNCTION @ds@.table_note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO, MDY' SET intervalstyle = 'postgres'
+SET extra_float_digits = 1 SET bytea_output = 'hex' AS $$
+DECLARE
+  xid text := pg_current_xact_id()::text;
+  mark text := current_setting('datasync.revision', true);
+  rev bigint;
+  keys text[] := TG_ARGV[2:];
+  line jsonb;
+  new_key text;
+  old_key text;
+BEGIN
+  IF mark IS NOT NULL AND split_part(mark, ':', 1) = xid THEN
+    rev := split_part(mark, ':', 2)::bigint;
+  ELSE
+    PERFORM pg_advisory_xact_lock(@lock@);
+    rev := nextval('@ds@.table_revision');
+    PERFORM set_config('datasync.revision', xid || ':' || rev, true);
+    IF TG_ARGV[1] <> '' THEN
+      PERFORM pg_notify(TG_ARGV[1], '');
+    END IF;
+  END IF;
+  IF TG_OP <> 'INSERT' THEN
+    old_key := @ds@.table_key(to_jsonb(OLD), keys);
+  END IF;
+  IF TG_OP <> 'DELETE' THEN
+    line := to_jsonb(NEW);
+    new_key := @ds@.table_key(line, keys);
+  END IF;
+  IF old_key IS NOT NULL AND old_key IS DISTINCT FROM new_key THEN
+    INSERT INTO @ds@.table_log (tab, revision, key) VALUES (TG_ARGV[0], rev, old_key);
+  END IF;
+  IF new_key IS NOT NULL THEN
+    INSERT INTO @ds@.table_log (tab, revision, key, line) VALUES (TG_ARGV[0], rev, new_key, line);
+  END IF;
+  RETURN NULL;
+END $$;
+
+-- The state of a watched table as the snapshot of the caller has it. The signature covers what changes rows, or their
+-- JSON, without the trigger: columns, storage (a TRUNCATE and a rewrite give a table a new file), partitions, and the
+-- trigger itself, which may have been disabled for a while. Catalogs are read by plain SQL: functions such as
+-- pg_partition_tree() look at the present, not at the snapshot. Its xmin tells a row that was changed and changed back.
+CREATE OR REPLACE FUNCTION @ds@.table_state(
+  watched text, OUT epoch text, OUT known text, OUT signature text, OUT is_watched bool, OUT tables int, OUT keys text[],
+  OUT oldest bigint, OUT current bigint
+) LANGUAGE sql STABLE AS $$
+  WITH RECURSIVE w AS (SELECT * FROM @ds@.table_watch WHERE tab = watched),
+  tree (oid) AS (
+    SELECT c.oid FROM w JOIN pg_catalog.pg_namespace n ON n.nspname = w.nsp
+      JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.rel
+    UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid
+  ), trees AS (
+    SELECT string_agg(concat_ws(':', c.oid, c.relfilenode, t.oid, t.xmin, t.tgenabled), ',' ORDER BY c.oid) AS text,
+      bool_and(t.tgenabled IS NOT NULL AND t.tgenabled IN ('O', 'A')) AS is_watched, count(*)::int AS number
+    FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid
+      LEFT JOIN pg_catalog.pg_trigger t ON t.tgrelid = c.oid AND t.tgname = 'zz_datasync'
+  ), columns AS (
+    SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod, a.xmin), ',' ORDER BY a.attnum) AS text
+    FROM pg_catalog.pg_attribute a JOIN w ON true
+      JOIN pg_catalog.pg_namespace n ON n.nspname = w.nsp
+      JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.rel
+    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+  )
+  SELECT w.epoch::text, w.signature, md5(trees.text || '|' || columns.text), trees.is_watched, trees.number, w.keys,
+    w.oldest, greatest(w.oldest, (SELECT max(l.revision) FROM @ds@.table_log l WHERE l.tab = watched))
+  FROM w, trees, columns
+$$;
+
+-- Notes a new signature. It is an event in the order of the commits, after which every reader lists the table again.
+CREATE OR REPLACE FUNCTION @ds@.table_mark(watched text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  found text;
+BEGIN
+  PERFORM pg_advisory_xact_lock(@lock@);
+  SELECT s.signature INTO found FROM @ds@.table_state(watched) s;
+  UPDATE @ds@.table_watch w SET signature = found, oldest = nextval('@ds@.table_revision')
+    WHERE w.tab = watched AND w.signature IS DISTINCT FROM found;
+END $$;
+
+-- Readers call it: no legacy program waits for it. Returns the number of changes that were forgotten.
+CREATE OR REPLACE FUNCTION @ds@.table_trim(watched text, keep_age float8, keep_changes bigint) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  cut bigint;
+  count bigint := 0;
+BEGIN
+  PERFORM 1 FROM @ds@.table_watch w WHERE w.tab = watched FOR UPDATE SKIP LOCKED;
+  IF NOT FOUND THEN
+    RETURN 0;
+  END IF;
+  SELECT max(o.revision) INTO cut FROM (
+    SELECT l.revision, l.at, l.id FROM @ds@.table_log l WHERE l.tab = watched ORDER BY l.revision, l.id LIMIT 20000
+  ) o WHERE o.at < clock_timestamp() - keep_age * interval '1 s'
+    OR o.id <= (SELECT max(l.id) FROM @ds@.table_log l WHERE l.tab = watched AND l.revision = (
+      SELECT max(m.revision) FROM @ds@.table_log m WHERE m.tab = watched)) - keep_changes;
+  IF cut IS NOT NULL THEN
+    -- The changes of that revision stay: a position there can be checked.
+    DELETE FROM @ds@.table_log l WHERE l.tab = watched AND l.revision < cut;
+    GET DIAGNOSTICS count = ROW_COUNT;
+    UPDATE @ds@.table_watch w SET oldest = greatest(w.oldest, cut) WHERE w.tab = watched;
+  END IF;
+  RETURN count;
+END $$;
+REVOKE EXECUTE ON FUNCTION @ds@.table_trim(text, float8, bigint) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @ds@.table_mark(text) FROM PUBLIC;

@@ -1,0 +1,436 @@
+"""An application's own table: every commit to it, whoever made it, in the order of the commits (C3, C13, C23)."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import psycopg
+import pytest
+
+from datasync.cli.main import main
+from datasync.commits import Batch
+from datasync.errors import CompactedError, PermissionDenied, StoreError, UnsupportedError
+from datasync.events import ResyncEvent, ResyncReason
+from datasync.keyval import Capability, PutOp, Store
+from datasync.keyval.postgres.table_install import unwatch_sql, watch_sql
+from datasync.kvdbsync import Plugin
+from tests.conftest import take, wait_until
+from tests.keyval.postgres.conftest import Open
+from tests.support.postgres import PostgresServer
+from tests.support.stores import fold, following, state
+
+COLUMNS = "region text, id int, v numeric, note text, PRIMARY KEY (region, id)"
+
+
+class Table:
+    """A table that is watched, in a schema of its own."""
+
+    def __init__(self, server: PostgresServer, schema: str, columns: str = COLUMNS, **options: Any) -> None:
+        self.server, self.schema = server, schema
+        self.name = f"{schema}_app.settings"
+        self.server.sql(f"CREATE SCHEMA {schema}_app")
+        self.server.sql(f"CREATE TABLE {self.name} ({columns}){options.pop('more', '')}")
+        self.keys = options.pop("keys", ["region", "id"])
+        self.options = options
+        self.watch()
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        return f"{self.schema}_app", "settings"
+
+    def watch(self) -> None:
+        self.server.sql(watch_sql(self.pair, self.keys, schema=self.schema, **self.options))
+
+    def run(self, query: str) -> list[tuple[Any, ...]]:
+        return self.server.sql(query.replace("$t", self.name).replace("$z", "zz_datasync"))
+
+    def open(self, opened: Open, **options: Any) -> Store:
+        settings = {"table": self.name, "key": ",".join(self.keys), "schema": self.schema, **options}
+        return opened(self.server.url, **settings)
+
+
+@pytest.fixture
+def table(server: PostgresServer, schema: str) -> Table:
+    return Table(server, schema)
+
+
+def values(store: Store) -> dict[str, Any]:
+    return {key: json.loads(value) for key, value in state(store).items()}
+
+
+def next_ops(batches: Iterator[Batch | None]) -> list[tuple[str, bytes | None]]:
+    return [op for commit in next(batch for batch in batches if batch and batch.commits).commits for op in commit.ops]
+
+
+def test_rows_are_pairs_whose_value_is_json(table: Table, opened: Open) -> None:
+    table.run("INSERT INTO $t VALUES ('eu', 7, 1.50, NULL), ('a/b%', 1, 'NaN', 'é')")
+    store = table.open(opened)
+    assert values(store) == {
+        "a%2Fb%25/1": {"region": "a/b%", "id": 1, "v": "NaN", "note": "é"},
+        "eu/7": {"region": "eu", "id": 7, "v": 1.5, "note": None},
+    }
+    assert b'"v": 1.50' in state(store)["eu/7"]  # a numeric keeps its digits
+    assert store.read("a%2Fb%25/1") is not None
+    assert [store.read(key) for key in ("eu", "eu/x", "eu/8", "eu/07")] == [None] * 4
+    assert [pair.key for pair in store.scan("eu/", keys_only=True)] == ["eu/7"]
+    with pytest.raises(UnsupportedError, match="write to it with SQL"):
+        store.commit([PutOp("eu/7", b"")])
+    store.check()
+
+
+@pytest.mark.parametrize(
+    ("kind", "sql_value", "shown"),
+    [
+        ("timestamptz", "'2026-01-01 00:00+02'", '"2025-12-31T22:00:00+00:00"'),
+        ("timestamp", "'2026-01-01 00:00'", '"2026-01-01T00:00:00"'),
+        ("date", "'2026-01-02'", '"2026-01-02"'),
+        ("interval", "'1 day 2 hours'", '"1 day 02:00:00"'),
+        ("bytea", r"'\x00ff'", r'"\\x00ff"'),
+        ("numeric", "12345678901234567890.10", "12345678901234567890.10"),
+        ("float8", "0.1", "0.1"),
+        ("float8", "'infinity'", '"Infinity"'),
+        ("int[]", "'{1,NULL,3}'", "[1, null, 3]"),
+        ("jsonb", '\'{"b": 1, "a": [true]}\'', '{"a": [true], "b": 1}'),
+        ("bool", "true", "true"),
+        ("uuid", "'00000000-0000-0000-0000-000000000001'", '"00000000-0000-0000-0000-000000000001"'),
+        ("text", "NULL", "null"),
+    ],
+)
+def test_each_type_has_one_form_whatever_the_settings_of_the_writer(
+    server: PostgresServer, schema: str, opened: Open, kind: str, sql_value: str, shown: str
+) -> None:
+    # given a column of that type, as the whole value
+    table = Table(server, schema, f"id text PRIMARY KEY, x {kind}", keys=["id"])
+    store = table.open(opened, value="x")
+    batches = iter(store.stream("", store.scan("").revision))
+    next(batches)
+    # when a program with settings of its own writes it
+    table.run(
+        "SET timezone = 'Asia/Tokyo'; SET datestyle = 'German'; SET bytea_output = 'escape';"
+        " SET intervalstyle = 'iso_8601'; SET extra_float_digits = -5;"
+        f" INSERT INTO $t VALUES ('k/1', {sql_value})"
+    )
+    # then the change and the listing have the same bytes
+    assert next_ops(batches) == [("k/1", shown.encode())]
+    assert state(store) == {"k/1": shown.encode()}
+
+
+def test_a_changed_key_a_savepoint_and_a_rollback_are_what_was_committed(table: Table, opened: Open) -> None:
+    store = table.open(opened, value="v")
+    table.run("INSERT INTO $t VALUES ('eu', 1, 1), ('eu', 2, 1)")
+    batches = iter(store.stream("", store.scan("").revision))
+    next(batches)
+    table.run("UPDATE $t SET id = 3 WHERE id = 2")
+    assert next_ops(batches) == [("eu/2", None), ("eu/3", b"1")]
+    table.run(
+        "BEGIN; UPDATE $t SET v = 2 WHERE id = 1; SAVEPOINT a; DELETE FROM $t; ROLLBACK TO a;"
+        " UPDATE $t SET v = 3 WHERE id = 1; COMMIT"
+    )
+    assert next_ops(batches) == [("eu/1", b"3")]
+    table.run("BEGIN; DELETE FROM $t; ROLLBACK")
+    table.run(
+        "BEGIN; SAVEPOINT a; UPDATE $t SET v = 9; SET CONSTRAINTS ALL IMMEDIATE; ROLLBACK TO a;"
+        " UPDATE $t SET v = 4 WHERE id = 3; COMMIT"
+    )
+    assert next_ops(batches) == [("eu/3", b"4")]
+
+
+def test_a_filter_and_columns_are_part_of_the_definition(table: Table, opened: Open) -> None:
+    # given two definitions of one table
+    table.run("INSERT INTO $t SELECT 'eu', n, n, 'x%' FROM generate_series(1, 9) n")
+    few = table.open(opened, where="v > 7 AND note LIKE '%\\%' AND settings.region = 'eu'", value="id,v")
+    all_ = table.open(opened, value="v")
+    assert values(few) == {"eu/8": {"id": 8, "v": 8}, "eu/9": {"id": 9, "v": 9}}
+    few_batches, all_batches = (iter(one.stream("", one.scan("").revision)) for one in (few, all_))
+    next(few_batches), next(all_batches)
+    # when rows enter, change and leave
+    table.run("UPDATE $t SET v = CASE id WHEN 1 THEN 10 WHEN 8 THEN 1 ELSE 2 END WHERE id IN (1, 2, 8)")
+    # then each sees what its definition says
+    assert dict(next_ops(few_batches)) == {"eu/1": b'{"v": 10, "id": 1}', "eu/2": None, "eu/8": None}
+    assert values(few) == {"eu/1": {"id": 1, "v": 10}, "eu/9": {"id": 9, "v": 9}}
+    assert dict(next_ops(all_batches)) == {"eu/1": b"10", "eu/2": b"2", "eu/8": b"1"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "TRUNCATE $t",
+        "ALTER TABLE $t ADD COLUMN more int DEFAULT 3",
+        "ALTER TABLE $t RENAME COLUMN note TO remark",
+        "ALTER TABLE $t DROP COLUMN note",
+        "ALTER TABLE $t ALTER COLUMN v TYPE text",
+        "ALTER TABLE $t DISABLE TRIGGER USER; DELETE FROM $t WHERE id = 1; ALTER TABLE $t ENABLE ALWAYS TRIGGER $z",
+    ],
+)
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_what_changes_rows_without_the_trigger_is_a_resync(
+    table: Table, opened: Open, statement: str, meanwhile: bool
+) -> None:
+    # given a subscriber, and another one that was away: both have seen changes
+    table.run("INSERT INTO $t SELECT 'eu', n, n, 'x' FROM generate_series(1, 3) n")
+    store = table.open(opened)
+    away = store.scan("").revision if meanwhile else 0
+    with Plugin(kv=store) as plugin:
+        queue: Queue[Any] = Queue()
+        plugin.watch("agent", queue, queue)
+        take(queue).done()
+        table.run("UPDATE $t SET v = 5 WHERE id = 2")
+        take(queue).done()
+        # when the rows change behind the trigger's back
+        table.run(statement)
+        # then it starts over, with what is there
+        event = take(queue)
+        assert isinstance(event, ResyncEvent)
+        assert event.reason is ResyncReason.COMPACTED
+        assert {pair.get_key(): pair.raw for pair in event.get_values()[""]} == state(store)
+        event.done()
+        # and follows again
+        table.run("INSERT INTO $t VALUES ('us', 1)")
+        assert [one.get_key() for one in take(queue).get_changes()] == ["us/1"]
+    if meanwhile:
+        with pytest.raises(CompactedError):
+            next(iter(store.stream("", away)))
+
+
+def test_a_key_column_that_is_renamed_fails_no_commit_and_deletes_nothing(table: Table, opened: Open) -> None:
+    table.run("INSERT INTO $t VALUES ('eu', 1)")
+    store = table.open(opened)
+    with Plugin(kv=store) as plugin:
+        queue: Queue[Any] = Queue()
+        plugin.watch("agent", queue, queue)
+        take(queue).done()
+        table.run("ALTER TABLE $t RENAME COLUMN region TO area")
+        table.run("INSERT INTO $t VALUES ('eu', 2)")
+        wait_until(lambda: "no column 'region'" in str(plugin.status().last_error), "the reader says what is wrong")
+        assert queue.empty()
+        table.run("ALTER TABLE $t RENAME COLUMN area TO region")
+        event = take(queue)
+        assert {pair.get_key() for pair in event.get_values()[""]} == {"eu/1", "eu/2"}
+        event.done()
+
+
+def test_a_trigger_that_is_disabled_is_an_error_and_not_silence(table: Table, opened: Open) -> None:
+    store = table.open(opened)
+    batches = iter(store.stream("", store.scan("").revision))
+    next(batches)
+    table.run("ALTER TABLE $t DISABLE TRIGGER zz_datasync")
+    with pytest.raises(StoreError, match="zz_datasync is not there, or disabled"):
+        for _ in batches:
+            pass
+    with pytest.raises(StoreError, match="zz_datasync is not there, or disabled"):
+        store.scan("")
+
+
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+def test_i3_eight_writers_are_followed_exactly_in_every_isolation_level(table: Table, opened: Open, level: str) -> None:
+    # given a follower, and writers that know nothing of it
+    store = table.open(opened)
+    start = store.scan("").revision
+    failed = []
+
+    def write(number: int) -> None:
+        chance = random.Random(number)
+        with table.server.client(autocommit=False) as client:
+            client.isolation_level = psycopg.IsolationLevel[level.replace(" ", "_")]
+            for _ in range(25):
+                try:
+                    for _ in range(chance.choice((1, 1, 3))):
+                        key = chance.randrange(40 if level == "READ COMMITTED" else 4000)
+                        client.execute(
+                            f"INSERT INTO {table.name} VALUES ('r', %s, 1) ON CONFLICT (region, id)"
+                            f" DO UPDATE SET v = settings.v + 1",
+                            (key,),
+                        )
+                        if chance.random() < 0.2:
+                            client.execute(f"DELETE FROM {table.name} WHERE id = %s", (chance.randrange(40),))
+                    client.rollback() if chance.random() < 0.1 else client.commit()
+                except psycopg.errors.OperationalError as error:
+                    failed.append(type(error).__name__)
+                    client.rollback()
+
+    with following(store, "", start) as follower, ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(write, number) for number in range(8)]:
+            done.result(50)
+        # when all have ended / then the fold of what came is the table
+        batches = follower.until(store.scan("").revision)
+        assert fold(batches) == state(store)
+    revisions = [commit.revision for batch in batches for commit in batch.commits]
+    assert revisions == sorted(set(revisions))
+    assert len(revisions) > 100
+    if level != "SERIALIZABLE":
+        assert set(failed) <= {"DeadlockDetected", "SerializationFailure"}
+
+
+def test_a_writer_that_stays_in_its_transaction_delays_nobody_and_is_seen_when_it_commits(
+    table: Table, opened: Open
+) -> None:
+    store = table.open(opened, value="v")
+    batches = iter(store.stream("", store.scan("").revision))
+    next(batches)
+    with table.server.client(autocommit=False) as slow:
+        slow.execute(f"INSERT INTO {table.name} VALUES ('slow', 1, 1)")
+        table.run("INSERT INTO $t VALUES ('fast', 1, 1)")
+        assert next_ops(batches) == [("fast/1", b"1")]
+    assert next_ops(batches) == [("slow/1", b"1")]
+
+
+def test_a_large_transaction_is_one_event_or_a_resync(table: Table, opened: Open) -> None:
+    store = table.open(opened, value="v", timeout=20.0)
+    start = store.scan("").revision
+    table.run("INSERT INTO $t SELECT 'eu', n, n FROM generate_series(1, 5000) n")
+    batches = iter(store.stream("", start))
+    assert len(next_ops(batches)) == 5000
+    table.run("UPDATE $t SET v = 0; INSERT INTO $t SELECT 'us', n, n FROM generate_series(1, 16000) n")
+    with pytest.raises(CompactedError, match="more than 20000 changes"):
+        next_ops(batches)
+    assert len(state(store)) == 21000
+
+
+def test_prepared_transactions_work_without_notify(server: PostgresServer, schema: str, opened: Open) -> None:
+    table = Table(server, schema, notify=False)
+    store = table.open(opened, value="v")
+    batches = iter(store.stream("", store.scan("").revision))
+    next(batches)
+    table.run(f"BEGIN; INSERT INTO $t VALUES ('eu', 1, 1); PREPARE TRANSACTION '{schema}'")
+    table.run(f"COMMIT PREPARED '{schema}'")
+    assert next_ops(batches) == [("eu/1", b"1")]
+
+
+def test_partitions_are_followed_and_attaching_one_is_a_resync(
+    server: PostgresServer, schema: str, opened: Open
+) -> None:
+    table = Table(server, schema, more=" PARTITION BY LIST (region)")
+    table.run("CREATE TABLE $t_eu PARTITION OF $t FOR VALUES IN ('eu')")
+    table.run("CREATE TABLE $t_us (LIKE $t INCLUDING ALL)")
+    table.run("INSERT INTO $t_us VALUES ('us', 1, 1)")
+    store = table.open(opened, value="v")
+    table.run("INSERT INTO $t VALUES ('eu', 1, 1)")
+    batches = iter(store.stream("", store.scan("").revision))
+    next(batches)
+    table.run("UPDATE $t_eu SET v = 2")
+    assert next_ops(batches) == [("eu/1", b"2")]
+    for statement in ("ALTER TABLE $t ATTACH PARTITION $t_us FOR VALUES IN ('us')", "TRUNCATE $t_eu"):
+        table.run(statement)
+        with pytest.raises(CompactedError):
+            next_ops(batches)
+        batches = iter(store.stream("", store.scan("").revision))
+        next(batches)
+    assert state(store) == {"us/1": b"1"}
+
+
+def test_rows_applied_as_a_replica_are_seen_too(table: Table, opened: Open) -> None:
+    store = table.open(opened, value="v")
+    batches = iter(store.stream("", store.scan("").revision))
+    next(batches)
+    table.run("SET session_replication_role = replica; INSERT INTO $t VALUES ('eu', 1, 1)")
+    assert next_ops(batches) == [("eu/1", b"1")]
+
+
+def test_an_application_without_rights_on_the_log_writes_and_a_reader_needs_its_own(
+    server: PostgresServer, schema: str, opened: Open
+) -> None:
+    for role in ("w", "r"):
+        server.sql(f"CREATE ROLE {role}{schema} LOGIN")
+    table = Table(server, schema, roles=[f"r{schema}"])
+    for role in ("w", "r"):
+        server.sql(f"GRANT USAGE ON SCHEMA {schema}_app TO {role}{schema}")
+    server.sql(f"GRANT INSERT, SELECT ON {table.name} TO w{schema}")
+    server.sql(f"INSERT INTO {table.name} VALUES ('eu', 1, 1)", user=f"w{schema}")
+    for user, allowed in (("r", True), ("w", False)):
+        url = server.url.replace("postgres@", f"{user}{schema}@")
+        store = opened(url, table=table.name, key="region,id", schema=schema, value="v")
+        if allowed:
+            assert state(store) == {"eu/1": b"1"}
+            table.run("TRUNCATE $t")
+            with pytest.raises(CompactedError):
+                next(iter(store.stream("", store.scan("").revision - 1)))
+        else:
+            with pytest.raises(PermissionDenied):
+                store.scan("")
+
+
+def test_the_log_is_trimmed_and_a_reader_behind_it_lists_again(table: Table, opened: Open) -> None:
+    store = table.open(opened, history_age=0.0)
+    start = store.scan("").revision
+    for number in range(5):
+        table.run(f"INSERT INTO $t VALUES ('eu', {number})")
+    store._trim()  # type: ignore[attr-defined]
+    ((left,),) = table.run(f"SELECT count(*) FROM {table.schema}.table_log")
+    assert left == 1
+    with pytest.raises(CompactedError):
+        next(iter(store.stream("", start)))
+    batches = iter(store.stream("", store.scan("").revision))
+    next(batches)
+    table.run("INSERT INTO $t VALUES ('eu', 99)")
+    assert len(next_ops(batches)) == 1
+
+
+def test_two_rows_of_one_key_are_an_error(server: PostgresServer, schema: str, opened: Open) -> None:
+    table = Table(server, schema, "id text, v int", keys=["id"])
+    table.run("INSERT INTO $t VALUES ('a', 1), ('a', 2), (NULL, 3), ('', 4)")
+    with pytest.raises(StoreError, match="several rows have the key 'a'"):
+        state(table.open(opened))
+    table.run("DELETE FROM $t WHERE v = 1")
+    assert list(state(table.open(opened, value="v")).values()) == [b"2"]
+
+
+def test_a_table_without_a_trigger_is_read_again_and_again_where_that_is_asked_for(
+    server: PostgresServer, schema: str, opened: Open
+) -> None:
+    # given a role that may only read a table
+    server.sql(f"CREATE ROLE r{schema} LOGIN")
+    server.sql(f"CREATE TABLE {schema}_t (id text PRIMARY KEY, v int)")
+    server.sql(f"GRANT SELECT ON {schema}_t TO r{schema}")
+    url = server.url.replace("postgres@", f"r{schema}@")
+    with pytest.raises(StoreError, match="is not watched|does not exist"):
+        opened(url, table=f"{schema}_t", key="id", schema=schema).scan("")
+    store = opened(url, table=f"{schema}_t", key="id", value="v", follow="diff", poll_interval=0.2)
+    assert store.capabilities == {Capability.CONSISTENT_LIST}
+    with Plugin(kv=store) as plugin:
+        queue: Queue[Any] = Queue()
+        plugin.watch("agent", queue, queue)
+        take(queue).done()
+        server.sql(f"INSERT INTO {schema}_t VALUES ('a', 1), ('b', 1)")
+        event = take(queue)
+        assert {one.get_key(): one.raw for one in event.get_changes()} == {"a": b"1", "b": b"1"}
+        event.done()
+        server.sql(f"TRUNCATE {schema}_t")
+        assert {one.get_key() for one in take(queue).get_changes()} == {"a", "b"}
+
+
+def test_what_the_command_prints_watches_a_table_and_its_inverse_leaves_nothing(
+    server: PostgresServer, schema: str, opened: Open, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    server.sql(f'CREATE TABLE public."T{schema}" (id int PRIMARY KEY, v int)')
+    arguments = ["postgres", "watch-table", f"public.T{schema}", "--key", "id", "--schema", schema]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    server.sql(text)
+    server.sql(text)  # again does no harm
+    store = opened(server.url, table=f'"T{schema}"', key="id", schema=schema)
+    assert state(store) == {}
+    assert main([*arguments, "--remove"]) == 0
+    server.sql(capsys.readouterr().out)
+    assert server.sql("SELECT 1 FROM pg_namespace WHERE nspname = %s", schema) == []
+    assert (
+        server.sql(
+            "SELECT 1 FROM pg_trigger WHERE tgname = 'zz_datasync' AND tgrelid = to_regclass(%s)", f'"T{schema}"'
+        )
+        == []
+    )
+    assert main(["postgres", "watch-table", "a.b.c", "--key", "id"]) == 2
+
+
+def test_unwatching_one_table_leaves_the_other(server: PostgresServer, schema: str, opened: Open) -> None:
+    table = Table(server, schema)
+    server.sql(f"CREATE TABLE {schema}_app.other (id int PRIMARY KEY)")
+    server.sql(watch_sql((f"{schema}_app", "other"), ["id"], schema=schema))
+    server.sql(unwatch_sql((f"{schema}_app", "other"), schema=schema))
+    table.run("INSERT INTO $t VALUES ('eu', 1)")
+    assert len(state(table.open(opened))) == 1
