@@ -74,6 +74,7 @@ from datasync.options import (
     with_prefix,
     with_ttl,
 )
+from datasync.runtime.lazy import load_lazily
 
 if TYPE_CHECKING:
     from datasync import codecs
@@ -84,14 +85,10 @@ if TYPE_CHECKING:
     from datasync.keyval.urls import connect
     from datasync.kvdbsync.plugin import Plugin
 else:  # loaded on first use, because ``import datasync`` must stay light
-
-    def __getattr__(name):
-        from importlib import import_module
-
-        if name == "codecs":
-            value = globals()[name] = import_module("datasync.codecs")
-            return value
-        modules = {
+    __getattr__, __dir__ = load_lazily(
+        __name__,
+        {
+            "codecs": "",
             "connect": "datasync.keyval.urls",
             "Plugin": "datasync.kvdbsync.plugin",
             "Consumer": "datasync.consumer.consumer",
@@ -99,16 +96,8 @@ else:  # loaded on first use, because ``import datasync`` must stay light
             "View": "datasync.consumer.view.view",
             "open_view": "datasync.consumer.view.opened",
             "open_settings": "datasync.consumer.view.opened",
-        }
-        if name not in modules:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(modules[name]), name)
-        globals()[name] = value
-        return value
-
-    def __dir__():
-        return sorted({*globals(), *__all__})
-
+        },
+    )
 
 __all__ = [
     # A first program

@@ -48,6 +48,8 @@ class OwedKey:
     since: int = 0
     #: True when a redelivery failed as a whole: maybe because of another key, so this one comes alone from now on.
     alone: bool = False
+    #: Identifies its entry in the order of redeliveries.
+    ticket: int = 0
 
 
 class OwedKeys:
@@ -82,7 +84,7 @@ class OwedKeys:
         self._rate, self._burst = timeouts.redeliveries
         self._tokens, self._tokens_at = float(self._burst), now()
         self._keys: dict[str, OwedKey] = {}
-        #: (time, ticket, key); an entry whose time is not the one of the key is outdated.
+        #: (time, ticket, key); an entry whose ticket is not the last one of the key is outdated.
         self._heap: list[tuple[float, int, str]] = []
         self._ticket = 0
         #: Keys whose rejection a caller was told of, with the error: marks only, they are not delivered again.
@@ -273,8 +275,9 @@ class OwedKeys:
 
     def _plan(self, key: str, owed: OwedKey, due: float) -> None:
         owed.due = due
+        self._ticket += 1
+        owed.ticket = self._ticket
         if due != NEVER:
-            self._ticket += 1
             heapq.heappush(self._heap, (due, self._ticket, key))
             if len(self._heap) > 2 * len(self._keys) + 64:
                 self._heap = [entry for entry in self._heap if not self._outdated(entry)]
@@ -282,7 +285,7 @@ class OwedKeys:
 
     def _outdated(self, entry: tuple[float, int, str]) -> bool:
         owed = self._keys.get(entry[2])
-        return owed is None or owed.due != entry[0]
+        return owed is None or owed.ticket != entry[1]
 
     def _next(self, error: BaseException, attempts: int, jitter: float) -> float:
         if isinstance(error, Permanent):

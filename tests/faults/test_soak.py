@@ -239,6 +239,6 @@ def test_what_is_missed_and_what_leaks_breaks_the_soak(tmp_path: Path) -> None:
     record = run(tmp_path, 3.0, "deaf,leak,thread,descriptor")
     # then each of it is found
     assert any(" I3 at sqlite/all" in one for one in record.violations)
-    assert any(" I8: not in step" in one for one in record.violations)
+    assert any(" I8: not in sync" in one for one in record.violations)
     names = {rule.what.partition(",")[0] for rule in broken(record)}
     assert names >= {"violations", "memory", "threads", "descriptors"}

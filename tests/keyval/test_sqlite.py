@@ -274,6 +274,27 @@ def test_c17_a_commit_that_the_disk_did_not_answer_has_an_unknown_outcome(store:
     assert caught.value.token == "1-token"
 
 
+@pytest.mark.parametrize("raw", [b"a/\xff", b"a/\xff\xff/x", b"\xff", b"\xffz", b"a\xc3"])
+def test_c23_a_key_that_is_not_utf_8_is_listed_found_and_streamed(path: Path, raw: bytes) -> None:
+    key = os.fsdecode(raw)
+    with SQLiteStore(path) as store:
+        broker = store.new_broker()
+        broker.put("z", b"1")
+        stream = iter(store.stream("", broker.put("a/b", b"2").revision))
+        next(stream)
+        # when another tool writes it
+        with closing(sqlite3.connect(path)) as tool, tool:
+            tool.execute("INSERT INTO kv (key, value, revision) VALUES (?, x'33', 0)", (raw,))
+        # then every way to read has it, by the key and by each of its prefixes
+        batch = next(batch for batch in stream if batch is not None and batch.commits)
+        assert [op[0] for commit in batch.commits for op in commit.ops] == [key]
+        assert sorted(broker.list_keys()) == sorted(["z", "a/b", key])
+        for prefix in (raw[:end] for end in range(1, len(raw) + 1) if raw[:end] != b"a\xc3"):
+            assert key in [pair.key for pair in store.scan(os.fsdecode(prefix))]
+        assert broker.get_value(key).value == b"3"
+        assert broker.delete(key)
+
+
 def test_a_damaged_file_says_what_to_do(path: Path) -> None:
     with SQLiteStore(path) as store:
         store.commit([PutOp(f"k{number}", bytes(500)) for number in range(200)])

@@ -483,6 +483,17 @@ def test_c10_a_late_answer_to_a_change_owes_the_keys_of_which_something_newer_wa
     assert told(again(queue, clock))[0][:2] == ("x", "3")
 
 
+def test_c10_a_key_that_is_planned_twice_for_one_moment_is_taken_once(clock: ManualClock) -> None:
+    # given a key that its subscriber wants after 100 s
+    owed = rejected.OwedKeys(Timeouts(), clock.monotonic)
+    owed.fail("k", 1, RetryAfter(100), None, jitter=1.0)
+    # when an older event with it is answered meanwhile, which changes nothing about the time
+    owed.doubt("k", 2, None, jitter=1.0)
+    # then it comes once
+    clock.advance(100)
+    assert owed.take_due(clock.monotonic(), ()) == ["k"]
+
+
 def test_c10_a_late_answer_to_a_resync_leads_to_one_more(mirror: Registry, clock: ManualClock) -> None:
     # given a RESYNC that was given up, and the one in its place, which was handled before it
     queue: Queue[Any] = Queue()

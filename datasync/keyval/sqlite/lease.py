@@ -82,7 +82,7 @@ class StoreLease:
             and not self.went_back(connection, current, generation)
         ):
             return current  # nobody committed since
-        bound = {key.decode() for (key,) in connection.execute("SELECT key FROM kv WHERE lease = ?", (self.id,))}
+        bound = {tables.decode(key) for (key,) in connection.execute("SELECT key FROM kv WHERE lease = ?", (self.id,))}
         gone = {key: value for key, value in self._owned.items() if key not in bound}
         lost, self._more = self._lost(connection, gone, current, generation) if gone else ({}, False)
         self._owned = {key: value for key, value in self._owned.items() if key in bound or key in lost}

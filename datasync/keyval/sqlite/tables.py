@@ -19,6 +19,8 @@ from datasync.keyval.positions import Position, new_token
 from datasync.keyval.types import KeyValue, PutOp
 from datasync.runtime import boot_clock
 
+#: Above every key.
+LAST = b"\xff" * 1024
 #: Operations of the log that are read at once; a larger commit is still read whole.
 PAGE = 1000
 #: The history is trimmed when the revision passes a multiple of this.
@@ -66,17 +68,26 @@ def has_token(connection: sqlite3.Connection, token: str) -> bool:
 
 
 def encode(key: str) -> bytes:
-    """Return the bytes of *key*. Raises ``InvalidArgumentError`` for a lone surrogate, which has none."""
+    """Return the bytes of *key*. Raises ``InvalidArgumentError`` for text that stands for no bytes."""
     try:
-        return key.encode()
+        data = key.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        pass
-    raise InvalidArgumentError(f"the key {key[:40]!r} must be valid Unicode: it has half of a surrogate pair")
+        data = LAST
+    if data.startswith(LAST):
+        raise InvalidArgumentError(
+            f"the key {key[:40]!r} must be valid Unicode, or bytes as os.fsdecode() returns them"
+        )
+    return data
+
+
+def decode(key: bytes) -> str:
+    """Return *key* as text. Other tools may write bytes that are not UTF-8: they come as ``os.fsdecode`` has them."""
+    return key.decode("utf-8", "surrogateescape")
 
 
 def pairs(rows: Iterable[tuple[bytes, bytes, int]]) -> list[KeyValue]:
     """Convert *rows* of key, value and revision. Raises if a row has another type, which means a damaged file."""
-    found = [KeyValue(key.decode(), value, revision) for key, value, revision in rows]
+    found = [KeyValue(decode(key), value, revision) for key, value, revision in rows]
     if not all(type(value) is bytes and type(revision) is int for _, value, revision in found):
         raise TypeError  # as in bounds
     return found
@@ -85,8 +96,8 @@ def pairs(rows: Iterable[tuple[bytes, bytes, int]]) -> list[KeyValue]:
 def key_range(prefix: str) -> tuple[bytes, bytes]:
     """Return the range of the keys that start with *prefix*: its first key, and the end, which is excluded."""
     low = encode(prefix)
-    # UTF-8 has no byte 0xff, so the last byte can always be incremented.
-    return low, low[:-1] + bytes((low[-1] + 1,)) if low else b"\xff"
+    stem = low.rstrip(b"\xff")  # this byte cannot be incremented, and UTF-8 does not have it
+    return low, stem[:-1] + bytes((stem[-1] + 1,)) if stem else LAST
 
 
 def read_back(
@@ -107,7 +118,7 @@ def read_back(
     )
     lost = connection.execute("SELECT key FROM changed WHERE at IS NULL ORDER BY key LIMIT 1").fetchone()
     if lost is not None and not complete:
-        raise forgotten(path, lost[0].decode(), revision)
+        raise forgotten(path, decode(lost[0]), revision)
     connection.execute(
         "CREATE TEMP TABLE past AS"
         " SELECT key, value, revision FROM kv"
@@ -121,7 +132,7 @@ def read_back(
 def keys_under(connection: sqlite3.Connection, prefix: str) -> Iterator[str]:
     """Return the stored keys that start with *prefix*, in order."""
     rows = connection.execute("SELECT key FROM kv WHERE key >= ? AND key < ? ORDER BY key", key_range(prefix))
-    return (key.decode() for (key,) in rows.fetchall())
+    return (decode(key) for (key,) in rows.fetchall())
 
 
 def key_exists(connection: sqlite3.Connection, key: str) -> bool:
@@ -174,7 +185,7 @@ def reap(connection: sqlite3.Connection, current: int, leases: Sequence[int]) ->
     Return the revision afterwards.
     """
     expired = connection.execute("SELECT key FROM kv WHERE deadline <= ? ORDER BY key", (boot_clock.now(),)).fetchall()
-    current = write(connection, {key.decode(): None for (key,) in expired}, current=current, expiry=_TTL)
+    current = write(connection, {decode(key): None for (key,) in expired}, current=current, expiry=_TTL)
     for lease in leases:
         current = end_lease(connection, lease, current, expiry=lease)
     return current
@@ -184,7 +195,7 @@ def end_lease(connection: sqlite3.Connection, lease: int, current: int, *, expir
     """Delete *lease* and the keys bound to it. Return the revision afterwards."""
     bound = connection.execute("SELECT key FROM kv WHERE lease = ? ORDER BY key", (lease,)).fetchall()
     connection.execute("DELETE FROM lease WHERE id = ?", (lease,))
-    return write(connection, {key.decode(): None for (key,) in bound}, current=current, expiry=expiry)
+    return write(connection, {decode(key): None for (key,) in bound}, current=current, expiry=expiry)
 
 
 def ended_with(connection: sqlite3.Connection, lease: int) -> set[str]:
@@ -195,7 +206,7 @@ def ended_with(connection: sqlite3.Connection, lease: int) -> set[str]:
         " WHERE revision >= (SELECT min(revision) FROM history WHERE expiry = ?) GROUP BY key",
         (lease,),
     )
-    return {key.decode() for key, expiry, _ in rows if expiry == lease}
+    return {decode(key) for key, expiry, _ in rows if expiry == lease}
 
 
 def commits(connection: sqlite3.Connection, prefix: str, after: int, current: int) -> tuple[Batch, bool]:
@@ -216,7 +227,7 @@ def commits(connection: sqlite3.Connection, prefix: str, after: int, current: in
     if not all(type(revision) is int and type(value) in (bytes, NoneType) for revision, _, value in rows):
         raise TypeError  # as in bounds
     found = tuple(
-        Commit(revision, tuple((key.decode(), value) for _, key, value in group))
+        Commit(revision, tuple((decode(key), value) for _, key, value in group))
         for revision, group in groupby(rows, key=lambda row: row[0])
     )
     return Batch(current, found), more
