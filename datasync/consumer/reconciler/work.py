@@ -109,7 +109,7 @@ class Work:
                 call.answers.append(answer)
             return
         if key not in self.queue:
-            if failure is not None and not changed and not again:
+            if failure is not None and not changed and not again and key not in self._forced:
                 if answer is not None:
                     answer.note(key, failure.error)
                 return
@@ -158,11 +158,19 @@ class Work:
             self.offer(key, None, live=False)
         return keys
 
+    def known(self, keys: Iterable[str] | None) -> list[str]:
+        """Return those of *keys*, all when None, of which there is something to call."""
+        if keys is None:
+            return [*{*self._wanted, *self._applied.keys()}]
+        return [key for key in dict.fromkeys(keys) if key in self._wanted or key in self._applied]
+
+    def claim(self, keys: Iterable[str]) -> None:
+        """Note that a source has told of *keys*, although their values are not known."""
+        self._unclaimed.difference_update(keys)
+
     def request(self, keys: Iterable[str] | None, *, after: float = 0.0, live: bool = False) -> None:
         """Have *keys*, all when None, called even without a difference; unknown keys are ignored."""
-        for key in {*self._wanted, *self._applied.keys()} if keys is None else keys:
-            if key not in self._wanted and key not in self._applied:
-                continue
+        for key in self.known(keys):
             if after > 0.0:
                 self._plan_look(key, after)
                 continue
@@ -183,8 +191,14 @@ class Work:
             forced = key in self._forced or key in self._looks
             self._forced.discard(key)
             self._looks.discard(key)
+            if key in self._unclaimed:
+                self._forced.add(key)  # called once its source has told of it
+                self.queue.finish(key)
+                continue
             same = self._applied.matches(key, data)
             if key in self.guard.held or (same and (data is None or not forced) and key not in self.failures):
+                if key in self.guard.held and key in self.failures:
+                    self._forced.add(key)  # to be called when the key is back
                 self.queue.finish(key)
                 self.first_pass.discard(key)
                 for answer in answers:

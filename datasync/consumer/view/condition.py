@@ -56,6 +56,8 @@ def leaves(watcher: Any) -> Iterator[Any]:
     if isinstance(watcher, Sequence):
         for member in watcher:
             yield from leaves(member)
+    elif (inner := getattr(watcher, "watcher", None)) is not None:  # an adapter
+        yield from leaves(inner)
     else:
         yield watcher
 

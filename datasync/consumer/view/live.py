@@ -198,13 +198,15 @@ class LiveValues(Generic[T]):
     def release(self) -> int:
         """Delete what ``max_delete`` holds; return the number of keys."""
         held = len(self.table.held)
-        self.table.commit(Update(release=True, told=bool(self._listeners)))
+        self.table.commit(Update(release=True))
+        if held and self._options.cache is not None and self._save_at is None:
+            self._save_at = time.monotonic() + SAVE_AFTER
         self._queue.put(None)
         return held
 
     def start_from(self, cached: CachedValues | None) -> None:
         """Serve what the cache file had, unless the source was read meanwhile."""
-        update = Update(cached=True, told=bool(self._listeners))
+        update = Update(cached=True)
         for key, data in (cached.values if cached else {}).items():
             value = value_or_error(self._options.codec, data)
             if not isinstance(value, DecodeError):
@@ -286,9 +288,8 @@ class LiveValues(Generic[T]):
 
     def _apply(self, event: Any) -> None:
         resync = hasattr(event, "get_values")
-        told = bool(self._listeners) or self._settling.due_at is not None
         known = 0 if not resync and event.redelivery else event.revision  # of older changes, but with a new revision
-        update = Update(revision=known, resync=resync, told=told)
+        update = Update(revision=known, resync=resync)
         if resync:
             pairs: Iterable[Any] = (pair for pairs in event.get_values().values() for pair in pairs)
             update.gone = {pair.get_key() for pair in event.get_removed()}

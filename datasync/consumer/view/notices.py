@@ -76,7 +76,7 @@ class Listeners:
             if mark in self._listeners:  # a listener may have ended another one
                 try:
                     listener(differences)
-                except Exception as error:
+                except BaseException as error:
                     log.error("a listener of a view raised %s", place_of(error))
 
 
@@ -87,7 +87,7 @@ def each_key(function: Callable[[str, Any, Any], object]) -> BatchListener:
         for key, (old, new) in differences.items():
             try:
                 function(key, old, new)
-            except Exception as error:
+            except BaseException as error:
                 log.error("a listener of a view raised %s for the key %r", place_of(error), key)
 
     return listener

@@ -147,7 +147,7 @@ class ValueTable:
             # Outside the lock that readers take; nobody else commits meanwhile.
             terms = [(one, key, one.terms(key, new)) for one in indexes for key, new in changed.items()]
             with self.changed:
-                present = gone & self.values.keys() - changed.keys()
+                present = (gone - changed.keys()) & self.values.keys()
                 for key in present:
                     del self.values[key]
                 self.values.update(changed)
