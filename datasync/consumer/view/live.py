@@ -108,7 +108,7 @@ class LiveValues(Generic[T]):
     ) -> None:
         self.name = name
         self.guard = ForkGuard(f"the view {name!r}")
-        self.table = ValueTable(name, options.defaults, options.max_delete, indexes)
+        self.table = ValueTable(name, options.defaults, options.max_delete, indexes, self._tells)
         #: Read without a lock.
         self.values: dict[str, Any] = self.table.values
         self._options = options
@@ -285,6 +285,9 @@ class LiveValues(Generic[T]):
         self._save()
         if came:
             self._queue.task_done()
+
+    def _tells(self) -> bool:
+        return bool(self._listeners) or self._settling.due_at is not None
 
     def _apply(self, event: Any) -> None:
         resync = hasattr(event, "get_values")

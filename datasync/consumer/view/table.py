@@ -40,8 +40,6 @@ class Update:
     resync: bool = False
     #: From the cache file: any RESYNC knows better.
     cached: bool = False
-    #: Somebody is to be told the differences.
-    told: bool = True
     #: Delete what is held back.
     release: bool = False
 
@@ -52,6 +50,7 @@ class ValueTable:
     Args:
       defaults: Values of keys that the source does not have.
       max_delete: As for ``DeleteGuard``.
+      told: Tells whether somebody is to be told of the differences.
 
     Threads: any; ``values`` is read without a lock.
     """
@@ -62,8 +61,10 @@ class ValueTable:
         defaults: Mapping[str, Any],
         max_delete: int | float | None,
         indexes: Mapping[str, IndexFunction],
+        told: Callable[[], bool] = lambda: True,
     ) -> None:
         self._name = name
+        self._told = told
         self._defaults: dict[str, Any] = {key: freeze(value) for key, value in defaults.items()}
         self._guard = DeleteGuard(max_delete)  # guarded by ``changed``, as all below
         #: Only ``commit`` changes it.
@@ -142,7 +143,8 @@ class ValueTable:
                 if update.cached and self.resynced:
                     return False
                 gone = self._gone_locked(update)
-                changed, differences = self._differences_locked(update.good, gone, update.told)
+                # Asked now and not before: a listener that was added while the event was decoded is told of it.
+                changed, differences = self._differences_locked(update.good, gone, self._told())
                 indexes = list(self._indexes.values())
             # Outside the lock that readers take; nobody else commits meanwhile.
             terms = [(one, key, one.terms(key, new)) for one in indexes for key, new in changed.items()]
