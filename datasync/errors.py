@@ -276,7 +276,7 @@ def error_text(error: BaseException) -> str:
         text = str(error)
     except Exception:  # an error of user code may be unable to tell its text
         text = ""
-    if type(error) is DatasyncError and text:  # such as what another process told: the text names the class
+    if type(error) is DatasyncError and text:  # such as one that another process reported: the text names the class
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

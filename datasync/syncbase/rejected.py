@@ -87,7 +87,7 @@ class OwedKeys:
         #: (time, ticket, key); an entry whose ticket is not the last one of the key is outdated.
         self._heap: list[tuple[float, int, str]] = []
         self._ticket = 0
-        #: Keys whose rejection a caller was told of, with the error and the event: marks only, they do not come again.
+        #: Keys whose rejection was reported to a caller, with error and event: marks only, these do not come again.
         self._told: dict[str, tuple[str, int]] = {}
         #: Monotonic time of the RESYNC that replaces too many owed keys; None when none is planned.
         self.resync_at: float | None = None
@@ -161,7 +161,7 @@ class OwedKeys:
             self.accept(key, number, value(key))
 
     def tell(self, key: str, error: BaseException, number: int) -> None:
-        """Mark *key* as rejected in the event *number*; its caller was told, and decides."""
+        """Mark *key* as rejected in the event *number*; its caller was notified, and decides."""
         self._told[key] = (type(error).__name__, number)
         if len(self._told) > MAX_OWED:
             del self._told[next(iter(self._told))]

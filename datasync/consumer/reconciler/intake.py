@@ -70,7 +70,7 @@ class Intake:
     Args:
       others: The values of the keys that others depend on.
       lock: Guards *work* and *others*.
-      sources: The number of sources. What earlier processes applied may be gone only when all have told their state.
+      sources: The number of sources. What earlier processes applied may be gone only when all have sent their state.
       wake: Wakes the workers; called without the lock.
 
     Threads: one at a time.
@@ -101,7 +101,7 @@ class Intake:
         self._now = now
         self._told: set[str] = set()  # sources that sent a RESYNC
         self._heard: set[str] = set()  # sources that sent anything
-        self._listed = set(others.keys())  # of which no source has told yet
+        self._listed = set(others.keys())  # that no source has reported yet
 
     @property
     def heard(self) -> bool:

@@ -70,7 +70,7 @@ class Reconciler(Closable, Generic[T]):
 
     Changes come before the backlog, which is the first pass, a RESYNC, and retries, and which gets one turn in four. A
     RESYNC is acknowledged when it was taken over. A CHANGE is acknowledged when its keys had their calls, but after
-    ``DEFAULT_NOTIF_TIMEOUT`` at the latest; so a caller that waits is told of rejected keys.
+    ``DEFAULT_NOTIF_TIMEOUT`` at the latest; so a caller that waits receives the rejected keys.
 
     The threads start at once: one for events and times, and *workers* that make the calls.
 

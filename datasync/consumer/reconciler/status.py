@@ -1,4 +1,4 @@
-"""What a reconciler tells of itself, and what tells it whether it leads.
+"""The status of a reconciler, and the interface of a leader.
 
 Source: contract C18, C20.
 """
@@ -15,7 +15,7 @@ log = get_logger(__name__)
 
 
 class Leader(Protocol):
-    """What tells whether this process leads, such as the result of ``store.campaign``. Threads: any."""
+    """An object that knows whether this process leads, such as the result of ``store.campaign``. Threads: any."""
 
     @property
     def is_leader(self) -> bool:

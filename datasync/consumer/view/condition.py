@@ -44,7 +44,7 @@ class ViewStatus:
 
 
 class SourceReport(NamedTuple):
-    """What the sources of a watcher say: *synced* when each has nothing more to deliver to the subscription."""
+    """The status of the sources of a watcher: *synced* when each has nothing more to deliver to the subscription."""
 
     synced: bool
     #: The error of one that cannot be read; None while all can.

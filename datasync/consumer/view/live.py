@@ -69,7 +69,7 @@ class Attached(NamedTuple):
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """What a view was asked for; it is the same in every process."""
+    """The arguments of a view; they are the same in every process."""
 
     codec: Codec[Any] = JSON
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -149,7 +149,7 @@ class LiveValues(Generic[T]):
 
     @property
     def idle(self) -> bool:
-        """True when no event waits, and the listeners were told of everything."""
+        """True when no event waits, and the listeners were notified of everything."""
         return not (self._queue.unfinished_tasks or self.table.outbox or self._settling.due_at is not None)
 
     def status(self) -> ViewStatus:

@@ -1,4 +1,4 @@
-"""What a view tells its listeners: the real differences, gathered over bursts when asked.
+"""The notifications of a view: the real differences, gathered over bursts when asked.
 
 Source: contract C20.
 """
@@ -47,7 +47,7 @@ class Listeners:
 
     def __init__(self) -> None:
         self._listeners: dict[object, BatchListener] = {}
-        #: Tells whether something else is shown in place of a key's value, so that its differences are not told.
+        #: Tells whether something else is shown in place of a key's value, so that its differences are not reported.
         self.hidden: Callable[[str], bool] | None = None
 
     def __bool__(self) -> bool:

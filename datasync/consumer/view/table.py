@@ -29,7 +29,7 @@ _ABSENT = object()
 
 @dataclass(slots=True)
 class Update:
-    """What one event changes: *good* values with their *raw* bytes, *bad* ones, and keys that are *gone*."""
+    """The changes of one event: *good* values with their *raw* bytes, *bad* ones, and keys that are *gone*."""
 
     good: dict[str, Any] = field(default_factory=dict)
     raw: dict[str, bytes] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class ValueTable:
     Args:
       defaults: Values of keys that the source does not have.
       max_delete: As for ``DeleteGuard``.
-      told: Tells whether somebody is to be told of the differences.
+      told: Returns True if the differences are to be reported.
 
     Threads: any; ``values`` is read without a lock.
     """
@@ -85,7 +85,7 @@ class ValueTable:
         self.cached = False
         #: The source's revision that the values have.
         self.revision = 0
-        #: The differences that no listener was told yet, in order.
+        #: The differences that no listener has received yet, in order.
         self.outbox: deque[dict[str, ValueChange]] = deque()
 
     @property
@@ -100,7 +100,7 @@ class ValueTable:
 
     @property
     def content(self) -> CachedValues:
-        """What a cache file keeps."""
+        """The content of a cache file."""
         with self.changed:
             return CachedValues(dict(self._raw), self.revision)
 
@@ -143,7 +143,7 @@ class ValueTable:
                 if update.cached and self.resynced:
                     return False
                 gone = self._gone_locked(update)
-                # Asked now and not before: a listener that was added while the event was decoded is told of it.
+                # Asked now and not before: a listener that was added while the event was decoded is notified.
                 changed, differences = self._differences_locked(update.good, gone, self._told())
                 indexes = list(self._indexes.values())
             # Outside the lock that readers take; nobody else commits meanwhile.
