@@ -1,4 +1,4 @@
-"""The transactions that a reader passes from a store to a registry, and what a writer is told of its own.
+"""The transactions that a reader passes from a store to a registry, and the results that a writer receives.
 
 Source: contract C1, C4, C13, C21.
 """

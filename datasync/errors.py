@@ -280,9 +280,13 @@ def error_texts(error: BaseException) -> dict[str, str]:
 
 def error_text(error: BaseException) -> str:
     """Return the class name and the text of *error*; only its text when the class says nothing."""
-    if type(error) is DatasyncError and str(error):  # such as what another process told: the text names the class
-        return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # an error of user code may be unable to tell its text
+        text = ""
+    if type(error) is DatasyncError and text:  # such as one that another process reported: the text names the class
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _parts(error: BaseException) -> Iterable[BaseException]:

@@ -42,6 +42,7 @@ _COMMON: dict[str, Any] = {
     "deadline": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
+settings.register_profile("quick", max_examples=10, **_COMMON)
 settings.register_profile("dev", max_examples=50, **_COMMON)
 # In CI a failing example must be repeatable from the log alone: no random seed, and the blob is printed.
 settings.register_profile("ci", max_examples=200, derandomize=True, print_blob=True, **_COMMON)

@@ -1,4 +1,4 @@
-"""What a codec is, and how values are read and written with one.
+"""The interface of a codec, and values read and written with one.
 
 Source: contract C19.
 """

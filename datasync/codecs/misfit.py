@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Misfit(NamedTuple):
-    """What does not fit a type, without the value."""
+    """The part of a document that does not match a type, without the value."""
 
     kind: str
     detail: str

@@ -26,7 +26,7 @@ _SPACES = b" \t\r\n"
 
 
 class Library(Protocol):
-    """What msgspec and pydantic have in common: JSON to an object of one type, and back."""
+    """The interface over msgspec and pydantic: JSON to an object of one type, and back."""
 
     def read(self, data: bytes) -> Any: ...
 

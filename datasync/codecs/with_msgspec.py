@@ -14,6 +14,7 @@ from datasync.jsontext import INVALID, MISSING, OUT_OF_RANGE, UNKNOWN_FIELD, WRO
 
 try:
     import msgspec
+    from msgspec.inspect import CustomType, type_info
 except ImportError:
     raise MissingExtraError("msgspec", "msgspec") from None
 
@@ -35,6 +36,8 @@ class MsgspecLibrary:
     def __init__(self, kind: Any) -> None:
         try:
             self._decoder = msgspec.json.Decoder(kind)
+            if isinstance(type_info(kind), CustomType):
+                raise TypeError("it has no fields that are known")
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
         else:

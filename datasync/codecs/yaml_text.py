@@ -61,7 +61,7 @@ class YamlCodec:
             failure = fault
         except RecursionError:
             failure = DecodeFault(TOO_DEEP)
-        except (yaml.YAMLError, ValueError) as error:
+        except Exception as error:  # a wrong tag makes PyYAML raise KeyError, IndexError and TypeError too
             failure = DecodeFault(INVALID, "not YAML", _offset(error, text))
         raise failure.error("YAML", text=text)  # outside the except block: PyYAML's error quotes the text
 

@@ -27,6 +27,9 @@ class _GetFields(NamedTuple):
     found: bool
     revision: int
 
+    def __repr__(self) -> str:
+        return f"GetResult(<{len(self.data)} bytes>, found={self.found}, revision={self.revision})"
+
 
 class GetResult(_GetFields):
     """The result of ``get_value``. *data* is empty and *revision* is 0 when the key was not found."""

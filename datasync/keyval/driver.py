@@ -122,7 +122,7 @@ class StoreDriver(Closable):
     capabilities: ClassVar[frozenset[Capability]]
     #: Seconds without data on a stream after which the driver treats its connection as broken.
     idle_limit: float = 10.0
-    #: Seconds that locks, and keys of the client's lifetime, outlive a killed process unless told otherwise.
+    #: Seconds that locks, and keys of the client's lifetime, outlive a killed process unless set otherwise.
     session_ttl: float = 10.0
     #: True if a stream of a store without HISTORY can continue from the last revision that a listing or stream of this
     #: store object reached. It raises ``CompactedError`` where it cannot.

@@ -15,7 +15,7 @@ from datasync.options import PutOption
 
 
 class TxnBroker(Protocol):
-    """What a transaction needs of its broker."""
+    """The part of a broker that a transaction needs."""
 
     def put_op(self, key: str, data: bytes, opts: tuple[PutOption, ...]) -> PutOp:
         """Return the operation of a ``put``, validated, with its absolute key."""

@@ -33,7 +33,7 @@ class DatasyncProvider(AbstractProvider):
 
     A stored value is the value of a flag, or an object with variants and rules: see :mod:`datasync.openfeature.flag`.
     A flag whose stored value becomes invalid JSON keeps its last good value. While the source is lost, the reason is
-    ``STALE``. The SDK's handlers are told of changed flags, and of READY, STALE and ERROR.
+    ``STALE``. The SDK's handlers are notified of changed flags, and of READY, STALE and ERROR.
 
     Args:
       view: The flags by key, with the JSON codec. The provider does not close it.

@@ -48,7 +48,7 @@ class _Deferred(threading.local):
 
 
 class Awaited(NamedTuple):
-    """What a caller waits for: a *position* of the mirror, or that it has lost the keys that are *gone*."""
+    """The goal of a wait: a *position* of the mirror, or that it has lost the keys that are *gone*."""
 
     position: MirrorPosition
     gone: tuple[str, ...] | None = None

@@ -87,8 +87,8 @@ class OwedKeys:
         #: (time, ticket, key); an entry whose ticket is not the last one of the key is outdated.
         self._heap: list[tuple[float, int, str]] = []
         self._ticket = 0
-        #: Keys whose rejection a caller was told of, with the error: marks only, they are not delivered again.
-        self._told: dict[str, str] = {}
+        #: Keys whose rejection was reported to a caller, with error and event: marks only, these do not come again.
+        self._told: dict[str, tuple[str, int]] = {}
         #: Monotonic time of the RESYNC that replaces too many owed keys; None when none is planned.
         self.resync_at: float | None = None
         self._resyncs = 0  # that did not help, one after the other
@@ -143,7 +143,7 @@ class OwedKeys:
     def unchanged_since(self, key: str, number: int) -> bool:
         """Return True if the event with *number*, which was given up, is the newest that failed for *key*."""
         owed = self._keys.get(key)
-        return owed is not None and owed.since == number - 1
+        return self._told.get(key, ("", 0))[1] == number if owed is None else owed.since == number - 1
 
     def accept(self, key: str, number: int, value: Accepted) -> None:
         """Note that *key* was accepted with *value* in the event *number*."""
@@ -160,9 +160,9 @@ class OwedKeys:
         for key in [key for key in (*self._keys, *self._told) if key not in rejected]:
             self.accept(key, number, value(key))
 
-    def tell(self, key: str, error: BaseException) -> None:
-        """Mark *key* as rejected; its caller was told, and decides."""
-        self._told[key] = type(error).__name__
+    def tell(self, key: str, error: BaseException, number: int) -> None:
+        """Mark *key* as rejected in the event *number*; its caller was notified, and decides."""
+        self._told[key] = (type(error).__name__, number)
         if len(self._told) > MAX_OWED:
             del self._told[next(iter(self._told))]
 
@@ -218,7 +218,10 @@ class OwedKeys:
 
     def take_due(self, now: float, blocked: Container[str]) -> list[str]:
         """Take the keys of the next redelivery, except *blocked* ones. The answer or ``postpone`` plans them again."""
-        self._tokens = min(self._tokens + (now - self._tokens_at) * self._rate, float(self._burst))
+        tokens = self._tokens + (now - self._tokens_at) * self._rate
+        if tokens < 1.0 and now >= self._tokens_at + (1.0 - self._tokens) / self._rate:
+            tokens = 1.0  # the moment that ``next_at`` named, and rounding made it less
+        self._tokens = min(tokens, float(self._burst))
         self._tokens_at = now
         room = min(int(self._tokens), MAX_BATCH)
         taken: list[str] = []
@@ -262,7 +265,7 @@ class OwedKeys:
     def status(self) -> dict[str, OwedStatus]:
         """Return every key that was not accepted."""
         now = self._now()
-        marks = {key: OwedStatus(error, 1, None) for key, error in self._told.items()}
+        marks = {key: OwedStatus(error, 1, None) for key, (error, _) in self._told.items()}
         for key, owed in self._keys.items():
             next_in = None if owed.due == NEVER else max(0.0, owed.due - now)
             marks[key] = OwedStatus(owed.error, owed.attempts, next_in)
@@ -271,7 +274,7 @@ class OwedKeys:
     def error(self, key: str) -> str | None:
         """Return the class name of the error of *key*; None when it is not owed."""
         owed = self._keys.get(key)
-        return self._told.get(key) if owed is None else owed.error
+        return self._told.get(key, (None, 0))[0] if owed is None else owed.error
 
     def _plan(self, key: str, owed: OwedKey, due: float) -> None:
         owed.due = due
@@ -333,7 +336,7 @@ def take_change_answer(
         elif wanted(change.key):
             missed.not_applied((change,))
             if told:
-                owed.tell(change.key, reason)
+                owed.tell(change.key, reason, event.number)
             else:
                 owed.fail(
                     change.key,

@@ -285,12 +285,12 @@ class Subscription:
             now = self._now()
             for event in list(self._in_flight):
                 self._remind_locked(event, now)
-            if (
-                self._full_since is not None
-                and self._losing_locked()
-                and now >= self._full_since + self._timeouts.delivery
-            ):
-                self._overflow_locked(f"its queue was full for {self._timeouts.delivery:.1f} s")
+            if self._full_since is not None and self._losing_locked():
+                over = self._full_since + self._timeouts.delivery
+                if now >= over:
+                    self._overflow_locked(f"its queue was full for {self._timeouts.delivery:.1f} s")
+                else:
+                    self._alarm.set(over, self.tick)
             if self._in_flight:
                 following = (e.put_at + (self._abandon if e.reminded else self._remind) for e in self._in_flight)
                 self._alarm.set(min(following), self.tick)

@@ -1,4 +1,4 @@
-"""What can happen to a store, on request: the memory store of a test.
+"""Faults of a store, on request: the memory store of a test.
 
 Source: contract C13, C17, C23.
 """

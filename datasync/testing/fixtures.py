@@ -47,7 +47,7 @@ def datasync_store(datasync_url: str) -> Iterator[MemoryStore]:
 
 @pytest.fixture
 def datasync_faults(datasync_store: MemoryStore) -> Iterator[Faults]:
-    """What can happen to ``datasync_store``."""
+    """Faults of ``datasync_store``."""
     with Faults(datasync_store) as faults:
         yield faults
 

@@ -93,7 +93,7 @@ def _busy(part: Any, late: bool) -> str:
         part.status()  # an empty source sends no RESYNC: only a look tells that it is in sync
         if not live.synced:
             return f"the view {live.name!r} was not read yet"
-        return "" if live.idle else f"the view {live.name!r} has not told its listeners of everything"
+        return "" if live.idle else f"the view {live.name!r} has not notified its listeners of everything"
     if isinstance(part, (Consumer, RecordingSubscriber)):
         return "" if part.idle else f"the consumer {part.name!r} has an event"
     if isinstance(part, Reconciler):

@@ -149,7 +149,6 @@ def test_a_release_wakes_the_next_one_only(
     # when the lock is released / then the next one looks again, and no other
     held.release()
     assert acquiring[0].wait() is True
-    assert looks[0] >= 2
     assert looks[1:] == [1, 1]
     locks[0].release()
     assert acquiring[1].wait() is True
@@ -617,3 +616,36 @@ def test_c16_what_makes_no_lock_is_an_error(store: Store) -> None:
         with pytest.raises(InvalidArgumentError):
             call()
     assert state(store) == {}
+
+
+def test_a_client_with_another_size_disturbs_nobody_in_the_line(
+    store: Store, new_store: NewStore, waiting: Callable[..., Acquiring]
+) -> None:
+    # given a semaphore of two that is full, and one that waits
+    held = [store.lock(NAME, ttl=LONG, n=2) for _ in range(2)]
+    assert all(lock.acquire() for lock in held)
+    third = waiting(store.lock(NAME, ttl=LONG, n=2))
+    # when another client takes it for a semaphore of three / then that one is told, and nobody else
+    with pytest.raises(InvalidArgumentError, match="n=2"):
+        new_store().lock(NAME, ttl=LONG, n=3).acquire(timeout=1)
+    held[0].release()
+    assert third.wait() is True
+    held[1].release()
+
+
+def test_a_thread_that_lost_the_lock_never_takes_the_lock_of_another_thread_for_its_own(store: Store) -> None:
+    # given two threads that share one object, and a lock that was lost
+    lock = store.lock(NAME, ttl=3)
+    lock.acquire()
+    other = Acquiring(lock, timeout=PATIENT)
+    store.commit([DeleteOp(lock.key)])
+    assert lock.lost.wait(PATIENT)
+    # then the first thread sees that until it releases
+    lost, token = lock.lost, lock.token
+    assert not other.outcome
+    assert (lock.lost, lock.token, lock.is_acquired) == (lost, token, False)
+    assert lock.release() is False
+    # and only then the other one holds it
+    assert other.wait() is True
+    assert lock.token > token
+    lock.release()

@@ -391,7 +391,7 @@ def test_c9_the_caller_is_told_what_the_subscribers_answered(transport: Transpor
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rejected key is delivered again at once, in transports that are made after this."""
-    monkeypatch.setattr("datasync.syncbase.registry.DEFAULT_TIMEOUTS", Timeouts(failure_backoff=(0.01, 0.02)))
+    monkeypatch.setattr("datasync.runtime.timeouts.DEFAULT_TIMEOUTS", Timeouts(failure_backoff=(0.01, 0.02)))
 
 
 @pytest.mark.usefixtures("hasty")

@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
-from datasync import Reconciler
+from datasync import KVProtoWatchers, Reconciler, codecs
 from datasync.commits import Batch, Commit
 from datasync.consumer import Reconcilers, Retry
 from datasync.errors import (
@@ -23,9 +25,10 @@ from datasync.errors import (
     PropagationError,
     Rejected,
     RetryAfter,
+    SubscriptionError,
 )
 from datasync.events import ResyncReason
-from datasync.syncbase.change import ChangeBytes
+from datasync.syncbase.change import Change, ChangeBytes
 from datasync.syncbase.registry import Registry
 from tests.conftest import CANARY, PATIENT, wait_until
 from tests.consumer.conftest import Recorder
@@ -579,3 +582,95 @@ def test_c20_wrong_arguments_are_named_before_anything_is_opened(
     assert source.status().subscriptions == {}
     with pytest.raises(InvalidArgumentError):
         Retry(first=0)
+
+
+def test_c12_a_later_look_calls_no_key_whose_source_has_told_nothing(apply: Recorder, clock: ManualClock) -> None:
+    with Registry("up", sourced=True) as up, Registry("down", sourced=True) as down:
+        both = KVProtoWatchers(up, down)
+        with Reconciler(both, "r", "k/", apply=apply, known=["k/a", "k/b"], clock=clock) as reconciler:
+            snapshot(up, 1, {"k/a": b"1"})
+            apply.wait(1)
+            # when a key of the other one is to be looked at later / then nothing is called in its place
+            reconciler.requeue("k/b", after=1.0)
+            clock.advance(2.0)
+            reconciler.requeue("k/a")
+            assert apply.wait(2)[1] == ("k/a", 1, 1)
+            # and it is called when its source has told its state
+            snapshot(down, 1, {"k/b": b"2"})
+            assert apply.wait(3)[2] == ("k/b", 2, None)
+
+
+class Wordless(Exception):
+    """As legacy code has them: an error whose text raises."""
+
+    def __str__(self) -> str:
+        return str(self.detail)  # type: ignore[attr-defined]  # never set
+
+
+def test_c20_an_error_that_cannot_tell_its_text_fails_its_key_only(local: Registry, apply: Recorder) -> None:
+    apply.on["k/a"] = fail(Wordless())
+    with Reconciler(local, "r", "k/", apply=apply):
+        with pytest.raises(PropagationError, match="Wordless"):
+            put(local, "k/a", b"1")
+        put(local, "k/b", b"2")
+    assert apply.calls == [("k/a", 1, None), ("k/b", 2, None)]
+
+
+def test_c20_a_previous_value_that_no_longer_decodes_stops_nothing(
+    source: Registry, apply: Recorder, tmp_path: Path
+) -> None:
+    # given a state that was made with a codec that read more
+    with Reconciler(source, "r", "k/", apply=apply, codec=codecs.text, state=tmp_path / "state") as first:
+        snapshot(source, 1, {"k/a": b"old", "k/b": b"old"})
+        first.wait_synced(PATIENT)
+    apply.calls.clear()
+    with Reconciler(source, "r", "k/", apply=apply, codec=codecs.json, state=tmp_path / "state"):
+        # when the values are mended, or deleted
+        commit(source, 2, {"k/a": b"1", "k/b": None})
+        # then they are called
+        wait_until(lambda: len(apply.calls) == 2, "both were called")
+    assert sorted(apply.calls) == [("k/a", 1, None), ("k/b", None, None)]
+
+
+def test_c20_a_failed_key_that_was_held_is_called_when_it_is_back(
+    source: Registry, apply: Recorder, clock: ManualClock
+) -> None:
+    apply.on["k/a"] = fail(OSError())
+    with Reconciler(source, "r", "k/", apply=apply, max_delete=0, clock=clock) as reconciler:
+        snapshot(source, 1, {"k/a": b"1"})
+        apply.wait(1)
+        # when its delete is held while its retry becomes due
+        snapshot(source, 2, {})
+        wait_until(lambda: reconciler.held, "the delete is held")
+        apply.on.clear()
+        clock.advance(600.0)
+        wait_until(lambda: not reconciler.status().waiting, "the retry was looked at")
+        # then it is called when it is back, with the same value
+        snapshot(source, 3, {"k/a": b"1"})
+        assert apply.wait(2)[1] == ("k/a", 1, None)
+
+
+def test_c12_a_pair_without_bytes_is_no_missing_key(local: Registry, apply: Recorder) -> None:
+    odd = Change("k/a", Int32Value(value=3))
+    local.propagate_changes({"k/a": odd, "k/b": Change("k/b", StringValue(value="x"))}, timeout=PATIENT)
+    codec = codecs.message(StringValue)
+    with Reconciler(local, "r", "k/", apply=apply, codec=codec, known=["k/a", "k/b"]) as reconciler:
+        wait_until(lambda: reconciler.status().synced, "everything is applied")
+        reconciler.requeue("k/b")
+        wait_until(lambda: len(apply.calls) >= 2, "the other one is called twice")
+    assert set(apply.keys()) == {"k/b"}
+
+
+def test_c11_a_second_reconciler_of_one_name_leaves_the_file_of_the_first_alone(
+    source: Registry, apply: Recorder, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    with Reconciler(source, "r", "k/", apply=apply, state=state) as first:
+        with pytest.raises(SubscriptionError):
+            Reconciler(source, "r", "k/", apply=apply, state=state)
+        snapshot(source, 1, {"k/a": b"1"})
+        first.wait_synced(PATIENT)
+    apply.calls.clear()
+    with Registry("store", sourced=True) as later, Reconciler(later, "r", "k/", apply=apply, state=state):
+        snapshot(later, 2, {})
+        assert apply.wait(1) == [("k/a", None, None)]

@@ -16,13 +16,14 @@ from google.protobuf.wrappers_pb2 import StringValue
 from datasync import ForkedError, KVProtoWatchers, Plugin, Reconciler, View, codecs, connect
 from datasync.consumer import Retry
 from datasync.errors import PropagationError
-from datasync.events import MessageT, Op
+from datasync.events import Op
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto
 from datasync.syncbase.change import Change, ChangeBytes
 from datasync.syncbase.registry import Registry
 from tests.conftest import PATIENT, wait_until
 from tests.consumer.conftest import Recorder
 from tests.consumer.test_reconciler import commit, fail, snapshot
+from tests.support.registries import OpaqueChange
 from tests.support.running import Running
 
 Write = Callable[[str, "bytes | None"], Any]
@@ -124,22 +125,7 @@ def test_c19_a_message_is_read_whatever_encoding_its_sender_chose(
 
 
 def test_c20_a_pair_without_bytes_is_rejected_alone(local: Registry, apply: Recorder) -> None:
-    class Opaque:
-        """A value that only this process can read."""
-
-        def get_key(self) -> str:
-            return "k/odd"
-
-        def get_revision(self) -> int:
-            return 0
-
-        def get_change_type(self) -> Op:
-            return Op.PUT
-
-        def get_value(self, message: MessageT) -> MessageT:
-            return message
-
-    odd: Any = Opaque()
+    odd: Any = OpaqueChange("k/odd")
     with Reconciler(local, "r", "k/", apply=apply), View(local, "v", "k/") as view:
         with pytest.raises(PropagationError) as caught:
             local.propagate_changes({"k/odd": odd, "k/a": ChangeBytes("k/a", b"1")}, timeout=PATIENT)

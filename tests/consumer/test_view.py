@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from datasync import DatasyncError, KVProtoWatchers, ResyncReason, View
+from datasync import DatasyncError, KVProtoWatchers, ResyncReason, View, codecs
 from datasync.consumer import ViewState
 from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, SubscriptionError, UnsupportedError
 from datasync.syncbase import Registry
@@ -370,3 +371,37 @@ def test_c19_a_codec_of_the_user_gives_typed_values_and_its_errors_name_no_value
         assert str(view.problems["b"]) == "the codec raised ValueError"
         view.put("b", Limit(6), timeout=PATIENT)
         assert (view["b"], dict(view.problems)) == (Limit(6), {})
+
+
+class SlowCodec:
+    """JSON; decoding waits for ``go_on`` and tells when it began."""
+
+    def __init__(self) -> None:
+        self.began, self.go_on = threading.Event(), threading.Event()
+
+    def encode(self, value: Any) -> bytes:
+        return codecs.json.encode(value)
+
+    def decode(self, data: bytes) -> Any:
+        self.began.set()
+        self.go_on.wait(PATIENT)
+        return codecs.json.decode(data)
+
+
+def test_c20_a_listener_that_is_added_while_an_event_is_decoded_is_told_of_it(memory: Source) -> None:
+    memory.write({"a": b"1"})
+    codec = SlowCodec()
+    with View(memory.watcher, "view", codec=codec) as view:
+        assert codec.began.wait(PATIENT)
+        changes: Queue[Any] = Queue()
+        view.on_change(lambda *change: changes.put(change))
+        codec.go_on.set()
+        assert take(changes) == ("a", None, 1)
+
+
+def test_c15_a_listener_that_wants_to_end_the_thread_stops_nothing(memory: Source) -> None:
+    with View(memory.watcher, "view") as view:
+        view.on_change(lambda *change: sys.exit(1))
+        memory.write({"a": b"1"})
+        memory.write({"a": b"2"})
+        wait_until(lambda: view.get("a") == 2, "the view goes on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,8 @@ def test_c20_forty_hosts_a_bad_value_a_reload_a_kill_and_missed_deletes(
             running.wait_for("h5.conf is written")
             running.send(signal.SIGTERM)
             assert running.wait(PATIENT) == 0
-            assert running.output.count(".conf is") == 2
+            called = set(re.findall(r"(h\d+)\.conf is", running.output))
+            assert called >= {"h4", "h5"}
+            assert len(called) <= 3  # and the call that was not noted as accepted when the kill came
             assert "stopped" in running.output
     assert len(files(tmp_path)) == 39

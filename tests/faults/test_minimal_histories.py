@@ -272,7 +272,7 @@ def test_c13_a_rewind_that_was_refused_is_told_again_as_a_rewind() -> None:
 def test_c10_a_change_that_is_handled_after_a_newer_resync_is_delivered_again() -> None:
     # given a consumer with two queues that left a CHANGE lying until it was given up
     clock = ManualClock()
-    with Registry("store", sourced=True, clock=clock) as mirror:
+    with Registry("store", sourced=True, clock=clock, timeouts=Timeouts()) as mirror:
         mirror.feed_snapshot(1, {}, ResyncReason.INITIAL)
         changes: Queue[Any] = Queue()
         resyncs: Queue[Any] = Queue()
@@ -303,7 +303,7 @@ def test_c10_a_change_that_is_handled_after_a_newer_resync_is_delivered_again() 
 def test_c10_a_pause_that_was_over_before_the_failure_is_not_the_pause_after_it() -> None:
     # given a RESYNC that was given up, and the one in its place
     clock = ManualClock()
-    with Registry("store", sourced=True, clock=clock) as mirror:
+    with Registry("store", sourced=True, clock=clock, timeouts=Timeouts()) as mirror:
         mirror.feed_snapshot(1, {}, ResyncReason.INITIAL)
         queue: Queue[Any] = Queue()
         mirror.watch("w", queue, queue, "")
@@ -328,7 +328,7 @@ def test_c10_a_pause_that_was_over_before_the_failure_is_not_the_pause_after_it(
 def test_c7_a_late_answer_to_a_delete_of_nothing_offers_nothing() -> None:
     # given a key that is told of again after its delete, whose redelivery has no value before, and is given up
     clock = ManualClock()
-    with Registry("store", sourced=True, clock=clock) as mirror:
+    with Registry("store", sourced=True, clock=clock, timeouts=Timeouts()) as mirror:
         mirror.feed_snapshot(1, {}, ResyncReason.INITIAL)
         changes: Queue[Any] = Queue()
         resyncs: Queue[Any] = Queue()

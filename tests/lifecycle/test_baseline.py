@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from datasync import grpcsync, restsync
-from datasync.keyval import connect, reader
+from datasync.keyval import connect
 from datasync.keyval.api import Store
 from datasync.keyval.types import PutOp
 from datasync.kvdbsync import Plugin
@@ -158,7 +158,7 @@ def test_c15_i16_ten_thousand_subscriptions_leave_nothing_behind(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """A reader tries again at once. Nothing is logged: pytest keeps every record, and with it what the error knew."""
-    monkeypatch.setattr(reader, "DEFAULT_TIMEOUTS", Timeouts(retry_backoff=(0.0005, 0.001)))
+    monkeypatch.setattr("datasync.runtime.timeouts.DEFAULT_TIMEOUTS", Timeouts(retry_backoff=(0.0005, 0.001)))
     caplog.set_level("CRITICAL", "datasync")
 
 

@@ -16,11 +16,12 @@ from werkzeug.test import Client as WebClient
 from werkzeug.test import TestResponse as WebResponse
 
 from datasync.errors import DecodeError, InvalidArgumentError
-from datasync.events import ChangeValue, MessageT, Op
+from datasync.events import ChangeValue
 from datasync.restsync import Adapter, serve, wsgi_app
 from datasync.syncbase.change import Change, ChangeBytes, KeyVal
 from tests.conftest import CANARY, PATIENT
 from tests.restsync.support import JSON, PROTO, Http, Subscriber, events_of
+from tests.support.registries import OpaqueChange
 
 
 @pytest.fixture
@@ -314,28 +315,15 @@ def test_a_value_that_was_put_inside_the_process_is_listed_too(web: WebClient, a
     assert web.get("/keys/net/a").data == b'"x"'
 
 
-class OwnChange:
-    """A change of somebody's own making, which reads itself and has no bytes."""
-
-    def get_key(self) -> str:
-        return "net/own"
-
-    def get_revision(self) -> int:
-        return 0
-
-    def get_change_type(self) -> Op:
-        return Op.PUT
-
-    def get_value(self, message: MessageT) -> MessageT:
-        return message
-
-
 def test_c16_a_value_without_bytes_is_refused_before_anything_is_applied(web: WebClient, adapter: Adapter) -> None:
     # given changes, and a full state, of which one could never be sent to who follows over HTTP
-    changes: dict[str, ChangeValue] = {"net/a": Change("net/a", StringValue(value="x")), "net/own": OwnChange()}
+    changes: dict[str, ChangeValue] = {
+        "net/a": Change("net/a", StringValue(value="x")),
+        "net/own": OpaqueChange("net/own"),
+    }
     for submit in (adapter.registry.submit_changes, adapter.registry.submit_resync):
         # then whoever makes them is told, and everything else can still be read
-        with pytest.raises(InvalidArgumentError, match="'net/own': a OwnChange .* has no bytes"):
+        with pytest.raises(InvalidArgumentError, match="'net/own': a OpaqueChange .* has no bytes"):
             submit(changes)
     assert web.get("/keys").json == {"revision": 0, "items": [], "next": None}
 

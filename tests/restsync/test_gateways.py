@@ -75,7 +75,7 @@ def everywhere(adapter: Adapter) -> Iterator[Subscriber]:
 
 
 def held(adapter: Adapter) -> dict[str, bytes]:
-    return {pair.key: bytes(pair.value.data) for pair in adapter.registry.items()}  # type: ignore[union-attr]
+    return {pair.key: pair.raw for pair in adapter.registry.items()}
 
 
 @pytest.mark.parametrize("way", ["", "/with-uri", "/variable"])

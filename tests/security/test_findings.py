@@ -183,7 +183,7 @@ def test_c16_a_setting_that_the_wire_cannot_carry_is_refused(setting: dict[str, 
 @pytest.mark.parametrize("act", ["read", "scan", "commit", "condition", "stream"])
 def test_c16_a_key_that_is_no_text_is_refused_by_sqlite(tmp_path: Path, act: str) -> None:
     key = "a\ud800"
-    with SQLiteStore(tmp_path / "a.db") as store, pytest.raises(InvalidArgumentError, match="surrogate"):
+    with SQLiteStore(tmp_path / "a.db") as store, pytest.raises(InvalidArgumentError, match="valid Unicode"):
         if act == "read":
             store.read(key)
         elif act == "scan":
@@ -203,7 +203,7 @@ def test_c16_a_key_that_is_no_text_is_refused_by_etcd() -> None:
 
 
 def test_c16_the_command_refuses_a_key_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["put", f"sqlite://{tmp_path}/a.db", "a\udcff", SECRET]) == 2
+    assert main(["put", f"sqlite://{tmp_path}/a.db", "a\udcc3\udca9", SECRET]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -213,9 +213,7 @@ def test_c16_the_command_refuses_a_key_that_is_no_text(tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     "change",
     [
-        "UPDATE kv SET key = x'fe'",
         "UPDATE kv SET deadline = 'soon'",
-        "UPDATE log SET key = x'fe'",
         "UPDATE log SET value = 7",
         "INSERT INTO history VALUES (9223372036854775807, 1, 0, 0, 'x')",
         "INSERT INTO lease VALUES (5, 'x')",

@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.wrappers_pb2 import StringValue
 
 from datasync.commits import Batch, Commit
-from datasync.events import ChangeEvent, ChangeValue, Op, ResyncEvent, ResyncReason
+from datasync.events import ChangeEvent, ChangeValue, MessageT, Op, ResyncEvent, ResyncReason
 from datasync.syncbase.change import Change
 from datasync.syncbase.registry import Registry
 from tests.conftest import CANARY
@@ -90,3 +90,22 @@ def is_resync(event: Any) -> bool:
 def stored(registry: Registry, prefix: str = "") -> dict[str, str]:
     """The cache of *registry*."""
     return {pair.key: plain(pair.get_value(StringValue())) for pair in registry.items(prefix)}
+
+
+class OpaqueChange:
+    """A change of somebody's own making, which reads itself and has no bytes."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def get_key(self) -> str:
+        return self._key
+
+    def get_revision(self) -> int:
+        return 0
+
+    def get_change_type(self) -> Op:
+        return Op.PUT
+
+    def get_value(self, message: MessageT) -> MessageT:
+        return message

@@ -11,6 +11,7 @@ from datasync.errors import InvalidArgumentError, Permanent, PropagationError, R
 from datasync.events import ResyncReason
 from datasync.runtime.timeouts import ABANDON_TIMEOUT, FAILURE_BACKOFF, Timeouts
 from datasync.syncbase import rejected
+from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import OwedStatus, SubscriptionState
@@ -492,6 +493,36 @@ def test_c10_a_key_that_is_planned_twice_for_one_moment_is_taken_once(clock: Man
     # then it comes once
     clock.advance(100)
     assert owed.take_due(clock.monotonic(), ()) == ["k"]
+
+
+@pytest.mark.parametrize("late", [None, Rejected({"x": NO})])
+def test_c10_a_late_answer_to_a_change_of_a_caller_owes_nothing(
+    registry: Registry, clock: ManualClock, late: Exception | None
+) -> None:
+    # given a change that was given up, of which its caller was told
+    queue: Queue[Any] = Queue()
+    registry.watch("agent", queue, queue, "")
+    future = registry.submit_changes({"x": ChangeBytes("x", b"1")})
+    event = take(queue)
+    clock.advance(ABANDON_TIMEOUT)
+    wait_until(lambda: not status(registry).in_flight, "the event was given up")
+    # when the answer comes / then it counts, and nothing comes again
+    event.done(late)
+    assert future.exception(0) is not None
+    assert set(status(registry).owed) == ({"x"} if late else set())
+    clock.advance(FAILURE_BACKOFF[1])
+    assert queue.empty()
+
+
+def test_c10_the_rate_of_redeliveries_is_reached_in_spite_of_rounding(clock: ManualClock) -> None:
+    clock.advance(123.456)
+    owed = rejected.OwedKeys(Timeouts(redeliveries=(10.0, 1), failure_backoff=(1.0, 1.0)), clock.monotonic)
+    for number in range(50):
+        owed.fail(f"k{number}", 1, NO, None, jitter=1.0)
+    for _ in range(50):
+        clock.advance(owed.next_at() - clock.monotonic())
+        (key,) = owed.take_due(clock.monotonic(), ())
+        owed.accept(key, 2, None)
 
 
 def test_c10_a_late_answer_to_a_resync_leads_to_one_more(mirror: Registry, clock: ManualClock) -> None:

@@ -20,7 +20,7 @@ import pytest
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout, InvalidArgumentError, PropagationError
 from datasync.events import ResyncReason
-from datasync.runtime.timeouts import ABANDON_TIMEOUT, FAILURE_BACKOFF, Timeouts
+from datasync.runtime.timeouts import ABANDON_TIMEOUT, FAILURE_BACKOFF, REMIND_TIMEOUT, Timeouts
 from datasync.syncbase import delivery
 from datasync.syncbase import subscription as module
 from datasync.syncbase.change import ChangeBytes
@@ -1076,3 +1076,24 @@ def test_c16_a_key_that_only_compares_like_text_is_refused(registry: Registry) -
     with pytest.raises(InvalidArgumentError, match="string"):
         registry.submit_changes({UserString("k"): ChangeBytes("k", b"1")})  # type: ignore[dict-item]
     assert registry.items() == []
+
+
+def test_c8_a_full_queue_is_given_up_in_time_whatever_else_becomes_due_before(
+    mirror: Registry, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given an event that is not taken, and a change that finds the queue full four seconds later
+    queue: Queue[Any] = Queue(1)
+    resyncs: Queue[Any] = Queue()
+    mirror.watch("full", queue, resyncs, "", in_flight=2)
+    snapshot(mirror, 1, {})
+    take(resyncs).done()
+    commits(mirror, (2, {"x": "1"}))
+    clock.advance(4.0)
+    commits(mirror, (3, {"y": "1"}))
+    # when the reminder of the event comes first
+    clock.advance(REMIND_TIMEOUT - 4.0)
+    wait_until(lambda: "done was not called yet" in caplog.text, "the reminder is logged")
+    assert mirror.status().subscriptions["full"].pending == 1
+    # then the queue is still given up two seconds after it was found full
+    clock.advance(4.0 + DEFAULT_NOTIF_TIMEOUT - REMIND_TIMEOUT)
+    wait_until(lambda: not mirror.status().subscriptions["full"].pending, "a RESYNC takes the place of the change")

@@ -59,7 +59,7 @@ class Dependencies:
             if value is not None:
                 try:
                     found.update(function(key, codec.decode(value)))
-                except Exception as error:  # the text may have the value
+                except BaseException as error:  # the text may have the value
                     log.warning("depends[%r] failed for %r: %s", prefix, key, type(error).__name__)
         return found
 

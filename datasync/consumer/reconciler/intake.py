@@ -70,7 +70,7 @@ class Intake:
     Args:
       others: The values of the keys that others depend on.
       lock: Guards *work* and *others*.
-      sources: The number of sources. What earlier processes applied may be gone only when all have told their state.
+      sources: The number of sources. What earlier processes applied may be gone only when all have sent their state.
       wake: Wakes the workers; called without the lock.
 
     Threads: one at a time.
@@ -101,7 +101,7 @@ class Intake:
         self._now = now
         self._told: set[str] = set()  # sources that sent a RESYNC
         self._heard: set[str] = set()  # sources that sent anything
-        self._listed = set(others.keys())  # of which no source has told yet
+        self._listed = set(others.keys())  # that no source has reported yet
 
     @property
     def heard(self) -> bool:
@@ -179,6 +179,7 @@ class Intake:
         with self._lock:
             self._told.add(source)
             self._work.delivered(source, event.revision)
+            self._work.claim(bad.errors)
             held = self._work.offer_deletes(filter(self._ours, removed), complete=self.complete)
         if held:
             log.warning(
@@ -219,10 +220,14 @@ class Intake:
             keys = self._depends.keys_of(key, old, data)
         else:
             log.info("%s: %r changed while nothing watched it, so every key is looked at", self._name, key)
+        with self._lock:
+            owed = self._work.known(None if keys is None else filter(self._ours, keys))
+        for one in owed:  # before the file knows the new value: who starts next must call them
+            self._others.write_begin(one)
         self._others.write_accepted(key, data)
         with self._lock:
             self._others.accept(key, data)
-            self._work.request(None if keys is None else filter(self._ours, keys), live=live)
+            self._work.request(owed, live=live)
 
     def _ours(self, key: str) -> bool:
         """True for a key to be applied, False for one that others depend on, by the longest prefix that matches."""

@@ -28,11 +28,12 @@ from datasync.consumer.reconciler.intake import Inbox, Intake, count_sources
 from datasync.consumer.reconciler.own_writes import OwnWrites
 from datasync.consumer.reconciler.retry import Retry
 from datasync.consumer.reconciler.state_file import StateFile
-from datasync.consumer.reconciler.status import KeyProblem, Leader, ReconcilerStatus
+from datasync.consumer.reconciler.status import KeyProblem, Leader, ReconcilerStatus, leads
 from datasync.consumer.reconciler.work import Call, Work
 from datasync.consumer.reconciler.work_queue import NEVER
 from datasync.errors import (
     ClosedError,
+    DecodeError,
     DoneTimeout,
     InvalidArgumentError,
     PropagationError,
@@ -69,7 +70,7 @@ class Reconciler(Closable, Generic[T]):
 
     Changes come before the backlog, which is the first pass, a RESYNC, and retries, and which gets one turn in four. A
     RESYNC is acknowledged when it was taken over. A CHANGE is acknowledged when its keys had their calls, but after
-    ``DEFAULT_NOTIF_TIMEOUT`` at the latest; so a caller that waits is told of rejected keys.
+    ``DEFAULT_NOTIF_TIMEOUT`` at the latest; so a caller that waits receives the rejected keys.
 
     The threads start at once: one for events and times, and *workers* that make the calls.
 
@@ -150,16 +151,21 @@ class Reconciler(Closable, Generic[T]):
         self._drift_at = self._next_drift()
 
         dependencies = Dependencies(depends, codec)
-        self._file = None if state is None else StateFile(state, name, (*prefixes, *dependencies.prefixes))
+        guard = DeleteGuard(max_delete)
+        self._inbox = Inbox()
+        # Before the file is opened: of two with one name the second one must not replace the first one's file.
+        self._registration = watcher.watch(name, self._inbox, self._inbox, *prefixes, *dependencies.prefixes)
+        try:
+            self._file = None if state is None else StateFile(state, name, (*prefixes, *dependencies.prefixes))
+        except BaseException:
+            self._registration.close()
+            raise
         digests = {} if self._file is None else self._file.digests
         listed = {key: value for key, value in digests.items() if dependencies.match(key, prefixes)}
         digests = {key: value for key, value in digests.items() if key not in listed} | digests_of(known or ())
         self._applied, others = Applied(self._file, digests), Applied(self._file, listed)
         own = OwnWrites(watcher, prefixes, self._lock, clock.monotonic)
-        guard = DeleteGuard(max_delete)
         self._work = Work(self._applied, guard, retry or Retry.default(), settle, clock.monotonic, own)
-        self._inbox = Inbox()
-        self._registration = watcher.watch(name, self._inbox, self._inbox, *prefixes, *dependencies.prefixes)
         self._intake = Intake(
             name, prefixes, codec, dependencies, self._work, others, self._lock,
             count_sources(self._registration), self._wake_workers, clock.monotonic,
@@ -380,21 +386,21 @@ class Reconciler(Closable, Generic[T]):
         """Return the next call, or None and the time at which to look again."""
         if self._inbox.unfinished_tasks:  # maybe a change, which the last answer let in: it goes before the backlog
             self._take_over(PATIENCE)
-        leads = self._leads()
+        leading = leads(self._leader, self.name)
         on_synced = None
         with self._lock:
             if flag in self._idle:
                 self._idle.remove(flag)
-            if leads and not self._led and self._leader is not None:
-                log.info("%s: this process leads, and calls every key", self.name)
+            if leading and not self._led and self._leader is not None:
+                log.info("%s: this process leading, and calls every key", self.name)
                 self._work.request(None)
-            self._led = leads
-            call, until = self._work.next_call() if leads else None, NEVER
-            if leads and self._intake.complete and not self._work.first_pass:
+            self._led = leading
+            call, until = self._work.next_call() if leading else None, NEVER
+            if leading and self._intake.complete and not self._work.first_pass:
                 on_synced, self._on_synced = self._on_synced, None
             if call is None:
                 self._idle.append(flag)
-                until = self._work.queue.next_at() if leads else NEVER
+                until = self._work.queue.next_at() if leading else NEVER
                 if self._leader is not None:
                     until = min(until, self._clock.monotonic() + LEADER_POLL)
                 if self._in_sync_locked():
@@ -404,14 +410,18 @@ class Reconciler(Closable, Generic[T]):
         if on_synced is not None:
             try:
                 on_synced()
-            except Exception:
+            except BaseException:
                 log.exception("on_synced of %s failed", self.name)
         return call, until
 
     def _make(self, call: Call) -> None:
         key, error, look_again = call.key, None, None
         try:
-            value, previous = decoded(self._codec, key, call.data), decoded(self._codec, key, call.previous)
+            value = decoded(self._codec, key, call.data)
+            try:
+                previous = decoded(self._codec, key, call.previous)
+            except DecodeError:  # an earlier process applied it, with another codec
+                previous = None
             self._applied.write_begin(key)
             result = self._apply(key, value, previous)
             self._applied.write_accepted(key, call.data)
@@ -428,15 +438,6 @@ class Reconciler(Closable, Generic[T]):
             again = f"again in {delay:.1f} s" if delay < NEVER else "not again before its value changes"
             log.warning("%s: %r failed with %s, %s", self.name, key, type(error).__name__, again)
         send(self._work.outbox, self.name)
-
-    def _leads(self) -> bool:
-        if self._leader is None:
-            return True
-        try:
-            return bool(self._leader.is_leader)
-        except Exception as error:
-            log.warning("%s: the leader's state is not known: %s", self.name, type(error).__name__)
-            return False
 
     # For both.
 

@@ -1,4 +1,4 @@
-"""What a reconciler tells of itself, and what tells it whether it leads.
+"""The status of a reconciler, and the interface of a leader.
 
 Source: contract C18, C20.
 """
@@ -9,9 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from datasync.runtime.logs import get_logger
+
+log = get_logger(__name__)
+
 
 class Leader(Protocol):
-    """What tells whether this process leads, such as the result of ``store.campaign``. Threads: any."""
+    """An object that knows whether this process leads, such as the result of ``store.campaign``. Threads: any."""
 
     @property
     def is_leader(self) -> bool:
@@ -46,3 +50,14 @@ class ReconcilerStatus:
     failed: int
     problems: Mapping[str, KeyProblem]
     held: tuple[str, ...]
+
+
+def leads(leader: Leader | None, name: str) -> bool:
+    """Tell whether the process of the reconciler *name* leads; False when that is not known."""
+    if leader is None:
+        return True
+    try:
+        return bool(leader.is_leader)
+    except Exception as error:
+        log.warning("%s: the leader's state is not known: %s", name, type(error).__name__)
+        return False

@@ -40,7 +40,7 @@ class Call:
 
 
 class Work:
-    """What is wanted, what was applied, and what is to be done about it. Call with the owner's lock held.
+    """The wanted and the applied values, and the calls that are due. Call with the owner's lock held.
 
     Args:
       now: The monotonic clock.
@@ -75,7 +75,7 @@ class Work:
         self._forced: set[str] = set()  # to be called even without a difference
         self._looks: set[str] = set()  # the same, at the time that is planned; an earlier call will do
         self._settling: dict[str, float] = {}  # time of the first change that waits
-        #: Keys that earlier processes applied, and of which no source has told yet: they may be gone, or not.
+        #: Keys that earlier processes applied, and that no source has reported yet: they may be gone, or not.
         self._unclaimed = set(applied.keys())
 
     @property
@@ -109,7 +109,7 @@ class Work:
                 call.answers.append(answer)
             return
         if key not in self.queue:
-            if failure is not None and not changed and not again:
+            if failure is not None and not changed and not again and key not in self._forced:
                 if answer is not None:
                     answer.note(key, failure.error)
                 return
@@ -135,7 +135,7 @@ class Work:
 
         Args:
           removed: Keys that the source offered before.
-          complete: True when every source has told its full state: what nobody claimed by then is gone too.
+          complete: True when every source has sent its full state: keys that none has reported by then are gone too.
         """
         gone = [key for key in removed if key in self._wanted or key in self._applied]
         if complete:
@@ -158,11 +158,19 @@ class Work:
             self.offer(key, None, live=False)
         return keys
 
+    def known(self, keys: Iterable[str] | None) -> list[str]:
+        """Return those of *keys*, all when None, of which there is something to call."""
+        if keys is None:
+            return [*{*self._wanted, *self._applied.keys()}]
+        return [key for key in dict.fromkeys(keys) if key in self._wanted or key in self._applied]
+
+    def claim(self, keys: Iterable[str]) -> None:
+        """Note that a source has reported *keys*, although their values are not known."""
+        self._unclaimed.difference_update(keys)
+
     def request(self, keys: Iterable[str] | None, *, after: float = 0.0, live: bool = False) -> None:
         """Have *keys*, all when None, called even without a difference; unknown keys are ignored."""
-        for key in {*self._wanted, *self._applied.keys()} if keys is None else keys:
-            if key not in self._wanted and key not in self._applied:
-                continue
+        for key in self.known(keys):
             if after > 0.0:
                 self._plan_look(key, after)
                 continue
@@ -183,8 +191,14 @@ class Work:
             forced = key in self._forced or key in self._looks
             self._forced.discard(key)
             self._looks.discard(key)
+            if key in self._unclaimed:
+                self._forced.add(key)  # called once its source has reported it
+                self.queue.finish(key)
+                continue
             same = self._applied.matches(key, data)
             if key in self.guard.held or (same and (data is None or not forced) and key not in self.failures):
+                if key in self.guard.held and key in self.failures:
+                    self._forced.add(key)  # to be called when the key is back
                 self.queue.finish(key)
                 self.first_pass.discard(key)
                 for answer in answers:

@@ -31,6 +31,9 @@ class CachedValues(NamedTuple):
     values: dict[str, bytes]
     revision: int
 
+    def __repr__(self) -> str:
+        return f"CachedValues(<{len(self.values)} values>, revision={self.revision})"
+
 
 class _UnusableFileError(Exception):
     """Why a file is ignored."""

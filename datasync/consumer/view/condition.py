@@ -44,7 +44,7 @@ class ViewStatus:
 
 
 class SourceReport(NamedTuple):
-    """What the sources of a watcher say: *synced* when each has nothing more to deliver to the subscription."""
+    """The status of the sources of a watcher: *synced* when each has nothing more to deliver to the subscription."""
 
     synced: bool
     #: The error of one that cannot be read; None while all can.
@@ -56,6 +56,8 @@ def leaves(watcher: Any) -> Iterator[Any]:
     if isinstance(watcher, Sequence):
         for member in watcher:
             yield from leaves(member)
+    elif (inner := getattr(watcher, "watcher", None)) is not None:  # an adapter
+        yield from leaves(inner)
     else:
         yield watcher
 

@@ -69,7 +69,7 @@ class Attached(NamedTuple):
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """What a view was asked for; it is the same in every process."""
+    """The arguments of a view; they are the same in every process."""
 
     codec: Codec[Any] = JSON
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class LiveValues(Generic[T]):
     ) -> None:
         self.name = name
         self.guard = ForkGuard(f"the view {name!r}")
-        self.table = ValueTable(name, options.defaults, options.max_delete, indexes)
+        self.table = ValueTable(name, options.defaults, options.max_delete, indexes, self._tells)
         #: Read without a lock.
         self.values: dict[str, Any] = self.table.values
         self._options = options
@@ -149,7 +149,7 @@ class LiveValues(Generic[T]):
 
     @property
     def idle(self) -> bool:
-        """True when no event waits, and the listeners were told of everything."""
+        """True when no event waits, and the listeners were notified of everything."""
         return not (self._queue.unfinished_tasks or self.table.outbox or self._settling.due_at is not None)
 
     def status(self) -> ViewStatus:
@@ -198,13 +198,15 @@ class LiveValues(Generic[T]):
     def release(self) -> int:
         """Delete what ``max_delete`` holds; return the number of keys."""
         held = len(self.table.held)
-        self.table.commit(Update(release=True, told=bool(self._listeners)))
+        self.table.commit(Update(release=True))
+        if held and self._options.cache is not None and self._save_at is None:
+            self._save_at = time.monotonic() + SAVE_AFTER
         self._queue.put(None)
         return held
 
     def start_from(self, cached: CachedValues | None) -> None:
         """Serve what the cache file had, unless the source was read meanwhile."""
-        update = Update(cached=True, told=bool(self._listeners))
+        update = Update(cached=True)
         for key, data in (cached.values if cached else {}).items():
             value = value_or_error(self._options.codec, data)
             if not isinstance(value, DecodeError):
@@ -284,11 +286,13 @@ class LiveValues(Generic[T]):
         if came:
             self._queue.task_done()
 
+    def _tells(self) -> bool:
+        return bool(self._listeners) or self._settling.due_at is not None
+
     def _apply(self, event: Any) -> None:
         resync = hasattr(event, "get_values")
-        told = bool(self._listeners) or self._settling.due_at is not None
         known = 0 if not resync and event.redelivery else event.revision  # of older changes, but with a new revision
-        update = Update(revision=known, resync=resync, told=told)
+        update = Update(revision=known, resync=resync)
         if resync:
             pairs: Iterable[Any] = (pair for pairs in event.get_values().values() for pair in pairs)
             update.gone = {pair.get_key() for pair in event.get_removed()}

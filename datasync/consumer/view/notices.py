@@ -1,4 +1,4 @@
-"""What a view tells its listeners: the real differences, gathered over bursts when asked.
+"""The notifications of a view: the real differences, gathered over bursts when asked.
 
 Source: contract C20.
 """
@@ -47,7 +47,7 @@ class Listeners:
 
     def __init__(self) -> None:
         self._listeners: dict[object, BatchListener] = {}
-        #: Tells whether something else is shown in place of a key's value, so that its differences are not told.
+        #: Tells whether something else is shown in place of a key's value, so that its differences are not reported.
         self.hidden: Callable[[str], bool] | None = None
 
     def __bool__(self) -> bool:
@@ -76,7 +76,7 @@ class Listeners:
             if mark in self._listeners:  # a listener may have ended another one
                 try:
                     listener(differences)
-                except Exception as error:
+                except BaseException as error:
                     log.error("a listener of a view raised %s", place_of(error))
 
 
@@ -87,7 +87,7 @@ def each_key(function: Callable[[str, Any, Any], object]) -> BatchListener:
         for key, (old, new) in differences.items():
             try:
                 function(key, old, new)
-            except Exception as error:
+            except BaseException as error:
                 log.error("a listener of a view raised %s for the key %r", place_of(error), key)
 
     return listener

@@ -27,7 +27,7 @@ _EXACT: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, 
 
 
 class _Built(NamedTuple):
-    """What came out of *snapshot*: the object of it, or the last good one and why there is no newer one."""
+    """The result of *snapshot*: the object of it, or the last good one and why there is no newer one."""
 
     snapshot: Mapping[str, Any]
     current: Any

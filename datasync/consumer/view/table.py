@@ -29,7 +29,7 @@ _ABSENT = object()
 
 @dataclass(slots=True)
 class Update:
-    """What one event changes: *good* values with their *raw* bytes, *bad* ones, and keys that are *gone*."""
+    """The changes of one event: *good* values with their *raw* bytes, *bad* ones, and keys that are *gone*."""
 
     good: dict[str, Any] = field(default_factory=dict)
     raw: dict[str, bytes] = field(default_factory=dict)
@@ -40,8 +40,6 @@ class Update:
     resync: bool = False
     #: From the cache file: any RESYNC knows better.
     cached: bool = False
-    #: Somebody is to be told the differences.
-    told: bool = True
     #: Delete what is held back.
     release: bool = False
 
@@ -52,6 +50,7 @@ class ValueTable:
     Args:
       defaults: Values of keys that the source does not have.
       max_delete: As for ``DeleteGuard``.
+      told: Returns True if the differences are to be reported.
 
     Threads: any; ``values`` is read without a lock.
     """
@@ -62,8 +61,10 @@ class ValueTable:
         defaults: Mapping[str, Any],
         max_delete: int | float | None,
         indexes: Mapping[str, IndexFunction],
+        told: Callable[[], bool] = lambda: True,
     ) -> None:
         self._name = name
+        self._told = told
         self._defaults: dict[str, Any] = {key: freeze(value) for key, value in defaults.items()}
         self._guard = DeleteGuard(max_delete)  # guarded by ``changed``, as all below
         #: Only ``commit`` changes it.
@@ -84,7 +85,7 @@ class ValueTable:
         self.cached = False
         #: The source's revision that the values have.
         self.revision = 0
-        #: The differences that no listener was told yet, in order.
+        #: The differences that no listener has received yet, in order.
         self.outbox: deque[dict[str, ValueChange]] = deque()
 
     @property
@@ -99,7 +100,7 @@ class ValueTable:
 
     @property
     def content(self) -> CachedValues:
-        """What a cache file keeps."""
+        """The content of a cache file."""
         with self.changed:
             return CachedValues(dict(self._raw), self.revision)
 
@@ -142,12 +143,13 @@ class ValueTable:
                 if update.cached and self.resynced:
                     return False
                 gone = self._gone_locked(update)
-                changed, differences = self._differences_locked(update.good, gone, update.told)
+                # Asked now and not before: a listener that was added while the event was decoded is notified.
+                changed, differences = self._differences_locked(update.good, gone, self._told())
                 indexes = list(self._indexes.values())
             # Outside the lock that readers take; nobody else commits meanwhile.
             terms = [(one, key, one.terms(key, new)) for one in indexes for key, new in changed.items()]
             with self.changed:
-                present = gone & self.values.keys() - changed.keys()
+                present = (gone - changed.keys()) & self.values.keys()
                 for key in present:
                     del self.values[key]
                 self.values.update(changed)

@@ -166,7 +166,7 @@ class View(Mapping[str, T], Closable, Generic[T]):
         self._listeners.announce({key: one for key, one in changed.items() if not same(one.old, one.new)})
 
     def _told(self, key: str) -> Any:
-        """Return the value of *key* as listeners are told of it. It must not open anything."""
+        """Return the value of *key* as listeners receive it. It must not open anything."""
         assert self._overlay is not None
         if isinstance(self._beneath, _Entrance) and not self._overlay.covers(key):
             return None

@@ -53,7 +53,7 @@ _NOT_FOUND = Fault(StoreConnectionError, "check the name in the endpoint", unsen
 _TEXTS: tuple[tuple[str, Fault], ...] = (
     ("required revision has been compacted", Fault(CompactedError)),
     ("required revision is a future revision", Fault(RewoundError)),
-    ("requested lease not found", Fault(LeaseNotFound)),
+    ("requested lease not found", Fault(LeaseNotFound, unsent=True)),  # etcd grpc-proxy gives it another code
     ("too large lease TTL", Fault(InvalidArgumentError)),
     ("too many operations in txn", Fault(InvalidArgumentError, "split it: --max-txn-ops is 128 by default")),
     ("duplicate key given in txn", Fault(InvalidArgumentError, "a transaction may write a key once")),

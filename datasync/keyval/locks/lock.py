@@ -64,6 +64,7 @@ class Lock(Closable):
         self._attempt: object | None = None  # of the thread that stands in the line
         self._standing: Place | None = None  # of this attempt
         self._place: Place | None = None  # held, or lost and not yet released
+        self._holder: threading.Thread | None = None  # that acquired it
         self._last: Place | None = None  # the last one that was held
         self._cancels = 0
 
@@ -138,7 +139,7 @@ class Lock(Closable):
         if self._guard.forked:
             return False
         with self._changed:
-            place, self._place = self._place, None
+            place, self._place, self._holder = self._place, None, None
             self._changed.notify_all()
         if place is None:
             return False
@@ -186,13 +187,23 @@ class Lock(Closable):
         """
         with self._changed:
             ticket = self._cancels
-            while self._attempt is not None or self.is_acquired:
+            while self._attempt is not None or self._is_taken_locked():
                 left = math.inf if deadline is None else deadline - time.monotonic()
                 if left <= 0 or self._cancels != ticket:
                     return None
                 self._changed.wait(min(left, POLL))  # the clock alone may end what another thread holds
             self._attempt = attempt
             return ticket
+
+    def _is_taken_locked(self) -> bool:
+        """Tell whether a thread has the place; one that lost it has it too, until it releases it or acquires again.
+
+        Otherwise that thread would take what another one holds for its own.
+        """
+        place, holder = self._place, self._holder
+        if place is None or holder is None:
+            return False
+        return not place.lost.is_set() or (holder is not threading.current_thread() and holder.is_alive())
 
     def _end(self, attempt: object, acquired: bool) -> None:
         with self._changed:
@@ -201,6 +212,7 @@ class Lock(Closable):
             standing, self._standing, self._attempt = self._standing, None, None
             if acquired:
                 self._place = self._last = standing
+                self._holder = threading.current_thread()
             self._changed.notify_all()
         if standing is not None and not acquired:
             _leave(standing)

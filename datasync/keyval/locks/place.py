@@ -37,15 +37,13 @@ def line_of(contenders: tuple[Contender, ...], name: str, size: int) -> list[Con
     Raises:
       InvalidArgumentError: They stand for a semaphore of another size.
     """
-    found = []
-    for one in contenders:
-        match = _ID.fullmatch(one.key[len(name) + 1 :])
-        if match is None:
-            continue
-        if (told := int(match[2] or 1)) != size:
-            raise InvalidArgumentError(f"the lock {name!r} is used with n={told} by another client, here with n={size}")
-        found.append(one)
-    return found
+    matches = ((_ID.fullmatch(one.key[len(name) + 1 :]), one) for one in contenders)
+    found = [(int(match[2] or 1), one) for match, one in matches if match is not None]
+    if (
+        found and (told := found[0][0]) != size
+    ):  # who came first decides: a stranger at the end must not stop the others
+        raise InvalidArgumentError(f"the lock {name!r} is used with n={told} by another client, here with n={size}")
+    return [one for _, one in found]
 
 
 class Place:
