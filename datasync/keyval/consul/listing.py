@@ -55,18 +55,23 @@ def look_up(client: ConsulClient, bare: str, *query: str) -> Looked:
     """Return what Consul has under the key *bare*."""
     what = f"reading {bare!r}"
     response = client.call("GET", path_of(bare), what, *query, accept=(404,))
-    index = index_of(response, what, client.name)
+    return read_held(response, bare, what, client.name)
+
+
+def read_held(response: ReceivedResponse, bare: str, what: str, name: str) -> Looked:
+    """Return what the *response* of *name* tells about the key *bare*."""
+    index = index_of(response, what, name)
     if response.status == 404:
         return Looked(None, index)
-    found = _entries(response, what, client.name)
+    found = _entries(response, what, name)
     if len(found) != 1 or found[0].get("Key") != bare:
-        raise unexpected_response(what, client.name)
+        raise unexpected_response(what, name)
     try:
         entry = found[0]
         return Looked(HeldKey(_value(entry), int(entry["ModifyIndex"]), entry.get("Session") or ""), index)
     except (ValueError, TypeError, KeyError):
         pass
-    raise unexpected_response(what, client.name)
+    raise unexpected_response(what, name)
 
 
 def list_range(client: ConsulClient, keys: KeyRange, what: str) -> tuple[int, dict[str, KeyValue]]:

@@ -26,6 +26,7 @@ from datasync.keyval.consul.errors import unexpected_response
 from datasync.keyval.consul.keys import KeyRange, encode_key, path_of
 from datasync.keyval.consul.lifetime_session import LifetimeSession
 from datasync.keyval.consul.listing import check_hidden, index_of, list_keys, look_up
+from datasync.keyval.consul.lock_lease import ConsulLockLease
 from datasync.keyval.consul.pictures import ConsulPictures, list_picture
 from datasync.keyval.consul.session import PutSessions
 from datasync.keyval.consul.transaction import (
@@ -36,7 +37,8 @@ from datasync.keyval.consul.transaction import (
     encode_operations,
     encode_value,
 )
-from datasync.keyval.diff_stream import DiffStream, KnownPictures, Picture, PictureScan
+from datasync.keyval.diff_stream import DiffStream, KnownPictures, PairMarks, Picture, PictureScan
+from datasync.keyval.driver import Lease
 from datasync.keyval.types import Capability, CommitResult, Condition, DeleteOp, KeyValue, PutOp, WriteOp
 from datasync.keyval.urls import StoreURL
 from datasync.runtime.logs import get_logger
@@ -145,21 +147,36 @@ class ConsulStore(Store):
         return result
 
     def stream(self, prefix: str, after: int) -> DiffStream:
-        self._client.check_usable()
-        pictures = ConsulPictures(self._client, self._known, prefix, after)
-        with self._lock:
-            self._watched.add(pictures)
-        return DiffStream(pictures, self._known, prefix, after, name=self.name)
+        return self._follow(self._known, prefix, after)
+
+    def grant(self, ttl: float) -> Lease:
+        return ConsulLockLease(self._client, ttl)
+
+    def line_stream(self, prefix: str, after: int) -> DiffStream:
+        # One key of the line: what the listing of the whole line showed of it.
+        known = KnownPictures()
+        line = self._known.find(f"{prefix.rpartition('/')[0]}/", after)
+        if line is not None:
+            known.note(prefix, after, PairMarks({key: mark for key, mark in line.items() if key.startswith(prefix)}))
+        return self._follow(known, prefix, after)
 
     def close(self) -> None:
         if self._client.forked or self._client.closed:
             return
+        self.places.close()
         self._lifetime.close()
         self._client.close()
         with self._lock:
             watched = list(self._watched)
         for pictures in watched:
             pictures.wake()  # its stream then raises ClosedError
+
+    def _follow(self, known: KnownPictures, prefix: str, after: int) -> DiffStream:
+        self._client.check_usable()
+        pictures = ConsulPictures(self._client, known, prefix, after)
+        with self._lock:
+            self._watched.add(pictures)
+        return DiffStream(pictures, known, prefix, after, name=self.name)
 
     # Commits.
 
