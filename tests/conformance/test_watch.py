@@ -391,7 +391,7 @@ def test_c9_the_caller_is_told_what_the_subscribers_answered(transport: Transpor
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rejected key is delivered again at once, in transports that are made after this."""
-    monkeypatch.setattr("datasync.syncbase.registry.DEFAULT_TIMEOUTS", Timeouts(failure_backoff=(0.01, 0.02)))
+    monkeypatch.setattr("datasync.runtime.timeouts.DEFAULT_TIMEOUTS", Timeouts(failure_backoff=(0.01, 0.02)))
 
 
 @pytest.mark.usefixtures("hasty")
@@ -475,6 +475,7 @@ def test_c18_status_follows(transport: Transport) -> None:
     # given a subscriber with a change in flight and one that waits
     subscriber = started(transport, "agent", "a/")
     transport.commit({"a/1": "1"})
+    wait_until(lambda: transport.status().subscriptions["agent"].in_flight == 1, "one change is in flight")
     transport.commit({"a/1": "2"})
     wait_until(lambda: transport.status().subscriptions["agent"].pending == 1, "one change waits")
     status = transport.status().subscriptions["agent"]
