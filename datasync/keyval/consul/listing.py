@@ -150,9 +150,12 @@ def _denied(client: ConsulClient, wanted: list[str]) -> str | None:
         return _denied_singly(client, wanted)
     try:
         told: list[Mapping[str, Any]] = json.loads(response.data)
-        if [one["Segment"] for one in told] == wanted:
-            return next((one["Segment"] for one in told if one["Allow"] is not True), None)
-    except (ValueError, TypeError, KeyError, RecursionError):
+        segments = [one.get("Segment", "") for one in told]  # Consul leaves out an empty one
+        if segments == wanted:
+            return next(
+                (segment for segment, one in zip(segments, told, strict=True) if one["Allow"] is not True), None
+            )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     raise unexpected_response(what, client.name)
 

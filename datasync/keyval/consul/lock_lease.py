@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 
@@ -19,6 +20,8 @@ from datasync.runtime.http_client import StreamConnection
 #: Seconds of the attempt to end a lease.
 END_TIMEOUT = 1.0
 
+_HEX = re.compile(r"[0-9a-f]+")
+
 
 class ConsulLockLease(Lease):
     """A session of *ttl* seconds, which Consul ends between one and two times that after the last renewal.
@@ -33,6 +36,8 @@ class ConsulLockLease(Lease):
         self._ttl = ttl
         self._session = create(client, ttl)
         self.id = self._session.replace("-", "").lower()
+        if not _HEX.fullmatch(self.id):  # it becomes a part of the key
+            raise unexpected_response("granting a lease", client.name)
         self._key = ""
         self._revision = 0
         self._lock = threading.RLock()  # guards the fields below; reentrant, because a finalizer may interrupt

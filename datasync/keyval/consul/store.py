@@ -25,7 +25,7 @@ from datasync.keyval.consul.config import URL_OPTIONS, ConsulConfig, read_option
 from datasync.keyval.consul.errors import unexpected_response
 from datasync.keyval.consul.keys import KeyRange, encode_key, path_of
 from datasync.keyval.consul.lifetime_session import LifetimeSession
-from datasync.keyval.consul.listing import check_hidden, index_of, list_keys, look_up
+from datasync.keyval.consul.listing import Looked, check_hidden, index_of, list_keys, look_up
 from datasync.keyval.consul.lock_lease import ConsulLockLease
 from datasync.keyval.consul.pictures import ConsulPictures, list_picture
 from datasync.keyval.consul.session import PutSessions
@@ -65,6 +65,7 @@ class ConsulStore(Store):
             Capability.REVISION,
             Capability.TXN,
             Capability.CAS,
+            Capability.BRANCH,
             Capability.CONSISTENT_LIST,
             Capability.TTL,
             Capability.LEASE,
@@ -127,24 +128,23 @@ class ConsulStore(Store):
         self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = (), otherwise: Sequence[WriteOp] = ()
     ) -> CommitResult:
         self._client.check_usable()
-        transaction = Transaction(ops, conditions)
-        released = self._lifetime.release(transaction.ops)
-        sessions = PutSessions(self._client)
-        applied = False
-        try:
-            if transaction.deletes_all:
-                result = self._delete_all(transaction.what)
-            else:
-                result = self._attempt(transaction, sessions)
-            applied = result.succeeded
-        except UnknownOutcome:
-            applied = True  # possibly: the keys stay released, and sessions that may be in use are left to end
-            raise
-        finally:
-            if not applied:
-                self._lifetime.restore(released)
-                sessions.destroy()
-        return result
+        first = Transaction(ops, conditions)
+        other = Transaction(otherwise, conditions) if otherwise else None
+        deadline = time.monotonic() + 2 * self.config.operation_timeout
+        while True:
+            looked = self._look_up(first.guarded, {})
+            chosen: Transaction | None = first
+            if not first.holds(looked):
+                chosen = other
+            if chosen is None:
+                return CommitResult(False, _index(looked), 0)
+            looked = self._look_up(chosen.guarded, looked)
+            # Its checks make Consul refuse it if a key has changed since: so it is the right branch when it is applied.
+            result = self._attempt(chosen, looked)
+            if result is not None:
+                return result._replace(succeeded=chosen is first)
+            if time.monotonic() > deadline:
+                raise StoreConnectionError(f"{chosen.what}: {self.name}: the keys kept changing; nothing was written")
 
     def stream(self, prefix: str, after: int) -> DiffStream:
         return self._follow(self._known, prefix, after)
@@ -180,40 +180,52 @@ class ConsulStore(Store):
 
     # Commits.
 
-    def _attempt(self, transaction: Transaction, sessions: PutSessions) -> CommitResult:
-        """Look up, check and send, until nothing has changed in between."""
-        deadline = time.monotonic() + 2 * self.config.operation_timeout
-        while True:
-            looked = {key: look_up(self._client, key, "consistent") for key in transaction.guarded}
-            held: Held = {key: one.held for key, one in looked.items()}
-            index = max((one.revision for one in looked.values()), default=0)
-            if not transaction.holds(held):
-                return CommitResult(False, index, 0)
-            limit = self.config.max_request
-            # First without sessions: what is refused here has written nothing.
-            body = transaction.encode(held, lambda op: _ANY_SESSION, limit)
-            if not body:
-                return CommitResult(True, index, 0)
-            lifetime = self._lifetime.current() if any(op.client_lifetime for op in transaction.puts) else ""
-            if any(op.client_lifetime or op.ttl is not None for op in transaction.puts):
-                body = transaction.encode(held, partial(_session_of, lifetime, sessions), limit)
-            told = self._client.transact(body, transaction.what)
-            if not isinstance(told, Refusal):
-                return self._applied(transaction, told, held, lifetime)
-            self._prepare_again(transaction, told, sessions, lifetime)
-            if time.monotonic() > deadline:
-                raise StoreConnectionError(
-                    f"{transaction.what}: {self.name}: the keys kept changing; nothing was written"
-                )
+    def _look_up(self, keys: Sequence[str], known: Mapping[str, Looked]) -> dict[str, Looked]:
+        """Return what Consul has under *keys*, or had when they were looked up as *known*."""
+        return {key: known.get(key) or look_up(self._client, key, "consistent") for key in keys}
 
-    def _prepare_again(self, transaction: Transaction, refusal: Refusal, sessions: PutSessions, lifetime: str) -> None:
+    def _attempt(self, transaction: Transaction, looked: Mapping[str, Looked]) -> CommitResult | None:
+        """Send *transaction* once. Return None if it was refused, and may be applied by another attempt."""
+        released = self._lifetime.release(transaction.ops)
+        sessions = PutSessions(self._client)
+        applied = False
+        try:
+            result = self._delete_all(transaction.what) if transaction.deletes_all else None
+            result = result or self._send(transaction, looked, sessions)
+            applied = result is not None
+        except UnknownOutcome:
+            applied = True  # possibly: the keys stay released, and sessions that may be in use are left to end
+            raise
+        finally:
+            if not applied:
+                self._lifetime.restore(released)
+                sessions.destroy()
+        return result
+
+    def _send(
+        self, transaction: Transaction, looked: Mapping[str, Looked], sessions: PutSessions
+    ) -> CommitResult | None:
+        held: Held = {key: one.held for key, one in looked.items()}
+        limit = self.config.max_request
+        # First without sessions: what is refused here has written nothing.
+        body = transaction.encode(held, lambda op: _ANY_SESSION, limit)
+        if not body:
+            return CommitResult(True, _index(looked), 0)
+        lifetime = self._lifetime.current() if any(op.client_lifetime for op in transaction.puts) else ""
+        if any(op.client_lifetime or op.ttl is not None for op in transaction.puts):
+            body = transaction.encode(held, partial(_session_of, lifetime, sessions), limit)
+        told = self._client.transact(body, transaction.what)
+        if not isinstance(told, Refusal):
+            return self._applied(transaction, told, held, lifetime)
+        self._prepare_again(transaction, told, lifetime)
+        return None
+
+    def _prepare_again(self, transaction: Transaction, refusal: Refusal, lifetime: str) -> None:
         """Remove the cause of *refusal*, if it is other than a key that has changed since it was looked up."""
         if refusal.mentions("lock is already held"):
             transaction.displaced.update(op.key for op in transaction.puts if op.client_lifetime or op.ttl is not None)
-        if refusal.mentions("invalid session"):
-            sessions.destroy()
-            if lifetime:
-                self._lifetime.verify(lifetime)
+        if refusal.mentions("invalid session") and lifetime:
+            self._lifetime.verify(lifetime)
         if refusal.mentions("ermission denied"):
             raise PermissionDenied(f"{transaction.what}: {self.name}: the token may not write it; nothing was written")
 
@@ -276,6 +288,11 @@ class ConsulStore(Store):
             self._client.call("DELETE", path_of(""), what, "recurse", write=True)
         index, left = list_keys(self._client, keys, what)
         return CommitResult(True, index, len(pairs.keys() - left.keys()))
+
+
+def _index(looked: Mapping[str, Looked]) -> int:
+    """Return the store's index when *looked* was read, 0 if nothing was."""
+    return max((one.revision for one in looked.values()), default=0)
 
 
 def _session_of(lifetime: str, sessions: PutSessions, op: PutOp) -> str:
