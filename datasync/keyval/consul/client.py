@@ -12,7 +12,7 @@ from urllib.parse import quote
 from datasync.errors import ClosedError, UnknownOutcome
 from datasync.keyval.consul.config import ConsulConfig
 from datasync.keyval.consul.errors import translate, unexpected_response
-from datasync.runtime.http_client import ReceivedResponse, RequestPool, StreamConnection
+from datasync.runtime.http_client.connections import ReceivedResponse, RequestPool, StreamConnection
 
 #: Bytes of a response; Consul has no pages.
 MAX_RESPONSE = 1 << 30

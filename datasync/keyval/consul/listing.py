@@ -19,7 +19,7 @@ from datasync.keyval.consul.client import ConsulClient
 from datasync.keyval.consul.errors import unexpected_response
 from datasync.keyval.consul.keys import KeyRange, path_of
 from datasync.keyval.types import KeyValue
-from datasync.runtime.http_client import ReceivedResponse
+from datasync.runtime.http_client.connections import ReceivedResponse
 
 #: Rights that are asked for in one request, and keys that are asked for one by one where that is not possible.
 RIGHTS, SINGLE_RIGHTS = 500, 32

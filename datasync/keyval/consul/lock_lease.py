@@ -15,7 +15,7 @@ from datasync.keyval.consul.session import RENEWING, create, end, read_renewal, 
 from datasync.keyval.consul.transaction import check_index, encode_operations, lock
 from datasync.keyval.driver import Lease
 from datasync.keyval.types import LeaseLost
-from datasync.runtime.http_client import StreamConnection
+from datasync.runtime.http_client.connections import StreamConnection
 
 #: Seconds of the attempt to end a lease.
 END_TIMEOUT = 1.0

@@ -14,7 +14,7 @@ from datasync.keyval.consul.keys import KeyRange, path_of
 from datasync.keyval.consul.listing import check_hidden, index_of, list_range, look_up, pairs_of
 from datasync.keyval.diff_stream import KnownPictures, PairMarks, Picture, PictureSource
 from datasync.keyval.types import KeyValue, RewoundError
-from datasync.runtime.http_client import ReceivedResponse
+from datasync.runtime.http_client.connections import ReceivedResponse
 
 #: A key that nobody has.
 NO_KEY = "datasync/no-such-key"

@@ -13,7 +13,7 @@ import math
 from datasync.errors import DatasyncError, InvalidArgumentError
 from datasync.keyval.consul.client import ConsulClient
 from datasync.keyval.consul.errors import unexpected_response
-from datasync.runtime.http_client import ReceivedResponse
+from datasync.runtime.http_client.connections import ReceivedResponse
 from datasync.runtime.logs import get_logger
 
 log = get_logger(__name__)

@@ -31,9 +31,9 @@ from datasync.errors import (
     UnknownOutcome,
     error_text,
 )
+from datasync.runtime.http_client.timed_connection import CallDeadline, ServerAddress, TimedConnection, open_socket
 from datasync.runtime.sockets import close_in_children
 from datasync.runtime.threads import ForkGuard
-from datasync.runtime.timed_connection import CallDeadline, ServerAddress, TimedConnection, open_socket
 
 #: Connections that the pool keeps for the next request.
 POOL_SIZE = 16
