@@ -80,8 +80,8 @@ EXTRAS_OF_MODULES = {
     "datasync.codecs.with_msgspec": {"msgspec"},
     "datasync.codecs.with_pydantic": {"pydantic"},
     "datasync.codecs.yaml_text": {"yaml"},
-    "datasync.runtime.http_client": {"urllib3"},
-    "datasync.runtime.timed_connection": {"urllib3"},
+    "datasync.runtime.http_client.connections": {"urllib3"},
+    "datasync.runtime.http_client.timed_connection": {"urllib3"},
 }
 
 

@@ -66,7 +66,7 @@ class PictureSource(ABC):
         """Release what the source holds: its stream has ended. Called by the thread that reads."""
 
 
-class Marks(dict[str, int | bytes]):
+class PairMarks(dict[str, int | bytes]):
     """Key to what identifies the state of its pair.
 
     That is the value, which the driver or its subscribers hold anyway; of a pair with a revision a hash of both, since
@@ -76,7 +76,7 @@ class Marks(dict[str, int | bytes]):
     __slots__ = ()
 
     @classmethod
-    def of(cls, pairs: Mapping[str, KeyValue]) -> Marks:
+    def of(cls, pairs: Mapping[str, KeyValue]) -> PairMarks:
         return cls(
             {key: hash((pair.revision, pair.value)) if pair.revision else pair.value for key, pair in pairs.items()}
         )
@@ -91,9 +91,9 @@ class KnownPictures:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _kept
         # Prefix to {revision: marks}; what was used last is at the end.
-        self._kept: OrderedDict[str, OrderedDict[int, Marks]] = OrderedDict()
+        self._kept: OrderedDict[str, OrderedDict[int, PairMarks]] = OrderedDict()
 
-    def note(self, prefix: str, revision: int, marks: Marks) -> None:
+    def note(self, prefix: str, revision: int, marks: PairMarks) -> None:
         """Remember the picture of *prefix* at *revision*."""
         with self._lock:
             pictures = self._kept.setdefault(prefix, OrderedDict())
@@ -105,13 +105,13 @@ class KnownPictures:
             while len(self._kept) > KEPT_PREFIXES:
                 self._kept.popitem(last=False)
 
-    def find(self, prefix: str, revision: int) -> Marks | None:
+    def find(self, prefix: str, revision: int) -> PairMarks | None:
         """Return the picture of *prefix* at *revision*, or None if it is not remembered."""
         with self._lock:
             pictures = self._kept.get(prefix)
             return None if pictures is None else pictures.get(revision)
 
-    def latest(self, prefix: str) -> tuple[int, Marks] | None:
+    def latest(self, prefix: str) -> tuple[int, PairMarks] | None:
         """Return revision and picture of *prefix* that were remembered last, or None."""
         with self._lock:
             pictures = self._kept.get(prefix)
@@ -131,7 +131,7 @@ class PictureScan(Scan):
         self._pairs = picture.pairs
         self._keys_only = keys_only
         if not keys_only:  # nobody follows such a listing
-            known.note(prefix, picture.revision, Marks.of(picture.pairs))
+            known.note(prefix, picture.revision, PairMarks.of(picture.pairs))
 
     def __iter__(self) -> Iterator[KeyValue]:
         for key in sorted(self._pairs):
@@ -200,7 +200,7 @@ class DiffStream(Stream):
             raise CompactedError(f"{self._name}: what was listed at revision {self._position} is not known any more")
         if revision == self._position and self._marks is not None:
             return Batch(revision, ())
-        marks = Marks.of(picture.pairs)
+        marks = PairMarks.of(picture.pairs)
         ops = [] if self._marks is None else list(difference(self._marks, marks, picture.pairs))
         # Noted before the batch is delivered: a reader that breaks in between asks for the picture before this one.
         self._position, self._marks = revision, marks
@@ -208,7 +208,9 @@ class DiffStream(Stream):
         return Batch(revision, [Commit(revision, ops)] if ops else ())
 
 
-def difference(before: Marks, after: Marks, pairs: Mapping[str, KeyValue]) -> Iterable[tuple[str, bytes | None]]:
+def difference(
+    before: PairMarks, after: PairMarks, pairs: Mapping[str, KeyValue]
+) -> Iterable[tuple[str, bytes | None]]:
     """Return the operations that lead from *before* to *after*, the marks of *pairs*: deletes first, in key order."""
     for key in sorted(before.keys() - after.keys()):
         yield key, None

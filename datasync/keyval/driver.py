@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 
 from datasync.commits import Batch
 from datasync.errors import UnsupportedError
-from datasync.keyval.places import Places
+from datasync.keyval.locks.places import Places
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, WriteOp
 from datasync.runtime.closing import Closable
 

@@ -51,10 +51,12 @@ class Limits(NamedTuple):
     ops: int = 128
     #: False if it refuses keys that could not be a path, and knows one leading slash as none.
     any_key: bool = True
+    #: False if a put of the value that is there already is none: the key keeps its revision.
+    equal_puts: bool = True
 
 
 #: By scheme; any other store takes the most.
-LIMITS = {"consul": Limits(ops=64, any_key=False)}
+LIMITS = {"consul": Limits(ops=64, any_key=False, equal_puts=False)}
 
 
 @pytest.fixture

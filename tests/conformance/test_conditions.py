@@ -11,7 +11,7 @@ from datasync.errors import InvalidArgumentError
 from datasync.keyval import Capability, Store
 from datasync.keyval.kvproto import ProtoWrapper
 from datasync.options import with_client_lifetime_ttl, with_ttl
-from tests.conformance.conftest import NewStore
+from tests.conformance.conftest import Limits, NewStore
 from tests.conftest import PATIENT, wait_until
 from tests.support.stores import all_after, following, state
 
@@ -34,7 +34,7 @@ def test_c17_the_first_branch_is_written_when_all_conditions_hold(store: Store) 
     # then its operations are written, in one commit, and the result says so
     assert result.succeeded
     assert result.deleted == 1
-    assert result.revision == revision(store) == at + 1
+    assert result.revision == revision(store) > at
     assert state(store) == {"p/b": b"2", "p/c": b"3"}
 
 
@@ -44,6 +44,7 @@ def test_c17_the_other_branch_is_written_when_a_condition_does_not_hold(store: S
     broker = store.new_broker("p/")
     broker.put("a", b"1")
     at = broker.get_value("a").revision
+    listed = store.scan("").revision
     txn = broker.new_txn().if_value("a", b"1")
     {
         "value": lambda: txn.if_value("a", b"2"),
@@ -57,10 +58,10 @@ def test_c17_the_other_branch_is_written_when_a_condition_does_not_hold(store: S
     # then only the operations after otherwise() are written
     assert not result.succeeded
     assert result.deleted == 1
-    assert result.revision == at + 1
+    assert result.revision > at
     assert state(store) == {"p/c": b"yes"}
-    # and the history has them as one commit
-    batches = all_after(store, "", at, at + 1)
+    # and a stream has them as one commit
+    batches = all_after(store, "", listed, result.revision)
     (commit,) = (commit for batch in batches for commit in batch.commits)
     assert dict(commit.ops) == {"p/c": b"yes", "p/a": None}
 
@@ -87,13 +88,17 @@ def test_c17_conditions_alone_are_a_question(store: Store) -> None:
     assert revision(store) == before
 
 
-def test_c17_a_key_that_was_put_again_with_the_same_value_has_another_revision(store: Store) -> None:
+def test_c17_a_key_that_was_put_again_with_the_same_value_has_another_revision(store: Store, limits: Limits) -> None:
     broker = store.new_broker()
     broker.put("a", b"1")
     at = broker.get_value("a").revision
+    if not limits.equal_puts:
+        broker.put("a", b"another value in between")
     broker.put("a", b"1")
     assert not broker.new_txn().if_revision("a", at).put("a", b"2").commit().succeeded
-    assert broker.new_txn().if_revision("a", at + 1).put("a", b"2").commit().succeeded
+    again = broker.get_value("a").revision
+    assert again > at
+    assert broker.new_txn().if_revision("a", again).put("a", b"2").commit().succeeded
 
 
 @pytest.mark.needs(Capability.TTL, Capability.LEASE)
@@ -160,7 +165,10 @@ def test_c17_of_clients_that_race_for_the_same_revision_one_wins(store: Store, n
     # then no addition is lost, and each transaction wrote exactly one of its branches
     assert store.new_broker().get_value("counter").data == b"%d" % (rounds * len(clients))
     assert [int(store.new_broker().get_value(f"lost/{n}").data or b"0") for n in range(len(clients))] == losses
-    assert revision(store) == start + rounds * len(clients) + sum(losses)
+    commits = rounds * len(clients) + sum(losses)
+    assert revision(store) >= start + commits
+    if Capability.HISTORY in store.capabilities:  # otherwise the revision also counts what is no commit
+        assert revision(store) == start + commits
 
 
 def test_messages_have_conditions_too(store: Store) -> None:
@@ -177,6 +185,7 @@ def test_messages_have_conditions_too(store: Store) -> None:
     assert list(broker.list_keys()) == ["b"]
 
 
+@pytest.mark.needs(Capability.HISTORY)
 def test_a_watcher_sees_the_branch_that_was_written(store: Store) -> None:
     broker = store.new_broker()
     now = revision(store)

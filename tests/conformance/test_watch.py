@@ -475,6 +475,7 @@ def test_c18_status_follows(transport: Transport) -> None:
     # given a subscriber with a change in flight and one that waits
     subscriber = started(transport, "agent", "a/")
     transport.commit({"a/1": "1"})
+    wait_until(lambda: transport.status().subscriptions["agent"].in_flight == 1, "one change is in flight")
     transport.commit({"a/1": "2"})
     wait_until(lambda: transport.status().subscriptions["agent"].pending == 1, "one change waits")
     status = transport.status().subscriptions["agent"]

@@ -35,7 +35,7 @@ from datasync.errors import (
 from datasync.options import with_client_lifetime_ttl, with_prefix, with_ttl
 from datasync.restsync import Adapter, Client, Server, serve
 from datasync.restsync.client.connection import read_url
-from datasync.runtime.http_client import StreamConnection
+from datasync.runtime.http_client.connections import StreamConnection
 from datasync.serializer import SerializerProto
 from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.status import TransportState

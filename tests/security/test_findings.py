@@ -42,7 +42,7 @@ from datasync.restsync import Client
 from datasync.restsync.client.connection import read_url
 from datasync.restsync.client.event_source import EventParser, StreamEvent, StreamReader
 from datasync.runtime.files import MAX_FILE
-from datasync.runtime.timed_connection import ServerAddress
+from datasync.runtime.http_client.timed_connection import ServerAddress
 from datasync.serializer import SerializerJSON
 from datasync.syncbase.msg.convert import read_change
 from datasync.syncbase.msg.datamsg_pb2 import DataChangeRequest

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from datasync.errors import ClosedError, UnknownOutcome
 from datasync.keyval.consul.config import ConsulConfig
 from datasync.keyval.consul.errors import translate, unexpected_response
-from datasync.runtime.http_client import ReceivedResponse, RequestPool, StreamConnection
+from datasync.runtime.http_client.connections import ReceivedResponse, RequestPool, StreamConnection
 
 #: Bytes of a response; Consul has no pages.
 MAX_RESPONSE = 1 << 30
@@ -118,10 +118,32 @@ class ConsulClient:
             pass
         raise UnknownOutcome(f"{what}: {unexpected_response(what, self.name)}; it may have been applied")
 
-    def open_stream(self) -> StreamConnection:
-        """Return a connection for blocking queries; it connects with the first one."""
+    def open_stream(self, timeout: float | None = None) -> StreamConnection:
+        """Return a connection for requests of at most *timeout* seconds, by default for blocking queries.
+
+        It connects with the first request.
+        """
         config = self.config
-        return StreamConnection(self.address, self._context, config.dial_timeout, config.idle_limit)
+        limit = config.idle_limit if timeout is None else timeout
+        return StreamConnection(self.address, self._context, min(config.dial_timeout, limit), limit)
+
+    def call_on(
+        self,
+        connection: StreamConnection,
+        method: str,
+        path: str,
+        what: str,
+        *query: str,
+        accept: tuple[int, ...] = (),
+    ) -> ReceivedResponse:
+        """As ``call``, on *connection*, which another thread can cut."""
+        self.check_usable()
+        connection.request(self.path(self.target(path, *query)), self.headers, method)
+        response = connection.response()
+        received = ReceivedResponse(response.status, response.headers, connection.read_rest(MAX_RESPONSE))
+        if received.status == 200 or received.status in accept:
+            return received
+        raise translate(what, self.name, received)
 
     @property
     def headers(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ from urllib3.util import parse_url
 
 from datasync.errors import InvalidArgumentError, MissingExtraError
 from datasync.runtime.files import read_file
-from datasync.runtime.timed_connection import ServerAddress
+from datasync.runtime.http_client.timed_connection import ServerAddress
 from datasync.runtime.tokens import check_token
 
 #: The address if neither the configuration nor the environment names one.

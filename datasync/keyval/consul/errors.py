@@ -12,7 +12,7 @@ from datasync.errors import (
     StoreError,
     UnknownOutcome,
 )
-from datasync.runtime.http_client import ReceivedResponse
+from datasync.runtime.http_client.connections import ReceivedResponse
 
 #: Maximum number of characters of a server's message that an error quotes.
 MAX_TEXT = 300

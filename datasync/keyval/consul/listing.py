@@ -19,7 +19,7 @@ from datasync.keyval.consul.client import ConsulClient
 from datasync.keyval.consul.errors import unexpected_response
 from datasync.keyval.consul.keys import KeyRange, path_of
 from datasync.keyval.types import KeyValue
-from datasync.runtime.http_client import ReceivedResponse
+from datasync.runtime.http_client.connections import ReceivedResponse
 
 #: Rights that are asked for in one request, and keys that are asked for one by one where that is not possible.
 RIGHTS, SINGLE_RIGHTS = 500, 32
@@ -55,18 +55,23 @@ def look_up(client: ConsulClient, bare: str, *query: str) -> Looked:
     """Return what Consul has under the key *bare*."""
     what = f"reading {bare!r}"
     response = client.call("GET", path_of(bare), what, *query, accept=(404,))
-    index = index_of(response, what, client.name)
+    return read_held(response, bare, what, client.name)
+
+
+def read_held(response: ReceivedResponse, bare: str, what: str, name: str) -> Looked:
+    """Return what the *response* of *name* tells about the key *bare*."""
+    index = index_of(response, what, name)
     if response.status == 404:
         return Looked(None, index)
-    found = _entries(response, what, client.name)
+    found = _entries(response, what, name)
     if len(found) != 1 or found[0].get("Key") != bare:
-        raise unexpected_response(what, client.name)
+        raise unexpected_response(what, name)
     try:
         entry = found[0]
         return Looked(HeldKey(_value(entry), int(entry["ModifyIndex"]), entry.get("Session") or ""), index)
     except (ValueError, TypeError, KeyError):
         pass
-    raise unexpected_response(what, client.name)
+    raise unexpected_response(what, name)
 
 
 def list_range(client: ConsulClient, keys: KeyRange, what: str) -> tuple[int, dict[str, KeyValue]]:
@@ -145,9 +150,12 @@ def _denied(client: ConsulClient, wanted: list[str]) -> str | None:
         return _denied_singly(client, wanted)
     try:
         told: list[Mapping[str, Any]] = json.loads(response.data)
-        if [one["Segment"] for one in told] == wanted:
-            return next((one["Segment"] for one in told if one["Allow"] is not True), None)
-    except (ValueError, TypeError, KeyError, RecursionError):
+        segments = [one.get("Segment", "") for one in told]  # Consul leaves out an empty one
+        if segments == wanted:
+            return next(
+                (segment for segment, one in zip(segments, told, strict=True) if one["Allow"] is not True), None
+            )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     raise unexpected_response(what, client.name)
 

@@ -12,9 +12,9 @@ from datasync.keyval.consul.client import MAX_RESPONSE, ConsulClient
 from datasync.keyval.consul.errors import translate
 from datasync.keyval.consul.keys import KeyRange, path_of
 from datasync.keyval.consul.listing import check_hidden, index_of, list_range, look_up, pairs_of
-from datasync.keyval.diff_stream import KnownPictures, Marks, Picture, PictureSource
+from datasync.keyval.diff_stream import KnownPictures, PairMarks, Picture, PictureSource
 from datasync.keyval.types import KeyValue, RewoundError
-from datasync.runtime.http_client import ReceivedResponse
+from datasync.runtime.http_client.connections import ReceivedResponse
 
 #: A key that nobody has.
 NO_KEY = "datasync/no-such-key"
@@ -27,7 +27,7 @@ def list_picture(client: ConsulClient, known: KnownPictures, prefix: str) -> Pic
     last = known.latest(prefix)
     vanished = set() if last is None else last[1].keys() - pairs.keys()
     check_hidden(client, keys, vanished, empty=not pairs)
-    if last is not None and index < last[0] and Marks.of(pairs) == last[1]:
+    if last is not None and index < last[0] and PairMarks.of(pairs) == last[1]:
         index = last[0]  # as in ConsulPictures._settle
     return Picture(index, pairs)
 
@@ -126,7 +126,7 @@ class ConsulPictures(PictureSource):
             return index
         if before is None:
             return self._never_seen(index)
-        if Marks.of(pairs) == before:
+        if PairMarks.of(pairs) == before:
             # An index that went back without a difference: Consul has forgotten a delete, after a quarter of an hour.
             return self._revision
         if index == self._revision:

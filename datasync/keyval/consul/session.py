@@ -13,6 +13,7 @@ import math
 from datasync.errors import DatasyncError, InvalidArgumentError
 from datasync.keyval.consul.client import ConsulClient
 from datasync.keyval.consul.errors import unexpected_response
+from datasync.runtime.http_client.connections import ReceivedResponse
 from datasync.runtime.logs import get_logger
 
 log = get_logger(__name__)
@@ -21,6 +22,8 @@ log = get_logger(__name__)
 MAX_TTL = 86_400
 #: Seconds that a destruction may take. It is optional: the session also ends by itself.
 DESTROY_TIMEOUT = 1.0
+#: What a renewal does, for messages.
+RENEWING = "renewing a session"
 
 
 def create(client: ConsulClient, ttl: float) -> str:
@@ -49,9 +52,17 @@ def create(client: ConsulClient, ttl: float) -> str:
 
 def renew(client: ConsulClient, session: str, timeout: float) -> bool:
     """Renew *session*. Return False if it is not there any more."""
-    what = "renewing a session"
-    path = f"/v1/session/renew/{session}"
-    response = client.call("PUT", path, what, accept=(404,), timeout=timeout)
+    response = client.call("PUT", renewal_path(session), RENEWING, accept=(404,), timeout=timeout)
+    return read_renewal(response, session, client.name)
+
+
+def renewal_path(session: str) -> str:
+    """Return the path of a PUT that renews *session*; ``read_renewal`` reads the response, 200 or 404."""
+    return f"/v1/session/renew/{session}"
+
+
+def read_renewal(response: ReceivedResponse, session: str, name: str) -> bool:
+    """Return False if *session* is not there any more, by the *response* of *name* to its renewal."""
     if response.status == 404 and session.encode() in response.data:
         return False
     try:
@@ -59,15 +70,20 @@ def renew(client: ConsulClient, session: str, timeout: float) -> bool:
             return True
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):
         pass
-    raise unexpected_response(what, client.name)
+    raise unexpected_response(RENEWING, name)
 
 
 def destroy(client: ConsulClient, session: str) -> None:
     """Destroy *session* and delete its keys. If the server cannot be reached, it ends by itself."""
     try:
-        client.call("PUT", f"/v1/session/destroy/{session}", "destroying a session", timeout=DESTROY_TIMEOUT)
+        end(client, session)
     except DatasyncError as error:
         log.debug("a session could not be destroyed and ends by itself: %s", error)
+
+
+def end(client: ConsulClient, session: str) -> None:
+    """As ``destroy``; raises ``StoreError`` if it may not be destroyed."""
+    client.call("PUT", f"/v1/session/destroy/{session}", "destroying a session", timeout=DESTROY_TIMEOUT)
 
 
 class PutSessions:

@@ -25,7 +25,8 @@ from datasync.keyval.consul.config import URL_OPTIONS, ConsulConfig, read_option
 from datasync.keyval.consul.errors import unexpected_response
 from datasync.keyval.consul.keys import KeyRange, encode_key, path_of
 from datasync.keyval.consul.lifetime_session import LifetimeSession
-from datasync.keyval.consul.listing import check_hidden, index_of, list_keys, look_up
+from datasync.keyval.consul.listing import Looked, check_hidden, index_of, list_keys, look_up
+from datasync.keyval.consul.lock_lease import ConsulLockLease
 from datasync.keyval.consul.pictures import ConsulPictures, list_picture
 from datasync.keyval.consul.session import PutSessions
 from datasync.keyval.consul.transaction import (
@@ -36,7 +37,8 @@ from datasync.keyval.consul.transaction import (
     encode_operations,
     encode_value,
 )
-from datasync.keyval.diff_stream import DiffStream, KnownPictures, Picture, PictureScan
+from datasync.keyval.diff_stream import DiffStream, KnownPictures, PairMarks, Picture, PictureScan
+from datasync.keyval.driver import Lease
 from datasync.keyval.types import Capability, CommitResult, Condition, DeleteOp, KeyValue, PutOp, WriteOp
 from datasync.keyval.urls import StoreURL
 from datasync.runtime.logs import get_logger
@@ -63,6 +65,7 @@ class ConsulStore(Store):
             Capability.REVISION,
             Capability.TXN,
             Capability.CAS,
+            Capability.BRANCH,
             Capability.CONSISTENT_LIST,
             Capability.TTL,
             Capability.LEASE,
@@ -125,16 +128,71 @@ class ConsulStore(Store):
         self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = (), otherwise: Sequence[WriteOp] = ()
     ) -> CommitResult:
         self._client.check_usable()
-        transaction = Transaction(ops, conditions)
+        first = Transaction(ops, conditions)
+        other = Transaction(otherwise, conditions) if otherwise else None
+        deadline = time.monotonic() + 2 * self.config.operation_timeout
+        while True:
+            looked = self._look_up(first.guarded, {})
+            chosen: Transaction | None = first
+            if not first.holds(looked):
+                chosen = other
+            if chosen is None:
+                return CommitResult(False, _index(looked), 0)
+            looked = self._look_up(chosen.guarded, looked)
+            # Its checks make Consul refuse it if a key has changed since: so it is the right branch when it is applied.
+            result = self._attempt(chosen, looked)
+            if result is not None:
+                return result._replace(succeeded=chosen is first)
+            if time.monotonic() > deadline:
+                raise StoreConnectionError(f"{chosen.what}: {self.name}: the keys kept changing; nothing was written")
+
+    def stream(self, prefix: str, after: int) -> DiffStream:
+        return self._follow(self._known, prefix, after)
+
+    def grant(self, ttl: float) -> Lease:
+        return ConsulLockLease(self._client, ttl)
+
+    def line_stream(self, prefix: str, after: int) -> DiffStream:
+        # One key of the line: what the listing of the whole line showed of it.
+        known = KnownPictures()
+        line = self._known.find(f"{prefix.rpartition('/')[0]}/", after)
+        if line is not None:
+            known.note(prefix, after, PairMarks({key: mark for key, mark in line.items() if key.startswith(prefix)}))
+        return self._follow(known, prefix, after)
+
+    def close(self) -> None:
+        if self._client.forked or self._client.closed:
+            return
+        self.places.close()
+        self._lifetime.close()
+        self._client.close()
+        with self._lock:
+            watched = list(self._watched)
+        for pictures in watched:
+            pictures.wake()  # its stream then raises ClosedError
+
+    def _follow(self, known: KnownPictures, prefix: str, after: int) -> DiffStream:
+        self._client.check_usable()
+        pictures = ConsulPictures(self._client, known, prefix, after)
+        with self._lock:
+            self._watched.add(pictures)
+        return DiffStream(pictures, known, prefix, after, name=self.name)
+
+    # Commits.
+
+    def _look_up(self, keys: Sequence[str], known: Mapping[str, Looked]) -> dict[str, Looked]:
+        """Return what Consul has under *keys*, or had when they were looked up as *known*."""
+        return {key: known.get(key) or look_up(self._client, key, "consistent") for key in keys}
+
+    def _attempt(self, transaction: Transaction, looked: Mapping[str, Looked]) -> CommitResult | None:
+        """Send *transaction* once. Return None if it was refused, and may be applied by another attempt."""
         released = self._lifetime.release(transaction.ops)
         sessions = PutSessions(self._client)
         applied = False
         try:
-            if transaction.deletes_all:
-                result = self._delete_all(transaction.what)
-            else:
-                result = self._attempt(transaction, sessions)
-            applied = result.succeeded
+            result = self._delete_all(transaction.what) if transaction.deletes_all else None
+            result = result or self._send(transaction, looked, sessions)
+            applied = result is not None
         except UnknownOutcome:
             applied = True  # possibly: the keys stay released, and sessions that may be in use are left to end
             raise
@@ -144,59 +202,30 @@ class ConsulStore(Store):
                 sessions.destroy()
         return result
 
-    def stream(self, prefix: str, after: int) -> DiffStream:
-        self._client.check_usable()
-        pictures = ConsulPictures(self._client, self._known, prefix, after)
-        with self._lock:
-            self._watched.add(pictures)
-        return DiffStream(pictures, self._known, prefix, after, name=self.name)
+    def _send(
+        self, transaction: Transaction, looked: Mapping[str, Looked], sessions: PutSessions
+    ) -> CommitResult | None:
+        held: Held = {key: one.held for key, one in looked.items()}
+        limit = self.config.max_request
+        # First without sessions: what is refused here has written nothing.
+        body = transaction.encode(held, lambda op: _ANY_SESSION, limit)
+        if not body:
+            return CommitResult(True, _index(looked), 0)
+        lifetime = self._lifetime.current() if any(op.client_lifetime for op in transaction.puts) else ""
+        if any(op.client_lifetime or op.ttl is not None for op in transaction.puts):
+            body = transaction.encode(held, partial(_session_of, lifetime, sessions), limit)
+        told = self._client.transact(body, transaction.what)
+        if not isinstance(told, Refusal):
+            return self._applied(transaction, told, held, lifetime)
+        self._prepare_again(transaction, told, lifetime)
+        return None
 
-    def close(self) -> None:
-        if self._client.forked or self._client.closed:
-            return
-        self._lifetime.close()
-        self._client.close()
-        with self._lock:
-            watched = list(self._watched)
-        for pictures in watched:
-            pictures.wake()  # its stream then raises ClosedError
-
-    # Commits.
-
-    def _attempt(self, transaction: Transaction, sessions: PutSessions) -> CommitResult:
-        """Look up, check and send, until nothing has changed in between."""
-        deadline = time.monotonic() + 2 * self.config.operation_timeout
-        while True:
-            looked = {key: look_up(self._client, key, "consistent") for key in transaction.guarded}
-            held: Held = {key: one.held for key, one in looked.items()}
-            index = max((one.revision for one in looked.values()), default=0)
-            if not transaction.holds(held):
-                return CommitResult(False, index, 0)
-            limit = self.config.max_request
-            # First without sessions: what is refused here has written nothing.
-            body = transaction.encode(held, lambda op: _ANY_SESSION, limit)
-            if not body:
-                return CommitResult(True, index, 0)
-            lifetime = self._lifetime.current() if any(op.client_lifetime for op in transaction.puts) else ""
-            if any(op.client_lifetime or op.ttl is not None for op in transaction.puts):
-                body = transaction.encode(held, partial(_session_of, lifetime, sessions), limit)
-            told = self._client.transact(body, transaction.what)
-            if not isinstance(told, Refusal):
-                return self._applied(transaction, told, held, lifetime)
-            self._prepare_again(transaction, told, sessions, lifetime)
-            if time.monotonic() > deadline:
-                raise StoreConnectionError(
-                    f"{transaction.what}: {self.name}: the keys kept changing; nothing was written"
-                )
-
-    def _prepare_again(self, transaction: Transaction, refusal: Refusal, sessions: PutSessions, lifetime: str) -> None:
+    def _prepare_again(self, transaction: Transaction, refusal: Refusal, lifetime: str) -> None:
         """Remove the cause of *refusal*, if it is other than a key that has changed since it was looked up."""
         if refusal.mentions("lock is already held"):
             transaction.displaced.update(op.key for op in transaction.puts if op.client_lifetime or op.ttl is not None)
-        if refusal.mentions("invalid session"):
-            sessions.destroy()
-            if lifetime:
-                self._lifetime.verify(lifetime)
+        if refusal.mentions("invalid session") and lifetime:
+            self._lifetime.verify(lifetime)
         if refusal.mentions("ermission denied"):
             raise PermissionDenied(f"{transaction.what}: {self.name}: the token may not write it; nothing was written")
 
@@ -259,6 +288,11 @@ class ConsulStore(Store):
             self._client.call("DELETE", path_of(""), what, "recurse", write=True)
         index, left = list_keys(self._client, keys, what)
         return CommitResult(True, index, len(pairs.keys() - left.keys()))
+
+
+def _index(looked: Mapping[str, Looked]) -> int:
+    """Return the store's index when *looked* was read, 0 if nothing was."""
+    return max((one.revision for one in looked.values()), default=0)
 
 
 def _session_of(lifetime: str, sessions: PutSessions, op: PutOp) -> str:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from datasync.errors import InvalidArgumentError, UnsupportedError
 from datasync.keyval.consul.keys import KeyRange, encode_key
-from datasync.keyval.consul.listing import HeldKey
+from datasync.keyval.consul.listing import HeldKey, Looked
 from datasync.keyval.effects import net_effect
 from datasync.keyval.types import Condition, DeleteOp, PutOp, WriteOp
 
@@ -45,7 +46,7 @@ class Transaction:
 
     def __init__(self, ops: Sequence[WriteOp], conditions: Sequence[Condition]) -> None:
         self.ops = [_encode(op) for op in ops]
-        self.conditions = [Condition(encode_key(one.key), one.value) for one in conditions]
+        self.conditions = [replace(one, key=encode_key(one.key)) for one in conditions]
         keys = [op.key for op in self.ops]
         for key in keys:
             if keys.count(key) > 1:
@@ -70,10 +71,9 @@ class Transaction:
         """True for the deletion of everything, which is not possible in a transaction of Consul."""
         return "" in self.trees
 
-    def holds(self, held: Held) -> bool:
-        """True if all conditions hold for what was looked up."""
-        found = {key: None if one is None else one.value for key, one in held.items()}
-        return all(found[one.key] == one.value for one in self.conditions)
+    def holds(self, looked: Mapping[str, Looked]) -> bool:
+        """True if all conditions hold for what was *looked* up."""
+        return all(_holds(one, looked[one.key].held) for one in self.conditions)
 
     def encode(self, held: Held, session_of: SessionOf, limit: int) -> bytes:
         """Return the body of the transaction; empty if there is nothing to write.
@@ -153,6 +153,10 @@ def encode_value(value: bytes) -> str:
 def encode_operations(*operations: Mapping[str, Any]) -> bytes:
     """Return the body of a transaction."""
     return json.dumps([{"KV": one} for one in operations]).encode()
+
+
+def _holds(condition: Condition, held: HeldKey | None) -> bool:
+    return condition.holds(None, 0) if held is None else condition.holds(held.value, held.revision)
 
 
 def _check(key: str, held: HeldKey | None) -> dict[str, Any]:

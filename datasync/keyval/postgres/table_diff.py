@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from typing import Any, ClassVar
 
-from datasync.keyval.diff_stream import DiffStream, KnownPictures, Marks, Picture, PictureScan, PictureSource
+from datasync.keyval.diff_stream import DiffStream, KnownPictures, PairMarks, Picture, PictureScan, PictureSource
 from datasync.keyval.driver import Scan, Stream
 from datasync.keyval.positions import Position
 from datasync.keyval.postgres.config import PostgresConfig
@@ -29,7 +29,7 @@ class DiffTableStore(TableStore):
         super().__init__(definition, config)
         self._known = KnownPictures()
         self._counter = threading.Lock()  # guards _last
-        self._last: dict[str, tuple[int, Marks]] = {}  # prefix to the last picture
+        self._last: dict[str, tuple[int, PairMarks]] = {}  # prefix to the last picture
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
         return PictureScan(self._known, prefix, self.picture(prefix), keys_only=keys_only)
@@ -41,9 +41,9 @@ class DiffTableStore(TableStore):
     def picture(self, prefix: str) -> Picture:
         """Return the pairs under *prefix* now; the revision is that of the last reading if nothing has changed."""
         pairs = {pair.key: pair for pair in super().scan(prefix)}
-        marks = Marks.of(pairs)
+        marks = PairMarks.of(pairs)
         with self._counter:
-            revision, before = self._last.get(prefix, (0, Marks()))
+            revision, before = self._last.get(prefix, (0, PairMarks()))
             if not revision or before != marks:
                 revision += 1
             self._last[prefix] = (revision, marks)

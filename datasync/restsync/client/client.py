@@ -63,7 +63,7 @@ from datasync.restsync.keys import (
 )
 from datasync.restsync.problems import code_of
 from datasync.runtime.closing import Closable
-from datasync.runtime.http_client import ReceivedResponse, StreamConnection
+from datasync.runtime.http_client.connections import ReceivedResponse, StreamConnection
 from datasync.runtime.tokens import bearer
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_key, check_message
 from datasync.syncbase.futures import Outcome

@@ -10,9 +10,9 @@ from urllib3.util import parse_url
 
 from datasync.errors import InvalidArgumentError, StoreError
 from datasync.restsync.problems import error_of
-from datasync.runtime.http_client import ReceivedResponse, RequestPool
+from datasync.runtime.http_client.connections import ReceivedResponse, RequestPool
+from datasync.runtime.http_client.timed_connection import ServerAddress
 from datasync.runtime.logs import get_logger
-from datasync.runtime.timed_connection import ServerAddress
 
 log = get_logger(__name__)
 

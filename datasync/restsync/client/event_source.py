@@ -18,10 +18,10 @@ from datasync.restsync.encoding import CONTENT_EVENTS, CONTENT_JSON, SERIALIZERS
 from datasync.restsync.keys import PREFIX_HEADER, escape
 from datasync.restsync.problems import error_of
 from datasync.runtime.backoff import AFTER_BREAK, Backoff
-from datasync.runtime.http_client import StreamConnection
+from datasync.runtime.http_client.connections import StreamConnection
+from datasync.runtime.http_client.timed_connection import ServerAddress
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Worker
-from datasync.runtime.timed_connection import ServerAddress
 from datasync.syncbase.change import KeyValBytes, Payload
 from datasync.syncbase.registry import Registry
 

@@ -16,7 +16,7 @@ from datasync.restsync.client.event_source import check_revision
 from datasync.restsync.encoding import change_of
 from datasync.restsync.keys import check_path_key, check_text
 from datasync.restsync.problems import code_of
-from datasync.runtime.http_client import ReceivedResponse
+from datasync.runtime.http_client.connections import ReceivedResponse
 
 
 def of_another_key(subject: str, write: bool) -> StoreError:

@@ -93,6 +93,16 @@ def test_c16_a_token_without_the_right_is_denied_and_nothing_is_written(
     assert state(store, "p/nothing") == {}
 
 
+def test_c16_an_empty_store_with_tokens_is_listed_by_one_who_may_and_by_no_other(
+    guarded: ConsulServer, open_store: OpenStore
+) -> None:
+    store = open_store(guarded.endpoint, token=MASTER)
+    assert state(store) == {}
+    assert list(store.scan("", keys_only=True)) == []
+    with pytest.raises(PermissionDenied):
+        open_store(guarded.endpoint, token=guarded.allow("reader", READ)).scan("")
+
+
 @pytest.mark.parametrize("rules", [NONE, FEWER], ids=["all", "some"])
 def test_c12_c13_rights_that_are_taken_away_never_look_like_deletes(
     guarded: ConsulServer, open_store: OpenStore, rules: str

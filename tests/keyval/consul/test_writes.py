@@ -250,3 +250,34 @@ def test_streams_fold_to_what_consuls_own_command_writes(calm: ConsulServer, ope
         last = store.commit([PutOp("p/last", b"")]).revision
         # then the watcher has the same
         assert fold(follower.until(last)) == state(store, "p/") == {"p/0": b"3", "p/2": b"2", "p/last": b""}
+
+
+def test_c17_a_put_of_the_value_that_is_there_keeps_its_revision_for_conditions_too(
+    calm: ConsulServer, open_store: OpenStore
+) -> None:
+    # given a value that was put twice: Consul takes the second put for none
+    broker = open_store(calm.endpoint).new_broker()
+    broker.put("a", b"1")
+    at = broker.get_value("a").revision
+    broker.put("a", b"1")
+    # then the condition on the first put holds
+    assert broker.get_value("a").revision == at
+    assert broker.new_txn().if_revision("a", at).put("a", b"2").commit().succeeded
+
+
+@pytest.mark.parametrize(("before", "after"), [("1", "2"), ("2", "1")])
+def test_c17_the_branch_that_is_written_is_right_at_the_moment_of_the_write(
+    calm: ConsulServer, open_store: OpenStore, between: Callable[..., None], before: str, after: str
+) -> None:
+    # given a condition whose truth another client changes between the look at it and the write
+    store = open_store(calm.endpoint)
+    store.commit([PutOp("a", before.encode()), PutOp("b", b"")])
+    between(lambda: calm.ctl("kv", "put", "a", after))
+    # when the transaction is committed / then the branch is written that is right now, and nothing of the other one
+    result = store.commit([PutOp("yes", b"")], [Condition("a", b"2")], [PutOp("no", b""), DeleteOp("b")])
+    if after == "2":
+        assert (result.succeeded, result.deleted) == (True, 0)
+        assert state(store) == {"a": b"2", "b": b"", "yes": b""}
+    else:
+        assert (result.succeeded, result.deleted) == (False, 1)
+        assert state(store) == {"a": b"1", "no": b""}

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from datasync.keyval import Store, connect
+from datasync.keyval import DeleteOp, Store, connect
 from tests.support.child_process import Peer
+from tests.support.consul_server import consul  # noqa: F401 - a fixture
+from tests.support.redis_servers import redis7  # noqa: F401 - a fixture
 from tests.support.servers import etcd34  # noqa: F401 - a fixture
 
 #: Name of the lock in these tests.
@@ -17,13 +19,18 @@ NAME = "locks/one"
 TTL = 2.0
 
 
-@pytest.fixture(params=["sqlite", pytest.param("etcd34", marks=pytest.mark.etcd)])
+#: Fixture of a server that tests share to the mark of its tests.
+SERVERS = {"etcd34": "etcd", "consul": "consul", "redis7": "redis"}
+
+
+@pytest.fixture(params=["sqlite", *(pytest.param(name, marks=getattr(pytest.mark, SERVERS[name])) for name in SERVERS)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite://{tmp_path}/store.db"
-    server = request.getfixturevalue(request.param)
-    server.ctl("del", "", "--prefix")
-    return str(server.url)
+    address: str = request.getfixturevalue(request.param).url
+    with connect(address) as store:
+        store.commit([DeleteOp("", prefix=True)])  # what the test before left
+    return address
 
 
 @pytest.fixture

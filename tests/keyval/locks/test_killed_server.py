@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,27 @@ from tests.conftest import wait_until
 from tests.keyval.locks.conftest import NAME
 from tests.keyval.locks.test_processes import LONG
 from tests.support.child_process import Peer
+from tests.support.consul_server import ConsulServer
 from tests.support.lock_client import holds, violations
 from tests.support.servers import EtcdServer, find_etcd
 from tests.support.stores import state
 
 
-@pytest.mark.etcd
-def test_no_two_processes_hold_a_lock_while_the_server_is_killed(tmp_path: Path, notes: Path) -> None:
-    with EtcdServer(find_etcd("3.5"), tmp_path / "etcd") as server:
+def etcd_in(folder: Path) -> EtcdServer:
+    return EtcdServer(find_etcd("3.5"), folder)
+
+
+@pytest.mark.parametrize(
+    "server_in",
+    [
+        pytest.param(etcd_in, id="etcd", marks=pytest.mark.etcd),
+        pytest.param(ConsulServer, id="consul", marks=pytest.mark.consul),
+    ],
+)
+def test_no_two_processes_hold_a_lock_while_the_server_is_killed(
+    server_in: Callable[[Path], EtcdServer | ConsulServer], tmp_path: Path, notes: Path
+) -> None:
+    with server_in(tmp_path / "server") as server:
         # given processes that want a lock again and again
         arguments = (server.url, NAME, "3", "1", str(notes), "dial_timeout=0.3", "operation_timeout=0.5")
         peers = [Peer("tests.support.lock_client", *arguments) for _ in range(3)]

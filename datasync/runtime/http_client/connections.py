@@ -31,9 +31,9 @@ from datasync.errors import (
     UnknownOutcome,
     error_text,
 )
+from datasync.runtime.http_client.timed_connection import CallDeadline, ServerAddress, TimedConnection, open_socket
 from datasync.runtime.sockets import close_in_children
 from datasync.runtime.threads import ForkGuard
-from datasync.runtime.timed_connection import CallDeadline, ServerAddress, TimedConnection, open_socket
 
 #: Connections that the pool keeps for the next request.
 POOL_SIZE = 16
@@ -180,7 +180,7 @@ os.register_at_fork(after_in_child=_release_pools_in_child)
 
 
 class StreamConnection:
-    """A connection for a GET whose response never ends, or for one long GET after another, each read to its end.
+    """A connection for a GET whose response never ends, or for one request after another, each read to its end.
 
     Threads: one opens and reads; ``cut`` from any.
     """
@@ -209,7 +209,7 @@ class StreamConnection:
         self.request(target, headers)
         return self.response()
 
-    def request(self, target: str, headers: dict[str, str]) -> None:
+    def request(self, target: str, headers: dict[str, str], method: str = "GET") -> None:
         """As ``open``, without waiting for the response."""
         try:
             if self._connection is None:
@@ -219,7 +219,7 @@ class StreamConnection:
             if self._connection.sock is None:
                 self._connection.connect()
             self._deadline.start(self._idle_limit)
-            self._connection.request("GET", target, headers=headers, preload_content=False, decode_content=False)
+            self._connection.request(method, target, headers=headers, preload_content=False, decode_content=False)
         except (OSError, HTTPError, HTTPException, ValueError) as error:
             raise self._failed(error) from error
 

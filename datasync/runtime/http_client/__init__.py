@@ -1,0 +1,1 @@
+"""Requests over HTTP, as the REST client and the driver of Consul send them. Needs ``urllib3``."""
