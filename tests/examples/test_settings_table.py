@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from datasync.keyval.postgres.table_install import watch_sql
+from datasync.keyval.postgres.table.install import watch_sql
 from tests.support.postgres import PostgresServer, find_postgres
 from tests.support.running import Running
 

@@ -9,6 +9,7 @@ Source: contract C13, C15, I14.
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 import time
@@ -138,8 +139,10 @@ class _BoundedWait:
         return waiting.Ready((1 if seen & (select.POLLIN | _ENDED) else 0) | (2 if seen & select.POLLOUT else 0))
 
 
-def open_connection(config: PostgresConfig, waker: Waker | None = None) -> BoundedConnection:
-    """Connect to the first server that fits. Every statement is a transaction of its own.
+def open_connection(config: PostgresConfig, waker: Waker | None = None, limit: float = math.inf) -> BoundedConnection:
+    """Connect to the first server that fits, waiting at most *limit* seconds for an answer of each.
+
+    Every statement is a transaction of its own.
 
     Raises:
       psycopg.Error: There is none; the error of the last one.
@@ -147,7 +150,7 @@ def open_connection(config: PostgresConfig, waker: Waker | None = None) -> Bound
     failure: psycopg.Error | None = None
     for parameters in config.connections():
         try:
-            return _connect(config, make_conninfo("", **parameters), waker)
+            return _connect(config, make_conninfo("", **parameters), waker, limit)
         except Interrupted:
             raise
         except psycopg.Error as error:
@@ -159,10 +162,10 @@ def open_connection(config: PostgresConfig, waker: Waker | None = None) -> Bound
         del failure  # a cycle with its traceback would keep the connection of each attempt
 
 
-def _connect(config: PostgresConfig, conninfo: str, waker: Waker | None) -> BoundedConnection:
+def _connect(config: PostgresConfig, conninfo: str, waker: Waker | None, limit: float) -> BoundedConnection:
     # Not psycopg's connect(), which nothing could interrupt.
     gen = generators.connect(conninfo)
-    wait = _BoundedWait(config.connect_timeout, waker)
+    wait = _BoundedWait(min(limit, config.connect_timeout), waker)
     try:
         own, wanted = next(gen)
         while True:
@@ -176,6 +179,6 @@ def _connect(config: PostgresConfig, conninfo: str, waker: Waker | None) -> Boun
     if not config.prepare:
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         connection.read_only = False
-    connection.limit, connection.waker = config.timeout, waker
+    connection.limit, connection.waker = min(limit, config.timeout), waker
     register(connection)
     return connection

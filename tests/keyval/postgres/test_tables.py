@@ -18,7 +18,7 @@ from datasync.commits import Batch
 from datasync.errors import CompactedError, PermissionDenied, StoreError, UnsupportedError
 from datasync.events import ResyncEvent, ResyncReason
 from datasync.keyval import Capability, PutOp, Store
-from datasync.keyval.postgres.table_install import unwatch_sql, watch_sql
+from datasync.keyval.postgres.table.install import unwatch_sql, watch_sql
 from datasync.kvdbsync import Plugin
 from tests.conftest import take, wait_until
 from tests.keyval.postgres.conftest import Open

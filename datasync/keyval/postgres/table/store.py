@@ -21,7 +21,7 @@ from datasync.keyval.postgres.errors import map_errors, translate
 from datasync.keyval.postgres.parameters import encode_key, key_range
 from datasync.keyval.postgres.pool import ConnectionPool
 from datasync.keyval.postgres.scan import PostgresScan
-from datasync.keyval.postgres.table_definition import (
+from datasync.keyval.postgres.table.definition import (
     ResolvedTable,
     TableDefinition,
     condition,
@@ -29,9 +29,9 @@ from datasync.keyval.postgres.table_definition import (
     resolve,
     value_expression,
 )
-from datasync.keyval.postgres.table_install import channel
-from datasync.keyval.postgres.table_state import TableState, read_state
-from datasync.keyval.postgres.table_stream import TableStream
+from datasync.keyval.postgres.table.install import channel
+from datasync.keyval.postgres.table.state import TableState, read_state
+from datasync.keyval.postgres.table.stream import TableStream
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, WriteOp
 from datasync.runtime.threads import ForkGuard
 

@@ -13,8 +13,8 @@ from datasync.keyval.driver import Scan, Stream
 from datasync.keyval.positions import Position
 from datasync.keyval.postgres.config import PostgresConfig
 from datasync.keyval.postgres.connection import BoundedConnection
-from datasync.keyval.postgres.table_definition import ResolvedTable, TableDefinition
-from datasync.keyval.postgres.table_store import TableStore
+from datasync.keyval.postgres.table.definition import ResolvedTable, TableDefinition
+from datasync.keyval.postgres.table.store import TableStore
 from datasync.keyval.types import Capability
 from datasync.runtime.threads import Flag
 

@@ -13,8 +13,8 @@ from datasync.commits import Batch, Commit
 from datasync.errors import CompactedError, StoreError
 from datasync.keyval.postgres.connection import BoundedConnection
 from datasync.keyval.postgres.stream import NotifiedStream
-from datasync.keyval.postgres.table_definition import ResolvedTable, TableDefinition, condition, value_expression
-from datasync.keyval.postgres.table_state import TOKEN, TableState
+from datasync.keyval.postgres.table.definition import ResolvedTable, TableDefinition, condition, value_expression
+from datasync.keyval.postgres.table.state import TOKEN, TableState
 from datasync.runtime.logs import get_logger
 
 log = get_logger(__name__)

@@ -1,0 +1,1 @@
+"""An application's own table as a read-only store."""
