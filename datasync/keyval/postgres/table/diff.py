@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from typing import Any, ClassVar
 
-from datasync.keyval.diff_stream import DiffStream, KnownPictures, Marks, Picture, PictureScan, PictureSource
+from datasync.keyval.diff_stream import DiffStream, Marks, Picture, PictureScan, PictureSource
 from datasync.keyval.driver import Scan, Stream
 from datasync.keyval.positions import Position
 from datasync.keyval.postgres.config import PostgresConfig
@@ -27,7 +27,6 @@ class DiffTableStore(TableStore):
 
     def __init__(self, definition: TableDefinition, config: PostgresConfig) -> None:
         super().__init__(definition, config)
-        self._known = KnownPictures()
         self._counter = threading.Lock()  # guards _last
         self._last: dict[str, tuple[int, Marks]] = {}  # prefix to the last picture
 
