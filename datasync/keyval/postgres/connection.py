@@ -25,6 +25,7 @@ from psycopg.conninfo import make_conninfo
 from datasync.keyval.postgres.config import PostgresConfig
 from datasync.keyval.postgres.errors import Interrupted, NoResponse
 from datasync.keyval.postgres.parameters import register
+from datasync.runtime.threads import ForkGuard
 
 T = TypeVar("T")
 
@@ -61,6 +62,7 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     limit: float = 5.0
     waker: Waker | None = None
+    guard: ForkGuard | None = None
 
     def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
         """Consume *gen*, an operation on the connection. Raises :class:`NoResponse` when its time is over."""
@@ -77,6 +79,11 @@ class BoundedConnection(psycopg.Connection[Any]):
             if not isinstance(error, psycopg.Error) or isinstance(error, (Interrupted, NoResponse)):
                 self.pgconn.finish()  # half of an answer may still come
             raise
+
+    def close(self) -> None:
+        """Close it. A forked child keeps it open: libpq would tell the server to end the parent's session."""
+        if self.guard is None or not self.guard.forked:
+            super().close()
 
     def is_fresh(self) -> bool:
         """Return False if the server sent anything to the idle connection: that it ends, or what nobody asked for."""
@@ -174,6 +181,7 @@ def _connect(config: PostgresConfig, conninfo: str, waker: Waker | None, limit: 
         connection = BoundedConnection(stop.value)
     finally:
         gen.close()  # with the connection that it was making
+    connection.guard = ForkGuard("a connection")
     connection.autocommit = True
     connection.prepare_threshold = 5 if config.prepare else None
     if not config.prepare:

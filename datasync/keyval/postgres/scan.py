@@ -20,6 +20,7 @@ from datasync.keyval.postgres.connection import BoundedConnection
 from datasync.keyval.postgres.errors import map_errors
 from datasync.keyval.postgres.parameters import decode_key, encode_key, key_range
 from datasync.keyval.types import KeyValue
+from datasync.runtime.threads import ForkGuard
 
 #: Pairs in one page.
 PAGE = 2000
@@ -54,6 +55,7 @@ class PostgresScan(Scan):
         self._release = release
         self._what = what
         self._name = name
+        self._guard = ForkGuard(f"a listing of {name}")
         self._closer = weakref.finalize(self, connection.close)
         self._first: list[KeyValue] = []
         self._complete = False
@@ -86,6 +88,7 @@ class PostgresScan(Scan):
             self._closer()
 
     def _next_page(self) -> list[KeyValue]:
+        self._guard.check()
         rows = self._connection.execute(f"FETCH {PAGE} FROM listing", binary=True).fetchall()
         if len(rows) < PAGE:
             self._complete = True
