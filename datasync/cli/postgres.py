@@ -57,7 +57,7 @@ def install(url: str | None, schema: str, roles: tuple[str, ...], only_print: bo
 @click.option("--remove", is_flag=True, help="Print the inverse.")
 def watch_table(table: str, key: str, schema: str, roles: tuple[str, ...], no_notify: bool, remove: bool) -> None:
     """Print the SQL that lets readers follow TABLE (schema.name), for a DBA to read and run."""
-    from datasync.keyval.postgres.table_install import unwatch_sql, watch_sql
+    from datasync.keyval.postgres.table.install import unwatch_sql, watch_sql
 
     namespace, dot, name = table.partition(".")
     if not dot:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import psycopg
 
 from datasync.keyval.postgres import PostgresConfig, PostgresStore
-from datasync.keyval.postgres.table_install import watch_sql
+from datasync.keyval.postgres.table.install import watch_sql
 from datasync.keyval.types import PutOp
 from tests.benchmarks.harness import Bench, Figures, Row, Sides
 from tests.support.postgres import PostgresServer, find_postgres

@@ -12,9 +12,9 @@ except ImportError as error:  # pragma: no cover - the extra installs it
 
 from datasync.keyval.postgres.config import PostgresConfig, read_options
 from datasync.keyval.postgres.store import PostgresStore
-from datasync.keyval.postgres.table_definition import TableDefinition
-from datasync.keyval.postgres.table_diff import DiffTableStore
-from datasync.keyval.postgres.table_store import TableStore
+from datasync.keyval.postgres.table.definition import TableDefinition
+from datasync.keyval.postgres.table.diff import DiffTableStore
+from datasync.keyval.postgres.table.store import TableStore
 
 __all__ = [
     # the store

@@ -9,6 +9,7 @@ Source: contract C13, C15, I14.
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 import time
@@ -24,6 +25,7 @@ from psycopg.conninfo import make_conninfo
 from datasync.keyval.postgres.config import PostgresConfig
 from datasync.keyval.postgres.errors import Interrupted, NoResponse
 from datasync.keyval.postgres.parameters import register
+from datasync.runtime.threads import ForkGuard
 
 T = TypeVar("T")
 
@@ -60,6 +62,7 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     limit: float = 5.0
     waker: Waker | None = None
+    guard: ForkGuard | None = None
 
     def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
         """Consume *gen*, an operation on the connection. Raises :class:`NoResponse` when its time is over."""
@@ -76,6 +79,11 @@ class BoundedConnection(psycopg.Connection[Any]):
             if not isinstance(error, psycopg.Error) or isinstance(error, (Interrupted, NoResponse)):
                 self.pgconn.finish()  # half of an answer may still come
             raise
+
+    def close(self) -> None:
+        """Close it. A forked child keeps it open: libpq would tell the server to end the parent's session."""
+        if self.guard is None or not self.guard.forked:
+            super().close()
 
     def is_fresh(self) -> bool:
         """Return False if the server sent anything to the idle connection: that it ends, or what nobody asked for."""
@@ -138,8 +146,10 @@ class _BoundedWait:
         return waiting.Ready((1 if seen & (select.POLLIN | _ENDED) else 0) | (2 if seen & select.POLLOUT else 0))
 
 
-def open_connection(config: PostgresConfig, waker: Waker | None = None) -> BoundedConnection:
-    """Connect to the first server that fits. Every statement is a transaction of its own.
+def open_connection(config: PostgresConfig, waker: Waker | None = None, limit: float = math.inf) -> BoundedConnection:
+    """Connect to the first server that fits, waiting at most *limit* seconds for an answer of each.
+
+    Every statement is a transaction of its own.
 
     Raises:
       psycopg.Error: There is none; the error of the last one.
@@ -147,7 +157,7 @@ def open_connection(config: PostgresConfig, waker: Waker | None = None) -> Bound
     failure: psycopg.Error | None = None
     for parameters in config.connections():
         try:
-            return _connect(config, make_conninfo("", **parameters), waker)
+            return _connect(config, make_conninfo("", **parameters), waker, limit)
         except Interrupted:
             raise
         except psycopg.Error as error:
@@ -159,10 +169,10 @@ def open_connection(config: PostgresConfig, waker: Waker | None = None) -> Bound
         del failure  # a cycle with its traceback would keep the connection of each attempt
 
 
-def _connect(config: PostgresConfig, conninfo: str, waker: Waker | None) -> BoundedConnection:
+def _connect(config: PostgresConfig, conninfo: str, waker: Waker | None, limit: float) -> BoundedConnection:
     # Not psycopg's connect(), which nothing could interrupt.
     gen = generators.connect(conninfo)
-    wait = _BoundedWait(config.connect_timeout, waker)
+    wait = _BoundedWait(min(limit, config.connect_timeout), waker)
     try:
         own, wanted = next(gen)
         while True:
@@ -171,11 +181,12 @@ def _connect(config: PostgresConfig, conninfo: str, waker: Waker | None) -> Boun
         connection = BoundedConnection(stop.value)
     finally:
         gen.close()  # with the connection that it was making
+    connection.guard = ForkGuard("a connection")
     connection.autocommit = True
     connection.prepare_threshold = 5 if config.prepare else None
     if not config.prepare:
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         connection.read_only = False
-    connection.limit, connection.waker = config.timeout, waker
+    connection.limit, connection.waker = min(limit, config.timeout), waker
     register(connection)
     return connection

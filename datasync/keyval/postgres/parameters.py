@@ -21,8 +21,8 @@ MAX_TTL = 3e9
 
 #: In the order of the function's parameters.
 CALL = (
-    "SELECT outcome, rev, deleted FROM {schema}.commit(%s::text, %s::bytea[], %s::bytea[], %s::text[], %s::bytea[],"
-    " %s::bytea[], %s::float8[], %s::bigint, %s::bool[], %s::float8, %s::bigint)"
+    "SELECT outcome, holds, rev, deleted FROM {schema}.commit(%s::text, %s::bytea[], %s::bytea[], %s::bigint[],"
+    " %s::text[], %s::bytea[], %s::bytea[], %s::float8[], %s::bigint, %s::bool[], %s::int, %s::float8, %s::bigint)"
 )
 
 Pack = Callable[[Sequence[bytes | None]], Any]
@@ -86,9 +86,12 @@ def key_range(prefix: str) -> tuple[bytes, bytes | None]:
 
 
 class CommitRow(NamedTuple):
-    """What the function says: ``ok``, ``condition`` or ``lease``; the revision, and the number of deleted keys."""
+    """What the function says: ``written``, ``nothing`` or ``lease``; whether the conditions hold; the revision, and
+    the number of deleted keys.
+    """
 
     outcome: str
+    holds: bool
     revision: int
     deleted: int
 
@@ -96,6 +99,7 @@ class CommitRow(NamedTuple):
 def arguments(
     ops: Sequence[WriteOp],
     conditions: Sequence[Condition],
+    otherwise: Sequence[WriteOp],
     *,
     token: str,
     lease: int,
@@ -109,7 +113,8 @@ def arguments(
     values: list[bytes | None] = []
     ttls: list[float | None] = []
     owned: list[bool] = []
-    for op in _net(ops):
+    main = _net(ops)
+    for op in (*main, *_net(otherwise)):
         value: bytes | None = None
         if isinstance(op, PutOp):
             code, key, value = "P", encode_key(op.key), bytes(op.value)
@@ -128,12 +133,14 @@ def arguments(
         token,
         pack([encode_key(condition.key) for condition in conditions]),
         pack([condition.value for condition in conditions]),
+        [condition.revision for condition in conditions],
         codes,
         pack(keys),
         pack(values),
         ttls,
         lease if any(owned) else None,
         owned,
+        len(main),
         age,
         size,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -55,11 +56,11 @@ class ConnectionPool:
         finally:
             self._give_back(connection, connection.info.transaction_status == TransactionStatus.IDLE)
 
-    def open(self, waker: Waker | None = None) -> BoundedConnection:
-        """Return a connection that the caller closes."""
+    def open(self, waker: Waker | None = None, limit: float = math.inf) -> BoundedConnection:
+        """Return a connection that the caller closes, whose waits end after *limit* seconds if that is less."""
         self.check_usable()
         with map_errors("connecting", self._name):
-            connection = open_connection(self._config, waker)
+            connection = open_connection(self._config, waker, limit)
         try:
             if not self._prepared:
                 self._prepare(connection)
@@ -69,13 +70,18 @@ class ConnectionPool:
             raise
         return connection
 
-    def lend(self) -> BoundedConnection:
-        """Return a connection for a listing, which does not count; an idle one if there is one."""
+    def lend(self, waker: Waker | None = None, limit: float = math.inf) -> BoundedConnection:
+        """Return a connection that does not count: an idle one, or as ``open`` does."""
         self.check_usable()
-        return self._take_idle() or self.open()
+        connection = self._take_idle()
+        if connection is None:
+            return self.open(waker, limit)
+        connection.waker, connection.limit = waker, min(limit, self._config.timeout)
+        return connection
 
     def take_back(self, connection: BoundedConnection) -> None:
         """Keep a connection of ``lend`` that is outside of any transaction, or close it."""
+        connection.waker, connection.limit = None, self._config.timeout
         with self._changed:
             keep = not self._closed and len(self._idle) < self._config.pool_size
             if keep:

@@ -7,18 +7,20 @@ to a limit, and only the rest of a larger listing stays in a cursor while it is 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from psycopg import sql
 
 from datasync.errors import StoreError
 from datasync.keyval.driver import Scan
+from datasync.keyval.embedded import forgotten
 from datasync.keyval.positions import Position
 from datasync.keyval.postgres.connection import BoundedConnection
 from datasync.keyval.postgres.errors import map_errors
-from datasync.keyval.postgres.parameters import decode_key, key_range
+from datasync.keyval.postgres.parameters import decode_key, encode_key, key_range
 from datasync.keyval.types import KeyValue
+from datasync.runtime.threads import ForkGuard
 
 #: Pairs in one page.
 PAGE = 2000
@@ -31,6 +33,8 @@ _PAIR_BYTES = 200  # approximate size of a pair in memory without its key and va
 class PostgresScan(Scan):
     """The pairs that *query* selects, key and value as bytes and a revision, at the position that *find* reads.
 
+    A value that is NULL is one that the log no longer has.
+
     At the end of the pairs *release* gets the *connection* back; it is closed if the scan fails or is abandoned. The
     statements *before* come before the snapshot.
     """
@@ -39,7 +43,7 @@ class PostgresScan(Scan):
         self,
         connection: BoundedConnection,
         query: sql.Composed,
-        parameters: Sequence[object],
+        parameters: Sequence[object] | Mapping[str, object],
         find: Callable[[BoundedConnection], Position],
         *,
         what: str,
@@ -51,6 +55,7 @@ class PostgresScan(Scan):
         self._release = release
         self._what = what
         self._name = name
+        self._guard = ForkGuard(f"a listing of {name}")
         self._closer = weakref.finalize(self, connection.close)
         self._first: list[KeyValue] = []
         self._complete = False
@@ -83,28 +88,36 @@ class PostgresScan(Scan):
             self._closer()
 
     def _next_page(self) -> list[KeyValue]:
+        self._guard.check()
         rows = self._connection.execute(f"FETCH {PAGE} FROM listing", binary=True).fetchall()
         if len(rows) < PAGE:
             self._complete = True
             self._connection.execute("ROLLBACK")
             self._closer.detach()
             self._release(self._connection)
-        for key, _, _ in rows:
+        for key, value, _ in rows:
             if key == self._last_key:  # only a table without a unique index can have that
                 raise StoreError(f"{self._what}: {self._name}: several rows have the key {decode_key(key)!r}")
             self._last_key = key
+            if value is None:
+                raise forgotten(self._name, decode_key(key), self.revision)
         return [KeyValue(decode_key(key), value, revision or self.revision) for key, value, revision in rows]
 
 
-def listing(schema: sql.Identifier, prefix: str, *, keys_only: bool) -> tuple[sql.Composed, tuple[object, ...]]:
-    """Return the query for the pairs under *prefix* of the store in *schema*, and its parameters."""
+def listing(
+    schema: sql.Identifier, prefix: str, *, after: str = "", limit: int = 0, keys_only: bool
+) -> tuple[sql.Composed, dict[str, Any]]:
+    """Return the query for the first *limit* pairs (0: all) above *after*, and its parameters."""
     low, high = key_range(prefix)
-    query = sql.SQL("SELECT key, {}, revision FROM {}.kv WHERE key >= %s AND {} ORDER BY key").format(
+    if after:
+        low = max(low, encode_key(after) + b"\0")
+    query = sql.SQL("SELECT key, {}, revision FROM {}.kv WHERE key >= %(low)s AND {} ORDER BY key {}").format(
         sql.SQL("''::bytea") if keys_only else sql.Identifier("value"),
         schema,
-        sql.SQL("true") if high is None else sql.SQL("key < %s"),
+        sql.SQL("true") if high is None else sql.SQL("key < %(high)s"),
+        sql.SQL("LIMIT %(limit)s" if limit else ""),
     )
-    return query, (low,) if high is None else (low, high)
+    return query, {"low": low, "high": high, "limit": limit}
 
 
 def current_position(connection: BoundedConnection, schema: sql.Identifier, name: str) -> Position:

@@ -107,12 +107,14 @@ BEGIN
   END IF;
 END $$;
 
--- One transaction of a store. "ops" are P (put), D (delete) and X (delete keys[i] <= key < vals[i]); no key is in P or D
--- twice, and every P stands behind all X that its key is in. Outcome: ok; nothing
--- (it changed nothing, and has no revision); condition; lease (it does not exist).
+-- One transaction of a store. "ops" are P (put), D (delete) and X (delete keys[i] <= key < vals[i]); the first "main" of
+-- them are done if all conditions hold, else the others. In either no key is in P or D twice, and every P stands behind
+-- all X that its key is in. A condition with a revision above 0 is on that alone. Outcome: written; nothing (it changed
+-- nothing, and has no revision); lease (it does not exist).
 CREATE OR REPLACE FUNCTION @ds@.commit(
-  tok text, ckeys bytea[], cvals bytea[], ops text[], keys bytea[], vals bytea[], ttls float8[], owner bigint,
-  owned bool[], keep_age float8, keep_bytes bigint, OUT outcome text, OUT rev bigint, OUT deleted int
+  tok text, ckeys bytea[], cvals bytea[], crevs bigint[], ops text[], keys bytea[], vals bytea[], ttls float8[],
+  owner bigint, owned bool[], main int, keep_age float8, keep_bytes bigint,
+  OUT outcome text, OUT holds bool, OUT rev bigint, OUT deleted int
 ) LANGUAGE plpgsql AS $$
 DECLARE
   count int;
@@ -120,15 +122,31 @@ DECLARE
 BEGIN
   PERFORM @ds@.reap(keep_age, keep_bytes);
   SELECT h.revision INTO rev FROM @ds@.head h FOR UPDATE;
-  outcome := 'ok';
   deleted := 0;
   IF owner IS NOT NULL AND NOT EXISTS (SELECT FROM @ds@.lease l WHERE l.id = owner) THEN
     outcome := 'lease';
     RETURN;
   END IF;
-  IF EXISTS (SELECT FROM unnest(ckeys, cvals) AS c(key, value) LEFT JOIN @ds@.kv k ON k.key = c.key
-             WHERE k.value IS DISTINCT FROM c.value) THEN
-    outcome := 'condition';
+  holds := NOT EXISTS (
+    SELECT FROM unnest(ckeys, cvals, crevs) AS c(key, value, revision) LEFT JOIN @ds@.kv k ON k.key = c.key
+    WHERE CASE WHEN c.revision > 0 THEN k.revision IS DISTINCT FROM c.revision
+               ELSE k.value IS DISTINCT FROM c.value END);
+  IF main < cardinality(ops) THEN
+    IF holds THEN
+      ops := ops[:main];
+      keys := keys[:main];
+      vals := vals[:main];
+      ttls := ttls[:main];
+      owned := owned[:main];
+    ELSE
+      ops := ops[main + 1:];
+      keys := keys[main + 1:];
+      vals := vals[main + 1:];
+      ttls := ttls[main + 1:];
+      owned := owned[main + 1:];
+    END IF;
+  ELSIF NOT holds THEN
+    outcome := 'nothing';
     RETURN;
   END IF;
   rev := rev + 1;
@@ -170,6 +188,7 @@ BEGIN
     outcome := 'nothing';
     rev := rev - 1;
   ELSE
+    outcome := 'written';
     PERFORM @ds@.finish(rev, tok, keep_age, keep_bytes);
   END IF;
 END $$;
@@ -246,6 +265,55 @@ BEGIN
   SELECT h.revision + 1 INTO rev FROM @ds@.head h FOR UPDATE;
   DELETE FROM @ds@.lease l WHERE l.id = owner;
   WITH gone AS (DELETE FROM @ds@.kv k WHERE k.lease = owner RETURNING k.key)
+    INSERT INTO @ds@.log (revision, place, key) SELECT rev, 0, gone.key FROM gone;
+  IF FOUND THEN
+    PERFORM @ds@.finish(rev, tok, keep_age, keep_bytes);
+  END IF;
+END $$;
+
+-- Puts the key of a lock, held by a lease of its own that begins now. Returns its revision, 0 if the key is there.
+CREATE OR REPLACE FUNCTION @ds@.lock_take(
+  tok text, owner bigint, seconds float8, taken bytea, content bytea, keep_age float8, keep_bytes bigint
+) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+  rev bigint;
+BEGIN
+  PERFORM @ds@.reap(keep_age, keep_bytes);
+  SELECT h.revision + 1 INTO rev FROM @ds@.head h FOR UPDATE;
+  IF EXISTS (SELECT FROM @ds@.kv k WHERE k.key = taken) THEN
+    RETURN 0;
+  END IF;
+  INSERT INTO @ds@.lease VALUES (owner, clock_timestamp() + seconds * interval '1 s');
+  INSERT INTO @ds@.kv (key, value, revision, lease) VALUES (taken, content, rev, owner);
+  INSERT INTO @ds@.log (revision, place, key, value) VALUES (rev, 1, taken, content);
+  PERFORM @ds@.finish(rev, tok, keep_age, keep_bytes);
+  RETURN rev;
+END $$;
+
+-- Renews the lease of a lock. False: it has ended, or its key is not as it was put at the revision "put".
+CREATE OR REPLACE FUNCTION @ds@.lock_renew(owner bigint, seconds float8, taken bytea, put bigint)
+RETURNS bool LANGUAGE plpgsql AS $$
+BEGIN
+  UPDATE @ds@.lease l SET deadline = clock_timestamp() + seconds * interval '1 s'
+    WHERE l.id = owner AND l.deadline > clock_timestamp()
+    AND EXISTS (SELECT FROM @ds@.kv k WHERE k.key = taken AND k.revision = put AND k.lease = owner);
+  RETURN FOUND;
+END $$;
+
+-- Ends the lease of a lock and deletes its key, whoever wrote it last. The put with the token "taking", if it is still on
+-- its way, is refused afterwards.
+CREATE OR REPLACE FUNCTION @ds@.lock_end(
+  tok text, owner bigint, taken bytea, taking text, keep_age float8, keep_bytes bigint
+) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  rev bigint;
+BEGIN
+  SELECT h.revision + 1 INTO rev FROM @ds@.head h FOR UPDATE;
+  IF taking <> '' THEN
+    PERFORM @ds@.settle(taking);
+  END IF;
+  DELETE FROM @ds@.lease l WHERE l.id = owner;
+  WITH gone AS (DELETE FROM @ds@.kv k WHERE k.key = taken RETURNING k.key)
     INSERT INTO @ds@.log (revision, place, key) SELECT rev, 0, gone.key FROM gone;
   IF FOUND THEN
     PERFORM @ds@.finish(rev, tok, keep_age, keep_bytes);

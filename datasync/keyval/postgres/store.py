@@ -13,19 +13,21 @@ from psycopg import sql
 
 from datasync.errors import ClosedError, StoreError, UnknownOutcome, UnsupportedError
 from datasync.keyval.api import Store
-from datasync.keyval.driver import Scan, Stream
+from datasync.keyval.driver import Lease, Scan, Stream
 from datasync.keyval.positions import Positions, check_remembered, check_token, new_token
 from datasync.keyval.postgres import schema
 from datasync.keyval.postgres.config import URL_OPTIONS, PostgresConfig, read_options
 from datasync.keyval.postgres.connection import BoundedConnection
 from datasync.keyval.postgres.errors import map_errors, translate
 from datasync.keyval.postgres.lease import SessionLease
+from datasync.keyval.postgres.lock_lease import PostgresLockLease
 from datasync.keyval.postgres.log_stream import LogStream
-from datasync.keyval.postgres.parameters import CALL, ByteaArray, CommitRow, arguments, encode_key
+from datasync.keyval.postgres.parameters import CALL, MAX_TTL, ByteaArray, CommitRow, arguments, encode_key
+from datasync.keyval.postgres.past import listing_at, position_at, read_changes
 from datasync.keyval.postgres.pool import ConnectionPool
 from datasync.keyval.postgres.scan import PostgresScan, current_position, listing
-from datasync.keyval.postgres.table_diff import open_table
-from datasync.keyval.postgres.table_store import TABLE_OPTIONS, table_options
+from datasync.keyval.postgres.table.diff import open_table
+from datasync.keyval.postgres.table.store import TABLE_OPTIONS, table_options
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, WriteOp
 from datasync.keyval.urls import StoreURL
 from datasync.runtime.logs import get_logger
@@ -53,6 +55,7 @@ class PostgresStore(Store):
     def __init__(self, config: PostgresConfig | None = None) -> None:
         self.config = config = PostgresConfig() if config is None else config
         self.idle_limit = config.timeout + config.poll_interval
+        self.session_ttl = config.session_ttl
         self._guard = ForkGuard(self.name)
         self._schema = sql.Identifier(config.schema)
         self._call = sql.SQL(CALL).format(schema=self._schema)
@@ -71,7 +74,7 @@ class PostgresStore(Store):
         """Open ``postgres://user:password@host:port,host:port/database?option=value``.
 
         The options are the fields of :class:`~datasync.keyval.postgres.config.PostgresConfig`, and those of libpq. With
-        the option ``table`` it is a :class:`~datasync.keyval.postgres.table_store.TableStore`.
+        the option ``table`` it is a :class:`~datasync.keyval.postgres.table.store.TableStore`.
         """
         definition, settings, rest = table_options(options)
         config = read_options(url, rest)
@@ -98,27 +101,45 @@ class PostgresStore(Store):
         return None if row is None else KeyValue(key, row[0], row[1])
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
+        return self.scan_page(prefix, keys_only=keys_only)
+
+    def scan_page(
+        self, prefix: str, *, after: str = "", limit: int = 0, revision: int = 0, keys_only: bool = False
+    ) -> Scan:
         self._settle()
-        what = f"listing {prefix!r}"
-        query, parameters = listing(self._schema, prefix, keys_only=keys_only)
-        find = partial(current_position, schema=self._schema, name=self.name)
-        scan = PostgresScan(
-            self._pool.lend(), query, parameters, find, what=what, name=self.name, release=self._pool.take_back
-        )
-        self._positions.note(scan.position)
-        self._seen = max(self._seen, scan.revision)
+        part: dict[str, Any] = {"after": after, "limit": limit, "keys_only": keys_only}
+        if revision:
+            query, parameters = listing_at(self._schema, prefix, revision, **part)
+            find = partial(position_at, schema=self._schema, name=self.name, revision=revision)
+        else:
+            query, parameters = listing(self._schema, prefix, **part)
+            find = partial(current_position, schema=self._schema, name=self.name)
+        what, release = f"listing {prefix!r}", self._pool.take_back
+        scan = PostgresScan(self._pool.lend(), query, parameters, find, what=what, name=self.name, release=release)
+        if not revision:
+            self._positions.note(scan.position)
+            self._seen = max(self._seen, scan.revision)
         return scan
+
+    def changes(self, key: str, after: int, upto: int, *, last: bool) -> list[tuple[int, bytes | None]]:
+        if after >= upto:
+            return []
+        with map_errors(f"reading the history of {key!r}", self.name), self._pool.use() as connection:
+            return read_changes(connection, self._schema, self.name, key, after, upto)
+
+    def grant(self, ttl: float) -> Lease:
+        self._pool.check_usable()
+        return PostgresLockLease(self._pool, self.config, self.name, min(ttl, MAX_TTL), lambda: self._seen)
 
     def commit(
         self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = (), otherwise: Sequence[WriteOp] = ()
     ) -> CommitResult:
         self._pool.check_usable()
         token = new_token(self._seen)
-        leased = any(isinstance(op, PutOp) and op.client_lifetime for op in ops)
-        if leased:
+        if any(isinstance(op, PutOp) and op.client_lifetime for op in (*ops, *otherwise)):
             self._lease.ensure()
         for _ in range(GRANTS):
-            found = self._commit(ops, conditions, token)
+            found = self._commit(ops, conditions, otherwise, token)
             if found.outcome != "lease":
                 break
             self._lease.grant()
@@ -126,16 +147,17 @@ class PostgresStore(Store):
             raise StoreError(
                 f"{_what(ops)}: {self.name}: the lease of the client-lifetime keys is lost again and again"
             )
-        if found.outcome == "ok":
+        if found.outcome == "written":
             self._seen = max(self._seen, found.revision)
-            self._lease.committed(ops, found.revision, token)
-        return CommitResult(found.outcome != "condition", found.revision, found.deleted)
+            self._lease.committed(ops if found.holds else otherwise, found.revision, token)
+        return CommitResult(found.holds, found.revision, found.deleted)
 
     def commit_in(
         self,
         connection: Any,
         ops: Sequence[WriteOp],
         conditions: Sequence[Condition] = (),
+        otherwise: Sequence[WriteOp] = (),
         *,
         token: str | None = None,
     ) -> CommitResult:
@@ -152,14 +174,14 @@ class PostgresStore(Store):
           UnsupportedError: A value has the lifetime of the client: its lease is of another transaction.
         """
         self._pool.check_usable()
-        for op in ops:
+        for op in (*ops, *otherwise):
             check_key(op.key)
             if isinstance(op, PutOp) and op.client_lifetime:
                 raise UnsupportedError(f"{op.key!r}: commit_in() does not support with_client_lifetime_ttl()")
         with self._pool.use():
             pass  # the schema is there
         query = CALL.format(schema=self._schema.as_string(None).replace("%", "%%"))
-        used = self._arguments(ops, conditions, token or self.new_token(), pack=list)
+        used = self._arguments(ops, conditions, otherwise, token or self.new_token(), pack=list)
         try:
             if hasattr(connection, "exec_driver_sql"):  # SQLAlchemy, which must know that a transaction began
                 row = connection.exec_driver_sql(query, used).fetchone()
@@ -173,7 +195,7 @@ class PostgresStore(Store):
         except psycopg.Error as error:
             raise translate(error, _what(ops), self.name) from error
         found = CommitRow(*row)
-        return CommitResult(found.outcome in ("ok", "nothing"), found.revision, found.deleted)
+        return CommitResult(found.holds, found.revision, found.deleted)
 
     def new_token(self) -> str:
         """Return a token for ``commit_in``."""
@@ -214,6 +236,7 @@ class PostgresStore(Store):
     def close(self) -> None:
         if self._guard.forked:
             return
+        self.places.close()
         with self._lock:
             if self._closed:
                 return
@@ -245,13 +268,20 @@ class PostgresStore(Store):
             log.debug("%s: %s", self.name, error)
 
     def _arguments(
-        self, ops: Sequence[WriteOp], conditions: Sequence[Condition], token: str, pack: Any
+        self,
+        ops: Sequence[WriteOp],
+        conditions: Sequence[Condition],
+        otherwise: Sequence[WriteOp],
+        token: str,
+        pack: Any,
     ) -> tuple[Any, ...]:
-        kept = {"age": self.config.history_age, "size": self.config.history_bytes}
-        return arguments(ops, conditions, token=token, lease=self._lease.id, pack=pack, **kept)  # type: ignore[arg-type]
+        kept: dict[str, Any] = {"age": self.config.history_age, "size": self.config.history_bytes}
+        return arguments(ops, conditions, otherwise, token=token, lease=self._lease.id, pack=pack, **kept)
 
-    def _commit(self, ops: Sequence[WriteOp], conditions: Sequence[Condition], token: str) -> CommitRow:
-        used = self._arguments(ops, conditions, token, pack=ByteaArray)
+    def _commit(
+        self, ops: Sequence[WriteOp], conditions: Sequence[Condition], otherwise: Sequence[WriteOp], token: str
+    ) -> CommitRow:
+        used = self._arguments(ops, conditions, otherwise, token, pack=ByteaArray)
         with self._pool.use() as connection:
             try:
                 if self.config.prepare:
@@ -264,7 +294,7 @@ class PostgresStore(Store):
             except psycopg.Error as error:
                 failure = translate(error, _what(ops), self.name, token=token)
                 if isinstance(failure, UnknownOutcome):
-                    self._lease.in_doubt(ops)
+                    self._lease.in_doubt((*ops, *otherwise))
                 raise failure from error
         if row is None:
             raise UnknownOutcome(f"{_what(ops)}: {self.name}: no answer; it may have been applied", token)

@@ -62,6 +62,10 @@ class NotifiedStream(Stream):
     def _read(self, connection: BoundedConnection) -> tuple[Batch, bool]:
         """Return the new commits and move the position; and True if more can be read at once."""
 
+    def _when_current(self, connection: BoundedConnection) -> Iterator[None]:
+        """Do what takes time, in steps, after a look that has read all that there is."""
+        return iter(())
+
     def cancel(self) -> None:
         if self._guard.forked:
             return
@@ -116,6 +120,11 @@ class NotifiedStream(Stream):
             elif now - yielded >= IDLE:
                 yielded = now
                 yield None
+            if not more:
+                for _ in self._when_current(connection):
+                    if (now := time.monotonic()) - yielded >= IDLE:
+                        yielded = now
+                        yield None
             if not more and not noticed[0]:
                 connection.wait_for_notice(self._poll_interval)
 

@@ -15,7 +15,7 @@ import psycopg
 from datasync.errors import StoreError, UnknownOutcome
 from datasync.keyval.api import Store
 from datasync.keyval.postgres import PostgresConfig, PostgresStore, TableDefinition, TableStore
-from datasync.keyval.postgres.table_install import watch_sql
+from datasync.keyval.postgres.table.install import watch_sql
 from datasync.keyval.types import DeleteOp, PutOp, WriteOp
 from datasync.syncbase.status import TransportState
 from tests.faults.history import Op1, Silence, TruthCommit, brief

@@ -53,7 +53,7 @@ def test_c17_a_token_that_was_settled_as_not_applied_is_never_applied_afterwards
     # when its outcome is asked for first / then it is refused when it arrives
     assert store.committed(late) is False
     with pytest.raises(StoreError, match="did not happen"):
-        store._commit([PutOp("a", b"1")], (), late)
+        store._commit([PutOp("a", b"1")], (), (), late)
     assert (state(store), store.committed(late)) == ({}, False)
 
 

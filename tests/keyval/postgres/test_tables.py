@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,12 +19,12 @@ from datasync.commits import Batch
 from datasync.errors import CompactedError, PermissionDenied, StoreError, UnsupportedError
 from datasync.events import ResyncEvent, ResyncReason
 from datasync.keyval import Capability, PutOp, Store
-from datasync.keyval.postgres.table_install import unwatch_sql, watch_sql
+from datasync.keyval.postgres.table.install import unwatch_sql, watch_sql
 from datasync.kvdbsync import Plugin
 from tests.conftest import take, wait_until
 from tests.keyval.postgres.conftest import Open
 from tests.support.postgres import PostgresServer
-from tests.support.stores import fold, following, state
+from tests.support.stores import following, state
 
 COLUMNS = "region text, id int, v numeric, note text, PRIMARY KEY (region, id)"
 
@@ -227,6 +228,17 @@ def test_a_trigger_that_is_disabled_is_an_error_and_not_silence(table: Table, op
         store.scan("")
 
 
+def net(batches: list[Batch]) -> dict[str, bytes]:
+    """The state after all *batches*. A row that one transaction made and deleted comes as a delete of nothing."""
+    found: dict[str, bytes] = {}
+    for key, value in (op for batch in batches for commit in batch.commits for op in commit.ops):
+        if value is None:
+            found.pop(key, None)
+        else:
+            found[key] = value
+    return found
+
+
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 def test_i3_eight_writers_are_followed_exactly_in_every_isolation_level(table: Table, opened: Open, level: str) -> None:
     # given a follower, and writers that know nothing of it
@@ -259,7 +271,7 @@ def test_i3_eight_writers_are_followed_exactly_in_every_isolation_level(table: T
             done.result(50)
         # when all have ended / then the fold of what came is the table
         batches = follower.until(store.scan("").revision)
-        assert fold(batches) == state(store)
+        assert net(batches) == state(store)
     revisions = [commit.revision for batch in batches for commit in batch.commits]
     assert revisions == sorted(set(revisions))
     assert len(revisions) > 100
@@ -369,6 +381,64 @@ def test_the_log_is_trimmed_and_a_reader_behind_it_lists_again(table: Table, ope
     next(batches)
     table.run("INSERT INTO $t VALUES ('eu', 99)")
     assert len(next_ops(batches)) == 1
+
+
+def change_unseen(table: Table, statement: str) -> None:
+    """Run *statement* and take what the trigger has noted out of the log."""
+    with table.server.client(autocommit=False) as client:
+        client.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        client.execute(statement.replace("$t", table.name).encode())
+        client.execute(f"DELETE FROM {table.schema}.table_log WHERE xmin = pg_current_xact_id()::xid".encode())
+        client.commit()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE $t SET v = 7 WHERE id = 1",
+        "DELETE FROM $t WHERE id = 1",
+        "INSERT INTO $t VALUES ('eu', 3, 7)",
+    ],
+)
+def test_c3_what_is_in_no_log_is_found_by_a_comparison_from_time_to_time(
+    table: Table, opened: Open, statement: str
+) -> None:
+    # given a follower that has got two rows and a change of one, and whose stream was broken since
+    table.run("INSERT INTO $t VALUES ('eu', 1, 1), ('eu', 2, 1)")
+    store = table.open(opened, value="v", verify_interval=0.2)
+    with Plugin(kv=store) as plugin:
+        queue: Queue[Any] = Queue()
+        plugin.watch("agent", queue, queue)
+        take(queue).done()
+        table.run("UPDATE $t SET v = 2 WHERE id = 2")
+        take(queue).done()
+        table.server.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            f" WHERE query LIKE '%{table.schema}%' AND pid <> pg_backend_pid()"
+        )
+        # when a row is changed, and nothing in the log says so / then the table is listed again
+        change_unseen(table, statement)
+        event = take(queue)
+        assert isinstance(event, ResyncEvent)
+        assert event.reason is ResyncReason.COMPACTED
+        event.done()
+        expected = {f"eu/{number}": str(v).encode() for number, v in table.run("SELECT id, v FROM $t")}
+        assert {key: pair.raw for key in ("eu/1", "eu/2", "eu/3") if (pair := plugin.get(key))} == expected
+        # and after that all is well: the next event is a change
+        threading.Event().wait(0.5)
+        table.run("UPDATE $t SET v = 9 WHERE id = 2")
+        assert not isinstance(take(queue), ResyncEvent)
+
+
+def test_a_comparison_that_finds_nothing_says_nothing_while_eight_writers_write(table: Table, opened: Open) -> None:
+    store = table.open(opened, value="v", verify_interval=0.01)
+    start = store.scan("")
+    list(start)
+    with following(store, "", start.revision) as follower, ThreadPoolExecutor(4) as pool:
+        insert = "INSERT INTO $t SELECT 'r', {} + n, n FROM generate_series(1, 1500) n"
+        list(pool.map(lambda n: table.run(insert.format(n * 2000)), range(4)))
+        list(pool.map(lambda n: table.run(f"DELETE FROM $t WHERE id % 7 = {n}"), range(4)))
+        assert net(follower.until(store.scan("").revision)) == state(store)
 
 
 def test_two_rows_of_one_key_are_an_error(server: PostgresServer, schema: str, opened: Open) -> None:

@@ -22,14 +22,27 @@ CREATE TABLE IF NOT EXISTS @ds@.table_log (
 ) WITH (autovacuum_vacuum_scale_factor = 0.02);
 
 -- The key of a row: its only column, or several joined by "/". In all but the last one, % and / become %25 and %2F.
+-- The trigger calls it for every row: it has no settings of its own, which would take as long as all the rest.
 CREATE OR REPLACE FUNCTION @ds@.table_key(line jsonb, keys text[]) RETURNS text
-LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-  SELECT CASE WHEN cardinality(keys) = 1 THEN nullif(line ->> keys[1], '') ELSE (
-    SELECT CASE WHEN bool_and(line ->> k IS NOT NULL) THEN string_agg(
-      CASE WHEN n = cardinality(keys) THEN line ->> k
-           ELSE replace(replace(line ->> k, '%', '%25'), '/', '%2F') END, '/' ORDER BY n) END
-    FROM unnest(keys) WITH ORDINALITY AS u(k, n)) END
-$$;
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+  last int := cardinality(keys);
+  part text;
+  found text;
+BEGIN
+  IF last = 1 THEN
+    RETURN nullif(line ->> keys[1], '');
+  END IF;
+  FOR n IN 1..last LOOP
+    part := line ->> keys[n];
+    found := CASE WHEN n = last THEN concat(found || '/', part) ELSE
+      concat(found || '/', replace(replace(part, '%', '%25'), '/', '%2F')) END;
+    IF part IS NULL THEN
+      RETURN NULL;
+    END IF;
+  END LOOP;
+  RETURN found;
+END $$;
 
 -- Runs at COMMIT, once per changed row. On the first row of a transaction it takes the lock that is the order of the
 -- commits, and a revision. The lock is held until the commit is visible, so whoever sees a revision sees all below it.

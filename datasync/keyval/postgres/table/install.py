@@ -20,7 +20,7 @@ def watch_sql(
     """Return the SQL that makes *table*, a schema and a name, followable by *keys*, for readers with one of *roles*."""
     if not keys:
         raise InvalidArgumentError("a watched table needs the columns of its key")
-    shared = (files(__package__) / "table_schema.sql").read_text(encoding="utf-8")
+    shared = (files(__package__) / "schema.sql").read_text(encoding="utf-8")
     name, label = quoted_table(table), ".".join(table)
     arguments = ", ".join(_literal(one) for one in (label, channel(schema) if notify else "", *keys))
     grants = "".join(

@@ -9,8 +9,8 @@ from psycopg import sql
 from datasync.errors import CompactedError, StoreError
 from datasync.keyval.positions import Position
 from datasync.keyval.postgres.connection import BoundedConnection
-from datasync.keyval.postgres.table_definition import ResolvedTable
-from datasync.keyval.postgres.table_install import TRIGGER
+from datasync.keyval.postgres.table.definition import ResolvedTable
+from datasync.keyval.postgres.table.install import TRIGGER
 from datasync.keyval.types import RewoundError
 
 #: The time that identifies the commit of the revision {revision}, and the place of its first change.

@@ -13,7 +13,9 @@ from psycopg import sql
 
 from datasync.errors import ClosedError, InvalidArgumentError, UnsupportedError
 from datasync.keyval.api import Store
+from datasync.keyval.diff_stream import KnownPictures
 from datasync.keyval.driver import Scan, Stream
+from datasync.keyval.embedded import check_setting
 from datasync.keyval.positions import Position, Positions
 from datasync.keyval.postgres.config import PostgresConfig
 from datasync.keyval.postgres.connection import BoundedConnection
@@ -21,7 +23,7 @@ from datasync.keyval.postgres.errors import map_errors, translate
 from datasync.keyval.postgres.parameters import encode_key, key_range
 from datasync.keyval.postgres.pool import ConnectionPool
 from datasync.keyval.postgres.scan import PostgresScan
-from datasync.keyval.postgres.table_definition import (
+from datasync.keyval.postgres.table.definition import (
     ResolvedTable,
     TableDefinition,
     condition,
@@ -29,9 +31,10 @@ from datasync.keyval.postgres.table_definition import (
     resolve,
     value_expression,
 )
-from datasync.keyval.postgres.table_install import channel
-from datasync.keyval.postgres.table_state import TableState, read_state
-from datasync.keyval.postgres.table_stream import TableStream
+from datasync.keyval.postgres.table.install import channel
+from datasync.keyval.postgres.table.state import TableState, read_state
+from datasync.keyval.postgres.table.stream import TableListing, TableStream
+from datasync.keyval.postgres.table.verify import MarkedScan, Verification
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, WriteOp
 from datasync.runtime.threads import ForkGuard
 
@@ -43,6 +46,7 @@ TABLE_OPTIONS = {
     "where": "str",
     "follow": "str",
     "history_changes": "int",
+    "verify_interval": "float",
 }
 #: Changes of a table that its log keeps.
 HISTORY_CHANGES = 1_000_000
@@ -68,12 +72,21 @@ class TableStore(Store):
     )
 
     def __init__(
-        self, definition: TableDefinition, config: PostgresConfig, *, history_changes: int = HISTORY_CHANGES
+        self,
+        definition: TableDefinition,
+        config: PostgresConfig,
+        *,
+        history_changes: int = HISTORY_CHANGES,
+        verify_interval: float = 0.0,
     ) -> None:
+        check_setting("history_changes", history_changes)
+        check_setting("verify_interval", verify_interval, zero=True)
         self.config = config
         self.definition = definition
         self.idle_limit = config.timeout + config.poll_interval
         self._history_changes = history_changes
+        self._verify_interval = verify_interval
+        self._known = KnownPictures()
         self._guard = ForkGuard(self.name)
         self._ds = sql.Identifier(config.schema)
         self._pool = ConnectionPool(config, self.name, lambda connection: None)
@@ -119,7 +132,6 @@ class TableStore(Store):
         return next((KeyValue(key, value, revision) for found, value, _ in rows if found == key.encode()), None)
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
-        low, high = key_range(prefix)
         connection = self._pool.lend()
         try:
             table = self._find(connection)
@@ -127,25 +139,25 @@ class TableStore(Store):
         except BaseException:
             connection.close()
             raise
+        listing = self._listing(prefix, keys_only, table)
         scan = PostgresScan(
             connection,
-            sql.SQL("SELECT * FROM ({}) pairs WHERE k >= %s AND {} ORDER BY k").format(
-                self._rows(table, sql.SQL("true"), keys_only=keys_only),
-                sql.SQL("true") if high is None else sql.SQL("k < %s"),
-            ),
-            (low,) if high is None else (low, high),
-            partial(self._position, table),
+            listing.query,
+            listing.range,
+            listing.find,
             what=f"listing {prefix!r}",
             name=self.name,
             release=self._pool.take_back,
-            # The lock first: a TRUNCATE is seen by older snapshots, too, and they would not know why.
-            before=(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(table.identifier), sql.Composed([_FORMS])),
+            before=listing.before,
         )
         self._positions.note(scan.position)
-        return scan
+        return MarkedScan(scan, self._known, prefix) if self._verify_interval and not keys_only else scan
 
     def stream(self, prefix: str, after: int) -> Stream:
         self._pool.check_usable()
+        verification = None
+        if self._verify_interval:
+            verification = Verification(self._known, prefix, after, self._verify_interval)
         stream = TableStream(
             self._pool.open,
             channel(self.config.schema),
@@ -156,6 +168,8 @@ class TableStore(Store):
             definition=self.definition,
             trim=self._trim,
             mark=self._mark,
+            verification=verification,
+            listing=partial(self._listing, prefix, False),
             positions=self._positions,
             poll_interval=self.config.poll_interval,
             name=self.name,
@@ -212,6 +226,19 @@ class TableStore(Store):
         query = sql.SQL("SELECT {}." + function).format(self._ds)
         with map_errors(what, self.name), self._pool.use() as connection:
             connection.execute(query, (self._find(connection).label, *parameters))
+
+    def _listing(self, prefix: str, keys_only: bool, table: ResolvedTable) -> TableListing:
+        low, high = key_range(prefix)
+        return TableListing(
+            # The lock first: a TRUNCATE is seen by older snapshots, too, and they would not know why.
+            (sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(table.identifier), sql.Composed([_FORMS])),
+            partial(self._position, table),
+            sql.SQL("SELECT * FROM ({}) pairs WHERE k >= %(low)s AND {} ORDER BY k").format(
+                self._rows(table, sql.SQL("true"), keys_only=keys_only),
+                sql.SQL("true") if high is None else sql.SQL("k < %(high)s"),
+            ),
+            {"low": low, "high": high},
+        )
 
     def _rows(self, table: ResolvedTable, same: sql.Composable, *, keys_only: bool) -> sql.Composed:
         """Return the query for key, value and 0 of the rows that fit the definition and are the *same*."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -11,10 +11,13 @@ from psycopg import sql
 
 from datasync.commits import Batch, Commit
 from datasync.errors import CompactedError, StoreError
+from datasync.keyval.positions import Position
 from datasync.keyval.postgres.connection import BoundedConnection
+from datasync.keyval.postgres.parameters import decode_key
 from datasync.keyval.postgres.stream import NotifiedStream
-from datasync.keyval.postgres.table_definition import ResolvedTable, TableDefinition, condition, value_expression
-from datasync.keyval.postgres.table_state import TOKEN, TableState
+from datasync.keyval.postgres.table.definition import ResolvedTable, TableDefinition, condition, value_expression
+from datasync.keyval.postgres.table.state import TOKEN, TableState
+from datasync.keyval.postgres.table.verify import Verification
 from datasync.runtime.logs import get_logger
 
 log = get_logger(__name__)
@@ -45,6 +48,15 @@ _WHOLE = "SELECT p.key, {value} FROM ({page}) p {record} ORDER BY p.id"
 _ENDLESS = 1 << 62
 
 
+class TableListing(NamedTuple):
+    """What reads all pairs: statements *before* the snapshot, how its position is found, the query and its range."""
+
+    before: tuple[sql.Composed, ...]
+    find: Callable[[BoundedConnection], Position]
+    query: sql.Composed
+    range: dict[str, Any]
+
+
 class _TableChange(NamedTuple):
     """A row of the log. *more*: the page is not all; *token*: that of the commit."""
 
@@ -70,6 +82,8 @@ class TableStream(NotifiedStream):
         definition: TableDefinition,
         trim: Callable[[], object],
         mark: Callable[[], object],
+        verification: Verification | None,
+        listing: Callable[[ResolvedTable], TableListing],
         **rest: Any,
     ) -> None:
         super().__init__(connect, channel, prefix, after, **rest)
@@ -79,6 +93,8 @@ class TableStream(NotifiedStream):
         self._prefix = prefix
         self._trim, self._mark = trim, mark
         self._trim_at = 0.0
+        self._verification = verification
+        self._listing = listing
         self._look: sql.Composed | None = None
         self._whole = sql.Composed([])
 
@@ -109,7 +125,25 @@ class TableStream(NotifiedStream):
                 last, last_token = logged[-1].revision, logged[-1].token
         self._position = state.position(last, last_token or "")
         self._trim_sometimes()
-        return Batch(last, _grouped(logged)), more
+        batch = Batch(last, _grouped(logged))
+        if self._verification is not None:
+            self._verification.deliver(batch)
+            self._verification.keep(last)
+        return batch, more
+
+    def _when_current(self, connection: BoundedConnection) -> Iterator[None]:
+        """Compare the table with what was delivered, unless something was committed since the last look."""
+        if self._verification is None or not self._verification.is_due:
+            return
+        table = self._find(connection)
+        listing = self._listing(table)
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        for statement in listing.before:
+            connection.execute(statement)
+        if listing.find(connection) == self._position:
+            connection.execute(sql.SQL("DECLARE listing NO SCROLL CURSOR FOR {}").format(listing.query), listing.range)
+            yield from self._verification.compare(_pages(connection), self._name)
+        connection.execute("ROLLBACK")
 
     def _read_whole(self, connection: BoundedConnection, revision: int) -> list[_TableChange]:
         parameters = {"after": revision - 1, "upto": revision, "prefix": self._prefix, "limit": MAX_COMMIT + 1}
@@ -157,6 +191,11 @@ class TableStream(NotifiedStream):
             record=record,
         )
         self._whole = sql.SQL(_WHOLE).format(value=shown, page=page, record=record)
+
+
+def _pages(connection: BoundedConnection) -> Iterator[list[tuple[str, bytes]]]:
+    while rows := connection.execute(f"FETCH {PAGE} FROM listing", binary=True).fetchall():
+        yield [(decode_key(key), value) for key, value, _ in rows]
 
 
 def _grouped(rows: list[_TableChange]) -> tuple[Commit, ...]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import threading
 from typing import Any, ClassVar
 
-from datasync.keyval.diff_stream import DiffStream, KnownPictures, PairMarks, Picture, PictureScan, PictureSource
+from datasync.keyval.diff_stream import DiffStream, PairMarks, Picture, PictureScan, PictureSource
 from datasync.keyval.driver import Scan, Stream
 from datasync.keyval.positions import Position
 from datasync.keyval.postgres.config import PostgresConfig
 from datasync.keyval.postgres.connection import BoundedConnection
-from datasync.keyval.postgres.table_definition import ResolvedTable, TableDefinition
-from datasync.keyval.postgres.table_store import TableStore
+from datasync.keyval.postgres.table.definition import ResolvedTable, TableDefinition
+from datasync.keyval.postgres.table.store import TableStore
 from datasync.keyval.types import Capability
 from datasync.runtime.threads import Flag
 
@@ -27,7 +27,6 @@ class DiffTableStore(TableStore):
 
     def __init__(self, definition: TableDefinition, config: PostgresConfig) -> None:
         super().__init__(definition, config)
-        self._known = KnownPictures()
         self._counter = threading.Lock()  # guards _last
         self._last: dict[str, tuple[int, PairMarks]] = {}  # prefix to the last picture
 
