@@ -6,9 +6,13 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema_rs
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
+from schemathesis import GenerationMode
+from schemathesis.generation.meta import ParameterLocation
+from schemathesis.specs.openapi.checks import negative_data_rejection
 from werkzeug.test import Client as WebClient
 
 from datasync.restsync import Adapter, Application, wsgi_app
@@ -30,6 +34,21 @@ schema = schemathesis.openapi.from_wsgi("/openapi.json", lambda *arguments: curr
 schema.config.checks.positive_data_acceptance.expected_statuses = ["2xx", "3xx", "400", "404", "412"]
 
 
+def is_right(case: Any) -> bool:
+    """Return True if the request has a JSON body that the document allows, and nothing beside it was made wrong."""
+    parts = case.meta.components if case.meta else {}
+    wrong = [part for part, info in parts.items() if info.mode is GenerationMode.NEGATIVE]
+    if wrong != [ParameterLocation.BODY] or case.path != "/keys" or case.method == "GET":
+        return False
+    name = {"PUT": "State", "PATCH": "Transaction"}[case.method]
+    document = schema.raw_schema["components"]
+    wanted = {"$ref": f"#/components/schemas/{name}", "components": document}
+    try:
+        return bool(jsonschema_rs.is_valid(wanted, case.body))
+    except ValueError:  # nothing that JSON can say
+        return False
+
+
 @pytest.fixture
 def accepting(adapter: Adapter) -> Iterator[Subscriber]:
     """Somebody who accepts everything, behind an application of its own."""
@@ -45,7 +64,8 @@ def test_nothing_that_is_asked_is_answered_otherwise_than_the_document_says(case
     if case.path == "/events" and (case.query or {}).get("follow", True) in (True, "true"):
         # A stream that is followed never ends, and the client of this test waits for the end.
         case.query = {**(case.query or {}), "follow": "false"}
-    case.call_and_validate()
+    # A change of the document's schema may leave a body that is right, such as an empty list of what is wrong.
+    case.call_and_validate(excluded_checks=[negative_data_rejection] if is_right(case) else [])
 
 
 def test_the_document_names_every_status_that_the_code_knows() -> None:
