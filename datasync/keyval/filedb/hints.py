@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import select
+import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -42,7 +43,9 @@ class Hints:
         self._hint = hint
         self._name = name
         self._inotify = -1
-        self._wake_read = self._wake_write = -1
+        # Sockets, because a number may belong to another file by the time somebody wakes a thread that has ended.
+        self._receiver: socket.socket | None = None
+        self._sender: socket.socket | None = None
         self._worker: Worker | None = None
         self._warned = False
         #: True if changes in all folders of the last ``watch`` give a hint.
@@ -81,7 +84,7 @@ class Hints:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
         self._inotify = inotify
-        self._wake_read, self._wake_write = os.pipe()
+        self._receiver, self._sender = socket.socketpair()
         worker = Worker("keyval-file-hints", self._run, wake=self._wake)
         try:
             worker.start()
@@ -93,7 +96,8 @@ class Hints:
     def _run(self, worker: Worker) -> None:
         try:
             waiting = select.poll()
-            for descriptor in (self._inotify, self._wake_read):
+            assert self._receiver is not None
+            for descriptor in (self._inotify, self._receiver.fileno()):
                 waiting.register(descriptor, select.POLLIN)
             while not worker.stopping.is_set():
                 waiting.poll()
@@ -105,15 +109,19 @@ class Hints:
             self._release()
 
     def _wake(self) -> None:
-        with suppress(OSError):  # the thread has ended
-            os.write(self._wake_write, b"x")
+        sender = self._sender
+        if sender is not None:
+            with suppress(OSError):  # the thread has ended
+                sender.send(b"x")
 
     def _release(self) -> None:
         self.alive = False
-        descriptors = (self._inotify, self._wake_read, self._wake_write)
-        self._inotify = self._wake_read = self._wake_write = -1
-        for descriptor in descriptors:
-            os.close(descriptor)
+        inotify, ends = self._inotify, (self._receiver, self._sender)
+        self._inotify, self._receiver, self._sender = -1, None, None
+        os.close(inotify)
+        for end in ends:
+            if end is not None:
+                end.close()
 
 
 def _libc() -> Any:

@@ -393,8 +393,8 @@ def test_go_s_status_file_takes_puts_and_is_not_part_of_the_store(opened: OpenSt
     # when a status is put, replaced and deleted
     broker.put("x", b'{"state":"OK"}')
     broker.put("y", b"1")
-    assert broker.delete("y") is True
-    assert broker.delete("y") is False
+    assert broker.delete("y")
+    assert not broker.delete("y")
     # then the file has it, and the store does not
     content = json.loads((folder / "status.json").read_text())["data"]
     assert content == [{"key": "old", "value": 1}, {"key": "status/x", "value": {"state": "OK"}}]
