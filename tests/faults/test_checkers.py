@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -334,4 +335,38 @@ def test_what_a_resync_brought_before_its_register_returned_is_delivered_from_th
     assert check_all(truth, log) == []
     # and one of neither is not
     log.entries[7] = PutChange(0.6, 1, [Seen("b", Op.PUT, 3, b"2", b"1")])
+    assert check("I3", truth, log) is not None
+
+
+def test_a_late_answer_while_the_redelivery_is_on_its_way_brings_the_key_once_more() -> None:
+    # given an event that was given up, and its late answer, which is noted before the redelivery is, which was put before
+    truth = Truth()
+    truth.record(1, [])
+    truth.record(2, [Op1("a", b"1")])
+    log = Log("late", ABANDON)
+    given_up = 0.2 + ABANDON
+    again = PutChange(given_up + 2.0, 2, [Seen("a", Op.PUT, 2, b"1", None)], redelivery=True)
+    once_more = PutChange(given_up + 5.0, 3, [Seen("a", Op.PUT, 2, b"1", b"1")], redelivery=True)
+    log.entries = [
+        Watched(0.0, ("",), 1),
+        PutResync(0.1, 0, ResyncReason.INITIAL, 1, {"": {}}, []),
+        Answering(0.1, 0, False),
+        Answered(0.1, 0, True),
+        PutChange(0.2, 1, [Seen("a", Op.PUT, 2, b"1", None)]),
+        Answering(given_up + 2.1, 1, False),
+        Answered(given_up + 2.1, 1, False),
+        again,
+        Answering(given_up + 2.2, 2, False),
+        Answered(given_up + 2.2, 2, True),
+        # when it comes once more, because the old event may have been handled last / then that is right
+        once_more,
+        Answering(given_up + 5.1, 3, False),
+        Answered(given_up + 5.1, 3, True),
+    ]
+    log.end = given_up + 6.0
+    assert check_all(truth, log) == []
+    # and once is enough
+    log.entries += [replace(once_more, time=given_up + 8.0, number=4), Answering(given_up + 8.1, 4, False)]
+    log.entries += [Answered(given_up + 8.1, 4, True)]
+    log.end = given_up + 9.0
     assert check("I3", truth, log) is not None

@@ -95,6 +95,7 @@ class _Debts:
                     yield from [self._redelivered(at, entry, change) for change in entry.changes]
                 self._put(entry)
                 for change in entry.changes:
+                    self._doubt(change.key, entry)
                     self._told[change.key] = Told(change.value, change.revision, True)
                     self._newest[change.key] = entry.number
             elif isinstance(entry, PutResync):
@@ -124,6 +125,12 @@ class _Debts:
     def _put(self, entry: PutChange | PutResync) -> None:
         self._last = entry.number
         self._open[entry.number] = entry
+
+    def _doubt(self, key: str, entry: PutChange) -> None:
+        """A debt that a late answer ended goes on if *entry* was put before that answer: its key comes once more."""
+        debt = self.owed.get(key)
+        if debt is not None and entry.time <= debt.over < math.inf:
+            self.owed[key] = replace(debt, since=max(debt.since, entry.number), certain=False, over=math.inf)
 
     # Answers that settle.
 
