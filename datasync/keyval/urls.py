@@ -71,7 +71,8 @@ _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 def connect(url: str, **options: object) -> Store:
     """Open the store at *url*: ``memory://name``, ``sqlite:///absolute/path``, ``etcd://host:port,host:port``,
-    ``redis://host:port/DB``, ``consul://host:port``, ``kafka://host:port/topic``.
+    ``redis://host:port/DB``, ``consul://host:port``, ``postgres://host/database``, ``kafka://host:port/topic``,
+    ``file:///absolute/folder``.
 
     Args:
       url: ``scheme://user:password@host:port,…/path?option=value`` with special characters percent-encoded.
@@ -79,7 +80,6 @@ def connect(url: str, **options: object) -> Store:
 
     Raises:
       InvalidArgumentError: The URL is malformed, the scheme or an option is unknown, or an option is invalid.
-      UnsupportedError: This version has no driver for the scheme yet.
       MissingExtraError: The driver's client library is not installed.
       StoreError: The store cannot be opened.
 

@@ -339,7 +339,7 @@ def test_what_a_resync_brought_before_its_register_returned_is_delivered_from_th
 
 
 def test_a_late_answer_while_the_redelivery_is_on_its_way_brings_the_key_once_more() -> None:
-    # given an event that was given up, and its late answer, which is noted before the redelivery is, which was put before
+    # given an event that was given up, whose late answer is noted before the redelivery that came first
     truth = Truth()
     truth.record(1, [])
     truth.record(2, [Op1("a", b"1")])

@@ -5,6 +5,7 @@ Screenshots are kept in the folder that the variable ``DATASYNC_SCREENSHOTS`` na
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -75,6 +76,18 @@ class Page:
 
     def find(self, place: str) -> Any:
         return self._chromium.find_element("css selector", place)
+
+    def click(self, place: str) -> None:
+        """Click it, also if the page is just drawn anew."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        def clicked() -> bool:
+            with contextlib.suppress(StaleElementReferenceException):
+                self.find(place).click()
+                return True
+            return False
+
+        wait_until(clicked, f"{place} can be clicked")
 
     def type(self, place: str, text: str) -> None:
         self.find(place).clear()
@@ -166,14 +179,14 @@ def test_clicking_and_typing_through_the_page(page: Page, shown: Server, subscri
     # when the other source is chosen / then its state is shown
     page.type("#filter", " ")
     page.find("#filter").clear()
-    page.find("#sources button:nth-child(2)").click()
+    page.click("#sources button:nth-child(2)")
     page.wait("reconnects", place="#tiles")
     page.wait("No subscriptions yet", place="#subscriptions")
     page.shoot("other-source-laptop-light")
-    page.find("#sources button:nth-child(1)").click()
+    page.click("#sources button:nth-child(1)")
     page.wait("event streams", place="#tiles")
     # when the link at the bottom is followed / then that is the document
-    page.find("footer a").click()
+    page.click("footer a")
     page.wait('"openapi": "3.0.3"')
 
 
@@ -225,10 +238,10 @@ def test_a_token_is_asked_for_and_kept_until_the_tab_is_closed(
         assert "agent" not in page.text()
         page.shoot("token-phone-light")
         page.type("#token", "wrong")
-        page.find("#login button").click()
+        page.click("#login button")
         page.wait("The token is not valid")
         page.type("#token", f"{CANARY}-sesame")
-        page.find("#login button").click()
+        page.click("#login button")
         page.wait("agent", "live")
         page._chromium.refresh()
         page.wait("agent", "live")

@@ -187,7 +187,7 @@ def refusals(folder: Path) -> dict[str, Callable[[], Any]]:
     binary = ChangeBytes("k", b"\xff" + CANARY.encode(), serializer=SerializerProto())
     return {
         "url: scheme": lambda: connect(f"etdc://me:{CANARY}@h"),
-        "url: planned": lambda: connect(f"redis://:{CANARY}@h:6379"),
+        "url: path": lambda: connect(f"redis://:{CANARY}@h:6379/zero"),
         "url: port": lambda: connect(f"etcd://me:{CANARY}@h:0"),
         "url: escape": lambda: connect(f"etcd://me:%zz{CANARY}@h"),
         "url: option": lambda: connect(f"etcd://h?pasword={CANARY}"),

@@ -232,7 +232,14 @@ class ConsulServer:
             delete = [{"KV": {"Verb": "delete", "Key": "never-written"}}]
             headers = {"X-Consul-Token": MASTER} if self._tokens else {}
             connection.request("PUT", "/v1/txn", json.dumps(delete), headers)
-            return connection.getresponse().status == 200
+            response = connection.getresponse()
+            response.read()
+            if response.status != 200:
+                return False
+            # A session needs its node, which the agent registers a moment later.
+            connection.request("GET", "/v1/catalog/nodes", headers=headers)
+            response = connection.getresponse()
+            return response.status == 200 and json.loads(response.read()) != []
         except (OSError, HTTPException):
             return False
         finally:

@@ -54,6 +54,10 @@ class _LoggedOp(NamedTuple):
     more: bool
     token: str | None
 
+    def __repr__(self) -> str:
+        size = "none" if self.value is None else f"{len(self.value)} bytes"
+        return f"_LoggedOp(revision={self.revision}, key={self.key!r}, <{size}>)"
+
 
 class LogStream(NotifiedStream):
     """The commits of the *schema*; *reap* is called when keys have expired. The rest is as in the base class."""

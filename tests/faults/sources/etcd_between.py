@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.faults.sources.etcd import IDLE_LIMIT, EtcdSource
+from tests.faults.sources.behind_proxies import IDLE_LIMIT
+from tests.faults.sources.etcd import EtcdSource
 from tests.faults.sources.etcd_cluster import EtcdClusterSource
 from tests.faults.sources.source import Misfortune
 from tests.support.balancer import Balancer

@@ -12,7 +12,8 @@ import trustme
 
 from datasync.keyval.etcd import EtcdConfig
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
-from tests.faults.sources.etcd import IDLE_LIMIT, EtcdSource
+from tests.faults.sources.behind_proxies import IDLE_LIMIT
+from tests.faults.sources.etcd import EtcdSource
 from tests.faults.sources.source import Misfortune
 from tests.support.servers import EtcdServer, etcdctl
 

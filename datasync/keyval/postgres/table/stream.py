@@ -66,6 +66,10 @@ class _TableChange(NamedTuple):
     more: bool
     token: str | None
 
+    def __repr__(self) -> str:
+        size = "none" if self.value is None else f"{len(self.value)} bytes"
+        return f"_TableChange(revision={self.revision}, key={self.key!r}, <{size}>)"
+
 
 class TableStream(NotifiedStream):
     """The commits to a table; *trim* is called now and then, *mark* when the table was altered."""
