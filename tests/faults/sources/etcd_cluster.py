@@ -10,7 +10,8 @@ from pathlib import Path
 import grpc
 
 from datasync.syncbase.status import TransportState
-from tests.faults.sources.etcd import IDLE_LIMIT, MAX_OPS, EtcdFaults
+from tests.faults.sources.behind_proxies import IDLE_LIMIT
+from tests.faults.sources.etcd import MAX_OPS, EtcdFaults
 from tests.faults.sources.source import Misfortune, random_ops
 from tests.support.proxy import TcpProxy
 from tests.support.servers import EtcdCluster, EtcdServer, etcdctl
