@@ -17,7 +17,8 @@ from threading import get_ident
 from weakref import WeakMethod, WeakSet
 
 from datasync.errors import ClosedError, ForkedError, StoreConnectionError, StoreError
-from datasync.keyval.sqlite.database import Database, Files, opening, unlocked
+from datasync.keyval.sqlite.database import Database, Files, opening
+from datasync.keyval.sqlite.patience import Patience
 from datasync.keyval.sqlite.standstill import Standstill
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Worker
@@ -74,10 +75,16 @@ class SharedConnection:
             _connections.add(self)
 
     @contextmanager
-    def use(self, doing: str = "use") -> Iterator[sqlite3.Connection]:
-        """Yield the connection for the time of the block. An error in the block rolls its transaction back."""
+    def use(self, doing: str = "use", patience: Patience | None = None) -> Iterator[sqlite3.Connection]:
+        """Yield the connection for the time of the block. An error in the block rolls its transaction back.
+
+        Raises:
+          StoreConnectionError: Another thread used it until *patience* was over.
+        """
         self._check()
         try:
+            if patience is not None and not patience.acquire(self._lock):
+                raise StoreConnectionError(f"cannot {doing} {self._database.path}: another thread waits for it")
             with self._lock:
                 self._user = get_ident()
                 try:
@@ -92,6 +99,9 @@ class SharedConnection:
                 finally:
                     self._user = None
         finally:
+            if patience is not None:
+                with suppress(RuntimeError):  # it was not acquired, of which ^C may keep this thread from knowing
+                    self._lock.release()
             self._tidy()
 
     def version(self) -> tuple[int, int]:
@@ -169,7 +179,7 @@ class SharedConnection:
         if self._connection is None or self._database.generation != self._generation:
             self._drop()
             try:
-                self._connection = unlocked(self._open, self._database.lock_timeout)
+                self._connection = Patience(self._database.lock_timeout).unlocked(self._open)
                 self._database.prepare(self._connection)
                 self._files = self._database.files()
                 self._database.set_waiting(self._connection, in_steps=self._for_writing)

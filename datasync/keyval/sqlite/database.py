@@ -11,15 +11,15 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 from datasync.errors import DatasyncError, ForkedError, PermissionDenied, StoreConnectionError, StoreError
 from datasync.keyval.embedded import SharedByKey
 from datasync.keyval.sqlite import schema
 from datasync.keyval.sqlite.commit_signal import CommitSignal
+from datasync.keyval.sqlite.patience import PAUSE, STEP, Patience
 from datasync.runtime.logs import get_logger
 
 try:
@@ -45,14 +45,9 @@ _DAMAGES = (
 #: waits for a locked file in it.
 opening = threading.RLock()  # reentrant: a finalizer may open a store inside of it
 
-# Seconds of one step of waiting for the write lock, inside SQLite, and between two attempts.
-_STEP = 0.1
-_PAUSE = 0.01
-
 Identity = tuple[int, int]
 #: The file, its -wal and its -shm; None for one that does not exist.
 Files = tuple[Identity | None, Identity | None, Identity | None]
-ResultT = TypeVar("ResultT")
 
 # By device and inode of the file.
 _commit_signals: SharedByKey[Identity, CommitSignal] = SharedByKey(CommitSignal)
@@ -139,12 +134,12 @@ class Database:
         generation = self.generation
         header = schema.header(connection)
         if self._new and not header:
-            unlocked(lambda: schema.create_tables(connection), self.lock_timeout)
+            self._patience().unlocked(lambda: schema.create_tables(connection))
             header = schema.header(connection)
         self._recognise(header)
         self._to_wal(connection)
         if not schema.is_current(connection):
-            self._begin(connection, self.lock_timeout)
+            self._begin(connection, self._patience())
             if schema.update(connection):
                 log.warning("%s: its triggers were missing, and changes may be unknown: watchers list again", self.path)
             connection.execute("COMMIT")
@@ -159,7 +154,7 @@ class Database:
                 return True
             if time.monotonic() >= deadline:
                 return False
-            threading.Event().wait(_PAUSE)  # another process copies it, or reads an older revision
+            threading.Event().wait(PAUSE)  # another process copies it, or reads an older revision
 
     @contextmanager
     def shared(self, *, held: bool) -> Iterator[None]:
@@ -198,21 +193,24 @@ class Database:
 
         A single long wait inside SQLite would delay ^C until its end.
         """
-        wait = min(_STEP, self.lock_timeout) if in_steps else self.lock_timeout
+        wait = min(STEP, self.lock_timeout) if in_steps else self.lock_timeout
         connection.execute(f"PRAGMA busy_timeout = {int(wait * 1000)}")
 
-    def begin(self, connection: sqlite3.Connection, *, patient: bool = True) -> float:
+    def begin(self, connection: sqlite3.Connection, patience: Patience | None = None) -> float:
         """Begin a write transaction when the lock is free, and return the seconds that it took.
 
-        *connection* waits in steps. With *patient* False it waits for one step only.
+        *connection* waits in steps, by default for the ``lock_timeout``; without any patience for one step.
         """
         began = time.monotonic()
         self.prepare(connection)
-        self._begin(connection, self.lock_timeout if patient else 0.0)
+        self._begin(connection, patience or self._patience())
         return time.monotonic() - began
 
-    def _begin(self, connection: sqlite3.Connection, patience: float) -> None:
-        unlocked(lambda: connection.execute("BEGIN IMMEDIATE"), patience)
+    def _begin(self, connection: sqlite3.Connection, patience: Patience) -> None:
+        patience.unlocked(lambda: connection.execute("BEGIN IMMEDIATE"))
+
+    def _patience(self) -> Patience:
+        return Patience(self.lock_timeout)
 
     def _identify(self) -> None:
         self.identity = self._stat()
@@ -306,7 +304,7 @@ class Database:
 
     def _to_wal(self, connection: sqlite3.Connection) -> None:
         # The switch needs the file exclusively and, unlike other statements, does not wait for the lock.
-        (mode,) = unlocked(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone(), self.lock_timeout)
+        (mode,) = self._patience().unlocked(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone())
         if mode != "wal":
             raise StoreError(f"{self.path} cannot use a write-ahead log: use a local disk, not a network file system")
 
@@ -334,18 +332,6 @@ class Database:
 
     def _damaged(self) -> StoreError:
         return StoreError(f"{self.path} is damaged: put a copy in its place, or remove it to start with an empty store")
-
-
-def unlocked(attempt: Callable[[], ResultT], patience: float) -> ResultT:
-    """Return what *attempt* returns as soon as it finds the file unlocked; raise its error after *patience* seconds."""
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            return attempt()
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() >= deadline:
-                raise
-        threading.Event().wait(_PAUSE)
 
 
 def _identity(path: str) -> Identity | None:

@@ -10,8 +10,13 @@ from typing import Protocol
 
 from datasync.keyval.driver import Lease
 from datasync.keyval.sqlite import tables
+from datasync.keyval.sqlite.patience import Patience
 from datasync.keyval.types import PutOp
 from datasync.runtime import boot_clock
+from datasync.runtime.threads import Flag
+
+#: Seconds of the attempt to end a lease.
+END_TIMEOUT = 1.0
 
 
 class WriteTransaction(Protocol):
@@ -21,19 +26,25 @@ class WriteTransaction(Protocol):
     current: int
 
 
+#: Begins a transaction, for which it waits as long as the patience says, by default for the ``lock_timeout``.
+Begin = Callable[[Patience | None], AbstractContextManager[WriteTransaction]]
+
+
 class SQLiteLockLease(Lease):
     """A lease of *ttl* seconds with one key. *begin* begins a transaction of the store."""
 
-    def __init__(self, begin: Callable[[], AbstractContextManager[WriteTransaction]], ttl: float) -> None:
+    def __init__(self, begin: Begin, ttl: float, lock_timeout: float) -> None:
         self._id = random.SystemRandom().getrandbits(62) + 2
         self.id = f"{self._id:x}"
         self._begin = begin
         self._ttl = ttl
+        self._lock_timeout = lock_timeout
+        self._interrupted = Flag()
         self._key = ""
         self._revision = 0
 
     def take(self, key: str, value: bytes) -> int:
-        with self._begin() as now:
+        with self._begin(None) as now:
             if tables.key_exists(now.connection, key):
                 return 0
             # The row of the lease comes with the key: one commit in place of two.
@@ -45,7 +56,8 @@ class SQLiteLockLease(Lease):
         return self._revision
 
     def renew(self, timeout: float) -> float:
-        with self._begin() as now:
+        # Not longer: who holds the lock is told in time that it is lost, whatever another process writes.
+        with self._begin(Patience(min(timeout, self._lock_timeout), self._interrupted)) as now:
             sql = "SELECT 1 FROM kv WHERE key = ? AND revision = ? AND lease = ?"
             held = now.connection.execute(sql, (tables.encode(self._key), self._revision, self._id)).fetchone()
             if held:
@@ -54,7 +66,10 @@ class SQLiteLockLease(Lease):
             return self._ttl if held else 0.0
 
     def end(self) -> None:
-        with self._begin() as now:
+        with self._begin(Patience(min(END_TIMEOUT, self._lock_timeout))) as now:
             now.current = tables.end_lease(now.connection, self._id, now.current)
             if self._key and tables.key_exists(now.connection, self._key):
                 now.current = tables.write(now.connection, {self._key: None}, current=now.current)
+
+    def interrupt(self) -> None:
+        self._interrupted.set()

@@ -25,13 +25,14 @@ from datasync.keyval.sqlite.database import Database
 from datasync.keyval.sqlite.lease import StoreLease
 from datasync.keyval.sqlite.lock_lease import SQLiteLockLease
 from datasync.keyval.sqlite.overdue import OverdueLeases
+from datasync.keyval.sqlite.patience import Patience
 from datasync.keyval.sqlite.scan import SQLiteScan
 from datasync.keyval.sqlite.stream import SQLiteStream
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, WriteOp
 from datasync.keyval.urls import StoreURL
 from datasync.runtime import boot_clock
 from datasync.runtime.logs import get_logger
-from datasync.runtime.threads import ForkGuard, Worker
+from datasync.runtime.threads import CLOSE_TIMEOUT, ForkGuard, Worker
 
 log = get_logger(__name__)
 
@@ -214,7 +215,7 @@ class SQLiteStore(Store):
 
     def grant(self, ttl: float) -> Lease:
         self._ready()
-        return SQLiteLockLease(self._transaction, ttl)
+        return SQLiteLockLease(self._transaction, ttl, self._database.lock_timeout)
 
     def commit(
         self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = (), otherwise: Sequence[WriteOp] = ()
@@ -268,6 +269,7 @@ class SQLiteStore(Store):
     def close(self) -> None:
         if self._guard.forked:
             return
+        patience = Patience(min(CLOSE_TIMEOUT, self._database.lock_timeout))  # for all that is to be written
         self.places.close()
         with self._lock:
             if self._closed:
@@ -278,7 +280,7 @@ class SQLiteStore(Store):
             stream.abandon()
         if renewer is not None:
             renewer.close()
-            self._end_lease()
+            self._end_lease(patience)
         self._writing.close()
         self._reading.close()
 
@@ -322,16 +324,22 @@ class SQLiteStore(Store):
             raise ClosedError(f"{self.name} is closed")
 
     @contextmanager
-    def _transaction(self, *, patient: bool = True, closing: bool = False) -> Iterator[_Transaction]:
+    def _transaction(
+        self, patience: Patience | None = None, *, patient: bool = True, closing: bool = False
+    ) -> Iterator[_Transaction]:
         """A transaction for the block, committed at its end. What has expired is deleted at its beginning.
 
         The transaction extends the lease of this store and never ends it. Once the store is closed there is no
         transaction but the one that ends the lease, so that no key outlives it.
+
+        Args:
+          patience: For other threads and processes that write; by default all threads and the ``lock_timeout``.
+          patient: False to give up when another process is writing.
         """
-        with self._writing.use("write") as connection:
+        with self._writing.use("write", patience) as connection:
             if self._closed and not closing:
                 raise ClosedError(f"{self.name} is closed")
-            waited = self._database.begin(connection, patient=patient)
+            waited = self._database.begin(connection, patience if patient else Patience(0.0))
             before = tables.bounds(connection)
             now = _Transaction(connection, before.current, before.current)
             self._overdue.in_doubt = False
@@ -395,7 +403,7 @@ class SQLiteStore(Store):
             if not self._lease.due:
                 continue
             try:
-                with self._transaction() as now:
+                with self._transaction(Patience(self._database.lock_timeout, worker.stopping)) as now:
                     now.current = self._lease.renew(now.connection, now.current, self._database.generation)
             except DatasyncError as error:
                 if not failed and not self._closed:
@@ -406,9 +414,9 @@ class SQLiteStore(Store):
                     log.info("%s: the client-lifetime lease is renewed again", self.name)
                 failed = False
 
-    def _end_lease(self) -> None:
+    def _end_lease(self, patience: Patience) -> None:
         try:
-            with self._transaction(closing=True) as now:
+            with self._transaction(patience, closing=True) as now:
                 now.current = self._lease.end(now.connection, now.current)
         except DatasyncError as error:
             log.warning("%s: client-lifetime keys stay until their lease expires: %s", self.name, error)
