@@ -7,9 +7,10 @@ from datasync.runtime.lazy import load_lazily
 if TYPE_CHECKING:
     from datasync.consumer.consumer import Consumer
     from datasync.consumer.reconciler.group import Reconcilers
+    from datasync.consumer.reconciler.leading import Leader
     from datasync.consumer.reconciler.reconciler import Reconciler
     from datasync.consumer.reconciler.retry import Retry
-    from datasync.consumer.reconciler.status import KeyProblem, Leader, ReconcilerStatus
+    from datasync.consumer.reconciler.status import KeyProblem, ReconcilerStatus
     from datasync.consumer.view.condition import ViewState, ViewStatus
     from datasync.consumer.view.frozen import FrozenDict, FrozenList, freeze, thaw
     from datasync.consumer.view.notices import ValueChange
@@ -25,7 +26,7 @@ else:  # loaded on first use: a program with a view needs no reconciler
             "Reconciler": "datasync.consumer.reconciler.reconciler",
             "Retry": "datasync.consumer.reconciler.retry",
             "KeyProblem": "datasync.consumer.reconciler.status",
-            "Leader": "datasync.consumer.reconciler.status",
+            "Leader": "datasync.consumer.reconciler.leading",
             "ReconcilerStatus": "datasync.consumer.reconciler.status",
             "ViewState": "datasync.consumer.view.condition",
             "ViewStatus": "datasync.consumer.view.condition",

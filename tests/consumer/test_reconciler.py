@@ -16,6 +16,7 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from datasync import KVProtoWatchers, Reconciler, codecs
 from datasync.commits import Batch, Commit
 from datasync.consumer import Reconcilers, Retry
+from datasync.consumer.reconciler.leading import Leading
 from datasync.errors import (
     ClosedError,
     DecodeError,
@@ -407,6 +408,7 @@ def test_c20_a_call_beyond_its_deadline_is_named_once_and_goes_on(
 
 class Leader:
     is_leader = False
+    token = 0
 
 
 def test_c20_a_standby_is_warm_and_calls_only_while_it_leads(source: Registry, apply: Recorder) -> None:
@@ -431,6 +433,74 @@ def test_c20_a_standby_is_warm_and_calls_only_while_it_leads(source: Registry, a
         # and after that every key, because another process may have applied something else
         leader.is_leader = True
         assert sorted(apply.wait(4)[2:]) == [("k/a", 4, 3), ("k/b", 2, 2)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("told_by", ["a token", "a look"])
+def test_c20_a_leadership_lost_and_won_within_one_call_is_an_election(
+    source: Registry, apply: Recorder, workers: int, told_by: str
+) -> None:
+    # given a leader in calls that take long
+    leader, gate, inside = Leader(), threading.Event(), threading.Semaphore(0)
+    leader.is_leader = True
+    leader.token = 1
+
+    def stay() -> None:
+        inside.release()
+        gate.wait(PATIENT)
+
+    with Reconciler(source, "r", "k/", apply=apply, leader=leader, workers=workers) as reconciler:
+        snapshot(source, 1, {"k/a": b"1", "k/b": b"2", "k/c": b"3"})
+        reconciler.wait_synced(PATIENT)
+        apply.calls.clear()
+        apply.on["k/a"] = apply.on["k/b"] = stay
+        commit(source, 2, {"k/a": b"4", "k/b": b"5"})
+        for _ in range(workers):
+            assert inside.acquire(timeout=PATIENT)
+        # when another process leads meanwhile
+        leader.is_leader = False
+        if told_by == "a look":
+            wait_until(lambda: not reconciler.status().leading, "it noticed")
+        else:
+            leader.token = 2
+        leader.is_leader = True
+        gate.set()
+        # then every key is called after that, because it may have applied something else
+        wait_until(lambda: apply.keys().count("k/c") == 1, "a key without a change is called")
+        reconciler.wait_synced(PATIENT)
+        assert sorted(apply.keys())[-1] == "k/c"
+        assert apply.keys().count("k/a") == 2
+
+
+@pytest.mark.parametrize("answers", [[True, False], [False, True]])
+def test_c20_threads_that_look_at_once_miss_no_loss(answers: list[bool]) -> None:
+    # given two threads that ask at once, of which the one that asked first is told last
+    first, second = threading.Event(), threading.Event()
+
+    class Slow:
+        looks = 0
+
+        @property
+        def is_leader(self) -> bool:
+            Slow.looks += 1
+            if Slow.looks == 2:
+                first.set()
+                assert second.wait(PATIENT)
+                return answers[0]
+            return answers[1] if Slow.looks == 3 else True
+
+    leading = Leading(Slow(), "r")
+    assert leading.look() == (True, True)
+    thread = threading.Thread(target=leading.look, name="the first")
+    thread.start()
+    assert first.wait(PATIENT)
+    leading.look()
+    second.set()
+    thread.join(PATIENT)
+    # when this process leads again / then that is an election
+    assert not leading
+    assert leading.look() == (True, True)
+    assert leading.look() == (True, False)
 
 
 def test_c20_no_call_begins_after_the_leadership_was_lost(source: Registry, apply: Recorder) -> None:

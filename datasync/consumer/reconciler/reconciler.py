@@ -25,10 +25,11 @@ from datasync.consumer.reconciler.applied import Applied, digests_of
 from datasync.consumer.reconciler.arguments import check_arguments
 from datasync.consumer.reconciler.depends import Dependencies, Mapper
 from datasync.consumer.reconciler.intake import Inbox, Intake, count_sources
+from datasync.consumer.reconciler.leading import Leader, Leading
 from datasync.consumer.reconciler.own_writes import OwnWrites
 from datasync.consumer.reconciler.retry import Retry
 from datasync.consumer.reconciler.state_file import StateFile
-from datasync.consumer.reconciler.status import KeyProblem, Leader, ReconcilerStatus, leads
+from datasync.consumer.reconciler.status import KeyProblem, ReconcilerStatus
 from datasync.consumer.reconciler.work import Call, Work
 from datasync.consumer.reconciler.work_queue import NEVER
 from datasync.errors import (
@@ -91,7 +92,7 @@ class Reconciler(Closable, Generic[T]):
       on_synced: Called once, after the first complete pass, by a worker.
       deadline: Seconds after which a WARNING names a call that has not returned.
       leader: Calls are made only while its ``is_leader`` is True; until then everything is kept ready. After each
-        election every key is called, because another process may have applied other values.
+        election, told by its ``token`` if it has one, every key is called: another process may have applied others.
       max_delete: The most deletes of one RESYNC, a number or a share of the keys; more are held until ``release()``.
       settle: Seconds without a change that a changed key waits for, and the most that it waits.
       clock: Replaces the monotonic clock, in tests.
@@ -135,7 +136,7 @@ class Reconciler(Closable, Generic[T]):
         self._every = every
         self._on_synced = on_synced
         self._deadline = deadline
-        self._leader = leader
+        self._leading = Leading(leader, name)
         self._settles = settle is not None
         self._clock = clock
         self._guard = ForkGuard(f"the reconciler {name!r}")
@@ -144,7 +145,6 @@ class Reconciler(Closable, Generic[T]):
         self._synced = threading.Condition(self._lock)
         self._taking = threading.RLock()  # held by the thread that takes events over; taken before the other
         self._idle: list[Flag] = []
-        self._led = False
         self._closed = False
         self._ok = self._failed = 0
         self._open: list[Answer] = []
@@ -236,7 +236,7 @@ class Reconciler(Closable, Generic[T]):
         with self._lock:
             return ReconcilerStatus(
                 synced=self._in_sync_locked(),
-                leading=self._leader is None or self._led,
+                leading=bool(self._leading),
                 waiting=len(self._work.queue),
                 live=self._work.queue.live,
                 running=self._work.queue.active,
@@ -316,7 +316,7 @@ class Reconciler(Closable, Generic[T]):
         try:
             while not self._inbox.empty():
                 event = self._inbox.get_nowait()
-                late = not self._settles and (self._leader is None or self._led)
+                late = not self._settles and bool(self._leading)
                 try:
                     answer = self._intake.take(event, late=late)
                     if answer is not None:
@@ -333,8 +333,14 @@ class Reconciler(Closable, Generic[T]):
     def _tick(self) -> float:
         """Do what is due; return the time at which to look again."""
         late: list[str] = []
+        # Workers that are busy do not look, and the leadership may be lost and won again within one call.
+        elected = not self._idle and self._leading.look()[1]
         with self._lock:
             now = self._clock.monotonic()
+            if elected:
+                self._work.request(None)
+                self._wake_workers()
+                self._wake_workers()
             for answer in self._open:
                 if answer.deadline <= now:
                     answer.expire()
@@ -345,6 +351,8 @@ class Reconciler(Closable, Generic[T]):
                 self._drift_at = self._next_drift()
                 self._wake_workers()
             until = min(until, self._drift_at)
+            if self._leading.leader is not None:
+                until = min(until, now + LEADER_POLL)
             if self._deadline is not None:
                 late, at = self._work.late_calls(self._deadline)
                 until = min(until, at)
@@ -386,22 +394,20 @@ class Reconciler(Closable, Generic[T]):
         """Return the next call, or None and the time at which to look again."""
         if self._inbox.unfinished_tasks:  # maybe a change, which the last answer let in: it goes before the backlog
             self._take_over(PATIENCE)
-        leading = leads(self._leader, self.name)
+        leading, elected = self._leading.look()
         on_synced = None
         with self._lock:
             if flag in self._idle:
                 self._idle.remove(flag)
-            if leading and not self._led and self._leader is not None:
-                log.info("%s: this process leading, and calls every key", self.name)
+            if elected:
                 self._work.request(None)
-            self._led = leading
             call, until = self._work.next_call() if leading else None, NEVER
             if leading and self._intake.complete and not self._work.first_pass:
                 on_synced, self._on_synced = self._on_synced, None
             if call is None:
                 self._idle.append(flag)
                 until = self._work.queue.next_at() if leading else NEVER
-                if self._leader is not None:
+                if self._leading.leader is not None:
                     until = min(until, self._clock.monotonic() + LEADER_POLL)
                 if self._in_sync_locked():
                     self._synced.notify_all()

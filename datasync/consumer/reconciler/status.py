@@ -1,4 +1,4 @@
-"""The status of a reconciler, and the interface of a leader.
+"""The status of a reconciler.
 
 Source: contract C18, C20.
 """
@@ -7,19 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
-
-from datasync.runtime.logs import get_logger
-
-log = get_logger(__name__)
-
-
-class Leader(Protocol):
-    """An object that knows whether this process leads, such as the result of ``store.campaign``. Threads: any."""
-
-    @property
-    def is_leader(self) -> bool:
-        """False as soon as another process may lead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +37,3 @@ class ReconcilerStatus:
     failed: int
     problems: Mapping[str, KeyProblem]
     held: tuple[str, ...]
-
-
-def leads(leader: Leader | None, name: str) -> bool:
-    """Tell whether the process of the reconciler *name* leads; False when that is not known."""
-    if leader is None:
-        return True
-    try:
-        return bool(leader.is_leader)
-    except Exception as error:
-        log.warning("%s: the leader's state is not known: %s", name, type(error).__name__)
-        return False
