@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from queue import Full
 
@@ -24,7 +24,7 @@ log = get_logger(__name__)
 
 
 def deliver(
-    core: RegistryCore, subscriptions: Iterable[EventOwner], event: QueuedEvent | None = None, *, retry: bool = False
+    core: RegistryCore, subscriptions: Collection[EventOwner], event: QueuedEvent | None = None, *, retry: bool = False
 ) -> None:
     """Put *event* (if given) and its successors, then all that *subscriptions* have ready, one after the other.
 
@@ -32,30 +32,37 @@ def deliver(
     the main thread only) is raised at the end, so that the other subscriptions get their events.
 
     Args:
+      subscriptions: A collection: ^C has it gone through once more.
       event: An event that a subscription has already begun.
       retry: Also try a queue that was full last time. Set by the delivery worker and after an acknowledgement.
     """
     remaining = iter(subscriptions)
     verbose = log.isEnabledFor(logging.DEBUG)
     raised: BaseException | None = None
+    tried: QueuedEvent | None = None  # the event whose put has ended, well or with *failure*
+    failure: BaseException | None = None
     while True:
         try:
             if event is None:
                 with core.lock:
                     event = _begin_next_locked(remaining, retry)
             while event is not None:
-                owner = event.owner
-                target = owner.change_queue if isinstance(event, QueuedChange) else owner.resync_queue
-                failure: BaseException | None = None
-                try:
-                    if target is not None:
-                        if interrupted(target):  # by a finalizer, which must not wait for the end of the call
-                            raise Full
-                        target.put_nowait(event)
-                except BaseException as error:
-                    failure = error
-                    if not isinstance(error, Exception) and in_main_thread():
-                        raised = raised or error
+                if event is not tried:
+                    owner, failure = event.owner, None
+                    target = owner.change_queue if isinstance(event, QueuedChange) else owner.resync_queue
+                    try:
+                        if target is not None:
+                            if interrupted(target):  # by a finalizer, which must not wait for the end of the call
+                                raise Full
+                            tried = event  # from here on it may be in the queue
+                            target.put_nowait(event)
+                    except BaseException as error:
+                        if not isinstance(error, Exception) and in_main_thread():
+                            raised = raised or error
+                            if tried is not event:
+                                continue
+                        failure = error
+                    tried = event
                 with core.lock:
                     if verbose and failure is None:
                         core.later(partial(log.debug, "%s: %r", core.source, event))
@@ -63,10 +70,30 @@ def deliver(
                     event = event or _begin_next_locked(remaining, retry)
             core.run_deferred()
             break
-        except BaseException as error:
-            raised, event = error, None
+        except BaseException as error:  # ^C between two steps: nobody else ends the turn of this thread
+            raised = raised or error
+            if not isinstance(error, Exception):
+                remaining = iter(subscriptions)
+            with core.lock:
+                event = _begun_locked(subscriptions if event is None else (event.owner, *subscriptions))
     if raised is not None:
         raise raised
+
+
+def resume(core: RegistryCore, subscription: EventOwner) -> None:
+    """Put the event that this thread has begun for *subscription*, if ^C came before it was given to ``deliver``."""
+    with core.lock:
+        event = _begun_locked((subscription,))
+    deliver(core, (), event, retry=True)
+
+
+def _begun_locked(owners: Iterable[EventOwner]) -> QueuedEvent | None:
+    """Return an event that this thread has begun, and not ended yet."""
+    for owner in owners:
+        event = owner.begun_locked()
+        if event is not None:
+            return event
+    return None
 
 
 def _begin_next_locked(remaining: Iterable[EventOwner], retry: bool) -> QueuedEvent | None:
@@ -83,8 +110,9 @@ class PutTurn:
     __slots__ = ("awaited", "holder", "over")
 
     def __init__(self, lock: threading.RLock) -> None:
-        #: The thread that puts: a new tuple for each put, so that ``is not`` detects the next put. None between puts.
-        self.holder: tuple[int] | None = None
+        #: The thread that puts, and the event: a new tuple for each put, so that ``is not`` detects the next put. None
+        #: between puts.
+        self.holder: tuple[int, QueuedEvent] | None = None
         #: Notified at the end of a turn that other threads await.
         self.over = threading.Condition(lock)
         #: Number of threads that wait for the end of the turn.

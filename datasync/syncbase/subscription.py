@@ -22,7 +22,7 @@ from datasync.runtime.timers import Alarm
 from datasync.syncbase.backlog import Undelivered
 from datasync.syncbase.change import StateKeyVal
 from datasync.syncbase.core import MAX_PENDING, PendingResync, PendingTransaction, RegistryCore, Waiter
-from datasync.syncbase.delivery import PutTurn, deliver
+from datasync.syncbase.delivery import PutTurn, deliver, resume
 from datasync.syncbase.events import QueuedChange, QueuedEvent, QueuedResync
 from datasync.syncbase.futures import PropagationFuture, check_answer, check_keys
 from datasync.syncbase.prefixes import PrefixTable
@@ -232,16 +232,20 @@ class Subscription:
         self._core.guard.check()
         if self._core.postpone(partial(self.settle, event, error)):
             return event in self._in_flight
-        with self._core.lock:
-            first = self._settle_locked(event, error)
-            if first and error is not None:
-                self._warn_locked(f"{event!r} was rejected with {type(error).__name__}")
-            full = self._full_since is not None
-            following = None if full else self.begin_locked()
-        if full:
-            self._retry_if_room()  # the subscriber that acknowledges has made room
-        else:
-            deliver(self._core, (), following, retry=True)
+        try:
+            with self._core.lock:
+                first = self._settle_locked(event, error)
+                if first and error is not None:
+                    self._warn_locked(f"{event!r} was rejected with {type(error).__name__}")
+                full = self._full_since is not None
+                following = None if full else self.begin_locked()
+            if full:
+                self._retry_if_room()  # the subscriber that acknowledges has made room
+            else:
+                deliver(self._core, (), following, retry=True)
+        except BaseException:
+            resume(self._core, self)
+            raise
         return first
 
     def _settle_locked(self, event: QueuedEvent, error: BaseException | None, abandoned: bool = False) -> bool:
@@ -329,6 +333,26 @@ class Subscription:
         """
         if self._closed or self._turn.holder is not None or (self._full_since is not None and not retry):
             return None
+        try:
+            event = self._begin_locked()
+            if event is not None:
+                self._turn.holder = (threading.get_ident(), event)
+                self._in_flight[event] = None
+            return event
+        except BaseException:  # ^C, between two steps: what was taken from the backlog comes in a RESYNC
+            self._undelivered.want_resync(ResyncReason.OVERFLOW)
+            raise
+
+    def begun_locked(self) -> QueuedEvent | None:
+        """Return the event that this thread is putting."""
+        holder = self._turn.holder
+        if holder is None or holder[0] != threading.get_ident():
+            return None
+        if not self._closed:
+            self._in_flight[holder[1]] = None  # ^C may have come before that
+        return holder[1]
+
+    def _begin_locked(self) -> QueuedEvent | None:
         event: QueuedEvent | None
         waiting = self._undelivered
         owed = waiting.owed
@@ -353,9 +377,7 @@ class Subscription:
             if now < (at := owed.next_at()) < NEVER:
                 self._alarm.set(at, self.tick)
             return None
-        self._in_flight[event] = None
         self._alarm.set(now + self._remind, self.tick)
-        self._turn.holder = (threading.get_ident(),)
         return event
 
     def after_put_locked(

@@ -523,6 +523,45 @@ def test_c15_close_releases_what_is_held_and_ends_what_waits(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("step", ["grant", "take", "taken"])
+def test_c15_a_close_that_comes_while_a_place_is_being_taken_leaves_nothing(
+    store: Store, new_store: NewStore, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a store that another thread closes while a lock is being acquired
+    closing = new_store()
+    grant = closing.grant
+    threads: list[threading.Thread] = []
+
+    def close() -> None:
+        threads.append(threading.Thread(target=closing.close, name="closing"))
+        threads[0].start()
+        wait_until(lambda: closing.places._closed, "the close has begun")
+
+    def granted(ttl: float) -> Any:
+        if step == "grant":
+            close()
+        lease = grant(ttl)
+        take = lease.take
+
+        def taken(key: str, value: bytes) -> int:
+            if step == "take":
+                close()
+            revision = take(key, value)
+            if step == "taken":
+                close()
+            return revision
+
+        monkeypatch.setattr(lease, "take", taken)
+        return lease
+
+    monkeypatch.setattr(closing, "grant", granted)
+    # when it is acquired / then the caller is told, and no key is left
+    with pytest.raises(ClosedError):
+        closing.lock(NAME, LONG).acquire()
+    threads[0].join(PATIENT)
+    wait_until(lambda: not contenders(store), "nothing is left")
+
+
 def test_c15_i17_a_child_holds_nothing_and_takes_nothing_away(store: Store) -> None:
     # given a lock that is held
     lock = store.lock(NAME, LONG)

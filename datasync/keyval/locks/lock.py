@@ -65,6 +65,7 @@ class Lock(Closable):
         self._standing: Place | None = None  # of this attempt
         self._place: Place | None = None  # held, or lost and not yet released
         self._holder: threading.Thread | None = None  # that acquired it
+        self._winner: object | None = None  # the attempt that acquired it
         self._last: Place | None = None  # the last one that was held
         self._cancels = 0
 
@@ -123,13 +124,12 @@ class Lock(Closable):
         self._guard.check()
         seconds = (math.inf if timeout is None else timeout) if blocking else 0.0
         deadline = None if seconds == math.inf else time.monotonic() + seconds
-        attempt, acquired = object(), False
+        attempt = object()
         try:
-            ticket = self._begin(attempt, deadline)
-            acquired = ticket is not None and self._stand(deadline, ticket)
-        finally:  # also of ^C: no place is left behind
-            self._end(attempt, acquired)
-        return acquired
+            return self._acquire(attempt, deadline)
+        except BaseException:  # also ^C, at any step: no place is left behind
+            self._give_up(attempt)
+            raise
 
     def release(self) -> bool:
         """Release the lock, so that the next contender holds it. Return False if it was not held, or lost before.
@@ -139,11 +139,11 @@ class Lock(Closable):
         if self._guard.forked:
             return False
         with self._changed:
-            place, self._place, self._holder = self._place, None, None
-            self._changed.notify_all()
+            place = self._place
+            held = place is not None and not place.lost.is_set()
+            self._take_from_locked(place)
         if place is None:
             return False
-        held = not place.lost.is_set()
         try:
             place.leave()
         except ClosedError:
@@ -174,8 +174,14 @@ class Lock(Closable):
         return [one.value.decode("utf-8", "replace") for one in line]
 
     def __enter__(self) -> Lock:
-        self.acquire()
-        return self
+        self._guard.check()
+        attempt = object()
+        try:
+            self._acquire(attempt, None)
+            return self
+        except BaseException:
+            self._give_up(attempt)
+            raise
 
     def __repr__(self) -> str:
         return f"<Lock {self._name!r}, {'acquired' if self.is_acquired else 'not acquired'}>"
@@ -205,17 +211,40 @@ class Lock(Closable):
             return False
         return not place.lost.is_set() or (holder is not threading.current_thread() and holder.is_alive())
 
-    def _end(self, attempt: object, acquired: bool) -> None:
+    def _acquire(self, attempt: object, deadline: float | None) -> bool:
+        ticket = self._begin(attempt, deadline)
+        if ticket is None or not self._stand(deadline, ticket):
+            self._give_up(attempt)
+            return False
         with self._changed:
-            if self._attempt is not attempt:
-                return
-            standing, self._standing, self._attempt = self._standing, None, None
-            if acquired:
-                self._place = self._last = standing
-                self._holder = threading.current_thread()
+            self._place = self._last = self._standing
+            self._holder, self._winner = threading.current_thread(), attempt
+            self._standing = self._attempt = None
             self._changed.notify_all()
-        if standing is not None and not acquired:
-            _leave(standing)
+        return True
+
+    def _give_up(self, attempt: object) -> None:
+        """End *attempt*, and leave what it has. May be called twice."""
+        with self._changed:
+            if self._attempt is attempt:
+                place = self._standing
+            elif self._winner is attempt:
+                place = self._place
+            else:
+                return
+            self._take_from_locked(place)
+            if self._attempt is attempt:
+                self._standing = self._attempt = None
+        if place is not None:
+            _leave(place)
+
+    def _take_from_locked(self, place: Place | None) -> None:
+        """Let go of *place*, which the caller leaves next. If ^C comes before that, it expires."""
+        if place is not None:
+            place.give_up()
+        if place is self._place:
+            self._place = self._holder = self._winner = None
+        self._changed.notify_all()
 
     def _stand(self, deadline: float | None, ticket: int) -> bool:
         """Stand in the line until the place ``_standing`` is at the front; False if not in time, or cancelled."""
@@ -254,6 +283,7 @@ class Lock(Closable):
             cancelled = self._cancels != ticket
         if cancelled:
             place.cancel()
+        place.enter()
         return place.wait_turn(deadline)
 
     def _is_free(self) -> bool:

@@ -13,9 +13,10 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError
-from datasync.keyval.driver import Contender, StoreDriver, Stream
+from datasync.keyval.driver import Contender, Lease, StoreDriver, Stream
 from datasync.keyval.locks.lost import POLL, Lost
 from datasync.runtime import boot_clock
 from datasync.runtime.logs import get_logger
@@ -47,18 +48,16 @@ def line_of(contenders: tuple[Contender, ...], name: str, size: int) -> list[Con
 
 
 class Place:
-    """One place in the line of the lock *name*, from the put of its key until it is left or lost.
+    """One place in the line of the lock *name*, from ``enter`` until it is left or lost.
 
     It is lost when its lease has ended, or may have ended by our clock, and when its key was deleted or overwritten.
-    A lost place never returns.
+    A lost place never returns. Nothing is in the store before ``enter``, so that its owner can note it first: then
+    ^C leaves no place that nobody knows.
 
     Args:
       size: The number of places at the front of the line that hold the lock.
       ttl: Seconds after which the place of a dead process is deleted.
       on_lost: Called by the place's thread when it was lost after ``wait_turn`` returned True.
-
-    Raises:
-      StoreError: The store could not be reached; nothing is left but a key that expires.
 
     Threads: any; one of its own, which renews the lease.
     Source: contract C15, C17, C23.
@@ -76,34 +75,49 @@ class Place:
     ) -> None:
         self._store = store
         self._name = name
+        self._value = value
         self._size = size
         self._ttl = ttl
         self._on_lost = on_lost
         self._guard = ForkGuard(f"the lock {name!r}")
         self._news = Flag()  # set when the thread that waits must look again
         self._cancelled = False
-        # Guards the two below, so that a place is removed once, reported once, and not renewed after it was left.
+        # Guards the three below, so that a place is removed once, reported once, and not renewed after it was left.
         self._lock = threading.Lock()
-        self._held = self._left = False
+        self._held = self._left = self._removed = False
         self.lost = Lost(self._guard)
-        # Read before the request, so that our clock for the lease never runs behind the store's.
-        self._begun = boot_clock.now()
-        self._lease = store.grant(ttl)
-        #: The key of this place.
-        self.key = f"{name}/{self._lease.id}" + (f"-n{size}" if size > 1 else "")
+        #: The key of this place; "" before ``enter``.
+        self.key = ""
         #: The store's revision of the put, 0 if another client has put the key.
         self.token = 0
-        self._worker = Worker(f"keyval-lock-{name}", self._keep, wake=self._lease.interrupt)
+        self._begun = 0.0
+        self._lease: Lease | None = None
+        self._worker = Worker(f"keyval-lock-{name}", self._keep, wake=self._interrupt)
+        self._entered = Flag()  # set when ``enter`` has ended
+
+    def enter(self) -> None:
+        """Stand in the line, at its end. Call it once.
+
+        Raises:
+          StoreError: The store could not be reached; nothing is left but a key that expires.
+          ClosedError: The store is closed.
+        """
         try:
-            self.token = self._lease.take(self.key, value)
+            # First: a close that comes now waits, and what is put meanwhile is removed before the store ends.
+            self._store.places.add(self)
+            # Read before the request, so that our clock for the lease never runs behind the store's.
+            self._begun = boot_clock.now()
+            self._lease = lease = self._store.grant(self._ttl)
+            self.key = f"{self._name}/{lease.id}" + (f"-n{self._size}" if self._size > 1 else "")
+            self.token = lease.take(self.key, self._value)
             self._extend(self._begun)
-            store.places.add(self)
             self._worker.start()
         except BaseException:
-            store.places.discard(self)
-            self._worker.close()
-            self._end_quietly()
+            with suppress(DatasyncError):
+                self.leave()
             raise
+        finally:
+            self._entered.set()
 
     def wait_turn(self, deadline: float | None) -> bool:
         """Wait until the place is at the front. False when it is lost, cancelled, or *deadline* has passed.
@@ -151,12 +165,26 @@ class Place:
         Raises:
           StoreError: The key could not be removed; it is deleted when its lease ends, within the ``ttl``.
         """
-        if not self._guard.forked and self._leaves():
-            if not self.lost.is_set():
-                self.lost.extend(math.inf)  # what was given up is not lost
+        if self._guard.forked:
+            return
+        self.give_up()
+        with self._lock:
+            removed, self._removed = self._removed, True
+        if not removed:
             self._worker.close()
             self._store.places.discard(self)
-            self._lease.end()
+            if self._lease is not None:
+                self._lease.end()
+
+    def give_up(self) -> None:
+        """Begin to leave, without waiting: the place is not renewed any more, and it is not reported as lost."""
+        with self._lock:
+            if self._left:
+                return
+            self._left = True
+        if not self.lost.is_set():
+            self.lost.extend(math.inf)  # what was given up is not lost
+        self._worker.signal()
 
     def abandon(self) -> None:
         """Lose the place, because the store is about to close: the place's thread removes it."""
@@ -166,7 +194,13 @@ class Place:
         self._news.set()
 
     def wait_abandoned(self, timeout: float) -> None:
-        self._worker.close(timeout)
+        until = time.monotonic() + timeout
+        self._entered.wait(timeout)
+        self._worker.close(max(until - time.monotonic(), 0.0))
+
+    def _interrupt(self) -> None:
+        if self._lease is not None:
+            self._lease.interrupt()
 
     def _look(self) -> tuple[str, int]:
         """Return the prefix whose next change concerns this place, "" if it is at the front or lost; and a revision."""
@@ -184,15 +218,9 @@ class Place:
             self._held = not (self._left or self.lost.is_set())
             return self._held
 
-    def _leaves(self) -> bool:
-        """True for the first call: the caller removes the place."""
-        with self._lock:
-            left, self._left = self._left, True
-            return not left
-
-    def _end_quietly(self) -> None:
+    def _end_quietly(self, lease: Lease) -> None:
         try:
-            self._lease.end()
+            lease.end()
         except DatasyncError as error:
             log.debug("the key of the lock %r could not be removed: %s", self._name, error)
 
@@ -204,8 +232,10 @@ class Place:
     # The thread that renews the lease.
 
     def _keep(self, worker: Worker) -> None:
+        lease = self._lease
+        assert lease is not None  # since ``enter``, which starts this
         due = self._begun + self._ttl / BEATS
-        while not (worker.stopping.is_set() or self.lost.is_set()):
+        while not (self._left or worker.stopping.is_set() or self.lost.is_set()):
             begun = boot_clock.now()
             # In short steps: a wait of the operating system does not count the time of a suspended machine.
             if (left := min(due, self.lost.until) - begun) > 0:
@@ -213,7 +243,7 @@ class Place:
                 continue
             due = begun + self._ttl / BEATS
             try:
-                seconds = self._lease.renew(self.lost.until - begun)
+                seconds = lease.renew(self.lost.until - begun)
             except ClosedError:
                 break
             except DatasyncError as error:
@@ -229,7 +259,7 @@ class Place:
         with self._lock:
             if self._left:
                 return
-            self._left, held = True, self._held
+            self._left, self._removed, held = True, True, self._held
         self.lost.set()
         self._news.set()
         try:
@@ -240,7 +270,7 @@ class Place:
                     self._on_lost()
         finally:
             self._store.places.discard(self)
-            self._end_quietly()
+            self._end_quietly(lease)
 
 
 class _Watch:
