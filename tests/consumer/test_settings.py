@@ -14,6 +14,7 @@ import pytest
 from datasync import connect, open_settings
 from datasync.consumer import Settings, View, ViewState
 from datasync.errors import InvalidArgumentError, NotReadyError
+from datasync.testing import override
 from tests.conftest import CANARY, PATIENT, take, wait_until
 from tests.support.view_sources import Source
 
@@ -78,6 +79,57 @@ def test_c20_an_invalid_whole_keeps_the_last_good_object_and_says_why(feed: Sour
     write(feed, low=15)
     wait_until(lambda: settings.current == Limits(15, 20), "the settings follow again")
     assert settings.problems == {}
+
+
+def test_c20_settings_never_show_a_part_of_a_transaction(memory: Source) -> None:
+    # given an object, and a listener
+    write(memory, low=1, high=10)
+    heard: Queue[Any] = Queue()
+    with View(memory.watcher, "settings") as view:
+        view.wait_synced(PATIENT)
+        settings = Settings(view, Limits)
+        first = settings.current
+        settings.on_change(lambda old, new, names: heard.put((old, new, names)))
+        # when both keys change at once, and one value is none
+        memory.write({"low": b"5", "high": b"20 GB"})
+        wait_until(lambda: view["low"] == 5, "the view has the good one")
+        # then the object is the one before, and the problem is that of the key
+        assert settings.current is first
+        assert settings.problems.keys() == {"high"}
+        assert not view.synced or heard.empty()
+        # and when that is the last good value again, the transaction is whole
+        write(memory, high=10)
+        assert take(heard) == (first, Limits(5, 10), frozenset({"low"}))
+        assert (settings.current, settings.problems) == (Limits(5, 10), {})
+        # and a key of nobody harms nobody
+        memory.write({"low": b"6", "stranger": b"20 GB"})
+        assert take(heard)[1] == Limits(6, 10)
+        # and a test may override what is bad, and what is not
+        memory.write({"low": b"7", "high": b"20 GB"})
+        wait_until(lambda: "high" in settings.problems, "it is bad")
+        with override(settings, name="y"):
+            assert settings.current.name == "y"
+        assert settings.current == Limits(6, 10)
+
+
+@pytest.mark.parametrize("key", ["low", "high"])
+def test_c20_settings_of_which_a_value_cannot_be_read_at_first_are_not_ready(memory: Source, key: str) -> None:
+    # given a first state with a bad value
+    memory.write({"low": b"5", "high": b"50", key: b"20 GB"})
+    heard: Queue[Any] = Queue()
+    with View(memory.watcher, "settings") as view:
+        settings = Settings(view, Limits)
+        settings.on_change(lambda old, new, names: heard.put(names))
+        view.wait_synced(PATIENT)
+        # then it is not filled up with a default
+        with pytest.raises(NotReadyError, match=key):
+            _ = settings.current
+        # and the first object is no change
+        write(memory, **{key: 20})
+        wait_until(lambda: not settings.problems, "it is readable")
+        assert getattr(settings.current, key) == 20
+        write(memory, name="z")
+        assert take(heard) == {"name"}
 
 
 def test_c20_a_listener_gets_both_objects_and_the_fields(memory: Source) -> None:

@@ -374,6 +374,9 @@ class LiveValues(Generic[T]):
             differences = self._settling.take()
             if differences:
                 self._listeners.notify(differences)
+        if self.table.mended and self._settling.due_at is None:
+            self.table.mended = False
+            self._listeners.mend()
         self._announced = self._announced or self._synced
 
     def _save(self, flush: bool = False) -> None:

@@ -47,6 +47,8 @@ class Listeners:
 
     def __init__(self) -> None:
         self._listeners: dict[object, BatchListener] = {}
+        #: Called when a bad value is the last good one again; it differs from nothing, so no listener is called.
+        self.mended: Callable[[], object] | None = None
         #: Tells whether something else is shown in place of a key's value, so that its differences are not reported.
         self.hidden: Callable[[str], bool] | None = None
 
@@ -62,6 +64,14 @@ class Listeners:
             self._listeners.pop(mark, None)
 
         return unsubscribe
+
+    def mend(self) -> None:
+        """Call ``mended``."""
+        if self.mended is not None:
+            try:
+                self.mended()
+            except BaseException as error:
+                log.error("settings raised %s", place_of(error))
 
     def notify(self, differences: Mapping[str, ValueChange]) -> None:
         """Call every listener with the *differences* that a reader can see."""

@@ -27,11 +27,13 @@ _EXACT: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, 
 
 
 class _Built(NamedTuple):
-    """The result of *snapshot*: the object of it, or the last good one and why there is no newer one."""
+    """The result of what *source* has: the object of it, or the last good one and why there is no newer one."""
 
-    snapshot: Mapping[str, Any]
+    source: object
     current: Any
     problem: DecodeError | None
+    #: True when the problem is that of a key.
+    of_key: bool = False
 
 
 class Settings(Closable, Generic[T]):
@@ -49,9 +51,11 @@ class Settings(Closable, Generic[T]):
         self._built: _Built | None = None
         self._overridden: _Built | None = None  # while a test shows other values; the last good object is not theirs
         self._announced: Any = None
+        self._failed = False  # true once an object could not be made
         self._gave_defaults = False
         self._listeners = Listeners()
         view.on_changes(self._notice)
+        view.on_mended(lambda: self._notice({}))
 
     @property
     def current(self) -> T:
@@ -70,7 +74,7 @@ class Settings(Closable, Generic[T]):
         """Why the newest keys are not in :attr:`current`: by key, and by ``""`` what *model* says of the whole."""
         problems = dict(self.view.problems)
         built = self._build()
-        if built.problem is not None:
+        if built.problem is not None and not built.of_key:
             problems[""] = built.problem
         return problems
 
@@ -116,19 +120,31 @@ class Settings(Closable, Generic[T]):
         return self
 
     def _build(self) -> _Built:
-        """Return the object of what the view has now."""
-        snapshot = self.view.snapshot()
-        overridden = isinstance(snapshot, OverriddenValues)
+        """Return the object of what the view has now: of all of it, or the one before.
+
+        A key that cannot be decoded keeps its last good value in the view, but what was written with it has changed.
+        """
+        shown = self.view.snapshot()
+        overridden = isinstance(shown, OverriddenValues)
+        source: object = shown
+        bad: list[str] = []
+        if not overridden:
+            source = moment = self.view.moment()
+            shown, bad = moment.values, sorted(moment.problems.keys() & self.names)
         last = self._built
         built = self._overridden if overridden else last
-        if built is None or built.snapshot is not snapshot:
-            made = self._made(snapshot)
-            self._gave_defaults = self._gave_defaults or not (overridden or snapshot.keys() & self.names)
+        if built is None or built.source is not source:
+            made = self._made(shown)
+            of_key = bool(bad) and not isinstance(made, DecodeError)
+            if of_key:
+                made = DecodeError(f"{bad[0]!r}: {moment.problems[bad[0]]}")
+            self._gave_defaults = self._gave_defaults or not (overridden or bad or shown.keys() & self.names)
             if isinstance(made, DecodeError):
                 log.warning("the settings keep the last good %s: %s", self._model.__name__, made)
-                built = _Built(snapshot, None if last is None else last.current, made)
+                built = _Built(source, None if last is None else last.current, made, of_key)
+                self._failed = True
             else:
-                built = _Built(snapshot, made, None)
+                built = _Built(source, made, None)
             if overridden:
                 self._overridden = built
             else:
@@ -159,8 +175,11 @@ class Settings(Closable, Generic[T]):
         return None if isinstance(made, DecodeError) else made
 
     def _notice(self, differences: Mapping[str, ValueChange]) -> None:
+        failed = self._failed
         new = self._build().current
-        old = self._before(differences) if self._announced is None else self._announced
+        old = self._announced
+        if old is None and not failed:  # otherwise there was none
+            old = self._before(differences)
         self._announced = new
         if old is None or new is None or old is new:
             return

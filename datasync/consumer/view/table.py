@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasync.consumer.guard import DeleteGuard
 from datasync.consumer.view.cache import CachedValues
@@ -42,6 +42,13 @@ class Update:
     cached: bool = False
     #: Delete what is held back.
     release: bool = False
+
+
+class Moment(NamedTuple):
+    """The values and the problems of one moment."""
+
+    values: Mapping[str, Any]
+    problems: Mapping[str, DecodeError]
 
 
 class ValueTable:
@@ -75,6 +82,9 @@ class ValueTable:
         self.changed = threading.Condition(threading.RLock())
         self._indexes = {key: Index(key, function) for key, function in indexes.items()}
         self._snapshot: Mapping[str, Any] | None = None
+        self._moment: Moment | None = None
+        #: True when a value could not be decoded, and is the last good one again: no difference tells of that.
+        self.mended = False
         self._problems: dict[str, DecodeError] = {}
         self._raw: dict[str, bytes] = {}
         #: Keys from the cache file that no RESYNC has confirmed.
@@ -111,6 +121,14 @@ class ValueTable:
             with self.changed:
                 snapshot = self._snapshot = self._snapshot or MappingProxyType(dict(self.values))
         return snapshot
+
+    def moment(self) -> Moment:
+        """Return the values and the problems of one moment. The same object is returned until one of them changes."""
+        moment = self._moment
+        if moment is None:
+            with self.changed:
+                moment = self._moment = self._moment or Moment(self.snapshot(), self.problems)
+        return moment
 
     def by_index(self, name: str, term: Hashable) -> dict[str, Any]:
         with self.changed:
@@ -208,7 +226,9 @@ class ValueTable:
     def _note_locked(self, update: Update, gone: AbstractSet[str]) -> None:
         for key in [key for key in self._problems if key in gone or key in update.good]:
             del self._problems[key]
+            self.mended = True
         self._problems.update(update.bad)
+        self._moment = None
         for key in gone & self._raw.keys():
             del self._raw[key]
         self._raw.update(update.raw)

@@ -20,6 +20,7 @@ from datasync.consumer.view.index import IndexFunction
 from datasync.consumer.view.live import Attached, LiveValues, ViewOptions
 from datasync.consumer.view.notices import BatchListener, Listeners, ValueChange, each_key
 from datasync.consumer.view.overlay import ABSENT, Overlay
+from datasync.consumer.view.table import Moment
 from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.runtime.closing import Closable
 
@@ -175,6 +176,14 @@ class View(Mapping[str, T], Closable, Generic[T]):
 
     def _snapshot_beneath(self) -> Mapping[str, Any]:
         return self.here().table.snapshot()
+
+    def moment(self) -> Moment:
+        """Return the values and the problems of one moment; the same object until one of them changes."""
+        return self.here().table.moment()
+
+    def on_mended(self, function: Callable[[], object]) -> None:
+        """Call *function* when a value that could not be decoded is the last good one again. For settings."""
+        self._listeners.mended = function
 
     @property
     def codec(self) -> Codec[T]:
