@@ -366,7 +366,7 @@ def take_resync_answer(
     rejected = {} if error is None else error.errors
     owed.accept_resync(event.number, rejected, event.entry)
     missed.give_back({key: kv for key, kv in event.removed.items() if key in rejected})
-    if not changes and rejected:
+    if not changes and any(wanted(key) for key in rejected):
         owed.replace_by_resync()
     jitter = random.uniform(*JITTER)
     for key, reason in rejected.items():

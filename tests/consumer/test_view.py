@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from queue import Queue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from datasync import DatasyncError, KVProtoWatchers, ResyncReason, View, codecs
 from datasync.consumer import ViewState
+from datasync.consumer.view import live
 from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, SubscriptionError, UnsupportedError
 from datasync.syncbase import Registry
 from tests.conftest import CANARY, PATIENT, take, wait_until
@@ -301,6 +304,41 @@ def test_c20_a_lost_source_makes_the_view_stale_and_it_goes_on_reading(memory: S
         # then all is well
         wait_until(lambda: view.state is ViewState.READY, "the view is ready again")
         assert view.status().error_kind is None
+
+
+@pytest.mark.parametrize("step", [-3600.0, 3600.0])
+def test_c20_a_step_of_the_wall_clock_makes_no_view_stale_and_keeps_none_fresh(
+    memory: Source, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    # given two views, one of which bears a lost source for a day
+    with View(memory.watcher, "soon", max_stale=0.3) as soon, View(memory.watcher, "late", max_stale=86400) as late:
+        for one in (soon, late):
+            one.wait_synced(PATIENT)
+        # when the source is lost, and the administrator sets the clock
+        memory.watcher.close()
+        assert late.state is ViewState.READY
+        clock = SimpleNamespace(time=lambda: time.time() + 100 * step, monotonic=time.monotonic)
+        monkeypatch.setattr(live, "time", clock)
+        # then that is no time
+        wait_until(lambda: soon.state is ViewState.STALE, "it is stale in time")
+        assert late.state is ViewState.READY
+
+
+def test_c20_a_view_whose_thread_has_ended_is_not_ready(memory: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a view that bears a lost source for long
+    memory.write({"a": b"1"})
+    with View(memory.watcher, "view", max_stale=1e6) as view:
+        view.wait_synced(PATIENT)
+
+        def end() -> None:
+            raise SystemExit("a fault of ours")
+
+        # when its thread ends, which nobody planned
+        monkeypatch.setattr(view._live, "_save", lambda flush=False: None if flush else end())
+        memory.write({"a": b"2"})
+        # then the view says so, as well as the source may be
+        wait_until(lambda: view.state is ViewState.STALE, "it is stale")
+        assert (view.status().error_kind, view.status().error_text) == ("SystemExit", "a fault of ours")
 
 
 def test_c20_a_closed_source_is_a_stale_one(memory: Source) -> None:

@@ -436,6 +436,20 @@ def test_c10_too_many_owed_keys_are_replaced_by_one_resync(
     assert set(status(mirror).owed) == {"x"}
 
 
+def test_c10_a_rejected_key_that_is_under_no_prefix_any_more_owes_no_resync(
+    mirror: Registry, clock: ManualClock
+) -> None:
+    # given a subscriber without a change queue, and a RESYNC in its hands
+    queue: Queue[Any] = Queue()
+    registration = mirror.watch("agent", None, queue, "a", "b")
+    snapshot(mirror, 1, {"a": "1", "b": "1"})
+    event = take(queue)
+    # when a prefix goes, and it rejects the key that was under it / then nothing is planned
+    registration.unregister("b")
+    event.done(Rejected({"b": NO}))
+    assert (status(mirror).resync_in, status(mirror).owed) == (None, {})
+
+
 def test_c10_without_a_change_queue_a_resync_brings_a_rejected_key(mirror: Registry, clock: ManualClock) -> None:
     queue: Queue[Any] = Queue()
     mirror.watch("agent", None, queue, "")

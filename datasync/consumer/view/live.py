@@ -67,6 +67,14 @@ class Attached(NamedTuple):
     prefixes: tuple[str, ...] = ("",)
 
 
+class _Lost(NamedTuple):
+    """The newest error of a source that is lost, and the time of the first one: for readers, and to measure from."""
+
+    error: BaseException
+    at: float
+    monotonic: float
+
+
 @dataclass(frozen=True)
 class ViewOptions:
     """The arguments of a view; they are the same in every process."""
@@ -117,8 +125,9 @@ class LiveValues(Generic[T]):
         self._changed = self.table.changed  # guards the five below
         self._sources: set[str] = set()
         self._synced = self._closed = False
-        self._lost: tuple[float, BaseException] | None = None
+        self._lost: _Lost | None = None
         self._status = ViewStatus(ViewState.INITIALIZING, time.time())
+        self._ended_by: BaseException | None = None  # what ended the view's thread
         #: Set when a first read need wait no longer: synced, filled from the cache file, or closed.
         self.started = Flag()
         self._attached: Attached | None = None
@@ -163,7 +172,7 @@ class LiveValues(Generic[T]):
             if not self._synced:
                 if self._closed:
                     raise ClosedError(f"the view {self.name!r} is closed")
-                why = f": {self._lost[1]}" if self._lost else ""
+                why = f": {self._lost.error}" if self._lost else ""
                 raise NotReadyError(f"the view {self.name!r} was not synced within {timeout:g} s{why}")
 
     def put(self, key: str, value: T, timeout: float) -> None:
@@ -244,6 +253,10 @@ class LiveValues(Generic[T]):
                     self._look_at = time.monotonic() + LOOK
                     self._look()
                 self._step()
+        except BaseException as error:
+            self._ended_by = error
+            self._look()
+            raise
         finally:
             self._notify(flush=True)
             self._save(flush=True)
@@ -336,7 +349,9 @@ class LiveValues(Generic[T]):
     def _look(self, found: SourceReport | None = None) -> None:
         """Note what the source says of itself, and the state that follows."""
         attached = self._attached
-        if found is None and attached is not None and not self._closed:
+        if self._ended_by is not None:  # nobody reads the source any more, however well it is
+            found = SourceReport(False, self._ended_by)
+        elif found is None and attached is not None and not self._closed:
             try:
                 found = report(attached.watcher, self.name)
             except Exception as error:
@@ -344,23 +359,29 @@ class LiveValues(Generic[T]):
         now = time.time()
         with self._changed:
             if found is not None:
-                self._lost = None if found.error is None else (self._lost[0] if self._lost else now, found.error)
+                if found.error is None:
+                    self._lost = None
+                elif self._lost is None:
+                    self._lost = _Lost(found.error, now, time.monotonic())
+                else:
+                    self._lost = self._lost._replace(error=found.error)
                 if found.synced and not self._synced and self._queue.empty():  # an empty source sends no first RESYNC
                     self._note_synced_locked()
-            state = self._state_locked(now)
+            state = self._state_locked()
             since = self._status.since if state is self._status.state else now
             if self._lost is None:
                 self._status = ViewStatus(state, since, self.table.cached)
             else:
-                lost_at, reason = self._lost
+                lost_at, reason = self._lost.at, self._lost.error
                 self._status = ViewStatus(state, since, self.table.cached, type(reason).__name__, lost_at, str(reason))
 
-    def _state_locked(self, now: float) -> ViewState:
+    def _state_locked(self) -> ViewState:
         if self._closed:
             return ViewState.CLOSED
         if self._synced:
-            too_long = self._lost is not None and now - self._lost[0] >= (self._options.max_stale or 0.0)
-            return ViewState.STALE if too_long else ViewState.READY
+            limit = self._options.max_stale or 0.0
+            lost = self._lost is not None and time.monotonic() - self._lost.monotonic >= limit
+            return ViewState.STALE if lost or self._ended_by is not None else ViewState.READY
         if self.table.cached:
             return ViewState.STALE
         return ViewState.INITIALIZING if self._lost is None else ViewState.ERROR
