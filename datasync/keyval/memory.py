@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from datasync.commits import Batch, Commit
 from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, UnknownOutcome
@@ -53,10 +53,10 @@ class MemoryData:
     def __init__(self) -> None:
         #: Guards the data and the mutable fields of the stores; notified on each commit, cancel and close.
         self.changed = threading.Condition()
-        #: Raised by every call and stream of every store but those that are ``spared``. For tests, as the next three.
-        self.failure: DatasyncError | None = None
-        #: Seconds that every call takes, and every batch of a stream.
-        self.delay = 0.0
+        #: The newest is raised by every call and stream of stores that are not ``spared``. For tests, as the next ones.
+        self.failures: dict[object, DatasyncError] = {}
+        #: The newest is the seconds that every call takes, and every batch of a stream.
+        self.delays: dict[object, float] = {}
         #: Errors of the next commits, each with whether the operations are applied first.
         self.commit_failures: deque[tuple[DatasyncError, bool]] = deque()
         #: Owner tokens of stores that the three above do not concern: those of the test itself.
@@ -227,7 +227,8 @@ class MemoryStore(Store):
     ) -> CommitResult:
         with self._open() as data:
             holds = all(data.holds(condition) for condition in conditions)
-            failure, applied = data.commit_failures.popleft() if self._fails(data.commit_failures) else (None, True)
+            fails = data.commit_failures and self.owner not in data.spared
+            failure, applied = data.commit_failures.popleft() if fails else (None, True)
             effect = net_effect(ops if holds else otherwise, data.entries.__contains__, data.under) if applied else {}
             token = new_token(data.revision)
             data.record(effect, self.owner)
@@ -309,23 +310,25 @@ class MemoryStore(Store):
         """Raise the error that keeps the store from responding. The caller holds the data's lock."""
         if self._closed:
             raise ClosedError(f"{self._name} is closed")
-        failure = self._failure or (self.data.failure if self._fails(self.data.failure) else None)
+        failure = self._failure or self._newest(self.data.failures)
         if failure is not None:
             raise failure
 
     def wait_as_slow(self, stream: _MemoryStream | None = None) -> None:
         """Wait as long as a call takes in a store that a test has made slow. The caller holds the data's lock."""
-        delay = self.data.delay
-        if self._fails(delay):
+        delay = self._newest(self.data.delays)
+        if delay:
             over = boot_clock.now() + delay
-            while not self._closed and self.data.delay == delay and (left := over - boot_clock.now()) > 0:
+            while (
+                not self._closed and self._newest(self.data.delays) == delay and (left := over - boot_clock.now()) > 0
+            ):
                 if stream is not None and stream.cancelled:
                     return
                 self.data.changed.wait(min(left, IDLE))
 
-    def _fails(self, fault: object) -> bool:
-        """Return True if *fault* is there and concerns this store."""
-        return bool(fault) and self.owner not in self.data.spared
+    def _newest(self, faults: dict[object, Any]) -> Any:
+        """Return the newest of *faults*; None if there is none, or this store is spared."""
+        return None if self.owner in self.data.spared else next(reversed(faults.values()), None)
 
 
 class _MemoryLease(Lease):

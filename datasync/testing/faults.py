@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from datasync.errors import DatasyncError, InvalidArgumentError, StoreConnectionError, UnknownOutcome
 from datasync.keyval.broker import BytesBroker
@@ -16,6 +17,8 @@ from datasync.keyval.urls import connect
 from datasync.runtime.closing import Closable
 from datasync.runtime.timeouts import check_seconds
 
+ValueT = TypeVar("ValueT")
+
 
 class Faults(Closable):
     """Faults of one memory store, for every handle on it: those of the program that is tested, too.
@@ -23,7 +26,7 @@ class Faults(Closable):
     Args:
       store: A memory store, or its URL with a name, such as ``memory://test``.
 
-    Threads: any. ``close`` ends every fault.
+    Threads: any. ``close`` ends the faults of this object.
     """
 
     def __init__(self, store: StoreDriver | str) -> None:
@@ -31,6 +34,8 @@ class Faults(Closable):
         if not isinstance(found, MemoryStore):
             raise InvalidArgumentError(f"only a memory store has faults on request, not {found.name}")
         self._data = found.data
+        self._marks: set[object] = set()  # of the blocks that run; guarded by ``_data.changed``, as the next one
+        self._commit_failures: list[tuple[DatasyncError, bool]] = []
         if isinstance(store, str):
             found.close()
         #: Another store on the same data, which no fault concerns: that of another writer.
@@ -47,28 +52,16 @@ class Faults(Closable):
 
         That is ``StoreConnectionError`` by default; give ``PermissionDenied(…)`` for a store that lets nobody in.
         """
-        with self._data.changed:
-            before, self._data.failure = self._data.failure, error or StoreConnectionError("the store is lost")
-            self._data.changed.notify_all()
-        try:
+        failures = self._data.failures
+        with self._noted(failures, error or StoreConnectionError("the store is lost")):
             yield
-        finally:
-            with self._data.changed:
-                self._data.failure = before
-                self._data.changed.notify_all()
 
     @contextmanager
     def slow(self, seconds: float) -> Iterator[None]:
         """Make the store slow for the time of the block: each call, and each batch of a stream, takes *seconds*."""
         check_seconds("seconds", seconds)
-        with self._data.changed:
-            before, self._data.delay = self._data.delay, seconds
-        try:
+        with self._noted(self._data.delays, seconds):
             yield
-        finally:
-            with self._data.changed:
-                self._data.delay = before
-                self._data.changed.notify_all()
 
     def resync(self) -> None:
         """Force a RESYNC (``COMPACTED``): the history is lost, so that every reader lists again. No value changes."""
@@ -86,17 +79,42 @@ class Faults(Closable):
     def fail_commits(self, *errors: DatasyncError) -> None:
         """Raise each of *errors* from one of the next commits, which is not applied."""
         with self._data.changed:
-            self._data.commit_failures.extend((error, False) for error in errors)
+            for error in errors:
+                self._fail_locked((error, False))
 
     def lose_outcome(self, *, applied: bool) -> None:
         """Raise ``UnknownOutcome`` from the next commit, which is *applied* nevertheless, or not."""
         with self._data.changed:
-            self._data.commit_failures.append((UnknownOutcome("the connection was lost during a commit"), applied))
+            self._fail_locked((UnknownOutcome("the connection was lost during a commit"), applied))
 
     def close(self) -> None:
-        """End every fault. May be called twice."""
+        """End every fault of this object. May be called twice."""
         with self._data.changed:
-            self._data.failure, self._data.delay = None, 0.0
+            for mark in self._marks:
+                self._data.failures.pop(mark, None)
+                self._data.delays.pop(mark, None)
+            left = [one for one in self._data.commit_failures if one not in self._commit_failures]
             self._data.commit_failures.clear()
+            self._data.commit_failures.extend(left)
             self._data.changed.notify_all()
         self.store.close()
+
+    @contextmanager
+    def _noted(self, faults: dict[object, ValueT], fault: ValueT) -> Iterator[None]:
+        """Have *fault* among *faults* for the time of the block: the newest counts, in whatever order blocks end."""
+        mark = object()
+        try:
+            with self._data.changed:
+                self._marks.add(mark)
+                faults[mark] = fault
+                self._data.changed.notify_all()
+            yield
+        finally:
+            with self._data.changed:
+                self._marks.discard(mark)
+                faults.pop(mark, None)
+                self._data.changed.notify_all()
+
+    def _fail_locked(self, failure: tuple[DatasyncError, bool]) -> None:
+        self._commit_failures.append(failure)
+        self._data.commit_failures.append(failure)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
@@ -52,21 +53,28 @@ class override:  # used like a function
             raise InvalidArgumentError(f"the settings have no field {', '.join(map(repr, sorted(unknown)))}")
         self._view = view
         self._values = {key: _as_read(view, key, value) for key, value in wanted.items()}
-        self._marks: list[object] = []  # of the blocks that run
+        self._marks: dict[int, list[object]] = {}  # of the blocks that run, by thread: each ends its own
 
     def __enter__(self) -> None:
+        # Before it is shown: no other thread may see an invalid object, or be told of its problem.
+        problem = None if self._settings is None else self._settings.problem_with(self._values)
+        if problem is not None:
+            raise InvalidArgumentError(f"the overridden settings are not valid: {problem}")
         mark = object()
         self._view.override(mark, self._values)
-        problem = None if self._settings is None else self._settings.problems.get("")
-        if problem is not None:
-            self._view.override(mark, None)
-            raise InvalidArgumentError(f"the overridden settings are not valid: {problem}")
-        self._marks.append(mark)
+        self._marks.setdefault(threading.get_ident(), []).append(mark)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._view.override(self._marks.pop(), None)  # of several blocks at once, all show the same values
+        thread = threading.get_ident()
+        if thread not in self._marks:  # the block began in another thread
+            thread = next(iter(self._marks))
+        marks = self._marks[thread]
+        mark = marks.pop()
+        if not marks:
+            del self._marks[thread]
+        self._view.override(mark, None)
 
     def __call__(self, function: FunctionT) -> FunctionT:
         if isinstance(function, type):

@@ -278,3 +278,39 @@ def test_rejections_of_a_view_name_the_key(plugin: Plugin[Any], store: MemorySto
         settle(view)
         assert list(view.problems) == ["a"]
         assert list(plugin.status().subscriptions["v"].owed) == ["a"]
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["the older ends first", "the newer ends first"])
+def test_blocks_of_faults_that_overlap_end_each_their_own(first: int) -> None:
+    # given two blocks, of two objects or of one, that overlap
+    with MemoryStore() as store, Faults(store) as faults, Faults(store) as others:
+        blocks = [faults.lost(PermissionDenied("nobody")), others.lost()]
+        slow = [faults.slow(0.001), others.slow(0.002)]
+        for block in (*blocks, *slow):
+            block.__enter__()
+        with pytest.raises(StoreConnectionError):  # the newest counts
+            store.check()
+        # when one ends / then the other one still holds
+        for one in (blocks, slow):
+            one[first].__exit__(None, None, None)
+        with pytest.raises(StoreConnectionError if first == 0 else PermissionDenied):
+            store.check()
+        assert list(store.data.delays.values()) == [0.002 if first == 0 else 0.001]
+        # and when that ends, all is well
+        for one in (blocks, slow):
+            one[1 - first].__exit__(None, None, None)
+        store.check()
+        assert not store.data.delays
+
+
+def test_closing_one_object_ends_the_faults_of_no_other() -> None:
+    with MemoryStore() as store, Faults(store) as faults:
+        faults.fail_commits(PermissionDenied("nobody"))
+        with faults.lost(), Faults(store) as other:
+            other.fail_commits(StoreConnectionError("gone"))
+            other.close()
+            with pytest.raises(StoreConnectionError, match="lost"):
+                store.check()
+        with pytest.raises(PermissionDenied):
+            store.new_broker().put("a", b"1")
+        store.new_broker().put("a", b"1")

@@ -257,3 +257,46 @@ def test_a_web_server_in_the_test_sees_an_override(flags: View[Any]) -> None:
         thread.start()
         assert take(seen) == "shown"
         thread.join(PATIENT)
+
+
+def test_blocks_of_one_object_in_two_threads_end_each_their_own(flags: View[Any]) -> None:
+    # given one object whose block runs in two threads, another one between them
+    one, other = override(flags, a=10), override(flags, a=20)
+    entered, leave = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with one:
+            entered.set()
+            assert leave.wait(PATIENT)
+
+    one.__enter__()
+    with other:
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert entered.wait(PATIENT)
+        assert flags["a"] == 10
+        # when the first block ends / then the newest one still counts
+        one.__exit__(None, None, None)
+        assert flags["a"] == 10
+        leave.set()
+        thread.join(PATIENT)
+        assert flags["a"] == 20
+    assert flags["a"] == 1
+
+
+def test_settings_that_a_refused_override_would_have_made_are_seen_by_nobody() -> None:
+    # given settings, and a listener
+    with open_settings("memory://refused-override", "", Sizes) as settings:
+        settings.wait_synced(PATIENT)
+        shown = settings.current
+        heard: list[Any] = []
+        settings.view.on_changes(lambda differences: heard.append(dict(differences)))
+        # when an override is refused / then nothing was shown meanwhile
+        with pytest.raises(InvalidArgumentError, match="not valid"), override(settings, size="wide"):
+            pass
+        assert (heard, settings.current) == ([], shown)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    size: int = 1

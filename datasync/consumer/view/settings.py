@@ -12,7 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast, get_type_hints
 from datasync.consumer.view.condition import ViewState, ViewStatus
 from datasync.consumer.view.frozen import same, thaw
 from datasync.consumer.view.notices import Listeners, ValueChange, place_of
-from datasync.consumer.view.overlay import OverriddenValues
+from datasync.consumer.view.overlay import ABSENT, OverriddenValues
 from datasync.consumer.view.view import View
 from datasync.errors import DatasyncError, DecodeError, InvalidArgumentError, NotReadyError
 from datasync.runtime.closing import Closable
@@ -110,6 +110,12 @@ class Settings(Closable, Generic[T]):
             function(old, new, frozenset(differences))
 
         return self._listeners.add(listener)
+
+    def problem_with(self, values: Mapping[str, Any]) -> DecodeError | None:
+        """Return why no object can be made of what is shown now with *values*, of which ``ABSENT`` is none."""
+        wanted = {**self.view.snapshot(), **values}
+        made = self._made({key: value for key, value in wanted.items() if value is not ABSENT})
+        return made if isinstance(made, DecodeError) else None
 
     def close(self) -> None:
         """End the view; the last object can still be read. May be called twice."""

@@ -6,6 +6,7 @@ Source: contract C20, C21.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Hashable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from queue import Queue
 from typing import Any, Generic, TypeVar, overload
@@ -55,7 +56,14 @@ class _Entrance:
 _views: WeakValueDictionary[int, View[Any]] = WeakValueDictionary()
 
 
+#: Held while an override begins or ends: another thread that does so must not show what it has found before. Readers
+#: take no lock, and a forked child has a new one.
+_overriding = threading.RLock()
+
+
 def _after_fork_in_child() -> None:
+    global _overriding
+    _overriding = threading.RLock()
     for view in list(_views.values()):
         view.leave_parent()
 
@@ -159,11 +167,12 @@ class View(Mapping[str, T], Closable, Generic[T]):
         """Show *values* in place of those of the source, until the next call with this *mark* and None. For tests."""
         overlay = self.__dict__.setdefault("_overlay", Overlay(lambda: self._beneath, self._snapshot_beneath))
         self._listeners.hidden = overlay.covers
-        keys = overlay.keys(mark) if values is None else values.keys()
-        before = {key: self._told(key) for key in keys}
-        overlay.set(mark, values)
-        self._show()
-        changed = {key: ValueChange(old, self._told(key)) for key, old in before.items()}
+        with _overriding:
+            keys = overlay.keys(mark) if values is None else values.keys()
+            before = {key: self._told(key) for key in keys}
+            overlay.set(mark, values)
+            self._show()
+            changed = {key: ValueChange(old, self._told(key)) for key, old in before.items()}
         self._listeners.announce({key: one for key, one in changed.items() if not same(one.old, one.new)})
 
     def _told(self, key: str) -> Any:
