@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
@@ -744,3 +745,65 @@ def test_c11_a_second_reconciler_of_one_name_leaves_the_file_of_the_first_alone(
     with Registry("store", sourced=True) as later, Reconciler(later, "r", "k/", apply=apply, state=state):
         snapshot(later, 2, {})
         assert apply.wait(1) == [("k/a", None, None)]
+
+
+def restarted(source: Registry, apply: Recorder, state: Path, **options: Any) -> list[str]:
+    """The keys that another start calls, with the state that the source has."""
+    apply.calls.clear()
+    apply.on.clear()
+    with Reconciler(source, "r", "k/", apply=apply, state=state, **options) as again:
+        again.wait_synced(PATIENT)
+    return sorted(apply.keys())
+
+
+def test_c20_a_call_that_ends_after_another_key_changed_does_not_count_for_the_next_start(
+    source: Registry, apply: Recorder, tmp_path: Path
+) -> None:
+    # given a key in a call, and another one, on which it depends
+    depends = {"cert/": lambda key, value: ["k/a"]}
+    state, copy = tmp_path / "state", tmp_path / "copy"
+    gate, inside = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        inside.set()
+        assert gate.wait(PATIENT)
+
+    with Reconciler(source, "r", "k/", apply=apply, state=state, depends=depends) as reconciler:
+        snapshot(source, 1, {"k/a": b"1", "k/b": b"1", "cert/x": b"1"})
+        reconciler.wait_synced(PATIENT)
+        apply.on["k/a"] = stay
+        commit(source, 2, {"k/a": b"2"})
+        assert inside.wait(PATIENT)
+        # when that changes during the call, and the process is killed between that call and the next one
+        commit(source, 3, {"cert/x": b"2"})
+        wait_until(lambda: reconciler.status().waiting == 1, "it is to be called again")
+        write, taken = reconciler._applied.write_begin, threading.Event()
+
+        def keep(key: str) -> None:
+            if not taken.is_set():
+                copy.write_bytes(state.read_bytes())
+                taken.set()
+            write(key)
+
+        reconciler._applied = cast(
+            "Any", SimpleNamespace(write_begin=keep, write_accepted=reconciler._applied.write_accepted)
+        )
+        gate.set()
+        assert taken.wait(PATIENT)
+        reconciler.wait_synced(PATIENT)
+    # then the next start calls it
+    assert restarted(source, apply, copy, depends=depends) == ["k/a"]
+    # and without a kill nothing is left to do
+    assert restarted(source, apply, state, depends=depends) == []
+
+
+def test_c20_a_call_again_later_is_made_by_the_next_start(source: Registry, apply: Recorder, tmp_path: Path) -> None:
+    # given a key that was applied, and asked for another call
+    state = tmp_path / "state"
+    apply.on["k/a"] = lambda: RetryAfter(3600)
+    with Reconciler(source, "r", "k/", apply=apply, state=state) as reconciler:
+        snapshot(source, 1, {"k/a": b"1", "k/b": b"1"})
+        reconciler.wait_synced(PATIENT)
+    # when the process starts again before / then it is called, once
+    assert restarted(source, apply, state) == ["k/a"]
+    assert restarted(source, apply, state) == []

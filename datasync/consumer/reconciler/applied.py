@@ -75,7 +75,12 @@ class Applied:
     def write_begin(self, key: str) -> None:
         """Write that a call of *key* begins: if the process ends in the middle, nobody knows what was done."""
         if self._file is not None:
-            self._file.note(key, UNKNOWN)
+            self._file.begin(key)
+
+    def write_doubt(self, key: str) -> None:
+        """Write that *key* must be called again, whatever a call of it that runs now ends with."""
+        if self._file is not None:
+            self._file.doubt(key)
 
     def write_accepted(self, key: str, data: bytes | None) -> None:
         """Write that *data* was accepted; None for a delete."""

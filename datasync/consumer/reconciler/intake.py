@@ -223,7 +223,7 @@ class Intake:
         with self._lock:
             owed = self._work.known(None if keys is None else filter(self._ours, keys))
         for one in owed:  # before the file knows the new value: who starts next must call them
-            self._others.write_begin(one)
+            self._others.write_doubt(one)
         self._others.write_accepted(key, data)
         with self._lock:
             self._others.accept(key, data)

@@ -430,8 +430,9 @@ class Reconciler(Closable, Generic[T]):
                 previous = None
             self._applied.write_begin(key)
             result = self._apply(key, value, previous)
-            self._applied.write_accepted(key, call.data)
             look_again = result.seconds if isinstance(result, RetryAfter) else None
+            if look_again is None:  # otherwise the next start is to make the call that is left
+                self._applied.write_accepted(key, call.data)
         except BaseException as raised:  # SystemExit too: user code does not end a worker
             error = raised
         with self._lock:

@@ -53,6 +53,7 @@ class StateFile:
         self._header = f"{MAGIC} {json.dumps([owner, sorted(prefixes)])}"
         self._lock = threading.Lock()  # guards all below
         self._digests: dict[str, str] = {}
+        self._doubts: set[str] = set()
         self._lines = 0
         self._file: int | None = None
         self._failed = False
@@ -69,19 +70,35 @@ class StateFile:
         with self._lock:
             return dict(self._digests)
 
-    def note(self, key: str, value: str) -> None:
-        """Note the digest *value* of *key*, or ``UNKNOWN``, or ``DELETED``."""
+    def begin(self, key: str) -> None:
+        """Note that a call of *key* begins, which also answers a doubt."""
         with self._lock:
-            if self._digests.get(key, DELETED) == value:
-                return
-            if value == DELETED:
-                del self._digests[key]
-            else:
-                self._digests[key] = value
-            try:
-                self._append(_line(key, value))
-            except OSError as error:
-                self._warn(error)
+            self._doubts.discard(key)
+            self._note_locked(key, UNKNOWN)
+
+    def doubt(self, key: str) -> None:
+        """Note that *key* must be called again: what a call that has begun before ends with does not count."""
+        with self._lock:
+            self._note_locked(key, UNKNOWN)
+            self._doubts.add(key)
+
+    def note(self, key: str, value: str) -> None:
+        """Note the digest *value* of *key*, or ``DELETED``; without effect while *key* is in doubt."""
+        with self._lock:
+            if key not in self._doubts:
+                self._note_locked(key, value)
+
+    def _note_locked(self, key: str, value: str) -> None:
+        if self._digests.get(key, DELETED) == value:
+            return
+        if value == DELETED:
+            del self._digests[key]
+        else:
+            self._digests[key] = value
+        try:
+            self._append(_line(key, value))
+        except OSError as error:
+            self._warn(error)
 
     def close(self) -> None:
         """Close the file; a later ``note`` opens it again. May be called twice."""
