@@ -53,7 +53,7 @@ def start_writer(url: str, commits: int, pause: float) -> subprocess.Popen[bytes
 
 
 class Delays:
-    """Milliseconds from commit to consumer. Of a key that is put twice before it is seen, only the later value counts."""
+    """Milliseconds from commit to consumer. Of a key that is put twice before it is seen, only the later put counts."""
 
     def __init__(self) -> None:
         self.all: list[float] = []
