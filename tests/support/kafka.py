@@ -159,7 +159,11 @@ class KafkaServer:
                 stdin=subprocess.DEVNULL,
                 cwd=self._folder,
             )
-        self._wait_up()
+        try:
+            self._wait_up()
+        except BaseException:  # such as the time limit of a test: nobody else would end it
+            self.stop()
+            raise
         return self
 
     def stop(self) -> None:
