@@ -111,7 +111,9 @@ def snapshot(scale: float) -> Iterator[Sides]:
             assert len(listing()) == keys  # type: ignore[operator]
             return {f"redis-snapshot-{KEYS}": time.perf_counter() - started}
 
-        ours = lambda: {pair.key: pair.value for pair in store.scan(PREFIX)}  # noqa: E731
+        def ours() -> dict[str, bytes]:
+            return {pair.key: pair.value for pair in store.scan(PREFIX)}
+
         yield Sides(lambda: timed(ours), lambda: timed(lambda: scan_all(running.port)))
 
 
