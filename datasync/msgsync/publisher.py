@@ -203,9 +203,11 @@ class Plugin(Closable, Generic[T]):
 
     def _send(self, key: str, value: bytes | None) -> Delivered:
         self._check_started(key)
-        key_bytes(key)  # with a prefix it would not be empty
+        data = key_bytes(key)  # alone: with a prefix it would not be empty
+        if self._prefix:
+            data = key_bytes(self._prefix + key)
         try:
-            future = self._broker.send(self._topic, key_bytes(self._prefix + key), value, self._partition)
+            future = self._broker.send(self._topic, data, value, self._partition)
             delivered = future.result()
         except DatasyncError as error:
             with self._lock:

@@ -78,9 +78,9 @@ class Partition:
 
 @dataclass(slots=True)
 class Listed:
-    """The state of a partition, key to value and revision, and the position after it."""
+    """The state of a partition, key to pair, and the position after it."""
 
-    pairs: dict[str, tuple[bytes, int]]
+    pairs: dict[str, tuple[str, bytes, int]]
     position: int
     mark: Mark
 
@@ -211,7 +211,7 @@ def list_partition(partition: Partition, stopping: Flag) -> Listed:
     deletes may have been missed.
     """
     reader = PartitionReader(partition, stopping)
-    pairs: dict[str, tuple[bytes, int]] = {}  # plain tuples: the collector does not look at them again
+    pairs: dict[str, tuple[str, bytes, int]] = {}  # plain tuples: the collector does not look at them again
     try:
         end = reader.assign(0).end
         while reader.position < end:
@@ -228,7 +228,7 @@ def list_partition(partition: Partition, stopping: Flag) -> Listed:
                 if value is None:
                     pairs.pop(text, None)
                 else:
-                    pairs[text] = (value, offset + 1)
+                    pairs[text] = (text, value, offset + 1)
         return Listed(pairs, reader.position, reader.mark())
     finally:
         reader.close()

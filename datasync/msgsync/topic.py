@@ -6,6 +6,7 @@ Source: contract section 5, "Messages".
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import ClassVar
 
 from datasync.errors import ClosedError, InvalidArgumentError, UnsupportedError
@@ -58,7 +59,7 @@ class TopicStore(Store):
 
     def read(self, key: str) -> KeyValue | None:
         found = self._list().pairs.get(key)
-        return None if found is None else KeyValue(key, *found)
+        return None if found is None else KeyValue(*found)
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
         listed = self._list()
@@ -118,9 +119,6 @@ class TopicStore(Store):
         return all(isinstance(op, DeleteOp) for op in ops)
 
 
-_new = tuple.__new__
-
-
 class _TopicScan(Scan):
     def __init__(self, listed: Listed, prefix: str, keys_only: bool) -> None:
         self.revision = listed.position
@@ -131,7 +129,7 @@ class _TopicScan(Scan):
     def __iter__(self) -> Iterator[KeyValue]:
         prefix = self._prefix
         keys = sorted(key for key in self._pairs if key.startswith(prefix)) if prefix else sorted(self._pairs)
-        pairs = self._pairs
+        pairs = map(self._pairs.__getitem__, keys)
         if self._keys_only:
-            return (KeyValue(key, b"", pairs[key][1]) for key in keys)
-        return (_new(KeyValue, (key, *pairs[key])) for key in keys)  # twice as fast as KeyValue(…)
+            return (KeyValue(key, b"", revision) for key, _, revision in pairs)
+        return map(tuple.__new__, repeat(KeyValue), pairs)  # a fifth of the time of KeyValue(…) in a loop

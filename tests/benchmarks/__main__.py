@@ -33,6 +33,7 @@ from tests.benchmarks import (
     latency,
     local,
     memory,
+    million,
     postgres,
     redis,
     rest,
@@ -43,7 +44,7 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.harness import Bench, Result, measure
 
-STORES = (sqlite, file, etcd, redis, postgres, consul, kafka)
+STORES = (sqlite, file, etcd, redis, postgres, consul, kafka, million)
 MODULES = (local, bad_key, consumer, memory, values, start, view, grpc, rest, *STORES, latency, idle)
 BENCHES: dict[str, Bench] = {bench.name: bench for module in MODULES for bench in module.BENCHES}
 

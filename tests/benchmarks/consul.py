@@ -35,12 +35,10 @@ def server() -> Iterator[ConsulServer]:
 class BareQueries:
     """A loop of blocking queries in a thread: what the interface itself costs. It notes each value that is new."""
 
-    def __init__(self, port: int, prefix: str, expected: int) -> None:
+    def __init__(self, port: int, prefix: str) -> None:
         self.delays = Delays()
-        self.over = threading.Event()
         self._pool = urllib3.HTTPConnectionPool("127.0.0.1", port)
         self._path = f"/v1/kv{prefix}?recurse&consistent&wait=5s"
-        self._expected = expected
         self._seen = self._index = self._ask(0)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -58,10 +56,9 @@ class BareQueries:
 
     def _run(self) -> None:
         deadline = time.monotonic() + PATIENCE
-        while len(self.delays.all) < self._expected and time.monotonic() < deadline:
+        while not self.delays.over.is_set() and time.monotonic() < deadline:
             self._index = self._ask(self._index)
             self._seen = self._index
-        self.over.set()
 
 
 @contextmanager
@@ -73,9 +70,9 @@ def consul_latency(scale: float) -> Iterator[Sides]:
             return through_the_library(store, running.url, commits, 0.02).figures("consul-put")
 
         def baseline() -> Figures:
-            queries = BareQueries(running.port, "/bench/", commits)
+            queries = BareQueries(running.port, "/bench/")
             with start_writer(running.url, commits, 0.02):
-                assert queries.over.wait(PATIENCE)
+                assert queries.delays.over.wait(PATIENCE)
             queries.close()
             return queries.delays.figures("consul-put")
 

@@ -19,23 +19,24 @@ def main(side: str, endpoint: str, prefix: str) -> None:
         # Imports and the connection are not measured.
         bare.listed("nothing/")
         store.scan("nothing/")
-        before = _memory("VmRSS")
+        before = memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         if side == "ours":
             consumer = Consumer(store, prefix)
             event = consumer.first_resync()
             keys = [pair.get_key() for pairs in event.get_values().values() for pair in pairs]
             event.done()
-            print(_memory("VmHWM") - before)
+            print(memory("VmHWM") - before)
             del keys
             consumer.close()
         else:
             kept = bare.listed(prefix)
-            print(_memory("VmHWM") - before)
+            print(memory("VmHWM") - before)
             del kept
 
 
-def _memory(name: str) -> int:
+def memory(name: str) -> int:
+    """Bytes of the field *name* of this process's status."""
     found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) * 1024

@@ -46,6 +46,8 @@ class Row:
         if self.target is None:
             return ""
         sign = "≥" if self.higher_is_better else "≤"
+        if not self.target:
+            return f"{sign} {self.extra:g} {self.unit}"
         return f"{sign} {self.target:g}" + (f" + {self.extra:g} {self.unit}" if self.extra else "")
 
 

@@ -19,16 +19,17 @@ PUTS = 1000
 VALUE = b'{"name":"GigabitEthernet0/0/0","enabled":true,"mtu":1500}'
 
 
-def _producer(server: KafkaServer) -> Any:
+def _producer(address: str) -> Any:
     from confluent_kafka import Producer
 
     return Producer(
-        {"bootstrap.servers": server.address, "enable.idempotence": True, "acks": "all", "linger.ms": 0, "log_level": 0}
+        {"bootstrap.servers": address, "enable.idempotence": True, "acks": "all", "linger.ms": 0, "log_level": 0}
     )
 
 
-def _fill(server: KafkaServer, topic: str, keys: int) -> None:
-    producer = _producer(server)
+def fill(address: str, topic: str, keys: int) -> None:
+    """Put *keys* keys into *topic*."""
+    producer = _producer(address)
     for number in range(keys):
         while True:
             try:
@@ -39,13 +40,13 @@ def _fill(server: KafkaServer, topic: str, keys: int) -> None:
     assert producer.flush(60) == 0
 
 
-def poll_all(server: KafkaServer, topic: str) -> dict[str, tuple[int, bytes]]:
+def poll_all(address: str, topic: str) -> dict[str, tuple[int, bytes]]:
     """The bare loop: one ``poll`` a message, until the end of the partition, into a dict."""
     from confluent_kafka import Consumer, TopicPartition
 
     consumer = Consumer(
         {
-            "bootstrap.servers": server.address,
+            "bootstrap.servers": address,
             "group.id": "bench",
             "enable.partition.eof": True,
             "isolation.level": "read_committed",
@@ -70,7 +71,7 @@ def listing(scale: float) -> Iterator[Sides]:
     keys = int(KEYS * scale)
     with tempfile.TemporaryDirectory() as folder, KafkaServer(find_kafka(), Path(folder)) as server:
         topic = server.create_topic()
-        _fill(server, topic, keys)
+        fill(server.address, topic, keys)
         with connect(f"kafka://{server.address}/{topic}") as store:
             store.check()
 
@@ -82,7 +83,7 @@ def listing(scale: float) -> Iterator[Sides]:
 
             def baseline() -> Figures:
                 started = time.perf_counter()
-                assert len(poll_all(server, topic)) == keys
+                assert len(poll_all(server.address, topic)) == keys
                 return {"kafka-list-200000": keys / (time.perf_counter() - started)}
 
             yield Sides(ours, baseline)
@@ -95,7 +96,7 @@ def putting(scale: float) -> Iterator[Sides]:
     puts = max(10, int(PUTS * scale))
     with tempfile.TemporaryDirectory() as folder, KafkaServer(find_kafka(), Path(folder)) as server:
         topic = server.create_topic()
-        producer = _producer(server)
+        producer = _producer(server.address)
         acknowledged: list[Any] = []
 
         def report(*told: Any) -> None:

@@ -42,9 +42,9 @@ import random, sys, time
 from datasync.keyval.urls import connect
 with connect(sys.argv[1]) as store:
     broker = store.new_broker("/bench/")
-    for number in range(int(sys.argv[2])):
+    for left in range(int(sys.argv[2]) - 1, -1, -1):
         time.sleep(random.uniform(0, float(sys.argv[3])))
-        broker.put("key/%d" % (number % 50), b'"%.9f"' % time.monotonic())
+        broker.put("key/%d" % (left % 50), b'"%.9f"' % (time.monotonic() * (1 if left else -1)))
 """
 
 
@@ -53,16 +53,20 @@ def start_writer(url: str, commits: int, pause: float) -> subprocess.Popen[bytes
 
 
 class Delays:
-    """Milliseconds from commit to consumer."""
+    """Milliseconds from commit to consumer. Of a key that is put twice before it is seen, only the later put counts."""
 
     def __init__(self) -> None:
         self.all: list[float] = []
+        #: Set when the last value came, which the writer marks with a minus.
+        self.over = threading.Event()
 
     def note(self, value: bytes | str, moment: float | None = None) -> None:
         """Record a value that the consumer received at *moment* (default: now); decoding it is not measured."""
         moment = moment or time.monotonic()
         sent = float(value.strip(b'"') if isinstance(value, bytes) else value)
-        self.all.append(1e3 * (moment - sent))
+        self.all.append(1e3 * (moment - abs(sent)))
+        if sent < 0:
+            self.over.set()
 
     def figures(self, name: str) -> Figures:
         return {f"{name}-p50": statistics.median(self.all), f"{name}-p99": statistics.quantiles(self.all, n=100)[98]}
@@ -73,15 +77,17 @@ def through_the_library(store: Store, url: str, commits: int, pause: float) -> D
     consumer.first_resync().done()
     delays = Delays()
     value = StringValue()
-    with start_writer(url, commits, pause):
-        while len(delays.all) < commits:
-            event = consumer.take()
-            moment = time.monotonic()
-            assert not isinstance(event, ResyncEvent), "the consumer was outrun"
-            for change in event.get_changes():
-                delays.note(change.get_value(value).value, moment)
-            event.done()
-    consumer.close()
+    try:
+        with start_writer(url, commits, pause):
+            while not delays.over.is_set():
+                event = consumer.take()
+                moment = time.monotonic()
+                assert not isinstance(event, ResyncEvent), "the consumer was outrun"
+                for change in event.get_changes():
+                    delays.note(change.get_value(value).value, moment)
+                event.done()
+    finally:
+        consumer.close()
     return delays
 
 
@@ -114,16 +120,9 @@ def etcd_latency(scale: float) -> Iterator[Sides]:
 
         def baseline() -> Figures:
             delays = Delays()
-            over = threading.Event()
-
-            def callback(key: str, value: bytes) -> None:
-                delays.note(value)
-                if len(delays.all) == commits:
-                    over.set()
-
-            with BareWatch(bare, PREFIX, bare.revision(), callback):
+            with BareWatch(bare, PREFIX, bare.revision(), lambda key, value: delays.note(value)):
                 with start_writer(running.url, commits, 0.01):
-                    assert over.wait(PATIENCE)
+                    assert delays.over.wait(PATIENCE)
             return delays.figures("etcd-put")
 
         def peer() -> Figures:
@@ -138,7 +137,7 @@ def etcd_latency(scale: float) -> Iterator[Sides]:
             values: queue.Queue[bytes] = queue.Queue()
             with BareWatch(bare, PREFIX, bare.revision(), lambda key, value: values.put(value)):
                 with start_writer(running.url, commits, 0.01):
-                    while len(delays.all) < commits:
+                    while not delays.over.is_set():
                         delays.note(values.get(timeout=PATIENCE))
             return delays.figures("etcd-put")
 

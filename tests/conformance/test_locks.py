@@ -322,7 +322,7 @@ def test_c23_a_holder_whose_key_is_taken_away_knows_it_and_leaves_nothing(
     assert lock.release() is False
     # and nothing is left of it; it can have the lock again, with an event and a token of its own
     next_one.release()
-    wait_until(lambda: contenders(store) == [], "nothing is left")
+    wait_until(lambda: store.line(f"{NAME}/").contenders == (), "nobody is in the line")
     assert lock.acquire()
     assert lock.lost is not lost
     assert not lock.lost.is_set()

@@ -45,9 +45,8 @@ def broker(kafka: KafkaServer) -> Iterator[Any]:  # noqa: F811
 
 @pytest.fixture
 def proxy(kafka: KafkaServer) -> Iterator[TcpProxy]:  # noqa: F811
-    made = TcpProxy(("127.0.0.1", kafka.proxied_port), kafka.proxy_port)
-    yield made
-    made.close()
+    with kafka.proxied() as made:
+        yield made
 
 
 def test_what_is_put_is_in_the_topic_when_put_returns(kafka: KafkaServer, broker: Any) -> None:  # noqa: F811

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +24,8 @@ import trustme
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from tests.conftest import CANARY, absent
-from tests.support.proxy import free_port
+from tests.support.proxy import TcpProxy, free_port
+from tests.support.shared import held, run_folder, shared
 
 VERSION = "3.9.1"
 #: Seconds that the download, and a start on a busy machine, may take.
@@ -113,6 +115,10 @@ class KafkaServer:
         self.advertised = advertised or self.port
         self.log = folder / "kafka.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._pid: int | None = None  # of a process that another one has started
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_process": None, "_pid": self.pid}
 
     @property
     def address(self) -> str:
@@ -127,12 +133,13 @@ class KafkaServer:
     @property
     def running(self) -> bool:
         """True from ``start`` until it is ended."""
-        return self._process is not None
+        return self._process is not None or self._pid is not None
 
     @property
     def pid(self) -> int:
-        assert self._process is not None, "the server is not running"
-        return self._process.pid
+        pid = self._process.pid if self._process is not None else self._pid
+        assert pid is not None, "the server is not running"
+        return pid
 
     def start(self) -> KafkaServer:
         """Start it with the data that is there, on the same ports as before, and return when it serves."""
@@ -152,19 +159,42 @@ class KafkaServer:
                 stdin=subprocess.DEVNULL,
                 cwd=self._folder,
             )
-        self._wait_up()
+        try:
+            self._wait_up()
+        except BaseException:  # such as the time limit of a test: nobody else would end it
+            self.stop()
+            raise
         return self
 
     def stop(self) -> None:
         """End it: it has nothing that an orderly end would save."""
         self.kill()
 
+    @contextmanager
+    def proxied(self) -> Iterator[TcpProxy]:
+        """A proxy before the listener at ``proxied_port``, of which there is one at a time, in whatever worker."""
+        with (self._folder / "proxied").open("ab") as gate, held(gate):
+            proxy = TcpProxy(("127.0.0.1", self.proxied_port), self.proxy_port)
+            try:
+                yield proxy
+            finally:
+                proxy.close()
+
     def kill(self) -> None:
         """End it at once."""
         process, self._process = self._process, None
+        pid, self._pid = self._pid, None
         if process is not None:
             process.kill()
             process.wait(10)
+        elif pid is not None:
+            os.kill(pid, signal.SIGKILL)
+
+    def leave(self) -> None:
+        """Leave the process to whoever ends it by its id."""
+        process, self._process = self._process, None
+        if process is not None and process.poll() is None:
+            process.returncode = 0  # otherwise its object would complain that it still runs
 
     def freeze(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)
@@ -368,8 +398,18 @@ def wait_for(condition: Any, sentence: str, timeout: float = 20.0) -> None:
 
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
-    """A Kafka for the whole session: tests take topics of their own, and leave it as it is."""
+    """A Kafka for the whole run, all workers: tests take topics of their own, and leave it as it is."""
     if find_spec("confluent_kafka") is None:
         absent("confluent-kafka")
-    with KafkaServer(find_kafka(), tmp_path_factory.mktemp("kafka"), secure=True) as server:
+    folder = run_folder(tmp_path_factory, os.environ.get("PYTEST_XDIST_WORKER")) / "kafka"
+
+    def start() -> KafkaServer:
+        server = KafkaServer(find_kafka(), folder / "node", secure=True).start()
+        left.append(server)
+        return server
+
+    left: list[KafkaServer] = []
+    with shared(folder, start, KafkaServer.stop) as server:
         yield server
+    for one in left:
+        one.leave()

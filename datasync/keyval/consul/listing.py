@@ -74,14 +74,13 @@ def read_held(response: ReceivedResponse, bare: str, what: str, name: str) -> Lo
     raise unexpected_response(what, name)
 
 
-def list_range(client: ConsulClient, keys: KeyRange, what: str) -> tuple[int, dict[str, KeyValue]]:
-    """Return the index and the pairs of a range, read from the leader."""
-    response = client.call("GET", path_of(keys.listable), what, "recurse", "consistent", accept=(404,))
-    return index_of(response, what, client.name), pairs_of(response, keys, what, client.name)
+def get_range(client: ConsulClient, keys: KeyRange, what: str) -> ReceivedResponse:
+    """Return the response with all pairs of a range, read from the leader."""
+    return client.call("GET", path_of(keys.listable), what, "recurse", "consistent", accept=(404,))
 
 
 def list_keys(client: ConsulClient, keys: KeyRange, what: str) -> tuple[int, dict[str, KeyValue]]:
-    """As ``list_range``, without values and revisions."""
+    """Return the index and the keys of a range, without values and revisions, read from the leader."""
     response = client.call("GET", path_of(keys.listable), what, "keys", "consistent", accept=(404,))
     index = index_of(response, what, client.name)
     if response.status == 404:
@@ -116,6 +115,13 @@ def pairs_of(response: ReceivedResponse, keys: KeyRange, what: str, name: str) -
     except (ValueError, TypeError, KeyError, AttributeError):
         pass
     raise unexpected_response(what, name)
+
+
+def sessions_of(response: ReceivedResponse, keys: KeyRange, what: str, name: str) -> dict[str, str]:
+    """Return the session of each key in *response* that is bound to one, of those that ``pairs_of`` finds."""
+    entries = _entries(response, what, name) if response.status != 404 else []
+    bound = ((keys.decode(entry["Key"]), entry.get("Session")) for entry in entries)
+    return {key: session for key, session in bound if key is not None and isinstance(session, str) and session}
 
 
 def check_hidden(client: ConsulClient, keys: KeyRange, vanished: Collection[str], empty: bool) -> None:

@@ -23,6 +23,11 @@ END_TIMEOUT = 1.0
 _HEX = re.compile(r"[0-9a-f]+")
 
 
+def lease_id(session: str) -> str:
+    """Return the id of the lease that *session* is: a part of its key."""
+    return session.replace("-", "").lower()
+
+
 class ConsulLockLease(Lease):
     """A session of *ttl* seconds, which Consul ends between one and two times that after the last renewal.
 
@@ -35,7 +40,7 @@ class ConsulLockLease(Lease):
         self._client = client
         self._ttl = ttl
         self._session = create(client, ttl)
-        self.id = self._session.replace("-", "").lower()
+        self.id = lease_id(self._session)
         if not _HEX.fullmatch(self.id):  # it becomes a part of the key
             raise unexpected_response("granting a lease", client.name)
         self._key = ""

@@ -11,7 +11,7 @@ from datasync.errors import CompactedError, StoreConnectionError
 from datasync.keyval.consul.client import MAX_RESPONSE, ConsulClient
 from datasync.keyval.consul.errors import translate
 from datasync.keyval.consul.keys import KeyRange, path_of
-from datasync.keyval.consul.listing import check_hidden, index_of, list_range, look_up, pairs_of
+from datasync.keyval.consul.listing import check_hidden, get_range, index_of, look_up, pairs_of
 from datasync.keyval.diff_stream import KnownPictures, PairMarks, Picture, PictureSource
 from datasync.keyval.types import KeyValue, RewoundError
 from datasync.runtime.http_client.connections import ReceivedResponse
@@ -22,8 +22,13 @@ NO_KEY = "datasync/no-such-key"
 
 def list_picture(client: ConsulClient, known: KnownPictures, prefix: str) -> Picture:
     """Return the picture of *prefix*, after a check that nothing is hidden from the token."""
-    keys = KeyRange.of(prefix)
-    index, pairs = list_range(client, keys, f"listing {prefix!r}")
+    return read_picture(client, known, prefix, get_range(client, KeyRange.of(prefix), f"listing {prefix!r}"))
+
+
+def read_picture(client: ConsulClient, known: KnownPictures, prefix: str, response: ReceivedResponse) -> Picture:
+    """Return the picture of *prefix* in *response*, after the same check."""
+    keys, what = KeyRange.of(prefix), f"listing {prefix!r}"
+    index, pairs = index_of(response, what, client.name), pairs_of(response, keys, what, client.name)
     last = known.latest(prefix)
     vanished = set() if last is None else last[1].keys() - pairs.keys()
     check_hidden(client, keys, vanished, empty=not pairs)

@@ -25,6 +25,7 @@ from datasync.keyval.consul.config import URL_OPTIONS, ConsulConfig, read_option
 from datasync.keyval.consul.errors import unexpected_response
 from datasync.keyval.consul.keys import KeyRange, encode_key, path_of
 from datasync.keyval.consul.lifetime_session import LifetimeSession
+from datasync.keyval.consul.line import read_line
 from datasync.keyval.consul.listing import Looked, check_hidden, index_of, list_keys, look_up
 from datasync.keyval.consul.lock_lease import ConsulLockLease
 from datasync.keyval.consul.pictures import ConsulPictures, list_picture
@@ -38,7 +39,7 @@ from datasync.keyval.consul.transaction import (
     encode_value,
 )
 from datasync.keyval.diff_stream import DiffStream, KnownPictures, PairMarks, Picture, PictureScan
-from datasync.keyval.driver import Lease
+from datasync.keyval.driver import Lease, Line
 from datasync.keyval.types import Capability, CommitResult, Condition, DeleteOp, KeyValue, PutOp, WriteOp
 from datasync.keyval.urls import StoreURL
 from datasync.runtime.logs import get_logger
@@ -151,6 +152,10 @@ class ConsulStore(Store):
 
     def grant(self, ttl: float) -> Lease:
         return ConsulLockLease(self._client, ttl)
+
+    def line(self, prefix: str) -> Line:
+        self._client.check_usable()
+        return read_line(self._client, self._known, prefix)
 
     def line_stream(self, prefix: str, after: int) -> DiffStream:
         # One key of the line: what the listing of the whole line showed of it.

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 from confluent_kafka import KafkaError, Message, Producer
@@ -23,8 +25,9 @@ log = get_logger(__name__)
 POLL = 0.5
 #: Seconds after the timeout of librdkafka at which a message without a report is given up: it drops some without one.
 GRACE = 2.0
-#: Seconds that the thread leaves to a caller that wants to wait for its own message.
-GIVE_WAY = 0.002
+#: Seconds that the thread leaves to callers that want to wait for their own messages. It is woken once in that time: a
+#: switch to it for each message would cost as much as the message.
+GIVE_WAY = 0.005
 #: Seconds that a caller without a timeout polls; every future is done before.
 MAX_WAIT = 3600.0
 #: Seconds that ``send`` waits for room in the full queue.
@@ -64,10 +67,11 @@ class KafkaProducer(Closable):
         }
         self._lock = threading.Lock()  # guards the fields below
         self._producer: Producer | None = self._new()
-        self._pending: dict[Future[Delivered], tuple[float, str]] = {}  # deadline and subject, oldest first
+        self._pending: dict[_Delivery, float] = {}  # the deadline of each, oldest first
         self._closed = False
         #: Held by the thread that polls: the worker, or a caller that waits for its own message.
         self._polling = threading.Lock()
+        self._swept = 0.0  # the time of the last look at the deadlines; of the thread that polls
         self._wanted = Flag()  # set when the worker has something to poll for
         self._worker = Worker(f"messaging-producer-{name}", self._poll, wake=self._wanted.set)
         self._worker.start()
@@ -75,19 +79,16 @@ class KafkaProducer(Closable):
     def send(self, topic: str, key: bytes, value: bytes | None, partition: int | None) -> Future[Delivered]:
         """Put a message into the queue; see :meth:`datasync.messaging.api.Broker.send`."""
         self._guard.check()
-        future = _Delivery(self, self._guard)
-        subject = f"{self._name}: the message {key.decode('utf-8', 'replace')!r} to {topic}"
+        future = _Delivery(self, self._guard, topic, key)
         place = -1 if partition is None else partition  # -1: the partitioner decides
-
-        def report(error: KafkaError | None, message: Message) -> None:
-            self._settle(future, subject, error, message)
-
+        message = (topic, value, key, place, partial(self._settle, future))
         deadline = time.monotonic() + FULL_QUEUE
-        while not self._enqueue(future, subject, (topic, value, key, place, report)):
+        while not self._enqueue(future, message):
             if time.monotonic() > deadline:
-                raise PublishError(f"{subject}: the queue of messages to send is full; it was not sent")
+                raise PublishError(f"{future.subject}: the queue of messages to send is full; it was not sent")
             self._worker.stopping.wait(0.02)
-        self._wanted.set()
+        if not self._wanted.is_set():
+            self._wanted.set()
         return future
 
     def serve(self, future: Future[Delivered], timeout: float) -> None:
@@ -126,20 +127,26 @@ class KafkaProducer(Closable):
         with map_errors(self._name):
             return Producer(self._settings)
 
-    def _enqueue(self, future: Future[Delivered], subject: str, message: tuple[Any, ...]) -> bool:
+    def subject(self, topic: str, key: bytes) -> str:
+        """Return a message as errors name it."""
+        return f"{self._name}: the message {key.decode('utf-8', 'replace')!r} to {topic}"
+
+    def _enqueue(self, future: _Delivery, message: tuple[Any, ...]) -> bool:
         """Hand *message* to librdkafka, which only copies it; return False while its queue is full."""
         with self._lock:
             if self._closed or self._producer is None:
                 raise ClosedError(f"{self._name} is closed")
             try:
-                with map_errors(subject):
-                    self._producer.produce(*message)
+                self._producer.produce(*message)
             except BufferError:
                 return False
-            self._pending[future] = (time.monotonic() + self._timeout + GRACE, subject)
+            except Exception:
+                with map_errors(future.subject):
+                    raise
+            self._pending[future] = time.monotonic() + self._timeout + GRACE
             return True
 
-    def _settle(self, future: Future[Delivered], subject: str, error: KafkaError | None, message: Message) -> None:
+    def _settle(self, future: _Delivery, error: KafkaError | None, message: Message) -> None:
         with self._lock:
             if self._pending.pop(future, None) is None:  # given up before
                 return
@@ -148,13 +155,13 @@ class KafkaProducer(Closable):
         if error is None:
             future.set_result(Delivered(str(message.topic()), message.partition() or 0, message.offset() or 0))
         else:
-            future.set_exception(translated(error, subject))
+            future.set_exception(translated(error, future.subject))
 
     def _poll(self, worker: Worker) -> None:
         while not worker.stopping.is_set():
             self._wanted.wait(POLL)
-            self._wanted.clear()
             worker.stopping.wait(GIVE_WAY)
+            self._wanted.clear()  # before it looks at what is pending: what is sent later wakes it again
             while not worker.stopping.is_set() and self._polling.acquire(blocking=False):
                 try:
                     self._poll_once(POLL if self._pending else 0.0)
@@ -167,7 +174,10 @@ class KafkaProducer(Closable):
         """Serve acknowledgements, and replace a producer that a fatal error has ended. The caller holds _polling."""
         if self._producer is not None:
             self._producer.poll(timeout)
-        self._abandon("no report arrived: it may or may not be in the topic", time.monotonic())
+        now = time.monotonic()
+        if now - self._swept >= POLL:
+            self._swept = now
+            self._abandon("no report arrived: it may or may not be in the topic", now)
         fatal, self._fatal = self._fatal, None
         if fatal is not None:
             self._replace(fatal)
@@ -190,24 +200,26 @@ class KafkaProducer(Closable):
     def _abandon(self, reason: str, now: float) -> None:
         """Complete the futures whose deadline is before *now*."""
         with self._lock:
-            late = []
-            for future, (deadline, subject) in self._pending.items():
-                if deadline > now:
-                    break  # oldest first
-                late.append((future, subject))
-            for future, _ in late:
+            late = list(takewhile(lambda future: self._pending[future] <= now, self._pending))
+            for future in late:
                 del self._pending[future]
-        for future, subject in late:
-            failure: DatasyncError = UnknownOutcome(f"{subject}: {reason}")
+        for future in late:
+            failure: DatasyncError = UnknownOutcome(f"{future.subject}: {reason}")
             future.set_exception(failure)
 
 
 class _Delivery(GuardedFuture[Delivered]):
     """A future whose waiting thread serves the acknowledgements itself."""
 
-    def __init__(self, producer: KafkaProducer, guard: ForkGuard) -> None:
+    def __init__(self, producer: KafkaProducer, guard: ForkGuard, topic: str, key: bytes) -> None:
         super().__init__(guard)
         self._producer = producer
+        self._topic = topic
+        self._key = key
+
+    @property
+    def subject(self) -> str:
+        return self._producer.subject(self._topic, self._key)
 
     def result(self, timeout: float | None = None) -> Delivered:
         return super().result(self._serve(timeout))

@@ -27,15 +27,38 @@ def test_a_key_that_goes_between_the_look_at_the_line_and_the_watch_is_seen_at_o
 ) -> None:
     # given a line, of which the first key goes before it is watched
     store = open_store(calm.endpoint)
-    store.commit([PutOp(f"{NAME}/a", b"")])
-    store.commit([PutOp(f"{NAME}/b", b"")])
+    leases = [store.grant(10.0) for _ in range(2)]
+    keys = [f"{NAME}/{lease.id}" for lease in leases]
+    for lease, key in zip(leases, keys, strict=True):
+        lease.take(key, b"")
     line = store.line(f"{NAME}/")
-    assert [one.key for one in line.contenders] == [f"{NAME}/a", f"{NAME}/b"]
-    store.commit([DeleteOp(f"{NAME}/a")])
+    assert [one.key for one in line.contenders] == keys
+    store.commit([DeleteOp(keys[0])])
     # then the watch of this key begins with its end, and that of the other one with nothing
-    ends = {key: store.line_stream(key, line.revision) for key in (f"{NAME}/a", f"{NAME}/b")}
-    told = {key: [list(one.ops) for one in next(iter(stream)).commits] for key, stream in ends.items()}  # type: ignore[union-attr]
-    assert told == {f"{NAME}/a": [[(f"{NAME}/a", None)]], f"{NAME}/b": []}
+    ends = [store.line_stream(key, line.revision) for key in keys]
+    told = [[list(one.ops) for one in next(iter(stream)).commits] for stream in ends]  # type: ignore[union-attr]
+    assert told == [[[(keys[0], None)]], []]
+    for lease in leases:
+        lease.end()
+
+
+def test_c15_a_key_that_no_lease_holds_any_more_holds_up_nobody(calm: ConsulServer, open_store: OpenStore) -> None:
+    # given a contender whose session ends, and whose key was overwritten, so that it stays: it is plain now
+    store = open_store(calm.endpoint)
+    lease = store.grant(10.0)
+    key = f"{NAME}/{lease.id}"
+    lease.take(key, b"")
+    (entry,) = calm.ask("GET", f"/v1/kv/{key}")
+    calm.ask("PUT", f"/v1/session/destroy/{entry['Session']}")
+    store.commit([PutOp(key, b"plain")])
+    # and a key that is bound to a session, but not to the one that it names
+    stranger = store.grant(10.0)
+    stranger.take(f"{NAME}/abc", b"")
+    # then neither is in the line, and the lock can be had at once
+    assert store.line(f"{NAME}/").contenders == ()
+    with store.lock(NAME, 10.0) as lock:
+        assert [one.key for one in store.line(f"{NAME}/").contenders] == [lock.key]
+    stranger.end()
 
 
 def test_c15_a_holder_that_cannot_reach_the_agent_is_told_after_the_ttl_not_after_twice_the_ttl(

@@ -8,6 +8,15 @@ if not PLAIN and call('ZSCORE', REFUSED, TOKEN) then return {'refused', 0, 0, 0}
 current()
 reap()
 
+-- The bounds of the keys that start with a prefix.
+local function span(prefix)
+  if prefix == '' then return '-', '+' end
+  local stem = #prefix
+  while stem > 0 and string.byte(prefix, stem) == 255 do stem = stem - 1 end
+  if stem == 0 then return '[' .. prefix, '+' end
+  return '[' .. prefix, '(' .. string.sub(prefix, 1, stem - 1) .. string.char(string.byte(prefix, stem) + 1)
+end
+
 local function problem(found, key)
   if type(found) == 'table' and found.err then return {'problem', found.err, key} end
 end
@@ -77,7 +86,7 @@ for key in pairs(order) do
   keys[#keys + 1] = key
 end
 if #keys == 0 then return {status, current(), 0, 0} end
-table.sort(keys, function(a, b) return order[a] < order[b] end)
+if #keys > 1 then table.sort(keys, function(a, b) return order[a] < order[b] end) end
 
 local missing = 0
 local revision, operations, deleted = current() + 1, {}, 0

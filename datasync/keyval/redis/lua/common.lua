@@ -16,15 +16,6 @@ local PLAIN = call('EXISTS', DEADLINES, LEASES, OWNERS, REFUSED) == 0
 
 local function whole(number) return string.format('%d', number) end
 
--- The bounds of the keys that start with a prefix.
-local function span(prefix)
-  if prefix == '' then return '-', '+' end
-  local stem = #prefix
-  while stem > 0 and string.byte(prefix, stem) == 255 do stem = stem - 1 end
-  if stem == 0 then return '[' .. prefix, '+' end
-  return '[' .. prefix, '(' .. string.sub(prefix, 1, stem - 1) .. string.char(string.byte(prefix, stem) + 1)
-end
-
 -- Of the last commit: its revision, the bytes of the log up to it, its token; and '1' if digests are kept.
 local last, bytes, previous, tracked
 
@@ -43,8 +34,16 @@ local function current()
   return 1
 end
 
--- Remove the oldest entries but the one at the cut, so that a position there can still be checked.
-local function trim()
+-- Append one commit to the log: the encoded operations. The data was written before.
+local function append(token, operations)
+  local payload = table.concat(operations)
+  last = current() + 1
+  bytes = bytes + #payload + 128
+  call('XADD', LOG, whole(last) .. '-0', 't', token, 'p', previous, 'o', payload, 'm', whole(NOW), 'b', whole(bytes))
+  call('HSET', STATE, 'last', whole(last), 'bytes', whole(bytes), 'token', token)
+  previous = token
+  if last % 64 ~= 0 and #payload <= 65536 then return last end
+  -- Remove the oldest entries but the one at the cut, so that a position there can still be checked.
   local cut
   local count = 1 -- most often, the first entry stays
   while true do
@@ -63,17 +62,6 @@ local function trim()
     count = 100
   end
   if cut then call('XTRIM', LOG, 'MINID', whole(cut) .. '-0') end
-end
-
--- Append one commit to the log: the encoded operations. The data was written before.
-local function append(token, operations)
-  local payload = table.concat(operations)
-  last = current() + 1
-  bytes = bytes + #payload + 128
-  call('XADD', LOG, whole(last) .. '-0', 't', token, 'p', previous, 'o', payload, 'm', whole(NOW), 'b', whole(bytes))
-  call('HSET', STATE, 'last', whole(last), 'bytes', whole(bytes), 'token', token)
-  previous = token
-  if last % 64 == 0 or #payload > 65536 then trim() end
   return last
 end
 
@@ -85,15 +73,6 @@ local function forget(key)
   call('ZREM', INDEX, key)
   call('HDEL', REVISIONS, key)
   call('ZREM', DEADLINES, key)
-end
-
--- Release a key from the lease that it is bound to, or was lost with.
-local function unbind(key)
-  local owner = call('HGET', OWNERS, key)
-  if not owner then return end
-  call('HDEL', OWNERS, key)
-  if string.sub(owner, 1, 1) == '-' then call('ZREM', LOST, key)
-  else call('SREM', LEASES .. ':' .. owner, key) end
 end
 
 local reaped = 0
@@ -112,57 +91,59 @@ local function delete_all(keys)
   append(TOKEN .. '.' .. reaped, operations)
 end
 
--- End a lease; its keys stay marked as lost with it for an hour, so that its owner may put them again.
-local function end_lease(id, lost)
-  local keys = {}
-  for _, key in ipairs(call('SMEMBERS', LEASES .. ':' .. id)) do
-    if call('ZSCORE', INDEX, key) then keys[#keys + 1] = key end
-    if lost then
-      call('HSET', OWNERS, key, '-' .. id)
-      call('ZADD', LOST, NOW, key)
-    else
-      call('HDEL', OWNERS, key)
+-- Each run of a script makes its functions anew, these only if there is something for them to do.
+local function nothing() end
+local unbind, end_lease, reap = nothing, nothing, nothing
+if not PLAIN then
+  -- Release a key from the lease that it is bound to, or was lost with.
+  function unbind(key)
+    local owner = call('HGET', OWNERS, key)
+    if not owner then return end
+    call('HDEL', OWNERS, key)
+    if string.sub(owner, 1, 1) == '-' then call('ZREM', LOST, key)
+    else call('SREM', LEASES .. ':' .. owner, key) end
+  end
+
+  -- End a lease; its keys stay marked as lost with it for an hour, so that its owner may put them again.
+  function end_lease(id, lost)
+    local keys = {}
+    for _, key in ipairs(call('SMEMBERS', LEASES .. ':' .. id)) do
+      if call('ZSCORE', INDEX, key) then keys[#keys + 1] = key end
+      if lost then
+        call('HSET', OWNERS, key, '-' .. id)
+        call('ZADD', LOST, NOW, key)
+      else
+        call('HDEL', OWNERS, key)
+      end
+    end
+    call('DEL', LEASES .. ':' .. id)
+    call('ZREM', LEASES, id)
+    delete_all(keys)
+  end
+
+  -- Delete what has expired: keys whose time has passed, and those of leases that were not renewed.
+  function reap()
+    local due = call('ZRANGEBYSCORE', DEADLINES, '-inf', '(' .. whole(NOW), 'LIMIT', 0, 10000)
+    local keys = {}
+    for _, key in ipairs(due) do
+      local left = call('PTTL', key)
+      if left == -2 then
+        unbind(key)
+        keys[#keys + 1] = key
+      elseif left == -1 then call('ZREM', DEADLINES, key) -- another program made the key stay
+      else call('ZADD', DEADLINES, NOW + left + 1, key) end
+    end
+    delete_all(keys)
+    local over = call('ZRANGEBYSCORE', LEASES, '-inf', '(' .. whole(NOW), 'LIMIT', 0, 100)
+    for _, id in ipairs(over) do end_lease(id, true) end
+    if #over > 0 then
+      for _, key in ipairs(call('ZRANGEBYSCORE', LOST, '-inf', NOW - 3600000, 'LIMIT', 0, 10000)) do
+        call('ZREM', LOST, key)
+        local owner = call('HGET', OWNERS, key)
+        if owner and string.sub(owner, 1, 1) == '-' then call('HDEL', OWNERS, key) end
+      end
     end
   end
-  call('DEL', LEASES .. ':' .. id)
-  call('ZREM', LEASES, id)
-  delete_all(keys)
-end
-
--- Delete what has expired: keys whose time has passed, and those of leases that were not renewed.
-local function reap()
-  if PLAIN then return end
-  local due = call('ZRANGEBYSCORE', DEADLINES, '-inf', '(' .. whole(NOW), 'LIMIT', 0, 10000)
-  local keys = {}
-  for _, key in ipairs(due) do
-    local left = call('PTTL', key)
-    if left == -2 then
-      unbind(key)
-      keys[#keys + 1] = key
-    elseif left == -1 then call('ZREM', DEADLINES, key) -- another program made the key stay
-    else call('ZADD', DEADLINES, NOW + left + 1, key) end
-  end
-  delete_all(keys)
-  local over = call('ZRANGEBYSCORE', LEASES, '-inf', '(' .. whole(NOW), 'LIMIT', 0, 100)
-  for _, id in ipairs(over) do end_lease(id, true) end
-  if #over > 0 then
-    for _, key in ipairs(call('ZRANGEBYSCORE', LOST, '-inf', NOW - 3600000, 'LIMIT', 0, 10000)) do
-      call('ZREM', LOST, key)
-      local owner = call('HGET', OWNERS, key)
-      if owner and string.sub(owner, 1, 1) == '-' then call('HDEL', OWNERS, key) end
-    end
-  end
-end
-
--- Milliseconds until something expires, or -1.
-local function next_due()
-  local due = -1
-  for _, set in ipairs({DEADLINES, LEASES}) do
-    local first = call('ZRANGE', set, 0, 0, 'WITHSCORES')[2]
-    local left = first and math.max(0, tonumber(first) - NOW + 1)
-    if left and (due < 0 or left < due) then due = left end
-  end
-  return due
 end
 
 -- Write a key and what the store knows of it. A deadline of 0: none. A lease of '': none.
