@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,10 +17,11 @@ import pytest
 
 from datasync.cli.main import main
 from datasync.commits import Batch
-from datasync.errors import CompactedError, PermissionDenied, StoreError, UnsupportedError
+from datasync.errors import CompactedError, PermissionDenied, StoreConnectionError, StoreError, UnsupportedError
 from datasync.events import ResyncEvent, ResyncReason
 from datasync.keyval import Capability, PutOp, Store
-from datasync.keyval.postgres.table.install import unwatch_sql, watch_sql
+from datasync.keyval.postgres import TableStore
+from datasync.keyval.postgres.table.install import channel, unwatch_sql, watch_sql
 from datasync.kvdbsync import Plugin
 from tests.conftest import take, wait_until
 from tests.keyval.postgres.conftest import Open
@@ -140,6 +142,19 @@ def test_a_changed_key_a_savepoint_and_a_rollback_are_what_was_committed(table: 
         " UPDATE $t SET v = 4 WHERE id = 3; COMMIT"
     )
     assert next_ops(batches) == [("eu/3", b"4")]
+
+
+def test_rows_that_are_copied_or_upserted_are_seen_as_any_others(table: Table, opened: Open) -> None:
+    store = table.open(opened, value="v")
+    batches = iter(store.stream("", store.scan("").revision))
+    next(batches)
+    with table.server.client() as client:
+        with client.cursor().copy(f"COPY {table.name} (region, id, v) FROM STDIN".encode()) as copy:
+            copy.write(b"eu\t1\t1\neu\t2\t2\n")
+        assert next_ops(batches) == [("eu/1", b"1"), ("eu/2", b"2")]
+        upsert = f"INSERT INTO {table.name} AS t VALUES ('eu', 1) ON CONFLICT (region, id) DO UPDATE SET v = t.v + 9"
+        client.execute(upsert.encode())
+    assert next_ops(batches) == [("eu/1", b"10")]
 
 
 def test_a_filter_and_columns_are_part_of_the_definition(table: Table, opened: Open) -> None:
@@ -302,6 +317,28 @@ def test_a_large_transaction_is_one_event_or_a_resync(table: Table, opened: Open
     with pytest.raises(CompactedError, match="more than 20000 changes"):
         next_ops(batches)
     assert len(state(store)) == 21000
+
+
+def test_a_listing_for_which_the_server_needs_longer_than_a_call_may_take_is_no_frozen_server(
+    own: PostgresServer, opened: Open
+) -> None:
+    # given a table for whose rows the server needs twice the limit of a call
+    own.sql("CREATE TABLE settings (id int PRIMARY KEY, v int)")
+    own.sql("INSERT INTO settings SELECT n, n FROM generate_series(1, 20) n")
+    own.sql(watch_sql(("public", "settings"), ["id"]))
+    short: dict[str, Any] = {"timeout": 1.0, "lock_timeout": 0.5, "connect_timeout": 1.0}
+    store = opened(own.url, table="settings", key="id", value="v", where="pg_sleep(0.1) IS NOT NULL", **short)
+    # when it is listed / then all of it comes
+    assert len(state(store)) == 20
+    # and a server that stands still meanwhile, or that waits for us, is found
+    assert isinstance(store, TableStore)
+    with own.client() as idle:
+        assert not store._pool.is_busy(idle.info.backend_pid)
+    freezing = threading.Timer(0.7, own.freeze)
+    freezing.start()
+    with pytest.raises(StoreConnectionError, match="no response within"):
+        state(store)
+    freezing.join()
 
 
 def test_prepared_transactions_work_without_notify(server: PostgresServer, schema: str, opened: Open) -> None:
@@ -504,3 +541,25 @@ def test_unwatching_one_table_leaves_the_other(server: PostgresServer, schema: s
     server.sql(unwatch_sql((f"{schema}_app", "other"), schema=schema))
     table.run("INSERT INTO $t VALUES ('eu', 1)")
     assert len(state(table.open(opened))) == 1
+
+
+def test_commits_in_a_row_wake_a_reader_less_often_and_none_waits_for_the_next_look(table: Table, opened: Open) -> None:
+    # given a reader that looks by itself each second, and pairs of commits of which the second one announces nothing
+    store = table.open(opened, value="v")
+    batches = iter(store.stream("", store.scan("").revision))
+    next(batches)
+    begun = time.monotonic()
+    with table.server.client() as listener, table.server.client() as writer:
+        listener.execute(f'LISTEN "{channel(table.schema)}"')
+        for number in range(30):
+            insert = f"BEGIN; INSERT INTO {table.name} VALUES ('eu', %d, 1); COMMIT;"
+            writer.execute((insert % (2 * number) + insert % (2 * number + 1)).encode())
+            # when they are committed / then both are seen
+            found = next_ops(batches)
+            if len(found) < 2:
+                found += next_ops(batches)
+            assert [key for key, _ in found] == [f"eu/{2 * number}", f"eu/{2 * number + 1}"]
+        woken = len(list(listener.notifies(timeout=0)))
+    # and 30 times a second would have gone by if the reader had waited for that
+    assert woken < 60
+    assert time.monotonic() - begun < 20
