@@ -95,7 +95,7 @@ def test_watch_prints_changes_with_the_previous_value_until_a_signal(url: str, n
         (("get", "sqlite:///nowhere/x.db?poll=1", "k"), 1, "file /nowhere/x.db not found: check the path"),
         (("put", "sqlite:///nowhere/x.db", "k", "v"), 1, "the folder of /nowhere/x.db does not exist"),
         (("list", "memory://x"), 2, "a memory:// store exists inside one process only"),
-        (("list", "redis://localhost"), 1, "no driver for redis:// yet"),
+        (("list", "redis://127.0.0.1:1"), 1, "127.0.0.1:1"),
         (("watch", "etcd://127.0.0.1:1"), 1, "127.0.0.1:1"),
         (("get",), 2, "Missing argument 'URL'"),
         (("frobnicate",), 2, "No such command 'frobnicate'"),
