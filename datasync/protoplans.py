@@ -74,14 +74,14 @@ _Text = Callable[[Any, int], str]
 
 def read_document(document: Any, message_type: type[MessageT]) -> MessageT | None:
     """Return the message in *document*, whose objects are tuples of pairs or dicts; None if it is not plain."""
-    message: MessageT | None = _builder_of(message_type)(document)
-    return message
+    build = _builder_of(message_type)
+    return None if build is None else build(document)  # type: ignore[no-any-return]
 
 
 def read_bytes(data: bytes, message_type: type[MessageT]) -> MessageT | None:
     """Return the message in *data*, if it is plain, and orjson is there to read it; else None."""
-    orjson = _orjson()
-    if orjson is None or type(data) is not bytes:
+    orjson, build = _orjson(), _builder_of(message_type)
+    if orjson is None or build is None or type(data) is not bytes:
         return None
     try:
         document = orjson.loads(data)
@@ -89,8 +89,7 @@ def read_bytes(data: bytes, message_type: type[MessageT]) -> MessageT | None:
             return None
     except (ValueError, TypeError, RecursionError):
         return None
-    message: MessageT | None = _builder_of(message_type)(document)
-    return message
+    return build(document)  # type: ignore[no-any-return]
 
 
 def write_text(message: Message) -> str | None:
@@ -116,11 +115,11 @@ def _orjson() -> Any:
 
 
 @once_per_type
-def _builder_of(message_type: Any) -> Callable[[Any], Any]:
-    """Return the function that makes a message of a document, or None of one that is not plain."""
+def _builder_of(message_type: Any) -> Callable[[Any], Any] | None:
+    """Return what makes a message of a document, or None of one that is not plain; None for a type without a plan."""
     fill, required = _fill_of(message_type), has_required(message_type)
     if fill is None:
-        return lambda document: None
+        return None
 
     def build(document: Any) -> Any:
         try:

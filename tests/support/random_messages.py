@@ -167,7 +167,7 @@ def _scalar(random: Random, field: Any) -> Any:
 
 
 def _is_closed(field: Any) -> bool:
-    return "E" == field.enum_type.name and field.enum_type.file.serialized_pb.find(b"proto3") < 0
+    return field.enum_type.name == "E" and field.enum_type.file.serialized_pb.find(b"proto3") < 0
 
 
 class Raw(str):
@@ -177,7 +177,9 @@ class Raw(str):
 
 
 _VALUES: list[Any] = [
-    *map(Raw, ("null", "true", "1", "-1", "1.0", "1.5", "-0", "-0.0", "1e2", "1e400", "NaN", "99999999999999999999")),
+    *map(
+        Raw, ("null", "true", "1", "-1", "7", "1.0", "1.5", "-0", "-0.0", "1e2", "1e400", "NaN", "99999999999999999999")
+    ),
     *map(Raw, ("3.4028236e38", "9007199254740993", '"\\ud800"', '"\\u0061"', "4294967296", "0.1", "")),
     *(
         "1",
