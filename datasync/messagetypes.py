@@ -61,6 +61,31 @@ def _reaches_required(descriptor: Any, seen: set[str]) -> bool:
     )
 
 
+def first_missing(message: Any) -> str:
+    """Return the path to a required field of *message* that is missing; empty if none is.
+
+    protobuf's ``FindInitializationErrors`` has keys of maps in its paths, and crashed with protobuf 4.25 on some.
+    """
+    for field in message.DESCRIPTOR.fields:
+        if _is_required(field) and not message.HasField(field.name):
+            return str(field.name)
+    for field, value in message.ListFields():
+        if field.message_type is None or (
+            is_map(field) and field.message_type.fields_by_name["value"].message_type is None
+        ):
+            continue
+        name = f"[{field.full_name}]" if field.is_extension else field.name
+        if not is_repeated(field):
+            items = [(name, value)]
+        else:
+            values = [value[key] for key in value] if is_map(field) else value
+            items = [(f"{name}[{number}]", item) for number, item in enumerate(values)]
+        for place, item in items:
+            if missing := first_missing(item):
+                return f"{place}.{missing}"
+    return ""
+
+
 def _is_required(field: Any) -> bool:
     required: bool | None = getattr(field, "is_required", None)  # in new versions, which deprecate label
     return bool(getattr(field, "label", None) == FD.LABEL_REQUIRED) if required is None else required

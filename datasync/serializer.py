@@ -20,7 +20,7 @@ from datasync.errors import InvalidArgumentError
 from datasync.events import MessageT
 from datasync.jsonscalars import InexactError
 from datasync.jsontext import INVALID, MISSING, TOO_DEEP, WRONG_TYPE, DecodeFault, decode, load, load_pairs
-from datasync.messagetypes import once_per_type
+from datasync.messagetypes import first_missing, once_per_type
 from datasync.protojson import read_message, write_message
 from datasync.protoplans import read_bytes, read_document, write_text
 
@@ -172,8 +172,7 @@ def check_key(key: object, what: str = "a key") -> None:
 def _check_complete(message: Message) -> None:
     """Raise :class:`DecodeFault` unless every required field of *message* is set, as Go does."""
     if not message.IsInitialized():
-        missing: list[str] = message.FindInitializationErrors()  # type: ignore[attr-defined]
-        raise DecodeFault(MISSING, f"the required field {missing[0]} is missing")
+        raise DecodeFault(MISSING, f"the required field {first_missing(message)} is missing")
 
 
 def _check_depth(message: Message, data: bytes) -> None:

@@ -14,6 +14,9 @@ from random import Random
 from typing import Any
 
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -241,3 +244,28 @@ def test_threads_that_use_a_type_first_at_once_all_read_it() -> None:
     # then all do it right
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, range(8))) == [True] * 8
+
+
+def test_c19_the_place_of_a_missing_required_field_is_told_without_keys() -> None:
+    # given a type with required fields in lists and maps
+    file = FileDescriptorProto(name="tests/needy.proto", package="needy", syntax="proto2")
+    file.message_type.add(name="Need").field.add(name="it", number=1, label=2, type=5)
+    message = file.message_type.add(name="Needy")
+    entry = message.nested_type.add(name="ByKeyEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, label=1, type=9)
+    entry.field.add(name="value", number=2, label=1, type=11, type_name=".needy.Need")
+    message.field.add(name="by_key", number=1, label=3, type=11, type_name=".needy.Needy.ByKeyEntry")
+    message.field.add(name="listed", number=2, label=3, type=11, type_name=".needy.Need")
+    message.field.add(name="deeper", number=3, label=1, type=11, type_name=".needy.Needy")
+    pool = DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    kind = GetMessageClass(pool.FindMessageTypeByName("needy.Needy"))
+    # when one is missing / then the error says where, and nothing of a key, which may be a value
+    for document, path in (
+        ('{"by_key":{"s3cret":{}}}', r"by_key\[0\]\.it"),
+        ('{"listed":[{"it":1},{}]}', r"listed\[1\]\.it"),
+        ('{"deeper":{"listed":[{}]}}', r"deeper\.listed\[0\]\.it"),
+    ):
+        with pytest.raises(DecodeError, match=f"required field {path} is missing"):
+            JSON.unmarshal(document.encode(), kind())
