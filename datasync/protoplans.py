@@ -75,7 +75,7 @@ _Text = Callable[[Any, int], str]
 def read_document(document: Any, message_type: type[MessageT]) -> MessageT | None:
     """Return the message in *document*, whose objects are tuples of pairs or dicts; None if it is not plain."""
     build = _builder_of(message_type)
-    return None if build is None else build(document)  # type: ignore[no-any-return]
+    return None if build is None else build(document)
 
 
 def read_bytes(data: bytes, message_type: type[MessageT]) -> MessageT | None:
@@ -283,12 +283,11 @@ def _enum(enum: Any) -> _Convert:
     numbers = {name: value.number for name, value in enum.values_by_name.items()}
     known = frozenset(numbers.values())
 
-    def read(value: Any, depth: int) -> int:
+    def read(value: Any, depth: int) -> Any:
         if type(value) is str:
             return numbers[value]
         if type(value) is int and value in known:
-            number: int = value
-            return number
+            return value
         raise _Odd
 
     return read
