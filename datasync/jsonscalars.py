@@ -24,7 +24,7 @@ from datasync.jsontext import DUPLICATE, INVALID, MISSING, OUT_OF_RANGE, WRONG_T
 Convert = Callable[[Any], Any]
 
 #: The largest float of 32 bits, and the smallest double that does not round to it.
-_FLOAT_MAX, _FLOAT_LIMIT = float.fromhex("0x1.fffffep127"), float.fromhex("0x1.ffffffp127")
+FLOAT_MAX, _FLOAT_LIMIT = float.fromhex("0x1.fffffep127"), float.fromhex("0x1.ffffffp127")
 _SINGLE = struct.Struct("f")
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
@@ -136,10 +136,10 @@ def read_double(value: Any) -> float:
 
 def _read_float(value: Any) -> float:
     number = read_double(value)
-    if _FLOAT_MAX < abs(number) < math.inf:
+    if FLOAT_MAX < abs(number) < math.inf:
         if abs(number) >= _FLOAT_LIMIT:
             raise DecodeFault(OUT_OF_RANGE)
-        return math.copysign(_FLOAT_MAX, number)
+        return math.copysign(FLOAT_MAX, number)
     return number
 
 

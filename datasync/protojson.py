@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from functools import lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from google.protobuf import descriptor_pool, message_factory
-from google.protobuf.descriptor import Descriptor
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import FieldDescriptor as FD
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from datasync.jsonscalars import (
     finite,
@@ -35,11 +34,10 @@ from datasync.jsonscalars import (
     writer,
 )
 from datasync.jsontext import DUPLICATE, INVALID, MISSING, TOO_DEEP, UNKNOWN_FIELD, WRONG_TYPE, DecodeFault, shown
+from datasync.messagetypes import WRAPPERS, class_of, is_map, is_repeated, once_per_type, text_name
 
 #: Levels of messages in messages, of which a ``Struct`` in a ``Struct`` is one. A level takes two frames of Python.
 MAX_DEPTH = 200
-#: Types whose reader and writer are kept.
-_TYPES = 1024
 
 #: Fills the message from a JSON value; the last argument is the number of levels that may follow.
 Read = Callable[[Any, Any, int], None]
@@ -66,33 +64,41 @@ def read_message(message: Message, value: Any, unknown: Callable[[str], object] 
     """Fill *message* from *value*, with tuples of pairs for objects. Raises ``DecodeFault``, ``InexactError``."""
     token = _unknown.set(unknown)
     try:
-        _reader(message.DESCRIPTOR)(message, value, MAX_DEPTH)
+        reader_of(type(message))(message, value, MAX_DEPTH)
     finally:
         _unknown.reset(token)
 
 
 def write_message(message: Message) -> Any:
     """Return *message* for ``json.dumps``. Raises ``DecodeFault`` for what ``read_message`` would not read."""
-    return _writer(message.DESCRIPTOR)(message, MAX_DEPTH)
+    return writer_of(type(message))(message, MAX_DEPTH)
 
 
-@lru_cache(_TYPES)
-def _reader(descriptor: Descriptor) -> Read:
-    if descriptor.full_name in _WRAPPERS:
+@once_per_type
+def reader_of(message_type: Any) -> Read:
+    """Return the function that fills a message of the type."""
+    descriptor = message_type.DESCRIPTOR
+    if descriptor.full_name in WRAPPERS:
         convert = reader(descriptor.fields_by_name["value"])
         return lambda message, value, depth: setattr(message, "value", convert(value))
     if descriptor.full_name == "google.protobuf.Struct":
         return _map_reader(descriptor.fields[0], attrgetter("fields"))
     if descriptor.full_name == "google.protobuf.ListValue":
         return _list_reader(descriptor.fields[0], attrgetter("values"))
-    return _KNOWN_READERS.get(descriptor.full_name) or _fields_reader(descriptor)
+    return KNOWN_READERS.get(descriptor.full_name) or _fields_reader(message_type)
 
 
-@lru_cache(_TYPES)
-def _fields_reader(descriptor: Descriptor, skipped: str | None = None) -> Read:
+@once_per_type
+def _reader_in_any(message_type: Any) -> Read:
+    """Return the reader of a type without a form of its own that is in an ``Any``."""
+    return _fields_reader(message_type, "@type")
+
+
+def _fields_reader(message_type: Any, skipped: str | None = None) -> Read:
     """Return the reader of a type without a form of its own; *skipped* is the name of a member that is no field."""
+    descriptor = message_type.DESCRIPTOR
     compiled = [(field, _field_reader(field)) for field in descriptor.fields]
-    fields = {_text_name(field): one for field, one in compiled}
+    fields = {text_name(field): one for field, one in compiled}
     fields.update((field.json_name, one) for field, one in compiled)
 
     def read(message: Message, value: Any, depth: int) -> None:
@@ -138,15 +144,15 @@ def _field_reader(field: FD) -> FieldReader:
     skips_null = True
     if field.is_extension:
         get = lambda message: message.Extensions[field]  # noqa: E731
-    if _is_map(field):
+    if is_map(field):
         read = _map_reader(field, get)
-    elif _is_repeated(field):
+    elif is_repeated(field):
         read = _list_reader(field, get)
     elif kind is None:
         read = _scalar_reader(field)
     else:
         read = _message_reader(field, get)
-    if not _is_map(field):
+    if not is_map(field):
         known = kind.full_name if kind is not None else field.enum_type.full_name if field.enum_type else ""
         skips_null = known not in ("google.protobuf.Value", "google.protobuf.NullValue")
     oneof = field.containing_oneof
@@ -166,18 +172,18 @@ def _scalar_reader(field: FD) -> Read:
 
 
 def _message_reader(field: FD, get: Callable[[Any], Any]) -> Read:
-    kind = field.message_type
+    kind = class_of(field)
 
     def read(message: Message, value: Any, depth: int) -> None:
         inner = get(message)
         inner.SetInParent()
-        _reader(kind)(inner, value, depth)
+        reader_of(kind)(inner, value, depth)
 
     return read
 
 
 def _list_reader(field: FD, get: Callable[[Any], Any]) -> Read:
-    kind = field.message_type
+    kind = None if field.message_type is None else class_of(field)
     convert = None if kind is not None else reader(field)
 
     def read(message: Message, value: Any, depth: int) -> None:
@@ -190,7 +196,7 @@ def _list_reader(field: FD, get: Callable[[Any], Any]) -> Read:
                 for position, item in enumerate(value):  # noqa: B007
                     items.append(convert(item))
             else:
-                read_item = _reader(kind)
+                read_item = reader_of(kind)
                 for position, item in enumerate(value):  # noqa: B007
                     read_item(items.add(), item, depth)
         except DecodeFault as fault:
@@ -203,7 +209,7 @@ def _list_reader(field: FD, get: Callable[[Any], Any]) -> Read:
 def _map_reader(field: FD, get: Callable[[Any], Any]) -> Read:
     entry: Any = field.message_type
     key_field, value_field = entry.fields
-    read_key, kind = key_reader(key_field), value_field.message_type
+    read_key, kind = key_reader(key_field), None if value_field.message_type is None else class_of(value_field)
     convert = None if kind is not None else reader(value_field)
 
     def read(message: Message, value: Any, depth: int) -> None:
@@ -219,7 +225,7 @@ def _map_reader(field: FD, get: Callable[[Any], Any]) -> Read:
                 if convert is not None:
                     items[key] = convert(item)
                 else:
-                    _reader(kind)(items[key], item, depth)
+                    reader_of(kind)(items[key], item, depth)
         except DecodeFault as fault:
             fault.inside(position, None)
             raise
@@ -227,7 +233,7 @@ def _map_reader(field: FD, get: Callable[[Any], Any]) -> Read:
     return read
 
 
-def _extension_reader(descriptor: Descriptor, name: str) -> FieldReader | None:
+def _extension_reader(descriptor: Any, name: str) -> FieldReader | None:
     """Return how the extension ``[name]`` is read; None for an unknown field that is ignored."""
     if name.startswith("[") and name.endswith("]"):
         try:
@@ -258,7 +264,7 @@ def _read_value(message: Any, value: Any, depth: int) -> None:
     else:
         inner = message.struct_value if kind is tuple else message.list_value
         inner.SetInParent()
-        _reader(inner.DESCRIPTOR)(inner, value, depth - 1)
+        reader_of(type(inner))(inner, value, depth - 1)
 
 
 def _read_any(message: Any, value: Any, depth: int) -> None:
@@ -273,7 +279,7 @@ def _read_any(message: Any, value: Any, depth: int) -> None:
     if _has_own_form(inner.DESCRIPTOR):
         _read_any_value(inner, value, depth - 1)
     else:
-        _fields_reader(inner.DESCRIPTOR, "@type")(inner, value, depth - 1)
+        _reader_in_any(type(inner))(inner, value, depth - 1)
     message.type_url = url
     message.value = inner.SerializePartialToString(deterministic=True)
 
@@ -290,7 +296,7 @@ def _read_any_value(inner: Message, members: Any, depth: int) -> None:
             seen.add(name)
             if name == "value":
                 found = True
-                _reader(inner.DESCRIPTOR)(inner, value, depth)
+                reader_of(type(inner))(inner, value, depth)
             elif name != "@type":
                 raise DecodeFault(UNKNOWN_FIELD)
     except DecodeFault as fault:
@@ -312,11 +318,13 @@ def _read_field_mask(message: Any, value: Any, depth: int) -> None:
     message.paths.extend(read_field_mask(value))
 
 
-@lru_cache(_TYPES)
-def _writer(descriptor: Descriptor) -> Write:
-    if descriptor.full_name in _WRAPPERS:
+@once_per_type
+def writer_of(message_type: Any) -> Write:
+    """Return the function that writes a message of the type."""
+    descriptor = message_type.DESCRIPTOR
+    if descriptor.full_name in WRAPPERS:
         return _wrapper_writer(descriptor.fields_by_name["value"])
-    return _KNOWN_WRITERS.get(descriptor.full_name) or _fields_writer(descriptor)
+    return KNOWN_WRITERS.get(descriptor.full_name) or _fields_writer()
 
 
 def _wrapper_writer(field: FD) -> Write:
@@ -324,7 +332,7 @@ def _wrapper_writer(field: FD) -> Write:
     return lambda message, depth: convert(message.value)
 
 
-def _fields_writer(descriptor: Descriptor) -> Write:
+def _fields_writer() -> Write:
     fields: dict[int, tuple[str, Write]] = {}  # filled as fields are met: extensions are not known before
 
     def write(message: Message, depth: int) -> dict[str, Any]:
@@ -347,18 +355,18 @@ def _fields_writer(descriptor: Descriptor) -> Write:
 
 
 def _field_writer(field: FD) -> Write:
-    if _is_map(field):
+    if is_map(field):
         entry: Any = field.message_type
         write = _field_writer(entry.fields[1])
         # The value is looked up: a message map hands out its items by key only.
         return lambda value, depth: {write_key(key): write(value[key], depth) for key in value}
-    kind = field.message_type
-    if kind is not None:
-        one: Write = lambda value, depth: _writer(kind)(value, depth)  # noqa: E731  # a type may contain itself
+    if field.message_type is not None:
+        kind = class_of(field)
+        one: Write = lambda value, depth: writer_of(kind)(value, depth)  # noqa: E731  # a type may contain itself
     else:
         convert = writer(field) or _unchanged
         one = lambda value, depth: convert(value)  # noqa: E731
-    return (lambda value, depth: [one(item, depth) for item in value]) if _is_repeated(field) else one
+    return (lambda value, depth: [one(item, depth) for item in value]) if is_repeated(field) else one
 
 
 def _unchanged(value: Any) -> Any:
@@ -378,7 +386,7 @@ def _write_value(message: Any, depth: int) -> Any:
         return value
     if not depth:
         raise DecodeFault(TOO_DEEP)
-    return _writer(value.DESCRIPTOR)(value, depth - 1)
+    return writer_of(type(value))(value, depth - 1)
 
 
 def _write_struct(message: Any, depth: int) -> Any:
@@ -397,7 +405,7 @@ def _write_any(message: Any, depth: int) -> Any:
         raise DecodeFault(TOO_DEEP)
     inner = _message_of(message.type_url)
     inner.ParseFromString(message.value)
-    form = _writer(inner.DESCRIPTOR)(inner, depth - 1)
+    form = writer_of(type(inner))(inner, depth - 1)
     own = _has_own_form(inner.DESCRIPTOR)
     return {"@type": message.type_url, "value": form} if own else {"@type": message.type_url, **form}
 
@@ -410,44 +418,24 @@ def _message_of(url: str) -> Message:
         descriptor = None
     if descriptor is None:
         raise DecodeFault(INVALID, "an Any of an unknown type")
-    return message_factory.GetMessageClass(descriptor)()
+    return GetMessageClass(descriptor)()
 
 
 def _has_own_form(descriptor: Any) -> bool:
     """Return True for a well-known type, which an ``Any`` holds under ``value``."""
     name = descriptor.full_name
-    return name in _WRAPPERS or name in _KNOWN_WRITERS or name == _EMPTY
-
-
-def _is_repeated(field: FD) -> bool:
-    repeated: bool | None = getattr(field, "is_repeated", None)  # in new versions, which deprecate label
-    return bool(getattr(field, "label", None) == FD.LABEL_REPEATED) if repeated is None else repeated
-
-
-def _is_map(field: FD) -> bool:
-    kind = field.message_type
-    return kind is not None and kind.has_options and kind.GetOptions().map_entry
-
-
-def _text_name(field: FD) -> str:
-    """Return the name in the text format, which protojson reads too: of a group, that of its type."""
-    named: Any = field.message_type if field.type == FD.TYPE_GROUP else field
-    return str(named.name)
+    return name in WRAPPERS or name in KNOWN_WRITERS or name == _EMPTY
 
 
 _EMPTY = "google.protobuf.Empty"
-_WRAPPERS = frozenset(
-    f"google.protobuf.{kind}Value"
-    for kind in ("Bool", "Int32", "Int64", "UInt32", "UInt64", "Float", "Double", "String", "Bytes")
-)
-_KNOWN_READERS: Mapping[str, Read] = {
+KNOWN_READERS: Mapping[str, Read] = {
     "google.protobuf.Any": _read_any,
     "google.protobuf.Duration": _read_duration,
     "google.protobuf.FieldMask": _read_field_mask,
     "google.protobuf.Timestamp": _read_timestamp,
     "google.protobuf.Value": _read_value,
 }
-_KNOWN_WRITERS: Mapping[str, Write] = {
+KNOWN_WRITERS: Mapping[str, Write] = {
     "google.protobuf.Any": _write_any,
     "google.protobuf.Duration": lambda message, depth: write_duration(message.seconds, message.nanos),
     "google.protobuf.FieldMask": lambda message, depth: write_field_mask(message.paths),

@@ -11,18 +11,18 @@ import os
 import re
 from collections.abc import Callable
 from copy import copy
-from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
-from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError as WireError
 from google.protobuf.message import Message
 
 from datasync.errors import InvalidArgumentError
 from datasync.events import MessageT
 from datasync.jsonscalars import InexactError
-from datasync.jsontext import INVALID, MISSING, TOO_DEEP, WRONG_TYPE, DecodeFault, decode, load
+from datasync.jsontext import INVALID, MISSING, TOO_DEEP, WRONG_TYPE, DecodeFault, decode, load, load_pairs
+from datasync.messagetypes import first_missing, once_per_type
 from datasync.protojson import read_message, write_message
+from datasync.protoplans import read_bytes, read_document, write_text
 
 
 class Serializer(Protocol):
@@ -41,7 +41,7 @@ class SerializerProto:
     def marshal(self, message: Message) -> bytes:
         check_message(message)
         data = message.SerializeToString(deterministic=True)
-        if _nests(message.DESCRIPTOR):
+        if _nests(type(message)):
             _check_depth(message, data)
         return data
 
@@ -86,6 +86,9 @@ class SerializerJSON:
         return other
 
     def marshal(self, message: Message) -> bytes:
+        planned = write_text(message) if isinstance(message, Message) else None
+        if planned is not None:
+            return planned.encode()
         check_message(message)
         try:
             document = write_message(message)
@@ -97,18 +100,20 @@ class SerializerJSON:
         raise InvalidArgumentError(f"this {message.DESCRIPTOR.full_name} cannot be encoded as JSON{reason}")
 
     def unmarshal(self, data: bytes, message: MessageT) -> MessageT:
-        message.Clear()
         text = None
+        message_type = type(message)
         try:
-            text = decode(data)
-            if self.expand_env:
-                text = self._VARIABLE.sub(self._expand, text)
-            try:
-                read_message(message, load(text, objects=tuple), self._unknown)
-            except InexactError:
-                message.Clear()
-                read_message(message, load(text, objects=tuple, exact=True), self._unknown)
-            _check_complete(message)
+            planned = None if self.expand_env else read_bytes(data, message_type)
+            if planned is None:
+                text = decode(data)
+                if self.expand_env:
+                    text = self._VARIABLE.sub(self._expand, text)
+                document = load_pairs(text)
+                planned = read_document(document, message_type)
+                if planned is None:
+                    self._read(text, document, message)
+                    return message
+            message.CopyFrom(planned)
             return message
         except DecodeFault as fault:
             failure = fault
@@ -119,6 +124,16 @@ class SerializerJSON:
         error = failure.error("JSON", message.DESCRIPTOR.full_name, text)
         message.Clear()
         raise error  # outside the except block: protobuf's error quotes the value
+
+    def _read(self, text: str, document: Any, message: Message) -> None:
+        """Fill *message* from any *document* of *text* that Go's protojson reads. Raises :class:`DecodeFault`."""
+        message.Clear()
+        try:
+            read_message(message, document, self._unknown)
+        except InexactError:
+            message.Clear()
+            read_message(message, load(text, objects=tuple, exact=True), self._unknown)
+        _check_complete(message)
 
     @staticmethod
     def _expand(match: re.Match[str]) -> str:
@@ -157,8 +172,7 @@ def check_key(key: object, what: str = "a key") -> None:
 def _check_complete(message: Message) -> None:
     """Raise :class:`DecodeFault` unless every required field of *message* is set, as Go does."""
     if not message.IsInitialized():
-        missing: list[str] = message.FindInitializationErrors()  # type: ignore[attr-defined]
-        raise DecodeFault(MISSING, f"the required field {missing[0]} is missing")
+        raise DecodeFault(MISSING, f"the required field {first_missing(message)} is missing")
 
 
 def _check_depth(message: Message, data: bytes) -> None:
@@ -171,13 +185,13 @@ def _check_depth(message: Message, data: bytes) -> None:
     raise failure
 
 
-@lru_cache(1024)
-def _nests(descriptor: Descriptor) -> bool:
+@once_per_type
+def _nests(message_type: Any) -> bool:
     """Return True if a message of the type can contain another one of its type, so that its depth has no limit."""
-    return _cyclic(descriptor, set(), set())
+    return _cyclic(message_type.DESCRIPTOR, set(), set())
 
 
-def _cyclic(descriptor: Descriptor, above: set[str], done: set[str]) -> bool:
+def _cyclic(descriptor: Any, above: set[str], done: set[str]) -> bool:
     name = descriptor.full_name
     if name in above or descriptor.is_extendable:  # nobody knows what an extension contains
         return True

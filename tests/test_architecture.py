@@ -23,8 +23,10 @@ FLOORS = {
     "datasync.events": 0,
     "datasync.jsonscalars": 0,
     "datasync.jsontext": 0,
+    "datasync.messagetypes": 0,
     "datasync.options": 0,
     "datasync.protojson": 0,
+    "datasync.protoplans": 0,
     "datasync.runtime": 0,
     "datasync.serializer": 0,
     "datasync.aggregator": 1,
@@ -82,6 +84,7 @@ EXTRAS_OF_MODULES = {
     "datasync.codecs.with_msgspec": {"msgspec"},
     "datasync.codecs.with_pydantic": {"pydantic"},
     "datasync.codecs.yaml_text": {"yaml"},
+    "datasync.protoplans": {"orjson"},
     "datasync.runtime.http_client.connections": {"urllib3"},
     "datasync.runtime.http_client.timed_connection": {"urllib3"},
 }

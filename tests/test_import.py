@@ -57,6 +57,7 @@ def test_importing_loads_nothing_large() -> None:
     # given what takes long to import, and is for those who use it
     large = {"asyncio", "ctypes", "email", "grpc", "http", "multiprocessing", "select", "socket", "sqlite3", "ssl"}
     large |= {"subprocess", "tempfile", "unittest", "urllib.request", "yaml", "zipfile", "google.protobuf.json_format"}
+    large |= {"orjson"}
     # when
     loaded = set(python("import datasync, sys; print(*sys.modules)").split())
     # then
