@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "diff": "datasync.cli.verbs.comparing:diff",
     "export": "datasync.cli.verbs.transferring:export",
     "import": "datasync.cli.verbs.transferring:import_",
+    "mirror": "datasync.cli.verbs.mirroring:mirror",
     "exec": "datasync.cli.verbs.executing:exec_",
     "lock": "datasync.cli.verbs.locking:lock",
     "status": "datasync.cli.verbs.status:status",
