@@ -92,7 +92,7 @@ class Backlog(deque[PendingTransaction]):
             kept = [change for change in transaction.changes if wanted(change)]
             if kept:
                 # A new object: other subscriptions may share the old one.
-                self.append(PendingTransaction(kept, transaction.waiter, transaction.context))
+                self.append(PendingTransaction(kept, transaction.waiter, transaction.context, transaction.came_at))
                 self.change_count += len(kept)
             elif transaction.waiter is not None:
                 dropped.append(transaction.waiter)

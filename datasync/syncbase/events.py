@@ -16,6 +16,7 @@ from datasync.codecs.api import Codec
 from datasync.context import with_source
 from datasync.errors import InvalidArgumentError
 from datasync.events import KeyVal, ResyncReason
+from datasync.runtime.monitoring import Tally
 from datasync.runtime.wording import counted
 from datasync.serializer import Serializer
 from datasync.syncbase.change import ChangeResp, StateKeyVal, new_state_key_val
@@ -247,3 +248,12 @@ class QueuedResync(QueuedEvent):
 
     def __repr__(self) -> str:
         return f"<ResyncEvent for {self.owner.name!r}: {self.reason.value}, revision {self.revision}>"
+
+
+def note_settled(tally: Tally, event: QueuedEvent, now: float, error: BaseException | None, abandoned: bool) -> None:
+    """Count the answer to *event*, or that it was *abandoned*. Call with the registry's lock held."""
+    tally.count("events", "abandoned" if abandoned else "ok" if error is None else "failed")
+    if isinstance(event, QueuedResync):
+        tally.count("resyncs", event.reason.value)
+    elif error is None and isinstance(event, QueuedChange):
+        tally.time("propagation", now - (event.first.came_at or event.put_at))

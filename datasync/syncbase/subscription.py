@@ -23,11 +23,11 @@ from datasync.syncbase.backlog import Undelivered
 from datasync.syncbase.change import StateKeyVal
 from datasync.syncbase.core import MAX_PENDING, PendingResync, PendingTransaction, RegistryCore, Waiter
 from datasync.syncbase.delivery import PutTurn, deliver
-from datasync.syncbase.events import QueuedChange, QueuedEvent, QueuedResync
+from datasync.syncbase.events import QueuedChange, QueuedEvent, QueuedResync, note_settled
 from datasync.syncbase.futures import PropagationFuture, check_answer, check_keys
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.rejected import NEVER, own_error
-from datasync.syncbase.status import SubscriptionState, SubscriptionStatus
+from datasync.syncbase.status import SubscriptionFigures, SubscriptionState, SubscriptionStatus
 
 log = get_logger(__name__)
 
@@ -164,15 +164,10 @@ class Subscription:
     def status_locked(self) -> SubscriptionStatus:
         """Return the status (C18)."""
         now, waiting = self._now(), self._undelivered
-        owed = waiting.owed.status()
         due = waiting.owed.resync_at if waiting.resync is None else waiting.resync.not_before
         held = waiting.resync is not None and waiting.resync.held
-        slow = any(now - event.put_at > self._timeouts.delivery for event in self._in_flight)
-        behind = slow or bool(waiting.backlog) or waiting.resync is not None
-        # The error of a key under a prefix that was unregistered meanwhile is nobody's business any more.
-        repeats = self._last_error is not None and (waiting.resync is not None or bool(self._in_flight))
         return SubscriptionStatus(
-            state=SubscriptionState.of(waiting.missed.started, behind, repeats or bool(owed)),
+            state=self._state_locked(now),
             prefixes=tuple(self.prefixes),
             pending=waiting.backlog.change_count,
             in_flight=len(self._in_flight),
@@ -181,10 +176,24 @@ class Subscription:
             late=self._late_count,
             resyncs=dict(+self._resyncs),
             last_error=self._last_error,
-            owed=owed,
+            owed=waiting.owed.status(),
             resync_in=None if due is None or due <= now else due - now,
             resync_due=due is not None and due <= now and not held,
         )
+
+    def figures_locked(self) -> SubscriptionFigures:
+        """Return the numbers that metrics show."""
+        waiting = self._undelivered
+        pending, (rejected, rejected_at) = waiting.backlog.change_count, waiting.owed.figures()
+        return SubscriptionFigures(self.name, self._state_locked(self._now()), pending, rejected, rejected_at)
+
+    def _state_locked(self, now: float) -> SubscriptionState:
+        waiting = self._undelivered
+        slow = any(now - event.put_at > self._timeouts.delivery for event in self._in_flight)
+        behind = slow or bool(waiting.backlog) or waiting.resync is not None
+        # The error of a key under a prefix that was unregistered meanwhile is nobody's business any more.
+        repeats = self._last_error is not None and (waiting.resync is not None or bool(self._in_flight))
+        return SubscriptionState.of(waiting.missed.started, behind, repeats or bool(waiting.owed))
 
     def check_open_locked(self) -> None:
         """Raise ``ClosedError`` after ``close``."""
@@ -245,7 +254,8 @@ class Subscription:
         return first
 
     def _settle_locked(self, event: QueuedEvent, error: BaseException | None, abandoned: bool = False) -> bool:
-        late = self._now() - event.put_at > self._timeouts.delivery
+        now = self._now()
+        late = now - event.put_at > self._timeouts.delivery
         if event not in self._in_flight:
             if event.abandoned:  # abandoned earlier, acknowledged now; another acknowledgement changes nothing
                 event.abandoned = False
@@ -269,6 +279,8 @@ class Subscription:
                 self._report_locked((waiter.future,), own_error(error, waiter))
         else:
             self._report_locked(event.waiters, error)
+        if (tally := self._core.tally) is not None:
+            note_settled(tally, event, now, error, abandoned)
         self._undelivered.take_answer(event, error, given_up=abandoned)
         if self._core.waiters.waiting:  # without a call, for the many answers that nobody waits for
             self._core.wake_locked()
