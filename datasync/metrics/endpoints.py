@@ -51,8 +51,10 @@ def answer(path: str, accept: str = "", *, max_stale: float | None = None, detai
         return Answer(200, TEXT, b"ok\n")
     if path == "/readyz":
         reasons = unready(max_stale)
+        if not reasons:
+            return Answer(200, TEXT, b"ok\n")
         told = reasons if detail else ["not ready: /healthz has the reasons"]
-        return Answer(503, TEXT, "".join(f"{line}\n" for line in told).encode()) if reasons else Answer(200, TEXT, b"ok\n")
+        return Answer(503, TEXT, "".join(f"{line}\n" for line in told).encode())
     if path == "/healthz":
         found = report(max_stale)
         body = json.dumps(found, indent=1).encode() + b"\n"

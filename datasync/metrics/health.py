@@ -40,19 +40,24 @@ def unready(max_stale: float | None = None) -> list[str]:
     """Return the reasons for which this process is not ready; an empty list when it is.
 
     It is not while a source was not read yet or is not read any more, and while a view is older than its own
-    ``max_stale``. A source that is lost serves its last good state, and is a reason only after *max_stale* seconds.
+    ``max_stale``. A source that is lost serves its last good state, and is a reason only after *max_stale* seconds. A
+    view that serves the values of its cache file needs no source.
     """
     reasons = []
+    views = [(view, view.status()) for view in monitoring.enrolled("view")]
+    cached = {view.name for view, status in views if status.cached}
     for source in monitoring.enrolled("source"):
         status, state = source.status(), _state_of(source)
+        if status.subscriptions and status.subscriptions.keys() <= cached:
+            continue
         if state in ("initializing", "error"):
             why = "was not read yet" if state == "initializing" else "is not read any more"
             reasons.append(f"{status.name} {why}{_because(status)}")
         elif state == "stale" and max_stale is not None and (lost := time.time() - status.since) >= max_stale:
             reasons.append(f"{status.name} is lost since {lost:.0f} s{_because(status)}")
-    for view in monitoring.enrolled("view"):
-        state = view.status().state.value
-        if state not in ("ready", "closed"):
+    for view, condition in views:
+        state = condition.state.value
+        if state in ("initializing", "error") or (state == "stale" and view.max_stale is not None):
             reasons.append(f"the view {view.name!r} is {state}")
     return reasons
 

@@ -42,9 +42,7 @@ GAUGES = (
     Metric("subscriptions", "gauge", ("source", "state"), "Subscriptions in this state", "sum"),
     Metric("pending_changes", "gauge", SOURCE, "Changes that wait for a subscription", "sum"),
     Metric("rejected_keys", "gauge", SOURCE, "Keys that subscriptions did not accept", "sum"),
-    Metric(
-        "subscription_rejected_keys", "gauge", ("source", "name"), "The same of those that rejected most", "sum"
-    ),
+    Metric("subscription_rejected_keys", "gauge", ("source", "name"), "The same of those that rejected most", "sum"),
     Metric("oldest_rejected_timestamp_seconds", "gauge", SOURCE, "Since when the oldest rejected key is owed", "max"),
     Metric("queue_depth", "gauge", ("name", "class"), "Keys that wait in a reconciler", "sum"),
     Metric("failing_keys", "gauge", NAMED, "Keys whose last call of a reconciler failed", "sum"),

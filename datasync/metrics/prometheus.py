@@ -106,7 +106,7 @@ class PrometheusMonitor(monitoring.Monitor):
             return content_type, encode(self.registry)
         self.copy()
         everything = CollectorRegistry()
-        MultiProcessCollector(everything)
+        MultiProcessCollector(everything)  # type: ignore[no-untyped-call]
         return content_type, encode(everything)
 
     def copy(self) -> None:

@@ -100,7 +100,7 @@ def install(new: Monitor) -> None:
 
 
 def enrol(kind: str, one: Any) -> None:
-    """Add *one* to the objects of this process, as long as it lives: a ``source``, ``reader``, ``view`` or ``reconciler``."""
+    """Add *one*, a ``source``, ``reader``, ``view`` or ``reconciler``, to those of this process while it lives."""
     number = id(one)
     _enrolled[number] = (kind, weakref.ref(one, lambda _: _enrolled.pop(number, None)))
 

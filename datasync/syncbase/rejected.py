@@ -275,6 +275,8 @@ class OwedKeys:
 
     def figures(self) -> tuple[int, float | None]:
         """Return the number of keys that were not accepted, and the time since which the oldest is owed, if one is."""
+        if not (self._keys or self._told):
+            return 0, None
         oldest = next(iter(self._keys.values()), None)  # in the order of their first rejections
         return len(self._keys.keys() | self._told.keys()), None if oldest is None else oldest.owed_at
 

@@ -113,9 +113,7 @@ class Router:
                 theirs = [deliveries.setdefault(subscription, []) for subscription in members]
             for wanted in theirs:
                 wanted.append(change)
-        transactions = {
-            one: PendingTransaction(wanted, waiter, context, came_at) for one, wanted in deliveries.items()
-        }
+        transactions = {one: PendingTransaction(wanted, waiter, context, came_at) for one, wanted in deliveries.items()}
         return transactions, unwatched
 
     def replaced_locked(self, gone: Mapping[str, StateKeyVal], created: Iterable[str]) -> None:

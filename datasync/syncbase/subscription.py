@@ -189,7 +189,7 @@ class Subscription:
 
     def _state_locked(self, now: float) -> SubscriptionState:
         waiting = self._undelivered
-        slow = any(now - event.put_at > self._timeouts.delivery for event in self._in_flight)
+        slow = bool(self._in_flight) and any(now - event.put_at > self._timeouts.delivery for event in self._in_flight)
         behind = slow or bool(waiting.backlog) or waiting.resync is not None
         # The error of a key under a prefix that was unregistered meanwhile is nobody's business any more.
         repeats = self._last_error is not None and (waiting.resync is not None or bool(self._in_flight))

@@ -145,6 +145,11 @@ class LiveValues(Generic[T]):
         return self._synced
 
     @property
+    def max_stale(self) -> float | None:
+        """The seconds without its source after which the view is STALE; None for at once."""
+        return self._options.max_stale
+
+    @property
     def watcher(self) -> Any:
         """The source; None while it is not open."""
         return None if self._attached is None else self._attached.watcher

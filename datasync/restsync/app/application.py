@@ -20,11 +20,14 @@ from urllib.parse import quote
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.errors import ConflictError, DatasyncError, InvalidArgumentError
 from datasync.events import Op
+from datasync.metrics.endpoints import PATHS
+from datasync.metrics.health import check_max_stale
 from datasync.restsync.app.adapter import Adapter
 from datasync.restsync.app.dashboard import PAGE, PAGE_POLICY, MonitoredTransport, overview
 from datasync.restsync.app.event_stream import StreamRequest, event_id, stream_events
 from datasync.restsync.app.host_check import HostCheck
 from datasync.restsync.app.openapi import document
+from datasync.restsync.app.probes import probe
 from datasync.restsync.app.replay_buffer import RequestRecord
 from datasync.restsync.app.requests import (
     check_authorized,
@@ -102,6 +105,7 @@ class Application:
       heartbeat: Seconds between heartbeats of a quiet event stream.
       done_timeout: Seconds to wait for the subscribers to acknowledge a change.
       resync_timeout: Seconds to wait for the subscribers to acknowledge a full state.
+      max_stale: Seconds after which ``/readyz`` says no because a source is lost; None for never.
 
     Raises:
       InvalidArgumentError: An argument is not valid.
@@ -124,7 +128,9 @@ class Application:
         heartbeat: float = HEARTBEAT,
         done_timeout: float = DEFAULT_NOTIF_TIMEOUT,
         resync_timeout: float = RESYNC_DONE_TIMEOUT,
+        max_stale: float | None = None,
     ) -> None:
+        check_max_stale(max_stale)
         self._tokens = TokenCheck(token)
         #: The hosts that requests may be addressed to.
         self.hosts = HostCheck(allowed_hosts)
@@ -150,6 +156,7 @@ class Application:
         self._heartbeat = heartbeat
         self._done_timeout = done_timeout
         self._resync_timeout = resync_timeout
+        self._max_stale = max_stale
         self._started = time.monotonic()
         self._closed = False
         self._lock = threading.Lock()  # guards _streams
@@ -199,6 +206,8 @@ class Application:
         self.hosts.check(environ)
         if path in ("", "/") and self._page:
             return self._serve_page(environ, path)
+        if path in PATHS:
+            return _only(environ, GET=lambda _: probe(environ, path, self._tokens, self._max_stale))
         if path == "/openapi.json":
             return _only(environ, GET=lambda _: _json_response(json.dumps(document(_mounted_at(environ) or "/"))))
         check_authorized(self._tokens, environ)
