@@ -31,7 +31,7 @@ GUARDED = ("/healthz", "/metrics")
 TEXT = "text/plain; charset=utf-8"
 
 
-class Answer(NamedTuple):
+class ProbeAnswer(NamedTuple):
     """The answer to a request."""
 
     status: int
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def answer(path: str, accept: str = "", *, max_stale: float | None = None, detail: bool = True) -> Answer | None:
+def answer(path: str, accept: str = "", *, max_stale: float | None = None, detail: bool = True) -> ProbeAnswer | None:
     """Return the answer to a GET of *path*; None for a path that is not one of ``PATHS``.
 
     Args:
@@ -48,22 +48,22 @@ def answer(path: str, accept: str = "", *, max_stale: float | None = None, detai
       detail: False to give no reasons in ``/readyz``, where anyone may ask.
     """
     if path == "/livez":
-        return Answer(200, TEXT, b"ok\n")
+        return ProbeAnswer(200, TEXT, b"ok\n")
     if path == "/readyz":
         reasons = unready(max_stale)
         if not reasons:
-            return Answer(200, TEXT, b"ok\n")
+            return ProbeAnswer(200, TEXT, b"ok\n")
         told = reasons if detail else ["not ready: /healthz has the reasons"]
-        return Answer(503, TEXT, "".join(f"{line}\n" for line in told).encode())
+        return ProbeAnswer(503, TEXT, "".join(f"{line}\n" for line in told).encode())
     if path == "/healthz":
         found = report(max_stale)
         body = json.dumps(found, indent=1).encode() + b"\n"
-        return Answer(503 if found["reasons"] else 200, "application/json", body)
+        return ProbeAnswer(503 if found["reasons"] else 200, "application/json", body)
     if path == "/metrics":
         exposed = monitoring.monitor().exposition(accept)
         if exposed is None:
-            return Answer(404, TEXT, b"no metrics: call datasync.metrics.install() when the program starts\n")
-        return Answer(200, *exposed)
+            return ProbeAnswer(404, TEXT, b"no metrics: call datasync.metrics.install() when the program starts\n")
+        return ProbeAnswer(200, *exposed)
     return None
 
 
@@ -99,7 +99,7 @@ class HealthMiddleware:
         if path not in PATHS:
             if self._application is not None:
                 return self._application(environ, start_response)
-            found = Answer(404, TEXT, "".join(f"{self._prefix}{one}\n" for one in PATHS).encode())
+            found = ProbeAnswer(404, TEXT, "".join(f"{self._prefix}{one}\n" for one in PATHS).encode())
         else:
             found = self._answer(environ, path)
         headers = [
@@ -115,13 +115,13 @@ class HealthMiddleware:
         start_response(f"{found.status} {HTTPStatus(found.status).phrase}", headers)
         return () if environ["REQUEST_METHOD"] == "HEAD" else (found.body,)
 
-    def _answer(self, environ: WSGIEnvironment, path: str) -> Answer:
+    def _answer(self, environ: WSGIEnvironment, path: str) -> ProbeAnswer:
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return Answer(405, TEXT, b"use GET\n")
+            return ProbeAnswer(405, TEXT, b"use GET\n")
         scheme, _, offered = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         known = self._tokens.accepts(offered.strip() if scheme.lower() == SCHEME.lower() else "")
         if path in GUARDED and not known:
-            return Answer(401, TEXT, b"send the header Authorization: Bearer TOKEN\n")
+            return ProbeAnswer(401, TEXT, b"send the header Authorization: Bearer TOKEN\n")
         found = answer(path, environ.get("HTTP_ACCEPT", ""), max_stale=self._max_stale, detail=known)
         assert found is not None
         return found

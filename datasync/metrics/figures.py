@@ -87,7 +87,10 @@ def _of_sources(name: str, sources: list[SourceFigures], loading: int) -> Iterat
 def counts(tally: Tally) -> Iterator[tuple[str, tuple[str, ...], int]]:
     """Return the metric, its labels and the number of each count in *tally*."""
     for (what, label), number in list(tally.counts.items()):
-        yield what, _labels(what, tally, label), number
+        if (what, label) != ("events", "ok"):
+            yield what, _labels(what, tally, label), number
+    if tally.kind == "source":
+        yield "events", (tally.name, "ok"), tally.counts.get(("events", "ok"), 0) + tally.accepted.count
 
 
 def zeros(tally: Tally) -> Iterator[tuple[str, tuple[str, ...]]]:

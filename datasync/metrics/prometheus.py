@@ -135,7 +135,10 @@ class PrometheusMonitor(monitoring.Monitor):
             if grown:
                 seen[what, labels] = number
                 self._counters[what].labels(*labels).inc(grown)
-        for what, durations in list(tally.timed.items()):
+        timed = dict(tally.timed)
+        if tally.kind == "source":
+            timed["propagation"] = tally.accepted
+        for what, durations in timed.items():
             bounds, total = list(durations.counts), durations.total
             before = [seen.get((what, place), 0) for place in range(len(bounds))]
             self._histograms[TIMED[what].name].labels(tally.name).add(

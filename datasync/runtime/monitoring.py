@@ -30,6 +30,11 @@ class Durations:
         self.counts = [0] * (len(BOUNDS) + 1)
         self.total = 0.0
 
+    @property
+    def count(self) -> int:
+        """The number of durations."""
+        return sum(self.counts)
+
     def note(self, seconds: float) -> None:
         """Count one duration."""
         self.counts[bisect_left(BOUNDS, seconds)] += 1
@@ -42,13 +47,15 @@ class Tally:
     Threads: the holder of its owner's lock writes; any thread reads.
     """
 
-    __slots__ = ("counts", "kind", "name", "owner", "timed")
+    __slots__ = ("accepted", "counts", "kind", "name", "owner", "timed")
 
     def __init__(self, kind: str, name: str, owner: object) -> None:
         self.kind, self.name = kind, name
         self.owner = weakref.ref(owner)
         #: By the name of what was counted and its label: ``("resyncs", "initial")``.
         self.counts: dict[tuple[str, str], int] = {}
+        #: Of changes that were accepted, from their arrival: a slot of its own, because they are what is frequent.
+        self.accepted = Durations()
         #: By the name of what was timed.
         self.timed: dict[str, Durations] = {}
 
