@@ -104,7 +104,7 @@ class StoreReader:
                 worker.stopping.wait(self._backoff.next())  # a stream that ends without an error needs the backoff too
             except (ClosedError, ForkedError) as error:  # the application closed the store
                 if not worker.stopping.is_set():
-                    self._say(logging.ERROR, "ended", "the source is not read any more: %s", error)
+                    self._say(logging.ERROR, "ended", "the source is not read any more: %s", self._words(error))
                     self._sink.source_lost(error)
                 return
             except Exception as error:
@@ -252,9 +252,9 @@ class StoreReader:
         self._lost_at = self._lost_at or time.monotonic()
         self._last_error = type(error)
         if not first:  # one line says that the source is lost, and one that it is back
-            self._say(logging.INFO, "lost", "%s; retrying", error)
+            self._say(logging.INFO, "lost", "%s; retrying", self._words(error))
         elif isinstance(error, DatasyncError):
-            self._say(logging.WARNING, "lost", "%s; retrying", error)
+            self._say(logging.WARNING, "lost", "%s; retrying", self._words(error))
         else:
             self._say(logging.ERROR, "lost", "unexpected error; retrying", exc_info=True)
 
@@ -263,6 +263,12 @@ class StoreReader:
         if self._lost_at is not None:
             lost_at, self._lost_at = self._lost_at, None
             self._say(logging.WARNING, "ready", "the source is back after %.1f s", time.monotonic() - lost_at)
+
+    def _words(self, error: Exception) -> str:
+        """Return the text of *error*, without the name of the store where the name of the source has it already."""
+        name = self._store.name
+        text = str(error).removeprefix(f"{name}: ")
+        return text.replace(name, "the store") if name in self.source else text
 
     def _say(self, level: int, state: str, text: str, *args: object, exc_info: bool = False) -> None:
         """Log a change of the *state* of the source; handlers find its name in ``record.source``."""
