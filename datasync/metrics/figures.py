@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from heapq import nlargest
 from operator import attrgetter
 
-from datasync.metrics.health import source_state
+from datasync.metrics.health import in_use, source_state
 from datasync.metrics.names import COUNTED, REASONS, RESULTS, STATES
 from datasync.runtime import monitoring
 from datasync.runtime.monitoring import Tally
@@ -37,11 +37,10 @@ _ZEROS = {
 
 def gauges() -> Iterator[Sample]:
     """Return the samples of every gauge."""
-    found = [source.figures() for source in monitoring.enrolled("source")]
     by_name: dict[str, list[SourceFigures]] = {}
-    for figures in found:
-        if figures.keys or figures.revision or figures.subscriptions or figures.heard_at:  # not one that is unused
-            by_name.setdefault(figures.name, []).append(figures)
+    for source in monitoring.enrolled("source"):
+        if in_use(source):
+            by_name.setdefault(source.name, []).append(source.figures())
     loading = Counter({reader.source: reader.loading for reader in monitoring.enrolled("reader")})
     for name, sources in by_name.items():
         yield from _of_sources(name, sources, loading[name])

@@ -48,7 +48,7 @@ def unready(max_stale: float | None = None) -> list[str]:
     cached = {view.name for view, status in views if status.cached}
     for source in monitoring.enrolled("source"):
         status, state = source.status(), _state_of(source)
-        if status.subscriptions and status.subscriptions.keys() <= cached:
+        if not in_use(source) or (status.subscriptions and status.subscriptions.keys() <= cached):
             continue
         if state in ("initializing", "error"):
             why = "was not read yet" if state == "initializing" else "is not read any more"
@@ -97,10 +97,14 @@ def version() -> str:
 
 
 def in_use(source: Any) -> bool:
-    """Return True if the registry *source* has, or had, subscriptions or keys, or a reader."""
+    """Return True if the registry *source* has, or had, subscriptions or keys, or a reader.
+
+    One that has none is that of a client that only writes, or the default one of the process.
+    """
     figures = source.figures()
-    unread = figures.state is TransportState.WAITING
-    return bool(unread or figures.revision or figures.subscriptions or figures.heard_at)
+    if figures.subscriptions or figures.revision or figures.heard_at or figures.ended:
+        return True
+    return any(reader.source == figures.name for reader in monitoring.enrolled("reader"))
 
 
 def _state_of(source: Any) -> str:

@@ -32,6 +32,8 @@ def serving(**options: Any) -> Iterator[int]:
 def test_c22_a_process_is_ready_once_its_sources_were_read() -> None:
     # given a source that was not read yet
     with serving() as port, Registry("plant", sourced=True) as registry:
+        assert get(port, "/readyz") == (200, "ok\n")  # nobody uses it
+        registry.watch("agent", None, Queue(), "a/")
         assert get(port, "/livez") == (200, "ok\n")
         assert get(port, "/readyz") == (503, "plant was not read yet\n")
         # when it cannot be reached / then the probe says why
@@ -113,7 +115,8 @@ def test_c20_a_view_of_the_cache_file_is_ready_while_the_store_is_down(tmp_path:
 
 
 def test_c16_details_and_metrics_need_the_token(monitor: PrometheusMonitor) -> None:
-    with serving(token="s3cret") as port, Registry("plant", sourced=True):
+    with serving(token="s3cret") as port, Registry("plant", sourced=True) as registry:
+        registry.watch("agent", None, Queue(), "a/")
         # then anyone may ask whether the process lives and is ready, without reasons
         assert get(port, "/livez")[0] == 200
         assert get(port, "/readyz") == (503, "not ready: /healthz has the reasons\n")

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from queue import Queue
 
 import pytest
 
@@ -35,7 +36,9 @@ def told(manager: socket.socket) -> list[str]:
 
 def test_c22_systemd_hears_that_the_service_is_ready_once_it_is(manager: socket.socket) -> None:
     # given a service whose source was not read yet
-    with Registry("plant", sourced=True) as registry, SystemdNotifier(max_stale=0) as notifier:
+    with Registry("plant", sourced=True) as registry:
+        registry.watch("agent", None, Queue(), "a/")
+        notifier = SystemdNotifier(max_stale=0)
         # then its status says so, without READY
         assert told(manager) == ["STATUS=plant was not read yet"]
         # when it is read / then it is ready
@@ -54,6 +57,7 @@ def test_c22_the_watchdog_is_fed_while_the_store_is_down(
     monkeypatch.setenv("WATCHDOG_USEC", "200000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
     with Registry("plant", sourced=True) as registry:
+        registry.watch("agent", None, Queue(), "a/")
         registry.source_lost(StoreConnectionError("gone"))
         with SystemdNotifier():
             # then it is fed all the same, and READY is never sent

@@ -31,6 +31,7 @@ from datasync.restsync.app.probes import probe
 from datasync.restsync.app.replay_buffer import RequestRecord
 from datasync.restsync.app.requests import (
     check_authorized,
+    mounted_at,
     names_tag,
     number_of,
     read_changes,
@@ -39,6 +40,7 @@ from datasync.restsync.app.requests import (
     read_value,
     seconds_of,
     text_of,
+    trace_of,
     truth_of,
 )
 from datasync.restsync.arguments import check_numbers
@@ -209,7 +211,7 @@ class Application:
         if path in PATHS:
             return _only(environ, GET=lambda _: probe(environ, path, self._tokens, self._max_stale))
         if path == "/openapi.json":
-            return _only(environ, GET=lambda _: _json_response(json.dumps(document(_mounted_at(environ) or "/"))))
+            return _only(environ, GET=lambda _: _json_response(json.dumps(document(mounted_at(environ) or "/"))))
         check_authorized(self._tokens, environ)
         self._adapter.guard.check()
         if self._adapter.closed and path != "/status":  # the state of a closed adapter is out of date
@@ -280,9 +282,7 @@ class Application:
             for _ in range(ATTEMPTS):
                 expected = self._expected(environ, key)
                 try:
-                    return self._adapter.registry.submit_changes(
-                        {key: change}, timeout=self._done_timeout, expected=expected, only_watched=True
-                    )
+                    return self._submit(environ, {key: change}, expected)
                 except ConflictError:
                     continue  # another write came between: check the condition again
             raise Problem("overloaded", f"{key!r} changes too often", headers={"Retry-After": "1"})
@@ -326,7 +326,7 @@ class Application:
     def _transaction(self, environ: WSGIEnvironment) -> Response:
         _check_unconditional(environ)
         changes = read_changes(environ, self._max_resync)
-        submit = partial(self._adapter.registry.submit_changes, changes, timeout=self._done_timeout, only_watched=True)
+        submit = partial(self._submit, environ, changes)
         subject = count_of_keys(len(changes)) + (f", first {next(iter(changes))!r}" if changes else "")
         outcome = self._answered("Transaction", subject, submit)
         return _json_response(json.dumps({"revision": outcome.revision, "ignored": list(outcome.ignored)}))
@@ -334,7 +334,8 @@ class Application:
     def _resync(self, environ: WSGIEnvironment) -> Response:
         _check_unconditional(environ)
         values = read_resync(environ, self._max_resync)
-        submit = partial(self._adapter.registry.submit_resync, values, timeout=self._resync_timeout)
+        trace, timeout = trace_of(environ), self._resync_timeout
+        submit = partial(self._adapter.registry.submit_resync, values, ctx=trace, timeout=timeout)
         outcome = self._answered("Resync", count_of_keys(len(values)), submit)
         return _json_response(json.dumps({"revision": outcome.revision, "keys": len(values)}))
 
@@ -368,7 +369,7 @@ class Application:
 
     def _serve_page(self, environ: WSGIEnvironment, path: str) -> Response:
         if not path:  # the relative links of the page need the slash
-            location = quote(_mounted_at(environ)) + "/"
+            location = quote(mounted_at(environ)) + "/"
             return _only(environ, GET=lambda _: Response(b"", 308, "text/plain", {"Location": location}))
         headers = {"Content-Security-Policy": PAGE_POLICY, "Referrer-Policy": "no-referrer"}
         return _only(environ, GET=lambda _: Response(PAGE, 200, "text/html; charset=utf-8", headers))
@@ -386,6 +387,14 @@ class Application:
         return _json_response(json.dumps(shown))
 
     # Shared by the routes.
+
+    def _submit(
+        self, environ: WSGIEnvironment, changes: Mapping[str, ChangeBytes], expected: Mapping[str, int] | None = None
+    ) -> PropagationFuture:
+        context, timeout = trace_of(environ), self._done_timeout
+        return self._adapter.registry.submit_changes(
+            changes, ctx=context, timeout=timeout, expected=expected, only_watched=True
+        )
 
     def _answered(self, op: str, key: str, submit: Callable[[], PropagationFuture]) -> Outcome:
         """Submit, wait for the subscribers, and record the outcome."""
@@ -430,12 +439,6 @@ def _only(environ: WSGIEnvironment, **handlers: Callable[[WSGIEnvironment], Resp
         detail = f"{method} is not allowed here: use {allowed}"
         raise Problem("method-not-allowed", detail, headers={"Allow": allowed})
     return handler(environ)
-
-
-def _mounted_at(environ: WSGIEnvironment) -> str:
-    """Return the path under which another application mounts this one; empty at the root."""
-    path: str = environ.get("SCRIPT_NAME", "")
-    return path.encode("latin-1").decode(errors="replace").rstrip("/")
 
 
 def _check_unconditional(environ: WSGIEnvironment) -> None:
