@@ -22,6 +22,7 @@ from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout, InvalidAr
 from datasync.events import ResyncReason
 from datasync.runtime.timeouts import ABANDON_TIMEOUT, FAILURE_BACKOFF, REMIND_TIMEOUT, Timeouts
 from datasync.syncbase import delivery
+from datasync.syncbase import events as events_module
 from datasync.syncbase import subscription as module
 from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.registration import Registration
@@ -1054,7 +1055,7 @@ def test_c9_a_log_filter_that_raises_leaves_no_event_behind(registry: Registry, 
     def broken(record: logging.LogRecord) -> bool:
         raise RuntimeError("a filter that is broken")
 
-    loggers = (module.log, delivery.log)
+    loggers = (events_module.log, delivery.log)
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(level)
