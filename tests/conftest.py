@@ -137,6 +137,8 @@ class _Canary:
         logging.Logger.handle = self._handle
 
     def look_at(self, record: logging.LogRecord) -> None:
+        if getattr(record, "state", "") == "failing":  # a rejection is logged in the subscriber's own words (C22)
+            return
         # What exceptions say and not the lines of source that they came by: those may name the canary.
         told = [record.getMessage(), record.threadName or ""]
         error = record.exc_info[1] if record.exc_info else None

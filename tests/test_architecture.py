@@ -48,6 +48,8 @@ FLOORS = {
     "datasync.messaging.kafka": 2,
     "datasync.kvdbsync.local": 2,
     "datasync.kvdbsync": 3,
+    "datasync.metrics": 2,  # what it shows is on floors 0 and 1, and a transport serves it
+    "datasync.metrics.server": 4,  # on the HTTP server of a transport
     "datasync.grpcsync": 3,
     "datasync.restsync": 3,
     "datasync.msgsync": 3,
@@ -75,6 +77,7 @@ EXTRAS = {
     "datasync.examples": {"click", "django", "flask", "rich"},
     "datasync.examples.guides": {"django", "flask", "openfeature", "pytest"},
     "datasync.openfeature": {"openfeature"},
+    "datasync.metrics": {"opentelemetry", "prometheus_client"},
     "datasync.testing": {"pytest"},
 }
 #: Modules on floor 0 that belong to an extra each.
@@ -357,8 +360,8 @@ def test_packages_hold_imports_and_a_list_of_names_only() -> None:
             harmless = harmless or (isinstance(node, ast.Try) and "raise MissingExtraError(" in text)
             # What pytest loads with the package, by name.
             harmless = harmless or (module.name == "datasync.testing" and text.startswith("pytest_plugins = "))
-            # Two packages load names on first use, and the root silences its logger, as every library should.
-            if module.name in ("datasync", "datasync.consumer"):
+            # Three packages load names on first use, and the root silences its logger, as every library should.
+            if module.name in ("datasync", "datasync.consumer", "datasync.metrics"):
                 harmless = harmless or (_is_type_checking(node) and "load_lazily(" in text)
             harmless = harmless or (module.name == "datasync" and "NullHandler" in text)
             if not harmless:

@@ -98,5 +98,5 @@ class Consumer(Closable):
                 with event:
                     self._handle(event)
             except BaseException as error:  # SystemExit too: user code does not end the thread
-                log.warning("%s: %r was rejected with %s", self.name, event, type(error).__name__)
+                log.debug("%s: %s was raised", self.name, type(error).__name__)  # the source logs what was rejected
             self._events.task_done()  # after the acknowledgement, which puts the next event

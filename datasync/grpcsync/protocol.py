@@ -25,6 +25,8 @@ SESSION_KEY = "datasync-session"
 TAKEN_KEY = "datasync-taken"
 #: Request metadata: ``Bearer`` and the token.
 TOKEN_KEY = "authorization"
+#: Request metadata: the W3C trace of a full state.
+TRACE_KEY = "traceparent"
 #: The response to ``ping``, the same as in Go.
 PONG = "it works"
 #: Maximum length of a source name, in characters.

@@ -122,7 +122,9 @@ class StoreMirror(Closable, Generic[T]):
             if self._closed:
                 raise ClosedError(f"{self._subject} is closed")
             if self._reader is None:
-                reader = StoreReader(self._kv, self._prefix, self.registry, timeouts=self._timeouts)
+                reader = StoreReader(
+                    self._kv, self._prefix, self.registry, source=self.registry.name, timeouts=self._timeouts
+                )
                 self._reader = reader  # before the start: a finalizer that closes in the middle finds it
                 try:
                     reader.start()

@@ -8,6 +8,7 @@ Source: contract C13.
 
 from __future__ import annotations
 
+import logging
 import time
 from itertools import islice
 
@@ -16,10 +17,12 @@ from datasync.errors import ClosedError, CompactedError, DatasyncError, ForkedEr
 from datasync.events import ResyncReason
 from datasync.keyval.driver import StoreDriver, Stream
 from datasync.keyval.types import Capability, RewoundError
+from datasync.runtime import monitoring
 from datasync.runtime.backoff import AFTER_BREAK, Backoff
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Worker
 from datasync.runtime.timeouts import Timeouts, default_timeouts
+from datasync.runtime.wording import counted
 
 log = get_logger(__name__)
 
@@ -29,6 +32,8 @@ QUICK_RETRIES = 2
 GOOD_STREAM = 1.0
 #: Pairs of a listing that are read between two checks of the stop flag.
 CHECK_STOP_EVERY = 1000
+#: Seconds between two log lines about the progress of a listing.
+PROGRESS_INTERVAL = 10.0
 
 
 class StoreReader:
@@ -40,8 +45,20 @@ class StoreReader:
     Threads: ``start`` and ``close`` from any; the sink is called from the reader's own thread only.
     """
 
-    def __init__(self, store: StoreDriver, prefix: str, sink: ReaderSink, *, timeouts: Timeouts | None = None) -> None:
+    def __init__(
+        self,
+        store: StoreDriver,
+        prefix: str,
+        sink: ReaderSink,
+        *,
+        source: str | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> None:
         self._store = store
+        #: Name of the source, in the log and in metrics; the store's by default.
+        self.source = source or store.name
+        #: Keys that the current listing has read so far; 0 between listings.
+        self.loading = 0
         self._prefix = prefix
         self._sink = sink
         self._has_history = Capability.HISTORY in store.capabilities
@@ -57,6 +74,12 @@ class StoreReader:
         self._lost_at: float | None = None
         self._last_error: type[Exception] | None = None
         self._stream: Stream | None = None
+        self.measure(monitoring.monitor())
+        monitoring.enrol("reader", self)
+
+    def measure(self, monitor: monitoring.Monitor) -> None:
+        """Count for *monitor* from now on."""
+        self._tally = monitor.tally("source", self.source, self)
 
     def start(self) -> None:
         """Start the thread. Call it once."""
@@ -81,7 +104,7 @@ class StoreReader:
                 worker.stopping.wait(self._backoff.next())  # a stream that ends without an error needs the backoff too
             except (ClosedError, ForkedError) as error:  # the application closed the store
                 if not worker.stopping.is_set():
-                    log.error("%s: the reader ends: %s", self._store.name, error)
+                    self._say(logging.ERROR, "ended", "the source is not read any more: %s", self._words(error))
                     self._sink.source_lost(error)
                 return
             except Exception as error:
@@ -101,13 +124,25 @@ class StoreReader:
         cut = len(self._prefix)
         entries: dict[str, tuple[int, bytes]] = {}
         pairs = iter(scan)
-        while some := list(islice(pairs, CHECK_STOP_EVERY)):
-            if self._worker.stopping.is_set():
-                return
-            for key, value, revision in some:
-                entries[key[cut:]] = (revision, value)
+        progress_at = started + PROGRESS_INTERVAL
+        try:
+            while some := list(islice(pairs, CHECK_STOP_EVERY)):
+                if self._worker.stopping.is_set():
+                    return
+                for key, value, revision in some:
+                    entries[key[cut:]] = (revision, value)
+                self.loading = len(entries)
+                if (now := time.monotonic()) >= progress_at:
+                    progress_at = now + PROGRESS_INTERVAL
+                    self._say(logging.INFO, "loading", "%d keys listed after %.0f s", len(entries), now - started)
+        finally:
+            self.loading = 0
         seconds = time.monotonic() - started
-        log.info("%s: listed %d keys at revision %d in %.2f s", self._store.name, len(entries), scan.revision, seconds)
+        if self._tally is not None:
+            self._tally.count("lists")
+            self._tally.time("list", seconds)
+        text = "listed %s at revision %d in %.2f s"
+        self._say(logging.INFO, "listed", text, counted(len(entries), "key"), scan.revision, seconds)
         if scan.revision < self._revision and self._has_history:
             reason = ResyncReason.REWOUND  # the listing itself shows that the store was rewound, whatever caused it
         self._revision, self._anchor, self._listing_reason = scan.revision, None, None
@@ -149,6 +184,8 @@ class StoreReader:
 
     def _open(self, after: int) -> Stream:
         stream = self._store.stream(self._prefix, after)
+        if self._tally is not None:
+            self._tally.count("watches")
         self._stream = stream  # without a lock: close() sets the flag first and reads this second
         if self._worker.stopping.is_set():  # close() ran before the assignment and found no stream to cancel
             stream.cancel()
@@ -215,17 +252,28 @@ class StoreReader:
         self._lost_at = self._lost_at or time.monotonic()
         self._last_error = type(error)
         if not first:  # one line says that the source is lost, and one that it is back
-            log.info("%s: %s; retrying", self._store.name, error)
+            self._say(logging.INFO, "lost", "%s; retrying", self._words(error))
         elif isinstance(error, DatasyncError):
-            log.warning("%s: %s; retrying", self._store.name, error)
+            self._say(logging.WARNING, "lost", "%s; retrying", self._words(error))
         else:
-            log.exception("%s: unexpected error; retrying", self._store.name)
+            self._say(logging.ERROR, "lost", "unexpected error; retrying", exc_info=True)
 
     def _reached(self) -> None:
         """Say that the source is back, if it was lost."""
         if self._lost_at is not None:
             lost_at, self._lost_at = self._lost_at, None
-            log.warning("%s is back after %.1f s", self._store.name, time.monotonic() - lost_at)
+            self._say(logging.WARNING, "ready", "the source is back after %.1f s", time.monotonic() - lost_at)
+
+    def _words(self, error: Exception) -> str:
+        """Return the text of *error*, without the name of the store where the name of the source has it already."""
+        name = self._store.name
+        text = str(error).removeprefix(f"{name}: ")
+        return text.replace(name, "the store") if name in self.source else text
+
+    def _say(self, level: int, state: str, text: str, *args: object, exc_info: bool = False) -> None:
+        """Log a change of the *state* of the source; handlers find its name in ``record.source``."""
+        extra = {"source": self.source, "state": state}
+        log.log(level, f"%s: {text}", self.source, *args, extra=extra, exc_info=exc_info)
 
     def _request_listing(self, reason: ResyncReason) -> None:
         # The first listing stays INITIAL until it succeeds, and REWOUND outlasts every later disconnection.

@@ -26,6 +26,7 @@ from datasync.syncbase.rejected import (
     take_resync_answer,
     unanswered_pairs,
 )
+from datasync.syncbase.status import SubscriptionFigures, SubscriptionState
 
 #: Seconds after an answered failure of a RESYNC from which on a new change ends the pause before the next one.
 RETRY_ON_CHANGE = 5.0
@@ -92,7 +93,7 @@ class Backlog(deque[PendingTransaction]):
             kept = [change for change in transaction.changes if wanted(change)]
             if kept:
                 # A new object: other subscriptions may share the old one.
-                self.append(PendingTransaction(kept, transaction.waiter, transaction.context))
+                self.append(PendingTransaction(kept, transaction.waiter, transaction.context, transaction.came_at))
                 self.change_count += len(kept)
             elif transaction.waiter is not None:
                 dropped.append(transaction.waiter)
@@ -149,6 +150,31 @@ class Undelivered:
     def wanted(self, key: str) -> bool:
         """Return True if *key* is under a prefix."""
         return self._prefixes.longest(key) is not None
+
+    def state(
+        self, in_flight: Collection[QueuedEvent], slow_before: float, last_error: BaseException | None
+    ) -> SubscriptionState:
+        """Return the state of the subscription: an event *in_flight* that was put before *slow_before* is slow."""
+        due = self.resync is not None
+        slow = bool(in_flight) and any(event.put_at < slow_before for event in in_flight)
+        # The error of a key under a prefix that was unregistered meanwhile is nobody's business any more.
+        repeats = last_error is not None and (due or bool(in_flight))
+        return SubscriptionState.of(self.missed.started, slow or bool(self.backlog) or due, repeats or bool(self.owed))
+
+    @property
+    def settled(self) -> bool:
+        """True when nothing is owed to the subscriber, and no RESYNC is due."""
+        return not self.owed and self.resync is None
+
+    def figures(self, name: str, state: SubscriptionState) -> SubscriptionFigures:
+        """Return the numbers that metrics show of the subscription *name*, which is in *state*."""
+        return SubscriptionFigures(name, state, self.backlog.change_count, *self.owed.figures())
+
+    def next_resync(self, now: float) -> tuple[float | None, bool]:
+        """Return the seconds until the RESYNC that is planned, if one is, and whether one is due now."""
+        due = self.owed.resync_at if self.resync is None else self.resync.not_before
+        held = self.resync is not None and self.resync.held
+        return None if due is None or due <= now else due - now, due is not None and due <= now and not held
 
     # What comes in.
 

@@ -19,6 +19,7 @@ from datasync.events import ResyncReason
 from datasync.runtime.closing import Closable
 from datasync.runtime.full_queues import FullQueues
 from datasync.runtime.logs import get_logger
+from datasync.runtime.monitoring import Tally
 from datasync.runtime.threads import ForkGuard, in_main_thread
 from datasync.runtime.timeouts import Timeouts, check_timeout
 from datasync.runtime.timers import Timers
@@ -88,6 +89,8 @@ class RegistryCore:
     #: The context of changes that no caller made.
     context: contextvars.Context = field(default_factory=contextvars.Context)
     observers: tuple[Observer, ...] = ()
+    #: What the source counts, while metrics are installed.
+    tally: Tally | None = None
     _deferred: _Deferred = field(default_factory=_Deferred)
 
     def later(self, act: Callable[[], object]) -> None:
@@ -311,6 +314,8 @@ class PendingTransaction:
     changes: Sequence[ChangeResp]
     waiter: PropagationFuture | None
     context: contextvars.Context
+    #: Monotonic time at which it came in; 0 while nobody counts.
+    came_at: float = 0.0
 
 
 class Waiter(NamedTuple):

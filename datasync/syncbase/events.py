@@ -6,16 +6,21 @@ Source: cn-infra ``datasync/syncbase/events.go``, ``kv_iterator.go``; contract C
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from queue import Queue
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from datasync.codecs.api import Codec
 from datasync.context import with_source
-from datasync.errors import InvalidArgumentError
+from datasync.errors import LISTED, InvalidArgumentError, Rejected, error_text
 from datasync.events import KeyVal, ResyncReason
+from datasync.runtime.logs import get_logger
+from datasync.runtime.monitoring import Tally
 from datasync.runtime.wording import counted
 from datasync.serializer import Serializer
 from datasync.syncbase.change import ChangeResp, StateKeyVal, new_state_key_val
@@ -24,6 +29,11 @@ from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.missed_deletes import MissedDeletes
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.state import FrozenState, StateEntry
+
+log = get_logger(__name__)
+
+#: The reasons of a RESYNC that brings again what was not accepted.
+_REPEATED = (ResyncReason.FAILED, ResyncReason.UNANSWERED)
 
 EventT = TypeVar("EventT", bound="QueuedEvent")
 
@@ -249,3 +259,89 @@ class QueuedResync(QueuedEvent):
 
     def __repr__(self) -> str:
         return f"<ResyncEvent for {self.owner.name!r}: {self.reason.value}, revision {self.revision}>"
+
+
+def note_settled(tally: Tally, event: QueuedEvent, now: float, error: BaseException | None, abandoned: bool) -> None:
+    """Count the answer to *event*, or that it was *abandoned*. Call with the registry's lock held."""
+    if error is None and isinstance(event, QueuedChange):  # the one that is to be quick
+        tally.accepted.note(now - (event.first.came_at or event.put_at))
+        return
+    tally.count("events", "abandoned" if abandoned else "ok" if error is None else "failed")
+    if isinstance(event, QueuedResync):
+        tally.count("resyncs", event.reason.value)
+
+
+def named(event: QueuedEvent) -> str:
+    """Return the words for *event* in messages: its keys, and its subscription."""
+    return f"{_subject(_keys(event))} for {event.owner.name!r}"
+
+
+def _keys(event: QueuedEvent) -> list[str]:
+    return [change.key for change in event.get_changes()] if isinstance(event, QueuedChange) else []
+
+
+def _subject(keys: list[str]) -> str:
+    if not keys:
+        return "the full state"
+    return repr(keys[0]) if len(keys) == 1 else f"{counted(len(keys), 'key')}, first {keys[0]!r}"
+
+
+class Failing:
+    """The time since which a subscriber rejects something, and the log lines about it. Call with the lock held."""
+
+    __slots__ = ("_name", "_source", "since")
+
+    def __init__(self, source: str, name: str) -> None:
+        self._source, self._name = source, name
+        #: Monotonic time of the first rejection that still counts; None while everything is accepted.
+        self.since: float | None = None
+
+    def note(self, event: QueuedEvent, error: BaseException | None, now: float, over: bool) -> Callable[[], None]:
+        """Take an answer; return what writes the line, to be called without the lock. *over*: nothing is owed."""
+        if error is not None:
+            self.since = now if self.since is None else self.since
+            return partial(_say_rejected, self._source, self._name, event, error)
+        if self.since is None or not over:
+            return _say_nothing
+        since, self.since = self.since, None
+        return partial(_say_recovered, self._source, self._name, now - since)
+
+    def warning(self, message: str) -> Callable[[], None]:
+        """Return what logs *message* about the subscription."""
+        extra = {"source": self._source, "subscription": self._name}
+        return lambda: log.warning("%s: %s", self._source, message, extra=extra)
+
+
+def _say_nothing() -> None:
+    pass
+
+
+def _say_rejected(source: str, name: str, event: QueuedEvent, error: BaseException) -> None:
+    """Log what the subscription *name* rejected, in the words of its *error*; not a value.
+
+    As a warning, and what is rejected again as information.
+    """
+    again = isinstance(event, QueuedChange) and event.redelivery
+    again = again or (isinstance(event, QueuedResync) and event.reason in _REPEATED)
+    if isinstance(error, Rejected):
+        keys = list(error.errors)
+        text = "; ".join(f"{key!r}: {error_text(one)}" for key, one in islice(error.errors.items(), LISTED))
+        if len(keys) > LISTED:
+            text += f"; and {len(keys) - LISTED} more"
+    else:
+        keys = _keys(event)
+        text = f"{_subject(keys)}: {error_text(error)}"
+    extra = {
+        "source": source,
+        "subscription": name,
+        "state": "failing",
+        "error": type(error).__name__,
+        "keys": keys[:LISTED],
+    }
+    log.log(logging.INFO if again else logging.WARNING, "%s: %r rejected %s", source, name, text, extra=extra)
+
+
+def _say_recovered(source: str, name: str, seconds: float) -> None:
+    """Log that the subscription *name* has accepted everything that it rejected *seconds* ago and later."""
+    extra = {"source": source, "subscription": name, "state": "synced"}
+    log.warning("%s: %r has accepted everything again after %.1f s", source, name, seconds, extra=extra)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from collections.abc import Mapping
 from queue import Queue
 from typing import Any, cast
@@ -20,6 +21,7 @@ from datasync.codecs.api import Codec
 from datasync.commits import Batch
 from datasync.errors import SubscriptionError
 from datasync.events import ChangeValue, KeyVal, ResyncReason
+from datasync.runtime import monitoring
 from datasync.runtime.full_queues import FullQueues
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard
@@ -36,7 +38,7 @@ from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.routing import Router
 from datasync.syncbase.state import PrevRevisions, StateEntry
-from datasync.syncbase.status import SourceHealth, TransportStatus
+from datasync.syncbase.status import SourceFigures, SourceHealth, TransportStatus
 from datasync.syncbase.subscription import Subscription
 from datasync.syncbase.validation import EVERYTHING, captured, check_watch, payloads
 
@@ -92,6 +94,8 @@ class Registry(Mirror):
             has_revisions=has_revisions,
         )
         self._router = Router(self._core)
+        self.measure(monitoring.monitor())
+        monitoring.enrol("source", self)
 
     # Watching.
 
@@ -307,7 +311,7 @@ class Registry(Mirror):
         with self._lock:
             if self._health.closed:
                 return
-            self._health.heard()
+            self._heard_locked()
             self._replace_locked(cast("dict[str, StateEntry]", entries), revision, reason, None, None)
             subscriptions = list(self._router.subscriptions.values())
         self._health.released.set()
@@ -332,7 +336,7 @@ class Registry(Mirror):
                 deliver(self._core, touched)
                 touched, fed = {}, 0
         with self._lock:
-            self._health.heard()
+            self._heard_locked()
             self._state.advance(batch.revision)
             self._core.wake_locked()
         deliver(self._core, touched)
@@ -380,20 +384,48 @@ class Registry(Mirror):
             subscriptions = {name: one.status_locked() for name, one in self._router.subscriptions.items()}
             return self._health.status(self.name, self._state.revision, subscriptions)
 
+    def measure(self, monitor: monitoring.Monitor) -> None:
+        """Count for *monitor* from now on."""
+        self._core.tally = monitor.tally("source", self.name, self)
+
+    def figures(self) -> SourceFigures:
+        """Return the numbers that metrics show; quicker than ``status``."""
+        with self._lock:
+            health, now = self._health, self._core.now()
+            subscriptions = [one.figures_locked() for one in self._router.subscriptions.values()]
+            rejected = [one.rejected_at for one in subscriptions if one.rejected_at is not None]
+            return SourceFigures(
+                name=self.name,
+                state=health.state,
+                ended=health.ended is not None,
+                heard_at=health.heard_at or 0.0,
+                connected_at=health.connected_at or 0.0,
+                revision=self._state.revision,
+                keys=len(self._state),
+                subscriptions=subscriptions,
+                rejected_at=time.time() - (now - min(rejected)) if rejected else 0.0,
+            )
+
     def close(self) -> None:
         """Close all subscriptions and the delivery worker; waiting callers get ``ClosedError``. May be called twice."""
         if self._guard.forked or self._core.postpone(self.close):
             return
         with self._lock:
-            self._health.closed = True
+            self._health.close()
             for subscription in list(self._router.subscriptions.values()):
                 self._router.remove_locked(subscription)
             self._core.wake_locked()
         self._health.released.set()
+        monitoring.dismiss(self)
         self._core.run_deferred()
         self._core.timers.close()
 
     # Under the lock.
+
+    def _heard_locked(self) -> None:
+        lost_by = self._health.heard()
+        if lost_by is not None and self._core.tally is not None:
+            self._core.tally.count("reconnects", lost_by)
 
     def _replace_locked(
         self,
@@ -408,7 +440,7 @@ class Registry(Mirror):
         self._core.notify_observers_locked(revision, None)
         gone = {key: self._state.view(key, entry) for key, entry in before.items() if key not in entries}
         created = [key for key in entries if key not in before]
-        self._health.ready = True
+        self._health.become_ready()
         for subscription in self._router.subscriptions.values():
             subscription.want_resync_locked(reason, waiter, context)
         self._router.replaced_locked(gone, created)

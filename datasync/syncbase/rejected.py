@@ -48,6 +48,8 @@ class OwedKey:
     since: int = 0
     #: True when a redelivery failed as a whole: maybe because of another key, so this one comes alone from now on.
     alone: bool = False
+    #: Monotonic time since which it is owed.
+    owed_at: float = 0.0
     #: Identifies its entry in the order of redeliveries.
     ticket: int = 0
 
@@ -120,7 +122,7 @@ class OwedKeys:
         """
         owed = self._keys.get(key)
         if owed is None:
-            owed = self._keys[key] = OwedKey(accepted)
+            owed = self._keys[key] = OwedKey(accepted, owed_at=self._now())
         elif resync:
             owed.accepted = None
         if not redelivery and not resync:
@@ -135,7 +137,7 @@ class OwedKeys:
         """Note that an old event with *key* was handled only now, maybe after newer ones up to *number*."""
         owed = self._keys.get(key)
         if owed is None:
-            owed = self._keys[key] = OwedKey(accepted, error="DoneTimeout", attempts=1)
+            owed = self._keys[key] = OwedKey(accepted, "DoneTimeout", 1, owed_at=self._now())
         owed.since = number
         planned = 0.0 if owed.due == NEVER else owed.due
         self._plan(key, owed, max(planned, self._now() + self._delay(owed.attempts, jitter)))
@@ -270,6 +272,13 @@ class OwedKeys:
             next_in = None if owed.due == NEVER else max(0.0, owed.due - now)
             marks[key] = OwedStatus(owed.error, owed.attempts, next_in)
         return marks
+
+    def figures(self) -> tuple[int, float | None]:
+        """Return the number of keys that were not accepted, and the time since which the oldest is owed, if one is."""
+        if not (self._keys or self._told):
+            return 0, None
+        oldest = next(iter(self._keys.values()), None)  # in the order of their first rejections
+        return len(self._keys.keys() | self._told.keys()), None if oldest is None else oldest.owed_at
 
     def error(self, key: str) -> str | None:
         """Return the class name of the error of *key*; None when it is not owed."""

@@ -89,10 +89,11 @@ class Router:
     ) -> tuple[dict[Subscription, PendingTransaction], list[str]]:
         """Return the transaction for each subscription, and the keys that no subscription watches."""
         context = self._core.context if context is None else context
+        came_at = 0.0 if self._core.tally is None else self._core.now()
         keys = [change.key for change in changes]
         groups = self._by_prefix.matching_all(keys)
         if groups is not None:  # all keys have the same subscriptions, so they share one transaction object
-            everything = PendingTransaction(changes, waiter, context)
+            everything = PendingTransaction(changes, waiter, context, came_at)
             return {one: everything for group in groups for one in group}, [] if groups else keys
         deliveries: dict[Subscription, list[ChangeResp]] = {}
         unwatched: list[str] = []
@@ -112,7 +113,8 @@ class Router:
                 theirs = [deliveries.setdefault(subscription, []) for subscription in members]
             for wanted in theirs:
                 wanted.append(change)
-        return {one: PendingTransaction(wanted, waiter, context) for one, wanted in deliveries.items()}, unwatched
+        transactions = {one: PendingTransaction(wanted, waiter, context, came_at) for one, wanted in deliveries.items()}
+        return transactions, unwatched
 
     def replaced_locked(self, gone: Mapping[str, StateKeyVal], created: Iterable[str]) -> None:
         """Note the keys that a new full state removed and created, with the subscriptions that watch them.

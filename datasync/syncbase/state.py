@@ -110,7 +110,7 @@ class PrevRevisions:
         check_payload(key, value)
         check_revision(key, revision)
         changes, _ = self.apply(((key, value),), revision)
-        return self._before(changes), self._revision
+        return self._before(changes), changes[0].revision
 
     def delete(self, key: str) -> StateKeyVal | None:
         """Delete *key*; return the pair that was there. Source: Go ``Del``."""

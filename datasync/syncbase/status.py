@@ -5,10 +5,12 @@ Source: contract C18.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from datasync.errors import ClosedError, ForkedError, NotReadyError
 from datasync.events import ResyncReason
@@ -89,7 +91,10 @@ class SubscriptionStatus:
 class TransportStatus:
     """One transport. ``silence`` is the seconds since the source was last read, None before the first time;
     ``resyncs`` counts the RESYNCs of all subscriptions by reason. ``problems`` has the parts of the source that cannot
-    be read, such as a file, and why; of those the last known good state is served."""
+    be read, such as a file, and why; of those the last known good state is served.
+
+    ``since``, ``connected_at`` and ``error_at`` are seconds since the epoch: of the last change of the state, of the
+    last connection to the source, and of the last error; None for what has not happened."""
 
     name: str
     state: TransportState
@@ -100,6 +105,37 @@ class TransportStatus:
     resyncs: Mapping[ResyncReason, int]
     subscriptions: Mapping[str, SubscriptionStatus]
     problems: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    since: float = field(default=0.0, kw_only=True)
+    connected_at: float | None = field(default=None, kw_only=True)
+    error_at: float | None = field(default=None, kw_only=True)
+
+
+class SubscriptionFigures(NamedTuple):
+    """The numbers of a subscription that metrics show: ``pending`` changes and ``rejected`` keys.
+
+    ``rejected_at`` is the monotonic time of the oldest rejection that still counts; None without one.
+    """
+
+    name: str
+    state: SubscriptionState
+    pending: int
+    rejected: int
+    rejected_at: float | None
+
+
+class SourceFigures(NamedTuple):
+    """The numbers of a source that metrics show. Times are seconds since the epoch, 0 for what has not happened."""
+
+    name: str
+    state: TransportState
+    #: True when nobody reads the source any more.
+    ended: bool
+    heard_at: float
+    connected_at: float
+    revision: int
+    keys: int
+    subscriptions: list[SubscriptionFigures]
+    rejected_at: float
 
 
 class SourceHealth:
@@ -129,6 +165,10 @@ class SourceHealth:
         self.ended: BaseException | None = None
         self._lost = False
         self._reconnects = 0
+        #: Seconds since the epoch: of the last change of the state, of the last connection, and of the last error.
+        self.since = time.time()
+        self.connected_at: float | None = None
+        self.error_at: float | None = None
 
     @property
     def lost_by(self) -> BaseException | None:
@@ -150,16 +190,40 @@ class SourceHealth:
             why = "" if self.last_error is None else f": {self.last_error}"
             raise NotReadyError(f"{name} was not read within {timeout:.1f} s{why}") from self.last_error
 
-    def heard(self) -> None:
-        """Note that the source was read just now."""
+    def heard(self) -> str | None:
+        """Note that the source was read just now. Return the kind of the error by which it was lost, if it was."""
         self._last_heard = self._now()
-        if self._lost:
-            self._lost = False
-            self._reconnects += 1
+        if self.connected_at is None:
+            self.connected_at = time.time()
+        if not self._lost:
+            return None
+        self._lost = False
+        self._reconnects += 1
+        self.since = self.connected_at = time.time()
+        return type(self.last_error).__name__
+
+    def become_ready(self) -> None:
+        """Note that there is a full state."""
+        if not self.ready:
+            self.ready = True
+            self.since = time.time()
+
+    def close(self) -> None:
+        """Note that the registry was closed."""
+        if not self.closed:
+            self.closed = True
+            self.since = time.time()
+
+    @property
+    def heard_at(self) -> float | None:
+        """The time at which the source was last read, in seconds since the epoch; None before the first time."""
+        return None if self._last_heard is None else time.time() - (self._now() - self._last_heard)
 
     def lost(self, error: BaseException) -> None:
         """Note that the source cannot be read because of *error*."""
-        self._lost = True
+        self.error_at = time.time()
+        if not self._lost:
+            self._lost, self.since = True, self.error_at
         self.last_error = error
         if isinstance(error, (ClosedError, ForkedError)):  # any other error ends with a new attempt
             self.ended = error
@@ -178,4 +242,7 @@ class SourceHealth:
             reconnects=self._reconnects,
             resyncs=dict(+resyncs),
             subscriptions=subscriptions,
+            since=self.since,
+            connected_at=self.connected_at,
+            error_at=self.error_at,
         )

@@ -17,19 +17,16 @@ from datasync.codecs.api import Codec
 from datasync.errors import ClosedError, DatasyncError, DeliveryTimeout, DoneTimeout, PropagationError, Rejected
 from datasync.events import ResyncReason
 from datasync.runtime.full_queues import has_room
-from datasync.runtime.logs import get_logger
 from datasync.runtime.timers import Alarm
 from datasync.syncbase.backlog import Undelivered
 from datasync.syncbase.change import StateKeyVal
 from datasync.syncbase.core import MAX_PENDING, PendingResync, PendingTransaction, RegistryCore, Waiter
 from datasync.syncbase.delivery import PutTurn, deliver, resume
-from datasync.syncbase.events import QueuedChange, QueuedEvent, QueuedResync
+from datasync.syncbase.events import Failing, QueuedChange, QueuedEvent, QueuedResync, named, note_settled
 from datasync.syncbase.futures import PropagationFuture, check_answer, check_keys
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.rejected import NEVER, own_error
-from datasync.syncbase.status import SubscriptionState, SubscriptionStatus
-
-log = get_logger(__name__)
+from datasync.syncbase.status import SubscriptionFigures, SubscriptionState, SubscriptionStatus
 
 
 class Subscription:
@@ -38,9 +35,9 @@ class Subscription:
     # Slots, because a change may go out to thousands of subscriptions.
     # fmt: off
     __slots__ = (
-        "_abandon", "_alarm", "_closed", "_core", "_failed", "_full_since", "_in_flight", "_last_error", "_late_count",
-        "_max_in_flight", "_now", "_ok", "_remind", "_resync_in_flight", "_resyncs", "_timeouts", "_turn",
-        "_undelivered", "change_queue", "codec", "name", "prefixes", "resync_queue", "source",
+        "_abandon", "_alarm", "_closed", "_core", "_failed", "_failing", "_full_since", "_in_flight", "_last_error",
+        "_late_count", "_max_in_flight", "_now", "_ok", "_remind", "_resync_in_flight", "_resyncs", "_timeouts",
+        "_turn", "_undelivered", "change_queue", "codec", "name", "prefixes", "resync_queue", "source",
     )
     # fmt: on
 
@@ -76,6 +73,7 @@ class Subscription:
         self._ok = self._failed = self._late_count = 0
         self._resyncs: Counter[ResyncReason] = Counter()
         self._last_error: BaseException | None = None
+        self._failing = Failing(core.source, name)
 
     def __contains__(self, key: str) -> bool:
         return self.prefixes.longest(key) is not None
@@ -164,15 +162,9 @@ class Subscription:
     def status_locked(self) -> SubscriptionStatus:
         """Return the status (C18)."""
         now, waiting = self._now(), self._undelivered
-        owed = waiting.owed.status()
-        due = waiting.owed.resync_at if waiting.resync is None else waiting.resync.not_before
-        held = waiting.resync is not None and waiting.resync.held
-        slow = any(now - event.put_at > self._timeouts.delivery for event in self._in_flight)
-        behind = slow or bool(waiting.backlog) or waiting.resync is not None
-        # The error of a key under a prefix that was unregistered meanwhile is nobody's business any more.
-        repeats = self._last_error is not None and (waiting.resync is not None or bool(self._in_flight))
+        resync_in, resync_due = waiting.next_resync(now)
         return SubscriptionStatus(
-            state=SubscriptionState.of(waiting.missed.started, behind, repeats or bool(owed)),
+            state=self._state_locked(now),
             prefixes=tuple(self.prefixes),
             pending=waiting.backlog.change_count,
             in_flight=len(self._in_flight),
@@ -181,10 +173,17 @@ class Subscription:
             late=self._late_count,
             resyncs=dict(+self._resyncs),
             last_error=self._last_error,
-            owed=owed,
-            resync_in=None if due is None or due <= now else due - now,
-            resync_due=due is not None and due <= now and not held,
+            owed=waiting.owed.status(),
+            resync_in=resync_in,
+            resync_due=resync_due,
         )
+
+    def figures_locked(self) -> SubscriptionFigures:
+        """Return the numbers that metrics show."""
+        return self._undelivered.figures(self.name, self._state_locked(self._now()))
+
+    def _state_locked(self, now: float) -> SubscriptionState:
+        return self._undelivered.state(self._in_flight, now - self._timeouts.delivery, self._last_error)
 
     def check_open_locked(self) -> None:
         """Raise ``ClosedError`` after ``close``."""
@@ -235,8 +234,6 @@ class Subscription:
         try:
             with self._core.lock:
                 first = self._settle_locked(event, error)
-                if first and error is not None:
-                    self._warn_locked(f"{event!r} was rejected with {type(error).__name__}")
                 full = self._full_since is not None
                 following = None if full else self.begin_locked()
             if full:
@@ -249,7 +246,8 @@ class Subscription:
         return first
 
     def _settle_locked(self, event: QueuedEvent, error: BaseException | None, abandoned: bool = False) -> bool:
-        late = self._now() - event.put_at > self._timeouts.delivery
+        now = self._now()
+        late = now - event.put_at > self._timeouts.delivery
         if event not in self._in_flight:
             if event.abandoned:  # abandoned earlier, acknowledged now; another acknowledgement changes nothing
                 event.abandoned = False
@@ -273,7 +271,11 @@ class Subscription:
                 self._report_locked((waiter.future,), own_error(error, waiter))
         else:
             self._report_locked(event.waiters, error)
+        if (tally := self._core.tally) is not None:
+            note_settled(tally, event, now, error, abandoned)
         self._undelivered.take_answer(event, error, given_up=abandoned)
+        if error is not None or self._failing.since is not None:
+            self._core.later(self._failing.note(event, None if abandoned else error, now, self._undelivered.settled))
         if self._core.waiters.waiting:  # without a call, for the many answers that nobody waits for
             self._core.wake_locked()
         return True
@@ -306,13 +308,13 @@ class Subscription:
         The comparisons repeat the sums of the alarm: a difference, rounded otherwise, could be just below the limit.
         """
         if now >= event.put_at + self._abandon:
-            message = f"{event!r} was abandoned: done was not called within {self._abandon:.0f} s"
+            message = f"{named(event)} was abandoned: done was not called within {self._abandon:.0f} s"
             self._warn_locked(message)
             self._settle_locked(event, DoneTimeout(message, (self.name,)), abandoned=True)
         elif now >= event.put_at + self._remind and not event.reminded:
             event.reminded = True
             seconds = now - event.put_at
-            self._warn_locked(f"{event!r} was taken or waits since {seconds:.0f} s, and done was not called yet")
+            self._warn_locked(f"{named(event)} was taken or waits since {seconds:.0f} s, and done was not called yet")
 
     def retry(self) -> None:
         """See :class:`~datasync.syncbase.core.WaitsForRoom`."""
@@ -394,7 +396,7 @@ class Subscription:
                 # A redelivery waits until there is room; what waits behind it is put, or makes the queue count as full.
                 return self.begin_locked(retry) if isinstance(event, QueuedChange) and event.redelivery else None
             # From a queue class of the user, or a queue that was shut down.
-            self._warn_locked(f"{event!r} could not be put: the queue raised {type(failure).__name__}")
+            self._warn_locked(f"{named(event)} could not be put: the queue raised {type(failure).__name__}")
         self._full_since = None
         if failure is not None or not has_queue:  # an event without a queue counts as acknowledged
             self._settle_locked(event, failure)
@@ -448,4 +450,4 @@ class Subscription:
                 self._core.later(waiter.finish)
 
     def _warn_locked(self, message: str) -> None:
-        self._core.later(lambda: log.warning("%s: %s", self.source, message))
+        self._core.later(self._failing.warning(message))

@@ -33,6 +33,9 @@ from tests.benchmarks import (
     latency,
     local,
     memory,
+    metrics,
+    million,
+    mirror,
     postgres,
     protojson,
     redis,
@@ -45,7 +48,23 @@ from tests.benchmarks import (
 from tests.benchmarks.harness import Bench, Result, measure
 
 STORES = (sqlite, file, etcd, redis, postgres, consul, kafka, million)
-MODULES = (local, bad_key, consumer, memory, protojson, values, start, view, grpc, rest, mirror, *STORES, latency, idle)
+MODULES = (
+    local,
+    bad_key,
+    consumer,
+    memory,
+    metrics,
+    protojson,
+    values,
+    start,
+    view,
+    grpc,
+    rest,
+    mirror,
+    *STORES,
+    latency,
+    idle,
+)
 BENCHES: dict[str, Bench] = {bench.name: bench for module in MODULES for bench in module.BENCHES}
 
 CURVES: dict[str, growth.Curve] = {curve.name: curve for curve in growth.CURVES}

@@ -15,8 +15,8 @@ import pytest
 from datasync.errors import ClosedError
 from datasync.events import ResyncReason
 from datasync.runtime.logs import get_logger
+from datasync.syncbase import events as events_module
 from datasync.syncbase import registry as registry_module
-from datasync.syncbase import subscription as subscription_module
 from datasync.syncbase.registry import Registry
 from tests.conftest import PATIENT, take, wait_until
 from tests.support.clock import ManualClock
@@ -108,7 +108,7 @@ def test_c10_a_late_answer_counts_although_two_threads_gave_the_event_up(mirror:
             second.join(PATIENT)
         return True
 
-    with filtered(subscription_module.log, tick_too):
+    with filtered(events_module.log, tick_too):
         clock._now += 61.0
         subscription.tick()
     wait_until(lambda: mirror.status().subscriptions["agent"].failed == 1, "the event was given up")
@@ -126,7 +126,7 @@ def test_c10_an_event_is_given_up_although_the_log_breaks(mirror: Registry, cloc
     mirror.watch("agent", queue, queue, "")
     snapshot(mirror, 1, {"a": "1"})
     take(queue)
-    with filtered(subscription_module.log, broken):
+    with filtered(events_module.log, broken):
         clock._now += 61.0
         mirror.subscriptions["agent"].tick()
     status = mirror.status().subscriptions["agent"]

@@ -26,10 +26,11 @@ from datasync.consumer.reconciler.arguments import check_arguments
 from datasync.consumer.reconciler.depends import Dependencies, Mapper
 from datasync.consumer.reconciler.intake import Inbox, Intake, count_sources
 from datasync.consumer.reconciler.leading import Leader, Leading
+from datasync.consumer.reconciler.meter import Meter
 from datasync.consumer.reconciler.own_writes import OwnWrites
 from datasync.consumer.reconciler.retry import Retry
 from datasync.consumer.reconciler.state_file import StateFile
-from datasync.consumer.reconciler.status import KeyProblem, ReconcilerStatus
+from datasync.consumer.reconciler.status import KeyProblem, ReconcilerStatus, say_failed
 from datasync.consumer.reconciler.work import Call, Work
 from datasync.consumer.reconciler.work_queue import NEVER
 from datasync.errors import (
@@ -43,6 +44,7 @@ from datasync.errors import (
 )
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
+from datasync.runtime.monitoring import dismiss
 from datasync.runtime.threads import CLOSE_TIMEOUT, Flag, ForkGuard, Worker
 from datasync.runtime.timers import SYSTEM_CLOCK, Clock
 from datasync.runtime.wording import counted
@@ -170,6 +172,7 @@ class Reconciler(Closable, Generic[T]):
             name, prefixes, codec, dependencies, self._work, others, self._lock,
             count_sources(self._registration), self._wake_workers, clock.monotonic,
         )  # fmt: skip
+        self._meter = Meter(name, workers, self._work, self._lock, clock.monotonic, lambda: bool(self._leading))
         self._reader = Worker(f"consumer-events-{name}", self._read, wake=self._inbox.wake.set)
         self._workers: list[Worker] = []
         self._running = workers
@@ -288,6 +291,7 @@ class Reconciler(Closable, Generic[T]):
         with self._lock:
             self._closed = True
             self._synced.notify_all()
+        dismiss(self._meter)
         try:
             self._registration.close()
         finally:
@@ -437,13 +441,13 @@ class Reconciler(Closable, Generic[T]):
             error = raised
         with self._lock:
             delay = self._work.finish(call, error, look_again)
+            self._meter.note_locked(call, error, look_again)
             if error is None:
                 self._ok += 1
             else:
                 self._failed += 1
-        if error is not None:  # not its text, which may have a value: that is in ``problems``
-            again = f"again in {delay:.1f} s" if delay < NEVER else "not again before its value changes"
-            log.warning("%s: %r failed with %s, %s", self.name, key, type(error).__name__, again)
+        if error is not None:
+            say_failed(self.name, key, error, delay)
         send(self._work.outbox, self.name)
 
     # For both.

@@ -78,6 +78,11 @@ class WorkQueue:
         """The number of ready live keys."""
         return len(self._live)
 
+    @property
+    def retries(self) -> int:
+        """The number of keys that are planned to be tried again."""
+        return sum(plan.retry for plan in list(self._plans.values()))
+
     def add(self, key: str, live: bool = False) -> None:
         """Make *key* ready. A retry that is planned is dropped: this turn is one."""
         if self._plans:

@@ -37,6 +37,7 @@ from datasync.errors import (
 )
 from datasync.events import Op
 from datasync.runtime.logs import get_logger
+from datasync.runtime.monitoring import dismiss, enrol
 from datasync.runtime.threads import Flag, ForkGuard, Worker
 from datasync.runtime.timeouts import check_timeout, default_timeouts
 from datasync.runtime.wording import counted
@@ -140,6 +141,7 @@ class LiveValues(Generic[T]):
         self._save_at: float | None = None
         self._save_seconds = 0.0
         self._worker = Worker(f"consumer-view-{name}", self._run, wake=lambda: self._queue.put(None))
+        enrol("view", self)
 
     def start(self, attach: Callable[[], Attached]) -> None:
         """Start the thread. It calls *attach*, which subscribes the queue, and again after a time when that raises."""
@@ -150,6 +152,11 @@ class LiveValues(Generic[T]):
     def synced(self) -> bool:
         """True once the whole state of every source was read."""
         return self._synced
+
+    @property
+    def max_stale(self) -> float | None:
+        """The seconds without its source after which the view is STALE; None for at once."""
+        return self._options.max_stale
 
     @property
     def watcher(self) -> Any:
@@ -232,6 +239,7 @@ class LiveValues(Generic[T]):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        dismiss(self)
         self.started.set()
         self._worker.close()
         self._detach()

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import grpc
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
+from datasync.context import with_traceparent
 from datasync.errors import ClosedError, DatasyncError, DecodeError, InvalidArgumentError
 from datasync.grpcsync.limits import Limits
 from datasync.grpcsync.protocol import (
@@ -26,6 +27,7 @@ from datasync.grpcsync.protocol import (
     SESSION_KEY,
     SOURCE_KEY,
     TAKEN_KEY,
+    TRACE_KEY,
     serialize,
     token_of,
     value_of,
@@ -245,12 +247,13 @@ class Adapter(Closable):
     def _submit_resync(
         self, registry: Registry, values: Mapping[str, KeyValBytes], timeout: float, context: Any
     ) -> PropagationFuture:
+        trace = with_traceparent(value_of(context.invocation_metadata(), TRACE_KEY), contextvars.Context())
         with self._session(registry, context) as session:
             self._begin(session, context)
             if not session.enter():
                 _abort_untaken(context, SUPERSEDED)
             try:
-                return registry.submit_resync(values, ctx=contextvars.Context(), timeout=timeout)
+                return registry.submit_resync(values, ctx=trace, timeout=timeout)
             except ClosedError:
                 _abort_untaken(context, _CLOSED)
             finally:

@@ -20,14 +20,18 @@ from urllib.parse import quote
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.errors import ConflictError, DatasyncError, InvalidArgumentError
 from datasync.events import Op
+from datasync.metrics.endpoints import PATHS
+from datasync.metrics.health import check_max_stale
 from datasync.restsync.app.adapter import Adapter
 from datasync.restsync.app.dashboard import PAGE, PAGE_POLICY, MonitoredTransport, overview
 from datasync.restsync.app.event_stream import StreamRequest, event_id, stream_events
 from datasync.restsync.app.host_check import HostCheck
 from datasync.restsync.app.openapi import document
+from datasync.restsync.app.probes import probe
 from datasync.restsync.app.replay_buffer import RequestRecord
 from datasync.restsync.app.requests import (
     check_authorized,
+    mounted_at,
     names_tag,
     number_of,
     read_changes,
@@ -36,6 +40,7 @@ from datasync.restsync.app.requests import (
     read_value,
     seconds_of,
     text_of,
+    trace_of,
     truth_of,
 )
 from datasync.restsync.arguments import check_numbers
@@ -102,6 +107,7 @@ class Application:
       heartbeat: Seconds between heartbeats of a quiet event stream.
       done_timeout: Seconds to wait for the subscribers to acknowledge a change.
       resync_timeout: Seconds to wait for the subscribers to acknowledge a full state.
+      max_stale: Seconds after which ``/readyz`` says no because a source is lost; None for never.
 
     Raises:
       InvalidArgumentError: An argument is not valid.
@@ -124,7 +130,9 @@ class Application:
         heartbeat: float = HEARTBEAT,
         done_timeout: float = DEFAULT_NOTIF_TIMEOUT,
         resync_timeout: float = RESYNC_DONE_TIMEOUT,
+        max_stale: float | None = None,
     ) -> None:
+        check_max_stale(max_stale)
         self._tokens = TokenCheck(token)
         #: The hosts that requests may be addressed to.
         self.hosts = HostCheck(allowed_hosts)
@@ -150,6 +158,7 @@ class Application:
         self._heartbeat = heartbeat
         self._done_timeout = done_timeout
         self._resync_timeout = resync_timeout
+        self._max_stale = max_stale
         self._started = time.monotonic()
         self._closed = False
         self._lock = threading.Lock()  # guards _streams
@@ -199,8 +208,10 @@ class Application:
         self.hosts.check(environ)
         if path in ("", "/") and self._page:
             return self._serve_page(environ, path)
+        if path in PATHS:
+            return _only(environ, GET=lambda _: probe(environ, path, self._tokens, self._max_stale))
         if path == "/openapi.json":
-            return _only(environ, GET=lambda _: _json_response(json.dumps(document(_mounted_at(environ) or "/"))))
+            return _only(environ, GET=lambda _: _json_response(json.dumps(document(mounted_at(environ) or "/"))))
         check_authorized(self._tokens, environ)
         self._adapter.guard.check()
         if self._adapter.closed and path != "/status":  # the state of a closed adapter is out of date
@@ -271,9 +282,7 @@ class Application:
             for _ in range(ATTEMPTS):
                 expected = self._expected(environ, key)
                 try:
-                    return self._adapter.registry.submit_changes(
-                        {key: change}, timeout=self._done_timeout, expected=expected, only_watched=True
-                    )
+                    return self._submit(environ, {key: change}, expected)
                 except ConflictError:
                     continue  # another write came between: check the condition again
             raise Problem("overloaded", f"{key!r} changes too often", headers={"Retry-After": "1"})
@@ -317,7 +326,7 @@ class Application:
     def _transaction(self, environ: WSGIEnvironment) -> Response:
         _check_unconditional(environ)
         changes = read_changes(environ, self._max_resync)
-        submit = partial(self._adapter.registry.submit_changes, changes, timeout=self._done_timeout, only_watched=True)
+        submit = partial(self._submit, environ, changes)
         subject = count_of_keys(len(changes)) + (f", first {next(iter(changes))!r}" if changes else "")
         outcome = self._answered("Transaction", subject, submit)
         return _json_response(json.dumps({"revision": outcome.revision, "ignored": list(outcome.ignored)}))
@@ -325,7 +334,8 @@ class Application:
     def _resync(self, environ: WSGIEnvironment) -> Response:
         _check_unconditional(environ)
         values = read_resync(environ, self._max_resync)
-        submit = partial(self._adapter.registry.submit_resync, values, timeout=self._resync_timeout)
+        trace, timeout = trace_of(environ), self._resync_timeout
+        submit = partial(self._adapter.registry.submit_resync, values, ctx=trace, timeout=timeout)
         outcome = self._answered("Resync", count_of_keys(len(values)), submit)
         return _json_response(json.dumps({"revision": outcome.revision, "keys": len(values)}))
 
@@ -359,7 +369,7 @@ class Application:
 
     def _serve_page(self, environ: WSGIEnvironment, path: str) -> Response:
         if not path:  # the relative links of the page need the slash
-            location = quote(_mounted_at(environ)) + "/"
+            location = quote(mounted_at(environ)) + "/"
             return _only(environ, GET=lambda _: Response(b"", 308, "text/plain", {"Location": location}))
         headers = {"Content-Security-Policy": PAGE_POLICY, "Referrer-Policy": "no-referrer"}
         return _only(environ, GET=lambda _: Response(PAGE, 200, "text/html; charset=utf-8", headers))
@@ -377,6 +387,14 @@ class Application:
         return _json_response(json.dumps(shown))
 
     # Shared by the routes.
+
+    def _submit(
+        self, environ: WSGIEnvironment, changes: Mapping[str, ChangeBytes], expected: Mapping[str, int] | None = None
+    ) -> PropagationFuture:
+        context, timeout = trace_of(environ), self._done_timeout
+        return self._adapter.registry.submit_changes(
+            changes, ctx=context, timeout=timeout, expected=expected, only_watched=True
+        )
 
     def _answered(self, op: str, key: str, submit: Callable[[], PropagationFuture]) -> Outcome:
         """Submit, wait for the subscribers, and record the outcome."""
@@ -421,12 +439,6 @@ def _only(environ: WSGIEnvironment, **handlers: Callable[[WSGIEnvironment], Resp
         detail = f"{method} is not allowed here: use {allowed}"
         raise Problem("method-not-allowed", detail, headers={"Allow": allowed})
     return handler(environ)
-
-
-def _mounted_at(environ: WSGIEnvironment) -> str:
-    """Return the path under which another application mounts this one; empty at the root."""
-    path: str = environ.get("SCRIPT_NAME", "")
-    return path.encode("latin-1").decode(errors="replace").rstrip("/")
 
 
 def _check_unconditional(environ: WSGIEnvironment) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote_to_bytes
 
+from datasync.context import with_traceparent
 from datasync.events import Op
 from datasync.restsync.encoding import (
     CONTENT_JSON,
@@ -58,6 +60,17 @@ def names_tag(header: str, tag: str, *, weak: bool) -> bool:
     """Return True when *header* lists the entity tag *tag*; ``*`` lists every tag. *weak*: weak tags match too."""
     tags = _ENTITY_TAG.findall(header)
     return header == "*" or any(tag in (quoted, bare) and (weak or not mark) for mark, quoted, bare in tags)
+
+
+def trace_of(environ: WSGIEnvironment) -> Context:
+    """Return the context of a change that the request makes, with the trace that it belongs to (C22)."""
+    return with_traceparent(environ.get("HTTP_TRACEPARENT", ""), Context())
+
+
+def mounted_at(environ: WSGIEnvironment) -> str:
+    """Return the path under which another application mounts this one; empty at the root."""
+    path: str = environ.get("SCRIPT_NAME", "")
+    return path.encode("latin-1").decode(errors="replace").rstrip("/")
 
 
 # The query: every name must be known, and every text is checked.

@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 
 from datasync.api import WAIT_TIMEOUT
 from datasync.commits import HasRevision, WriteResult, note_own_write
+from datasync.context import trace_headers
 from datasync.errors import (
     InvalidArgumentError,
     NotReadyError,
@@ -393,6 +394,7 @@ class Client(Closable):
     ) -> ReceivedResponse:
         """Send a request about *key*, and return the response if it is about the same key."""
         if key is None:
+            headers = trace_headers() | dict(headers or {})
             return self._requests.send(
                 method, "/keys", subject, headers=headers, body=body, write=write, timeout=timeout
             )
@@ -402,7 +404,7 @@ class Client(Closable):
             method,
             path_of_key(whole),
             subject,
-            headers=named | dict(headers or {}),
+            headers=named | trace_headers() | dict(headers or {}),
             body=body,
             write=write,
             timeout=timeout,

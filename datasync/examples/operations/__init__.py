@@ -1,0 +1,1 @@
+"""What operators see: metrics, probes and logs, each in a small program."""
