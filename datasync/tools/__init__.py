@@ -1,0 +1,1 @@
+"""Programs that join two stores, or a store and files."""
