@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from datasync.cli.mirror import mirror
 from datasync.cli.postgres import postgres
 from datasync.errors import InvalidArgumentError, StoreError
 from datasync.events import Op
@@ -43,6 +44,7 @@ def cli() -> None:
 
 
 cli.add_command(postgres)
+cli.add_command(mirror)
 
 
 @cli.command()
