@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from datasync.commits import Batch
-from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError
+from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, UnsupportedError
 from datasync.keyval.api import Store
 from datasync.keyval.memory import MemoryStore
 from datasync.keyval.urls import connect
@@ -150,7 +150,7 @@ def test_a_transaction_is_one_in_the_destination_and_names_its_revision(stores: 
                 # then each commit of the destination has all of them, with one value and the record
                 if mine:
                     seen += 1
-                    assert len(mine) == 7 and len(set(mine.values())) == 1
+                    assert (len(mine), len(set(mine.values()))) == (7, 1)
                     assert record_key("b/") in values
         assert seen > 0
         assert mirror.status().divided == 0
@@ -289,7 +289,8 @@ def test_loops_are_refused(tmp_path: Path) -> None:
             back.wait_copied(30)
 
 
-def test_a_loop_over_a_second_name_of_a_store_is_found(tmp_path: Path) -> None:
+def test_a_loop_over_a_second_name_of_a_store_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasync.tools.mirror.mirror.LOOK_EVERY", 0.2)
     # given a store with two names
     with connect(f"sqlite://{tmp_path}/a.db") as a, connect(f"sqlite://{tmp_path}/b.db") as b:
         a.new_broker("k/").put("1", b"x")
@@ -383,4 +384,23 @@ def test_a_store_that_was_closed_ends_the_mirror(tmp_path: Path) -> None:
         destination.close()
         source.new_broker("a/").put("1", b"y")
         wait_until(lambda: mirror.status().state is MirrorState.CLOSED, "it ends")
-        assert isinstance(mirror.status().last_error, ClosedError)
+        assert isinstance(mirror.failure, ClosedError)
+
+
+def test_a_destination_that_takes_no_writes_ends_the_mirror(stores: tuple[Store, Store], tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    with (
+        connect(f"file://{tmp_path}/files") as files,
+        PrefixMirror(stores[0], files) as mirror,
+        pytest.raises(UnsupportedError, match="writable"),
+    ):
+        mirror.wait_copied(30)
+
+
+def test_a_destination_without_locks_belongs_to_the_last_mirror(stores: tuple[Store, Store], tmp_path: Path) -> None:
+    # given a mirror to a file, which has transactions and no locks
+    (tmp_path / "files").mkdir()
+    url = f"file://{tmp_path}/files?writable=true"
+    with connect(url) as files, PrefixMirror(stores[0], files, "a/", "b/") as first:
+        first.wait_copied(30)
+        assert not first.status().fenced

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from datasync.consumer.consumer import Consumer
-from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, NotReadyError
+from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, NotReadyError, UnsupportedError
 from datasync.events import ChangeEvent, ResyncEvent
 from datasync.keyval.api import Store
 from datasync.kvdbsync.plugin import Plugin
@@ -237,8 +237,10 @@ class PrefixMirror(Closable):
                 self._transfer.compare(event)
             else:
                 self._transfer.apply(event, self.verify)
-        except MirrorLoopError as error:
-            self._fail(error)
+        except (InvalidArgumentError, UnsupportedError, ClosedError) as error:
+            # A loop, a destination that takes no writes, or a store that the application closed.
+            if not self._closing.is_set():
+                self._fail(error)
             raise
 
     def _fail(self, error: BaseException) -> None:
@@ -263,7 +265,8 @@ class PrefixMirror(Closable):
                     due = time.monotonic() + (self._verify_every or 0.0)
                 if late or changed or not self._transfer.owns:
                     self.verify()
-            except MirrorLoopError as error:
-                self._fail(error)
+            except (MirrorLoopError, ClosedError) as error:
+                if not self._closing.is_set():
+                    self._fail(error)
             except DatasyncError as error:
                 log.debug("the mirror could not be looked after: %s", error)

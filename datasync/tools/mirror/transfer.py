@@ -274,11 +274,7 @@ class Transfer:
             try:
                 result = step()
                 break
-            except (DisplacedError, InvalidArgumentError, UnsupportedError, ForkedError):
-                raise
-            except ClosedError as error:  # the application closed a store
-                self._failed(error)
-                self._closing.set()
+            except (DisplacedError, InvalidArgumentError, UnsupportedError, ClosedError, ForkedError):
                 raise
             except DatasyncError as error:
                 if failed_at is None:
