@@ -33,6 +33,7 @@ from tests.benchmarks import (
     latency,
     local,
     memory,
+    mirror,
     postgres,
     redis,
     rest,
@@ -44,7 +45,7 @@ from tests.benchmarks import (
 from tests.benchmarks.harness import Bench, Result, measure
 
 STORES = (sqlite, file, etcd, redis, postgres, consul, kafka)
-MODULES = (local, bad_key, consumer, memory, values, start, view, grpc, rest, *STORES, latency, idle)
+MODULES = (local, bad_key, consumer, memory, values, start, view, grpc, rest, mirror, *STORES, latency, idle)
 BENCHES: dict[str, Bench] = {bench.name: bench for module in MODULES for bench in module.BENCHES}
 
 CURVES: dict[str, growth.Curve] = {curve.name: curve for curve in growth.CURVES}

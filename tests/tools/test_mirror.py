@@ -404,3 +404,11 @@ def test_a_destination_without_locks_belongs_to_the_last_mirror(stores: tuple[St
     with connect(url) as files, PrefixMirror(stores[0], files, "a/", "b/") as first:
         first.wait_copied(30)
         assert not first.status().fenced
+        # when another one takes it over
+        with connect(url) as again, PrefixMirror(stores[0], again, "a/", "b/") as second:
+            second.wait_copied(30)
+            stores[0].new_broker("a/").put("1", b'"x"')
+            # then the first one ends, and they do not fight
+            wait_until(lambda: first.failure, "it ends")
+            wait_until(lambda: copied(again, "b/") == {"1": b'"x"'}, "the second goes on")
+            assert second.failure is None

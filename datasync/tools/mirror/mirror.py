@@ -23,7 +23,7 @@ from datasync.tools.mirror.key_map import KeyMap, MapKey
 from datasync.tools.mirror.loops import LoopCheck, MirrorLoopError
 from datasync.tools.mirror.record import location
 from datasync.tools.mirror.status import MirrorStatus
-from datasync.tools.mirror.target import MirrorTarget
+from datasync.tools.mirror.target import DisplacedError, MirrorTarget
 from datasync.tools.mirror.transfer import Transfer
 from datasync.tools.mirror.writer import MAX_OPS
 
@@ -49,8 +49,8 @@ class PrefixMirror(Closable):
     the loss of both ends.
 
     Each transaction requires the lock of the mirror and the record of the transaction before. So two mirrors with the
-    same destination do not mix: one of them waits. A mirror is refused if what it reads was brought from its own
-    destination by running mirrors.
+    same destination do not mix: one of them waits; where the destination has no locks, the first one ends. A mirror is
+    refused if what it reads was brought from its own destination by running mirrors.
 
     Args:
       source, destination: The stores; the mirror does not close them.
@@ -237,8 +237,8 @@ class PrefixMirror(Closable):
                 self._transfer.compare(event)
             else:
                 self._transfer.apply(event, self.verify)
-        except (InvalidArgumentError, UnsupportedError, ClosedError) as error:
-            # A loop, a destination that takes no writes, or a store that the application closed.
+        except (InvalidArgumentError, UnsupportedError, ClosedError, DisplacedError) as error:
+            # A loop, a destination that takes no writes or that another mirror took, a store that was closed.
             if not self._closing.is_set():
                 self._fail(error)
             raise

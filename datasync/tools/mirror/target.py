@@ -26,7 +26,14 @@ _LOCKABLE = {Capability.LEASE, Capability.CAS, Capability.REVISION}
 
 
 class DisplacedError(ConflictError):
-    """The destination is not ours any more: the lock was lost, or the record is not the one that we wrote."""
+    """The destination is not ours any more: the lock was lost, or the record is not the one that we wrote.
+
+    *by_mirror* is True if another mirror has written the record.
+    """
+
+    def __init__(self, message: str, *, by_mirror: bool = False) -> None:
+        super().__init__(message)
+        self.by_mirror = by_mirror
 
 
 class MirrorTarget:
@@ -157,7 +164,11 @@ class MirrorTarget:
             found = self.store.read(self._key)
             if found is None or found.value != encoded:
                 self._record = None
-                raise DisplacedError(f"{self.store.name}: another program wrote the record {self._key!r}, or the lock")
+                other = None if found is None else MirrorRecord.decode(found.value)
+                raise DisplacedError(
+                    f"{self.store.name}: another program wrote the record {self._key!r}, or the lock",
+                    by_mirror=other is not None and other.writer != record.writer,
+                )
         self._record, self._written = record, encoded
 
     def _conditions(self, before: bytes | None) -> tuple[Condition, ...]:

@@ -298,6 +298,9 @@ class Transfer:
     # What is told.
 
     def _displaced(self, error: DisplacedError) -> None:
+        """Prepare to compare again. Raises *error* if the other mirror would be displaced in turn, and so on."""
+        if error.by_mirror and not self._target.fenced:
+            raise error
         log.warning("the mirror compares again: %s", error)
         self._target.forget()
         with self._lock:
