@@ -8,8 +8,9 @@ Source: cn-infra ``db/keyval``.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import ClassVar, NamedTuple
 
@@ -204,6 +205,18 @@ class StoreDriver(Closable):
           UnsupportedError: The server cannot tell that there are no more changes.
         """
         return changes_in(self.stream(key, after), key, upto) if after < upto else []
+
+    def time_left(self, keys: Collection[str]) -> dict[str, float]:
+        """Return the seconds that each of *keys* has to live, infinity for one that does not expire.
+
+        A key that does not exist is left out. A lease that its owner renews counts as it is now.
+
+        Raises:
+          UnsupportedError: The driver cannot tell.
+        """
+        if Capability.TTL in self.capabilities:
+            raise UnsupportedError(f"{self.name} cannot tell when a key expires: its driver does not read that")
+        return dict.fromkeys(keys, math.inf)
 
     def grant(self, ttl: float) -> Lease:
         """Grant a lease of *ttl* seconds; the store may grant a longer one."""

@@ -1,1 +1,3 @@
 """Programs that join two stores, or a store and files."""
+
+__all__: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError, Un
 from datasync.keyval.api import Store
 from datasync.keyval.memory import MemoryStore
 from datasync.keyval.urls import connect
-from datasync.options import with_prefix
+from datasync.options import with_prefix, with_ttl
 from datasync.tools.mirror import MirrorLoopError, MirrorState, PrefixMirror
 from datasync.tools.mirror.record import record_key
 from tests.conftest import wait_until
@@ -412,3 +413,48 @@ def test_a_destination_without_locks_belongs_to_the_last_mirror(stores: tuple[St
             wait_until(lambda: first.failure, "it ends")
             wait_until(lambda: copied(again, "b/") == {"1": b'"x"'}, "the second goes on")
             assert second.failure is None
+
+
+def test_keys_that_expire_are_copied_as_the_policy_says(stores: tuple[Store, Store]) -> None:
+    # given a key that expires soon, and one that does not
+    source, destination = stores
+    broker = source.new_broker("a/")
+    broker.put("short", b"x", with_ttl(3600))
+    broker.put("long", b"x")
+    # when it is copied with its time
+    with PrefixMirror(source, destination, "a/", "copy/", ttl="copy") as mirror:
+        mirror.wait_copied(30)
+        broker.put("later", b"x", with_ttl(1800))
+        equal(source, destination, "a/", "copy/")
+        left = destination.time_left(["copy/short", "copy/long", "copy/later", "copy/none"])
+        assert 3000 < left["copy/short"] <= 3600
+        assert 1500 < left["copy/later"] <= 1800
+        assert (left["copy/long"], len(left)) == (math.inf, 3)
+    # when it is refused / then it is named, and a copy of somebody else's stays
+    destination.new_broker("refuse/").put("short", b"theirs")
+    with PrefixMirror(source, destination, "a/", "refuse/", ttl="refuse", delete=True) as mirror:
+        mirror.wait_copied(30)
+        assert copied(destination, "refuse/") == {"long": b"x", "short": b"theirs"}
+        assert sorted(mirror.status().source.subscriptions["mirror"].owed) == ["later", "short"]
+        # and it is copied when it stays
+        broker.put("later", b"y")
+        wait_until(lambda: copied(destination, "refuse/").get("later") == b"y", "it stays now")
+    # when the time is dropped / then the source's expiry is a delete
+    with PrefixMirror(source, destination, "a/", "drop/", delete=True) as mirror:
+        mirror.wait_copied(30)
+        broker.put("soon", b"x", with_ttl(0.3))
+        wait_until(lambda: mirror.status().deletes, "it is deleted when it has expired")
+        equal(source, destination, "a/", "drop/")
+
+
+def test_a_policy_that_a_store_cannot_keep_is_refused(stores: tuple[Store, Store], tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    with (
+        MemoryStore() as memory,
+        connect(f"file://{tmp_path}/files?writable=true") as files,
+        pytest.raises(UnsupportedError, match="cannot tell when a key expires"),
+    ):
+        with pytest.raises(UnsupportedError, match="has no keys that expire"):
+            PrefixMirror(stores[0], files, ttl="copy")
+        PrefixMirror(files, stores[1], ttl="copy")  # nothing expires in files
+        PrefixMirror(memory, stores[1], ttl="refuse")

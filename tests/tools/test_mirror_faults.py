@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import threading
@@ -14,7 +15,7 @@ import pytest
 from datasync.events import ResyncReason
 from datasync.keyval.api import Store
 from datasync.keyval.urls import connect
-from datasync.options import with_prefix
+from datasync.options import with_prefix, with_ttl
 from datasync.tools.mirror import MirrorState, PrefixMirror
 from tests.conftest import wait_until
 from tests.support.proxy import TcpProxy
@@ -200,3 +201,16 @@ def test_a_server_takes_what_it_can_in_transactions_of_its_size(tmp_path: Path) 
             equal(source, destination, "a/", "b/")
             synced(mirror)
             assert mirror.status().divided > 0
+
+
+@pytest.mark.etcd
+def test_the_time_that_a_key_of_the_server_has_left_is_copied(tmp_path: Path) -> None:
+    with etcd(tmp_path) as server, connect(server.url) as source, connect(f"sqlite://{tmp_path}/b.db") as destination:
+        source.new_broker("a/").put("short", b"x", with_ttl(600))
+        source.new_broker("a/").put("long", b"x")
+        with PrefixMirror(source, destination, "a/", "b/", ttl="copy") as mirror:
+            mirror.wait_copied(60)
+            left = destination.time_left(["b/short", "b/long"])
+            assert 500 < left["b/short"] <= 600
+            assert left["b/long"] == math.inf
+        assert source.time_left(["a/none"]) == {}

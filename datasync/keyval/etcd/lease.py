@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Collection
 
 from datasync.errors import DatasyncError, InvalidArgumentError
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.cancel_scope import CancelScope
 from datasync.keyval.etcd.client import EtcdClient
-from datasync.keyval.etcd.keys import unexpected_response
-from datasync.keyval.etcd.methods import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE
+from datasync.keyval.etcd.keys import encode_key, unexpected_response
+from datasync.keyval.etcd.methods import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, LEASE_TIME_TO_LIVE, RANGE
 from datasync.runtime import boot_clock
 from datasync.runtime.logs import get_logger
 
@@ -52,6 +53,21 @@ def keep_alive(client: EtcdClient, lease: int, scope: CancelScope | None = None,
     if lease != response.ID:
         raise unexpected_response(what)
     return max(response.TTL, 0)  # a grpc-proxy says -1
+
+
+def lifetimes(client: EtcdClient, keys: Collection[str]) -> dict[str, float]:
+    """Return the seconds that each of *keys* that exists has to live; infinity for one without a lease."""
+    leases: dict[str, int] = {}
+    for key in keys:
+        encoded = encode_key(key)
+        found = client.call(RANGE, pb.RangeRequest(key=encoded, keys_only=True), f"reading the lease of {key!r}").kvs
+        leases.update((key, kv.lease) for kv in found if kv.key == encoded)
+    left = {0: math.inf}
+    for lease in {*leases.values()} - {0}:
+        request = pb.LeaseTimeToLiveRequest(ID=lease)
+        left[lease] = client.call(LEASE_TIME_TO_LIVE, request, "reading how long a lease lives").TTL
+    # -1: it has expired since, and its keys go with it.
+    return {key: float(left[lease]) for key, lease in leases.items() if left[lease] > 0}
 
 
 def revoke(client: EtcdClient, lease: int) -> None:

@@ -5,7 +5,7 @@ Source: cn-infra ``db/keyval/etcd``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import grpc
@@ -26,7 +26,7 @@ from datasync.keyval.etcd.config import URL_OPTIONS, EtcdConfig, read_options
 from datasync.keyval.etcd.continuity import ContinuityCheck
 from datasync.keyval.etcd.errors import LeaseNotFound
 from datasync.keyval.etcd.keys import ALL, encode_key, prefix_range, unexpected_response
-from datasync.keyval.etcd.lease import PutLeases, put_operation
+from datasync.keyval.etcd.lease import PutLeases, lifetimes, put_operation
 from datasync.keyval.etcd.lock_lease import EtcdLockLease, read_line
 from datasync.keyval.etcd.methods import COMPACT, DELETE_RANGE, RANGE, TXN
 from datasync.keyval.etcd.scan import EtcdScan
@@ -198,6 +198,9 @@ class EtcdStore(Store):
     def grant(self, ttl: float) -> Lease:
         self._client.check_usable()
         return EtcdLockLease(self._leases, ttl)
+
+    def time_left(self, keys: Collection[str]) -> dict[str, float]:
+        return lifetimes(self._client, keys)
 
     def line(self, prefix: str) -> Line:
         return read_line(self._leases, prefix)

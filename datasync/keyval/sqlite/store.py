@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -211,6 +212,18 @@ class SQLiteStore(Store):
             ).fetchall()
             connection.execute("COMMIT")
             return found
+
+    def time_left(self, keys: Collection[str]) -> dict[str, float]:
+        self._ready()
+        now = boot_clock.now()
+        sql = "SELECT coalesce(deadline, (SELECT deadline FROM lease WHERE id = kv.lease)) FROM kv WHERE key = ?"
+        found: dict[str, float] = {}
+        with self._reading.use("read") as connection:
+            for key in keys:
+                row: tuple[float | None] | None = connection.execute(sql, (tables.encode(key),)).fetchone()
+                if row is not None and (row[0] is None or row[0] > now):
+                    found[key] = math.inf if row[0] is None else row[0] - now
+        return found
 
     def grant(self, ttl: float) -> Lease:
         self._ready()

@@ -13,6 +13,7 @@ from datasync.errors import DatasyncError, InvalidArgumentError
 from datasync.events import ChangeEvent, Op
 from datasync.keyval.types import DeleteOp, PutOp, WriteOp
 from datasync.tools.mirror.key_map import KeyMap
+from datasync.tools.mirror.lifetimes import KeyLifetimes
 from datasync.tools.mirror.writer import Unit
 
 
@@ -25,6 +26,7 @@ class ChangePlan:
       keys, prefix: The keys, and the prefix of the destination.
       copied: The keys that were copied: of the destination, and of the source.
       least: The revision of the destination, which a redelivery of older keys does not take back.
+      lifetimes: How the keys that are put are copied.
       may_delete: False if the deletes are left out.
     """
 
@@ -35,6 +37,7 @@ class ChangePlan:
         prefix: str,
         copied: Mapping[str, str],
         least: int,
+        lifetimes: KeyLifetimes,
         *,
         may_delete: bool,
     ) -> None:
@@ -55,8 +58,11 @@ class ChangePlan:
                 if key is None:
                     continue
                 absolute = prefix + key
+                if change.op is not Op.DELETE and change.key in lifetimes.left_out:
+                    self._leave_out(change.key, lifetimes.left_out[change.key])
+                    continue
                 if change.op is not Op.DELETE:
-                    ops.append(PutOp(absolute, change.raw))
+                    ops.append(PutOp(absolute, change.raw, lifetimes.seconds.get(change.key)))
                 elif key not in copied:
                     continue
                 elif may_delete:
@@ -81,6 +87,10 @@ class ChangePlan:
             else:
                 copied.pop(op.key[cut:], None)
         return sum(copied.pop(key, None) is not None for key in self.held)
+
+    def _leave_out(self, key: str, why: DatasyncError | None) -> None:
+        if why is not None:
+            self.rejected[key] = why
 
     def _place(self, key: str, keys: KeyMap, copied: Mapping[str, str]) -> str | None:
         try:

@@ -5,7 +5,7 @@ Source: contract C20.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from datasync.events import Pair
@@ -28,8 +28,13 @@ class Differences:
     known: int = 0
 
     @classmethod
-    def between(cls, wanted: Mapping[str, Pair[object]], present: Iterable[KeyValue]) -> Differences:
-        """Return the differences between *wanted* and the pairs of the destination that are *present*."""
+    def between(
+        cls, wanted: Mapping[str, Pair[object]], present: Iterable[KeyValue], expiring: Container[str] = ()
+    ) -> Differences:
+        """Return the differences between *wanted* and the pairs of the destination that are *present*.
+
+        Keys of *wanted* that are *expiring* count as changed: the time that they have left is not compared.
+        """
         found = cls()
         there: set[str] = set()
         for pair in present:
@@ -37,7 +42,7 @@ class Differences:
             source = wanted.get(pair.key)
             if source is None:
                 found.extra.append(pair.key)
-            elif source.raw != pair.value:
+            elif source.raw != pair.value or pair.key in expiring:
                 found.changed.append(pair.key)
         found.known = len(there)
         found.missing = [key for key in wanted if key not in there]

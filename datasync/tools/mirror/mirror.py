@@ -20,6 +20,7 @@ from datasync.runtime.threads import Flag, ForkGuard, Worker
 from datasync.runtime.timeouts import Timeouts, check_seconds, check_timeout, default_timeouts
 from datasync.tools.mirror.differences import Differences
 from datasync.tools.mirror.key_map import KeyMap, MapKey
+from datasync.tools.mirror.lifetimes import Lifetimes
 from datasync.tools.mirror.loops import LoopCheck, MirrorLoopError
 from datasync.tools.mirror.record import location
 from datasync.tools.mirror.status import MirrorStatus
@@ -35,8 +36,6 @@ MAX_DELETE = 0.5
 LOOK_EVERY = 5.0
 #: Seconds after which an event of the source counts as given up: the mirror answers when the destination is back.
 PATIENCE = 1e9
-#: What is done with the time to live of a key.
-TTL_POLICIES = ("drop", "copy", "refuse")
 NAME = "mirror"
 
 
@@ -63,7 +62,7 @@ class PrefixMirror(Closable):
         of the keys in the destination; None for any number. A share never holds ten or fewer, unless they are all. Held
         deletes wait for ``release_deletes``.
       ttl: A key with a time to live is copied without it (``drop``; its expiry is a delete like any other), with it
-        (``copy``), or is not copied (``refuse``).
+        (``copy``), or is not copied (``refuse``). A lease that the source renews is copied as it is at a comparison.
       verify_every: Seconds between comparisons that repair what other programs did to the destination; None for never.
       max_txn_ops: The most keys of one transaction of the destination, but for one of the source that has more. What
         the destination does not take is halved.
@@ -106,8 +105,6 @@ class PrefixMirror(Closable):
         prefix = source_prefix if prefix is None else prefix
         if isinstance(max_txn_ops, bool) or not isinstance(max_txn_ops, int) or max_txn_ops < 1:
             raise InvalidArgumentError(f"max_txn_ops must be an integer, at least 1, not {max_txn_ops!r}")
-        if ttl not in TTL_POLICIES:
-            raise InvalidArgumentError(f"ttl is one of {', '.join(TTL_POLICIES)}, not {ttl!r}")
         destination.new_broker(prefix)  # checks it
         self._verify_every = None if verify_every is None else check_seconds("verify_every", verify_every)
         self._source = source
@@ -130,6 +127,7 @@ class PrefixMirror(Closable):
             max_delete=max_delete,
             max_txn_ops=max_txn_ops,
             dry_run=dry_run,
+            lifetimes=Lifetimes(source, source_prefix, destination, ttl),
             loops=self._loops,
             closing=self._closing,
         )

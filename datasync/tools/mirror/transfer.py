@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from datasync.consumer.guard import DeleteGuard
@@ -29,6 +29,7 @@ from datasync.syncbase.status import TransportState
 from datasync.tools.mirror.change_plan import ChangePlan
 from datasync.tools.mirror.differences import Differences
 from datasync.tools.mirror.key_map import KeyMap
+from datasync.tools.mirror.lifetimes import Lifetimes
 from datasync.tools.mirror.loops import LoopCheck
 from datasync.tools.mirror.status import CopyProgress, MirrorState, MirrorStatus
 from datasync.tools.mirror.target import DisplacedError, MirrorTarget
@@ -53,6 +54,7 @@ class Transfer:
       name: The resync name.
       plugin, target, keys: The source, the destination, and the keys between them.
       delete, max_delete, max_txn_ops, dry_run: As of ``PrefixMirror``.
+      lifetimes: What is done with keys that expire.
       loops: Asked before the first write, and at each comparison.
       closing: Set when the mirror ends.
 
@@ -70,6 +72,7 @@ class Transfer:
         max_delete: int | float | None,
         max_txn_ops: int,
         dry_run: bool,
+        lifetimes: Lifetimes,
         loops: LoopCheck,
         closing: Flag,
     ) -> None:
@@ -79,6 +82,7 @@ class Transfer:
         self._keys = keys
         self._delete = delete
         self._dry_run = dry_run
+        self._lifetimes = lifetimes
         self._loops = loops
         self._closing = closing
         self._writer = BatchWriter(self._commit, max_txn_ops)
@@ -144,8 +148,17 @@ class Transfer:
         with self._lock:
             self._behind_since = self._behind_since or time.monotonic()
             self._state = MirrorState.LAGGING
-        may_delete = self._may_delete(event)
-        plan = ChangePlan(event, self._keys, self._target.prefix, self._copied, self._revision, may_delete=may_delete)
+        changes = event.get_changes()
+        puts = [change.get_key() for change in changes if change.get_change_type() is not Op.DELETE]
+        plan = ChangePlan(
+            event,
+            self._keys,
+            self._target.prefix,
+            self._copied,
+            self._revision,
+            self._patiently(lambda: self._lifetimes.read(puts)),
+            may_delete=self._may_delete(len(changes) - len(puts)),
+        )
         try:
             refused = self._writer.write(plan.units)
         except DisplacedError as error:
@@ -187,13 +200,20 @@ class Transfer:
         self._patiently(self._take)
         self._set_state(MirrorState.COPYING)
         begun = time.monotonic()
-        found = self._patiently(lambda: Differences.between(wanted, self._present()))
+        lifetimes = self._patiently(lambda: self._lifetimes.read(pair.key for pair in wanted.values()))
+        left_out = {key for key, pair in wanted.items() if pair.key in lifetimes.left_out}
+        wanted = {key: pair for key, pair in wanted.items() if key not in left_out} if left_out else wanted
+        expiring = {key for key, pair in wanted.items() if pair.key in lifetimes.seconds}
+        found = self._patiently(lambda: Differences.between(wanted, self._present(left_out), expiring))
         deletes = self._deletes(found)
         before = self._writer.puts + self._writer.deletes
         with self._lock:
             self.differences = found
             self._progress = before, len(found) + len(deletes), begun
-        refused = {} if self._dry_run else self._write_differences(found.puts(wanted), deletes, wanted, revision)
+        refused = {}
+        if not self._dry_run:
+            puts = [(key, wanted[key], lifetimes.seconds.get(wanted[key].key)) for key in found.puts(wanted)]
+            refused = self._write_differences(puts, deletes, revision)
         written = self._writer.puts + self._writer.deletes - before
         with self._lock:
             self._progress = None
@@ -203,7 +223,8 @@ class Transfer:
             self._comparisons += 1
         seconds = time.monotonic() - begun
         log.info("%s: compared %d keys, wrote %d, %.1f s", self._target.store.name, len(wanted), written, seconds)
-        return {wanted[key].key: error for key, error in refused.items() if key in wanted}
+        rejected = {key: error for key, error in lifetimes.left_out.items() if error is not None}
+        return rejected | {wanted[key].key: error for key, error in refused.items() if key in wanted}
 
     def _take(self) -> None:
         """Make the destination ours, unless what the source has comes from there."""
@@ -214,8 +235,10 @@ class Transfer:
             self._wait_while_paused()
         self._loops.check(self._target)  # of two mirrors that start at once, one sees the other now
 
-    def _present(self) -> Iterator[KeyValue]:
-        return (pair for pair in self._target.pairs() if self._keys.concerns(pair.key))
+    def _present(self, left_out: Container[str]) -> Iterator[KeyValue]:
+        """Iterate over the destination, without what is none of our business."""
+        pairs = self._target.pairs()
+        return (pair for pair in pairs if pair.key not in left_out and self._keys.concerns(pair.key))
 
     def _deletes(self, found: Differences) -> list[str]:
         """Return the keys to delete; those that are too many are held."""
@@ -230,11 +253,11 @@ class Transfer:
         return []
 
     def _write_differences(
-        self, puts: Sequence[str], deletes: Sequence[str], wanted: Mapping[str, Pair[Any]], revision: int
+        self, puts: Sequence[tuple[str, Pair[Any], float | None]], deletes: Sequence[str], revision: int
     ) -> dict[str, DatasyncError]:
         """Write the differences, in one transaction if the destination takes it, so that nobody sees a part of them."""
         prefix = self._target.prefix
-        ops: list[WriteOp] = [PutOp(prefix + key, wanted[key].raw) for key in puts]
+        ops: list[WriteOp] = [PutOp(prefix + key, pair.raw, seconds) for key, pair, seconds in puts]
         ops += [DeleteOp(prefix + key) for key in deletes]
         refused = self._writer.write(Unit(revision, (op,), op is ops[-1]) for op in ops)
         record = self._target.record
@@ -244,15 +267,14 @@ class Transfer:
 
     # A CHANGE.
 
-    def _may_delete(self, event: ChangeEvent) -> bool:
-        """Return True if the deletes of *event* go on.
+    def _may_delete(self, deletes: int) -> bool:
+        """Return True if the *deletes* of an event go on.
 
         In a source with history they are evidence. Otherwise they are the difference to a listing, which may have been
         empty by mistake.
         """
         if not self._delete or self._live:
             return self._delete
-        deletes = sum(change.get_change_type() is Op.DELETE for change in event.get_changes())
         with self._lock:
             admitted = self._guard.admits(deletes, len(self._copied))
         if not admitted:
@@ -278,7 +300,7 @@ class Transfer:
                 raise
             except DatasyncError as error:
                 if failed_at is None:
-                    log.warning("the mirror waits for its destination: %s", error)
+                    log.warning("the mirror waits: %s", error)
                 failed_at = failed_at or time.monotonic()
                 self._failed(error)
                 self._closing.wait(backoff.next())

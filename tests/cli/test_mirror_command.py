@@ -1,0 +1,88 @@
+"""``datasync mirror``, as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from datasync.keyval.urls import connect
+from tests.conftest import wait_until
+from tests.support.running import Running, run
+from tests.tools.conftest import copied
+
+
+@pytest.fixture
+def urls(tmp_path: Path) -> tuple[str, str]:
+    with connect(f"sqlite://{tmp_path}/a.db") as source:
+        for number in range(30):
+            source.new_broker("a/").put(f"{number:02}", b"x")
+    return f"sqlite://{tmp_path}/a.db", f"sqlite://{tmp_path}/b.db"
+
+
+def mirror(*arguments: str) -> tuple[int, list[str], list[str]]:
+    """Run the command: exit code, lines of the output and of the errors. There is never a traceback."""
+    done = run("-m", "datasync", "mirror", *arguments)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
+
+
+def test_once_copies_and_ends_and_a_dry_run_tells_first(urls: tuple[str, str]) -> None:
+    source, destination = urls
+    prefixes = ["--prefix", "a/", "--dest-prefix", "b/"]
+    with connect(destination) as store:
+        store.new_broker("b/").put("old", b"x")
+        store.new_broker("b/").put("00", b"y")
+        # a dry run prints a line for each difference
+        code, out, err = mirror(source, destination, *prefixes, "--delete", "--dry-run", "--exclude", "1*")
+        assert (code, out[:2], out[-1]) == (0, ["~ 00", "+ 01"], "- old")
+        assert err == ["datasync: missing: 19, changed: 1, to delete: 1"]
+        assert len(copied(store)) == 2
+        # once copies and says so
+        code, out, err = mirror(source, destination, *prefixes, "--once")
+        assert (code, out) == (0, [])
+        assert err[-1].startswith("datasync: synced: 30 keys, revision ")
+        assert err[-1].endswith(f", 1 only in {store.name}")
+        assert len(copied(store, "b/")) == 31
+        # what is held is exit code 1
+        with connect(source) as emptied:
+            for number in range(30):
+                emptied.new_broker("a/").delete(f"{number:02}")
+        code, out, err = mirror(source, destination, *prefixes, "--once", "--delete")
+        assert code == 1
+        assert "31 deletes held: start again with --max-delete if SRC is right" in err[-1]
+        assert mirror(source, destination, *prefixes, "--once", "--delete", "--max-delete", "none")[0] == 0
+        assert copied(store) == {}
+
+
+def test_signals_pause_and_end_it(urls: tuple[str, str]) -> None:
+    source, destination = urls
+    with Running("-m", "datasync", "mirror", source, destination, "--prefix", "a/") as process:
+        process.wait_for("synced: 30 keys")
+        with connect(source) as first, connect(destination) as second:
+            process.send(signal.SIGUSR1)
+            process.wait_for("paused")
+            first.new_broker("a/").put("new", b"x")
+            process.send(signal.SIGUSR2)
+            wait_until(lambda: "a/new" in copied(second), "it goes on")
+        process.send(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert "ended at revision" in process.output
+
+
+def test_wrong_use_is_one_line_and_exit_code_2(urls: tuple[str, str], tmp_path: Path) -> None:
+    source, destination = urls
+    code, _, err = mirror(source, source, "--once")
+    assert (code, err[-1]) == (2, f"datasync: {source}: '' and '' are prefixes of one store, and overlap")
+    for arguments, message in (
+        ((f"sqlite://{tmp_path}/none.db", destination), "none.db not found"),
+        (("memory://", destination), "exists inside one process only"),
+        ((source, destination, "--max-delete", "many"), "write a number of keys"),
+        ((source, destination, "--verify-every", "0"), "verify_every must be a number"),
+    ):
+        code, _, err = mirror(*arguments, "--once")
+        assert code in (1, 2)
+        assert message in err[-1]
+    assert not os.path.exists(tmp_path / "none.db")
