@@ -42,7 +42,7 @@ class LoopCheck:
           StoreError: The source could not be read.
         """
         record = target.record
-        if record is not None and overlap(target.prefix, self._prefix) and target.is_in(self._source):
+        if record is not None and overlap(target.prefix, self._prefix) and self._is_same(target):
             raise MirrorLoopError(
                 f"{self._source.name}: {self._prefix!r} and {target.prefix!r} are prefixes of one store, and overlap"
             )
@@ -59,14 +59,24 @@ class LoopCheck:
         changed, target.origins = found != target.origins, found
         return changed
 
+    def _is_same(self, target: MirrorTarget) -> bool:
+        try:
+            return target.is_in(self._source)
+        except PermissionDenied as error:
+            self._tell(error)
+            return False
+
     def _upstream(self) -> list[MirrorRecord]:
         try:
             return [one for one in running_mirrors(self._source) if overlap(one.prefix, self._prefix)]
         except PermissionDenied as error:
-            if not self._told:
-                log.warning("loops of mirrors cannot be found: allow to read %r: %s", RECORDS, error)
-            self._told = True
+            self._tell(error)
             return []
+
+    def _tell(self, error: PermissionDenied) -> None:
+        if not self._told:
+            log.warning("loops of mirrors cannot be found: allow to read %r: %s", RECORDS, error)
+        self._told = True
 
 
 def _leads_to(target: MirrorTarget, record: MirrorRecord | None, path: tuple[Origin, ...]) -> bool:

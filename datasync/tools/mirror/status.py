@@ -55,6 +55,7 @@ class MirrorStatus:
       lag_revisions: How far the source is ahead; 0 in a source without revisions that is in sync.
       lag_seconds: Since when the destination may have been behind; None before it was in sync for the first time.
       in_sync_since: Since when the mirror has followed without a break; None while it does not.
+      applied_at: When something was applied last; None before the first time.
       keys: The number of keys that were copied.
       puts, deletes: What was written so far; *repaired*, the puts and deletes of comparisons after the first one.
       extra: Keys that only the destination has, and that are left alone.
@@ -73,6 +74,7 @@ class MirrorStatus:
     lag_revisions: int
     lag_seconds: float | None
     in_sync_since: float | None
+    applied_at: float | None
     keys: int
     puts: int
     deletes: int

@@ -100,6 +100,7 @@ class Transfer:
         self._revision = self._comparisons = self._repaired = self._extra = 0
         self._copied: dict[str, str] = {}  # key of the destination to that of the source, both without prefix
         self._progress: tuple[int, int, float] | None = None  # puts and deletes before, differences, begin
+        self._applied_at: float | None = None  # of the epoch
         self._failing = False  # the destination
         self._reconnects = 0
         self._behind_since: float | None = None  # monotonic
@@ -346,6 +347,7 @@ class Transfer:
         with self._lock:
             self._revision = revision if self._state is MirrorState.COPYING else max(revision, self._revision)
             self._state = MirrorState.LAGGING if behind else MirrorState.SYNCED
+            self._applied_at = time.time()
             if not behind:
                 self._behind_since = None
                 self._in_sync_since = self._in_sync_since or time.time()
@@ -381,6 +383,7 @@ class Transfer:
                 lag_revisions=max(source.revision - self._revision, 0) if behind else 0,
                 lag_seconds=lag if self._comparisons else None,
                 in_sync_since=self._in_sync_since,
+                applied_at=self._applied_at,
                 keys=len(self._copied),
                 puts=self._writer.puts,
                 deletes=self._writer.deletes,
