@@ -231,6 +231,11 @@ def test_two_mirrors_of_one_destination_do_not_mix(stores: tuple[Store, Store], 
             with PrefixMirror(source, again, "other/", "b/", lock_ttl=1) as second:
                 with pytest.raises(NotReadyError, match="has not copied everything"):
                     second.wait_copied(0.5)
+                # and one that waits can be closed
+                with PrefixMirror(source, again, "other/", "b/", lock_ttl=1) as third:
+                    wait_until(lambda: third.status().state is MirrorState.WAITING, "it waits, too")
+                with pytest.raises(ClosedError):
+                    third.wait_copied(30)
                 assert second.status().state is MirrorState.WAITING
                 assert copied(destination, "b/") == {"1": b"first"}
                 # when the first one ends / then the second goes on

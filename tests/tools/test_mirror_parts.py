@@ -43,9 +43,9 @@ def test_everything_but_bad_keys_is_written_once_in_order_and_whole_if_it_fits(
     sizes: list[int], most: int, max_ops: int, bad: set[int]
 ) -> None:
     # given transactions of several sizes, some with a key that the destination does not take
-    keys = iter(range(1000))
+    numbers = iter(range(1000))
     units = [
-        Unit(revision, [PutOp(str(next(keys)), b"") for _ in range(size)]) for revision, size in enumerate(sizes, 1)
+        Unit(revision, [PutOp(str(next(numbers)), b"") for _ in range(size)]) for revision, size in enumerate(sizes, 1)
     ]
     refused = frozenset(map(str, bad))
     destination = Limited(most, refused)
@@ -117,3 +117,12 @@ def test_a_map_that_fails_is_the_fault_of_its_key() -> None:
 )
 def test_a_share_spares_a_few_unless_nothing_would_be_left(deletes: int, known: int, admitted: bool) -> None:
     assert DeleteGuard(0.5, 10).admits(deletes, known) is admitted
+
+
+@pytest.mark.parametrize("prefix", ["", "d", "datasync/", "datasync/mirrors"])
+def test_records_are_left_out_wherever_a_prefix_ends(prefix: str) -> None:
+    key = record_key("b/").removeprefix(prefix)
+    assert KeyMap(prefix, "x/", (), None).destination_of(key) is None
+    assert not KeyMap("x/", prefix, (), None).concerns(key)
+    assert KeyMap("x/", "y/", (), None).destination_of(key) == key
+    assert KeyMap(prefix, "x/", (), None).destination_of("other") == "other"

@@ -38,8 +38,8 @@ class KeyMap:
             raise InvalidArgumentError("exclude takes patterns of keys, each a string that is not empty")
         if map_key is not None and not callable(map_key):
             raise InvalidArgumentError(f"map_key must be a function, not {type(map_key).__name__}")
-        self._source_prefix = source_prefix
-        self._prefix = prefix
+        # The records of mirrors are never copied: that of one store says nothing true about another one.
+        self._records = _records_below(source_prefix), _records_below(prefix)
         self._patterns = patterns
         self._map_key = map_key
 
@@ -49,7 +49,7 @@ class KeyMap:
         Raises:
           InvalidArgumentError: *map_key* failed, or gave something that is not a key.
         """
-        if self._left_out(self._source_prefix, key):
+        if self._left_out(self._records[0], key):
             return None
         if self._map_key is None:
             return key
@@ -63,10 +63,14 @@ class KeyMap:
 
     def concerns(self, key: str) -> bool:
         """Return True if *key* of the destination is the business of the mirror."""
-        return not self._left_out(self._prefix, key)
+        return not self._left_out(self._records[1], key)
 
-    def _left_out(self, prefix: str, key: str) -> bool:
-        # The records of mirrors are never copied: that of one store says nothing true about another one.
-        if not prefix.startswith(RECORDS) and (prefix + key).startswith(RECORDS):
+    def _left_out(self, records: str, key: str) -> bool:
+        if records and key.startswith(records):
             return True
-        return any(fnmatchcase(key, pattern) for pattern in self._patterns)
+        return bool(self._patterns) and any(fnmatchcase(key, pattern) for pattern in self._patterns)
+
+
+def _records_below(prefix: str) -> str:
+    """Return the beginning of the keys of records, without *prefix*; "" if no record is under it."""
+    return RECORDS.removeprefix(prefix) if RECORDS.startswith(prefix) else ""

@@ -5,6 +5,7 @@ Source: contract C16-C18, C20, C22, C23.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -34,6 +35,8 @@ log = get_logger(__name__)
 MAX_DELETE = 0.5
 #: Seconds between two looks for mirrors that lead back to the destination, and for a lost lock.
 LOOK_EVERY = 5.0
+#: Seconds between two looks at least, while a comparison that is due cannot begin.
+SOONEST = 0.1
 #: Seconds after which an event of the source counts as given up: the mirror answers when the destination is back.
 PATIENCE = 1e9
 NAME = "mirror"
@@ -158,6 +161,7 @@ class PrefixMirror(Closable):
             return
         self._closing.set()
         self._target.cancel()
+        self._transfer.compared.set()  # for those who wait
         self._looker.close()
         if self._consumer is not None:
             self._consumer.close(timeout)
@@ -253,7 +257,7 @@ class PrefixMirror(Closable):
     def _look(self, worker: Worker) -> None:
         """Look for loops and for a lost lock, and compare when it is time."""
         due = None if self._verify_every is None else time.monotonic() + self._verify_every
-        while not worker.stopping.wait(LOOK_EVERY if due is None else min(LOOK_EVERY, max(due - time.monotonic(), 0))):
+        while not worker.stopping.wait(min(LOOK_EVERY, max((due or math.inf) - time.monotonic(), SOONEST))):
             try:
                 if not self._transfer.compared.is_set():
                     continue

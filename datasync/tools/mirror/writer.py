@@ -67,12 +67,13 @@ class BatchWriter:
         batch: list[Unit] = []
         count = size = 0
         for unit in units:
-            if batch and (count + len(unit.ops) > self._max_ops or size + unit.size > MAX_BYTES):
+            more = unit.size
+            if batch and (count + len(unit.ops) > self._max_ops or size + more > MAX_BYTES):
                 yield batch
                 batch, count, size = [], 0, 0
             batch.append(unit)
             count += len(unit.ops)
-            size += unit.size
+            size += more
         if batch:
             yield batch
 
