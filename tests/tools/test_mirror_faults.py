@@ -17,11 +17,12 @@ from datasync.keyval.api import Store
 from datasync.keyval.urls import connect
 from datasync.options import with_prefix, with_ttl
 from datasync.tools.mirror import MirrorState, PrefixMirror
-from tests.conftest import wait_until
+from datasync.tools.mirror.record import record_key
+from tests.conftest import PATIENT, wait_until
 from tests.support.proxy import TcpProxy
-from tests.support.running import Running, run
+from tests.support.running import Running
 from tests.support.servers import EtcdServer, find_etcd
-from tests.tools.conftest import copied, equal, synced
+from tests.tools.conftest import copied, equal, record, synced
 
 GROUPS, KEYS = 8, 5
 
@@ -61,8 +62,12 @@ def assert_whole(values: dict[str, bytes]) -> None:
         assert len(set(found)) == 1, f"group {group} was copied by halves"
 
 
-def mirror_command(tmp_path: Path) -> list[str]:
-    stores = [f"sqlite://{tmp_path}/{name}.db" for name in "ab"]
+def record_revision(store: Store) -> int:
+    """The revision of the source at which the destination is."""
+    return record(store, "b/").revision if store.read(record_key("b/")) else 0
+
+
+def mirror_command(*stores: str) -> list[str]:
     return ["-m", "datasync", "mirror", *stores, "--prefix", "a/", "--dest-prefix", "b/", "--delete", "--lock-ttl", "1"]
 
 
@@ -72,17 +77,20 @@ def etcd(tmp_path: Path) -> Iterator[EtcdServer]:
         yield server
 
 
+@pytest.mark.timeout(240)
 def test_a_mirror_that_is_killed_again_and_again_loses_nothing_and_halves_nothing(tmp_path: Path) -> None:
     # given a source that is written all the time
     chance = random.Random(4)
-    command = mirror_command(tmp_path)
+    command = mirror_command(*(f"sqlite://{tmp_path}/{name}.db" for name in "ab"))
     with connect(f"sqlite://{tmp_path}/a.db") as source, connect(f"sqlite://{tmp_path}/b.db") as destination:
         with Writer(source) as writer:
             wait_until(lambda: writer.count > GROUPS, "there is something to copy")
-            for _ in range(3):
+            for _ in range(2):
                 # when its mirror is killed at some moment
                 with Running(*command) as process:
-                    process.wait_for("synced")
+                    process.wait_for("revision", PATIENT * 2)  # of its first line
+                    before = record_revision(destination)
+                    wait_until(lambda before=before: record_revision(destination) > before, "it copies", PATIENT * 2)
                     goal = writer.count + chance.randrange(60)
                     wait_until(lambda goal=goal: writer.count > goal, "some are written")
                     process.send(signal.SIGKILL)
@@ -91,21 +99,24 @@ def test_a_mirror_that_is_killed_again_and_again_loses_nothing_and_halves_nothin
                 assert_whole(copied(destination, "b/"))
         # when it runs to its end / then both are equal
         source.new_broker("a/").delete("0/", with_prefix())
-        done = run(*command, "--once")
-        assert done.returncode == 0, done.stderr
-        assert copied(destination, "b/") == copied(source, "a/")
+        with PrefixMirror(source, destination, "a/", "b/", delete=True, lock_ttl=1) as mirror:
+            mirror.wait_copied(PATIENT * 2)
+            assert copied(destination, "b/") == copied(source, "a/")
 
 
+@pytest.mark.timeout(240)
+@pytest.mark.etcd
 def test_a_mirror_that_was_suspended_beyond_its_lock_overwrites_nothing(tmp_path: Path) -> None:
-    with connect(f"sqlite://{tmp_path}/a.db") as source, connect(f"sqlite://{tmp_path}/b.db") as destination:
+    # with a server for the destination: a process that stops within a transaction of a file blocks the file
+    with connect(f"sqlite://{tmp_path}/a.db") as source, etcd(tmp_path) as server, connect(server.url) as destination:
         broker = source.new_broker("a/")
         broker.put("1", b"x")
-        with Running(*mirror_command(tmp_path)) as process:
-            process.wait_for("synced")
+        with Running(*mirror_command(source.name, server.url)) as process:
+            process.wait_for("synced", PATIENT * 2)
             # given a mirror that stands still, and another one that has taken over and gone on
             process.send(signal.SIGSTOP)
             with PrefixMirror(source, destination, "a/", "b/", delete=True, lock_ttl=1) as other:
-                other.wait_copied(30)
+                other.wait_copied(60)
                 writes = [broker.put("1", b"%d" % number) for number in range(20)]
                 wait_until(lambda: other.status().revision == writes[-1].revision, "it goes on")
                 # when the first one wakes up / then it waits for the lock
@@ -115,14 +126,15 @@ def test_a_mirror_that_was_suspended_beyond_its_lock_overwrites_nothing(tmp_path
                 equal(source, destination, "a/", "b/")
                 synced(other)
                 assert other.status().comparisons == 1  # nobody touched what it wrote
-            process.wait_for("synced", times=2)
+            process.wait_for("synced", PATIENT * 2, times=2)
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.etcd
 def test_a_destination_that_dies_and_comes_back_is_caught_up(tmp_path: Path) -> None:
     # given a mirror from a file to a server
     with connect(f"sqlite://{tmp_path}/a.db") as source, etcd(tmp_path) as server, connect(server.url) as destination:
-        with Writer(source) as writer, PrefixMirror(source, destination, "a/", "b/", delete=True, lock_ttl=2) as mirror:
+        with Writer(source) as writer, PrefixMirror(source, destination, "a/", "b/", delete=True) as mirror:
             mirror.wait_copied(60)
             # when the server is killed, twice
             for _ in range(2):
@@ -132,10 +144,11 @@ def test_a_destination_that_dies_and_comes_back_is_caught_up(tmp_path: Path) -> 
                 assert mirror.status().in_sync_since is None
                 wait_until(lambda before=before: writer.count > before + 40, "the source goes on")
                 server.restart()
-                wait_until(lambda: mirror.status().in_sync_since, "in sync again")
+                marked = source.new_broker().put("other", b"x").revision
+                wait_until(lambda marked=marked: mirror.status().revision > marked, "it goes on", PATIENT * 2)
                 assert_whole(copied(destination, "b/"))
         # then nothing is lost
-        with PrefixMirror(source, destination, "a/", "b/", delete=True, lock_ttl=2) as mirror:
+        with PrefixMirror(source, destination, "a/", "b/", delete=True) as mirror:
             mirror.wait_copied(60)
             assert copied(destination, "b/") == copied(source, "a/")
             assert mirror.failure is None
