@@ -77,7 +77,7 @@ def etcd(tmp_path: Path) -> Iterator[EtcdServer]:
         yield server
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_mirror_that_is_killed_again_and_again_loses_nothing_and_halves_nothing(tmp_path: Path) -> None:
     # given a source that is written all the time
     chance = random.Random(4)
@@ -88,9 +88,9 @@ def test_a_mirror_that_is_killed_again_and_again_loses_nothing_and_halves_nothin
             for _ in range(2):
                 # when its mirror is killed at some moment
                 with Running(*command) as process:
-                    process.wait_for("revision", PATIENT * 2)  # of its first line
+                    process.wait_for("revision", PATIENT * 5)  # of its first line
                     before = record_revision(destination)
-                    wait_until(lambda before=before: record_revision(destination) > before, "it copies", PATIENT * 2)
+                    wait_until(lambda before=before: record_revision(destination) > before, "it copies", PATIENT * 5)
                     goal = writer.count + chance.randrange(60)
                     wait_until(lambda goal=goal: writer.count > goal, "some are written")
                     process.send(signal.SIGKILL)
@@ -100,11 +100,11 @@ def test_a_mirror_that_is_killed_again_and_again_loses_nothing_and_halves_nothin
         # when it runs to its end / then both are equal
         source.new_broker("a/").delete("0/", with_prefix())
         with PrefixMirror(source, destination, "a/", "b/", delete=True, lock_ttl=1) as mirror:
-            mirror.wait_copied(PATIENT * 2)
+            mirror.wait_copied(PATIENT * 5)
             assert copied(destination, "b/") == copied(source, "a/")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.etcd
 def test_a_mirror_that_was_suspended_beyond_its_lock_overwrites_nothing(tmp_path: Path) -> None:
     # with a server for the destination: a process that stops within a transaction of a file blocks the file
@@ -112,7 +112,7 @@ def test_a_mirror_that_was_suspended_beyond_its_lock_overwrites_nothing(tmp_path
         broker = source.new_broker("a/")
         broker.put("1", b"x")
         with Running(*mirror_command(source.name, server.url)) as process:
-            process.wait_for("synced", PATIENT * 2)
+            process.wait_for("synced", PATIENT * 5)
             # given a mirror that stands still, and another one that has taken over and gone on
             process.send(signal.SIGSTOP)
             with PrefixMirror(source, destination, "a/", "b/", delete=True, lock_ttl=1) as other:
@@ -126,10 +126,10 @@ def test_a_mirror_that_was_suspended_beyond_its_lock_overwrites_nothing(tmp_path
                 equal(source, destination, "a/", "b/")
                 synced(other)
                 assert other.status().comparisons == 1  # nobody touched what it wrote
-            process.wait_for("synced", PATIENT * 2, times=2)
+            process.wait_for("synced", PATIENT * 5, times=2)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 @pytest.mark.etcd
 def test_a_destination_that_dies_and_comes_back_is_caught_up(tmp_path: Path) -> None:
     # given a mirror from a file to a server
@@ -145,7 +145,7 @@ def test_a_destination_that_dies_and_comes_back_is_caught_up(tmp_path: Path) -> 
                 wait_until(lambda before=before: writer.count > before + 40, "the source goes on")
                 server.restart()
                 marked = source.new_broker().put("other", b"x").revision
-                wait_until(lambda marked=marked: mirror.status().revision > marked, "it goes on", PATIENT * 2)
+                wait_until(lambda marked=marked: mirror.status().revision > marked, "it goes on", PATIENT * 5)
                 assert_whole(copied(destination, "b/"))
         # then nothing is lost
         with PrefixMirror(source, destination, "a/", "b/", delete=True) as mirror:
