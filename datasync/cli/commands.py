@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from datasync.cli.exec_verb import exec_verb
+from datasync.cli.lock_verb import lock_verb
 from datasync.cli.postgres import postgres
 from datasync.errors import InvalidArgumentError, StoreError
 from datasync.events import Op
@@ -42,6 +44,8 @@ def cli() -> None:
     logging.basicConfig(level=logging.WARNING, format="datasync: %(message)s", stream=sys.stderr)
 
 
+cli.add_command(exec_verb)
+cli.add_command(lock_verb)
 cli.add_command(postgres)
 
 

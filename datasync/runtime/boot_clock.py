@@ -14,19 +14,22 @@ from collections.abc import Callable
 from functools import partial
 
 
-def _clock() -> Callable[[], float]:
+def _number() -> int | None:
     # On macOS time.monotonic stops in sleep, and this clock does not. On Windows time.monotonic counts sleep already.
-    number = getattr(time, "CLOCK_MONOTONIC_RAW" if sys.platform == "darwin" else "CLOCK_BOOTTIME", None)
+    number: int | None = getattr(time, "CLOCK_MONOTONIC_RAW" if sys.platform == "darwin" else "CLOCK_BOOTTIME", None)
     if number is None:
-        return time.monotonic
+        return None
     try:
         time.clock_gettime(number)
     except OSError:  # an old or emulated kernel
-        return time.monotonic
-    return partial(time.clock_gettime, number)
+        return None
+    return number
 
 
-_read = _clock()
+#: The clock of ``time.clock_gettime``, for another process of this machine; None where it is ``time.monotonic``.
+NUMBER = _number()
+
+_read: Callable[[], float] = time.monotonic if NUMBER is None else partial(time.clock_gettime, NUMBER)
 
 
 def now() -> float:

@@ -1,0 +1,3 @@
+"""Tools over stores: what operators run, apart from the command line."""
+
+__all__: list[str] = []

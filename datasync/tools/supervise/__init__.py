@@ -1,0 +1,1 @@
+"""Commands of the user that run beside a store: supervised, given its keys, stopped before a lock can end."""
