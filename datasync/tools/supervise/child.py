@@ -155,19 +155,7 @@ class Child(Closable):
     # The child's thread.
 
     def _listen(self, worker: Worker) -> None:
-        code: int | None = None
-        with self._line.makefile("rb") as lines:
-            for line in lines:
-                verb, *rest = line.decode().split()
-                number = int(rest[0]) if rest else 0
-                if verb == "started":
-                    self.pid = number
-                elif verb == "failed":
-                    self.failure = OSError(number, os.strerror(number))
-                elif verb == "overdue":
-                    self.overdue = True
-                elif verb == "ended":
-                    code = _exit_code(number)
+        code = self._read_reports()
         if code is None:
             code = BY_SIGNAL + signal.SIGKILL
             log.error("the guard of %r was killed: so is its process group", self.command[0])
@@ -182,6 +170,24 @@ class Child(Closable):
         self._ended.set()
         if self._on_end is not None:
             self._on_end(self)
+
+    def _read_reports(self) -> int | None:
+        """Read what the guard says until it ends; return the exit code of the command, None if it did not say one."""
+        code: int | None = None
+        # Reset, when the guard ends before it has read what we said: its own words are read first.
+        with suppress(OSError), self._line.makefile("rb") as lines:
+            for line in lines:
+                verb, *rest = line.decode().split()
+                number = int(rest[0]) if rest else 0
+                if verb == "started":
+                    self.pid = number
+                elif verb == "failed":
+                    self.failure = OSError(number, os.strerror(number))
+                elif verb == "overdue":
+                    self.overdue = True
+                elif verb == "ended":
+                    code = _exit_code(number)
+        return code
 
 
 def _exit_code(status: int) -> int:

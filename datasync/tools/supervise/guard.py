@@ -116,7 +116,9 @@ class CommandGuard:
     # Lines.
 
     def _receive(self) -> None:
-        data = self._line.recv(4096)
+        data = b""
+        with suppress(OSError):  # reset, when the other side ends before it has read what we said
+            data = self._line.recv(4096)
         if not data:  # we were killed
             self._connected = False
             if self._pid:
