@@ -84,7 +84,7 @@ class Child(Closable):
         self._code: int | None = None
         self._ending = ending
         self._on_end = on_end
-        self._ended = Flag()
+        self._begun, self._ended = Flag(), Flag()
         ours, theirs = socket.socketpair()
         self._line = ours
         clock = "-" if boot_clock.NUMBER is None else str(boot_clock.NUMBER)
@@ -136,6 +136,11 @@ class Child(Closable):
         """
         self._tell(f"until {warn_at!r} {deadline!r}")
 
+    def wait_started(self, timeout: float | None = None) -> int:
+        """Wait until the command runs, or it is over; return its process id, 0 after *timeout* seconds."""
+        self._begun.wait(timeout)
+        return self.pid
+
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait until the group has ended; return the exit code, None after *timeout* seconds."""
         self._ended.wait(timeout)
@@ -167,6 +172,7 @@ class Child(Closable):
         self._guard.wait()
         self._line.close()
         self._code = code
+        self._begun.set()
         self._ended.set()
         if self._on_end is not None:
             self._on_end(self)
@@ -187,6 +193,8 @@ class Child(Closable):
                     self.overdue = True
                 elif verb == "ended":
                     code = _exit_code(number)
+                if self.pid:
+                    self._begun.set()
         return code
 
 

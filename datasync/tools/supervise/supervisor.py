@@ -230,6 +230,7 @@ class Supervisor:
             self._stop_if_asked()
             self._take_values()  # what is newer by now
             if self._differs(self._seen) and self._tell() and self._turns is not None:
+                self._child.wait_started()
                 self._pause(UP)
 
     def _differs(self, values: Mapping[str, bytes]) -> bool:

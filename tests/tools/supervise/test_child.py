@@ -43,7 +43,8 @@ def start() -> Iterator[Start]:
 
 def running(child: Child, log: Path, count: int = 1) -> int:
     """The process group of a child, once it has written *count* lines."""
-    wait_until(lambda: child.pid and len(lines(log)) >= count, "the command runs")
+    assert child.wait_started(30)
+    wait_until(lambda: len(lines(log)) >= count, "the command runs")
     assert child.pid in members(child.pid)
     return child.pid
 
@@ -123,16 +124,20 @@ def test_a_signal_reaches_the_command_alone(start: Start, tmp_path: Path) -> Non
     assert len(members(group)) == 2
 
 
-#: Runs a command as a child until it is over, then prints its exit code: kill timeout, seconds until the deadline or
-#: -, the command.
+#: Runs a command as a child until it is over, then prints its exit code. Each line of its input is a number of seconds
+#: in which the command must end: it prints the deadline. Arguments: the kill timeout, the command.
 _OWNER = """
-import sys
+import sys, threading
 from datasync.runtime import boot_clock
 from datasync.tools.supervise.child import Child, Ending
-timeout, limit, *command = sys.argv[1:]
-now = boot_clock.now()
-until = None if limit == "-" else (now + float(limit) / 2, now + float(limit))
-child = Child(command, ending=Ending(kill_timeout=float(timeout)), until=until)
+timeout, *command = sys.argv[1:]
+child = Child(command, ending=Ending(kill_timeout=float(timeout)))
+def obey():
+    for line in sys.stdin if not sys.stdin.isatty() else ():
+        now = boot_clock.now()
+        child.extend(now + float(line) / 2, now + float(line))
+        print(now + float(line), flush=True)
+threading.Thread(target=obey, daemon=True).start()
 print(child.wait(), child.overdue, flush=True)
 child.close()
 """
@@ -141,15 +146,15 @@ child.close()
 def owner(*arguments: str) -> subprocess.Popen[str]:
     """Another process that has a child."""
     command = [sys.executable, "-c", _OWNER, *arguments]
-    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
 
 
 def test_no_process_of_the_group_outlives_us_when_we_are_killed(tmp_path: Path) -> None:
     # given a process whose child has started another one, both of which ignore SIGTERM
     log = tmp_path / "log"
-    with owner(
-        "0.2", "-", "sh", "-c", f'trap "" TERM; ({STUBBORN}) & echo $$ >> "$1"; {STUBBORN}', "sh", str(log)
-    ) as we:
+    with owner("0.2", "sh", "-c", f'trap "" TERM; ({STUBBORN}) & echo $$ >> "$1"; {STUBBORN}', "sh", str(log)) as we:
         wait_until(lambda: lines(log), "the command runs")
         group = int(lines(log)[0])
         assert len(members(group)) >= 2
@@ -162,7 +167,7 @@ def test_the_command_is_told_to_end_when_we_are_killed(tmp_path: Path) -> None:
     # given a command that cleans up on SIGTERM
     log = tmp_path / "log"
     script = 'trap "echo cleaned >> \\"$1\\"; exit" TERM; echo up >> "$1"; while :; do sleep 0.05; done'
-    with owner("20", "-", "sh", "-c", script, "sh", str(log)) as we:
+    with owner("20", "sh", "-c", script, "sh", str(log)) as we:
         wait_until(lambda: lines(log), "the command runs")
         we.kill()
         wait_until(lambda: lines(log) == ["up", "cleaned"], "the command has cleaned up")
@@ -180,20 +185,20 @@ def test_no_process_of_the_group_outlives_the_guard(start: Start, tmp_path: Path
 
 
 def test_the_deadline_is_kept_while_we_are_suspended(tmp_path: Path) -> None:
-    # given a command that must end within 1.5 s, in a process that is suspended meanwhile
-    log, limit = tmp_path / "log", 1.5
-    begun = boot_clock.now()
-    with owner("30", str(limit), *beating(log)) as we:
+    # given a command that must end within a second, in a process that is suspended from now on
+    log = tmp_path / "log"
+    with owner("30", *beating(log)) as we:
+        assert we.stdin is not None
+        assert we.stdout is not None
         wait_until(lambda: beats(log), "the command runs")
+        we.stdin.write("1.0\n")
+        deadline = float(we.stdout.readline())
         os.kill(we.pid, signal.SIGSTOP)
-        begun_by = beats(log)[0]
-        assert begun <= begun_by
         # when the time is over / then the command is gone
-        wait_until(lambda: boot_clock.now() > beats(log)[-1] + 0.5, "the command is gone")
-        assert beats(log)[-1] < begun_by + limit
+        wait_until(lambda: boot_clock.now() > deadline + 0.3, "the deadline has passed")
+        assert beats(log)[-1] < deadline
         # and the process finds out when it goes on
         os.kill(we.pid, signal.SIGCONT)
-        assert we.stdout is not None
         assert we.stdout.read() == f"{128 + signal.SIGTERM} True\n"
 
 
@@ -235,7 +240,7 @@ def test_on_a_terminal_the_command_reads_it_and_gets_what_is_typed(tmp_path: Pat
     pid, terminal = pty.fork()
     if pid == 0:
         os.execve(
-            sys.executable, [sys.executable, "-c", _OWNER, "1", "-", "sh", "-c", script, "sh", str(log)], environment()
+            sys.executable, [sys.executable, "-c", _OWNER, "1", "sh", "-c", script, "sh", str(log)], environment()
         )
     try:
         # when something is typed, then Ctrl-Z and Ctrl-C / then the command has it, and goes on
