@@ -22,7 +22,19 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 #: Packages whose names are for users; the others have an empty reference.
-INTERNAL = {"cli", "examples", "runtime", "app", "httpd", "client", "server", "view", "reconciler", "locks", "supervise"}
+INTERNAL = {
+    "cli",
+    "examples",
+    "runtime",
+    "app",
+    "httpd",
+    "client",
+    "server",
+    "view",
+    "reconciler",
+    "locks",
+    "supervise",
+}
 
 
 def blocks(page: Path) -> list[str]:

@@ -179,15 +179,13 @@ class Supervisor:
     # The worker.
 
     def _follow(self, worker: Worker) -> None:
-        while not self._ready():
-            self._changed.wait(POLL)
-            self._changed.clear()
-            if worker.stopping.is_set():
-                return
         until: float | None = None
         while not worker.stopping.is_set():
             self._changed.clear()  # before the values are read
             try:
+                if not self._ready():
+                    self._changed.wait(POLL)
+                    continue
                 self._apply()
                 self._backoff.reset()
                 until = None
