@@ -17,7 +17,7 @@ from datasync.tools.supervise.child import Ending
 from datasync.tools.supervise.folder import SwappedFolder
 from datasync.tools.supervise.init import split_from_init
 from datasync.tools.supervise.signals import caught, read_signal
-from datasync.tools.supervise.supervisor import Plan, Supervisor
+from datasync.tools.supervise.supervisor import CommandPlan, Supervisor
 from datasync.tools.supervise.turns import Turns
 from datasync.tools.supervise.variables import VariableCodec, Variables
 
@@ -76,7 +76,7 @@ def exec_verb(url: str, prefix: str, command: tuple[str, ...], **given: Any) -> 
     with ExitStack() as stack:
         stack.callback(view.close)  # opened by the supervisor, so that signals are handled while the store is away
         folder = stack.enter_context(SwappedFolder(files)) if files else None
-        plan = Plan(
+        plan = CommandPlan(
             command,
             ending,
             {} if given["pristine"] else dict(os.environ),

@@ -40,7 +40,7 @@ UP = 1.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class CommandPlan:
     """What to run, and what to do with the keys.
 
     Args:
@@ -87,7 +87,7 @@ class Supervisor:
     def __init__(
         self,
         view: View[bytes],
-        plan: Plan,
+        plan: CommandPlan,
         *,
         turns: Turns | None = None,
         again: tuple[float, float] = AGAIN,

@@ -41,18 +41,15 @@ class Turns(Closable):
           ClosedError: ``close`` was called.
         """
         lock = self._opened()
-        # In steps: a ``cancel`` that comes before the wait would be missed.
-        while not lock.acquire(timeout=self._ttl):
-            with self._mutex:
-                if self._closed:
-                    raise ClosedError(f"the turn {self._name!r} is not waited for any more")
+        if not lock.acquire():
+            raise ClosedError(f"the turn {self._name!r} is not waited for any more")
         try:
             yield
         finally:
             lock.release()
 
     def close(self) -> None:
-        """End a wait, and close the store. May be called twice."""
+        """End a wait, and close the store, which ends one that is about to begin. May be called twice."""
         with self._mutex:
             self._closed = True
             store, lock = self._store, self._lock
@@ -66,10 +63,13 @@ class Turns(Closable):
             if self._lock is not None:
                 return self._lock
         store = self._connect()
-        with self._mutex:
-            self._store = store
-            self._lock = store.lock(self._name, self._ttl, n=self._most)
-            if not self._closed:
-                return self._lock
-        store.close()
-        raise ClosedError(f"the turn {self._name!r} is not waited for any more")
+        try:
+            lock = store.lock(self._name, self._ttl, n=self._most)
+            with self._mutex:
+                if self._closed:
+                    raise ClosedError(f"the turn {self._name!r} is not waited for any more")
+                self._store, self._lock = store, lock
+        except BaseException:
+            store.close()
+            raise
+        return lock

@@ -18,7 +18,7 @@ from datasync.testing.clock import ManualClock
 from datasync.tools.supervise import supervisor as module
 from datasync.tools.supervise.child import Ending
 from datasync.tools.supervise.folder import SwappedFolder
-from datasync.tools.supervise.supervisor import Plan, Supervisor
+from datasync.tools.supervise.supervisor import CommandPlan, Supervisor
 from datasync.tools.supervise.turns import Turns
 from datasync.tools.supervise.variables import Variables
 from tests.conftest import CANARY, wait_until
@@ -37,7 +37,7 @@ WINDOW = (0.3, 2.0)
 class Running:
     """A supervisor that runs in a thread."""
 
-    def __init__(self, view: View[bytes], plan: Plan, **options: Any) -> None:
+    def __init__(self, view: View[bytes], plan: CommandPlan, **options: Any) -> None:
         self.supervisor = Supervisor(view, plan, again=(0.05, 0.1), **options)
         self.code: int | None = None
         self._thread = threading.Thread(target=self._run, name="the supervisor")
@@ -71,7 +71,7 @@ class Bench:
         self.view = view
         self.log = folder / "log"
         self.running: list[Running] = []
-        self.plan = Plan(
+        self.plan = CommandPlan(
             ("sh", "-c", STARTS),
             Ending(kill_timeout=5.0),
             {"LOG": str(self.log), "PATH": "/usr/bin:/bin"},
