@@ -32,6 +32,7 @@ def lines(path: Path) -> list[str]:
 
 def members(group: int) -> list[int]:
     """Return the processes of a process group that run; a zombie does not."""
+    assert group > 0, "the command was not started"
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -59,7 +59,7 @@ class Running:
     @property
     def pid(self) -> int:
         child = self.supervisor.child
-        return 0 if child is None else child.pid
+        return 0 if child is None else child.wait_started(30)
 
 
 class Bench:
