@@ -71,13 +71,13 @@ def test_the_command_holds_the_lock_and_its_exit_code_is_passed_on(url: str, sto
     assert store.lock(NAME).contenders() == []
 
 
-@pytest.mark.parametrize(("number", "heard"), [(signal.SIGTERM, "USR1"), (signal.SIGINT, "")])
+@pytest.mark.parametrize(("number", "heard", "limit"), [(signal.SIGTERM, "USR1", "0.3s"), (signal.SIGINT, "", "30s")])
 def test_a_signal_to_end_ends_the_whole_command_before_the_lock_is_free(
-    url: str, store: Store, tmp_path: Path, number: signal.Signals, heard: str
+    url: str, store: Store, tmp_path: Path, number: signal.Signals, heard: str, limit: str
 ) -> None:
     # given a command that is asked by SIGUSR1, and ignores that
     log = tmp_path / "log"
-    with lock(url, "--kill-signal", "USR1", "--kill-timeout", "300ms", command=noting(log)) as ours:
+    with lock(url, "--kill-signal", "USR1", "--kill-timeout", limit, command=noting(log)) as ours:
         pid = pid_of(log)
         assert len(store.lock(NAME).contenders()) == 1
         # when the process gets the signal / then the command has its own, and is killed in the end

@@ -11,6 +11,7 @@ import pytest
 from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.tools.supervise.folder import SwappedFolder, write_files
 from datasync.tools.supervise.variables import VariableCodec, Variables
+from tests.conftest import wait_until
 
 
 def publish(folder: SwappedFolder, values: dict[str, bytes]) -> None:
@@ -35,7 +36,7 @@ def test_keys_are_files_that_only_their_owner_can_read(tmp_path: Path) -> None:
 
 def test_a_reader_never_sees_files_of_two_versions_or_half_of_one(tmp_path: Path) -> None:
     # given a reader that opens the folder again and again
-    path, seen, done = tmp_path / "app", set(), threading.Event()
+    path, seen, reads, done = tmp_path / "app", set(), [0], threading.Event()
     with SwappedFolder(path) as folder:
         publish(folder, {"a": b"0" * 9000, "b": b"0" * 9000})
 
@@ -46,12 +47,15 @@ def test_a_reader_never_sees_files_of_two_versions_or_half_of_one(tmp_path: Path
                 seen.add(tuple(os.read(file, 10_000) for file in files))
                 for descriptor in (opened, *files):
                     os.close(descriptor)
+                reads[0] += 1
 
         reader = threading.Thread(target=read)
         reader.start()
-        # when versions are published one after the other
+        # when versions are published one after the other, one at most while it reads
         for number in range(1, 40):
+            before = reads[0]
             publish(folder, dict.fromkeys("ab", str(number % 10).encode() * 9000))
+            wait_until(lambda before=before: reads[0] > before, "the reader goes on")  # type: ignore[misc]
         done.set()
         reader.join()
     # then each time both files were whole and of one version
