@@ -1,6 +1,6 @@
 """A command that runs with the keys of a store, and follows their changes.
 
-Source: contract C20 for the view of the keys; what the command sees of them is described in ``docs/supervising.md``.
+Source: contract C20 for the view of the keys; what the command sees of them is described in ``docs/commands.md``.
 """
 
 from __future__ import annotations
