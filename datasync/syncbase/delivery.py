@@ -118,6 +118,11 @@ class PutTurn:
         #: Number of threads that wait for the end of the turn.
         self.awaited = 0
 
+    def own_event(self) -> QueuedEvent | None:
+        """Return the event that the calling thread puts."""
+        holder = self.holder
+        return None if holder is None or holder[0] != threading.get_ident() else holder[1]
+
     def await_end_locked(self) -> None:
         """Wait for the put of another thread. Releases the lock meanwhile.
 

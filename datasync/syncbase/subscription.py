@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from datasync.codecs.api import Codec
-from datasync.errors import ClosedError, DatasyncError, DeliveryTimeout, DoneTimeout, PropagationError, Rejected
+from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout, Rejected
 from datasync.events import ResyncReason
 from datasync.runtime.full_queues import has_room
 from datasync.runtime.timers import Alarm
@@ -119,13 +119,8 @@ class Subscription:
 
     def decide_first_locked(self, needed: bool) -> None:
         """Make the first RESYNC due, or drop it. Without effect if something has joined it meanwhile."""
-        waiting = self._undelivered
-        if waiting.resync is not None and waiting.resync.undecided:
-            waiting.resync.undecided = False
-            if not needed:
-                waiting.resync = None
-                waiting.missed.started = True
-                self._core.wake_locked()
+        if self._undelivered.decide_first(needed):
+            self._core.wake_locked()
 
     def drop_prefix_locked(self, prefix: str) -> None:
         """Drop *prefix* and every pending change that no other prefix matches. May release the lock meanwhile.
@@ -198,23 +193,13 @@ class Subscription:
         Raises:
           PropagationError: Everything is answered, and some of it was not accepted.
         """
-        waiting = self._undelivered
-        resync, owed = waiting.resync, waiting.owed
-        repeats = resync is not None and resync.not_before > self._now()
-        if self._resync_in_flight or (resync is not None and not repeats):
-            return False
-        if waiting.backlog and waiting.backlog[0].changes[0].revision <= revision:
+        if self._resync_in_flight or not self._undelivered.is_empty_up_to(revision):
             return False
         for event in self._in_flight:
             assert isinstance(event, QueuedChange)
             if event.redelivery or event.get_changes()[0].revision <= revision:
                 return False
-        if repeats or owed.resync_at is not None:
-            again = DatasyncError("a RESYNC was not accepted, and is repeated after a while")
-            raise PropagationError({self.name: self._last_error or again})
-        if owed:
-            errors: dict[str, BaseException | str] = {key: one.error for key, one in owed.status().items()}
-            raise PropagationError({self.name: Rejected(errors)})
+        self._undelivered.check_accepted(self.name, self._last_error)
         return True
 
     def error_locked(self, key: str) -> str | None:
@@ -347,12 +332,10 @@ class Subscription:
 
     def begun_locked(self) -> QueuedEvent | None:
         """Return the event that this thread is putting."""
-        holder = self._turn.holder
-        if holder is None or holder[0] != threading.get_ident():
-            return None
-        if not self._closed:
-            self._in_flight[holder[1]] = None  # ^C may have come before that
-        return holder[1]
+        event = self._turn.own_event()
+        if event is not None and not self._closed:
+            self._in_flight[event] = None  # ^C may have come before that
+        return event
 
     def _begin_locked(self) -> QueuedEvent | None:
         event: QueuedEvent | None
