@@ -9,7 +9,7 @@ import contextvars
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from datasync.errors import Rejected, RetryAfter
+from datasync.errors import DatasyncError, PropagationError, Rejected, RetryAfter
 from datasync.events import ResyncReason
 from datasync.runtime.backoff import Backoff
 from datasync.syncbase.change import ChangeResp
@@ -176,6 +176,26 @@ class Undelivered:
         held = self.resync is not None and self.resync.held
         return None if due is None or due <= now else due - now, due is not None and due <= now and not held
 
+    def is_empty_up_to(self, revision: float) -> bool:
+        """Return True if nothing waits that is due and speaks for *revision*. A RESYNC does, whatever its revision."""
+        if self.resync is not None and not self._repeats:
+            return False
+        return not self.backlog or self.backlog[0].changes[0].revision > revision
+
+    def check_accepted(self, name: str, last_error: BaseException | None) -> None:
+        """Raise ``PropagationError`` for the subscription *name* if something that was answered was not accepted."""
+        if self._repeats or self.owed.resync_at is not None:
+            again = DatasyncError("a RESYNC was not accepted, and is repeated after a while")
+            raise PropagationError({name: last_error or again})
+        if self.owed:
+            errors: dict[str, BaseException | str] = {key: one.error for key, one in self.owed.status().items()}
+            raise PropagationError({name: Rejected(errors)})
+
+    @property
+    def _repeats(self) -> bool:
+        """True while a RESYNC waits for the end of its backoff."""
+        return self.resync is not None and self.resync.not_before > self._core.now()
+
     # What comes in.
 
     def cover(self, resync: PendingResync, transaction: PendingTransaction) -> None:
@@ -199,6 +219,16 @@ class Undelivered:
             resync.not_before = 0.0  # an explicit request does not wait: the backoff is against loops
         resync.context = resync.context if context is None else context
         return resync
+
+    def decide_first(self, needed: bool) -> bool:
+        """Let the first RESYNC be due, or drop it, unless something has joined it; True if it was dropped."""
+        if self.resync is None or not self.resync.undecided:
+            return False
+        self.resync.undecided = False
+        if not needed:
+            self.resync = None
+            self.missed.started = True
+        return not needed
 
     def drop_unwanted(self, in_flight: Iterable[QueuedEvent]) -> list[PropagationFuture]:
         """Drop what no prefix matches any more. Return the callers of transactions with no changes left."""
