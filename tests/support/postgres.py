@@ -22,7 +22,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.conftest import absent
+from tests.conftest import absent, wait_until
 from tests.support.executables import system
 from tests.support.proxy import free_port
 
@@ -41,16 +41,20 @@ _SETTINGS = {
 
 
 def find_postgres(version: str = "") -> Path:
-    """The folder of the server's programs, of a *version* ("15", "18") or any, or the test is skipped (failed in CI).
+    """The folder of the server's programs, of a *version* ("15", "18") or any, or the test is skipped.
+
+    In CI, there must be one; ``.ci/run`` says aloud when a version is not to be had.
 
     ``DATASYNC_TEST_POSTGRES`` and ``DATASYNC_TEST_POSTGRES_<version>`` name the folder; else it is the system's newest.
     """
-    named = os.environ.get(f"DATASYNC_TEST_POSTGRES_{version}" if version else "DATASYNC_TEST_POSTGRES")
-    folders = [Path(named)] if named else [*_debian(), *_on_path()]
+    named = [os.environ.get(name) for name in (f"DATASYNC_TEST_POSTGRES_{version}", "DATASYNC_TEST_POSTGRES")]
+    folders = [Path(one) for one in named if one] or [*_debian(), *_on_path()]
     for folder in folders:
         if (folder / "initdb").exists() and (not version or version_of(folder) == version):
             return folder
-    absent(f"PostgreSQL {version}".strip())
+    if version:
+        pytest.skip(f"PostgreSQL {version} is not there")
+    absent("PostgreSQL")
 
 
 def _debian() -> list[Path]:
@@ -74,8 +78,8 @@ def version_of(folder: Path) -> str:
     return ""
 
 
-def _servant() -> dict[str, Any]:
-    """As whom the programs run, for ``subprocess``."""
+def servant() -> dict[str, Any]:
+    """As whom programs run that refuse to be root, for ``subprocess``."""
     if os.getuid() != 0:
         return {}
     for name in ("postgres", "nobody"):
@@ -86,17 +90,26 @@ def _servant() -> dict[str, Any]:
 
 
 class PostgresServer:
-    """One server. A context manager that stops it and removes its data."""
+    """One server. A context manager that stops it and removes its data.
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    Args:
+      folder: Its programs.
+      disk: The size of the disk that its data are on, in MiB; 0: as large as there is.
+      settings: Further settings of the server.
+    """
+
+    def __init__(self, folder: Path, *, disk: int = 0, **settings: str) -> None:
         self._programs = folder
         self._settings = {**_SETTINGS, **settings}
-        self._servant = _servant()
+        self._servant = servant()
         # Not in pytest's folder, which only its own user may enter.
         self.home = Path(tempfile.mkdtemp(prefix="datasync-pg-"))
         if self._servant:
             os.chown(self.home, self._servant["user"], self._servant["group"])
-        self.data = self.home / "data"
+        self._disk = self.home / "disk" if disk else None
+        if disk:
+            self._mount(disk)
+        self.data = (self._disk or self.home) / "data"
         self.log = self.home / "log"
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -110,10 +123,14 @@ class PostgresServer:
         assert self._process is not None, "the server is not running"
         return self._process.pid
 
+    def initialise(self) -> None:
+        """Make new data."""
+        self.tool("initdb", "-D", str(self.data), "-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8")
+
     def start(self) -> PostgresServer:
         """Start it with the data that is there, or new data, on the same port as before."""
         if not self.data.exists():
-            self.tool("initdb", "-D", str(self.data), "-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8")
+            self.initialise()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -125,6 +142,7 @@ class PostgresServer:
                 stdout=log,
                 stderr=log,
                 cwd=self.home,
+                env=self._environment(),
                 **self._servant,
             )
         self.wait_up()
@@ -162,6 +180,7 @@ class PostgresServer:
             text=True,
             timeout=timeout,
             cwd=self.home,
+            env=self._environment(),
             **self._servant,
         )
         assert done.returncode == 0, f"{program}: {done.stderr.strip()[-1000:]}"
@@ -226,8 +245,82 @@ class PostgresServer:
         shutil.rmtree(self.data)
         self._copy(self.home / name, self.data)
 
+    def standby(self) -> PostgresServer:
+        """Return a server that follows this one, both running."""
+        other = PostgresServer(self._programs, **self._settings)
+        other.follow(self)
+        return other
+
+    def follow(self, primary: PostgresServer) -> None:
+        """Begin anew as a standby of *primary*; it must be stopped."""
+        assert self._process is None, "stop the server first"
+        shutil.rmtree(self.data, ignore_errors=True)
+        source = f"host=127.0.0.1 port={primary.port} user=postgres"
+        self.tool("pg_basebackup", "-D", str(self.data), "-d", source, "-R", "-c", "fast", "--no-sync")
+        self.start()
+
+    def wait_in_sync(self, standby: PostgresServer) -> None:
+        """Wait until *standby* has all that this primary has."""
+        ((target,),) = self.sql("SELECT pg_current_wal_flush_lsn()::text")
+        wait_until(
+            lambda: standby.sql("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", target) == [(True,)],
+            "the standby has caught up",
+        )
+
+    def leave(self) -> None:
+        """Stop to follow the primary, as a standby."""
+        self.sql("ALTER SYSTEM SET primary_conninfo = ''")
+        self.sql("SELECT pg_reload_conf()")
+        wait_until(lambda: self.sql("SELECT pid FROM pg_stat_wal_receiver") == [], "the standby follows nobody")
+
+    def promote(self) -> None:
+        """Become a primary, with what there is."""
+        assert self.sql("SELECT pg_promote(true, 30)") == [(True,)], "the standby was not promoted"
+
+    def dump(self, into: PostgresServer) -> None:
+        """Copy everything to *into* with its own programs, as for an upgrade; both run, *into* is empty."""
+        at = ("-h", "127.0.0.1", "-U", "postgres", "-p")
+        file = into.home / "dump.sql"
+        roles = into.tool("pg_dumpall", "--globals-only", "--no-role-passwords", *at, str(self.port))
+        for line in roles.splitlines():
+            if line.startswith(("CREATE ROLE", "ALTER ROLE", "GRANT")) and " ROLE postgres" not in line:
+                into.sql(line)
+        into.tool("pg_dump", "-f", str(file), *at, str(self.port), "postgres")
+        # At once, or a reader could see the head of a store before its log.
+        into.tool("psql", "-q", "-X", "-1", "-v", "ON_ERROR_STOP=1", "-f", str(file), *at, str(into.port), "postgres")
+
+    def fill_disk(self) -> None:
+        """Leave no room on the disk; *disk* was given."""
+        assert self._disk is not None
+        with suppress(OSError), (self._disk / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(65536))
+
+    def free_disk(self) -> None:
+        assert self._disk is not None
+        (self._disk / "filler").unlink(missing_ok=True)
+
+    @property
+    def is_running(self) -> bool:
+        """False if it has ended, also by itself."""
+        return self._process is not None and self._process.poll() is None
+
+    def recover(self) -> None:
+        """Wait until it answers, and start it again if it has ended by itself."""
+
+        def answers() -> bool:
+            if not self.is_running:
+                self.restart()
+            with suppress(psycopg.Error):
+                return bool(self.sql("SELECT 1"))
+            return False
+
+        wait_until(answers, "the server answers again")
+
     def close(self) -> None:
         self.kill()
+        if self._disk is not None:
+            subprocess.run(["umount", "-l", str(self._disk)], check=False)
         shutil.rmtree(self.home, ignore_errors=True)
 
     def __enter__(self) -> PostgresServer:
@@ -237,6 +330,25 @@ class PostgresServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _mount(self, size: int) -> None:
+        assert self._disk is not None
+        self._disk.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}m,mode=0777", "tmpfs", str(self._disk)],
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            shutil.rmtree(self.home)
+            pytest.skip("a small disk is not there: only root may mount one")  # in CI, too
+
+    def _environment(self) -> dict[str, str]:
+        libraries = self._programs.parent / "lib"
+        if not (libraries / "libpq.so.5").exists():
+            return dict(os.environ)
+        # Else a standby loads the system's older library, and never follows.
+        return {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
 
     def _copy(self, source: Path, target: Path) -> None:
         subprocess.run(["cp", "-a", str(source), str(target)], check=True, timeout=50)

@@ -22,10 +22,10 @@ from datasync.keyval.postgres.parameters import decode_key, encode_key, key_rang
 from datasync.keyval.types import KeyValue
 from datasync.runtime.threads import ForkGuard
 
-#: Pairs in one page.
-PAGE = 2000
-#: Bytes of pairs that are read ahead into memory.
-READ_AHEAD = 16 * 1024 * 1024
+#: Pairs in the first page, and in each at most; after large values, fewer.
+FIRST_PAGE, PAGE = 100, 2000
+#: Bytes of pairs that are read ahead into memory, and of a page, about.
+READ_AHEAD, PAGE_BYTES = 16 * 1024 * 1024, 4 * 1024 * 1024
 
 _PAIR_BYTES = 200  # approximate size of a pair in memory without its key and value
 
@@ -57,6 +57,7 @@ class PostgresScan(Scan):
         self._name = name
         self._guard = ForkGuard(f"a listing of {name}")
         self._closer = weakref.finalize(self, connection.close)
+        self._pages = fetch_pages(connection)
         self._first: list[KeyValue] = []
         self._complete = False
         self._last_key: bytes | None = None
@@ -89,8 +90,8 @@ class PostgresScan(Scan):
 
     def _next_page(self) -> list[KeyValue]:
         self._guard.check()
-        rows = self._connection.execute(f"FETCH {PAGE} FROM listing", binary=True).fetchall()
-        if len(rows) < PAGE:
+        rows, last = next(self._pages)
+        if last:
             self._complete = True
             self._connection.execute("ROLLBACK")
             self._closer.detach()
@@ -102,6 +103,17 @@ class PostgresScan(Scan):
             if value is None:
                 raise forgotten(self._name, decode_key(key), self.revision)
         return [KeyValue(decode_key(key), value, revision or self.revision) for key, value, revision in rows]
+
+
+def fetch_pages(connection: BoundedConnection) -> Iterator[tuple[list[Any], bool]]:
+    """Read the cursor "listing" of rows (key, value, …) to its end; yield pages, and whether it is the last one."""
+    number, last = FIRST_PAGE, False
+    while not last:
+        rows: list[Any] = connection.execute(f"FETCH {number} FROM listing", binary=True).fetchall()
+        last = len(rows) < number
+        yield rows, last
+        size = sum(len(row[0]) + len(row[1] or b"") + _PAIR_BYTES for row in rows)
+        number = max(1, min(PAGE, PAGE_BYTES * len(rows) // max(1, size)))
 
 
 def listing(

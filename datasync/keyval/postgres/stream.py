@@ -25,6 +25,8 @@ from datasync.runtime.threads import ForkGuard
 
 #: Seconds after which an idle stream yields None.
 IDLE = 1.0
+#: Seconds until the next look after one that was asked for; each later one comes after twice as long.
+SOON = 0.025
 
 
 class NotifiedStream(Stream):
@@ -35,6 +37,9 @@ class NotifiedStream(Stream):
       channel: Where commits are announced; empty: nowhere.
       positions: Those that the store has read, by which the stream finds that a revision is another commit now.
     """
+
+    #: Seconds until the next look after one that was called for; less than IDLE where not all commits are announced.
+    _shortest_pause: float = IDLE
 
     def __init__(
         self,
@@ -108,6 +113,8 @@ class NotifiedStream(Stream):
         # Notifications that come while a statement runs.
         connection.add_notify_handler(lambda _: noticed.__setitem__(0, True))
         first, yielded = True, time.monotonic()
+        shortest = min(self._shortest_pause, self._poll_interval)
+        pause = shortest
         while not self._cancelled:
             self._check()
             noticed[0] = False
@@ -116,6 +123,7 @@ class NotifiedStream(Stream):
             now = time.monotonic()
             if first or batch.revision > before:
                 first, yielded = False, now
+                pause = shortest
                 yield batch
             elif now - yielded >= IDLE:
                 yielded = now
@@ -125,8 +133,12 @@ class NotifiedStream(Stream):
                     if (now := time.monotonic()) - yielded >= IDLE:
                         yielded = now
                         yield None
-            if not more and not noticed[0]:
-                connection.wait_for_notice(self._poll_interval)
+            if more:
+                continue
+            if noticed[0] or connection.wait_for_notice(pause):
+                pause = shortest
+            else:
+                pause = min(2 * pause, self._poll_interval)
 
     def _check(self) -> None:
         self._guard.check()

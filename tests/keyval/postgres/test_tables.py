@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from datasync.commits import Batch
 from datasync.errors import CompactedError, PermissionDenied, StoreError, UnsupportedError
 from datasync.events import ResyncEvent, ResyncReason
 from datasync.keyval import Capability, PutOp, Store
-from datasync.keyval.postgres.table.install import unwatch_sql, watch_sql
+from datasync.keyval.postgres.table.install import channel, unwatch_sql, watch_sql
 from datasync.kvdbsync import Plugin
 from tests.conftest import take, wait_until
 from tests.keyval.postgres.conftest import Open
@@ -504,3 +505,25 @@ def test_unwatching_one_table_leaves_the_other(server: PostgresServer, schema: s
     server.sql(unwatch_sql((f"{schema}_app", "other"), schema=schema))
     table.run("INSERT INTO $t VALUES ('eu', 1)")
     assert len(state(table.open(opened))) == 1
+
+
+def test_commits_in_a_row_wake_a_reader_less_often_and_none_waits_for_the_next_look(table: Table, opened: Open) -> None:
+    # given a reader that looks by itself each second, and pairs of commits of which the second one announces nothing
+    store = table.open(opened, value="v")
+    batches = iter(store.stream("", store.scan("").revision))
+    next(batches)
+    begun = time.monotonic()
+    with table.server.client() as listener, table.server.client() as writer:
+        listener.execute(f'LISTEN "{channel(table.schema)}"')
+        for number in range(30):
+            insert = f"BEGIN; INSERT INTO {table.name} VALUES ('eu', %d, 1); COMMIT;"
+            writer.execute((insert % (2 * number) + insert % (2 * number + 1)).encode())
+            # when they are committed / then both are seen
+            found = next_ops(batches)
+            if len(found) < 2:
+                found += next_ops(batches)
+            assert [key for key, _ in found] == [f"eu/{2 * number}", f"eu/{2 * number + 1}"]
+        woken = len(list(listener.notifies(timeout=0)))
+    # and 30 times a second would have gone by if the reader had waited for that
+    assert woken < 60
+    assert time.monotonic() - begun < 20

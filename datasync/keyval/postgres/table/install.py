@@ -61,7 +61,7 @@ DO $do$ BEGIN
     DROP FUNCTION @ds@.table_state(text);
     DROP FUNCTION @ds@.table_key(jsonb, text[]);
     DROP TABLE @ds@.table_log, @ds@.table_watch;
-    DROP SEQUENCE @ds@.table_revision;
+    DROP SEQUENCE @ds@.table_revision, @ds@.table_announced;
     -- The schema stays if it has anything else, such as a store.
     IF NOT EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = {_literal("@ds@")}::regnamespace) THEN
       DROP SCHEMA @ds@;

@@ -1,6 +1,8 @@
 -- Following existing tables: what all watched tables of the database share. @ds@ stands for the schema.
 CREATE SCHEMA IF NOT EXISTS @ds@;
 CREATE SEQUENCE IF NOT EXISTS @ds@.table_revision;
+-- When a commit was announced last, in milliseconds. A sequence, since all transactions see its present value.
+CREATE SEQUENCE IF NOT EXISTS @ds@.table_announced;
 CREATE TABLE IF NOT EXISTS @ds@.table_watch (
   tab text PRIMARY KEY,               -- schema.name of the table, as in the logs
   nsp text NOT NULL,                  -- the two apart
@@ -54,6 +56,8 @@ DECLARE
   xid text := pg_current_xact_id()::text;
   mark text := current_setting('datasync.revision', true);
   rev bigint;
+  moment bigint;
+  due bool;
   keys text[] := TG_ARGV[2:];
   line jsonb;
   new_key text;
@@ -66,7 +70,14 @@ BEGIN
     rev := nextval('@ds@.table_revision');
     PERFORM set_config('datasync.revision', xid || ':' || rev, true);
     IF TG_ARGV[1] <> '' THEN
-      PERFORM pg_notify(TG_ARGV[1], '');
+      -- All commits that notify wait for one lock of the server. A reader that was woken looks again soon by itself, so
+      -- that of many commits in a row only some need to wake it.
+      moment := extract(epoch FROM clock_timestamp()) * 1000;
+      SELECT abs(moment - s.last_value) >= 10 INTO due FROM @ds@.table_announced s;
+      IF due THEN
+        PERFORM setval('@ds@.table_announced', moment);
+        PERFORM pg_notify(TG_ARGV[1], '');
+      END IF;
     END IF;
   END IF;
   IF TG_OP <> 'INSERT' THEN

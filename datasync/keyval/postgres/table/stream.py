@@ -14,7 +14,8 @@ from datasync.errors import CompactedError, StoreError
 from datasync.keyval.positions import Position
 from datasync.keyval.postgres.connection import BoundedConnection
 from datasync.keyval.postgres.parameters import decode_key
-from datasync.keyval.postgres.stream import NotifiedStream
+from datasync.keyval.postgres.scan import fetch_pages
+from datasync.keyval.postgres.stream import SOON, NotifiedStream
 from datasync.keyval.postgres.table.definition import ResolvedTable, TableDefinition, condition, value_expression
 from datasync.keyval.postgres.table.state import TOKEN, TableState
 from datasync.keyval.postgres.table.verify import Verification
@@ -24,8 +25,8 @@ log = get_logger(__name__)
 
 #: Changes, and bytes of rows, that a look reads at once; a larger commit is still read whole.
 PAGE, PAGE_BYTES = 2000, 8 * 1024 * 1024
-#: Changes of one commit beyond which the table is listed again instead.
-MAX_COMMIT = 20_000
+#: Changes of one commit, and bytes of their rows, beyond which the table is listed again instead.
+MAX_COMMIT, MAX_COMMIT_BYTES = 20_000, 64 * 1024 * 1024
 #: Seconds between two trimmings of the log by a stream.
 TRIM_EVERY = 60.0
 
@@ -45,6 +46,7 @@ WHERE tab = {tab} AND revision > %(after)s AND revision <= %(upto)s AND starts_w
 ORDER BY revision, id LIMIT %(limit)s
 """
 _WHOLE = "SELECT p.key, {value} FROM ({page}) p {record} ORDER BY p.id"
+_SIZE = "SELECT count(*), sum(octet_length(p.line::text)) FROM ({page}) p"
 _ENDLESS = 1 << 62
 
 
@@ -74,6 +76,8 @@ class _TableChange(NamedTuple):
 class TableStream(NotifiedStream):
     """The commits to a table; *trim* is called now and then, *mark* when the table was altered."""
 
+    _shortest_pause = SOON  # the trigger does not announce what is committed soon after another commit
+
     def __init__(
         self,
         connect: Any,
@@ -100,7 +104,7 @@ class TableStream(NotifiedStream):
         self._verification = verification
         self._listing = listing
         self._look: sql.Composed | None = None
-        self._whole = sql.Composed([])
+        self._whole = self._size = sql.Composed([])
 
     def _read(self, connection: BoundedConnection) -> tuple[Batch, bool]:
         if self._look is None:
@@ -151,9 +155,13 @@ class TableStream(NotifiedStream):
 
     def _read_whole(self, connection: BoundedConnection, revision: int) -> list[_TableChange]:
         parameters = {"after": revision - 1, "upto": revision, "prefix": self._prefix, "limit": MAX_COMMIT + 1}
+        ((number, size),) = connection.execute(self._size, parameters).fetchall()
+        if number > MAX_COMMIT or (number > 1 and (size or 0) > MAX_COMMIT_BYTES):
+            raise CompactedError(
+                f"{self._name}: revision {revision} has more than {MAX_COMMIT} changes, or {MAX_COMMIT_BYTES >> 20} MiB"
+                " of rows: list it again"
+            )
         rows = connection.execute(self._whole, parameters, binary=True).fetchall()
-        if len(rows) > MAX_COMMIT:
-            raise CompactedError(f"{self._name}: revision {revision} has more than {MAX_COMMIT} changes: list it again")
         return [_TableChange(revision, key, value, True, None) for key, value in rows]
 
     def _trim_sometimes(self) -> None:
@@ -194,11 +202,12 @@ class TableStream(NotifiedStream):
             page=page,
             record=record,
         )
+        self._size = sql.SQL(_SIZE).format(page=page)
         self._whole = sql.SQL(_WHOLE).format(value=shown, page=page, record=record)
 
 
 def _pages(connection: BoundedConnection) -> Iterator[list[tuple[str, bytes]]]:
-    while rows := connection.execute(f"FETCH {PAGE} FROM listing", binary=True).fetchall():
+    for rows, _ in fetch_pages(connection):
         yield [(decode_key(key), value) for key, value, _ in rows]
 
 
