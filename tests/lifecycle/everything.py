@@ -36,6 +36,8 @@ from datasync.syncbase.registry import Registry
 Uses = dict[str, Callable[[], object]]
 #: Seconds after which a test gives up.
 PATIENCE = 30.0
+#: The variable with the URL of a PostgreSQL server; without one there is no line of it.
+POSTGRES = "DATASYNC_LIFECYCLE_POSTGRES"
 
 
 def limit_life(seconds: int) -> None:
@@ -351,6 +353,8 @@ class Everything:
         }
         if etcd:
             makers["etcd"] = lambda: StoreLine("etcd", connect(etcd))
+        if postgres := os.environ.get(POSTGRES):
+            makers["postgres"] = lambda: StoreLine("postgres", connect(postgres))
         for name, make in makers.items():
             if not only or name in only:
                 self.lines.append(make())
