@@ -19,6 +19,7 @@ from datasync.cli.story import Story
 from datasync.examples.agent import Difference, Report
 from datasync.examples.netconf_pb2 import Interface
 from tests.conftest import wait_until
+from tests.support.postgres import PostgresServer, postgres  # noqa: F401 - a fixture
 from tests.support.running import Running, run
 
 DEMO = ("-m", "datasync", "demo")
@@ -200,6 +201,14 @@ def test_it_tells_the_same_story_on_a_folder_of_files(tmp_path: Path) -> None:
     assert "9 checks passed" in done.stdout
     assert (tmp_path / "other.yaml").exists()
     assert json.loads((tmp_path / "datasync.json").read_text()) == {"data": []}
+
+
+@pytest.mark.postgres
+def test_it_tells_the_same_story_on_a_postgresql_server(postgres: PostgresServer) -> None:  # noqa: F811
+    done = run("-m", "datasync", "demo", "--store", f"{postgres.url}?schema=demo", timeout=90)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 checks passed" in done.stdout
+    assert postgres.sql("SELECT count(*) FROM demo.kv") == [(0,)]
 
 
 def test_it_says_why_it_cannot_run_on_files_that_are_read_only(tmp_path: Path) -> None:

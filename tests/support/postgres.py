@@ -5,6 +5,7 @@ PostgreSQL refuses to run as root; then it runs as the user ``postgres``, or as 
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import pwd
@@ -38,6 +39,9 @@ _SETTINGS = {
     "max_prepared_transactions": "5",
     "autovacuum_naptime": "5s",
 }
+
+#: New data by the folder of the programs that made it.
+_TEMPLATES: dict[Path, Path] = {}
 
 
 def find_postgres(version: str = "") -> Path:
@@ -124,8 +128,17 @@ class PostgresServer:
         return self._process.pid
 
     def initialise(self) -> None:
-        """Make new data."""
-        self.tool("initdb", "-D", str(self.data), "-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8")
+        """Make new data: a copy of what the first server of this process and version made, which takes long."""
+        template = _TEMPLATES.get(self._programs)
+        if template is None:
+            template = Path(tempfile.mkdtemp(prefix="datasync-pg-"))
+            atexit.register(shutil.rmtree, template, ignore_errors=True)
+            if self._servant:
+                os.chown(template, self._servant["user"], self._servant["group"])
+            options = ("-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8")
+            self.tool("initdb", "-D", str(template / "data"), *options, timeout=100.0)
+            _TEMPLATES[self._programs] = template
+        self._copy(template / "data", self.data)
 
     def start(self) -> PostgresServer:
         """Start it with the data that is there, or new data, on the same port as before."""

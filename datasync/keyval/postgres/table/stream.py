@@ -35,7 +35,7 @@ SELECT s.*, {token_after}, {token_current}, l.revision, l.key, l.value, l.total 
 FROM {ds}.table_state({tab}) s LEFT JOIN LATERAL (
   SELECT *, count(*) OVER () AS rows FROM (
     SELECT p.revision, p.id, p.key, {value} AS value, count(*) OVER () AS total, row_number() OVER w AS number,
-      sum(pg_column_size(p.line)) OVER w AS size
+      sum(octet_length(p.line::text)) OVER w AS size
     FROM ({page}) p {record} WINDOW w AS (ORDER BY p.revision, p.id)
   ) measured WHERE number = 1 OR (coalesce(size, 0) <= %(bytes)s AND number < %(limit)s)
 ) l ON true ORDER BY l.revision, l.id
