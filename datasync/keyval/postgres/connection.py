@@ -14,6 +14,7 @@ import select
 import socket
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -63,6 +64,8 @@ class BoundedConnection(psycopg.Connection[Any]):
     limit: float = 5.0
     waker: Waker | None = None
     guard: ForkGuard | None = None
+    #: Tells whether the server still works for the backend with a process id. Without it, statements may not take long.
+    is_busy: Callable[[int], bool] | None = None
 
     def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
         """Consume *gen*, an operation on the connection. Raises :class:`NoResponse` when its time is over."""
@@ -71,7 +74,14 @@ class BoundedConnection(psycopg.Connection[Any]):
             wanted = next(gen)
             wait = _BoundedWait(limit, self.waker)
             while True:
-                wanted = gen.send(wait.ready(self.pgconn.socket, wanted))
+                try:
+                    ready = wait.ready(self.pgconn.socket, wanted)
+                except NoResponse:
+                    if self.is_busy is None or not self.is_busy(self.pgconn.backend_pid):
+                        raise
+                    wait = _BoundedWait(limit, self.waker)
+                    continue
+                wanted = gen.send(ready)
         except StopIteration as stop:
             result: T = stop.value
             return result

@@ -6,8 +6,9 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
+import psycopg
 from psycopg.pq import TransactionStatus
 
 from datasync.errors import ClosedError, StoreConnectionError
@@ -81,13 +82,25 @@ class ConnectionPool:
 
     def take_back(self, connection: BoundedConnection) -> None:
         """Keep a connection of ``lend`` that is outside of any transaction, or close it."""
-        connection.waker, connection.limit = None, self._config.timeout
+        connection.waker, connection.limit, connection.is_busy = None, self._config.timeout, None
         with self._changed:
             keep = not self._closed and len(self._idle) < self._config.pool_size
             if keep:
                 self._idle.append(connection)
         if not keep:
             connection.close()
+
+    def is_busy(self, backend: int) -> bool:
+        """Ask over another connection: False if the server does not answer, or waits for the client of *backend*."""
+        query = (
+            "SELECT state = 'active' AND wait_event_type IS DISTINCT FROM 'Client' FROM pg_stat_activity WHERE pid = %s"
+        )
+        try:
+            with closing(open_connection(self._config)) as connection:
+                row = connection.execute(query, (backend,)).fetchone()
+        except psycopg.Error:
+            return False
+        return row is not None and bool(row[0])
 
     def close(self) -> None:
         """Close the idle connections now, and the others when they are given back."""

@@ -135,10 +135,8 @@ class NotifiedStream(Stream):
                         yield None
             if more:
                 continue
-            if noticed[0] or connection.wait_for_notice(pause):
-                pause = shortest
-            else:
-                pause = min(2 * pause, self._poll_interval)
+            called = noticed[0] or connection.wait_for_notice(pause)
+            pause = shortest if called else min(2 * pause, self._poll_interval)
 
     def _check(self) -> None:
         self._guard.check()

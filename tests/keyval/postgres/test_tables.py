@@ -17,9 +17,10 @@ import pytest
 
 from datasync.cli.main import main
 from datasync.commits import Batch
-from datasync.errors import CompactedError, PermissionDenied, StoreError, UnsupportedError
+from datasync.errors import CompactedError, PermissionDenied, StoreConnectionError, StoreError, UnsupportedError
 from datasync.events import ResyncEvent, ResyncReason
 from datasync.keyval import Capability, PutOp, Store
+from datasync.keyval.postgres import TableStore
 from datasync.keyval.postgres.table.install import channel, unwatch_sql, watch_sql
 from datasync.kvdbsync import Plugin
 from tests.conftest import take, wait_until
@@ -303,6 +304,28 @@ def test_a_large_transaction_is_one_event_or_a_resync(table: Table, opened: Open
     with pytest.raises(CompactedError, match="more than 20000 changes"):
         next_ops(batches)
     assert len(state(store)) == 21000
+
+
+def test_a_listing_for_which_the_server_needs_longer_than_a_call_may_take_is_no_frozen_server(
+    own: PostgresServer, opened: Open
+) -> None:
+    # given a table for whose rows the server needs twice the limit of a call
+    own.sql("CREATE TABLE settings (id int PRIMARY KEY, v int)")
+    own.sql("INSERT INTO settings SELECT n, n FROM generate_series(1, 20) n")
+    own.sql(watch_sql(("public", "settings"), ["id"]))
+    short: dict[str, Any] = {"timeout": 1.0, "lock_timeout": 0.5, "connect_timeout": 1.0}
+    store = opened(own.url, table="settings", key="id", value="v", where="pg_sleep(0.1) IS NOT NULL", **short)
+    # when it is listed / then all of it comes
+    assert len(state(store)) == 20
+    # and a server that stands still meanwhile, or that waits for us, is found
+    assert isinstance(store, TableStore)
+    with own.client() as idle:
+        assert not store._pool.is_busy(idle.info.backend_pid)
+    freezing = threading.Timer(0.7, own.freeze)
+    freezing.start()
+    with pytest.raises(StoreConnectionError, match="no response within"):
+        state(store)
+    freezing.join()
 
 
 def test_prepared_transactions_work_without_notify(server: PostgresServer, schema: str, opened: Open) -> None:

@@ -133,6 +133,8 @@ class TableStore(Store):
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
         connection = self._pool.lend()
+        # The server sorts all rows before it sends the first one, which may take longer than a call.
+        connection.is_busy = self._pool.is_busy
         try:
             table = self._find(connection)
             self._prepare_listing(table, connection)
