@@ -36,6 +36,8 @@ CELLS = [
 @pytest.mark.parametrize(("source", "fault"), CELLS)
 def test_i1_to_i16_a_fault_of_postgresql_under_a_steady_load(source: str, fault: str) -> None:
     result = run_cell(Cell(source, fault, "steady", 1, 4.0))
+    if result.good and not result.counts:  # a busy machine did not come to it
+        result = run_cell(Cell(source, fault, "steady", 1, 16.0))
     assert result.good, result.why
     assert result.counts, result.why
 

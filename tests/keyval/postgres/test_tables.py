@@ -144,6 +144,19 @@ def test_a_changed_key_a_savepoint_and_a_rollback_are_what_was_committed(table: 
     assert next_ops(batches) == [("eu/3", b"4")]
 
 
+def test_rows_that_are_copied_or_upserted_are_seen_as_any_others(table: Table, opened: Open) -> None:
+    store = table.open(opened, value="v")
+    batches = iter(store.stream("", store.scan("").revision))
+    next(batches)
+    with table.server.client() as client:
+        with client.cursor().copy(f"COPY {table.name} (region, id, v) FROM STDIN".encode()) as copy:
+            copy.write(b"eu\t1\t1\neu\t2\t2\n")
+        assert next_ops(batches) == [("eu/1", b"1"), ("eu/2", b"2")]
+        upsert = f"INSERT INTO {table.name} AS t VALUES ('eu', 1) ON CONFLICT (region, id) DO UPDATE SET v = t.v + 9"
+        client.execute(upsert.encode())
+    assert next_ops(batches) == [("eu/1", b"10")]
+
+
 def test_a_filter_and_columns_are_part_of_the_definition(table: Table, opened: Open) -> None:
     # given two definitions of one table
     table.run("INSERT INTO $t SELECT 'eu', n, n, 'x%' FROM generate_series(1, 9) n")
