@@ -51,6 +51,7 @@ FLOORS = {
     "datasync.msgsync": 3,
     "datasync.openfeature": 4,
     "datasync.testing": 4,
+    "datasync.tools": 4,
     "datasync.examples": 4,
     "datasync.examples.guides": 5,  # also tests, with what is for tests
     "datasync.cli": 5,  # the demo runs the agent of the examples

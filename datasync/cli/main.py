@@ -37,7 +37,7 @@ def _run(arguments: list[str]) -> int:
         import rich  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("cli", error.name or "click") from error
-    from datasync.cli.commands import cli
+    from datasync.cli.group import cli
 
     try:
         result = cli.main(arguments, prog_name="datasync", standalone_mode=False)

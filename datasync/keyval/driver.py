@@ -142,6 +142,15 @@ class StoreDriver(Closable):
         """Return the parts of the store that cannot be read, and why; of those the last known good state counts."""
         return {}
 
+    def facts(self) -> Mapping[str, object]:
+        """Return what the server says about itself, for diagnosis; a driver leaves out what it does not know.
+
+        ``version``; ``time``, seconds since 1970 by the server's clock; ``bytes`` of the data, and ``bytes_limit``;
+        ``eviction``, how the server deletes keys by itself, empty if it does not; ``durable``, False if a crash of the
+        server loses acknowledged writes. Raises as ``check``.
+        """
+        return {}
+
     @abstractmethod
     def check(self) -> None:
         """Verify that the store responds, within the driver's own timeout. Raises what is wrong."""

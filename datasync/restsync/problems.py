@@ -75,6 +75,11 @@ PROBLEMS: dict[str, ProblemKind] = {
     "overloaded": ProblemKind(503, "The server is overloaded", StoreConnectionError),
     "undelivered": ProblemKind(503, "The queue of a subscriber is full", DeliveryTimeout, (DeliveryTimeout,), 2),
     "closed": ProblemKind(503, "The server is closing", StoreConnectionError, (ClosedError, ForkedError), 2, True),
+    # Of a server in front of a store.
+    "denied": ProblemKind(403, "The store does not allow it", PermissionDenied, (PermissionDenied,)),
+    "unsupported": ProblemKind(501, "The store does not support it", UnsupportedError, (UnsupportedError,)),
+    "unreachable": ProblemKind(503, "The store is unreachable", StoreConnectionError, (StoreConnectionError,), 2),
+    "unknown-outcome": ProblemKind(504, "The store did not answer", None, (UnknownOutcome,), uncertain=True),
     "unanswered": ProblemKind(504, "A subscriber did not acknowledge in time", DoneTimeout, (DoneTimeout,)),
 }
 

@@ -5,6 +5,7 @@ Source: cn-infra ``db/keyval/consul``.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import weakref
@@ -41,6 +42,7 @@ from datasync.keyval.diff_stream import DiffStream, KnownPictures, PairMarks, Pi
 from datasync.keyval.driver import Lease
 from datasync.keyval.types import Capability, CommitResult, Condition, DeleteOp, KeyValue, PutOp, WriteOp
 from datasync.keyval.urls import StoreURL
+from datasync.runtime.http_client.connections import time_of
 from datasync.runtime.logs import get_logger
 
 log = get_logger(__name__)
@@ -111,6 +113,14 @@ class ConsulStore(Store):
         response = self._client.call("GET", "/v1/status/leader", what)
         if b":" not in response.data:
             raise StoreConnectionError(f"{what}: {self.name}: the cluster has no leader")
+
+    def facts(self) -> Mapping[str, object]:
+        response = self._client.call("GET", "/v1/agent/self", "asking for the status")
+        try:
+            version = json.loads(response.data)["Config"]["Version"]
+        except (ValueError, TypeError, KeyError):
+            raise unexpected_response("asking for the status", self.name) from None
+        return {"version": version, "eviction": "", **time_of(response.headers)}
 
     def read(self, key: str) -> KeyValue | None:
         held, _ = look_up(self._client, encode_key(key), "consistent")

@@ -28,7 +28,7 @@ from datasync.keyval.etcd.errors import LeaseNotFound
 from datasync.keyval.etcd.keys import ALL, encode_key, prefix_range, unexpected_response
 from datasync.keyval.etcd.lease import PutLeases, put_operation
 from datasync.keyval.etcd.lock_lease import EtcdLockLease, read_line
-from datasync.keyval.etcd.methods import COMPACT, DELETE_RANGE, RANGE, TXN
+from datasync.keyval.etcd.methods import COMPACT, DELETE_RANGE, RANGE, STATUS, TXN
 from datasync.keyval.etcd.scan import EtcdScan
 from datasync.keyval.etcd.stream import EtcdStream
 from datasync.keyval.types import Capability, CommitResult, Condition, DeleteOp, KeyValue, PutOp, RewoundError, WriteOp
@@ -110,6 +110,10 @@ class EtcdStore(Store):
             cause = error.__cause__
             if not isinstance(cause, grpc.RpcError) or cause.code() is not grpc.StatusCode.PERMISSION_DENIED:
                 raise
+
+    def facts(self) -> Mapping[str, object]:
+        status = self._client.call(STATUS, pb.StatusRequest(), "asking for the status")
+        return {"version": status.version, "eviction": ""}
 
     def read(self, key: str) -> KeyValue | None:
         check_key(key)

@@ -87,6 +87,14 @@ class PostgresStore(Store):
     def check(self) -> None:
         self._row("checking", sql.SQL("SELECT revision FROM {}.head").format(self._schema))
 
+    def facts(self) -> Mapping[str, object]:
+        query = sql.SQL(
+            "SELECT current_setting('server_version'), extract(epoch FROM clock_timestamp())::float8,"
+            " pg_database_size(current_database()), current_setting('fsync') = 'on'"
+        ).format()
+        row = self._row("asking for the status", query)
+        return dict(zip(("version", "time", "bytes", "durable"), row, strict=True)) | {"eviction": ""}
+
     def read(self, key: str) -> KeyValue | None:
         query = sql.SQL(
             "SELECT k.value, k.revision, l.deadline <= clock_timestamp() FROM {0}.kv k"

@@ -32,6 +32,7 @@ from datasync.keyval.redis.lease import RedisLease
 from datasync.keyval.redis.lock_lease import RedisLockLease
 from datasync.keyval.redis.past import PartialScan, read_past
 from datasync.keyval.redis.scan import RedisScan
+from datasync.keyval.redis.server_info import server_facts
 from datasync.keyval.redis.stream import IDLE, RedisStream
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, WriteOp
 from datasync.keyval.urls import StoreURL
@@ -122,6 +123,11 @@ class RedisStore(Store):
 
     def check(self) -> None:
         self._client.command("PING", what="checking the server")
+
+    def facts(self) -> Mapping[str, object]:
+        what = "asking for the status"
+        seconds, microseconds = self._client.command("TIME", what=what)
+        return server_facts(self._client.command("INFO", what=what)) | {"time": int(seconds) + int(microseconds) / 1e6}
 
     def read(self, key: str) -> KeyValue | None:
         encoded = self._client.keys.encode(key)

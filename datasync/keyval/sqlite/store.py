@@ -157,6 +157,9 @@ class SQLiteStore(Store):
         with self._reading.use("read") as connection:
             tables.bounds(connection)
 
+    def facts(self) -> Mapping[str, object]:
+        return {"version": sqlite3.sqlite_version, "bytes": os.path.getsize(self._path), "eviction": ""}
+
     def read(self, key: str) -> KeyValue | None:
         self._ready()
         row = self._row(key)

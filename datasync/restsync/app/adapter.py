@@ -32,8 +32,8 @@ class ListedRegistry(Registry):
     applied.
     """
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(name, **options)
         # A copy of the state and its keys in order, while a client reads page after page. Sorting all keys for each
         # page would take time by the square of their number. A thread that loses a race sorts once more.
         self._listed: tuple[FrozenState, list[str]] | None = None
@@ -79,13 +79,16 @@ class Adapter(Closable):
 
     def __init__(self, name: str = "rest", *, history: int = HISTORY) -> None:
         #: The state, for local reads: ``registry.get(key)``, ``registry.items(prefix)``.
-        self.registry = ListedRegistry(name)
+        self.registry = self._new_registry(name)
         self.replay_buffer = ReplayBuffer(history)
         #: Distinguishes the revisions of this process from those of an earlier or later one.
         self.instance = uuid.uuid4().hex[:8]
         self.guard = ForkGuard(f"the REST adapter {name!r}")
         self.closed = False
         self.registry.observe(self.replay_buffer.add)
+
+    def _new_registry(self, name: str) -> ListedRegistry:
+        return ListedRegistry(name)
 
     def watch(
         self,

@@ -156,7 +156,7 @@ _SCHEMAS: Json = {
 
 #: Problems of every request with a body, and of every change of keys.
 _BODY_PROBLEMS = ("bad-request", "unauthorized", "too-large", "unsupported-type")
-_CHANGE_PROBLEMS = ("forbidden", "refused", "internal", "undelivered", "unanswered")
+_CHANGE_PROBLEMS = ("forbidden", "refused", "internal", "unsupported", "undelivered", "unanswered")
 
 
 def _problems(*codes: str) -> Json:

@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from contextlib import closing, suppress
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any, NamedTuple
 
@@ -327,3 +328,11 @@ def _read_all(response: BaseHTTPResponse, limit: int) -> bytes | None:
         chunks.append(chunk)
         size += len(chunk)
     return None if size > limit else b"".join(chunks)
+
+
+def time_of(headers: Mapping[str, str]) -> dict[str, object]:
+    """Return the clock of the server in a response, as ``StoreDriver.facts`` names it; empty if it has none."""
+    try:
+        return {"time": parsedate_to_datetime(headers.get("Date", "")).timestamp()}
+    except (TypeError, ValueError):
+        return {}

@@ -1,0 +1,80 @@
+"""The positional arguments of the subcommands: a URL, which ``DATASYNC_URL`` can stand for, and what follows it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from datasync.keyval.urls import DRIVERS
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+#: The variable with the URL of commands that are given none.
+URL_VARIABLE = "DATASYNC_URL"
+#: Schemes of servers that are no stores.
+SERVERS = ("http", "https", "grpc", "grpcs")
+
+_URL = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*://|(?:{'|'.join(re.escape(one) for one in (*DRIVERS, *SERVERS))}):")
+
+
+def default_url() -> str:
+    """Return the URL in ``DATASYNC_URL``, empty if there is none."""
+    return os.environ.get(URL_VARIABLE, "")
+
+
+def looks_like_url(text: str) -> bool:
+    """Return True if *text* begins like the URL of a store or server."""
+    return _URL.match(text) is not None
+
+
+def positionals(*names: str) -> Callable[[CommandT], CommandT]:
+    """Declare the positional arguments ``URL``, ``KEY``, ``[VALUE]``, …; those in brackets are optional, at the end.
+
+    The function receives each by its name in lower case; an optional one that is missing is None. With
+    ``DATASYNC_URL`` set, a URL that comes first may be left out: a first argument that does not begin like a URL, or
+    is needed for the others, is not one.
+    """
+    return click.argument(
+        "positionals", nargs=-1, cls=_Positionals, names=names, expose_value=False, metavar=_shown(names)
+    )
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    return " ".join("[URL]" if name == "URL" else name for name in names)
+
+
+class _Positionals(click.Argument):
+    """All positional arguments of a command as one, so that the first may be left out."""
+
+    def __init__(self, *args: Any, names: tuple[str, ...], **attributes: Any) -> None:
+        super().__init__(*args, callback=self._take, shell_complete=self._complete, **attributes)
+        self.wanted = [name.strip("[]").lower() for name in names]
+        self.needed = sum(not name.startswith("[") for name in names)
+
+    def _take(self, ctx: click.Context, _: click.Parameter, given: tuple[str, ...]) -> None:
+        texts = list(given)
+        url = default_url()
+        if self.wanted[0] == "url" and url and (len(texts) < self.needed or not looks_like_url(texts[0])):
+            texts.insert(0, url)
+        if len(texts) < self.needed and not ctx.resilient_parsing:
+            missing = self.wanted[len(texts)].upper()
+            hint = f" Give it, or set {URL_VARIABLE}." if missing == "URL" else ""
+            if texts and self.wanted[0] == "url" and not looks_like_url(texts[0]):
+                hint = f" Is {texts[0]!r} the URL? {URL_VARIABLE} is not set."
+            raise click.UsageError(f"Missing argument '{missing}'.{hint}", ctx)
+        if len(texts) > len(self.wanted) and not ctx.resilient_parsing:
+            extra = " ".join(map(repr, texts[len(self.wanted) :]))
+            raise click.UsageError(f"Got unexpected extra argument ({extra})", ctx)
+        texts += [None] * (len(self.wanted) - len(texts))  # type: ignore[list-item]
+        ctx.params.update(zip(self.wanted, texts, strict=False))
+
+    def _complete(self, ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from datasync.cli.complete import complete_positional
+
+        given = [text for name in self.wanted if (text := ctx.params.get(name)) is not None]
+        return complete_positional(self.wanted, given, incomplete)

@@ -1,0 +1,60 @@
+"""Opening the stores and servers that the subcommands work on."""
+
+from __future__ import annotations
+
+import os
+
+from datasync.errors import InvalidArgumentError, MissingExtraError, StoreError
+from datasync.keyval.api import Store
+from datasync.keyval.urls import connect, parse_url
+
+#: The variable with the token of a REST or gRPC server.
+TOKEN_VARIABLE = "DATASYNC_TOKEN"
+
+
+def open_store(url: str, *, create: bool = False) -> Store:
+    """Open the store or server at *url*. Create a missing file only with *create*.
+
+    A REST server is a store without history and leases; a gRPC server takes writes only.
+    """
+    scheme = scheme_of(url)
+    if scheme in ("http", "https"):
+        return _rest_store(url)
+    if scheme in ("grpc", "grpcs"):
+        return _grpc_store(url)
+    parsed = parse_url(url)
+    if parsed.scheme == "memory":
+        raise InvalidArgumentError("a memory:// store exists inside one process only: a command always sees it empty")
+    if parsed.scheme == "sqlite" and parsed.path and not create and not os.path.exists(parsed.path):
+        raise StoreError(f"file {parsed.path} not found: check the path, or create it with datasync put")
+    return connect(url)
+
+
+def scheme_of(url: str) -> str:
+    """Return the scheme of *url* in lower case, empty if it has none."""
+    return url.partition(":")[0].lower() if ":" in url else ""
+
+
+def token() -> str | None:
+    """Return the token of the server, None if there is none."""
+    return os.environ.get(TOKEN_VARIABLE) or None
+
+
+def _rest_store(url: str) -> Store:
+    try:
+        from datasync.restsync.client.as_store import RestStore
+    except ImportError as error:
+        if isinstance(error, MissingExtraError):
+            raise
+        raise MissingExtraError("rest", error.name or "urllib3") from error
+    return RestStore(url, token=token())
+
+
+def _grpc_store(url: str) -> Store:
+    try:
+        from datasync.grpcsync.client.as_store import GrpcStore
+    except ImportError as error:
+        if isinstance(error, MissingExtraError):
+            raise
+        raise MissingExtraError("grpc", error.name or "grpcio") from error
+    return GrpcStore(url, token=token())
