@@ -75,8 +75,9 @@ def test_watch_prints_changes_with_the_previous_value_until_a_signal(url: str, n
         datasync("put", url, "a/1", "new")
         datasync("put", url, "b/1", "unseen")
         datasync("delete", url, "a/1")
-        # then the changes are printed, and the watch ends cleanly
+        # then the present state and the changes are printed, and the watch ends cleanly
         watch.wait_for("a/1 new -> (none)")
+        assert "\n2 a/1 old\n" in watch.output
         assert "a/1 old -> new" in watch.output
         assert "unseen" not in watch.output
         watch.send(number)

@@ -116,6 +116,10 @@ OURS: dict[str, tuple[type[DatasyncError], bool | None]] = {
     "overloaded": (StoreConnectionError, False),
     "undelivered": (DeliveryTimeout, True),
     "closed": (UnknownOutcome, None),
+    "denied": (PermissionDenied, False),
+    "unsupported": (UnsupportedError, False),
+    "unreachable": (StoreConnectionError, False),
+    "unknown-outcome": (UnknownOutcome, None),
     "unanswered": (DoneTimeout, True),
 }
 

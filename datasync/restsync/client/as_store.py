@@ -239,6 +239,8 @@ class ServerEvents(Stream):
             for event in parser.feed(data):
                 if event.name == "resync":
                     raise CompactedError(f"{self._name} starts over: it was restarted, or has forgotten what changed")
+                if not event.identity and event.name != "change":
+                    continue  # the first bytes of a stream, or an event of a later version
                 try:
                     batch = _batch(event.data, event.identity)
                 except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

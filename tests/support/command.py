@@ -1,0 +1,37 @@
+"""The command, called in this process: its output, its errors and its exit code. Signals and pipes need a process."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import NamedTuple
+from unittest.mock import patch
+
+from datasync.cli.main import main
+
+
+class Done(NamedTuple):
+    """How a call of the command ended."""
+
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.decode().splitlines()
+
+
+def call(*arguments: str, stdin: bytes = b"") -> Done:
+    """Run ``datasync`` with *arguments* in this process. Patched streams are what the command sees, never a terminal."""
+    given, out, err = (io.TextIOWrapper(io.BytesIO(data), "utf-8", write_through=True) for data in (stdin, b"", b""))
+    with patch.object(sys, "stdin", given), patch.object(sys, "stdout", out), patch.object(sys, "stderr", err):
+        code = main(list(arguments))
+    return Done(code, out.buffer.getvalue(), err.buffer.getvalue().decode())  # type: ignore[attr-defined]
+
+
+def output(*arguments: str, stdin: bytes = b"") -> bytes:
+    """What a call prints that must succeed."""
+    done = call(*arguments, stdin=stdin)
+    assert done.code == 0, done.err
+    return done.out
