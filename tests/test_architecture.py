@@ -77,6 +77,7 @@ EXTRAS = {
 }
 #: Modules on floor 0 that belong to an extra each.
 EXTRAS_OF_MODULES = {
+    "datasync.cli.output": {"yaml"},
     "datasync.codecs.members": {"msgspec"},
     "datasync.codecs.with_msgspec": {"msgspec"},
     "datasync.codecs.with_pydantic": {"pydantic"},

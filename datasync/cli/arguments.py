@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-from datasync.keyval.urls import DRIVERS
+from datasync.cli.complete import complete_positional
+from datasync.cli.targets import URL_VARIABLE, default_url, looks_like_url
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
-
-#: The variable with the URL of commands that are given none.
-URL_VARIABLE = "DATASYNC_URL"
-#: Schemes of servers that are no stores.
-SERVERS = ("http", "https", "grpc", "grpcs")
-
-_URL = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*://|(?:{'|'.join(re.escape(one) for one in (*DRIVERS, *SERVERS))}):")
-
-
-def default_url() -> str:
-    """Return the URL in ``DATASYNC_URL``, empty if there is none."""
-    return os.environ.get(URL_VARIABLE, "")
-
-
-def looks_like_url(text: str) -> bool:
-    """Return True if *text* begins like the URL of a store or server."""
-    return _URL.match(text) is not None
 
 
 def positionals(*names: str) -> Callable[[CommandT], CommandT]:
@@ -65,16 +47,14 @@ class _Positionals(click.Argument):
             missing = self.wanted[len(texts)].upper()
             hint = f" Give it, or set {URL_VARIABLE}." if missing == "URL" else ""
             if texts and self.wanted[0] == "url" and not looks_like_url(texts[0]):
-                hint = f" Is {texts[0]!r} the URL? {URL_VARIABLE} is not set."
+                hint = f" Is the first argument a URL? {URL_VARIABLE} is not set."
             raise click.UsageError(f"Missing argument '{missing}'.{hint}", ctx)
         if len(texts) > len(self.wanted) and not ctx.resilient_parsing:
-            extra = " ".join(map(repr, texts[len(self.wanted) :]))
-            raise click.UsageError(f"Got unexpected extra argument ({extra})", ctx)
+            # Without the texts: one may be a value.
+            raise click.UsageError(f"Got {len(texts)} arguments, and takes at most {len(self.wanted)}.", ctx)
         texts += [None] * (len(self.wanted) - len(texts))  # type: ignore[list-item]
         ctx.params.update(zip(self.wanted, texts, strict=False))
 
     def _complete(self, ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from datasync.cli.complete import complete_positional
-
         given = [text for name in self.wanted if (text := ctx.params.get(name)) is not None]
         return complete_positional(self.wanted, given, incomplete)

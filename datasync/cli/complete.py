@@ -13,8 +13,7 @@ from itertools import islice
 
 from click.shell_completion import CompletionItem
 
-from datasync.cli.arguments import default_url, looks_like_url
-from datasync.cli.targets import open_store
+from datasync.cli.targets import default_url, looks_like_url, open_store
 from datasync.errors import DatasyncError
 from datasync.keyval.urls import DRIVERS
 
@@ -37,7 +36,8 @@ def complete_positional(names: Sequence[str], given: Sequence[str], incomplete: 
 
 
 def _urls(incomplete: str) -> list[CompletionItem]:
-    known = [default_url(), *(f"{scheme}://" for scheme in DRIVERS), "http://"]
+    default = "" if "@" in default_url() else default_url()  # a password is not shown
+    known = [default, *(f"{scheme}://" for scheme in DRIVERS), "http://"]
     return [CompletionItem(url) for url in dict.fromkeys(known) if url and url.startswith(incomplete)]
 
 

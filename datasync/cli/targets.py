@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
 
 from datasync.errors import InvalidArgumentError, MissingExtraError, StoreError
 from datasync.keyval.api import Store
-from datasync.keyval.urls import connect, parse_url
+from datasync.keyval.urls import DRIVERS, connect, parse_url
 
+#: The variable with the URL of commands that are given none.
+URL_VARIABLE = "DATASYNC_URL"
+#: Schemes of servers that are no stores.
+SERVERS = ("http", "https", "grpc", "grpcs")
+
+_URL = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*://|(?:{'|'.join(re.escape(one) for one in (*DRIVERS, *SERVERS))}):")
 #: The variable with the token of a REST or gRPC server.
 TOKEN_VARIABLE = "DATASYNC_TOKEN"
+
+
+def default_url() -> str:
+    """Return the URL in ``DATASYNC_URL``, empty if there is none."""
+    return os.environ.get(URL_VARIABLE, "")
+
+
+def looks_like_url(text: str) -> bool:
+    """Return True if *text* begins like the URL of a store or server."""
+    return _URL.match(text) is not None
 
 
 def open_store(url: str, *, create: bool = False) -> Store:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
@@ -49,7 +50,7 @@ def test_every_help_has_an_example() -> None:
 def test_the_url_can_stand_in_a_variable(filled: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # given no variable / then the message says what is missing, and what could be
     assert "Give it, or set DATASYNC_URL" in call("get").err
-    assert "Is 'app/01' the URL? DATASYNC_URL is not set" in call("get", "app/01").err
+    assert "Is the first argument a URL? DATASYNC_URL is not set" in call("get", "app/01").err
     # given one / then every verb takes it, also beside optional arguments
     monkeypatch.setenv("DATASYNC_URL", filled)
     assert output("get", "app/01") == b"1\n"
@@ -61,7 +62,7 @@ def test_the_url_can_stand_in_a_variable(filled: str, monkeypatch: pytest.Monkey
     output("put", other, "k", "v")
     assert output("list", other) == b"k v\n"
     assert call("diff", other).code == 1
-    assert "unexpected extra argument" in call("get", "a", "b").err
+    assert "takes at most 2" in call("get", "a", "b").err
     assert "Missing argument 'KEY'" in call("get").err
 
 
@@ -250,6 +251,16 @@ def test_an_edit_of_bytes_or_with_a_broken_editor_is_refused(filled: str, monkey
     assert "is unchanged" in call("edit", filled, "app/00").err
 
 
+def test_ctrl_c_is_for_the_editor(filled: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # given an editor during which somebody presses Ctrl-C
+    script = tmp_path / "editor.py"
+    script.write_text("import os, signal, sys; os.kill(os.getppid(), signal.SIGINT); open(sys.argv[1], 'w').write('x')")
+    monkeypatch.setenv("EDITOR", f"{sys.executable} {script}")
+    # then the edit goes on
+    assert call("edit", filled, "app/00", "--as", "text").code == 0
+    assert output("get", filled, "app/00") == b"x\n"
+
+
 def test_doctor_says_what_to_do(tmp_path: Path) -> None:
     # given mistakes of each kind / then each has a finding with advice, and exit code 1
     for url, check in (
@@ -306,6 +317,7 @@ def test_a_grpc_server_takes_writes_and_says_that_it_shows_nothing() -> None:
         assert call("put", url, "net/a", '{"n":1}').code == 0
         assert adapter.registry.get("net/a") is not None
         assert [call("delete", url, "net/a").code, call("delete", url, "net/a").code] == [0, 1]
+        assert b"ready" in output("status", url)
         # and what the protocol cannot is said so
         for arguments in (("get", url, "k"), ("list", url), ("watch", url), ("history", url, "k")):
             done = call(*arguments)

@@ -23,7 +23,7 @@ class Done(NamedTuple):
 
 
 def call(*arguments: str, stdin: bytes = b"") -> Done:
-    """Run ``datasync`` with *arguments* in this process. Patched streams are what the command sees, never a terminal."""
+    """Run ``datasync`` with *arguments* in this process; its streams are no terminal."""
     given, out, err = (io.TextIOWrapper(io.BytesIO(data), "utf-8", write_through=True) for data in (stdin, b"", b""))
     with patch.object(sys, "stdin", given), patch.object(sys, "stdout", out), patch.object(sys, "stderr", err):
         code = main(list(arguments))

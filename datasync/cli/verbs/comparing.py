@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 
-from datasync.cli.arguments import looks_like_url, positionals
+from datasync.cli.arguments import positionals
 from datasync.cli.output import coloured, note, output_option, readable, readable_key, write
-from datasync.cli.targets import open_store
+from datasync.cli.targets import looks_like_url, open_store
 from datasync.errors import DatasyncError, InvalidArgumentError
 from datasync.tools.formats import read_source
 from datasync.tools.records import RecordPair, json_line, key_bytes, record_of, value_members

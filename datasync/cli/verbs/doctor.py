@@ -114,9 +114,7 @@ def _reachable(store: Store) -> Finding:
     except StoreConnectionError as error:
         return Finding("reachable", FAIL, str(error), "check that the server runs, its address, and firewalls between")
     except DatasyncError as error:
-        return Finding(
-            "reachable", FAIL, str(error), "the server answers, but not as it should: see the reason above, and its log"
-        )
+        return Finding("reachable", FAIL, str(error), "the server answers, but not as it should: see its log too")
     return Finding("reachable", OK, "the server answers")
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -134,10 +135,14 @@ def _swap(store: Store, key: str, base: GetResult, data: bytes) -> bool:
 
 def _run_editor(path: Path) -> None:
     command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+    # Ctrl-C is for the editor, as in vi; a handler, because the editor would inherit that the signal is ignored.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         code = subprocess.run([*command, str(path)], check=False).returncode
     except OSError as error:
         raise InvalidArgumentError(f"the editor {command[0]!r} cannot be run ({error.strerror}): set EDITOR") from error
+    finally:
+        signal.signal(signal.SIGINT, before)
     if code:
         raise DatasyncError(f"the editor ended with exit code {code}: nothing was written")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -10,7 +11,7 @@ import click
 from datasync.cli.arguments import positionals
 from datasync.cli.output import output_option, write, write_records
 from datasync.cli.targets import open_store, scheme_of, token
-from datasync.errors import StoreError
+from datasync.errors import StoreError, UnsupportedError
 from datasync.tools.records import json_line
 
 
@@ -35,19 +36,21 @@ def _store_status(url: str, output: str) -> int:
     with open_store(url) as store:
         store.check()
         answered = time.monotonic() - started
-        scan = store.scan_page("", limit=1, keys_only=True)
+        revision = 0
+        with suppress(UnsupportedError):  # a gRPC server shows no keys
+            revision = store.scan_page("", limit=1, keys_only=True).revision
         problems = dict(store.problems())
         shown: dict[str, object] = {
             "store": store.name,
             "state": "problems" if problems else "ready",
-            "revision": scan.revision,
+            "revision": revision,
             "answered_in_ms": round(answered * 1000, 1),
             "capabilities": sorted(one.value for one in store.capabilities),
         }
     if output == "json":
         write_records([shown | {"problems": problems}], output)
     else:
-        write(f"{shown['store']}: {shown['state']}, revision {scan.revision}".encode())
+        write(f"{shown['store']}: {shown['state']}, revision {revision}".encode())
         write(f"  answered in {answered * 1000:.1f} ms".encode())
         write(f"  capabilities: {', '.join(one.value for one in sorted(store.capabilities, key=str))}".encode())
         for part, why in problems.items():
