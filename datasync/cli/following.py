@@ -19,7 +19,7 @@ STATE, PUT, DELETE = "state", "put", "delete"
 
 
 class Notice(NamedTuple):
-    """A key that is there, or that changed; *key* is absolute."""
+    """A key of the present state, or one that changed; *key* is absolute."""
 
     kind: str
     key: str

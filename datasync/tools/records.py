@@ -95,7 +95,7 @@ def _utf8(text: str, place: str) -> bytes:
 def _is_base64(record: Mapping[Any, Any], mark: str, place: str) -> bool:
     encoding = record.get(mark)
     if encoding not in (None, BASE64):
-        raise InvalidArgumentError(f"{place}: {mark} must be {BASE64!r} if it is there")
+        raise InvalidArgumentError(f"{place}: {mark} must be {BASE64!r} or absent")
     return encoding == BASE64
 
 

@@ -1,6 +1,6 @@
 """Copying pairs into a store: what has to be written, the guard against mass deletes, and the transactions.
 
-An import reads the keys that are there and writes differences only, so that it can be repeated.
+An import reads the present keys and writes differences only, so that it can be repeated.
 
 Source: contract C4, C17, C20.
 """

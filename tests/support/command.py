@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from typing import NamedTuple
 from unittest.mock import patch
@@ -25,8 +26,13 @@ class Done(NamedTuple):
 def call(*arguments: str, stdin: bytes = b"") -> Done:
     """Run ``datasync`` with *arguments* in this process; its streams are no terminal."""
     given, out, err = (io.TextIOWrapper(io.BytesIO(data), "utf-8", write_through=True) for data in (stdin, b"", b""))
-    with patch.object(sys, "stdin", given), patch.object(sys, "stdout", out), patch.object(sys, "stderr", err):
-        code = main(list(arguments))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with patch.object(sys, "stdin", given), patch.object(sys, "stdout", out), patch.object(sys, "stderr", err):
+            code = main(list(arguments))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return Done(code, out.buffer.getvalue(), err.buffer.getvalue().decode())  # type: ignore[attr-defined]
 
 

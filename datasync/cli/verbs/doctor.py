@@ -133,7 +133,7 @@ def _reading(store: Store, prefix: str) -> Iterator[Finding]:
         return
     yield Finding("read", OK, f"keys below {prefix!r} can be read" if prefix else "keys can be read")
     middle = sorted(times)[READS // 2]
-    slow = "look at the network between, and at the load of the server" if middle > SLOW_READ else ""
+    slow = "check the network between, and the load of the server" if middle > SLOW_READ else ""
     yield Finding("latency", WARN if slow else OK, f"a read takes {middle:.1f} ms ({READS} reads)", slow)
 
 
@@ -148,7 +148,7 @@ def _writing(store: Store, prefix: str) -> Finding:
     except UnsupportedError as error:
         return Finding("write", WARN, str(error), "use another store if you need to write")
     except DatasyncError as error:
-        return Finding("write", FAIL, str(error), f"delete {key!r} if it is there")
+        return Finding("write", FAIL, str(error), f"delete {key!r} if it exists")
     return Finding("write", OK, f"a key below {prefix + PROBE!r} was put and deleted")
 
 

@@ -33,7 +33,7 @@ JSON, TEXT = "json", "text"
 @click.option("--as", "form", type=click.Choice([JSON, TEXT]), help="What the text must be; JSON if the value is.")
 @click.option("--from", "source", metavar="FILE", help="Begin with the text of FILE, such as one that was kept.")
 def edit(url: str, key: str, form: str | None, source: str | None) -> int:
-    """Edit the value of KEY in $VISUAL, $EDITOR or vi, and write it if nobody changed it meanwhile.
+    """Edit the value of KEY in $VISUAL, $EDITOR or vi, and write it unless another client changed it meanwhile.
 
     The text is checked before it is written; a text that is not valid, or that meets another change, is kept in a file,
     which is named. On a conflict both changes are shown. Exit code 1: nothing was written. A key that does not exist is
@@ -114,7 +114,7 @@ def _edit(store: Store, key: str, base: GetResult, draft: Draft) -> bool:
             note(f"{store.name}: key {key!r} was written")
             return True
         now = store.new_broker().get_value(key)
-        note(f"{store.name}: key {key!r} was changed by somebody else while you edited it")
+        note(f"{store.name}: key {key!r} was changed by another client while you edited it")
         _show(base, now, data)
         if not _again():
             return False
@@ -163,7 +163,7 @@ def _fault(data: bytes, form: str) -> str:
 
 
 def _again() -> bool:
-    """Ask whether to open the editor again; nobody can answer without a terminal."""
+    """Ask whether to open the editor again; without a terminal the answer is no."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     return click.confirm("Edit again?", default=True, err=True)

@@ -26,7 +26,7 @@ READY_TIMEOUT = 30.0
 @click.option("--allowed-host", "hosts", multiple=True, metavar="NAME", help="A name of this server; repeatable.")
 @click.option("--tls-cert", metavar="FILE", help="The certificate, in PEM, for HTTPS.")
 @click.option("--tls-key", metavar="FILE", help="Its key.")
-@click.option("--no-token", is_flag=True, help="Serve everybody on an address that other machines reach.")
+@click.option("--no-token", is_flag=True, help="Serve every client on an address that other machines reach.")
 def serve(
     url: str,
     listen: str,

@@ -98,7 +98,7 @@ def import_(
 
 
 def _write_file(pairs: Iterable[RecordPair], path: Path) -> int:
-    """Write *pairs* to a new file at *path*, which replaces one that is there when it is complete."""
+    """Write *pairs* to a new file at *path*, which replaces an existing one when it is complete."""
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as stream:

@@ -73,7 +73,7 @@ def revert(url: str, key: str, rev: int, dry_run: bool) -> int:
 
 
 def _existed_by(broker: BytesBroker, key: str, revision: int) -> bool:
-    """Return True if *key* was deleted at or before *revision*, so that its absence then was somebody's act."""
+    """Return True if *key* was deleted at or before *revision*, so that its absence then was deliberate."""
     return any(version.revision <= revision for version in broker.history(key))
 
 

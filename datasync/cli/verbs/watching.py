@@ -76,14 +76,14 @@ def _line(notice: Notice) -> bytes:
 def _run(command: str, notice: Notice) -> int:
     """Run *command* for *notice*, and return its exit code."""
     environment = dict(os.environb)
-    told = {
+    variables = {
         "EVENT_TYPE": notice.kind.encode(),
         "KEY": key_bytes(notice.key),
         "REVISION": str(notice.revision).encode(),
         "VALUE": notice.value,
         "PREV_VALUE": notice.previous,
     }
-    for name, data in told.items():
+    for name, data in variables.items():
         environment.pop((VARIABLE + name).encode(), None)  # one of a watch around this one
         if data is not None and b"\0" not in data and len(data) <= MAX_VARIABLE:
             environment[(VARIABLE + name).encode()] = data

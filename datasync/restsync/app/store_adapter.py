@@ -109,7 +109,7 @@ class StoreRegistry(ListedRegistry):
         self._wait_for_mirror(result.revision, timeout)
         if not result.succeeded:
             raise ConflictError(f"{self.name}: {next(iter(changes), '')!r} does not have the expected revision")
-        # With one key the store itself has told; of several deletes it tells the number only.
+        # For one key the result of the store is exact; for several deletes it has their number only.
         if len(ops) == 1 and isinstance(ops[0], DeleteOp):
             absent = [] if result.deleted else [next(iter(changes))]
         revision = result.revision or self.revision
