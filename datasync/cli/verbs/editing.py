@@ -30,7 +30,7 @@ JSON, TEXT = "json", "text"
 
 @click.command()
 @positionals("URL", "KEY")
-@click.option("--as", "form", type=click.Choice([JSON, TEXT]), help="What the text must be; JSON if the value is.")
+@click.option("--as", "form", type=click.Choice([JSON, TEXT]), help="What the text must be; JSON if the value is an object or list.")
 @click.option("--from", "source", metavar="FILE", help="Begin with the text of FILE, such as one that was kept.")
 def edit(url: str, key: str, form: str | None, source: str | None) -> int:
     """Edit the value of KEY in $VISUAL, $EDITOR or vi, and write it unless another client changed it meanwhile.
@@ -71,7 +71,9 @@ class Draft:
             raise InvalidArgumentError(message) from None
         self._key = key
         self._begun = b""
-        self.form = form or (JSON if base.found and not _fault(base.data, JSON) else TEXT)
+        # A number or a word in quotes may be text that happens to be JSON.
+        structured = base.data.lstrip()[:1] in (b"{", b"[") and not _fault(base.data, JSON)
+        self.form = form or (JSON if structured else TEXT)
         self._folder = Path(tempfile.mkdtemp(prefix="datasync-edit-"))
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", key.rpartition("/")[2])[-60:] or "value"
         suffix = ".json" if self.form == JSON and not name.endswith(".json") else ""
