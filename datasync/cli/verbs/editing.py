@@ -30,7 +30,7 @@ JSON, TEXT = "json", "text"
 
 @click.command()
 @positionals("URL", "KEY")
-@click.option("--as", "form", type=click.Choice([JSON, TEXT]), help="What the text must be; JSON if the value is an object or list.")
+@click.option("--as", "form", type=click.Choice([JSON, TEXT]), help="What the text must be; JSON where the value is.")
 @click.option("--from", "source", metavar="FILE", help="Begin with the text of FILE, such as one that was kept.")
 def edit(url: str, key: str, form: str | None, source: str | None) -> int:
     """Edit the value of KEY in $VISUAL, $EDITOR or vi, and write it unless another client changed it meanwhile.
