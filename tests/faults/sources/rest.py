@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import random
 import socket
 import tempfile
@@ -113,6 +114,7 @@ class RestSource(Source):
         self._read = 0  # bytes of the log that were read
         self._lives = 0
         self._marked: dict[int, int] = {}  # number of a transaction to its revision
+        self._doubted: dict[int, Ops] = {}  # what nobody knows of yet: a gateway may pass it on after it was given up
         self._backoff, rest_reader.BACKOFF = rest_reader.BACKOFF, (0.01, 0.2)
 
     def in_front(self, folder: Path, port: int) -> int:
@@ -184,6 +186,8 @@ class RestSource(Source):
 
     def settle(self) -> None:
         """What was recorded is what a client is told that is new and goes past the proxy."""
+        with self.lock:
+            self._record_doubted()
         pairs = self._writer.list(self.prefix)
         found = {pair.get_key()[len(self.prefix) :]: brief(pair.get_value(BytesValue()).value) for pair in pairs}
         assert found == dict(self.truth.state), "the record of the writer is not what the server holds"
@@ -221,7 +225,6 @@ class RestSource(Source):
         """One attempt; False when the server could not be reached."""
         with self.lock:
             self._sent += 1
-            there = self.truth.state
             changes = {MARKER: self._change(MARKER, b"%d" % self._sent)}
             changes |= {self.prefix + key: self._change(self.prefix + key, value) for key, value in ops}
             try:
@@ -230,15 +233,29 @@ class RestSource(Source):
                 revision = self._find_out(error)
                 if isinstance(error, StoreConnectionError):
                     return False
+                if revision is None and isinstance(error, UnknownOutcome):
+                    self._doubted[self._sent] = ops
             if revision is not None:
-                effect = [
-                    Op1(key, None if value is None else brief(value))
-                    for key, value in ops
-                    if value is not None or key in there
-                ]
-                if effect:
-                    self.truth.record(revision, effect)
+                self._record_doubted(revision)
+                self._record(revision, ops)
             return True
+
+    def _record(self, revision: int, ops: Ops) -> None:
+        there = self.truth.state
+        effect = [
+            Op1(key, None if value is None else brief(value)) for key, value in ops if value is not None or key in there
+        ]
+        if effect:
+            self.truth.record(revision, effect)
+
+    def _record_doubted(self, before: float = math.inf) -> None:
+        """Record what was applied after all, *before* that revision."""
+        if self._doubted:
+            self._read_log()
+            found = {number: self._marked[number] for number in self._doubted if number in self._marked}
+            for number, revision in sorted(found.items(), key=lambda one: one[1]):
+                if revision < before:
+                    self._record(revision, self._doubted.pop(number))
 
     def _change(self, key: str, value: bytes | None) -> ChangeValue:
         if value is None:
@@ -268,7 +285,7 @@ class RestSource(Source):
                 document = json.loads(line)
                 for key, text in document["ops"] or ():
                     if key == MARKER:
-                        self._marked = {int(base64.b64decode(text)): document["revision"]}
+                        self._marked[int(base64.b64decode(text))] = document["revision"]
 
     def _grow(self) -> None:
         self.write(random_ops(self.chance))
@@ -290,6 +307,8 @@ class RestSource(Source):
         with self.lock:  # whoever wrote has found out what became of it
             self.truth.rewind(0)
             self._read = 0
+            self._marked.clear()
+            self._doubted.clear()
             self._server.start()
 
     def _restart_server(self) -> None:
@@ -324,6 +343,7 @@ class RestSource(Source):
         key = self.chance.choice(KEYS)
         stranger = (self.prefix + key).replace("//", "/")
         with self.lock:
+            self._record_doubted()
             if stranger != self.prefix + key:
                 self._writer.put(stranger, BytesValue(value=b"stranger"))
             value = b"by path %d" % self._sent
@@ -342,6 +362,7 @@ class RestSource(Source):
     def _replace(self) -> None:
         """A peer brings the whole state."""
         with self.lock:
+            self._record_doubted()
             before = self.truth.state
             after = {key: value for key, value in random_ops(self.chance) if value is not None}
             pairs = self._writer.list(self.prefix)
