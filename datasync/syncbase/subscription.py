@@ -61,15 +61,12 @@ class Subscription:
         self._abandon, self._remind = core.timeouts.abandon, min(core.timeouts.remind, core.timeouts.abandon)
         self._max_in_flight = in_flight
         self._closed = False
-
         self._undelivered = Undelivered(core, self, self.prefixes, resync, several=in_flight > 1)
         self._in_flight: dict[QueuedEvent, None] = {}
         self._resync_in_flight = False
-
         self._turn = PutTurn(core.lock)
         self._full_since: float | None = None
         self._alarm = Alarm(core.timers)
-
         self._ok = self._failed = self._late_count = 0
         self._resyncs: Counter[ResyncReason] = Counter()
         self._last_error: BaseException | None = None
@@ -97,10 +94,7 @@ class Subscription:
             self._overflow_locked(f"{backlog.change_count} changes are pending")
 
     def want_resync_locked(
-        self,
-        reason: ResyncReason,
-        waiter: PropagationFuture | None = None,
-        context: contextvars.Context | None = None,
+        self, reason: ResyncReason, waiter: PropagationFuture | None = None, context: contextvars.Context | None = None
     ) -> None:
         """Make a RESYNC due. It covers the backlog, whose callers then wait for the RESYNC."""
         resync = self._undelivered.want_resync(reason, context)

@@ -442,10 +442,7 @@ class Reconciler(Closable, Generic[T]):
         with self._lock:
             delay = self._work.finish(call, error, look_again)
             self._meter.note_locked(call, error, look_again)
-            if error is None:
-                self._ok += 1
-            else:
-                self._failed += 1
+            self._ok, self._failed = self._ok + (error is None), self._failed + (error is not None)
         if error is not None:
             say_failed(self.name, key, error, delay)
         send(self._work.outbox, self.name)
@@ -457,8 +454,5 @@ class Reconciler(Closable, Generic[T]):
 
     def _wake_workers(self) -> None:
         with self._lock:
-            for _ in range(max(1, len(self._work.queue))):
-                if self._idle:
-                    self._idle.pop().set()
-                else:
-                    break
+            for _ in range(min(len(self._idle), max(1, len(self._work.queue)))):
+                self._idle.pop().set()
