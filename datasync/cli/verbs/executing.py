@@ -52,11 +52,11 @@ CACHE_AFTER = 5.0
 def exec_(url: str, prefix: str, command: tuple[str, ...], **given: Any) -> int:
     """Run a command with the keys under PREFIX, and restart it when they change.
 
-    \b
-    datasync exec --upcase etcd://localhost:2379 app/ -- ./server
-    datasync exec --files /run/app --reload-signal HUP sqlite:app.db nginx/ -- nginx -g 'daemon off;'
-
     The command starts once the keys were read, and runs on while the store is away. Its exit code is passed on.
+
+    \b
+    Example: datasync exec --upcase etcd://localhost:2379 app/ -- ./server
+    Example: datasync exec --files /run/app --reload-signal HUP sqlite:app.db nginx/ -- nginx -g 'daemon off;'
     """
     split_from_init()
     _check(url, given)

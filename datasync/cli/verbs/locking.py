@@ -38,11 +38,11 @@ def lock(
 ) -> int:
     """Run a command while the lock NAME is held.
 
-    \b
-    datasync lock --url etcd://localhost:2379 locks/report -- ./report.sh
-
     The command's exit code is passed on. It is stopped before another client can hold the lock: then the exit code is
     75. Exit code 124: the lock was not free in time.
+
+    \b
+    Example: datasync lock --url etcd://localhost:2379 locks/report -- ./report.sh
     """
     split_from_init()
     if verbose:

@@ -78,8 +78,8 @@ def mirror(
     It goes on when either end is lost. SIGUSR1 pauses it, SIGUSR2 lets it go on.
 
     \b
-    datasync mirror etcd://old:2379 postgres://new/app --prefix config/ --once
-    datasync mirror file:///srv/config etcd://host:2379 --dest-prefix config/ --delete
+    Example: datasync mirror etcd://old:2379 postgres://new/app --prefix config/ --once
+    Example: datasync mirror file:///srv/config etcd://host:2379 --dest-prefix config/ --delete
 
     Exit code 1, with --once: keys were refused, or deletes are held.
     """
