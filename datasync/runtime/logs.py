@@ -16,6 +16,8 @@ from typing import Any
 
 #: Seconds between two lines of the same text.
 LOG_INTERVAL = 60.0
+#: Characters of a user's text in a line.
+MAX_TEXT = 2000
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -80,3 +82,11 @@ class LimitedLog:
             text += " (and %d more since the last such line)"
             args = (*args, left_out)
         write(text, *args, stacklevel=3)
+
+
+def one_line(text: str) -> str:
+    """Return *text*, which is a user's, as one line that every handler can write: escaped, and cut at ``MAX_TEXT``."""
+    shown = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+    if shown.isprintable():
+        return shown
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in shown)

@@ -19,7 +19,7 @@ from datasync.codecs.api import Codec
 from datasync.context import with_source
 from datasync.errors import LISTED, InvalidArgumentError, Rejected, error_text
 from datasync.events import KeyVal, ResyncReason
-from datasync.runtime.logs import get_logger
+from datasync.runtime.logs import get_logger, one_line
 from datasync.runtime.monitoring import Tally
 from datasync.runtime.wording import counted
 from datasync.serializer import Serializer
@@ -325,12 +325,12 @@ def _say_rejected(source: str, name: str, event: QueuedEvent, error: BaseExcepti
     again = again or (isinstance(event, QueuedResync) and event.reason in _REPEATED)
     if isinstance(error, Rejected):
         keys = list(error.errors)
-        text = "; ".join(f"{key!r}: {error_text(one)}" for key, one in islice(error.errors.items(), LISTED))
+        text = "; ".join(f"{key!r}: {one_line(error_text(one))}" for key, one in islice(error.errors.items(), LISTED))
         if len(keys) > LISTED:
             text += f"; and {len(keys) - LISTED} more"
     else:
         keys = _keys(event)
-        text = f"{_subject(keys)}: {error_text(error)}"
+        text = f"{_subject(keys)}: {one_line(error_text(error))}"
     extra = {
         "source": source,
         "subscription": name,

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from datasync.runtime.logs import LOG_INTERVAL, LimitedLog, get_logger
+from datasync.runtime.logs import LOG_INTERVAL, MAX_TEXT, LimitedLog, get_logger, one_line
 from tests.support.clock import ManualClock
 
 LOG = get_logger("datasync.test_logs")
@@ -66,3 +66,19 @@ def test_c15_a_filter_that_raises_ends_nothing(caplog: pytest.LogCaptureFixture)
     LOG.warning("connected to %s", "a")
     assert [record.getMessage() for record in caplog.records] == ["no token", "connected to a"]
     assert {record.filename for record in caplog.records} == {"test_logs.py"}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("port 80 is taken", "port 80 is taken"),
+        ("Größe 日本", "Größe 日本"),
+        ("two\nlines\r\n", r"two\nlines\r\n"),
+        ("half of a pair \ud800", r"half of a pair \ud800"),
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("x" * (MAX_TEXT + 1), "x" * MAX_TEXT + "…"),
+    ],
+)
+def test_the_text_of_a_user_is_one_line_that_every_handler_can_write(text: str, line: str) -> None:
+    assert one_line(text) == line
+    one_line(text).encode()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from datasync.errors import error_text
-from datasync.runtime.logs import get_logger
+from datasync.runtime.logs import get_logger, one_line
 
 log = get_logger(__name__)
 
@@ -49,4 +49,4 @@ def say_failed(name: str, key: str, error: BaseException, delay: float) -> None:
     """Log that the call for *key* failed, with the text of the user's *error*; infinity as *delay* for no retry."""
     again = f"again in {delay:.1f} s" if delay < math.inf else "not again before its value changes"
     extra = {"subscription": name, "key": key, "state": "failing", "error": type(error).__name__}
-    log.warning("%s: %r failed with %s; %s", name, key, error_text(error), again, extra=extra)
+    log.warning("%s: %r failed with %s; %s", name, key, one_line(error_text(error)), again, extra=extra)
