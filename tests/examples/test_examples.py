@@ -195,10 +195,10 @@ def test_the_legacy_daemon_handles_its_signals_and_leaves_no_thread(tmp_path: Pa
         datasync("put", f"sqlite://{file}", "interface/a", '{"name":"a","mtu":9000}')
         daemon.wait_for("a: mtu 9000 by worker-")
         datasync("put", f"sqlite://{file}", "interface/b", '{"name":"b"}')
-        daemon.wait_for("with Rejected")
+        daemon.wait_for("rejected 'interface/b'")
         # or a value that is none / then the daemon goes on
         datasync("put", f"sqlite://{file}", "interface/c", "not an interface")
-        daemon.wait_for("with Rejected", times=2)
+        daemon.wait_for("rejected 'interface/c'")
         datasync("delete", f"sqlite://{file}", "interface/c")
         daemon.wait_for("interface/c was deleted")
         # and the second one is corrected / then it is delivered at once

@@ -307,6 +307,7 @@ class GrpcSource(Source):
             until = begin + limit + 0.5
             while not self._down.is_set() and not self.faults.healed.is_set() and time.monotonic() < until:
                 self.faults.healed.wait(0.02)
+            there = there and not (self._down.is_set() and self._down_at < begin)  # lost by what was before
             if there and not self.faults.healed.is_set():
                 self.course.silences.append(Silence(begin, self._down_at if self._down.is_set() else None, limit))
         self._proxy.heal()
