@@ -38,6 +38,9 @@ class ProbeAnswer(NamedTuple):
     content_type: str
     body: bytes
 
+    def __repr__(self) -> str:
+        return f"ProbeAnswer(status={self.status}, content_type={self.content_type!r}, <{len(self.body)} bytes>)"
+
 
 def answer(path: str, accept: str = "", *, max_stale: float | None = None, detail: bool = True) -> ProbeAnswer | None:
     """Return the answer to a GET of *path*; None for a path that is not one of ``PATHS``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,8 +116,9 @@ def test_where_every_user_may_write_is_a_warning(
 
 
 def test_files_for_a_time_only_are_made_under_names_that_nobody_can_foresee() -> None:
-    # The demo is the only one who makes any; ``mktemp`` or a name of its own could be laid out before.
+    # Folders that are made under a random name; ``mktemp`` or a name of its own could be laid out before.
     root = Path(datasync.__file__).parent
-    makers = {path.name for path in root.rglob("*.py") if "tempfile" in path.read_text()}
-    assert makers == {"demo.py"}
-    assert "tempfile.TemporaryDirectory(" in (root / "cli" / "demo.py").read_text()
+    makers = {str(path.relative_to(root)): path.read_text() for path in root.rglob("*.py")}
+    used = {name: set(re.findall(r"\btempfile\.(\w+)\(", text)) for name, text in makers.items() if "tempfile" in text}
+    assert "cli/demo.py" in used
+    assert {name: calls for name, calls in used.items() if calls - {"TemporaryDirectory", "mkdtemp"} or not calls} == {}

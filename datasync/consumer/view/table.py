@@ -50,6 +50,9 @@ class Moment(NamedTuple):
     values: Mapping[str, Any]
     problems: Mapping[str, DecodeError]
 
+    def __repr__(self) -> str:
+        return f"<{len(self.values)} values, {len(self.problems)} problems>"
+
 
 class ValueTable:
     """The last good value of each key.

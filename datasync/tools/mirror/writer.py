@@ -28,6 +28,9 @@ class Unit(NamedTuple):
     ops: Sequence[WriteOp]
     arrives: bool = True
 
+    def __repr__(self) -> str:
+        return f"<{len(self.ops)} operations of revision {self.revision}>"
+
     @property
     def size(self) -> int:
         return sum(len(op.value) for op in self.ops if isinstance(op, PutOp))
