@@ -43,9 +43,7 @@ def test_c17_a_server_that_is_killed_and_back_in_time_costs_nobody_the_lock(
     held, lock = one.lock(NAME, 20), two.lock(NAME, 20)
     held.acquire()
     thread, outcome = acquiring(lock)
-    wait_until(
-        lambda: lock._standing and lock._standing._entered.is_set(), "the response to its put has come"
-    )
+    wait_until(lambda: lock._standing and lock._standing._entered.is_set(), "the response to its put has come")
     # when the server is killed and started again within the life of the leases
     server34.restart()
     # then both have kept their places
@@ -69,9 +67,7 @@ def test_c17_a_server_that_is_away_for_longer_than_the_lease_costs_the_holder_th
     held, lock = one.lock(NAME, 2, on_lost=told.set), two.lock(NAME, 2)
     held.acquire()
     thread, outcome = acquiring(lock)
-    wait_until(
-        lambda: lock._standing and lock._standing._entered.is_set(), "the response to its put has come"
-    )
+    wait_until(lambda: lock._standing and lock._standing._entered.is_set(), "the response to its put has come")
     # when the server is killed / then the holder knows in time by its own clock, and nobody else thinks that he has it
     server34.kill()
     assert held.lost.wait(PATIENT)
