@@ -67,7 +67,7 @@ class SwappedFolder(Closable):
         return Path(tempfile.mkdtemp(prefix=self._mark, suffix=suffix, dir=self.path.parent))
 
     def discard(self, draft: Path) -> None:
-        """Remove a folder that :meth:`draft` returned, unless readers see it: it was published, and an error came after."""
+        """Remove a folder that :meth:`draft` returned, unless readers see it: an error came after it was published."""
         if draft != self._current():
             shutil.rmtree(draft, ignore_errors=True)
 
