@@ -17,6 +17,8 @@ CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 def positionals(*names: str) -> Callable[[CommandT], CommandT]:
     """Declare the positional arguments ``URL``, ``KEY``, ``[VALUE]``, …; those in brackets are optional, at the end.
 
+    A last one with dots, ``COMMAND...``, takes all that follow, at least one, as a tuple.
+
     The function receives each by its name in lower case; an optional one that is missing is None. With
     ``DATASYNC_URL`` set, a URL that comes first may be left out: a first argument that does not begin like a URL, or
     is needed for the others, is not one.
@@ -35,7 +37,8 @@ class _Positionals(click.Argument):
 
     def __init__(self, *args: Any, names: tuple[str, ...], **attributes: Any) -> None:
         super().__init__(*args, callback=self._take, shell_complete=self._complete, **attributes)
-        self.wanted = [name.strip("[]").lower() for name in names]
+        self.wanted = [name.strip("[].").lower() for name in names]
+        self.rest = names[-1].endswith("...")
         self.needed = sum(not name.startswith("[") for name in names)
 
     def _take(self, ctx: click.Context, _: click.Parameter, given: tuple[str, ...]) -> None:
@@ -49,6 +52,8 @@ class _Positionals(click.Argument):
             if texts and self.wanted[0] == "url" and not looks_like_url(texts[0]):
                 hint = f" Is the first argument a URL? {URL_VARIABLE} is not set."
             raise click.UsageError(f"Missing argument '{missing}'.{hint}", ctx)
+        if self.rest and len(texts) >= len(self.wanted):
+            texts[len(self.wanted) - 1 :] = [tuple(texts[len(self.wanted) - 1 :])]  # type: ignore[list-item]
         if len(texts) > len(self.wanted) and not ctx.resilient_parsing:
             # Without the texts: one may be a value.
             raise click.UsageError(f"Got {len(texts)} arguments, and takes at most {len(self.wanted)}.", ctx)

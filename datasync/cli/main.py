@@ -9,6 +9,7 @@ import os
 import sys
 from io import TextIOWrapper
 
+from datasync.cli.failures import text_of
 from datasync.errors import DatasyncError, InvalidArgumentError, MissingExtraError
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (InvalidArgumentError, MissingExtraError) as error:
         return _fail(str(error), MISUSED)
     except (DatasyncError, OSError) as error:
-        return _fail(str(error), FAILED)
+        return _fail(text_of(error), FAILED)
 
 
 def _run(arguments: list[str]) -> int:

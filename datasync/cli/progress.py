@@ -23,6 +23,11 @@ class ProgressLine:
         self._due = self._started + PATIENCE
         self._shown = False
 
+    @property
+    def done(self) -> int:
+        """How many are done."""
+        return self._done
+
     def advance(self, count: int = 1) -> None:
         """Note that *count* more are done, and show it if it is time."""
         self._done += count

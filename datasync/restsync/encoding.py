@@ -140,7 +140,12 @@ def item_of(
     if not values:
         return f"{head}}}"
     # A value that was put inside this process was not checked, and may not be valid JSON.
-    if content_type == CONTENT_JSON and (isinstance(value, ReceivedValue) or _is_json(content)):
+    # An event stream has no way to carry a CR, which JSON allows between its parts.
+    if (
+        content_type == CONTENT_JSON
+        and b"\r" not in content
+        and (isinstance(value, ReceivedValue) or _is_json(content))
+    ):
         return f'{head},"value":{content.decode()}}}'
     return f'{head},"data":"{base64.b64encode(content).decode()}"}}'
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from datasync.errors import InvalidArgumentError
 from datasync.tools.folder import read_folder
-from datasync.tools.records import RecordPair, decode_base64, json_line, key_text, pair_of, record_of
+from datasync.tools.records import RecordPair, check_text, decode_base64, json_line, key_text, pair_of, record_of
 
 #: The names of the formats of a file.
 LINES, CONSUL, ETCDCTL = "lines", "consul", "etcdctl"
@@ -91,6 +91,7 @@ def _consul(document: Any, name: str) -> Iterator[RecordPair]:
             raise InvalidArgumentError(f"{place} must be an object with a key, as consul kv export writes it")
         if item["key"].endswith("/") and not item.get("value"):
             continue  # a folder of its web page, which is not data
+        check_text(item["key"], f"{place}: the key")
         yield RecordPair(item["key"], decode_base64(item.get("value") or "", place))
 
 

@@ -39,15 +39,16 @@ def key_text(data: bytes) -> str:
 
 def record_of(key: str, value: bytes | None, **more: object) -> dict[str, object]:
     """Return the object for a pair; None is the value of a deleted key. *more* is added as it is."""
-    record: dict[str, object] = {}
+    return key_members(key) | value_members("value", value) | more
+
+
+def key_members(key: str) -> dict[str, object]:
+    """Return the members of an object that say *key*: itself, and ``key_encoding`` if needed."""
     try:
         key.encode()
-        record["key"] = key
     except UnicodeEncodeError:  # a key of another program that is not UTF-8
-        record["key"] = base64.b64encode(key_bytes(key)).decode()
-        record["key_encoding"] = BASE64
-    record |= value_members("value", value)
-    return record | more
+        return {"key": base64.b64encode(key_bytes(key)).decode(), "key_encoding": BASE64}
+    return {"key": key}
 
 
 def value_members(name: str, value: bytes | None) -> dict[str, object]:
@@ -79,17 +80,19 @@ def pair_of(record: object, place: str) -> RecordPair:
     key: str = record["key"]
     if _is_base64(record, "key_encoding", place):
         key = key_text(decode_base64(key, place))
+    else:
+        check_text(key, f"{place}: the key")
     value = record["value"]
-    return RecordPair(
-        key, decode_base64(value, place) if _is_base64(record, "encoding", place) else _utf8(value, place)
-    )
+    encoded = _is_base64(record, "encoding", place)
+    return RecordPair(key, decode_base64(value, place) if encoded else check_text(value, f"{place}: the value"))
 
 
-def _utf8(text: str, place: str) -> bytes:
+def check_text(text: str, what: str) -> bytes:
+    """Return *text* as UTF-8. Raises ``InvalidArgumentError`` for what JSON can escape, and UTF-8 does not have."""
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise InvalidArgumentError(f"{place}: the value has half of a surrogate pair") from None
+        raise InvalidArgumentError(f"{what} has half of a surrogate pair: write bytes in base64") from None
 
 
 def _is_base64(record: Mapping[Any, Any], mark: str, place: str) -> bool:

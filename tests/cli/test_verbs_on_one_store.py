@@ -190,14 +190,17 @@ def test_an_import_that_is_not_valid_writes_nothing(text: str, message: str, fil
         ("nothing", ("--max-delete", "20"), 0),
     ],
 )
-def test_c20_an_import_does_not_delete_by_mistake(kept: str, allowed: tuple[str, ...], code: int, filled: str) -> None:
+def test_c20_an_import_does_not_delete_by_mistake(
+    kept: str, allowed: tuple[str, ...], code: int, filled: str, tmp_path: Path
+) -> None:
     # given a source with a part of the keys
-    source = output("export", filled, "--prefix", kept)
+    source = tmp_path / "source"
+    source.write_bytes(output("export", filled, "--prefix", kept))
     # when it is imported with --prune / then a guard holds what looks like a mistake, and nothing is written
-    done = call("import", filled, "-", "--prune", *allowed, stdin=source)
+    done = call("import", filled, str(source), "--prune", *allowed)
     assert done.code == code, done.err
     left = len(output("list", filled).splitlines())
-    assert left == (20 if code else len(source.splitlines()))
+    assert left == (20 if code else len(source.read_bytes().splitlines()))
     assert not code or ("nothing was written" in done.err and "--max-delete" in done.err)
 
 
@@ -316,6 +319,10 @@ def test_a_grpc_server_takes_writes_and_says_that_it_shows_nothing() -> None:
         # when keys are written / then the subscriber got them
         assert call("put", url, "net/a", '{"n":1}').code == 0
         assert adapter.registry.get("net/a") is not None
+        # and what its subscribers could not read is not sent
+        for value in ("text", '{"n":NaN}', '{"n":', b"\xff".decode(errors="surrogateescape")):
+            done = call("put", url, "net/a", value)
+            assert (done.code, "the value of 'net/a' is not valid JSON" in done.err) == (2, True)
         assert [call("delete", url, "net/a").code, call("delete", url, "net/a").code] == [0, 1]
         assert b"ready" in output("status", url)
         # and what the protocol cannot is said so

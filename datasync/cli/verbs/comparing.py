@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,11 +10,12 @@ from pathlib import Path
 import click
 
 from datasync.cli.arguments import positionals
+from datasync.cli.failures import text_of
 from datasync.cli.output import coloured, note, output_option, readable, readable_key, write
 from datasync.cli.targets import looks_like_url, open_store
 from datasync.errors import DatasyncError, InvalidArgumentError
 from datasync.tools.formats import read_source
-from datasync.tools.records import RecordPair, json_line, key_bytes, record_of, value_members
+from datasync.tools.records import RecordPair, json_line, key_bytes, key_members, value_members
 from datasync.tools.transfer import KeyDifference, differences, pairs_of
 
 #: Exit codes, as of diff(1).
@@ -41,7 +41,7 @@ def diff(url: str, other: str, prefix: str, keys_only: bool, quiet: bool, output
     count = 0
     try:
         with ExitStack() as stack:
-            found = differences(_pairs(stack, url, prefix, other), _pairs(stack, other, prefix, url))
+            found = differences(_pairs(stack, url, prefix), _pairs(stack, other, prefix))
             for difference in found:
                 count += 1
                 if quiet:
@@ -53,37 +53,26 @@ def diff(url: str, other: str, prefix: str, keys_only: bool, quiet: bool, output
     except BrokenPipeError:
         raise
     except (DatasyncError, OSError) as error:
-        note(str(error))
+        note(text_of(error))
         return FAILED
     if count and not quiet and output != "json":
         note(f"{count} {'key differs' if count == 1 else 'keys differ'}")
     return DIFFERENT if count else SAME
 
 
-def _pairs(stack: ExitStack, place: str, prefix: str, other: str) -> Iterator[RecordPair]:
+def _pairs(stack: ExitStack, place: str, prefix: str) -> Iterator[RecordPair]:
     """Return the pairs of the store, folder or file at *place*, in key order."""
-    spelled = any(one.startswith(("http:", "https:")) for one in (place, other))
     if looks_like_url(place):
-        pairs = pairs_of(stack.enter_context(open_store(place)), prefix)
-    elif place != "-" and not Path(place).exists():
+        return pairs_of(stack.enter_context(open_store(place)), prefix)
+    if place != "-" and not Path(place).exists():
         raise InvalidArgumentError(f"{place} is neither the URL of a store nor a folder or file")
-    else:
-        source = (pair for pair in read_source(place, sys.stdin.buffer) if pair.key.startswith(prefix))
-        pairs = iter(sorted(source, key=lambda pair: key_bytes(pair.key)))
-    return map(_canonical, pairs) if spelled else pairs
-
-
-def _canonical(pair: RecordPair) -> RecordPair:
-    """Return *pair* with JSON in one spelling: a REST server lists it in its own."""
-    try:
-        return pair._replace(value=json.dumps(json.loads(pair.value), sort_keys=True).encode())
-    except (ValueError, RecursionError):
-        return pair
+    source = (pair for pair in read_source(place, sys.stdin.buffer) if pair.key.startswith(prefix))
+    return iter(sorted(source, key=lambda pair: key_bytes(pair.key)))
 
 
 def _record(difference: KeyDifference, keys_only: bool) -> dict[str, object]:
     kind = "removed" if difference.right is None else "added" if difference.left is None else "changed"
-    record: dict[str, object] = {"type": kind, "key": record_of(difference.key, b"")["key"]}
+    record: dict[str, object] = {"type": kind, **key_members(difference.key)}
     if keys_only:
         return record
     return record | value_members("left", difference.left) | value_members("right", difference.right)

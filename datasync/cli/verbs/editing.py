@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -71,6 +72,7 @@ class Draft:
             raise InvalidArgumentError(message) from None
         self._key = key
         self._begun = b""
+        self._ends_line = base.data.endswith(b"\n")
         # A number or a word in quotes may be text that happens to be JSON.
         structured = base.data.lstrip()[:1] in (b"{", b"[") and not _fault(base.data, JSON)
         self.form = form or (JSON if structured else TEXT)
@@ -84,16 +86,16 @@ class Draft:
         self.path.write_bytes(data)
 
     def read(self) -> bytes:
-        """Return the text, without the line end that an editor adds to a text without one."""
+        """Return the text, without the line end that an editor adds, if the value has none."""
         data = self.path.read_bytes()
-        return data if self._begun.endswith(b"\n") else data.removesuffix(b"\n")
+        return data if self._ends_line else data.removesuffix(b"\n")
 
     def remove(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def keep(self) -> None:
         """Say where the text is, unless the user wrote none."""
-        if not self.path.exists() or self.read() == self._begun:
+        if not self.path.exists() or self.path.read_bytes().removesuffix(b"\n") == self._begun.removesuffix(b"\n"):
             self.remove()
         else:
             note(f"your text is in {self.path}: continue with datasync edit … {self._key} --from {self.path}")
@@ -154,7 +156,7 @@ def _fault(data: bytes, form: str) -> str:
     try:
         text = data.decode()
         if form == JSON:
-            json.loads(text)
+            json.loads(text, parse_constant=_reject_constant)
     except json.JSONDecodeError as error:
         return f"line {error.lineno}, column {error.colno}: {error.msg}"
     except UnicodeDecodeError as error:
@@ -162,6 +164,10 @@ def _fault(data: bytes, form: str) -> str:
     except (ValueError, RecursionError):
         return "a number or the nesting is out of range"
     return ""
+
+
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"JSON has no {name}")
 
 
 def _again() -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from datasync.cli.arguments import positionals
 from datasync.codecs.plain import raw
 from datasync.consumer.view.opened import open_view
 from datasync.errors import InvalidArgumentError, StoreError
@@ -46,13 +47,12 @@ CACHE_AFTER = 5.0
 @click.option("--max-delete", default="50%", show_default=True, help="The most keys that may be gone after the store"
               " was away: a number, a share, or all. More are kept.")  # fmt: skip
 @click.option("--once", is_flag=True, help="Ignore changes after the start.")
-@click.argument("url")
-@click.argument("prefix")
-@click.argument("command", nargs=-1, required=True)
+@positionals("URL", "PREFIX", "COMMAND...")
 def exec_(url: str, prefix: str, command: tuple[str, ...], **given: Any) -> int:
     """Run a command with the keys under PREFIX, and restart it when they change.
 
-    The command starts once the keys were read, and runs on while the store is away. Its exit code is passed on.
+    The command starts once the keys were read, and runs on while the store is away. Its exit code is passed on. A URL
+    with a password belongs into DATASYNC_URL: other users of the machine can read arguments.
 
     \b
     Example: datasync exec --upcase etcd://localhost:2379 app/ -- ./server

@@ -39,7 +39,8 @@ def lock(
     """Run a command while the lock NAME is held.
 
     The command's exit code is passed on. It is stopped before another client can hold the lock: then the exit code is
-    75. Exit code 124: the lock was not free in time.
+    75. Exit code 124: the lock was not free in time. A URL with a password belongs into DATASYNC_URL: other users of
+    the machine can read arguments.
 
     \b
     Example: datasync lock --url etcd://localhost:2379 locks/report -- ./report.sh

@@ -75,13 +75,12 @@ def mirror(
 ) -> int:
     """Keep a prefix of DST equal to a prefix of SRC, until Ctrl-C.
 
-    It goes on when either end is lost. SIGUSR1 pauses it, SIGUSR2 lets it go on.
+    It goes on when either end is lost. SIGUSR1 pauses it, SIGUSR2 lets it go on. Exit code 1, with --once: keys were
+    refused, or deletes are held.
 
     \b
     Example: datasync mirror etcd://old:2379 postgres://new/app --prefix config/ --once
     Example: datasync mirror file:///srv/config etcd://host:2379 --dest-prefix config/ --delete
-
-    Exit code 1, with --once: keys were refused, or deletes are held.
     """
     with _open(source) as first, _open(destination, create=not dry_run) as second:
         job = PrefixMirror(

@@ -11,7 +11,7 @@ from datasync.cli.output import FORMATS, note, output_option, readable, readable
 from datasync.cli.targets import open_store
 from datasync.errors import InvalidArgumentError
 from datasync.keyval.types import KeyValue
-from datasync.tools.records import record_of
+from datasync.tools.records import key_members, record_of
 
 _REVISION = click.option("--rev", type=click.IntRange(min=1), metavar="N", help="As it was at the store's revision N.")
 
@@ -80,7 +80,7 @@ def list_(
                 for key in keys:
                     write(readable_key(key))
             else:
-                write_records(({"key": record_of(key, b"")["key"]} for key in keys), output)
+                write_records(map(key_members, keys), output)
         else:
             _write_pairs(broker.list_values(prefix, limit=limit, revision=rev), output)
 

@@ -15,6 +15,8 @@ from datasync.errors import InvalidArgumentError
 
 #: Seconds to read the store for the first time.
 READY_TIMEOUT = 30.0
+#: The signals that end it.
+ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 @click.command()
@@ -59,8 +61,8 @@ def serve(
         raise InvalidArgumentError("--tls-cert and --tls-key belong together")
     tls = None if tls_cert is None or tls_key is None else (tls_cert, tls_key)
     ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    for number in ENDING:
+        signal.signal(number, signal.default_int_handler)  # a start is interrupted: the store may be away
     with open_store(url, create=True) as store:
         store.check()
         with (
@@ -75,6 +77,8 @@ def serve(
             ) as server,
         ):
             adapter.wait_ready(READY_TIMEOUT)
+            for number in ENDING:
+                signal.signal(number, lambda *_: ended.set())
             note(f"serving {adapter.registry.name} at {server.url}, press Ctrl-C to end")
             ended.wait()
     return 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import click
 
@@ -14,11 +17,20 @@ from datasync.cli.output import coloured, note, readable_key, write
 from datasync.cli.progress import ProgressLine
 from datasync.cli.targets import open_store
 from datasync.errors import InvalidArgumentError
+from datasync.keyval.api import Store
 from datasync.runtime.wording import counted
 from datasync.tools.folder import write_folder
 from datasync.tools.formats import CONSUL, ETCDCTL, LINES, read_source, write_lines
 from datasync.tools.records import RecordPair
-from datasync.tools.transfer import TransferPlan, apply_plan, check_deletes, make_plan, pairs_of, transactions_of
+from datasync.tools.transfer import (
+    TooManyDeletes,
+    TransferPlan,
+    apply_plan,
+    check_deletes,
+    make_plan,
+    pairs_of,
+    transactions_of,
+)
 
 
 @click.command()
@@ -34,6 +46,7 @@ def export(url: str, destination: str | None, prefix: str) -> None:
     Example: datasync export etcd://127.0.0.1:2379 backup/ --prefix /app/
     """
     path = destination or "-"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was begun is removed as after Ctrl-C
     with open_store(url) as store, ProgressLine("exporting") as progress:
         pairs = _counting(pairs_of(store, prefix), progress)
         if path == "-":
@@ -81,28 +94,54 @@ def import_(
     most = None if max_delete is None else _most(max_delete)
     if max_delete is not None and not prune:
         raise InvalidArgumentError("--max-delete limits --prune: give both")
-    with open_store(url, create=True) as store:
-        with ProgressLine("reading") as progress:
-            pairs = _counting(read_source(source, sys.stdin.buffer, form or ""), progress)
-            plan = make_plan(store, pairs, prefix=prefix, prune=prune)
+    with ProgressLine("reading") as progress:  # all of it, before a store is opened, or created
+        pairs = list(_counting(read_source(source, sys.stdin.buffer, form or ""), progress))
+    with open_store(url, create=not dry_run) as store:
+        plan = make_plan(store, pairs, prefix=prefix, prune=prune)
         if dry_run:
             _print(plan)
             note(_summary(plan, f"a dry run: {store.name} would get", len(transactions_of(store, plan))))
-            check_deletes(plan, most)
-            return 0
+        if source == "-" and most is None and plan.deletes:
+            raise TooManyDeletes(
+                f"this would delete {counted(len(plan.deletes), 'key')}, first {plan.deletes[0]!r}: nothing was "
+                "written. A pipe that ended early looks like a smaller source: allow the deletes with --max-delete"
+            )
         check_deletes(plan, most)
-        with ProgressLine("importing", plan.size) as progress:
-            count = apply_plan(store, plan, atomic=atomic, progress=progress.advance)
+        if dry_run:
+            return 0
+        count = _apply(store, plan, atomic)
     note(_summary(plan, f"{store.name} has", count))
     return 0
 
 
+def _apply(store: Store, plan: TransferPlan, atomic: bool) -> int:
+    """Write *plan*; if that fails or is interrupted, say how far it came."""
+    with ProgressLine("importing", plan.size) as progress:
+        try:
+            return apply_plan(store, plan, atomic=atomic, progress=progress.advance)
+        except BaseException:
+            if progress.done:
+                note(f"{progress.done:,} of {plan.size:,} changes were written before: the import can be repeated")
+            raise
+
+
 def _write_file(pairs: Iterable[RecordPair], path: Path) -> int:
-    """Write *pairs* to a new file at *path*, which replaces an existing one when it is complete."""
-    part = path.with_name(f".{path.name}.part")
+    """Write *pairs* to a new file at *path*, which replaces an existing one when it is complete.
+
+    A symlink stays, and what is no file, as a named pipe or ``/dev/null``, is written to directly.
+    """
+    if path.exists() and (not path.is_file() or path.absolute().parts[:2] in (("/", "dev"), ("/", "proc"))):
+        with path.open("wb") as stream:
+            return write_lines(pairs, stream)
+    path = Path(os.path.realpath(path))
+    part = path.with_name(f".{path.name[:100]}.{uuid4().hex}.part")  # two exports do not share one
     try:
-        with part.open("wb") as stream:
+        with part.open("xb") as stream:
             count = write_lines(pairs, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if path.exists():
+            part.chmod(path.stat().st_mode & 0o777)
         part.replace(path)
         return count
     finally:

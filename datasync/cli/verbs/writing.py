@@ -15,7 +15,7 @@ from datasync.keyval.api import Store
 from datasync.keyval.types import CommitResult
 from datasync.options import with_prefix, with_ttl
 from datasync.runtime.durations import read_duration
-from datasync.tools.records import record_of
+from datasync.tools.records import key_members
 
 
 @click.command()
@@ -37,7 +37,8 @@ def put(
 ) -> int:
     """Set KEY to VALUE. With - the value is read from standard input. Exit code 1: a condition did not hold.
 
-    A SQLite file that does not exist is created.
+    A SQLite file that does not exist is created. Other users of the machine can read arguments: give a secret with -f.
+    An empty standard input is not written, because the command that should have filled it may have failed.
 
     \b
     Example: datasync get etcd://a:2379 logo -o raw | datasync put sqlite:app.db logo -f -
@@ -47,6 +48,9 @@ def put(
     if (value is None) == (path is None):
         raise click.UsageError("Give either VALUE or -f FILE.")
     data = os.fsencode(value) if value not in (None, "-") else read_input(path or "-")
+    if not data and "-" in (value, path):
+        note("standard input is empty, as after a command that failed: nothing was written. Give an empty value as ''")
+        return 1
     options = () if ttl is None else (with_ttl(read_duration("--ttl", ttl)),)
     with open_store(url, create=True) as store:
         transaction = store.new_broker().new_txn().put(key, data, *options)
@@ -59,8 +63,7 @@ def put(
             note(f"{store.name}: key {key!r} {_conflict(if_revision)}: nothing was written")
             return 1
     if output == "json":
-        record = record_of(key, b"")
-        write_records([{"key": record["key"], "revision": result.revision}], output)
+        write_records([key_members(key) | {"revision": result.revision}], output)
     return 0
 
 

@@ -5,6 +5,7 @@ Source: contract C16, C17; GO_REFERENCE of ``msg.DataMsgService``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import ClassVar, NoReturn
 
@@ -78,6 +79,24 @@ class GrpcStore(Store):
         )
 
 
+def _check_json(key: str, data: bytes) -> None:
+    """Raise ``InvalidArgumentError`` unless *data* is JSON: the server would take it, and its subscribers could not."""
+    try:
+        json.loads(data.decode(), parse_constant=_reject_constant)
+        return
+    except json.JSONDecodeError as error:
+        found = f"line {error.lineno}, column {error.colno}: {error.msg}"
+    except UnicodeDecodeError as error:
+        found = f"byte {error.start} is not UTF-8"
+    except (ValueError, RecursionError):
+        found = "a number or the nesting is out of range"
+    raise InvalidArgumentError(f"the value of {key!r} is not valid JSON ({found}): a gRPC server takes JSON")
+
+
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"JSON has no {name}")
+
+
 class GrpcBytesClient(Client):
     """A client that writes bytes instead of messages."""
 
@@ -85,6 +104,7 @@ class GrpcBytesClient(Client):
         """Set *key* to *data*, which is JSON. Raises as ``put``."""
         self._guard.check()
         check_key(key)
+        _check_json(key, data)
         request = DataChangeRequest(key=key, operationType=PUT, content=data, content_type=CONTENT_JSON)
         delete_request(key)  # validates the key
         return self._wait(self._submit(request, repr(key)))

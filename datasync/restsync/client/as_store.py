@@ -1,14 +1,13 @@
 """A REST server as a store: every tool that works on stores works on it, within what its API offers.
 
 It has no history, leases or lifetimes, and takes conditions on the one key that is written. JSON values are sent as
-such, all others as bytes. A listing has JSON as the server's document spells it, without insignificant spaces.
+such, all others as bytes. Every way to read a value gives the bytes that were written.
 
 Source: contract C13, C16-C18, C23.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -30,8 +29,9 @@ from datasync.keyval.types import Capability, CommitResult, Condition, DeleteOp,
 from datasync.restsync.client.client import IDLE_LIMIT, Client
 from datasync.restsync.client.connection import CONNECT_TIMEOUT, make_client_context
 from datasync.restsync.client.event_source import EventParser, check_prefix, check_revision, key_and_revision
+from datasync.restsync.client.exact import exact_value, read_changes, read_items
 from datasync.restsync.client.writes import conditions
-from datasync.restsync.encoding import CONTENT_EVENTS, CONTENT_JSON, ReceivedValue, parse_json, value_of_item
+from datasync.restsync.encoding import CONTENT_EVENTS, CONTENT_JSON, ReceivedValue, parse_json
 from datasync.restsync.keys import check_text
 from datasync.restsync.problems import Problem, error_of
 from datasync.runtime.http_client.connections import StreamConnection, time_of
@@ -191,7 +191,7 @@ class RestBytesClient(Client):
             pairs: dict[str, KeyValue] = {}
             for event in EventParser().feed(response.data):
                 if event.name == "items":
-                    pairs |= {pair.key: pair for pair in map(_pair, json.loads(event.data))}
+                    pairs |= {pair.key: pair for pair in map(_pair, read_items(event.data))}
                 elif event.name == "synced":
                     incarnation, _, number = event.identity.rpartition("-")
                     return incarnation, check_revision(int(number)), [pairs[key] for key in sorted(pairs)]
@@ -258,15 +258,15 @@ def _batch(data: str, identity: str) -> Batch:
     if not data:
         return Batch(revision, [])
     ops: list[tuple[str, bytes | None]] = []
-    for change in json.loads(data)["changes"]:
+    for change in read_changes(data):
         key, _ = key_and_revision(change, "")
-        ops.append((key, None if Op(change["op"]) is Op.DELETE else value_of_item(change, change["content_type"])))
+        ops.append((key, None if Op(change["op"]) is Op.DELETE else exact_value(change)))
     return Batch(revision, [Commit(revision, ops)])
 
 
 def _pair(item: Mapping[str, Any]) -> KeyValue:
     key, revision = key_and_revision(dict(item), "")
-    return KeyValue(key, value_of_item(item, item["content_type"]), revision)
+    return KeyValue(key, exact_value(item), revision)
 
 
 def _content_type(value: bytes) -> str:

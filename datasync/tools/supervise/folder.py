@@ -2,12 +2,15 @@
 
 The path that readers use is a symlink to a version. A new version is written beside it, and one rename of the symlink
 puts it in place. The version before stays until the next one, for readers that are in the middle of it.
+
+Only what bears our own name is ever replaced or removed: ``.NAME.datasync-`` and what ``mkdtemp`` adds.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -28,8 +31,8 @@ class SwappedFolder(Closable):
     """The symlink *path* and its versions, which only their owner can read. One object at a time may own a path.
 
     Raises:
-      InvalidArgumentError: *path* is something else than a symlink, another process owns it, or its parent folder does
-        not exist or cannot be written.
+      InvalidArgumentError: *path* is something else than a symlink of an earlier run, another process owns it, or its
+        parent folder does not exist or cannot be written.
 
     Threads: one at a time.
     """
@@ -37,10 +40,14 @@ class SwappedFolder(Closable):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         #: The symlink, absolute.
         self.path = Path(os.path.abspath(path))
-        self._mark = f".{self.path.name}."
+        self._mark = f".{self.path.name}.datasync-"
+        # Of a folder of ours; the second group is in the name of one with the keys for a renderer.
+        self._ours = re.compile(re.escape(self._mark) + r"[a-z0-9_]{8}(\.keys)?")
         self._previous: Path | None = None
-        if self.path.exists() and not self.path.is_symlink():
-            raise InvalidArgumentError(f"{self.path} is not a symlink: name a path that does not exist yet")
+        if os.path.lexists(self.path) and self._current() is None:
+            raise InvalidArgumentError(
+                f"{self.path} is not a symlink of an earlier run: name a path that does not exist yet"
+            )
         try:
             # The kernel releases it when the process ends, however that happens.
             self._lock = os.open(self.path.parent / f"{self._mark}lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -60,8 +67,9 @@ class SwappedFolder(Closable):
         return Path(tempfile.mkdtemp(prefix=self._mark, suffix=suffix, dir=self.path.parent))
 
     def discard(self, draft: Path) -> None:
-        """Remove a folder that :meth:`draft` returned."""
-        shutil.rmtree(draft, ignore_errors=True)
+        """Remove a folder that :meth:`draft` returned, unless readers see it: an error came after it was published."""
+        if draft != self._current():
+            shutil.rmtree(draft, ignore_errors=True)
 
     def publish(self, draft: Path) -> None:
         """Make *draft* what readers see, and durable before that.
@@ -93,17 +101,15 @@ class SwappedFolder(Closable):
             target = os.readlink(self.path)
         except OSError:
             return None
-        ours = target.startswith(self._mark) and "/" not in target
-        return self.path.parent / target if ours else None
+        return self.path.parent / target if self._ours.fullmatch(target) else None
 
     def _remove_leftovers(self) -> None:
         """Remove drafts and older versions of a process that was killed."""
         current = self._current()
         for entry in os.scandir(self.path.parent):
-            if entry.name.startswith(self._mark) and entry.is_dir(follow_symlinks=False):
-                path = self.path.parent / entry.name
-                if path != current:
-                    self.discard(path)
+            path = self.path.parent / entry.name
+            if self._ours.fullmatch(entry.name) and path != current and entry.is_dir(follow_symlinks=False):
+                self.discard(path)
 
 
 def write_files(folder: Path, values: Mapping[str, bytes]) -> None:

@@ -238,8 +238,9 @@ class CommandGuard:
         self._signal_group(signal.SIGKILL)
 
     def _signal_group(self, number: int) -> None:
-        with suppress(OSError):
-            os.killpg(self._pid, number)
+        if self._pid:  # 0 would be our own group
+            with suppress(OSError):
+                os.killpg(self._pid, number)
 
 
 def _foreground() -> int:

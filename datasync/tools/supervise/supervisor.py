@@ -27,7 +27,7 @@ from datasync.tools.supervise.folder import SwappedFolder, write_files
 from datasync.tools.supervise.hooks import Hooks
 from datasync.tools.supervise.signals import ENDING, signal_to_end
 from datasync.tools.supervise.turns import Turns
-from datasync.tools.supervise.variables import Variables
+from datasync.tools.supervise.variables import Variables, check_size
 
 log = get_logger(__name__)
 
@@ -216,7 +216,7 @@ class Supervisor:
         """Bring the command up to date, as far as it is not."""
         if self._child is None:
             self._take_values()
-            self._start()
+            self._start(*self._environment())
             return
         values = self._view.snapshot()
         if not self._differs(values):
@@ -282,16 +282,22 @@ class Supervisor:
         return False
 
     def _restart(self, child: Child) -> None:
+        given, environment = self._environment()  # while the command runs: it may not be possible
         with self._lock:
             if child.code is not None and child is not self._replaced:  # it has ended by itself: so do we
                 return
             self._replaced = child
         child.close()
-        self._start()
+        self._start(given, environment)
 
-    def _start(self) -> None:
+    def _environment(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the variables of the keys, and all of the command. Raises as ``of`` and ``check_size`` do."""
         given = {} if self._plan.variables is None else self._plan.variables.of(self._seen)
         environment = {**self._plan.environment, **self._files(), **given}
+        check_size(self._plan.command, environment)
+        return given, environment
+
+    def _start(self, given: dict[str, str], environment: dict[str, str]) -> None:
         with self._lock:  # held for the start of a process, so that the end of it finds every child
             self._stop_if_asked()
             self._child = Child(self._plan.command, environment, ending=self._plan.ending, on_end=self._notices.put)

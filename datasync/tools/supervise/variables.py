@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.runtime.logs import get_logger
 
 log = get_logger(__name__)
+
+#: Bytes of one variable with its name that Linux takes, and those that are kept for the guard and the kernel.
+MAX_VARIABLE, SPARE = 128 * 1024, 8 * 1024
 
 _NOT_PORTABLE = re.compile(r"[^A-Za-z0-9_]")
 
@@ -27,6 +30,22 @@ class VariableCodec:
         if b"\0" in data:
             raise DecodeError("a variable of an environment cannot have a NUL", kind="invalid")
         return data
+
+
+def check_size(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Raise ``InvalidArgumentError`` if the system starts no command with so large an *environment*.
+
+    To be called before the running one is ended, which no other could replace.
+    """
+    sizes = {name: len(os.fsencode(name)) + len(os.fsencode(value)) + 2 for name, value in environment.items()}
+    largest = max(sizes, key=sizes.__getitem__, default="")
+    # Each string costs a pointer as well, and the guard adds some arguments.
+    total = sum(sizes.values()) + 8 * len(sizes) + sum(len(os.fsencode(one)) + 9 for one in command) + SPARE
+    if sizes.get(largest, 0) > MAX_VARIABLE or total > os.sysconf("SC_ARG_MAX"):
+        raise InvalidArgumentError(
+            f"the variables are too large for a command: {total:,} bytes, the largest is {largest} with "
+            f"{sizes.get(largest, 0):,}; use --files, or smaller values"
+        )
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ def test_a_reader_never_sees_files_of_two_versions_or_half_of_one(tmp_path: Path
         reader.start()
         # when versions are published one after the other, one at most while it reads
         for number in range(1, 40):
-            before = reads[0]
             publish(folder, dict.fromkeys("ab", str(number % 10).encode() * 9000))
+            before = reads[0]  # after the publish: the next read but one is of this version
             wait_until(lambda before=before: reads[0] > before, "the reader goes on")  # type: ignore[misc]
         done.set()
         reader.join()
@@ -105,6 +105,50 @@ def test_a_folder_of_the_user_is_never_replaced(tmp_path: Path) -> None:
         SwappedFolder(tmp_path / "app")
     with pytest.raises(InvalidArgumentError, match="cannot write files beside"):
         SwappedFolder(tmp_path / "nowhere" / "app")
+
+
+@pytest.mark.parametrize("target", ["mine", ".app.old", "/dev/null", "nowhere", "../x/.app.datasync-12345678"])
+def test_a_symlink_of_the_user_is_never_replaced(tmp_path: Path, target: str) -> None:
+    (tmp_path / "app").symlink_to(target)
+    with pytest.raises(InvalidArgumentError, match="not a symlink of an earlier run"):
+        SwappedFolder(tmp_path / "app")
+    assert os.readlink(tmp_path / "app") == target
+
+
+def test_hidden_folders_of_the_user_beside_the_path_stay(tmp_path: Path) -> None:
+    # given folders whose names begin like ours
+    names = [".app.old", ".app.d", ".app.12345678", ".app.datasync-mine", ".app.datasync-12345678.bak"]
+    for name in names:
+        (tmp_path / name / "inner").mkdir(parents=True)
+    # when a run begins, changes the files twice, and another one begins
+    for _ in range(2):
+        with SwappedFolder(tmp_path / "app") as folder:
+            publish(folder, {"a": b"1"})
+            publish(folder, {"a": b"2"})
+    # then all of them are there
+    assert [name for name in names if not (tmp_path / name / "inner").is_dir()] == []
+
+
+def test_files_that_were_put_in_place_stay_if_an_error_comes_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SwappedFolder(tmp_path / "app") as folder:
+        draft = folder.draft()
+        write_files(draft, {"a": b"1"})
+        # given a parent folder that cannot be synced, as on some network file systems
+        real = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            if os.path.samestat(os.fstat(descriptor), tmp_path.stat()):
+                raise OSError(22, "Invalid argument")
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match="Invalid argument"):
+            folder.publish(draft)
+        # when the draft is discarded, as after every error / then readers keep what they see
+        folder.discard(draft)
+        assert content(tmp_path / "app") == {"a": b"1"}
 
 
 @pytest.mark.parametrize("key", ["../x", "a/../../x", "", "/", "a//b", ".", "a/..", "a\0b", "x" * 256])

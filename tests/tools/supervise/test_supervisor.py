@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -141,6 +142,26 @@ def test_a_burst_of_changes_restarts_the_command_once_with_the_new_values(bench:
     bench.caught_up("name", "v4")
     assert lines(bench.log) == [f"start {CANARY}", "start v4"]
     assert running.end() == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("size", [200_000, 100_000])
+def test_values_that_no_command_can_have_leave_it_running_and_are_named(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    # given a command, and a system whose commands take less than two of the smaller values
+    monkeypatch.setattr(os, "sysconf", lambda name: 150_000)
+    bench.given(name="a")
+    running = bench.start()
+    bench.wait_for("start a")
+    first = running.pid
+    # when values come that are too large for it / then it runs on, and the largest is named
+    bench.put(name="b", large="x" * size, second="y" * (size - 1))
+    wait_until(lambda: "the largest is large" in caplog.text, "the values are rejected")
+    assert "runs on with what it has" in caplog.text
+    assert (lines(bench.log), first in members(first)) == (["start a"], True)
+    # and restarts when they are not
+    bench.put(large="x", second="y")
+    bench.wait_for("start a", "start b")
 
 
 def test_the_exit_code_of_a_command_that_ends_by_itself_is_ours(bench: Bench) -> None:
