@@ -128,6 +128,8 @@ class StoreDriver(Closable):
     #: True if a stream of a store without HISTORY can continue from the last revision that a listing or stream of this
     #: store object reached. It raises ``CompactedError`` where it cannot.
     resumes: bool = False
+    #: True if a stream soon tells the revision of every commit, also of those that are not under its prefix.
+    tells_every_revision: bool = False
 
     @property
     def places(self) -> Places:

@@ -50,6 +50,7 @@ class PostgresStore(Store):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
+    tells_every_revision = True
     url_options: ClassVar[Mapping[str, str]] = {**URL_OPTIONS, **TABLE_OPTIONS}
 
     def __init__(self, config: PostgresConfig | None = None) -> None:

@@ -60,6 +60,7 @@ class RedisStore(Store):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
+    tells_every_revision = True
     url_options: ClassVar[Mapping[str, str]] = URL_OPTIONS
 
     def __init__(self, config: RedisConfig | None = None) -> None:

@@ -90,6 +90,7 @@ class SQLiteStore(Store):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
+    tells_every_revision = True
 
     def __init__(
         self,
