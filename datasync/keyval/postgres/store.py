@@ -17,7 +17,7 @@ from datasync.keyval.driver import Lease, Scan, Stream
 from datasync.keyval.positions import Position, Positions, check_remembered, check_token, new_token
 from datasync.keyval.postgres import schema
 from datasync.keyval.postgres.config import URL_OPTIONS, PostgresConfig, read_options
-from datasync.keyval.postgres.connection import BoundedConnection
+from datasync.keyval.postgres.connection import BoundedConnection, IsBusy
 from datasync.keyval.postgres.errors import map_errors, translate
 from datasync.keyval.postgres.lease import SessionLease
 from datasync.keyval.postgres.lock_lease import PostgresLockLease
@@ -129,7 +129,8 @@ class PostgresStore(Store):
 
     def _scan_at(self, prefix: str, revision: int, what: str, **part: Any) -> PostgresScan:
         find = partial(position_at, schema=self._schema, name=self.name, revision=revision)
-        return self._scan(what, *listing_at(self._schema, prefix, revision, **part), find)
+        # The server sorts all pairs before it sends the first one, which may take longer than a call.
+        return self._scan(what, *listing_at(self._schema, prefix, revision, **part), find, is_busy=self._pool.is_busy)
 
     def _scan(
         self,
@@ -137,9 +138,12 @@ class PostgresStore(Store):
         query: sql.Composed,
         parameters: dict[str, Any],
         find: Callable[[BoundedConnection], Position],
+        *,
+        is_busy: IsBusy | None = None,
     ) -> PostgresScan:
         self._settle()
         connection, release = self._pool.lend(), self._pool.take_back
+        connection.is_busy = is_busy
         return PostgresScan(connection, query, parameters, find, what=what, name=self.name, release=release)
 
     def changes(self, key: str, after: int, upto: int, *, last: bool) -> list[tuple[int, bytes | None]]:
