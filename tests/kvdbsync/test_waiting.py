@@ -176,9 +176,11 @@ def test_c21_a_delete_of_nothing_waits_for_what_others_put_and_deleted_before() 
             waits = [threads.submit(plugin.wait_for, nothing, PATIENT)]
             waits.append(threads.submit(registration.wait_synced, nothing, PATIENT))
             waiting = plugin.registry._core.waiters.waiting
-            wait_until(lambda: len(waiting) == 2 or any(wait.done() for wait in waits), "both wait")
-            assert not any(wait.done() for wait in waits)
-            gate.set()
+            try:
+                wait_until(lambda: len(waiting) == 2 or any(wait.done() for wait in waits), "both wait")
+                assert not any(wait.done() for wait in waits)
+            finally:
+                gate.set()
             waits[0].result(PATIENT)
             assert plugin.registry.revision >= nothing.revision
 
