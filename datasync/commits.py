@@ -73,7 +73,8 @@ class WriteResult:
     changed: bool = True
     #: The position of the writer's own mirror just before the write, which reveals that the store went back meanwhile.
     seen: MirrorPosition | None = field(default=None, repr=False, compare=False)
-    #: After a delete that found nothing, the keys that the mirror still had: it need only lose these to agree.
+    #: After a delete that found nothing, in a store that tells its revision rarely: the keys that the mirror still had.
+    #: It need only lose these to agree.
     gone: tuple[str, ...] | None = field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:

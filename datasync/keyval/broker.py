@@ -224,8 +224,7 @@ class BytesBroker:
 
     def _read_at(self, absolute: str, revision: int) -> KeyValue | None:
         self._check_past(revision)
-        scan = self._store.scan_page(absolute, limit=1, revision=revision)  # the key itself comes first
-        return next((pair for pair in scan if pair.key == absolute), None)
+        return self._store.read_at(absolute, revision)
 
     def _check_past(self, revision: int) -> None:
         check_revision(revision)

@@ -128,6 +128,8 @@ class StoreDriver(Closable):
     #: True if a stream of a store without HISTORY can continue from the last revision that a listing or stream of this
     #: store object reached. It raises ``CompactedError`` where it cannot.
     resumes: bool = False
+    #: True if a stream soon tells the revision of every commit, also of those that are not under its prefix.
+    tells_every_revision: bool = False
 
     @property
     def places(self) -> Places:
@@ -203,6 +205,15 @@ class StoreDriver(Closable):
             raise UnsupportedError(f"{self.name} does not support reading at a revision")
         return _Part(self.scan(prefix, keys_only=keys_only), after, limit)
 
+    def read_at(self, key: str, revision: int) -> KeyValue | None:
+        """Return the pair of *key* as it was at *revision*, or None when *key* did not exist then.
+
+        A driver overrides this unless ``scan_page`` fails only for keys that are in the page: what the store has
+        forgotten of other keys, of those too that begin with *key*, is no error here. Raises as ``scan_page``.
+        """
+        page = self.scan_page(key, limit=1, revision=revision)  # the key itself comes first
+        return next((pair for pair in page if pair.key == key), None)
+
     def changes(self, key: str, after: int, upto: int, *, last: bool) -> list[tuple[int, bytes | None]]:
         """Return revision and value, None for a delete, of each change of *key* in the history (*after*, *upto*].
 
@@ -252,7 +263,7 @@ class _Part(Scan):
         self._limit = limit
 
     def __iter__(self) -> Iterator[KeyValue]:
-        above = (pair for pair in self._scan if not self._after or _key_order(pair.key) > _key_order(self._after))
+        above = (pair for pair in self._scan if not self._after or key_order(pair.key) > key_order(self._after))
         return islice(above, self._limit or None)
 
 
@@ -267,6 +278,6 @@ def changes_in(stream: Stream, key: str, upto: int) -> list[tuple[int, bytes | N
     return [change for change in found if change[0] <= upto]
 
 
-def _key_order(key: str) -> bytes:
+def key_order(key: str) -> bytes:
     """Return the bytes of *key*, in whose order every store lists."""
     return key.encode("utf-8", "surrogateescape")

@@ -6,7 +6,7 @@ import math
 import random
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,7 +15,8 @@ from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, Un
 from datasync.keyval.api import Store
 from datasync.keyval.driver import Lease, Scan, Stream
 from datasync.keyval.effects import net_effect
-from datasync.keyval.embedded import SharedByKey, check_position, check_setting, forgotten
+from datasync.keyval.embedded import SharedByKey, check_position, check_setting
+from datasync.keyval.history import pairs_at
 from datasync.keyval.positions import check_remembered, check_token, new_token
 from datasync.keyval.types import (
     Capability,
@@ -141,25 +142,12 @@ class MemoryData:
         found = [(key, self.entries[key]) for key in self.under(prefix)]
         return [KeyValue(key, entry.value, entry.revision) for key, entry in found]
 
-    def pairs_at(self, revision: int, prefix: str, name: str) -> list[KeyValue]:
-        """Return the pairs under *prefix* as they were at *revision*."""
+    def pairs_at(self, revision: int, wanted: Callable[[str], bool], limit: int, name: str) -> list[KeyValue]:
+        """Return the first *limit* pairs (0: all) whose key is *wanted* as they were at *revision*."""
         check_position(name, revision, self.oldest, self.revision)
-        before: dict[str, KeyValue | None] = {}
-        changed: set[str] = set()
-        for commit in self.commits:
-            for key, value in commit.ops:
-                if commit.revision > revision:
-                    changed.add(key)
-                else:
-                    before[key] = None if value is None else KeyValue(key, value, commit.revision)
-        pairs = [pair for pair in self.pairs(prefix) if pair.key not in changed]
-        for key in sorted(key for key in changed if key.startswith(prefix)):
-            if key not in before and self.oldest > 1:
-                raise forgotten(name, key, revision)
-            pair = before.get(key)
-            if pair is not None:
-                pairs.append(pair)
-        return sorted(pairs)
+        now = [pair for pair in self.pairs("") if wanted(pair.key)]
+        changes = ((key, value, commit.revision) for commit in self.commits for key, value in commit.ops if wanted(key))
+        return pairs_at(revision, now, changes, complete=self.oldest == 1, name=name, limit=limit)
 
     def under(self, prefix: str) -> list[str]:
         return sorted(key for key in self.entries if key.startswith(prefix))
@@ -180,6 +168,7 @@ class MemoryStore(Store):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
+    tells_every_revision = True
 
     def __init__(self, name: str = "", *, history: int = HISTORY, data: MemoryData | None = None) -> None:
         check_setting("history", history, zero=True)
@@ -245,11 +234,17 @@ class MemoryStore(Store):
         self, prefix: str, *, after: str = "", limit: int = 0, revision: int = 0, keys_only: bool = False
     ) -> Scan:
         with self._open() as data:
-            pairs = data.pairs_at(revision, prefix, self._name) if revision else data.pairs(prefix)
-            found = [pair for pair in pairs if pair.key > after or not after][: limit or None]
+            if revision:
+                found = data.pairs_at(revision, lambda key: key.startswith(prefix) and key > after, limit, self._name)
+            else:
+                found = [pair for pair in data.pairs(prefix) if pair.key > after][: limit or None]
             if keys_only:
                 found = [pair._replace(value=b"") for pair in found]
             return _MemoryScan(revision or data.revision, found)
+
+    def read_at(self, key: str, revision: int) -> KeyValue | None:
+        with self._open() as data:
+            return next(iter(data.pairs_at(revision, key.__eq__, 1, self._name)), None)
 
     def stream(self, prefix: str, after: int) -> Stream:
         with self._open():

@@ -89,6 +89,7 @@ class StoreMirror(Closable, Generic[T]):
             codec=codec,
             sourced=True,
             has_revisions=Capability.REVISION in kv.capabilities,
+            tells_every_revision=kv.tells_every_revision,
             timeouts=timeouts,
             clock=clock,
         )

@@ -174,7 +174,8 @@ class Plugin(StoreMirror[T]):
         """Wait until the mirror has *write*: the result of a ``put``, ``delete`` or ``commit``, or a revision.
 
         Then ``get`` and ``items`` return what was written, or something newer. A write outside the plugin's prefix
-        arrives only when the store tells its revision, which etcd does rarely.
+        arrives only when the store tells its revision, which etcd does rarely. After a ``delete`` that found nothing,
+        a wait on etcd ends when the mirror has none of the keys: what others put and deleted before may still arrive.
 
         Raises:
           NotReadyError: The plugin was not started.

@@ -84,6 +84,8 @@ class RegistryCore:
     waiters: Waiters
     #: False when the source has no revisions of its own: those of the state mean nothing to its writers.
     has_revisions: bool = True
+    #: False when a wait for a revision could last until something under the prefix of the mirror is written.
+    tells_every_revision: bool = False
     #: The number of times that the source went back in time.
     rewinds: int = 0
     #: The context of changes that no caller made.
@@ -256,7 +258,9 @@ class Mirror(Closable):
         """
         if changed:
             note_own_write(self, key, revision, prefix=prefix)
-            return WriteResult(revision, True, seen)
+        if changed or self._core.tells_every_revision:
+            return WriteResult(revision, changed, seen)
+        # A put and a delete by others before this one may still arrive: the price of a wait that ends.
         found = self.items(key) if prefix else [self.get(key)]
         return WriteResult(revision, False, seen, tuple(pair.key for pair in found if pair is not None))
 

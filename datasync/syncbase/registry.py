@@ -57,6 +57,7 @@ class Registry(Mirror):
       codec: Decodes the ``value`` of pairs and changes; without one it is the bytes, or the message that was put.
       sourced: True when a reader feeds the registry, which then waits for the first snapshot.
       has_revisions: False when the source has no revisions of its own, so that nobody can wait for one.
+      tells_every_revision: True when the source soon tells each of its revisions, also those of other keys.
       timeouts, clock: Durations that differ from the defaults, and what replaces the monotonic clock in tests.
 
     Threads: any; no lock is held while waiting, on a user's queue, or in user code, except in observers.
@@ -70,6 +71,7 @@ class Registry(Mirror):
         codec: Codec[Any] | None = None,
         sourced: bool = False,
         has_revisions: bool = True,
+        tells_every_revision: bool = False,
         timeouts: Timeouts | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -92,6 +94,7 @@ class Registry(Mirror):
             full_queues=FullQueues(lock, timers, timeouts, clock.monotonic),
             waiters=Waiters(lock, self._guard),
             has_revisions=has_revisions,
+            tells_every_revision=tells_every_revision,
         )
         self._router = Router(self._core)
         self.measure(monitoring.monitor())

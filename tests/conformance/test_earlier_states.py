@@ -114,6 +114,46 @@ def test_what_was_compacted_is_an_error_and_never_a_wrong_answer(store: Store) -
 
 
 @pytest.mark.needs(Capability.HISTORY)
+def test_c21_what_was_forgotten_of_longer_keys_hides_nothing_of_a_key(store: Store) -> None:
+    # given a key that was not changed since a compaction, one that does not exist, and longer ones that were changed
+    root = f"{uuid4().hex}/"
+    broker = store.new_broker(root)
+    for key in ("a!", "a/1", "none/1"):
+        broker.put(key, b"old")
+    then = broker.put("a", b"1").revision
+    store.compact(then)
+    for key in ("a!", "a/1", "none/1"):
+        broker.put(key, b"new")
+    # then the key is read as it was, and its history begins with the version of the compaction
+    assert broker.get_value("a", revision=then).value == b"1"
+    assert broker.get_value("a", revision=then).revision == then
+    assert not broker.get_value("none", revision=then).found
+    assert [(one.value, one.revision) for one in broker.history("a")] == [(b"1", then)]
+    # and a later version, too
+    later = broker.put("a", b"2").revision
+    assert broker.get_value("a", revision=later).value == b"2"
+    broker.delete("a")
+    assert broker.get_value("a", revision=later).value == b"2"
+    assert not broker.get_value("a", revision=broker.put("b", b"").revision).found
+
+
+@pytest.mark.needs(Capability.HISTORY)
+def test_what_was_forgotten_of_a_key_matters_to_the_parts_that_it_is_in_only(store: Store) -> None:
+    # given keys, the one in the middle of which was changed since a compaction
+    broker = store.new_broker(f"{uuid4().hex}/")
+    for key in ("m", "a", "z"):
+        then = broker.put(key, b"1").revision
+    store.compact(then)
+    broker.put("m", b"2")
+    # then the parts before and behind it are read as they were
+    assert [pair.value for pair in broker.list_values(limit=1, revision=then)] == [b"1"]
+    assert [pair.key for pair in broker.list_values(after="m", revision=then)] == ["z"]
+    # and one that it is in is read right, or is an error
+    with contextlib.suppress(CompactedError):
+        assert [pair.value for pair in broker.list_values(limit=2, revision=then)] == [b"1", b"1"]
+
+
+@pytest.mark.needs(Capability.HISTORY)
 def test_the_history_of_a_key_has_its_versions_and_deletions(store: Store) -> None:
     # given a key that was put, changed, deleted and put again, between changes of others
     broker = store.new_broker(f"{uuid4().hex}/")  # a server remembers what other tests did to a key

@@ -455,6 +455,18 @@ def test_a_stream_tells_only_of_its_prefix(store: Store, limits: Limits) -> None
     ]
 
 
+def test_c21_a_stream_tells_the_revisions_of_strangers_where_the_store_says_so(store: Store) -> None:
+    if not store.tells_every_revision:
+        pytest.skip("its streams may tell the revisions of others late, or never")
+    # given a stream that has read all that there is
+    now = revision(store)
+    with following(store, "p/", now) as follower:
+        follower.until(now)
+        # when something else is written / then it tells the revision
+        batches = follower.until(store.commit([PutOp("elsewhere", b"")]).revision)
+    assert not [commit for batch in batches for commit in batch.commits]
+
+
 @needs(Capability.HISTORY)
 def test_i6_what_changed_nothing_is_not_in_the_history(store: Store) -> None:
     # given deletes of absent keys, a failed condition, and a put of the same value, which is a change

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from datasync import Consumer, View, codecs
 from datasync.aggregator import AggregatedRegistration, KVProtoWatchers, KVProtoWriters
-from datasync.commits import WriteResult
+from datasync.commits import Batch, WriteResult
 from datasync.errors import (
     AggregateError,
     ClosedError,
@@ -28,6 +29,7 @@ from datasync.errors import (
     UnsupportedError,
 )
 from datasync.keyval import Store, connect
+from datasync.keyval.driver import Stream
 from datasync.keyval.kvproto import ProtoWrapper
 from datasync.keyval.memory import MemoryStore
 from datasync.keyval.types import Capability
@@ -129,6 +131,58 @@ def test_c21_a_delete_of_nothing_does_not_wait_for_word_of_strangers(store: Stor
         assert not nothing
         plugin.wait_for(nothing, PATIENT)
         registration.wait_synced(nothing, PATIENT)
+
+
+class _HeldStream(Stream):
+    """A stream whose batches wait for *gate*."""
+
+    def __init__(self, stream: Stream, gate: threading.Event) -> None:
+        self._stream, self._gate = stream, gate
+
+    def __iter__(self) -> Iterator[Batch | None]:
+        for batch in self._stream:
+            assert self._gate.wait(PATIENT)
+            yield batch
+
+    def cancel(self) -> None:
+        self._stream.cancel()
+
+
+class HeldStore(MemoryStore):
+    """A store whose streams deliver while ``gate`` is set."""
+
+    gate: threading.Event
+
+    def stream(self, prefix: str, after: int) -> Stream:
+        return _HeldStream(super().stream(prefix, after), self.gate)
+
+
+def test_c21_a_delete_of_nothing_waits_for_what_others_put_and_deleted_before() -> None:
+    # given a mirror that is behind: it has not seen yet that another client put a key and deleted it
+    with HeldStore() as store:
+        store.gate = gate = threading.Event()
+        gate.set()
+        with Plugin(store, "p/", codec=codecs.json) as plugin, ThreadPoolExecutor(2) as threads:
+            plugin.wait_for(plugin.put("k", 1), PATIENT)
+            plugin.wait_for(plugin.delete("k"), PATIENT)
+            registration = plugin.watch("w", None, Queue())
+            gate.clear()
+            broker = store.new_broker("p/")
+            broker.put("k", b"2")
+            broker.delete("k")
+            # when nothing is deleted / then the mirror is waited for, which would show the older value afterwards
+            nothing = plugin.delete("k")
+            assert not nothing
+            waits = [threads.submit(plugin.wait_for, nothing, PATIENT)]
+            waits.append(threads.submit(registration.wait_synced, nothing, PATIENT))
+            waiting = plugin.registry._core.waiters.waiting
+            try:
+                wait_until(lambda: len(waiting) == 2 or any(wait.done() for wait in waits), "both wait")
+                assert not any(wait.done() for wait in waits)
+            finally:
+                gate.set()
+            waits[0].result(PATIENT)
+            assert plugin.registry.revision >= nothing.revision
 
 
 def test_c21_the_subscriber_has_answered_what_was_waited_for(plugin: Plugin[Any]) -> None:

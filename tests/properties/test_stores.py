@@ -154,6 +154,13 @@ class StoreMachine(RuleBasedStateMachine):
         assert (None if pair is None else pair.value) == self.model.get(key)
         assert (None if pair is None else pair.revision) == self.put_at.get(key)
 
+    @rule(client=st.integers(0, 1), key=keys, data=st.data())
+    def read_at_any_revision(self, client: int, key: str, data: st.DataObject) -> None:
+        revision = data.draw(st.sampled_from(sorted(self.past)))
+        pair = self.stores[client].read_at(key, revision)
+        assert (None if pair is None else pair.value) == self.past[revision].get(key)
+        assert pair is None or pair.revision <= revision
+
     @rule(client=st.integers(0, 1), prefix=keys | st.just(""), after=keys | st.just(""), limit=limits, data=st.data())
     def list_a_part_of_any_state(self, client: int, prefix: str, after: str, limit: int, data: st.DataObject) -> None:
         revision = data.draw(st.sampled_from([0, *sorted(self.past)]))

@@ -116,10 +116,16 @@ class EtcdStore(Store):
         return {"version": status.version, "eviction": ""}
 
     def read(self, key: str) -> KeyValue | None:
+        return self.read_at(key, 0)
+
+    def read_at(self, key: str, revision: int) -> KeyValue | None:
         check_key(key)
         encoded = encode_key(key)
-        response = self._client.call(RANGE, pb.RangeRequest(key=encoded), f"reading {key!r}")
-        if any(kv.key != encoded for kv in response.kvs):
+        response = self._client.call(RANGE, pb.RangeRequest(key=encoded, revision=revision), f"reading {key!r}")
+        newest = revision or response.header.revision
+        if response.header.revision < revision or any(
+            kv.key != encoded or kv.mod_revision > newest for kv in response.kvs
+        ):
             raise unexpected_response(f"reading {key!r}")
         return next((KeyValue(key, kv.value, kv.mod_revision) for kv in response.kvs), None)
 

@@ -58,14 +58,18 @@ def _close_all(*sockets: socket.socket) -> None:
         one.close()
 
 
+#: Tells whether the server still works for the backend with a process id; the waker ends its waits.
+IsBusy = Callable[[int, "Waker | None"], bool]
+
+
 class BoundedConnection(psycopg.Connection[Any]):
     """A connection that gives up after *limit* seconds without progress, and at once when its *waker* is woken."""
 
     limit: float = 5.0
     waker: Waker | None = None
     guard: ForkGuard | None = None
-    #: Tells whether the server still works for the backend with a process id. Without it, statements may not take long.
-    is_busy: Callable[[int], bool] | None = None
+    #: Without it, statements may not take long.
+    is_busy: IsBusy | None = None
 
     def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
         """Consume *gen*, an operation on the connection. Raises :class:`NoResponse` when its time is over."""
@@ -77,11 +81,12 @@ class BoundedConnection(psycopg.Connection[Any]):
                 try:
                     ready = wait.ready(self.pgconn.socket, wanted)
                 except NoResponse:
-                    if self.is_busy is None or not self.is_busy(self.pgconn.backend_pid):
+                    if self.is_busy is None or not self.is_busy(self.pgconn.backend_pid, self.waker):
                         raise
-                    wait = _BoundedWait(limit, self.waker)
+                    wait.restart()
                     continue
                 wanted = gen.send(ready)
+                wait.restart()  # a large page may take longer than that on a slow network
         except StopIteration as stop:
             result: T = stop.value
             return result
@@ -136,11 +141,15 @@ class _BoundedWait:
 
     def __init__(self, limit: float, waker: Waker | None) -> None:
         self._limit = limit
-        self._end = time.monotonic() + limit
         self._waker = waker
+        self.restart()
         self._poll = select.poll()
         if waker is not None:
             self._poll.register(waker.fileno(), select.POLLIN)
+
+    def restart(self) -> None:
+        """Wait for the whole time again."""
+        self._end = time.monotonic() + self._limit
 
     def ready(self, own: int, wanted: int) -> waiting.Ready:
         """Wait until *own* is ready for what is *wanted*, and return for what it is ready."""

@@ -33,13 +33,22 @@ ON l.key = %s AND l.revision > %s AND l.revision <= %s ORDER BY l.revision
 
 
 def listing_at(
-    schema: sql.Identifier, prefix: str, revision: int, *, after: str, limit: int, keys_only: bool
+    schema: sql.Identifier,
+    prefix: str,
+    revision: int,
+    *,
+    after: str = "",
+    limit: int = 0,
+    keys_only: bool = False,
+    exact: bool = False,
 ) -> tuple[sql.Composed, dict[str, Any]]:
     """Return the query for the first *limit* pairs (0: all) above *after* at *revision*, and its parameters.
 
-    A pair whose value the log no longer has comes with the value NULL.
+    With *exact*, *prefix* is the only key. A pair whose value the log no longer has comes with the value NULL.
     """
     low, high = key_range(prefix)
+    if exact:
+        high = low + b"\0"
     if after:
         low = max(low, encode_key(after) + b"\0")
 

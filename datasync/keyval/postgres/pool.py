@@ -90,13 +90,18 @@ class ConnectionPool:
         if not keep:
             connection.close()
 
-    def is_busy(self, backend: int) -> bool:
-        """Ask over another connection: False if the server does not answer, or waits for the client of *backend*."""
+    def is_busy(self, backend: int, waker: Waker | None = None) -> bool:
+        """Ask over another connection: False if the server does not answer, or waits for the client of *backend*.
+
+        Also False after ``close``: nobody wants the answer any more.
+        """
+        if self._closed:
+            return False
         query = (
             "SELECT state = 'active' AND wait_event_type IS DISTINCT FROM 'Client' FROM pg_stat_activity WHERE pid = %s"
         )
         try:
-            with closing(open_connection(self._config)) as connection:
+            with closing(open_connection(self._config, waker)) as connection:
                 row = connection.execute(query, (backend,)).fetchone()
         except psycopg.Error:
             return False

@@ -22,7 +22,8 @@ from datasync.keyval.postgres.parameters import decode_key, encode_key, key_rang
 from datasync.keyval.types import KeyValue
 from datasync.runtime.threads import ForkGuard
 
-#: Pairs in the first page, and in each at most; after large values, fewer.
+#: Pairs in the first page, and in each at most; after large values, fewer. A page has at most twice those of the one
+#: before: small values say nothing of those that follow.
 FIRST_PAGE, PAGE = 100, 2000
 #: Bytes of pairs that are read ahead into memory, and of a page, about.
 READ_AHEAD, PAGE_BYTES = 16 * 1024 * 1024, 4 * 1024 * 1024
@@ -113,7 +114,7 @@ def fetch_pages(connection: BoundedConnection) -> Iterator[tuple[list[Any], bool
         last = len(rows) < number
         yield rows, last
         size = sum(len(row[0]) + len(row[1] or b"") + _PAIR_BYTES for row in rows)
-        number = max(1, min(PAGE, PAGE_BYTES * len(rows) // max(1, size)))
+        number = max(1, min(PAGE, 2 * number, PAGE_BYTES * len(rows) // max(1, size)))
 
 
 def listing(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,10 +14,10 @@ from psycopg import sql
 from datasync.errors import ClosedError, StoreError, UnknownOutcome, UnsupportedError
 from datasync.keyval.api import Store
 from datasync.keyval.driver import Lease, Scan, Stream
-from datasync.keyval.positions import Positions, check_remembered, check_token, new_token
+from datasync.keyval.positions import Position, Positions, check_remembered, check_token, new_token
 from datasync.keyval.postgres import schema
 from datasync.keyval.postgres.config import URL_OPTIONS, PostgresConfig, read_options
-from datasync.keyval.postgres.connection import BoundedConnection
+from datasync.keyval.postgres.connection import BoundedConnection, IsBusy
 from datasync.keyval.postgres.errors import map_errors, translate
 from datasync.keyval.postgres.lease import SessionLease
 from datasync.keyval.postgres.lock_lease import PostgresLockLease
@@ -50,6 +50,7 @@ class PostgresStore(Store):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
+    tells_every_revision = True
     url_options: ClassVar[Mapping[str, str]] = {**URL_OPTIONS, **TABLE_OPTIONS}
 
     def __init__(self, config: PostgresConfig | None = None) -> None:
@@ -114,20 +115,36 @@ class PostgresStore(Store):
     def scan_page(
         self, prefix: str, *, after: str = "", limit: int = 0, revision: int = 0, keys_only: bool = False
     ) -> Scan:
-        self._settle()
         part: dict[str, Any] = {"after": after, "limit": limit, "keys_only": keys_only}
         if revision:
-            query, parameters = listing_at(self._schema, prefix, revision, **part)
-            find = partial(position_at, schema=self._schema, name=self.name, revision=revision)
-        else:
-            query, parameters = listing(self._schema, prefix, **part)
-            find = partial(current_position, schema=self._schema, name=self.name)
-        what, release = f"listing {prefix!r}", self._pool.take_back
-        scan = PostgresScan(self._pool.lend(), query, parameters, find, what=what, name=self.name, release=release)
-        if not revision:
-            self._positions.note(scan.position)
-            self._seen = max(self._seen, scan.revision)
+            return self._scan_at(prefix, revision, f"listing {prefix!r}", **part)
+        find = partial(current_position, schema=self._schema, name=self.name)
+        scan = self._scan(f"listing {prefix!r}", *listing(self._schema, prefix, **part), find)
+        self._positions.note(scan.position)
+        self._seen = max(self._seen, scan.revision)
         return scan
+
+    def read_at(self, key: str, revision: int) -> KeyValue | None:
+        return next(iter(self._scan_at(key, revision, f"reading {key!r}", exact=True)), None)
+
+    def _scan_at(self, prefix: str, revision: int, what: str, **part: Any) -> PostgresScan:
+        find = partial(position_at, schema=self._schema, name=self.name, revision=revision)
+        # The server sorts all pairs before it sends the first one, which may take longer than a call.
+        return self._scan(what, *listing_at(self._schema, prefix, revision, **part), find, is_busy=self._pool.is_busy)
+
+    def _scan(
+        self,
+        what: str,
+        query: sql.Composed,
+        parameters: dict[str, Any],
+        find: Callable[[BoundedConnection], Position],
+        *,
+        is_busy: IsBusy | None = None,
+    ) -> PostgresScan:
+        self._settle()
+        connection, release = self._pool.lend(), self._pool.take_back
+        connection.is_busy = is_busy
+        return PostgresScan(connection, query, parameters, find, what=what, name=self.name, release=release)
 
     def changes(self, key: str, after: int, upto: int, *, last: bool) -> list[tuple[int, bytes | None]]:
         if after >= upto:

@@ -14,7 +14,7 @@ from typing import Any
 
 from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import DataError, NoScriptError, RedisError
 from redis.retry import Retry
 
 from datasync.keyval.redis.config import RedisConfig
@@ -158,13 +158,21 @@ def packed(command: Sequence[Any]) -> list[bytes]:
     chunks: list[bytes] = []
     pieces = [b"*%d\r\n" % len(command)]
     for argument in command:
-        data = argument if isinstance(argument, bytes) else str(argument).encode()
+        data = argument if isinstance(argument, bytes) else _encoded(argument)
         if len(data) > LARGE:
             chunks += (b"%b$%d\r\n" % (b"".join(pieces), len(data)), data)
             pieces = [b"\r\n"]
         else:
             pieces.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return [*chunks, b"".join(pieces)]
+
+
+def _encoded(argument: object) -> bytes:
+    if isinstance(argument, (bytearray, memoryview)):  # their text would be a value, too
+        return bytes(argument)
+    if isinstance(argument, (str, int, float)):
+        return str(argument).encode()
+    raise DataError(f"an argument of a command cannot be of the type {type(argument).__name__}")
 
 
 def _tls(config: RedisConfig) -> dict[str, Any]:

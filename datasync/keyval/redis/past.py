@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from datasync.errors import StoreConnectionError
 from datasync.keyval.driver import Scan
-from datasync.keyval.embedded import check_position, forgotten
+from datasync.keyval.embedded import check_position
+from datasync.keyval.history import pairs_at
 from datasync.keyval.redis.client import RedisClient
 from datasync.keyval.redis.log_entry import LogEntry, read_entries
 from datasync.keyval.redis.scan import ENTRIES, RedisScan
@@ -24,40 +25,46 @@ class PartialScan(Scan):
         return iter(self._pairs)
 
 
-def read_past(client: RedisClient, prefix: str, revision: int, *, keys_only: bool) -> list[KeyValue]:
-    """Return the pairs under *prefix* as they were at *revision*, in key order.
+def read_past(
+    client: RedisClient,
+    prefix: str,
+    revision: int,
+    *,
+    after: str = "",
+    limit: int = 0,
+    keys_only: bool = False,
+    exact: bool = False,
+) -> list[KeyValue]:
+    """Return the first *limit* pairs (0: all) above *after* under *prefix* at *revision*, in key order.
 
     The whole log is read.
+
+    Args:
+      exact: *prefix* is the only key.
 
     Raises:
       CompactedError: A key was changed since, and the log no longer has what it was before.
       RewoundError: The store has not reached *revision*.
     """
-    scan = RedisScan(client, prefix, keys_only=keys_only)
+    scan = RedisScan(client, prefix, keys_only=keys_only, exact=exact)
     entries = list(_entries(client, scan.revision))
     oldest = entries[0].revision if entries else scan.revision + 1
     check_position(client.name, revision, oldest, scan.revision)
-    start, decode = client.keys.prefix(prefix), client.keys.decode
-    before: dict[str, KeyValue | None] = {}
-    changed: set[str] = set()
-    for entry in entries:
-        for raw, value in entry.ops:
-            if not raw.startswith(start):
-                continue
-            key = decode(raw)
-            if entry.revision > revision:
-                changed.add(key)
-            else:
-                kept = b"" if keys_only else value
-                before[key] = None if value is None else KeyValue(key, kept or b"", entry.revision)
-    pairs = [pair for pair in scan if pair.key not in changed]
-    for key in sorted(changed):
-        if key not in before and oldest > 1:
-            raise forgotten(client.name, key, revision)
-        pair = before.get(key)
-        if pair is not None:
-            pairs.append(pair)
-    return sorted(pairs, key=lambda pair: client.keys.encode(pair.key))
+    decode = client.keys.decode
+    changes = (
+        (decode(raw), b"" if keys_only and value is not None else value, entry.revision)
+        for entry in entries
+        for raw, value in entry.ops
+        if scan.covers(raw)
+    )
+    return pairs_at(
+        revision,
+        [pair for pair in scan if pair.key > after],
+        [change for change in changes if change[0] > after],
+        complete=oldest == 1,
+        name=client.name,
+        limit=limit,
+    )
 
 
 def _entries(client: RedisClient, last: int) -> Iterator[LogEntry]:

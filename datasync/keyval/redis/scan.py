@@ -28,13 +28,14 @@ Triple = tuple[bytes, bytes, int]
 
 
 class RedisScan(Scan):
-    """The pairs under a prefix. All pages are read before the first pair is given out, and are freed as they are."""
+    """The pairs under a prefix, or of one *exact* key. All pages are read before the first pair is given out."""
 
-    def __init__(self, client: RedisClient, prefix: str, *, keys_only: bool) -> None:
+    def __init__(self, client: RedisClient, prefix: str, *, keys_only: bool, exact: bool = False) -> None:
         self._client = client
-        self._what = f"listing {prefix!r}"
-        self._span = client.keys.span(prefix)
+        self._what = f"reading {prefix!r}" if exact else f"listing {prefix!r}"
         self._start = client.keys.prefix(prefix)
+        self._span = (b"[" + self._start,) * 2 if exact else client.keys.span(prefix)
+        self._exact = exact
         self._keys_only = keys_only
         for _ in range(ATTEMPTS):
             if self._read():
@@ -53,6 +54,10 @@ class RedisScan(Scan):
             pairs = merge((pair for pair in pairs if pair[0] not in changed), added)  # keys are unique
         for key, value, revision in pairs:
             yield KeyValue(decode(key), value, revision)
+
+    def covers(self, key: bytes) -> bool:
+        """Return True if *key* is one that is listed."""
+        return key == self._start if self._exact else key.startswith(self._start)
 
     def _pairs(self) -> Iterator[Triple]:
         while self._pages:
@@ -104,7 +109,7 @@ class RedisScan(Scan):
                     return False
                 after, previous = entry.revision, entry.token
                 for key, value in entry.ops:
-                    if key.startswith(self._start):
+                    if self.covers(key):
                         kept = b"" if self._keys_only and value is not None else value
                         self._changed[key] = kept, entry.revision
         return True

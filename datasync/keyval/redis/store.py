@@ -60,6 +60,7 @@ class RedisStore(Store):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
+    tells_every_revision = True
     url_options: ClassVar[Mapping[str, str]] = URL_OPTIONS
 
     def __init__(self, config: RedisConfig | None = None) -> None:
@@ -155,7 +156,12 @@ class RedisStore(Store):
             scan = self.scan(prefix, keys_only=keys_only)
             return PartialScan(scan.revision, list(scan), after, limit)
         self._client.check_usable()
-        return PartialScan(revision, read_past(self._client, prefix, revision, keys_only=keys_only), after, limit)
+        pairs = read_past(self._client, prefix, revision, after=after, limit=limit, keys_only=keys_only)
+        return PartialScan(revision, pairs, after, limit)
+
+    def read_at(self, key: str, revision: int) -> KeyValue | None:
+        self._client.check_usable()
+        return next(iter(read_past(self._client, key, revision, exact=True)), None)
 
     def commit(
         self, ops: Sequence[WriteOp], conditions: Sequence[Condition] = (), otherwise: Sequence[WriteOp] = ()

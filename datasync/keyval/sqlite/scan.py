@@ -59,7 +59,7 @@ class SQLiteScan(Scan):
                 source = "kv"
                 if revision:
                     check_position(database.path, revision, oldest, self.revision)
-                    tables.read_back(connection, database.path, revision, limits, complete=oldest == 1)
+                    tables.read_back(connection, database.path, revision, limits, limit, complete=oldest == 1)
                     self.revision, source = revision, "temp.past"
                 select = f"SELECT key, {value} AS value, revision FROM {source} WHERE key >= ? AND key < ? ORDER BY key"
                 select += f" LIMIT {limit}" if limit else ""

@@ -90,6 +90,7 @@ class SQLiteStore(Store):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
+    tells_every_revision = True
 
     def __init__(
         self,
@@ -182,11 +183,7 @@ class SQLiteStore(Store):
             return row
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
-        self._ready()
-        with self._reading.use("read") as connection:
-            self._database.prepare(connection)
-            due = tables.bounds(connection).due
-        self._settle(due)
+        self._expire()
         scan = SQLiteScan(self._database, prefix, keys_only)
         self._positions.note(scan.position)
         with self._lock:
@@ -197,12 +194,19 @@ class SQLiteStore(Store):
     def scan_page(
         self, prefix: str, *, after: str = "", limit: int = 0, revision: int = 0, keys_only: bool = False
     ) -> Scan:
-        self._ready()
-        with self._reading.use("read") as connection:
-            self._database.prepare(connection)
-            due = tables.bounds(connection).due
-        self._settle(due)
+        self._expire()
         return SQLiteScan(self._database, prefix, keys_only, after=after, limit=limit, revision=revision)
+
+    def read_at(self, key: str, revision: int) -> KeyValue | None:
+        self._expire()
+        with self._reading.use("read") as connection:
+            connection.execute("BEGIN")
+            oldest, current, _ = tables.bounds(connection)
+            check_position(self.name, revision, oldest, current)
+            complete = oldest == 1
+            row = tables.pair_at(connection, self.name, revision, tables.encode(key), complete=complete)
+            connection.execute("COMMIT")
+        return None if row is None else tables.pairs([row])[0]
 
     def changes(self, key: str, after: int, upto: int, *, last: bool) -> list[tuple[int, bytes | None]]:
         self._ready()
@@ -317,6 +321,14 @@ class SQLiteStore(Store):
         with self._transaction() as now:
             tables.forget(now.connection, now.current if revision is None else min(revision, now.current))
         self._database.commit_signal.wake()
+
+    def _expire(self) -> None:
+        """Delete what has expired, before a listing."""
+        self._ready()
+        with self._reading.use("read") as connection:
+            self._database.prepare(connection)
+            due = tables.bounds(connection).due
+        self._settle(due)
 
     def _reap(self, *, patient: bool = False) -> bool:
         """Delete what has expired; return False if it is in doubt whether some leases are over.

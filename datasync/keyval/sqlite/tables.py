@@ -101,24 +101,22 @@ def key_range(prefix: str) -> tuple[bytes, bytes]:
 
 
 def read_back(
-    connection: sqlite3.Connection, path: str, revision: int, limits: tuple[bytes, bytes], *, complete: bool
+    connection: sqlite3.Connection, path: str, revision: int, limits: tuple[bytes, bytes], limit: int, *, complete: bool
 ) -> None:
     """Create the temporary table ``past`` with the pairs between the *limits* as they were at *revision*.
 
     Args:
+      limit: The number of pairs that will be read, 0 for all.
       complete: True if the log has all commits since the file was created.
 
     Raises:
-      CompactedError: A key was changed since, and the log no longer has what it was before.
+      CompactedError: A key among these was changed since, and the log no longer has what it was before.
     """
     connection.execute(
         "CREATE TEMP TABLE changed AS SELECT key, max(CASE WHEN revision <= ?1 THEN revision END) AS at"
         " FROM log WHERE key >= ?2 AND key < ?3 GROUP BY key HAVING max(revision) > ?1",
         (revision, *limits),
     )
-    lost = connection.execute("SELECT key FROM changed WHERE at IS NULL ORDER BY key LIMIT 1").fetchone()
-    if lost is not None and not complete:
-        raise forgotten(path, decode(lost[0]), revision)
     connection.execute(
         "CREATE TEMP TABLE past AS"
         " SELECT key, value, revision FROM kv"
@@ -127,6 +125,31 @@ def read_back(
         " JOIN log ON log.revision = changed.at AND log.key = changed.key WHERE log.value IS NOT NULL",
         limits,
     )
+    lost = connection.execute("SELECT key FROM changed WHERE at IS NULL ORDER BY key LIMIT 1").fetchone()
+    if lost is not None and not complete:
+        (before,) = connection.execute("SELECT count(*) FROM temp.past WHERE key < ?", lost).fetchone()
+        if not limit or before < limit:
+            raise forgotten(path, decode(lost[0]), revision)
+
+
+def pair_at(
+    connection: sqlite3.Connection, path: str, revision: int, key: bytes, *, complete: bool
+) -> tuple[bytes, bytes, int] | None:
+    """Return the row of *key* as it was at *revision*. *complete* and errors are as in ``read_back``."""
+    before: tuple[bytes, bytes | None, int] | None = connection.execute(
+        "SELECT key, value, revision FROM log WHERE key = ? AND revision <= ? ORDER BY revision DESC LIMIT 1",
+        (key, revision),
+    ).fetchone()
+    if before is not None:
+        return None if before[1] is None else (before[0], before[1], before[2])
+    if connection.execute("SELECT 1 FROM log WHERE key = ? LIMIT 1", (key,)).fetchone() is None:
+        now: tuple[bytes, bytes, int] | None = connection.execute(
+            "SELECT key, value, revision FROM kv WHERE key = ?", (key,)
+        ).fetchone()
+        return now  # not changed since
+    if not complete:
+        raise forgotten(path, decode(key), revision)
+    return None
 
 
 def keys_under(connection: sqlite3.Connection, prefix: str) -> Iterator[str]:

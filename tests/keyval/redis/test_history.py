@@ -9,11 +9,14 @@ import time
 from typing import Any
 
 import pytest
+from redis.connection import Connection
+from redis.exceptions import DataError
 
 from datasync.commits import Commit
 from datasync.errors import CompactedError, InvalidArgumentError, StoreError, UnknownOutcome
 from datasync.keyval.effects import net_effect
 from datasync.keyval.redis import scan
+from datasync.keyval.redis.link import LARGE, packed
 from datasync.keyval.types import DeleteOp, PutOp, RewoundError, WriteOp
 from tests.conftest import wait_until
 from tests.keyval.redis.conftest import OpenStore
@@ -292,3 +295,31 @@ def test_what_the_driver_uses_of_the_client_library_is_there() -> None:
     connection: Any = Connection(protocol=3)
     assert connection._sock is None
     assert callable(connection._parser.set_invalidation_push_handler)
+
+
+def test_every_argument_is_sent_as_the_client_library_sends_it() -> None:
+    command = (
+        b"SET",
+        "é",
+        b"",
+        7,
+        -1,
+        1.5,
+        b"\xff" * LARGE,
+        b"x" * (LARGE + 1),
+        memoryview(b"12"),
+        "z" * (LARGE + 1),
+        0,
+    )
+    expected = b"".join(Connection()._command_packer.pack(*command))
+    assert b"".join(packed(command)) == expected
+    for argument in (None, object(), ["a"]):
+        with pytest.raises(DataError):
+            packed((b"SET", argument))
+
+
+def test_a_value_that_is_like_bytes_is_written_as_its_bytes(redis_server: RedisServer, open_store: OpenStore) -> None:
+    store = open_store(redis_server)
+    for value in (bytearray(b"\x001"), memoryview(b"\x001")):
+        store.commit([PutOp("a", value)])  # type: ignore[arg-type]  # as some callers do
+        assert state(store) == {"a": b"\x001"}

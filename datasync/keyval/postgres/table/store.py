@@ -172,6 +172,7 @@ class TableStore(Store):
             mark=self._mark,
             verification=verification,
             listing=partial(self._listing, prefix, False),
+            is_busy=self._pool.is_busy,
             positions=self._positions,
             poll_interval=self.config.poll_interval,
             name=self.name,

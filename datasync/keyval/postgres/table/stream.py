@@ -12,7 +12,7 @@ from psycopg import sql
 from datasync.commits import Batch, Commit
 from datasync.errors import CompactedError, StoreError
 from datasync.keyval.positions import Position
-from datasync.keyval.postgres.connection import BoundedConnection
+from datasync.keyval.postgres.connection import BoundedConnection, IsBusy
 from datasync.keyval.postgres.parameters import decode_key
 from datasync.keyval.postgres.scan import fetch_pages
 from datasync.keyval.postgres.stream import SOON, NotifiedStream
@@ -92,6 +92,7 @@ class TableStream(NotifiedStream):
         mark: Callable[[], object],
         verification: Verification | None,
         listing: Callable[[ResolvedTable], TableListing],
+        is_busy: IsBusy,
         **rest: Any,
     ) -> None:
         super().__init__(connect, channel, prefix, after, **rest)
@@ -103,6 +104,7 @@ class TableStream(NotifiedStream):
         self._trim_at = 0.0
         self._verification = verification
         self._listing = listing
+        self._is_busy = is_busy
         self._look: sql.Composed | None = None
         self._whole = self._size = sql.Composed([])
 
@@ -145,6 +147,7 @@ class TableStream(NotifiedStream):
             return
         table = self._find(connection)
         listing = self._listing(table)
+        connection.is_busy = self._is_busy  # the server sorts the table first, which may take longer than a call
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         for statement in listing.before:
             connection.execute(statement)
@@ -152,6 +155,7 @@ class TableStream(NotifiedStream):
             connection.execute(sql.SQL("DECLARE listing NO SCROLL CURSOR FOR {}").format(listing.query), listing.range)
             yield from self._verification.compare(_pages(connection), self._name)
         connection.execute("ROLLBACK")
+        connection.is_busy = None
 
     def _read_whole(self, connection: BoundedConnection, revision: int) -> list[_TableChange]:
         parameters = {"after": revision - 1, "upto": revision, "prefix": self._prefix, "limit": MAX_COMMIT + 1}
