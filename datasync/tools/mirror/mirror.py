@@ -22,7 +22,7 @@ from datasync.runtime.timeouts import Timeouts, check_seconds, check_timeout, de
 from datasync.tools.mirror.differences import Differences
 from datasync.tools.mirror.key_map import KeyMap, MapKey
 from datasync.tools.mirror.lifetimes import Lifetimes
-from datasync.tools.mirror.loops import LoopCheck, MirrorLoopError
+from datasync.tools.mirror.loops import LoopCheck
 from datasync.tools.mirror.record import location
 from datasync.tools.mirror.status import MirrorStatus
 from datasync.tools.mirror.target import DisplacedError, MirrorTarget
