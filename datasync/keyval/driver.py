@@ -141,6 +141,11 @@ class StoreDriver(Closable):
     def name(self) -> str:
         """The location, for messages and thread names: a URL without user, password or options."""
 
+    @property
+    def identity(self) -> str:
+        """The name, and those options without which it means another store; no user, password or other secret."""
+        return self.name
+
     def problems(self) -> Mapping[str, str]:
         """Return the parts of the store that cannot be read, and why; of those the last known good state counts."""
         return {}

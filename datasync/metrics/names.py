@@ -15,7 +15,10 @@ PREFIX = "datasync_"
 
 
 class Metric(NamedTuple):
-    """A metric. ``across`` tells what a gauge shows of several worker processes: ``min``, ``max`` or ``sum``."""
+    """A metric. ``across`` tells what a gauge shows of several processes: ``min``, ``max``, ``sum`` or ``oldest``.
+
+    ``oldest`` is the smallest time that is not 0. Between processes, +Inf stands for a time that nobody has.
+    """
 
     name: str
     kind: str
@@ -43,7 +46,7 @@ GAUGES = (
     Metric("pending_changes", "gauge", SOURCE, "Changes that wait for a subscription", "sum"),
     Metric("rejected_keys", "gauge", SOURCE, "Keys that subscriptions did not accept", "sum"),
     Metric("subscription_rejected_keys", "gauge", ("source", "name"), "The same of those that rejected most", "sum"),
-    Metric("oldest_rejected_timestamp_seconds", "gauge", SOURCE, "Since when the oldest rejected key is owed", "max"),
+    Metric("oldest_rejected_timestamp_seconds", "gauge", SOURCE, "Since when the oldest such key is owed", "oldest"),
     Metric("queue_depth", "gauge", ("name", "class"), "Keys that wait in a reconciler", "sum"),
     Metric("failing_keys", "gauge", NAMED, "Keys whose last call of a reconciler failed", "sum"),
     Metric("active_workers", "gauge", NAMED, "Calls of a reconciler that run", "sum"),

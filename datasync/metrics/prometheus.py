@@ -9,6 +9,8 @@ Source: contract C22.
 
 from __future__ import annotations
 
+import atexit
+import math
 import os
 import threading
 import time
@@ -30,16 +32,22 @@ from datasync.metrics.health import version
 from datasync.metrics.histogram import CountedHistogram
 from datasync.metrics.names import COUNTERS, GAUGES, HISTOGRAMS, PREFIX, TIMED, Metric
 from datasync.runtime import monitoring
-from datasync.runtime.logs import get_logger
+from datasync.runtime.logs import LimitedLog, get_logger
 from datasync.runtime.monitoring import Tally
 from datasync.runtime.threads import Worker
 
 log = get_logger(__name__)
+limited = LimitedLog(log)
 
 #: Seconds between two copies of the figures in the multiprocess mode.
 COPY_INTERVAL = 1.0
 #: What a gauge shows of several processes.
-_MODES = {"min": "livemin", "max": "livemax", "sum": "livesum"}
+_MODES = {"min": "livemin", "max": "livemax", "sum": "livesum", "oldest": "livemin"}
+#: What changes nothing for the other processes.
+_NEUTRAL = {"min": math.inf, "max": 0.0, "sum": 0.0, "oldest": math.inf}
+_ACROSS = {metric.name: metric.across for metric in GAUGES}
+#: Owners of tallies that may come and go before those that have gone are looked for, when nobody scrapes.
+FEW_OWNERS = 100
 
 
 class PrometheusMonitor(monitoring.Monitor):
@@ -59,6 +67,7 @@ class PrometheusMonitor(monitoring.Monitor):
         # prometheus_client, from a thread that it does not have. An RLock: fork() may be called while it is held.
         self._lock = threading.RLock()
         self._tallies: dict[Tally, dict[object, float]] = {}
+        self._many = FEW_OWNERS
         self._worker: Worker | None = None
         registry.register(self)  # before the metrics, so that collect() is called before theirs
         self._gauges = {metric.name: _gauge(metric, registry) for metric in GAUGES}
@@ -74,10 +83,6 @@ class PrometheusMonitor(monitoring.Monitor):
         }
         self._shown: set[tuple[str, tuple[str, ...]]] = set()
         self._version = version()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._begin_in_child
-            )
 
     # What ``prometheus_client`` calls.
 
@@ -96,6 +101,10 @@ class PrometheusMonitor(monitoring.Monitor):
         """Return a new tally, whose counts appear in the metrics."""
         tally = Tally(kind, name, owner)
         self._tallies[tally] = {}
+        if len(self._tallies) > self._many:
+            with self._lock:
+                self._copy_tallies()
+                self._many = 2 * len(self._tallies) + FEW_OWNERS
         self._start()
         return tally
 
@@ -113,19 +122,35 @@ class PrometheusMonitor(monitoring.Monitor):
         """Copy the figures of this moment into the metrics."""
         began = time.perf_counter()
         with self._lock:
-            for tally, seen in list(self._tallies.items()):
-                orphaned = tally.owner() is None  # before its last counts are read
-                self._copy_tally(tally, seen)
-                if orphaned:
-                    del self._tallies[tally]
+            self._copy_tallies()
             self._copy_gauges([*gauges(), ("build_info", (self._version,), 1.0)])
             self._gauges["collect_duration_seconds"].set(time.perf_counter() - began)
+
+    def hold(self) -> None:
+        """Keep a fork from being made while another thread holds the lock, or one of ``prometheus_client``."""
+        self._lock.acquire()
+
+    def release(self, *, in_child: bool) -> None:
+        """Release the lock; a child counts for itself, and has no thread yet."""
+        if in_child:
+            self._tallies.clear()  # of the parent, which counts them
+            self._many = FEW_OWNERS
+            self._shown.clear()
+            self._worker = None
+        self._lock.release()
 
     def close(self) -> None:
         """End the thread of the multiprocess mode."""
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.close()
+
+    def _copy_tallies(self) -> None:
+        for tally, seen in list(self._tallies.items()):
+            orphaned = tally.owner() is None  # before its last counts are read
+            self._copy_tally(tally, seen)
+            if orphaned:
+                del self._tallies[tally]
 
     def _copy_tally(self, tally: Tally, seen: dict[object, float]) -> None:
         for what, labels in zeros(tally):
@@ -150,11 +175,13 @@ class PrometheusMonitor(monitoring.Monitor):
     def _copy_gauges(self, samples: list[Sample]) -> None:
         shown = set()
         for name, labels, number in samples:
+            if self.multiprocess and not number and _ACROSS[name] == "oldest":
+                number = math.inf  # nothing is not older than what another process has
             self._gauges[name].labels(*labels).set(number)
             shown.add((name, labels))
         for name, labels in self._shown - shown:  # of what was closed
             if self.multiprocess:  # the files of that mode cannot forget a series
-                self._gauges[name].labels(*labels).set(0)
+                self._gauges[name].labels(*labels).set(_NEUTRAL[_ACROSS[name]])
             else:
                 self._gauges[name].remove(*labels)
         self._shown = shown if not self.multiprocess else self._shown | shown
@@ -172,16 +199,14 @@ class PrometheusMonitor(monitoring.Monitor):
 
     def _run(self, worker: Worker) -> None:
         while not worker.stopping.wait(COPY_INTERVAL):
-            try:
-                self.copy()
-            except Exception as error:  # a full disk under the files; the next copy may succeed
-                log.warning("the metrics could not be written: %s", error)
+            self.copy_safely()
 
-    def _begin_in_child(self) -> None:
-        self._tallies.clear()  # of the parent, which counts them
-        self._shown.clear()
-        self._worker = None
-        self._lock.release()
+    def copy_safely(self) -> None:
+        """Copy the figures; a failure is logged."""
+        try:
+            self.copy()
+        except Exception as error:  # a full disk under the files; the next copy may succeed
+            limited.warning("the metrics could not be written: %s", type(error).__name__)
 
 
 def install(*, multiprocess: bool | None = None, registry: CollectorRegistry | None = None) -> PrometheusMonitor:
@@ -212,6 +237,8 @@ def install(*, multiprocess: bool | None = None, registry: CollectorRegistry | N
         raise InvalidArgumentError("metrics were installed before, in another registry of prometheus_client")
     monitor = PrometheusMonitor(registry, multiprocess)
     monitoring.install(monitor)
+    if multiprocess:
+        atexit.register(monitor.copy_safely)  # what was counted since the last copy, by a worker that ends
     return monitor
 
 

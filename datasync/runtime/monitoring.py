@@ -82,12 +82,20 @@ class Monitor:
         """Return content type and text of all metrics, in the form that the header *accept* asks for; None: none."""
         return None
 
+    def hold(self) -> None:
+        """Take the locks that a child of ``os.fork()`` must not inherit from another thread."""
+
+    def release(self, *, in_child: bool) -> None:
+        """Release what ``hold`` took; in a child, begin with nothing."""
+
 
 #: The kinds of objects that count: they have a method ``measure``.
 COUNTING = ("source", "reader", "reconciler")
 
 _started = time.time()
 _monitor = Monitor()
+#: The monitor whose locks the thread that forks holds.
+_held: Monitor | None = None
 #: Kind and object by its ``id``. A dict instead of a ``WeakSet``, which cannot be copied while others add to it.
 _enrolled: dict[int, tuple[str, weakref.ref[Any]]] = {}
 
@@ -128,11 +136,32 @@ def started_at() -> float:
     return _started
 
 
+# These hooks are registered before those of any module that makes or enrols something: so a child begins with nothing
+# before others renew what it inherits, and no thread waits for such a module's lock with that of the monitor in hand.
+
+
+def _before_fork() -> None:
+    global _held
+    current = _monitor
+    current.hold()
+    _held = current
+
+
+def _after_in_parent() -> None:
+    global _held
+    current, _held = _held, None
+    if current is not None:
+        current.release(in_child=False)
+
+
 def _begin_in_child() -> None:
-    global _started
+    global _held, _started
     _enrolled.clear()  # these belong to the parent
     _started = time.time()
+    current, _held = _held, None
+    if current is not None:
+        current.release(in_child=True)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_begin_in_child)

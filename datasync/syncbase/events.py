@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ from datasync.codecs.api import Codec
 from datasync.context import with_source
 from datasync.errors import LISTED, InvalidArgumentError, Rejected, error_text
 from datasync.events import KeyVal, ResyncReason
-from datasync.runtime.logs import get_logger, one_line
+from datasync.runtime.logs import LOG_INTERVAL, get_logger, one_line
 from datasync.runtime.monitoring import Tally
 from datasync.runtime.wording import counted
 from datasync.serializer import Serializer
@@ -286,25 +287,47 @@ def _subject(keys: list[str]) -> str:
     return repr(keys[0]) if len(keys) == 1 else f"{counted(len(keys), 'key')}, first {keys[0]!r}"
 
 
-class Failing:
-    """The time since which a subscriber rejects something, and the log lines about it. Call with the lock held."""
+#: Lines about rejections of one subscription within ``LOG_INTERVAL``; the others are for DEBUG, and counted.
+LINES = 10
 
-    __slots__ = ("_name", "_source", "since")
+
+class Failing:
+    """The time since which a subscriber rejects something, and the log lines about it. Call with the lock held.
+
+    One that rejects every change, or every other one, of a busy source does not fill the log.
+    """
+
+    __slots__ = ("_began", "_left_out", "_lines", "_name", "_source", "_told", "since")
 
     def __init__(self, source: str, name: str) -> None:
         self._source, self._name = source, name
         #: Monotonic time of the first rejection that still counts; None while everything is accepted.
         self.since: float | None = None
+        self._told = False  # a line says that it fails
+        self._began, self._lines, self._left_out = -math.inf, 0, 0
 
     def note(self, event: QueuedEvent, error: BaseException | None, now: float, over: bool) -> Callable[[], None]:
         """Take an answer; return what writes the line, to be called without the lock. *over*: nothing is owed."""
         if error is not None:
             self.since = now if self.since is None else self.since
-            return partial(_say_rejected, self._source, self._name, event, error)
+            if not self._may_tell(now):
+                self._left_out += 1
+                return partial(_say_rejected, self._source, self._name, event, error, logging.DEBUG)
+            self._told, left_out, self._left_out = True, self._left_out, 0
+            return partial(_say_rejected, self._source, self._name, event, error, left_out=left_out)
         if self.since is None or not over:
             return _say_nothing
-        since, self.since = self.since, None
-        return partial(_say_recovered, self._source, self._name, now - since)
+        (since, self.since), (told, self._told) = (self.since, None), (self._told, False)
+        if not told:
+            return _say_nothing
+        left_out, self._left_out = self._left_out, 0
+        return partial(_say_recovered, self._source, self._name, now - since, left_out)
+
+    def _may_tell(self, now: float) -> bool:
+        if now - self._began >= LOG_INTERVAL:
+            self._began, self._lines = now, 0
+        self._lines += 1
+        return self._lines <= LINES
 
     def warning(self, message: str) -> Callable[[], None]:
         """Return what logs *message* about the subscription."""
@@ -316,13 +339,19 @@ def _say_nothing() -> None:
     pass
 
 
-def _say_rejected(source: str, name: str, event: QueuedEvent, error: BaseException) -> None:
+def _say_rejected(
+    source: str, name: str, event: QueuedEvent, error: BaseException, level: int | None = None, *, left_out: int = 0
+) -> None:
     """Log what the subscription *name* rejected, in the words of its *error*; not a value.
 
-    As a warning, and what is rejected again as information.
+    Unless *level* is given, as a warning, and what is rejected again as information.
     """
-    again = isinstance(event, QueuedChange) and event.redelivery
-    again = again or (isinstance(event, QueuedResync) and event.reason in _REPEATED)
+    if level is None:
+        again = isinstance(event, QueuedChange) and event.redelivery
+        again = again or (isinstance(event, QueuedResync) and event.reason in _REPEATED)
+        level = logging.INFO if again else logging.WARNING
+    if not log.isEnabledFor(level):
+        return
     if isinstance(error, Rejected):
         keys = list(error.errors)
         text = "; ".join(f"{key!r}: {one_line(error_text(one))}" for key, one in islice(error.errors.items(), LISTED))
@@ -331,6 +360,7 @@ def _say_rejected(source: str, name: str, event: QueuedEvent, error: BaseExcepti
     else:
         keys = _keys(event)
         text = f"{_subject(keys)}: {one_line(error_text(error))}"
+    text += f" (and {counted(left_out, 'rejection')} since the last such line)" if left_out else ""
     extra = {
         "source": source,
         "subscription": name,
@@ -338,10 +368,11 @@ def _say_rejected(source: str, name: str, event: QueuedEvent, error: BaseExcepti
         "error": type(error).__name__,
         "keys": keys[:LISTED],
     }
-    log.log(logging.INFO if again else logging.WARNING, "%s: %r rejected %s", source, name, text, extra=extra)
+    log.log(level, "%s: %r rejected %s", source, name, text, extra=extra)
 
 
-def _say_recovered(source: str, name: str, seconds: float) -> None:
+def _say_recovered(source: str, name: str, seconds: float, left_out: int) -> None:
     """Log that the subscription *name* has accepted everything that it rejected *seconds* ago and later."""
     extra = {"source": source, "subscription": name, "state": "synced"}
-    log.warning("%s: %r has accepted everything again after %.1f s", source, name, seconds, extra=extra)
+    text = f"; {counted(left_out, 'rejection')} had no line" if left_out else ""
+    log.warning("%s: %r has accepted everything again after %.1f s%s", source, name, seconds, text, extra=extra)

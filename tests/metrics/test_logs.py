@@ -64,6 +64,34 @@ def test_c22_a_rejection_is_logged_once_in_the_subscribers_own_words(lines: list
         future.exception(5)
 
 
+def test_c22_a_subscriber_that_rejects_everything_does_not_fill_the_log(
+    lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a subscriber that rejects each change, and one that rejects every other one
+    def failing() -> list[str]:
+        return [line["message"] for line in lines if line.get("state") == "failing"]
+
+    events: Queue[Any] = Queue()
+    with Registry("plant") as registry, registry.watch("agent", events, events, "a/"):
+        for every in (1, 2):
+            lines.clear()
+            for number in range(100):
+                future = registry.submit_changes({"a/1": ChangeBytes("a/1", b"%d" % number)})
+                take(events).done(None if number % every else ValueError("no"))
+                future.exception(5)
+            # then a few lines say so, each of which is followed by one that says that it is over
+            assert len(failing()) == (10 if every == 1 else 0)
+            assert len([line for line in lines if line.get("state") == "synced"]) <= 1
+        # when some time has passed / then the next line has the number of those that are missing
+        monkeypatch.setattr("datasync.syncbase.events.LOG_INTERVAL", 0.0)
+        future = registry.submit_changes({"a/1": ChangeBytes("a/1", b"x")})
+        take(events).done(ValueError("no"))
+        future.exception(5)
+        (line,) = failing()
+        assert line.startswith("plant: 'agent' rejected 'a/1': ValueError: no (and ")
+        assert line.endswith(" rejections since the last such line)")
+
+
 def test_c22_a_source_that_is_lost_says_so_once_and_names_itself_once(lines: list[dict[str, Any]]) -> None:
     # given a plugin that follows a store
     store = MemoryStore()

@@ -206,6 +206,24 @@ def test_c22_what_was_counted_last_by_an_abandoned_source_is_kept(monitor: Prome
     assert not monitor._tallies or scrape(monitor)
 
 
+def test_c22_sources_that_come_and_go_are_not_kept_until_a_scrape(monitor: PrometheusMonitor) -> None:
+    # when many sources were used and closed, and nobody scrapes
+    for _ in range(500):
+        registry = Registry("short")
+        events: Queue[Any] = Queue()
+        registration = registry.watch("agent", events, events, "a/")
+        future = change(registry, "a/1")
+        take(events).done()
+        future.result(5)
+        registry.close()
+        del registry, registration, future, events
+    # then few are kept, and every change is counted
+    assert len(monitor._tallies) < 250
+    gc.collect()
+    assert scrape(monitor)['datasync_events_total{result="ok",source="short"}'] == 500
+    assert not monitor._tallies
+
+
 def test_c16_no_key_and_no_value_is_in_a_scrape(monitor: PrometheusMonitor) -> None:
     events: Queue[Any] = Queue()
     with Registry("north") as registry, registry.watch("agent", events, events, "secretkey/"):

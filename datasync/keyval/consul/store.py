@@ -109,6 +109,11 @@ class ConsulStore(Store):
     def name(self) -> str:
         return self._client.name
 
+    @property
+    def identity(self) -> str:
+        datacenter = self._client.config.datacenter
+        return f"{self.name}?datacenter={datacenter}" if datacenter else self.name
+
     def check(self) -> None:
         what = "looking for the leader"
         response = self._client.call("GET", "/v1/status/leader", what)

@@ -85,6 +85,10 @@ class PostgresStore(Store):
     def name(self) -> str:
         return f"postgres://{self.config.address}"
 
+    @property
+    def identity(self) -> str:
+        return f"{self.name}?schema={self.config.schema}"
+
     def check(self) -> None:
         self._row("checking", sql.SQL("SELECT revision FROM {}.head").format(self._schema))
 

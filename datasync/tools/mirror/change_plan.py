@@ -50,11 +50,12 @@ class ChangePlan:
         self.written: list[str] = []
         self.held: list[str] = []
         self._prefix = prefix
+        taken: dict[str, str] = {}  # by the event itself: the keys of the destination, and of the source
         changes: Any = event.get_changes()
         for revision, group in groupby(changes, key=lambda change: change.revision):
             ops: list[WriteOp] = []
             for change in group:
-                key = self._place(change.key, keys, copied)
+                key = self._place(change, keys, copied, taken)
                 if key is None:
                     continue
                 absolute = prefix + key
@@ -62,9 +63,8 @@ class ChangePlan:
                     self._leave_out(change.key, lifetimes.left_out[change.key])
                     continue
                 if change.op is not Op.DELETE:
+                    taken[key] = change.key
                     ops.append(PutOp(absolute, change.raw, lifetimes.seconds.get(change.key)))
-                elif key not in copied:
-                    continue
                 elif may_delete:
                     ops.append(DeleteOp(absolute))
                 else:
@@ -92,11 +92,18 @@ class ChangePlan:
         if why is not None:
             self.rejected[key] = why
 
-    def _place(self, key: str, keys: KeyMap, copied: Mapping[str, str]) -> str | None:
+    def _place(self, change: Any, keys: KeyMap, copied: Mapping[str, str], taken: Mapping[str, str]) -> str | None:
+        """Return the key in the destination; None if it has none, or its deletion concerns nothing there."""
+        key = change.key
         try:
             place = keys.destination_of(key)
-            if place is not None and copied.get(place, key) != key:
-                raise InvalidArgumentError(f"{key!r} and {copied[place]!r} have one place: {place!r}")
+            if place is None:
+                return None
+            other = taken.get(place) or copied.get(place, key)
+            if change.op is Op.DELETE:
+                return place if copied.get(place) == other == key else None
+            if other != key:
+                raise InvalidArgumentError(f"{key!r} and {other!r} have one place: {place!r}")
         except InvalidArgumentError as error:
             self.rejected[key] = error
             return None

@@ -27,7 +27,8 @@ class KeyMap:
       map_key: Renames what is not excluded.
 
     Raises:
-      InvalidArgumentError: *exclude* has something other than strings, or *map_key* is not a function.
+      InvalidArgumentError: *exclude* has something other than strings, *map_key* is not a function, or a prefix is one
+        of the records of mirrors.
 
     Threads: any.
     """
@@ -38,9 +39,13 @@ class KeyMap:
             raise InvalidArgumentError("exclude takes patterns of keys, each a string that is not empty")
         if map_key is not None and not callable(map_key):
             raise InvalidArgumentError(f"map_key must be a function, not {type(map_key).__name__}")
+        for one in (source_prefix, prefix):
+            if one.startswith(RECORDS):
+                raise InvalidArgumentError(f"{one!r} is where mirrors have their records: choose another prefix")
         # The records of mirrors are never copied: that of one store says nothing true about another one.
         self._records = _records_below(source_prefix), _records_below(prefix)
-        self._patterns = patterns
+        #: The patterns of keys that are left alone.
+        self.patterns = patterns
         self._map_key = map_key
 
     def destination_of(self, key: str) -> str | None:
@@ -51,24 +56,29 @@ class KeyMap:
         """
         if self._left_out(self._records[0], key):
             return None
-        if self._map_key is None:
-            return key
-        try:
-            mapped = self._map_key(key)
-        except Exception as error:
-            raise InvalidArgumentError(f"{key!r}: map_key failed with {type(error).__name__}") from error
-        if mapped is not None:
-            check_key(mapped, f"the result of map_key for {key!r}")
-        return mapped
+        mapped: str | None = key
+        if self._map_key is not None:
+            try:
+                mapped = self._map_key(key)
+            except Exception as error:
+                raise InvalidArgumentError(f"{key!r}: map_key failed with {type(error).__name__}") from error
+            if mapped is not None:
+                check_key(mapped, f"the result of map_key for {key!r}")
+        # Nor is anything copied to where the records of the destination are, our own lock among them.
+        return None if mapped is None or self._is_record(self._records[1], mapped) else mapped
 
     def concerns(self, key: str) -> bool:
         """Return True if *key* of the destination is the business of the mirror."""
         return not self._left_out(self._records[1], key)
 
     def _left_out(self, records: str, key: str) -> bool:
-        if records and key.startswith(records):
+        if self._is_record(records, key):
             return True
-        return bool(self._patterns) and any(fnmatchcase(key, pattern) for pattern in self._patterns)
+        return bool(self.patterns) and any(fnmatchcase(key, pattern) for pattern in self.patterns)
+
+    @staticmethod
+    def _is_record(records: str, key: str) -> bool:
+        return bool(records) and key.startswith(records)
 
 
 def _records_below(prefix: str) -> str:

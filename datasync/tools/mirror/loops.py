@@ -1,9 +1,11 @@
-"""Finds mirrors that lead back to the destination from which they read.
+"""Finds mirrors that lead back to the destination from which they read, or share keys of it with another one.
 
 Source: contract C23.
 """
 
 from __future__ import annotations
+
+from fnmatch import fnmatchcase
 
 from datasync.errors import InvalidArgumentError, PermissionDenied
 from datasync.keyval.api import Store
@@ -35,13 +37,17 @@ class LoopCheck:
     def check(self, target: MirrorTarget) -> bool:
         """Give *target* the origins of the source; return True if they are others than before.
 
-        Of the mirrors of a loop the one goes on that is older than the one before it.
+        Of the mirrors of a loop the one goes on that is older than the one before it, and of two mirrors with common
+        keys the older one. Of those the latter are not found in a destination without locks, where nothing shows
+        whether a mirror runs.
 
         Raises:
           MirrorLoopError: *target* is one of them.
-          StoreError: The source could not be read.
+          InvalidArgumentError: Another mirror writes keys of *target*.
+          StoreError: The source, or *target*, could not be read.
         """
         record = target.record
+        _check_alone(target, record)
         if record is not None and overlap(target.prefix, self._prefix) and self._is_same(target):
             raise MirrorLoopError(
                 f"{self._source.name}: {self._prefix!r} and {target.prefix!r} are prefixes of one store, and overlap"
@@ -77,6 +83,29 @@ class LoopCheck:
         if not self._told:
             log.warning("loops of mirrors cannot be found: allow to read %r: %s", RECORDS, error)
         self._told = True
+
+
+def _check_alone(target: MirrorTarget, record: MirrorRecord | None) -> None:
+    """Raise if an older mirror writes to a part of *target*, or to something of which it is a part."""
+    if not target.fenced:
+        return
+    for other in running_mirrors(target.store):
+        if other.prefix == target.prefix or not overlap(other.prefix, target.prefix):
+            continue
+        outer, inner = (target, other) if other.prefix.startswith(target.prefix) else (other, target)
+        if _leaves_alone(outer.excluded, inner.prefix[len(outer.prefix) :]):
+            continue
+        if record is None or record.since >= other.since:
+            raise InvalidArgumentError(
+                f"{target.store.name}: a mirror from {other.store} writes to {other.prefix!r}, and one to "
+                f"{target.prefix!r} would write to the same keys: exclude '{inner.prefix[len(outer.prefix) :]}*' from "
+                f"the one to {outer.prefix!r}, or end one of them"
+            )
+
+
+def _leaves_alone(patterns: tuple[str, ...], prefix: str) -> bool:
+    """Return True if every key with *prefix* matches one of *patterns*."""
+    return any(one.endswith("*") and fnmatchcase(prefix, one) for one in patterns)
 
 
 def _leads_to(target: MirrorTarget, record: MirrorRecord | None, path: tuple[Origin, ...]) -> bool:

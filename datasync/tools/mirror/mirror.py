@@ -22,7 +22,7 @@ from datasync.runtime.timeouts import Timeouts, check_seconds, check_timeout, de
 from datasync.tools.mirror.differences import Differences
 from datasync.tools.mirror.key_map import KeyMap, MapKey
 from datasync.tools.mirror.lifetimes import Lifetimes
-from datasync.tools.mirror.loops import LoopCheck, MirrorLoopError
+from datasync.tools.mirror.loops import LoopCheck
 from datasync.tools.mirror.record import location
 from datasync.tools.mirror.status import MirrorStatus
 from datasync.tools.mirror.target import DisplacedError, MirrorTarget
@@ -113,7 +113,8 @@ class PrefixMirror(Closable):
         self._source = source
         self._guard = ForkGuard("the mirror")
         self._closing = Flag()
-        self._target = MirrorTarget(destination, prefix, location(source), source_prefix, lock_ttl)
+        keys = KeyMap(source_prefix, prefix, exclude, map_key)
+        self._target = MirrorTarget(destination, prefix, location(source), source_prefix, lock_ttl, keys.patterns)
         self._plugin: Plugin = Plugin(
             source,
             source_prefix,
@@ -125,7 +126,7 @@ class PrefixMirror(Closable):
             NAME,
             self._plugin,
             self._target,
-            KeyMap(source_prefix, prefix, exclude, map_key),
+            keys,
             delete=delete,
             max_delete=max_delete,
             max_txn_ops=max_txn_ops,
@@ -193,7 +194,7 @@ class PrefixMirror(Closable):
             self._plugin.registry.request_resync(NAME)
 
     def release_deletes(self) -> None:
-        """Compare again, and let all deletes go on that the guard holds."""
+        """Compare again, and let the deletes go on that the guard holds now, and no others."""
         self._transfer.release_deletes()
         self.verify()
 
@@ -251,6 +252,7 @@ class PrefixMirror(Closable):
         self._closing.set()
         self._target.forget()
         self._transfer.compared.set()
+        self._looker.signal()
         if self._consumer is not None:
             self._consumer.close()
 
@@ -267,7 +269,7 @@ class PrefixMirror(Closable):
                     due = time.monotonic() + (self._verify_every or 0.0)
                 if late or changed or not self._transfer.owns:
                     self.verify()
-            except (MirrorLoopError, ClosedError) as error:
+            except (InvalidArgumentError, ClosedError) as error:
                 if not self._closing.is_set():
                     self._fail(error)
             except DatasyncError as error:

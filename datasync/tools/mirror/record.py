@@ -22,7 +22,8 @@ from datasync.keyval.types import Capability
 RECORDS = "datasync/mirrors/"
 _LOCK = "/lock"
 #: Names of stores that mean another store on another machine.
-_LOCAL = re.compile(r"^(sqlite|file|memory):|[/,](localhost|127\.|\[::1\])")
+_LOCAL = re.compile(r"^(sqlite|file|memory):|:///|[/,](localhost|127\.|\[::1\])")
+_MEMORY = "memory://"
 _NODE = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
 
 
@@ -49,6 +50,7 @@ class MirrorRecord:
       copying: True while the destination is between that revision and a later one.
       since: When the writer began, in seconds of the epoch.
       origins: The origins of what is in the source.
+      excluded: The patterns of keys that the mirror leaves alone.
     """
 
     mirror_id: str
@@ -61,6 +63,7 @@ class MirrorRecord:
     copying: bool
     since: float
     origins: tuple[Origin, ...] = ()
+    excluded: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
         """Return the record as JSON."""
@@ -72,8 +75,9 @@ class MirrorRecord:
         try:
             fields = json.loads(data)
             fields["origins"] = tuple(Origin(*one) for one in fields["origins"])
+            fields["excluded"] = tuple(fields.get("excluded", ()))
             record = cls(**fields)
-            texts = (record.mirror_id, record.store, record.source_prefix, record.prefix)
+            texts = (record.mirror_id, record.store, record.source_prefix, record.prefix, *record.excluded)
             return record if all(isinstance(text, str) for text in texts) else None
         except (ValueError, TypeError, KeyError):
             return None
@@ -94,8 +98,14 @@ def lock_name(prefix: str) -> str:
 
 
 def location(store: StoreDriver) -> str:
-    """Return a text that is the same for the same store; with the host where its name means a store of this host."""
-    return f"{store.name} on {_NODE}" if _LOCAL.search(store.name) else store.name
+    """Return a text that no other store has; with the host, or the process, within which its name means this store."""
+    identity = store.identity
+    if not _LOCAL.search(identity):
+        return identity
+    if not identity.startswith(_MEMORY):
+        return f"{identity} on {_NODE}"
+    nameless = f", {id(store):x}" if identity == _MEMORY else ""
+    return f"{identity} of process {os.getpid()} on {_NODE}{nameless}"
 
 
 def overlap(one: str, other: str) -> bool:

@@ -42,18 +42,28 @@ class MirrorTarget:
     Args:
       location: Of the source, for the record.
       source_prefix: Of the source, for the record.
+      excluded: Patterns of keys that are left alone, for the record.
       lock_ttl: Seconds after which the lock of a mirror that died is free; None for the ``session_ttl`` of the store.
 
     Threads: one writes; ``cancel`` and the properties from any.
     """
 
-    def __init__(self, store: Store, prefix: str, location: str, source_prefix: str, lock_ttl: float | None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        location: str,
+        source_prefix: str,
+        lock_ttl: float | None,
+        excluded: tuple[str, ...] = (),
+    ) -> None:
         self.store = store
         self.prefix = prefix
         #: The origins of the source, which each transaction records.
         self.origins: tuple[Origin, ...] = ()
         self._key = record_key(prefix)
         self._source = location, source_prefix
+        self.excluded = excluded
         self._conditional = Capability.CAS in store.capabilities
         self._identity = f"{os.getpid()} {uuid.uuid4().hex}"
         self._lock: Lock | None = None
@@ -105,6 +115,7 @@ class MirrorTarget:
             copying=True,
             since=time.time(),
             origins=self.origins,
+            excluded=self.excluded,
         )
         self._write((), record, None if found is None else found.value)
         return True

@@ -88,7 +88,7 @@ class Transfer:
         self._writer = BatchWriter(self._commit, max_txn_ops)
         self._live = Capability.HISTORY in plugin.store.capabilities
         self._paused = Flag()
-        self._released = False
+        self._released: frozenset[str] = frozenset()  # keys whose deletes need no more guard
         #: Set after the first comparison, or when the mirror failed.
         self.compared = Flag()
         self.differences: Differences | None = None
@@ -122,8 +122,9 @@ class Transfer:
         self._paused.clear()
 
     def release_deletes(self) -> None:
-        """Let the deletes of the next comparison go on, whatever their number."""
-        self._released = True
+        """Let the deletes that are held now go on with the next comparison, whatever their number."""
+        with self._lock:
+            self._released = frozenset(self._guard.held)
 
     # Events.
 
@@ -242,16 +243,17 @@ class Transfer:
         return (pair for pair in pairs if pair.key not in left_out and self._keys.concerns(pair.key))
 
     def _deletes(self, found: Differences) -> list[str]:
-        """Return the keys to delete; those that are too many are held."""
+        """Return the keys to delete; those that are too many, and were not released, are held."""
         deletes = found.extra if self._delete else []
-        released, self._released = self._released, False
         with self._lock:
+            released, self._released = self._released, frozenset()
             self._guard.release()
-            if released or self._guard.admits(len(deletes), found.known):
+            others = [key for key in deletes if key not in released] if released else deletes
+            if self._guard.admits(len(others), found.known):
                 return deletes
-            self._guard.hold(deletes)
-        self._tell_held(len(deletes), found.known)
-        return []
+            self._guard.hold(others)
+        self._tell_held(len(others), found.known)
+        return [key for key in deletes if key in released]
 
     def _write_differences(
         self, puts: Sequence[tuple[str, Pair[Any], float | None]], deletes: Sequence[str], revision: int
