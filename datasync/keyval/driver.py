@@ -128,6 +128,8 @@ class StoreDriver(Closable):
     #: True if a stream of a store without HISTORY can continue from the last revision that a listing or stream of this
     #: store object reached. It raises ``CompactedError`` where it cannot.
     resumes: bool = False
+    #: False if no other process has the data.
+    shared: bool = True
 
     @property
     def places(self) -> Places:

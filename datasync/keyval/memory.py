@@ -180,6 +180,7 @@ class MemoryStore(Store):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
+    shared = False
 
     def __init__(self, name: str = "", *, history: int = HISTORY, data: MemoryData | None = None) -> None:
         check_setting("history", history, zero=True)
