@@ -18,6 +18,7 @@ from uuid import uuid4
 import pytest
 
 from datasync import View, codecs
+from datasync.commits import Batch, Commit
 from datasync.events import ResyncReason
 from datasync.grpcsync import serve as serve_grpc
 from datasync.keyval import connect
@@ -25,7 +26,6 @@ from datasync.kvdbsync.plugin import Plugin
 from datasync.metrics.health import version
 from datasync.restsync import Adapter, Server, serve
 from datasync.restsync.app.dashboard import PAGE, PAGE_POLICY
-from datasync.syncbase import ChangeBytes
 from tests.conftest import CANARY, PATIENT, absent, wait_until
 from tests.restsync.support import Http, Subscriber
 from tests.support.executables import system
@@ -206,7 +206,8 @@ def test_a_rejected_key_says_why_and_when_it_comes_again(
     # given a key that is rejected when nobody waits, among others that are not
     fill(shown)
     page.open(f"{shown.url}/", size, dark=dark)
-    adapter.registry.submit_changes({"net/zz/refuse": ChangeBytes("net/zz/refuse", b'{"mtu":20000}')})
+    revision = adapter.registry.revision + 1
+    adapter.registry.feed_changes(Batch(revision, [Commit(revision, [("net/zz/refuse", b'{"mtu":20000}')])]))
     # then it stands first, with the reason and the time
     page.wait("rejected", "agent: ValueError: not with me", "next attempt in", place="#keys .row.rejected")
     assert page.text("#keys .row .grow") == "net/zz/refuse"

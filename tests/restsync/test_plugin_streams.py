@@ -54,8 +54,8 @@ def test_c2_a_stream_of_a_plugin_that_has_run_for_long_has_one_snapshot(store: S
     # and the stream resumes after its last event
     broker.put("app/d", b"4")
     with Stream(adapter, last_id=identity) as stream:
-        name, document, _ = take(stream.queue)
-        assert (name, [one["key"] for one in document["changes"]]) == ("change", ["d"])
+        document = stream.until("change")[1]
+        assert [one["key"] for one in document["changes"]] == ["d"]
     adapter.close()
 
 
