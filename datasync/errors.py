@@ -14,6 +14,8 @@ from datasync.runtime.wording import counted
 
 #: Keys that the text of one error lists.
 LISTED = 10
+#: Characters of the text of one error in a status.
+BRIEF_TEXT = 200
 #: Characters of one text in an error that a transport sends.
 MAX_TEXT = 4000
 
@@ -287,6 +289,14 @@ def error_text(error: BaseException) -> str:
     if type(error) is DatasyncError and text:  # such as one that another process reported: the text names the class
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def brief_text(error: BaseException) -> str:
+    """Return the text of *error* without its class name, in ``BRIEF_TEXT`` characters; empty when it has none."""
+    try:
+        return str(error)[:BRIEF_TEXT]
+    except Exception:  # an error of user code may be unable to tell its text
+        return ""
 
 
 def _parts(error: BaseException) -> Iterable[BaseException]:

@@ -130,6 +130,8 @@ class StoreDriver(Closable):
     resumes: bool = False
     #: True if a stream soon tells the revision of every commit, also of those that are not under its prefix.
     tells_every_revision: bool = False
+    #: False if no other process has the data.
+    shared: bool = True
 
     @property
     def places(self) -> Places:

@@ -169,6 +169,7 @@ class MemoryStore(Store):
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.PREV_VALUE}
     tells_every_revision = True
+    shared = False
 
     def __init__(self, name: str = "", *, history: int = HISTORY, data: MemoryData | None = None) -> None:
         check_setting("history", history, zero=True)

@@ -24,6 +24,7 @@ from datasync.syncbase.change import ChangeBytes, ChangeResp, KeyVal, KeyValByte
 
 CONTENT_JSON = "application/json"
 CONTENT_PROTO = "application/x-protobuf"
+CONTENT_BYTES = "application/octet-stream"
 CONTENT_EVENTS = "text/event-stream"
 
 _JSON, _PROTO = SerializerJSON(), SerializerProto()
@@ -31,7 +32,7 @@ SERIALIZERS: dict[str, Serializer] = {
     CONTENT_JSON: _JSON,
     CONTENT_PROTO: _PROTO,
     "application/protobuf": _PROTO,
-    "application/octet-stream": _PROTO,
+    CONTENT_BYTES: _PROTO,
 }
 #: Nesting levels of a JSON value: the limit of protojson. A list or an event wraps a value in a few more levels, and
 #: must be readable wherever the value was.
@@ -95,8 +96,8 @@ def content_of(key: str, value: object) -> tuple[bytes, str]:
         return value.data or b"", value.content_type
     if isinstance(value, KeyValBytes):
         return value.data or b"", CONTENT_PROTO if isinstance(value.serializer, SerializerProto) else CONTENT_JSON
-    if isinstance(value, bytes):
-        return value, CONTENT_JSON
+    if isinstance(value, bytes):  # of a store, which keeps no type
+        return value, CONTENT_JSON if _is_json(value) else CONTENT_BYTES
     if isinstance(value, (ChangeResp, StateKeyVal)):  # from an event of another source
         if isinstance(value.payload, bytes):
             return value.payload, CONTENT_PROTO if isinstance(value.serializer, SerializerProto) else CONTENT_JSON
@@ -144,7 +145,7 @@ def item_of(
     if (
         content_type == CONTENT_JSON
         and b"\r" not in content
-        and (isinstance(value, ReceivedValue) or _is_json(content))
+        and (isinstance(value, (ReceivedValue, bytes)) or _is_json(content))
     ):
         return f'{head},"value":{content.decode()}}}'
     return f'{head},"data":"{base64.b64encode(content).decode()}"}}'

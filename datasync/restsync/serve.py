@@ -9,6 +9,7 @@ from datasync.errors import InvalidArgumentError
 from datasync.restsync.app.adapter import Adapter
 from datasync.restsync.app.application import Application
 from datasync.restsync.app.host_check import LOOPBACK
+from datasync.restsync.app.store_adapter import StoreTransport
 from datasync.restsync.httpd.connection import DEFAULT_LIMITS, ConnectionLimits
 from datasync.restsync.httpd.server import Server, ServerTls, make_server_context
 from datasync.runtime.logs import get_logger
@@ -18,7 +19,7 @@ log = get_logger(__name__)
 
 def serve(
     address: str | tuple[str, int],
-    adapter: Adapter | Application,
+    adapter: Adapter | Application | StoreTransport,
     *,
     tls: ServerTls | None = None,
     max_connections: int = DEFAULT_LIMITS.connections,
@@ -32,9 +33,9 @@ def serve(
 
     Args:
       address: ``host:port`` or a pair; port 0 takes a free port. There is no default address.
-      adapter: It stays open when the server closes. An ``Application`` is served with the options that it has. On
-        loopback and without a token, requests must be addressed to ``localhost``, to an address of loopback, to the
-        host of *address*, or to one of ``allowed_hosts``.
+      adapter: As for ``Application``; it stays open when the server closes. An ``Application`` is served with the
+        options that it has. On loopback and without a token, requests must be addressed to ``localhost``, to an address
+        of loopback, to the host of *address*, or to one of ``allowed_hosts``.
       tls: Certificate for HTTPS: a context, or files.
       max_connections: Connections at once; one more gets 503.
       read_timeout, body_timeout, write_timeout, keep_alive: Seconds for a whole head, for a whole body, for the client

@@ -26,7 +26,7 @@ from datasync.runtime.timers import Timers
 from datasync.runtime.waiters import Waiters
 from datasync.syncbase.change import ChangeResp, StateKeyVal
 from datasync.syncbase.futures import PropagationFuture
-from datasync.syncbase.state import PrevRevisions
+from datasync.syncbase.state import FrozenState, PrevRevisions
 from datasync.syncbase.status import SourceHealth
 
 log = get_logger(__name__)
@@ -232,10 +232,24 @@ class Mirror(Closable):
 
     def snapshot(self, prefix: str = "") -> tuple[int, Iterator[StateKeyVal]]:
         """Return the current revision, and the pairs under *prefix* at it. They are made lazily, while you iterate."""
+        revision, state = self.frozen()
+        return revision, self._state.pairs(state, prefix)
+
+    def frozen(self) -> tuple[int, FrozenState]:
+        """Return the current revision, and a copy of the state at it, which all readers share until it changes."""
         self._core.guard.check()
         with self._core.lock:
-            revision, state = self._state.revision, self._state.freeze()
-        return revision, self._state.pairs(state, prefix)
+            return self._state.revision, self._state.freeze()
+
+    @property
+    def closed(self) -> bool:
+        """True after ``close``."""
+        return self._core.health.closed
+
+    @property
+    def lost(self) -> bool:
+        """True while the source cannot be reached."""
+        return self._core.health.lost_by is not None
 
     @property
     def revision(self) -> int:

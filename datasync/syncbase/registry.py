@@ -12,7 +12,8 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from queue import Queue
 from typing import Any, cast
 
@@ -364,14 +365,17 @@ class Registry(Mirror):
         with self._lock:
             return self._router.errors_locked(key)
 
-    def observe(self, observer: Observer) -> None:
+    def observe(self, observer: Observer) -> Callable[[], None]:
         """Call *observer* for every transaction from now on, in order, before any subscriber receives it.
+
+        Returns a function that ends that; it may be called twice.
 
         The registry's lock is held during the call: *observer* may take notes, and must not call the registry.
         """
         self._guard.check()
         with self._lock:
             self._core.observers = (*self._core.observers, observer)
+        return partial(self._forget, observer)
 
     @property
     def subscriptions(self) -> dict[str, Subscription]:
@@ -422,6 +426,10 @@ class Registry(Mirror):
         monitoring.dismiss(self)
         self._core.run_deferred()
         self._core.timers.close()
+
+    def _forget(self, observer: Observer) -> None:
+        with self._lock:
+            self._core.observers = tuple(one for one in self._core.observers if one != observer)
 
     # Under the lock.
 

@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
-from datasync.errors import Permanent, Rejected, RetryAfter
+from datasync.errors import Permanent, Rejected, RetryAfter, brief_text
 from datasync.runtime.timeouts import Timeouts
 from datasync.syncbase.change import DELETE, PUT, ChangeResp, Payload, StateKeyVal, new_change_resp, new_state_key_val
 from datasync.syncbase.core import MAX_BATCH, Waiter
@@ -41,6 +41,7 @@ class OwedKey:
     #: The value that the subscriber accepted last, which is the previous value of the redelivery.
     accepted: Accepted
     error: str = ""
+    reason: str = ""
     attempts: int = 0
     #: Monotonic time of the next redelivery.
     due: float = NEVER
@@ -89,8 +90,8 @@ class OwedKeys:
         #: (time, ticket, key); an entry whose ticket is not the last one of the key is outdated.
         self._heap: list[tuple[float, int, str]] = []
         self._ticket = 0
-        #: Keys whose rejection was reported to a caller, with error and event: marks only, these do not come again.
-        self._told: dict[str, tuple[str, int]] = {}
+        #: Keys whose rejection a caller was told, with error, event and reason: marks only, these do not come again.
+        self._told: dict[str, tuple[str, int, str]] = {}
         #: Monotonic time of the RESYNC that replaces too many owed keys; None when none is planned.
         self.resync_at: float | None = None
         self._resyncs = 0  # that did not help, one after the other
@@ -130,14 +131,14 @@ class OwedKeys:
         owed.attempts += 1
         owed.since = max(owed.since, number)
         owed.alone = redelivery and (whole or owed.alone)
-        owed.error = type(error).__name__
+        owed.error, owed.reason = type(error).__name__, brief_text(error)
         self._plan(key, owed, self._next(error, owed.attempts, jitter))
 
     def doubt(self, key: str, number: int, accepted: Accepted, *, jitter: float) -> None:
         """Note that an old event with *key* was handled only now, maybe after newer ones up to *number*."""
         owed = self._keys.get(key)
         if owed is None:
-            owed = self._keys[key] = OwedKey(accepted, "DoneTimeout", 1, owed_at=self._now())
+            owed = self._keys[key] = OwedKey(accepted, "DoneTimeout", attempts=1, owed_at=self._now())
         owed.since = number
         planned = 0.0 if owed.due == NEVER else owed.due
         self._plan(key, owed, max(planned, self._now() + self._delay(owed.attempts, jitter)))
@@ -145,7 +146,7 @@ class OwedKeys:
     def unchanged_since(self, key: str, number: int) -> bool:
         """Return True if the event with *number*, which was given up, is the newest that failed for *key*."""
         owed = self._keys.get(key)
-        return self._told.get(key, ("", 0))[1] == number if owed is None else owed.since == number - 1
+        return self._told.get(key, ("", 0, ""))[1] == number if owed is None else owed.since == number - 1
 
     def accept(self, key: str, number: int, value: Accepted) -> None:
         """Note that *key* was accepted with *value* in the event *number*."""
@@ -164,7 +165,7 @@ class OwedKeys:
 
     def tell(self, key: str, error: BaseException, number: int) -> None:
         """Mark *key* as rejected in the event *number*; its caller was notified, and decides."""
-        self._told[key] = (type(error).__name__, number)
+        self._told[key] = (type(error).__name__, number, brief_text(error))
         if len(self._told) > MAX_OWED:
             del self._told[next(iter(self._told))]
 
@@ -267,10 +268,10 @@ class OwedKeys:
     def status(self) -> dict[str, OwedStatus]:
         """Return every key that was not accepted."""
         now = self._now()
-        marks = {key: OwedStatus(error, 1, None) for key, (error, _) in self._told.items()}
+        marks = {key: OwedStatus(error, 1, None, reason) for key, (error, _, reason) in self._told.items()}
         for key, owed in self._keys.items():
             next_in = None if owed.due == NEVER else max(0.0, owed.due - now)
-            marks[key] = OwedStatus(owed.error, owed.attempts, next_in)
+            marks[key] = OwedStatus(owed.error, owed.attempts, next_in, owed.reason)
         return marks
 
     def figures(self) -> tuple[int, float | None]:
@@ -283,7 +284,7 @@ class OwedKeys:
     def error(self, key: str) -> str | None:
         """Return the class name of the error of *key*; None when it is not owed."""
         owed = self._keys.get(key)
-        return self._told.get(key, (None, 0))[0] if owed is None else owed.error
+        return self._told.get(key, (None, 0, ""))[0] if owed is None else owed.error
 
     def _plan(self, key: str, owed: OwedKey, due: float) -> None:
         owed.due = due

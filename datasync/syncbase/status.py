@@ -55,12 +55,13 @@ class SubscriptionState(str, Enum):
 class OwedStatus:
     """A key that was not accepted: the class name of its ``error``, the ``attempts`` so far, and seconds to the next.
 
-    ``next_in`` is None when the key is not delivered again before it changes.
+    ``next_in`` is None when the key is not delivered again before it changes. ``reason`` begins the text of the error.
     """
 
     error: str
     attempts: int
     next_in: float | None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ class SubscriptionStatus:
     ``owed`` has every key that was not accepted. ``resync_in`` is the seconds until the RESYNC that repeats a failed
     one, or that replaces too many owed keys; None when none is planned. ``late`` counts acknowledgements after more
     than ``DEFAULT_NOTIF_TIMEOUT``. They also count as ok or failed, unless the event was abandoned before.
-    ``resync_due`` is True when a RESYNC is about to be put.
+    ``resync_due`` is True when a RESYNC is about to be put. ``accepted`` is the seconds since the subscriber accepted
+    an event, None before the first time.
     """
 
     state: SubscriptionState
@@ -85,6 +87,7 @@ class SubscriptionStatus:
     owed: Mapping[str, OwedStatus] = field(default_factory=dict)
     resync_in: float | None = None
     resync_due: bool = False
+    accepted: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,8 +36,8 @@ class Subscription:
     # fmt: off
     __slots__ = (
         "_abandon", "_alarm", "_closed", "_core", "_failed", "_failing", "_full_since", "_in_flight", "_last_error",
-        "_late_count", "_max_in_flight", "_now", "_ok", "_remind", "_resync_in_flight", "_resyncs", "_timeouts",
-        "_turn", "_undelivered", "change_queue", "codec", "name", "prefixes", "resync_queue", "source",
+        "_late_count", "_max_in_flight", "_now", "_ok", "_ok_at", "_remind", "_resync_in_flight", "_resyncs",
+        "_timeouts", "_turn", "_undelivered", "change_queue", "codec", "name", "prefixes", "resync_queue", "source",
     )
     # fmt: on
 
@@ -68,6 +68,7 @@ class Subscription:
         self._full_since: float | None = None
         self._alarm = Alarm(core.timers)
         self._ok = self._failed = self._late_count = 0
+        self._ok_at: float | None = None
         self._resyncs: Counter[ResyncReason] = Counter()
         self._last_error: BaseException | None = None
         self._failing = Failing(core.source, name)
@@ -165,6 +166,7 @@ class Subscription:
             owed=waiting.owed.status(),
             resync_in=resync_in,
             resync_due=resync_due,
+            accepted=None if self._ok_at is None else now - self._ok_at,
         )
 
     def figures_locked(self) -> SubscriptionFigures:
@@ -241,7 +243,7 @@ class Subscription:
         del self._in_flight[event]
         self._last_error = error
         if error is None:
-            self._ok += 1
+            self._ok, self._ok_at = self._ok + 1, now
         else:
             self._failed += 1
         if isinstance(event, QueuedResync):

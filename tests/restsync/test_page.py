@@ -6,8 +6,10 @@ Screenshots are kept in the folder that the variable ``DATASYNC_SCREENSHOTS`` na
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,19 @@ from uuid import uuid4
 
 import pytest
 
+from datasync import View, codecs
+from datasync.commits import Batch, Commit
+from datasync.events import ResyncReason
+from datasync.grpcsync import serve as serve_grpc
 from datasync.keyval import connect
 from datasync.kvdbsync.plugin import Plugin
+from datasync.metrics.health import version
 from datasync.restsync import Adapter, Server, serve
 from datasync.restsync.app.dashboard import PAGE, PAGE_POLICY
 from tests.conftest import CANARY, PATIENT, absent, wait_until
 from tests.restsync.support import Http, Subscriber
 from tests.support.executables import system
+from tests.support.running import Running
 
 browser = pytest.mark.browser
 
@@ -188,6 +196,91 @@ def test_clicking_and_typing_through_the_page(page: Page, shown: Server, subscri
     # when the link at the bottom is followed / then that is the document
     page.click("footer a")
     page.wait('"openapi": "3.0.3"')
+
+
+@browser
+@pytest.mark.parametrize(("size", "dark"), [(LAPTOP, False), (PHONE, True)])
+def test_a_rejected_key_says_why_and_when_it_comes_again(
+    page: Page, shown: Server, adapter: Adapter, subscriber: Subscriber, size: tuple[int, int], dark: bool
+) -> None:
+    # given a key that is rejected when nobody waits, among others that are not
+    fill(shown)
+    page.open(f"{shown.url}/", size, dark=dark)
+    revision = adapter.registry.revision + 1
+    adapter.registry.feed_changes(Batch(revision, [Commit(revision, [("net/zz/refuse", b'{"mtu":20000}')])]))
+    # then it stands first, with the reason and the time
+    page.wait("rejected", "agent: ValueError: not with me", "next attempt in", place="#keys .row.rejected")
+    assert page.text("#keys .row .grow") == "net/zz/refuse"
+    page.shoot(f"rejected-{'phone-dark' if dark else 'laptop-light'}")
+    # when a request fails / then a click on it leads to its key
+    http = Http(shown.url)
+    http.put("net/refuse/this", 1)
+    http.close()
+    page.wait("422", place="#events")
+    page.click("#events .link")
+    wait_until(lambda: "eth0" not in page.text("#keys"), "only that key is shown")
+    assert page.text("#keys .row .grow") == "net/refuse/this"
+    page.wait("not again until it changes", place="#keys .row.rejected")
+    # and the page says which process it is, and since when
+    for text in (socket.gethostname(), f"pid {os.getpid()}", f"datasync {version()}", "up "):
+        assert text in page.text("#process")
+    assert "last accepted" in page.text("#subscriptions")
+    assert "last success" in page.text("#event-count")
+    assert page.complaints() == []
+
+
+@browser
+@pytest.mark.parametrize(("size", "dark"), [(LAPTOP, False), (PHONE, True)])
+def test_everything_of_the_process_is_on_one_page_and_held_deletes_are_released_there(
+    page: Page, size: tuple[int, int], dark: bool
+) -> None:
+    # given a server that was told of nothing but its plugin, and a gRPC server and a view beside it
+    with (
+        connect(f"memory://{uuid4().hex}") as store,
+        Plugin(kv=store, prefix="app/", name="routers") as plugin,
+        serve_grpc("127.0.0.1:0", name="peers") as grpc,
+        View(plugin, "limits", "", codec=codecs.json, max_delete=1) as view,
+        serve("127.0.0.1:0", plugin, done_timeout=PATIENT) as server,
+    ):
+        with Subscriber(grpc.adapter, "net/"):
+            put = store.new_broker("app/").put
+            for number in range(4):
+                put(f"limit/{number}", b"1")
+            wait_until(lambda: len(view) == 4, "the view has all keys")
+            # when a full state lacks most of them
+            plugin.registry.feed_snapshot(plugin.registry.revision, {"limit/0": (1, b"1")}, ResyncReason.RECONNECTED)
+            # then they are held, and the page of that process shows them, and every transport
+            page.open(f"{server.url}/", size, dark=dark)
+            page.wait("view limits", "3 deletes held", "limit/3", place="#held")
+            page.wait("routers", "peers", place="#sources")
+            page.shoot(f"held-{'phone-dark' if dark else 'laptop-light'}")
+            # when the button is pressed once / then it asks, and nothing has happened
+            page.click("#held button")
+            page.wait("Really delete 3 keys", place="#held")
+            assert len(view) == 4
+            # when it is pressed again / then they are gone
+            page.click("#held button.armed")
+            wait_until(lambda: len(view) == 1, "the deletes were released")
+            wait_until(lambda: not page.text("#held"), "nothing is held")
+            assert page.complaints() == []
+
+
+@browser
+def test_the_page_of_the_command_has_no_buttons_when_it_only_reads(page: Page, tmp_path: Path) -> None:
+    # given ``datasync serve --read-only``, as an operator starts it
+    url = f"sqlite://{tmp_path}/app.db"
+    with connect(url) as store:
+        store.new_broker().put("limit", b"1")
+    with Running("-m", "datasync", "serve", url, "--listen", "127.0.0.1:0", "--read-only") as command:
+        command.wait_for("press Ctrl-C")
+        found = re.search(r"at (http://\S+),", command.output)
+        assert found is not None
+        page.open(f"{found[1]}/")
+        page.wait("limit", place="#keys")
+        page.wait("pid ", "datasync ", place="#process")
+        assert page.find("#held-section").is_displayed() is False
+        assert json.loads(Http(found[1])("GET", "/status").data)["releases"] is False
+        assert page.complaints() == []
 
 
 @browser

@@ -204,7 +204,13 @@ def test_c18_the_page_has_the_owed_keys_and_no_value_of_them(adapter: Adapter, j
     assert document is not None
     (shown,) = document["sources"][0]["subscriptions"]
     assert (shown["state"], shown["owed"]["total"], len(shown["owed"]["items"])) == ("failing", 25, 20)
-    assert shown["owed"]["items"][0] == {"key": "net/00", "error": "Permanent", "attempts": 1, "next_in": None}
+    assert shown["owed"]["items"][0] == {
+        "key": "net/00",
+        "error": "Permanent",
+        "reason": "never 0",
+        "attempts": 1,
+        "next_in": None,
+    }
     assert shown["resync_in"] is None
     assert document["sources"][0]["keys"]["items"][0]["not_accepted"] == {"agent": "Permanent"}
     assert CANARY not in json.dumps(document)

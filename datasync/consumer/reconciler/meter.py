@@ -32,6 +32,7 @@ class Meter:
 
     Args:
       leading: Tells whether the reconciler leads, or needs no leader; called with *lock* held, which guards *work*.
+      release: Lets the held deletes go on; returns their keys.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class Meter:
         lock: threading.RLock,
         now: Callable[[], float],
         leading: Callable[[], bool],
+        release: Callable[[], list[str]],
     ) -> None:
+        self.release = release
         self.name, self._workers = name, workers
         self._work, self._lock, self._now, self._leading = work, lock, now, leading
         self._tally: monitoring.Tally | None = None
@@ -67,6 +70,12 @@ class Meter:
         if result == "rejected":
             tally.count("queue_retries")
         tally.time("reconcile", self._now() - call.started)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The keys whose deletes are held."""
+        with self._lock:
+            return tuple(self._work.guard.held)
 
     def figures(self) -> ReconcilerFigures:
         """Return the numbers of this moment."""

@@ -172,7 +172,9 @@ class Reconciler(Closable, Generic[T]):
             name, prefixes, codec, dependencies, self._work, others, self._lock,
             count_sources(self._registration), self._wake_workers, clock.monotonic,
         )  # fmt: skip
-        self._meter = Meter(name, workers, self._work, self._lock, clock.monotonic, lambda: bool(self._leading))
+        self._meter = Meter(
+            name, workers, self._work, self._lock, clock.monotonic, lambda: bool(self._leading), self.release
+        )
         self._reader = Worker(f"consumer-events-{name}", self._read, wake=self._inbox.wake.set)
         self._workers: list[Worker] = []
         self._running = workers

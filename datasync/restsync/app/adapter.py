@@ -8,7 +8,8 @@ from __future__ import annotations
 import uuid
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
-from itertools import takewhile
+from contextvars import Context
+from itertools import islice, takewhile
 from queue import Queue
 from typing import Any
 
@@ -17,7 +18,7 @@ from datasync.restsync.app.replay_buffer import HISTORY, ReplayBuffer
 from datasync.restsync.encoding import check_sendable
 from datasync.runtime.closing import Closable
 from datasync.runtime.threads import ForkGuard
-from datasync.syncbase.change import StateKeyVal
+from datasync.syncbase.change import DEFAULT_SERIALIZER, StateKeyVal
 from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
@@ -25,18 +26,12 @@ from datasync.syncbase.state import FrozenState
 from datasync.syncbase.status import TransportStatus
 
 
-class ListedRegistry(Registry):
-    """The registry of an adapter: every value has bytes, and pages of its keys are in order.
+class SendableRegistry(Registry):
+    """The registry of an adapter: every value has bytes.
 
     ``submit_changes`` and ``submit_resync`` raise ``InvalidArgumentError`` for a value without bytes; then nothing is
     applied.
     """
-
-    def __init__(self, name: str, **options: Any) -> None:
-        super().__init__(name, **options)
-        # A copy of the state and its keys in order, while a client reads page after page. Sorting all keys for each
-        # page would take time by the square of their number. A thread that loses a race sorts once more.
-        self._listed: tuple[FrozenState, list[str]] | None = None
 
     def submit_changes(self, changes: Mapping[str, ChangeValue], **options: Any) -> PropagationFuture:
         check_sendable(changes)
@@ -45,22 +40,6 @@ class ListedRegistry(Registry):
     def submit_resync(self, values: Mapping[str, KeyVal], **options: Any) -> PropagationFuture:
         check_sendable(values)
         return super().submit_resync(values, **options)
-
-    def page(self, prefix: str, after: str, limit: int) -> tuple[int, list[StateKeyVal], bool]:
-        """Return the revision, at most *limit* pairs under *prefix* whose keys follow *after*, and whether more do.
-
-        Time: by the number of pairs on the page while the state stays the same, and by that of all keys after a change.
-        """
-        self._guard.check()
-        with self._lock:
-            revision, state = self._state.revision, self._state.freeze()
-        listed = self._listed
-        keys = listed[1] if listed is not None and listed[0] is state else sorted(state)
-        start = max(bisect_left(keys, prefix), bisect_right(keys, after))
-        found = list(takewhile(lambda key: key.startswith(prefix), keys[start : start + limit + 1]))
-        more = len(found) > limit
-        self._listed = (state, keys) if more else None  # nothing is kept for a client that has read everything
-        return revision, [self._state.view(key, state[key]) for key in found[:limit]], more
 
 
 class Adapter(Closable):
@@ -77,18 +56,39 @@ class Adapter(Closable):
     Threads: any.
     """
 
-    def __init__(self, name: str = "rest", *, history: int = HISTORY) -> None:
-        #: The state, for local reads: ``registry.get(key)``, ``registry.items(prefix)``.
-        self.registry = self._new_registry(name)
-        self.replay_buffer = ReplayBuffer(history)
-        #: Distinguishes the revisions of this process from those of an earlier or later one.
-        self.instance = uuid.uuid4().hex[:8]
-        self.guard = ForkGuard(f"the REST adapter {name!r}")
-        self.closed = False
-        self.registry.observe(self.replay_buffer.add)
+    #: True when every process with such an adapter has the same keys.
+    shared = False
+    #: True when a change of a key without a subscriber is rejected.
+    only_watched = True
+    #: True when every write is refused.
+    read_only = False
 
-    def _new_registry(self, name: str) -> ListedRegistry:
-        return ListedRegistry(name)
+    def __init__(self, name: str = "rest", *, history: int = HISTORY) -> None:
+        self._show(SendableRegistry(name), history)
+
+    def _show(self, registry: Registry, history: int = HISTORY) -> None:
+        """Make *registry* the one that the application shows."""
+        #: The state, for local reads: ``registry.get(key)``, ``registry.items(prefix)``.
+        self.registry = registry
+        self.replay_buffer = ReplayBuffer(history)
+        self.guard = ForkGuard(f"the REST adapter {registry.name!r}")
+        self._random = uuid.uuid4().hex[:8]
+        self._closed = False
+        # The state in order, while a client reads page after page: it is shared only as long as somebody has it.
+        self._listed: FrozenState | None = None
+        self._stop_observing = registry.observe(self.replay_buffer.add)
+        self.replay_buffer.begin(registry.revision)  # what came before was not observed
+
+    @property
+    def instance(self) -> str:
+        """Distinguishes the revisions of this history from those of another process, or from before a rewind."""
+        rewinds = self.registry.position.rewinds
+        return f"{self._random}.{rewinds}" if rewinds else self._random
+
+    @property
+    def closed(self) -> bool:
+        """True after ``close``."""
+        return self._closed or self.registry.closed
 
     def watch(
         self,
@@ -106,13 +106,61 @@ class Adapter(Closable):
         return self.registry.status()
 
     def wait_ready(self, timeout: float) -> None:
-        """Return at once: the adapter needs no connection to a source."""
+        """Wait until the source was read; an adapter without a store has none to wait for."""
         self.registry.wait_ready(timeout)
 
     def close(self) -> None:
         """End the subscriptions and the event streams; pending requests get 503. May be called twice."""
         if self.guard.forked:
             return
-        self.closed = True
-        self.registry.close()
+        self._closed = True
+        self._end()
         self.replay_buffer.wake()  # event streams end
+
+    def _end(self) -> None:
+        self.registry.close()
+
+    # For the application.
+
+    def get(self, key: str) -> StateKeyVal | None:
+        """Return the pair of *key*; None when there is none."""
+        return self.registry.get(key)
+
+    def page(self, prefix: str, after: str, limit: int) -> tuple[int, list[StateKeyVal], bool]:
+        """Return the revision, at most *limit* pairs under *prefix* whose keys follow *after*, and whether more do.
+
+        Time: by the number of pairs on the page while the state stays the same, and by that of all keys after a change.
+        """
+        revision, state = self.registry.frozen()
+        keys = state.sorted_keys
+        start = max(bisect_left(keys, prefix), bisect_right(keys, after))
+        found = list(takewhile(lambda key: key.startswith(prefix), islice(keys, start, start + limit + 1)))
+        more = len(found) > limit
+        self._listed = state if more else None  # nothing is kept for a client that has read everything
+        return revision, [StateKeyVal(key, *state[key], DEFAULT_SERIALIZER) for key in found[:limit]], more
+
+    def tag(self, revision: int, content: bytes) -> str:
+        """Return the entity tag of a key with *revision* and *content*; after its last dash is a number."""
+        return f"{self.instance}-{revision}"
+
+    def submit_changes(
+        self,
+        changes: Mapping[str, ChangeValue],
+        *,
+        ctx: Context,
+        timeout: float,
+        expected: Mapping[str, StateKeyVal | None] | None = None,
+    ) -> PropagationFuture:
+        """Apply *changes* as one transaction; see :meth:`datasync.syncbase.registry.Registry.submit_changes`.
+
+        Args:
+          expected: Key to the pair that ``get`` returned, and which must still be there.
+        """
+        revisions = None
+        if expected is not None:
+            revisions = {key: 0 if pair is None else pair.revision for key, pair in expected.items()}
+        return self.registry.submit_changes(changes, ctx=ctx, timeout=timeout, expected=revisions, only_watched=True)
+
+    def submit_resync(self, values: Mapping[str, KeyVal], *, ctx: Context, timeout: float) -> PropagationFuture:
+        """Make *values* the whole state; see :meth:`datasync.syncbase.registry.Registry.submit_resync`."""
+        return self.registry.submit_resync(values, ctx=ctx, timeout=timeout)

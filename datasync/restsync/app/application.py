@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
-from datasync.errors import ConflictError, DatasyncError, InvalidArgumentError
+from datasync.errors import ConflictError, DatasyncError
 from datasync.events import Op
 from datasync.metrics.endpoints import PATHS
 from datasync.metrics.health import check_max_stale
 from datasync.restsync.app.adapter import Adapter
-from datasync.restsync.app.dashboard import PAGE, PAGE_POLICY, MonitoredTransport, overview
+from datasync.restsync.app.dashboard import PAGE, PAGE_POLICY, Dashboard, MonitoredTransport
 from datasync.restsync.app.event_stream import StreamRequest, event_id, stream_events
 from datasync.restsync.app.host_check import HostCheck
 from datasync.restsync.app.openapi import document
@@ -31,18 +31,22 @@ from datasync.restsync.app.probes import probe
 from datasync.restsync.app.replay_buffer import RequestRecord
 from datasync.restsync.app.requests import (
     check_authorized,
+    check_unconditional,
     mounted_at,
     names_tag,
     number_of,
     read_changes,
     read_query,
+    read_release,
     read_resync,
     read_value,
     seconds_of,
+    tagged,
     text_of,
     trace_of,
     truth_of,
 )
+from datasync.restsync.app.store_adapter import StoreTransport, adapter_of
 from datasync.restsync.arguments import check_numbers
 from datasync.restsync.encoding import CONTENT_EVENTS, CONTENT_JSON, content_of, item_of
 from datasync.restsync.keys import (
@@ -61,7 +65,7 @@ from datasync.restsync.problems import Problem, problem_of
 from datasync.restsync.response import Response
 from datasync.runtime.logs import get_logger
 from datasync.runtime.tokens import TokenCheck
-from datasync.syncbase.change import ChangeBytes
+from datasync.syncbase.change import ChangeBytes, StateKeyVal
 from datasync.syncbase.futures import Outcome, PropagationFuture
 from datasync.syncbase.registry import RESYNC_DONE_TIMEOUT
 
@@ -92,15 +96,18 @@ class Application:
     """The WSGI application that feeds and shows *adapter*; ``wsgi_app`` is another name for it.
 
     Args:
-      adapter: It stays open when the application closes.
+      adapter: An adapter, or the plugin of a store, such as ``kvdbsync.Plugin``: its keys are those of the store, for
+        all worker processes of a server. It stays open when the application closes.
       token: Token that a request must carry as ``Authorization: Bearer``; several while one is being replaced; None
         accepts every request.
       allowed_hosts: Host names and addresses, without ports, that a request may be addressed to, and whose pages may
         write. None: every host, and pages of the host that they address; ``serve`` then limits a server on loopback
         that has no token.
       page: Serve the dashboard page at ``/``.
-      show_values: Show values on the page. A client that may read keys can read values in any case.
-      sources: Other transports of this process that the page shows too.
+      show_values: Show values on the page, of the adapter and of *sources*. A client that may read keys of the adapter
+        can read their values in any case.
+      sources: Other transports that the page shows too. Without any it shows the keys, not the values, of every
+        transport, view and reconciler of this process; with an empty list nothing but the adapter.
       max_body: Bytes of a value.
       max_resync: Bytes of a full state or a transaction.
       max_streams: Event streams at once; one more gets 503.
@@ -117,13 +124,13 @@ class Application:
 
     def __init__(
         self,
-        adapter: Adapter,
+        adapter: Adapter | StoreTransport,
         *,
         token: str | Iterable[str] | None = None,
         allowed_hosts: Iterable[str] | None = None,
         page: bool = True,
         show_values: bool = False,
-        sources: Sequence[MonitoredTransport] = (),
+        sources: Sequence[MonitoredTransport] | None = None,
         max_body: int = MAX_BODY,
         max_resync: int = MAX_RESYNC,
         max_streams: int = MAX_STREAMS,
@@ -136,8 +143,6 @@ class Application:
         self._tokens = TokenCheck(token)
         #: The hosts that requests may be addressed to.
         self.hosts = HostCheck(allowed_hosts)
-        if not isinstance(adapter, Adapter):
-            raise InvalidArgumentError(f"an application needs a restsync.Adapter, not a {type(adapter).__name__}")
         check_numbers(
             {
                 "max_body": max_body,
@@ -148,10 +153,9 @@ class Application:
                 "resync_timeout": resync_timeout,
             }
         )
-        self._adapter = adapter
+        self._adapter = adapter_of(adapter)
         self._page = page
-        self._show_values = show_values
-        self._sources = tuple(sources)
+        self._dashboard = Dashboard(self._adapter, sources, show_values=show_values)
         self._max_body = max_body
         self._max_resync = max_resync
         self._max_streams = max_streams
@@ -159,12 +163,13 @@ class Application:
         self._done_timeout = done_timeout
         self._resync_timeout = resync_timeout
         self._max_stale = max_stale
-        self._started = time.monotonic()
         self._closed = False
         self._lock = threading.Lock()  # guards _streams
         self._streams = 0
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ.get("wsgi.multiprocess"):
+            self._dashboard.note_workers()
         method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
         try:
             response = self._route(environ, path)
@@ -224,6 +229,8 @@ class Application:
             return _only(environ, GET=self._events)
         if path == "/status" and self._page:
             return _only(environ, GET=self._status)
+        if path == "/release" and self._page:
+            return _only(environ, POST=self._release)
         raise Problem("not-found", "see /openapi.json for the paths")
 
     # One key.
@@ -252,25 +259,26 @@ class Application:
         return response
 
     def _get(self, environ: WSGIEnvironment, key: str) -> Response:
-        pair = self._adapter.registry.get(key)
+        pair = self._adapter.get(key)
         if pair is None:
             raise _no_such_key(key, self._adapter.registry.revision)
         content, content_type = content_of(pair.key, pair.payload)
-        response = self._tagged(environ, pair.revision, Response(content, 200, content_type))
+        tag = self._adapter.tag(pair.revision, content)
+        response = tagged(environ, tag, Response(content, 200, content_type))
         if rejected := self._adapter.registry.not_accepted(key):
             response.headers[NOT_ACCEPTED_HEADER] = escape_names(rejected)
         return response
 
     def _put(self, environ: WSGIEnvironment, key: str) -> Response:
         value = read_value(environ, key, self._max_body)
-        created = self._adapter.registry.get(key) is None
+        created = self._adapter.get(key) is None
         outcome = self._commit(environ, key, value)
         response = _json_response(_written(key, outcome), 201 if created else 200)
-        response.headers["ETag"] = f'"{event_id(self._adapter, outcome.revision)}"'
+        response.headers["ETag"] = f'"{self._adapter.tag(outcome.revision, value.data or b"")}"'
         return response
 
     def _delete(self, environ: WSGIEnvironment, key: str) -> Response:
-        if self._adapter.registry.get(key) is None and not environ.get("HTTP_IF_MATCH"):
+        if self._adapter.get(key) is None and not environ.get("HTTP_IF_MATCH"):
             raise _no_such_key(key, self._adapter.registry.revision)
         outcome = self._commit(environ, key, ChangeBytes(key, op=Op.DELETE))
         if key in outcome.ignored:
@@ -289,21 +297,20 @@ class Application:
 
         return self._answered(change.get_change_type().value, key, submit)
 
-    def _expected(self, environ: WSGIEnvironment, key: str) -> Mapping[str, int] | None:
-        """Return the revision that *key* must still have when the change is applied; None without a condition."""
+    def _expected(self, environ: WSGIEnvironment, key: str) -> Mapping[str, StateKeyVal | None] | None:
+        """Return the pair that must still be there when the change is applied; None without a condition."""
         match, none_match = environ.get("HTTP_IF_MATCH"), environ.get("HTTP_IF_NONE_MATCH")
         if match is None and none_match is None:
             return None
-        pair = self._adapter.registry.get(key)
-        revision = 0 if pair is None else pair.revision
-        tag = event_id(self._adapter, revision)
+        pair = self._adapter.get(key)
+        tag = "" if pair is None else self._adapter.tag(pair.revision, content_of(key, pair.payload)[0])
         headers = {} if pair is None else {"ETag": f'"{tag}"'}
         if match is not None and (pair is None or not names_tag(match, tag, weak=False)):
             state = "does not exist" if pair is None else "has another revision, see ETag"
             raise Problem("conflict", f"{key!r} {state}", headers=headers)
         if none_match is not None and pair is not None and names_tag(none_match, tag, weak=True):
             raise Problem("conflict", f"{key!r} has a revision that the condition excludes", headers=headers)
-        return {key: revision}
+        return {key: pair}
 
     # All keys.
 
@@ -312,7 +319,7 @@ class Application:
         prefix, after = text_of(arguments, "prefix"), text_of(arguments, "after")
         limit = number_of(arguments, "limit", PAGE_SIZE[0], 1, PAGE_SIZE[1])
         values = truth_of(arguments, "values", True)
-        revision, page, more = self._adapter.registry.page(prefix, after, limit)
+        revision, page, more = self._adapter.page(prefix, after, limit)
         owed = {pair.key: rejected for pair in page if (rejected := self._adapter.registry.not_accepted(pair.key))}
         items = ",".join(
             item_of(pair.key, pair.revision, pair.payload, values=values, not_accepted=owed.get(pair.key))
@@ -321,22 +328,22 @@ class Application:
         following = json.dumps(page[-1].key) if more else "null"
         response = _json_response(f'{{"revision":{revision},"items":[{items}],"next":{following}}}')
         # The marks change without a revision, so that a page with one has no tag: a client that asks again gets them.
-        return response if owed else self._tagged(environ, revision, response)
+        return response if owed else tagged(environ, event_id(self._adapter.instance, revision), response)
 
     def _transaction(self, environ: WSGIEnvironment) -> Response:
-        _check_unconditional(environ)
+        check_unconditional(environ)
         changes = read_changes(environ, self._max_resync)
         submit = partial(self._submit, environ, changes)
         subject = count_of_keys(len(changes)) + (f", first {next(iter(changes))!r}" if changes else "")
-        outcome = self._answered("Transaction", subject, submit)
+        outcome = self._answered("Transaction", subject, submit, next(iter(changes), ""))
         return _json_response(json.dumps({"revision": outcome.revision, "ignored": list(outcome.ignored)}))
 
     def _resync(self, environ: WSGIEnvironment) -> Response:
-        _check_unconditional(environ)
+        check_unconditional(environ)
         values = read_resync(environ, self._max_resync)
         trace, timeout = trace_of(environ), self._resync_timeout
-        submit = partial(self._adapter.registry.submit_resync, values, ctx=trace, timeout=timeout)
-        outcome = self._answered("Resync", count_of_keys(len(values)), submit)
+        submit = partial(self._adapter.submit_resync, values, ctx=trace, timeout=timeout)
+        outcome = self._answered("Resync", count_of_keys(len(values)), submit, next(iter(values), ""))
         return _json_response(json.dumps({"revision": outcome.revision, "keys": len(values)}))
 
     def _events(self, environ: WSGIEnvironment) -> Response:
@@ -376,30 +383,32 @@ class Application:
 
     def _status(self, environ: WSGIEnvironment) -> Response:
         arguments = read_query(environ, "prefix", "limit")
-        shown = overview(
-            self._adapter,
-            self._sources,
-            values=self._show_values,
-            prefix=text_of(arguments, "prefix"),
-            limit=number_of(arguments, "limit", 200, 0, PAGE_SIZE[1]),
-        )
-        shown |= {"streams": self._streams, "uptime": round(time.monotonic() - self._started, 1)}
-        return _json_response(json.dumps(shown))
+        limit = number_of(arguments, "limit", 200, 0, PAGE_SIZE[1])
+        shown = self._dashboard.overview(text_of(arguments, "prefix"), limit)
+        return _json_response(json.dumps(shown | {"streams": self._streams}))
+
+    def _release(self, environ: WSGIEnvironment) -> Response:
+        kind, name, seen = read_release(environ)
+        return _json_response(json.dumps({"released": self._dashboard.release(kind, name, seen)}))
 
     # Shared by the routes.
 
     def _submit(
-        self, environ: WSGIEnvironment, changes: Mapping[str, ChangeBytes], expected: Mapping[str, int] | None = None
+        self,
+        environ: WSGIEnvironment,
+        changes: Mapping[str, ChangeBytes],
+        expected: Mapping[str, StateKeyVal | None] | None = None,
     ) -> PropagationFuture:
         context, timeout = trace_of(environ), self._done_timeout
-        return self._adapter.registry.submit_changes(
-            changes, ctx=context, timeout=timeout, expected=expected, only_watched=True
-        )
+        return self._adapter.submit_changes(changes, ctx=context, timeout=timeout, expected=expected)
 
-    def _answered(self, op: str, key: str, submit: Callable[[], PropagationFuture]) -> Outcome:
-        """Submit, wait for the subscribers, and record the outcome."""
+    def _answered(
+        self, op: str, subject: str, submit: Callable[[], PropagationFuture], first: str | None = None
+    ) -> Outcome:
+        """Submit, wait for the subscribers, and record the outcome; *first* is a key of several."""
         began = time.monotonic()
         status, detail, revision = 500, "", 0
+        key = subject if first is None else first
         try:
             outcome = submit().result()
             status, revision = 200, outcome.revision
@@ -407,23 +416,15 @@ class Application:
         except DatasyncError as error:
             problem = problem_of(error)
             status, detail = problem.status, problem.detail
+            key = next((one for texts in problem.members.get("reasons", {}).values() for one in texts if one), key)
             raise problem from error
         except Problem as problem:
             status, detail = problem.status, problem.detail
             raise
         finally:
             seconds = time.monotonic() - began
-            record = RequestRecord(time.time(), op, key, revision, status, detail, seconds)
+            record = RequestRecord(time.time(), op, subject, key, revision, status, detail, seconds)
             self._adapter.replay_buffer.record(record)
-
-    def _tagged(self, environ: WSGIEnvironment, revision: int, response: Response) -> Response:
-        """Return *response* with its entity tag, or 304 when the client has this revision already."""
-        tag = event_id(self._adapter, revision)
-        known = environ.get("HTTP_IF_NONE_MATCH")
-        if known is not None and names_tag(known, tag, weak=True):
-            response = Response(status=304)
-        response.headers["ETag"] = f'"{tag}"'
-        return response
 
 
 #: The name of the application for code that mounts it: ``wsgi_app(adapter, token=...)``.
@@ -439,13 +440,6 @@ def _only(environ: WSGIEnvironment, **handlers: Callable[[WSGIEnvironment], Resp
         detail = f"{method} is not allowed here: use {allowed}"
         raise Problem("method-not-allowed", detail, headers={"Allow": allowed})
     return handler(environ)
-
-
-def _check_unconditional(environ: WSGIEnvironment) -> None:
-    """Raise ``Problem`` for a request with a query or a condition."""
-    read_query(environ)
-    if environ.get("HTTP_IF_MATCH") or environ.get("HTTP_IF_NONE_MATCH"):
-        raise Problem("bad-request", "If-Match and If-None-Match are for single keys")
 
 
 def _no_such_key(key: str, revision: int) -> Problem:

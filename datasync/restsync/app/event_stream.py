@@ -41,7 +41,8 @@ class StreamRequest(NamedTuple):
 
 def stream_events(adapter: Adapter, request: StreamRequest, ended: Callable[[], bool]) -> Iterator[bytes]:
     """Yield the stream. It ends when *ended* returns True, or, without ``follow``, when it has caught up."""
-    position, reason = _resume(adapter, request.last_id)
+    instance = adapter.instance
+    position, reason = _resume(adapter, instance, request.last_id)
     replay_buffer = adapter.replay_buffer
     # The first bytes at once, so that a proxy passes the headers on.
     yield b": datasync\nretry: 1000\n\n"
@@ -49,8 +50,11 @@ def stream_events(adapter: Adapter, request: StreamRequest, ended: Callable[[], 
     # A resumed client that missed nothing must learn at once that it is in sync.
     heartbeat_due = reason is None
     while not ended():
+        if reason is None and adapter.instance != instance:
+            reason = ResyncReason.REWOUND
         if reason is not None:
-            position = yield from _snapshot(adapter, request, reason)
+            instance = adapter.instance  # before the snapshot: a rewind after it is found above
+            position = yield from _snapshot(adapter, instance, request, reason)
             reason = None
             if not request.follow:
                 return
@@ -63,11 +67,11 @@ def stream_events(adapter: Adapter, request: StreamRequest, ended: Callable[[], 
                 return
             if heartbeat_due:
                 heartbeat_due = False
-                yield _heartbeat(adapter, position)
+                yield _heartbeat(instance, position)
             replay_buffer.wait(position, min(request.heartbeat, CHECK_INTERVAL), ended)
             if time.monotonic() - sent_at >= request.heartbeat and not ended():
                 sent_at = time.monotonic()
-                yield _heartbeat(adapter, position)
+                yield _heartbeat(instance, position)
             continue
         texts = []
         for transaction in transactions[:BURST]:
@@ -76,35 +80,38 @@ def stream_events(adapter: Adapter, request: StreamRequest, ended: Callable[[], 
                 break
             position = transaction.revision
             if text := transaction.text(request.prefixes):
-                texts.append(_event("change", text, event_id(adapter, position)))
+                texts.append(_event("change", text, event_id(instance, position)))
         if texts:
             heartbeat_due = False
             sent_at = time.monotonic()
             yield "".join(texts).encode()
 
 
-def _heartbeat(adapter: Adapter, position: int) -> bytes:
+def _heartbeat(instance: str, position: int) -> bytes:
     """Return a heartbeat that carries the position of the stream."""
-    return f"id: {event_id(adapter, position)}\n: heartbeat\n\n".encode()
+    return f"id: {event_id(instance, position)}\n: heartbeat\n\n".encode()
 
 
-def event_id(adapter: Adapter, revision: int) -> str:
-    """Return the id that names *revision* in ``Last-Event-ID``; an entity tag is the same in quotes."""
-    return f"{adapter.instance}-{revision}"
+def event_id(instance: str, revision: int) -> str:
+    """Return the id that names *revision* of the adapter's *instance* in ``Last-Event-ID``."""
+    return f"{instance}-{revision}"
 
 
-def _resume(adapter: Adapter, last_id: str) -> tuple[int, ResyncReason | None]:
+def _resume(adapter: Adapter, instance: str, last_id: str) -> tuple[int, ResyncReason | None]:
     """Return the position to continue from, and the reason when a snapshot is needed instead."""
     if not last_id:
         return 0, ResyncReason.INITIAL
-    instance, _, number = last_id.rpartition("-")
-    if instance != adapter.instance or not (number.isascii() and number.isdigit() and len(number) < 20):
+    named, _, number = last_id.rpartition("-")
+    if named != instance or not (number.isascii() and number.isdigit() and len(number) < 20):
         return 0, ResyncReason.REWOUND  # of another incarnation of this server, whose state is lost
     position = int(number)
-    return position, ResyncReason.COMPACTED if adapter.replay_buffer.after(position) is None else None
+    known = position <= adapter.registry.revision and adapter.replay_buffer.after(position) is not None
+    return position, None if known else ResyncReason.COMPACTED
 
 
-def _snapshot(adapter: Adapter, request: StreamRequest, reason: ResyncReason) -> Generator[bytes, None, int]:
+def _snapshot(
+    adapter: Adapter, instance: str, request: StreamRequest, reason: ResyncReason
+) -> Generator[bytes, None, int]:
     """Yield the state under the prefixes, and return its revision."""
     revision, pairs = adapter.registry.snapshot()
     yield _event("resync", f'{{"revision":{revision},"reason":"{reason.value}"}}').encode()
@@ -122,7 +129,7 @@ def _snapshot(adapter: Adapter, request: StreamRequest, reason: ResyncReason) ->
             items, size = [], 0
     if items:
         yield _event("items", f"[{','.join(items)}]").encode()
-    yield _event("synced", f'{{"revision":{revision},"keys":{keys}}}', event_id(adapter, revision)).encode()
+    yield _event("synced", f'{{"revision":{revision},"keys":{keys}}}', event_id(instance, revision)).encode()
     return revision
 
 

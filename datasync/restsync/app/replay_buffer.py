@@ -55,7 +55,8 @@ class RequestRecord(NamedTuple):
 
     at: float  # seconds since the epoch, for display
     op: str
-    key: str
+    subject: str  # the key, or how many
+    key: str  # the one that was rejected, or the first one; empty without keys
     revision: int
     status: int
     detail: str
@@ -94,10 +95,16 @@ class ReplayBuffer:
                 self._floor = dropped.revision
             self._news.notify_all()
 
-    def after(self, revision: int) -> list[BufferedTransaction] | None:
-        """Return the transactions after *revision*; None when the buffer lacks some, or *revision* is in the future."""
+    def begin(self, revision: int) -> None:
+        """Note that transactions up to *revision* may lack."""
         with self._news:
-            if not self._floor <= revision <= self._last:
+            self._floor = revision
+            self._last = max(self._last, revision)
+
+    def after(self, revision: int) -> list[BufferedTransaction] | None:
+        """Return the transactions after *revision*; None when the buffer lacks some."""
+        with self._news:
+            if revision < self._floor:
                 return None
             found: list[BufferedTransaction] = []
             for transaction in reversed(self._transactions):

@@ -27,6 +27,7 @@ from datasync.restsync.encoding import (
 )
 from datasync.restsync.keys import check_path_key, check_text
 from datasync.restsync.problems import Problem
+from datasync.restsync.response import Response
 from datasync.runtime.tokens import SCHEME, TokenCheck
 from datasync.syncbase.change import ChangeBytes
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a body that one call reads.
 READ_SIZE = 64 * 1024
+#: Bytes of a request to release deletes.
+MAX_RELEASE = 16 * 1024
 #: Nesting levels that a document of items puts around a value.
 ENVELOPE = 3
 
@@ -60,6 +63,22 @@ def names_tag(header: str, tag: str, *, weak: bool) -> bool:
     """Return True when *header* lists the entity tag *tag*; ``*`` lists every tag. *weak*: weak tags match too."""
     tags = _ENTITY_TAG.findall(header)
     return header == "*" or any(tag in (quoted, bare) and (weak or not mark) for mark, quoted, bare in tags)
+
+
+def tagged(environ: WSGIEnvironment, tag: str, response: Response) -> Response:
+    """Return *response* with its entity *tag*, or 304 when the client has it already."""
+    known = environ.get("HTTP_IF_NONE_MATCH")
+    if known is not None and names_tag(known, tag, weak=True):
+        response = Response(status=304)
+    response.headers["ETag"] = f'"{tag}"'
+    return response
+
+
+def check_unconditional(environ: WSGIEnvironment) -> None:
+    """Raise ``Problem`` for a request with a query or a condition."""
+    read_query(environ)
+    if environ.get("HTTP_IF_MATCH") or environ.get("HTTP_IF_NONE_MATCH"):
+        raise Problem("bad-request", "If-Match and If-None-Match are for single keys")
 
 
 def trace_of(environ: WSGIEnvironment) -> Context:
@@ -170,6 +189,20 @@ def read_changes(environ: WSGIEnvironment, limit: int) -> dict[str, ChangeBytes]
             raise Problem("bad-request", f"change {place} repeats the key {change.get_key()!r}")
         changes[change.get_key()] = change
     return changes
+
+
+def read_release(environ: WSGIEnvironment) -> tuple[str, str, str]:
+    """Return kind and name of the holder whose deletes go on, and the ``seen`` of the document that showed them."""
+    read_query(environ)
+    content_type_of(environ, only_json=True)
+    document = parse_json(read_bytes(environ, MAX_RELEASE), unique=True)
+    names = ("kind", "name", "seen")
+    if not isinstance(document, dict) or document.keys() != {*names}:
+        raise Problem("bad-request", 'a release is {"kind": …, "name": …, "seen": …}, as /status has them under held')
+    texts = [document[name] for name in names]
+    if not all(isinstance(text, str) for text in texts):
+        raise Problem("bad-request", "the members of a release are texts")
+    return texts[0], texts[1], texts[2]
 
 
 def _read_list(environ: WSGIEnvironment, limit: int, name: str, subject: str) -> list[Any]:
