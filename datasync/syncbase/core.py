@@ -95,6 +95,17 @@ class RegistryCore:
     tally: Tally | None = None
     _deferred: _Deferred = field(default_factory=_Deferred)
 
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Call *observer* for every transaction; return what ends that."""
+        with self.lock:
+            self.observers = (*self.observers, observer)
+
+        def forget() -> None:
+            with self.lock:
+                self.observers = tuple(one for one in self.observers if one is not observer)
+
+        return forget
+
     def later(self, act: Callable[[], object]) -> None:
         """Have this thread run *act* once it has released the lock: completions of futures, log lines, user code."""
         self._deferred.acts.append(act)

@@ -13,7 +13,6 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from queue import Queue
 from typing import Any, cast
 
@@ -368,14 +367,11 @@ class Registry(Mirror):
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Call *observer* for every transaction from now on, in order, before any subscriber receives it.
 
-        Returns a function that ends that; it may be called twice.
-
         The registry's lock is held during the call: *observer* may take notes, and must not call the registry.
+        Returns a function that ends that; it may be called twice.
         """
         self._guard.check()
-        with self._lock:
-            self._core.observers = (*self._core.observers, observer)
-        return partial(self._forget, observer)
+        return self._core.observe(observer)
 
     @property
     def subscriptions(self) -> dict[str, Subscription]:
@@ -426,10 +422,6 @@ class Registry(Mirror):
         monitoring.dismiss(self)
         self._core.run_deferred()
         self._core.timers.close()
-
-    def _forget(self, observer: Observer) -> None:
-        with self._lock:
-            self._core.observers = tuple(one for one in self._core.observers if one != observer)
 
     # Under the lock.
 

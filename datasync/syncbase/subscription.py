@@ -60,10 +60,9 @@ class Subscription:
         self._timeouts = core.timeouts
         self._abandon, self._remind = core.timeouts.abandon, min(core.timeouts.remind, core.timeouts.abandon)
         self._max_in_flight = in_flight
-        self._closed = False
         self._undelivered = Undelivered(core, self, self.prefixes, resync, several=in_flight > 1)
         self._in_flight: dict[QueuedEvent, None] = {}
-        self._resync_in_flight = False
+        self._closed = self._resync_in_flight = False
         self._turn = PutTurn(core.lock)
         self._full_since: float | None = None
         self._alarm = Alarm(core.timers)
