@@ -197,7 +197,7 @@ def test_history_and_revert(url: str) -> None:
 def test_export_import_and_diff(url: str, tmp_path: Path, sqlite_url: str) -> None:
     # given keys of every kind
     for key, value in (("a/1", b"text"), ("a/2", BINARY), ("a/1/below", b""), ("a//.x y", b'{"n":1}')):
-        output("put", url, key, "-f", "-", stdin=value)
+        output("put", url, key, *(("-f", "-") if value else ("",)), stdin=value)
     folder, lines = str(tmp_path / "out") + "/", str(tmp_path / "out.jsonl")
     output("export", url, folder)
     output("export", url, lines, "--prefix", "a/")
