@@ -258,8 +258,8 @@ def test_c10_the_subscriber_may_say_when(mirror: Registry, clock: ManualClock) -
     commits(mirror, (2, {"later": "1", "never": "1"}))
     take(queue).done(Rejected({"later": RetryAfter(60, "the backend is down"), "never": Permanent("too long")}))
     assert status(mirror).owed == {
-        "later": OwedStatus("RetryAfter", 1, 60.0),
-        "never": OwedStatus("Permanent", 1, None),
+        "later": OwedStatus("RetryAfter", 1, 60.0, "the backend is down"),
+        "never": OwedStatus("Permanent", 1, None, "too long"),
     }
     clock.advance(59)
     assert queue.empty()
@@ -614,7 +614,7 @@ def test_c10_a_caller_is_told_and_its_change_is_not_delivered_again(registry: Re
     assert queue.empty()
     # and the mark stays until the key is accepted
     assert registry.not_accepted("x") == {"agent": "ValueError"}
-    assert status(registry).owed == {"x": OwedStatus("ValueError", 1, None)}
+    assert status(registry).owed == {"x": OwedStatus("ValueError", 1, None, "no")}
     registry.submit_changes(changes({"x": "2"}))
     take(queue).done()
     assert registry.not_accepted("x") == {}
