@@ -55,7 +55,7 @@ import {name}
 
 def test_importing_loads_nothing_large() -> None:
     # given what takes long to import, and is for those who use it
-    large = {"asyncio", "ctypes", "email", "grpc", "http", "multiprocessing", "select", "socket", "sqlite3", "ssl"}
+    large = {"asyncio", "email", "grpc", "http", "multiprocessing", "select", "socket", "sqlite3", "ssl"}
     large |= {"subprocess", "tempfile", "unittest", "urllib.request", "yaml", "zipfile", "google.protobuf.json_format"}
     large |= {"orjson"}
     # when
