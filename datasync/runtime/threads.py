@@ -7,6 +7,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable
+from queue import Empty, Queue, SimpleQueue
 from typing import NoReturn, TypeVar
 
 from datasync.errors import ForkedError
@@ -18,6 +19,8 @@ log = get_logger(__name__)
 
 #: Seconds that ``Worker.close`` waits for its thread.
 CLOSE_TIMEOUT = 2.0
+#: Seconds after which the main thread looks for signals that came just before it began to wait.
+SIGNAL_DELAY = 1.0
 
 _generation = 0
 
@@ -29,6 +32,17 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def take_in_main_thread(queue: Queue[T] | SimpleQueue[T]) -> T:
+    """Return the next item of *queue*, into which the handler of a signal may put one.
+
+    A signal that comes just before the main thread begins to wait does not end the wait, and Python calls its handler
+    only after it: so no wait lasts longer than ``SIGNAL_DELAY``.
+    """
+    while True:
+        with contextlib.suppress(Empty):
+            return queue.get(timeout=SIGNAL_DELAY)
 
 
 def in_main_thread() -> bool:

@@ -12,6 +12,7 @@ from datasync.cli.arguments import positionals
 from datasync.cli.output import note
 from datasync.cli.targets import TOKEN_VARIABLE, open_store, token
 from datasync.errors import InvalidArgumentError
+from datasync.runtime.threads import SIGNAL_DELAY
 
 #: Seconds to read the store for the first time.
 READY_TIMEOUT = 30.0
@@ -80,7 +81,8 @@ def serve(
             for number in ENDING:
                 signal.signal(number, lambda *_: ended.set())
             note(f"serving {adapter.registry.name} at {server.url}, press Ctrl-C to end")
-            ended.wait()
+            while not ended.wait(SIGNAL_DELAY):
+                pass
     return 0
 
 

@@ -12,6 +12,7 @@ from datasync.cli.arguments import positionals
 from datasync.cli.following import DELETE, STATE, Notice, follow
 from datasync.cli.output import coloured, note, output_option, readable, readable_key, write
 from datasync.cli.targets import open_store
+from datasync.runtime.threads import take_in_main_thread
 from datasync.tools.records import json_line, key_bytes, record_of, value_members
 
 #: The variables of the command of ``--exec``.
@@ -44,7 +45,7 @@ def watch(url: str, prefix: str | None, changes_only: bool, once: bool, command:
         note(f"watching {store.name}, press Ctrl-C to end")
         try:
             while True:
-                notice = following.queue.get()
+                notice = take_in_main_thread(following.queue)
                 if notice is None or (notice.kind == STATE and changes_only):
                     continue
                 if command:

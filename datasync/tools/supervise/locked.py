@@ -94,7 +94,7 @@ class LockedCommand:
         ended_by = 0
         while not result:
             try:
-                number = self._notices.get(timeout=self._look if ended_by else None)
+                number = self._notices.get(timeout=self._look)  # also for a signal that came before the wait
             except Empty:
                 number = ended_by
             if number in ENDING:

@@ -19,7 +19,7 @@ from datasync.consumer.view.view import View
 from datasync.errors import ClosedError, DatasyncError
 from datasync.runtime.backoff import Backoff
 from datasync.runtime.logs import get_logger
-from datasync.runtime.threads import Flag, Worker
+from datasync.runtime.threads import Flag, Worker, take_in_main_thread
 from datasync.runtime.timers import SYSTEM_CLOCK, Clock
 from datasync.runtime.wording import counted
 from datasync.tools.supervise.child import BY_SIGNAL, Child, Ending
@@ -128,7 +128,7 @@ class Supervisor:
         ended_by = 0
         try:
             while True:
-                notice = self._notices.get()
+                notice = take_in_main_thread(self._notices)
                 if isinstance(notice, Child):
                     with self._lock:
                         over = notice is self._child and (notice is not self._replaced or bool(ended_by))
