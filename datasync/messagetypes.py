@@ -1,4 +1,4 @@
-"""What is made once per message type, and lives as long as the type.
+"""Objects that are made once per message type, and live as long as the type.
 
 A descriptor pool that is made at run time, used and dropped takes all of it along. A table here would keep the pool, as
 what is made for a type refers to the types of its fields, and often to itself: so it is kept on the class.

@@ -42,7 +42,7 @@ _READ_DEPTH = 25
 
 
 class _Odd(Exception):
-    """What the plan has no place for."""
+    """A document or field that the plan does not support."""
 
 
 #: How it shows that a value is odd. A ``ValueError`` or ``TypeError`` is that of protobuf, which checks too.
@@ -58,7 +58,7 @@ _Convert = Callable[[Any, int], Any]
 
 
 class _Reading(NamedTuple):
-    """How the value of a field is read."""
+    """The way to read the value of a field."""
 
     #: The type of the values that are taken as they are.
     plain: type

@@ -1,4 +1,4 @@
-"""What a shell can offer for the positional arguments: URLs, files, and the keys of the store.
+"""Completion candidates of a shell for the positional arguments: URLs, files, and the keys of the store.
 
 Completion must be quick, silent and harmless: it reads one page of keys, creates nothing, and offers nothing when the
 store does not answer.

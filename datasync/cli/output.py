@@ -1,4 +1,4 @@
-"""What the subcommands print: values unchanged, lines for people, JSON, YAML and tables.
+"""Output of the subcommands: unchanged values, lines for people, JSON, YAML and tables.
 
 A line for people holds one record whatever its value is: text with control characters is printed as a JSON string, and
 bytes that are not text in base64.

@@ -25,7 +25,7 @@ class ProgressLine:
 
     @property
     def done(self) -> int:
-        """How many are done."""
+        """The number of items that are done."""
         return self._done
 
     def advance(self, count: int = 1) -> None:

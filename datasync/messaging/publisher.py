@@ -19,7 +19,7 @@ log = get_logger(__name__)
 
 
 class MessageForm:
-    """How values become bytes: by a codec, or as messages by a serializer. Threads: any."""
+    """The encoding of values: by a codec, or as messages by a serializer. Threads: any."""
 
     def __init__(self, serializer: Serializer, codec: Codec[Any] | None) -> None:
         self.serializer = serializer

@@ -78,7 +78,7 @@ class Dispatcher(Protocol):
 
 
 class _Offsets:
-    """What both kinds of watchers can do with the offsets of the multiplexer's group."""
+    """The operations of both kinds of watchers on the offsets of the multiplexer's group."""
 
     def __init__(self, mux: Dispatcher, name: str) -> None:
         self._mux = mux

@@ -1,4 +1,4 @@
-"""What operators see of a program: metrics for Prometheus, probes, and notifications of systemd.
+"""Observability of a program: metrics for Prometheus, probes, and notifications of systemd.
 
 ``install()`` needs the extra ``metrics``: ``pip install 'datasync-kv[metrics]'``. The
 probes need nothing.

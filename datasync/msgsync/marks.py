@@ -20,7 +20,7 @@ MAX_MARKS = 256
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What was known at a position: everything before it was read.
+    """The knowledge at a position: everything before it was read.
 
     Attributes:
       topic_id: The identity of the topic.

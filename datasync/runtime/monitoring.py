@@ -1,4 +1,4 @@
-"""What runs in this process, and what it counts, for those who look at it from outside.
+"""The sources, views and reconcilers of this process and their counts, for metrics and probes.
 
 Registries, views and reconcilers enrol themselves; a metrics library that is installed reads them, and the tallies
 of the sources. Nothing here knows such a library, and without one there are no tallies: the data path pays nothing.
@@ -42,7 +42,7 @@ class Durations:
 
 
 class Tally:
-    """What *owner*, a source or reconciler, has counted. The numbers only grow, so that a reader needs no lock.
+    """The counts of *owner*, a source or reconciler. The numbers only grow, so that a reader needs no lock.
 
     Threads: the holder of its owner's lock writes; any thread reads.
     """

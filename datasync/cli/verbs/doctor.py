@@ -37,7 +37,7 @@ PROBE = "datasync-doctor/"
 
 
 class Finding(NamedTuple):
-    """What was found about one thing, and what to do about it."""
+    """The result of one check, and the advice for it."""
 
     check: str
     state: str

@@ -128,7 +128,7 @@ def _apply(store: Store, plan: TransferPlan, atomic: bool) -> int:
 def _write_file(pairs: Iterable[RecordPair], path: Path) -> int:
     """Write *pairs* to a new file at *path*, which replaces an existing one when it is complete.
 
-    A symlink stays, and what is no file, as a named pipe or ``/dev/null``, is written to directly.
+    A symlink stays. A target that is not a regular file, such as ``/dev/null``, is written to directly.
     """
     if path.exists() and (not path.is_file() or path.absolute().parts[:2] in (("/", "dev"), ("/", "proc"))):
         with path.open("wb") as stream:

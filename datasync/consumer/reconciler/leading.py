@@ -28,7 +28,7 @@ class Leader(Protocol):
 
 
 class Leading:
-    """What the threads of the reconciler *name* see of its *leader*; without one, this process always leads.
+    """The leadership that the threads of the reconciler *name* see; without a *leader*, this process always leads.
 
     Threads: any; no lock is held while the leader is asked.
     """

@@ -403,9 +403,9 @@ class LiveValues(Generic[T]):
             differences = self._settling.take()
             if differences:
                 self._listeners.notify(differences)
-        if self.table.mended and self._settling.due_at is None:
-            self.table.mended = False
-            self._listeners.mend()
+        if self.table.fixed and self._settling.due_at is None:
+            self.table.fixed = False
+            self._listeners.notify_fixed()
         self._announced = self._announced or self._synced
 
     def _save(self, flush: bool = False) -> None:

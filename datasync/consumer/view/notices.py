@@ -48,7 +48,7 @@ class Listeners:
     def __init__(self) -> None:
         self._listeners: dict[object, BatchListener] = {}
         #: Called when a bad value is the last good one again; it differs from nothing, so no listener is called.
-        self.mended: Callable[[], object] | None = None
+        self.fixed: Callable[[], object] | None = None
         #: Tells whether something else is shown in place of a key's value, so that its differences are not reported.
         self.hidden: Callable[[str], bool] | None = None
 
@@ -65,11 +65,11 @@ class Listeners:
 
         return unsubscribe
 
-    def mend(self) -> None:
-        """Call ``mended``."""
-        if self.mended is not None:
+    def notify_fixed(self) -> None:
+        """Call ``fixed``."""
+        if self.fixed is not None:
             try:
-                self.mended()
+                self.fixed()
             except BaseException as error:
                 log.error("settings raised %s", place_of(error))
 

@@ -55,7 +55,7 @@ class Settings(Closable, Generic[T]):
         self._gave_defaults = False
         self._listeners = Listeners()
         view.on_changes(self._notice)
-        view.on_mended(lambda: self._notice({}))
+        view.on_fixed(lambda: self._notice({}))
 
     @property
     def current(self) -> T:

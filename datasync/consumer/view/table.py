@@ -87,7 +87,7 @@ class ValueTable:
         self._snapshot: Mapping[str, Any] | None = None
         self._moment: Moment | None = None
         #: True when a value could not be decoded, and is the last good one again: no difference tells of that.
-        self.mended = False
+        self.fixed = False
         self._problems: dict[str, DecodeError] = {}
         self._raw: dict[str, bytes] = {}
         #: Keys from the cache file that no RESYNC has confirmed.
@@ -229,7 +229,7 @@ class ValueTable:
     def _note_locked(self, update: Update, gone: AbstractSet[str]) -> None:
         for key in [key for key in self._problems if key in gone or key in update.good]:
             del self._problems[key]
-            self.mended = True
+            self.fixed = True
         self._problems.update(update.bad)
         self._moment = None
         for key in gone & self._raw.keys():

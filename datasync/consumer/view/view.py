@@ -190,9 +190,9 @@ class View(Mapping[str, T], Closable, Generic[T]):
         """Return the values and the problems of one moment; the same object until one of them changes."""
         return self.here().table.moment()
 
-    def on_mended(self, function: Callable[[], object]) -> None:
+    def on_fixed(self, function: Callable[[], object]) -> None:
         """Call *function* when a value that could not be decoded is the last good one again. For settings."""
-        self._listeners.mended = function
+        self._listeners.fixed = function
 
     @property
     def codec(self) -> Codec[T]:

@@ -1,1 +1,1 @@
-"""What operators see: metrics, probes and logs, each in a small program."""
+"""Metrics, probes and logs for operators, each in a small program."""

@@ -56,7 +56,7 @@ class KnownFile:
 
 @dataclass(frozen=True, slots=True)
 class FileRules:
-    """What counts as a file, and as gone: ``layout`` is ``filedb`` or ``tree``, ``grace`` in seconds."""
+    """The rules for files and for deleted files: ``layout`` is ``filedb`` or ``tree``, ``grace`` in seconds."""
 
     layout: str = "filedb"
     grace: float = 1.0

@@ -86,7 +86,7 @@ def key_range(prefix: str) -> tuple[bytes, bytes | None]:
 
 
 class CommitRow(NamedTuple):
-    """What the function says: ``written``, ``nothing`` or ``lease``; whether the conditions hold; the revision, and
+    """The result of the function: ``written``, ``nothing`` or ``lease``; whether the conditions hold; the revision, and
     the number of deleted keys.
     """
 

@@ -1,4 +1,4 @@
-"""What a server or the client library says, as errors of datasync.
+"""Errors of a server or the client library, as errors of datasync.
 
 One table says for each text what it means, and whether a write may have been applied.
 """

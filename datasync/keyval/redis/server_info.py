@@ -1,4 +1,4 @@
-"""What ``INFO`` of a server says, as far as a store depends on it."""
+"""The fields of a server's ``INFO`` on which a store depends."""
 
 from __future__ import annotations
 

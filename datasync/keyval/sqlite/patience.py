@@ -1,4 +1,4 @@
-"""How long a call waits for other threads and processes that use the file."""
+"""The time that a call waits for other threads and processes that use the file."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ PAGE_POLICY = _policy(PAGE)
 
 
 class Dashboard:
-    """What the page of *adapter* shows.
+    """The content of the page of *adapter*.
 
     Args:
       sources: Other transports to show; None for all of this process.

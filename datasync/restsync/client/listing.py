@@ -1,4 +1,4 @@
-"""What a client reads: one pair, or all pairs under a prefix at one revision."""
+"""Reads of a client: one pair, or all pairs under a prefix at one revision."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from datasync.keyval.types import KeyValue
 
 @dataclass(slots=True)
 class Differences:
-    """What must be written to a destination, with keys relative to its prefix.
+    """The changes to write to a destination, with keys relative to its prefix.
 
     Attributes:
       missing, changed: Keys of the destination to put.

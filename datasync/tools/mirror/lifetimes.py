@@ -1,4 +1,4 @@
-"""What a mirror does with keys that expire.
+"""The TTL policy of a mirror.
 
 Source: contract C16, C17.
 """
@@ -18,7 +18,7 @@ TTL_POLICIES = ("drop", "copy", "refuse")
 
 
 class KeyLifetimes(NamedTuple):
-    """What is known of some keys of the source, without prefix.
+    """The remaining lifetimes of some keys of the source, without prefix.
 
     Attributes:
       seconds: The seconds to live with which a key is copied; the others are copied without.

@@ -1,4 +1,4 @@
-"""What a mirror does with each event of its source.
+"""The handling of each event of a mirror's source.
 
 Source: contract C4, C10, C18, C20.
 """

@@ -38,7 +38,7 @@ _GUARD = str(Path(__file__).with_name("guard.py"))
 
 @dataclass(frozen=True)
 class Ending:
-    """How a command is asked to end: *kill_signal* to its group, then SIGKILL after *kill_timeout* seconds."""
+    """The way to end a command: *kill_signal* to its group, then SIGKILL after *kill_timeout* seconds."""
 
     kill_signal: int = signal.SIGTERM
     kill_timeout: float = KILL_TIMEOUT

@@ -1,4 +1,4 @@
-"""What the first process of a container must do: pass signals on, and reap what others leave behind."""
+"""The duties of the first process of a container: pass signals on, and reap orphans."""
 
 from __future__ import annotations
 

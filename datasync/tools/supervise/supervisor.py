@@ -41,7 +41,7 @@ UP = 1.0
 
 @dataclass(frozen=True)
 class CommandPlan:
-    """What to run, and what to do with the keys.
+    """The command to run, and the use of the keys.
 
     Args:
       environment: That of the command, beside the keys.
