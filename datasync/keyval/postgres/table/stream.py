@@ -51,7 +51,7 @@ _ENDLESS = 1 << 62
 
 
 class TableListing(NamedTuple):
-    """The statements that list all pairs: those *before* the snapshot, that of the position, the query and its range."""
+    """The statements that list all pairs: those *before* the snapshot, the position, the query and its range."""
 
     before: tuple[sql.Composed, ...]
     find: Callable[[BoundedConnection], Position]
