@@ -65,12 +65,12 @@ FLOORS = {
 #: Packages whose module may be imported at the top of a file: the rest belongs to an extra, and to its driver only.
 CORE_DEPENDENCIES = {"google"}
 EXTRAS = {
-    "datasync.keyval.etcd": {"grpc", "yaml"},
+    "datasync.keyval.etcd": {"grpc"},
     "datasync.keyval.postgres": {"psycopg"},
-    "datasync.keyval.redis": {"redis", "yaml"},
-    "datasync.keyval.consul": {"urllib3", "yaml"},
+    "datasync.keyval.redis": {"redis"},
+    "datasync.keyval.consul": {"urllib3"},
     "datasync.keyval.filedb": {"yaml"},
-    "datasync.messaging.kafka": {"confluent_kafka", "yaml"},
+    "datasync.messaging.kafka": {"confluent_kafka"},
     "datasync.grpcsync": {"grpc"},
     "datasync.restsync": {"urllib3"},
     "datasync.cli": {"click", "rich"},
@@ -87,6 +87,7 @@ EXTRAS_OF_MODULES = {
     "datasync.codecs.with_msgspec": {"msgspec"},
     "datasync.codecs.with_pydantic": {"pydantic"},
     "datasync.codecs.yaml_text": {"yaml"},
+    "datasync.runtime.settings.file": {"yaml"},
     "datasync.protoplans": {"orjson"},
     "datasync.runtime.http_client.connections": {"urllib3"},
     "datasync.runtime.http_client.timed_connection": {"urllib3"},

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any
 
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
-from datasync.errors import InvalidArgumentError, MissingExtraError
+from datasync.errors import InvalidArgumentError
 from datasync.runtime.files import read_file
 from datasync.runtime.http_client.timed_connection import ServerAddress
+from datasync.runtime.settings.file import load_settings
+from datasync.runtime.settings.values import convert_options, read_flag, read_text, read_whole
 from datasync.runtime.tokens import check_token
 
 #: The address if neither the configuration nor the environment names one.
@@ -30,8 +30,6 @@ ADDRESS_VARIABLE, TOKEN_VARIABLE = "CONSUL_HTTP_ADDR", "CONSUL_HTTP_TOKEN"
 MAX_WAIT = 600.0
 #: The longest time in seconds of any other option.
 MAX_SECONDS = 86_400.0
-
-_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9-]{0,40}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,15 +126,7 @@ def read_options(options: Mapping[str, Any], *, environ: Mapping[str, str] | Non
     path = given.pop("config-file", None)
     if path is not None:
         given = {**load_file(str(path)), **given}
-    settings: dict[str, Any] = {}
-    for name, value in given.items():
-        kind = _KINDS.get(name)
-        if kind is None:
-            close = get_close_matches(name[:40], _KINDS, n=1)
-            # An implausible name may be a misplaced value, so it is not shown.
-            shown = f"option {name!r}" if _NAME.fullmatch(name) else "option, whose name is not valid"
-            raise InvalidArgumentError(f"unknown consul {shown}" + (f": did you mean {close[0]!r}?" if close else ""))
-        settings[name.replace("-", "_")] = kind(name, value)
+    settings = convert_options("consul", given, _KINDS)
     if not settings.get("address"):
         settings["address"] = environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
     if not settings.get("token"):
@@ -150,21 +140,8 @@ def load_file(path: str) -> dict[str, Any]:
     Raises:
       InvalidArgumentError: The file cannot be read, or does not contain a mapping.
     """
-    try:
-        import yaml
-    except ImportError as error:  # pragma: no cover - the extra installs it
-        raise MissingExtraError("consul", "PyYAML") from error
-    text = read_file("the consul configuration", path)
-    try:
-        content = yaml.safe_load(text.decode())  # YAML includes the JSON of a configuration
-        if content is None:
-            return {}
-        if isinstance(content, dict):
-            return {str(name).replace("_", "-"): value for name, value in content.items()}
-    except Exception:  # the parser also raises foreign errors, for an invalid date or for endless nesting
-        pass
-    # Outside the except block: the parser's message quotes the file, which may contain the token.
-    raise InvalidArgumentError(f"the consul configuration {path} is not a JSON or YAML mapping")
+    found = load_settings("consul", "consul", path)
+    return {name.replace("_", "-"): value for name, value in found.items()}
 
 
 def _parse_address(address: str, *, secure: bool) -> ServerAddress:
@@ -186,14 +163,6 @@ def _spelled(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _flag(name: str, value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in {"true", "false", "1", "0"}:
-        return value.lower() in {"true", "1"}
-    raise InvalidArgumentError(f"consul option {name} must be true or false")
-
-
 def _seconds(name: str, value: object) -> float:
     text = value.removesuffix("s") if isinstance(value, str) else value
     try:
@@ -201,24 +170,15 @@ def _seconds(name: str, value: object) -> float:
             return float(text)
     except ValueError:
         pass
-    raise InvalidArgumentError(f"consul option {name} must be a number of seconds, such as 5 or '5s'")
+    raise InvalidArgumentError(f"{name} must be a number of seconds, such as 5 or '5s'")
 
 
-def _whole(name: str, value: object) -> int:
-    if isinstance(value, str) and re.fullmatch("[0-9]{1,10}", value):
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArgumentError(f"consul option {name} must be a whole number")
-    return value
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise InvalidArgumentError(f"consul option {name} must be text, not {type(value).__name__}")
-    return value
-
-
-_BY_TYPE: dict[str, Callable[[str, object], Any]] = {"float": _seconds, "int": _whole, "str": _text, "bool": _flag}
+_BY_TYPE: dict[str, Callable[[str, object], Any]] = {
+    "float": _seconds,
+    "int": read_whole,
+    "str": read_text,
+    "bool": read_flag,
+}
 _KINDS = {_spelled(item.name): _BY_TYPE[str(item.type)] for item in fields(ConsulConfig)}
 
 #: Options of a ``consul://`` URL, and the types to which ``connect`` converts their text. A time stays text, because it

@@ -5,16 +5,16 @@ Source: cn-infra ``db/keyval/etcd/config.go``.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from datasync.errors import InvalidArgumentError, MissingExtraError, UnsupportedError
+from datasync.errors import InvalidArgumentError, UnsupportedError
 from datasync.runtime import durations
-from datasync.runtime.files import read_file
+from datasync.runtime.settings.file import load_settings
+from datasync.runtime.settings.values import convert_options, read_flag, read_text, read_whole
 
 #: The endpoint if neither the configuration nor the environment names one.
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
@@ -27,7 +27,6 @@ MAX_WHOLE = 2**31 - 1
 #: Environment variable that turns ``expand-env-variables`` on, with any value.
 EXPAND_VARIABLE = "ETCD_EXPAND_ENV_VARS"
 
-_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9-]{0,40}")
 _HOST = re.compile(r"[\w.-]{1,253}|\[[\w:.%]{2,60}\]")
 _PORT = re.compile(r"[0-9]{1,5}")
 
@@ -131,18 +130,10 @@ def read_options(options: Mapping[str, Any], *, environ: Mapping[str, str] | Non
     path = given.pop("config-file", None)
     if path is not None:
         given = {**load_file(str(path)), **given}
-    settings: dict[str, Any] = {}
-    for name, value in given.items():
-        kind = _KINDS.get(name)
-        if kind is None:
-            close = difflib.get_close_matches(name[:40], _KINDS, n=1)
-            # An implausible name may be a misplaced value, so it is not shown.
-            shown = f"option {name!r}" if _NAME.fullmatch(name) else "option, whose name is not valid"
-            raise InvalidArgumentError(f"unknown etcd {shown}" + (f": did you mean {close[0]!r}?" if close else ""))
-        settings[name.replace("-", "_")] = kind(name, value)
+    settings = convert_options("etcd", given, _KINDS)
     if not settings.get("endpoints"):
         listed = next((environ[name] for name in ENDPOINT_VARIABLES if environ.get(name)), DEFAULT_ENDPOINT)
-        settings["endpoints"] = _endpoints("endpoints", listed)
+        settings["endpoints"] = _endpoints("etcd option endpoints", listed)
     if EXPAND_VARIABLE in environ:
         settings["expand_env_variables"] = True
     return EtcdConfig(**settings)
@@ -154,22 +145,8 @@ def load_file(path: str) -> dict[str, Any]:
     Raises:
       InvalidArgumentError: The file cannot be read, or does not contain a mapping.
     """
-    try:
-        import yaml
-    except ImportError as error:  # pragma: no cover - the extra installs it
-        raise MissingExtraError("etcd", "PyYAML") from error
-    text = read_file("the etcd configuration", path)
-    try:
-        # YAML includes the JSON of a configuration.
-        content = yaml.safe_load(text.decode())
-        if content is None:
-            return {}
-        if isinstance(content, dict):
-            return {str(name).replace("_", "-"): value for name, value in content.items()}
-    except Exception:  # the parser also raises foreign errors, for an invalid date or for endless nesting
-        pass
-    # Outside the except block: the parser's message quotes the file, which may contain the password.
-    raise InvalidArgumentError(f"the etcd configuration {path} is not a JSON or YAML mapping")
+    found = load_settings("etcd", "etcd", path)
+    return {name.replace("_", "-"): value for name, value in found.items()}
 
 
 def read_duration(name: str, value: object) -> float:
@@ -199,41 +176,19 @@ def _spelled(name: str) -> str:
 def _endpoints(name: str, value: object) -> tuple[str, ...]:
     listed = value.split(",") if isinstance(value, str) else value
     if not isinstance(listed, (list, tuple)) or not all(isinstance(item, str) for item in listed):
-        raise InvalidArgumentError(f"etcd option {name} must be a list of host:port")
+        raise InvalidArgumentError(f"{name} must be a list of host:port")
     endpoints = tuple(item.strip() for item in listed if item.strip())
     for endpoint in endpoints:
         read_address(endpoint)
     return endpoints
 
 
-def _flag(name: str, value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in {"true", "false", "1", "0"}:
-        return value.lower() in {"true", "1"}
-    raise InvalidArgumentError(f"etcd option {name} must be true or false")
-
-
-def _whole(name: str, value: object) -> int:
-    if isinstance(value, str) and re.fullmatch("[0-9]{1,20}", value):
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArgumentError(f"etcd option {name} must be a whole number")
-    return value
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise InvalidArgumentError(f"etcd option {name} must be text, not {type(value).__name__}")
-    return value
-
-
 _BY_TYPE: dict[str, Callable[[str, object], Any]] = {
     "tuple[str, ...]": _endpoints,
-    "float": read_duration,
-    "int": _whole,
-    "str": _text,
-    "bool": _flag,
+    "float": durations.read_duration,
+    "int": read_whole,
+    "str": read_text,
+    "bool": read_flag,
 }
 _KINDS = {_spelled(item.name): _BY_TYPE[str(item.type)] for item in fields(EtcdConfig)}
 

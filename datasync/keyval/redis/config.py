@@ -5,16 +5,16 @@ Source: cn-infra ``db/keyval/redis/config.go``.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from datasync.errors import InvalidArgumentError, MissingExtraError
+from datasync.errors import InvalidArgumentError
 from datasync.runtime.durations import MAX_SECONDS, read_duration
-from datasync.runtime.files import read_file
 from datasync.runtime.logs import get_logger
+from datasync.runtime.settings.file import load_settings
+from datasync.runtime.settings.values import convert_options, read_flag, read_text, read_whole
 
 log = get_logger(__name__)
 
@@ -23,7 +23,6 @@ PORT, SENTINEL_PORT = 6379, 26379
 #: Names of the fields that describe the way to the master.
 NODE, SENTINEL, CLUSTER = "node", "sentinel", "cluster"
 
-_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9-]{0,40}")
 _TAG = re.compile(r"[^{}\x00-\x1f]{1,100}")
 _ADDRESS = re.compile(r"(?:\[([\w:.%]{2,60})\]|([\w.-]{1,253}))(?::([0-9]{1,5}))?")
 
@@ -122,15 +121,7 @@ def read_options(options: Mapping[str, Any]) -> RedisConfig:
     path = given.pop("config-file", None)
     if path is not None:
         given = {**_from_go(_load(str(path))), **given}
-    settings: dict[str, Any] = {}
-    for name, value in given.items():
-        kind = _KINDS.get(name)
-        if kind is None:
-            close = difflib.get_close_matches(name[:40], _KINDS, n=1)
-            # An implausible name may be a misplaced value, so it is not shown.
-            shown = f"option {name!r}" if _NAME.fullmatch(name) else "option, whose name is not valid"
-            raise InvalidArgumentError(f"unknown redis {shown}" + (f": did you mean {close[0]!r}?" if close else ""))
-        settings[name.replace("-", "_")] = kind(f"redis option {name}", value)
+    settings = convert_options("redis", given, _KINDS)
     return RedisConfig(**settings)
 
 
@@ -189,51 +180,16 @@ def _from_go(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load(path: str) -> dict[str, Any]:
-    try:
-        import yaml
-    except ImportError as error:  # pragma: no cover - the extra installs it
-        raise MissingExtraError("redis", "PyYAML") from error
-    text = read_file("the redis configuration", path)
-    try:
-        content = yaml.safe_load(text.decode())  # YAML includes the JSON of a configuration
-        if content is None:
-            return {}
-        if isinstance(content, dict):
-            return {str(name).replace("_", "-"): value for name, value in content.items()}
-    except Exception:  # the parser also raises foreign errors, for an invalid date or for endless nesting
-        pass
-    # Outside the except block: the parser's message quotes the file, which may contain the password.
-    raise InvalidArgumentError(f"the redis configuration {path} is not a JSON or YAML mapping")
-
-
-def _flag(what: str, value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in {"true", "false", "1", "0"}:
-        return value.lower() in {"true", "1"}
-    raise InvalidArgumentError(f"{what} must be true or false")
-
-
-def _whole(what: str, value: object) -> int:
-    if isinstance(value, str) and re.fullmatch("[0-9]{1,20}", value):
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArgumentError(f"{what} must be a whole number")
-    return value
-
-
-def _text(what: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise InvalidArgumentError(f"{what} must be text, not {type(value).__name__}")
-    return value
+    found = load_settings("redis", "redis", path)
+    return {name.replace("_", "-"): value for name, value in found.items()}
 
 
 _BY_TYPE: dict[str, Callable[[str, object], Any]] = {
     "tuple[tuple[str, int], ...]": read_addresses,
     "float": read_duration,
-    "int": _whole,
-    "str": _text,
-    "bool": _flag,
+    "int": read_whole,
+    "str": read_text,
+    "bool": read_flag,
 }
 _KINDS = {item.name.replace("_", "-"): _BY_TYPE[str(item.type)] for item in fields(RedisConfig)}
 

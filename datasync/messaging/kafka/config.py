@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any
 
-from datasync.errors import InvalidArgumentError, MissingExtraError
+from datasync.errors import InvalidArgumentError
 from datasync.runtime.durations import read_duration
 from datasync.runtime.files import read_file
+from datasync.runtime.settings.file import load_settings
+from datasync.runtime.settings.values import convert_options, read_flag, read_text, read_whole
 
 #: The broker if the configuration names none, and the port if an address names none.
 DEFAULT_ADDRESS = "127.0.0.1:9092"
@@ -23,7 +24,6 @@ MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 #: The longest timeout in seconds, and the largest value of a message in bytes, that librdkafka accepts.
 MAX_TIMEOUT, MAX_MESSAGE = 300.0, 1_000_000_000
 
-_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9._-]{0,40}")
 _ADDRESS = re.compile(r"(?:[\w.-]{1,253}|\[[0-9a-fA-F:.%]{2,60}\]):([0-9]{1,5})")
 
 
@@ -123,35 +123,14 @@ def read_options(options: Mapping[str, Any]) -> KafkaConfig:
     given = _flat(options)
     path = given.pop("config-file", None)
     if path is not None:
-        given = {**_flat(load_file(_text("config-file", path))), **given}
-    settings: dict[str, Any] = {}
-    for name, value in given.items():
-        kind = _KINDS.get(name)
-        if kind is None:
-            close = get_close_matches(name[:40], _KINDS, n=1)
-            shown = f"option {name!r}" if _NAME.fullmatch(name) else "option, whose name is not valid"
-            raise InvalidArgumentError(f"unknown Kafka {shown}" + (f": did you mean {close[0]!r}?" if close else ""))
-        settings[name.replace("-", "_")] = kind(name, value)
+        given = {**_flat(load_file(read_text("Kafka option config-file", path))), **given}
+    settings = convert_options("Kafka", given, _KINDS)
     return KafkaConfig(**settings)
 
 
 def load_file(path: str) -> dict[str, Any]:
     """Return the keys and unconverted values of the JSON or YAML file *path*. Raises ``InvalidArgumentError``."""
-    try:
-        import yaml
-    except ImportError as error:  # pragma: no cover - the extra installs it
-        raise MissingExtraError("kafka", "PyYAML") from error
-    text = read_file("the Kafka configuration", path)
-    try:
-        content = yaml.safe_load(text.decode())
-        if content is None:
-            return {}
-        if isinstance(content, dict):
-            return {str(name): value for name, value in content.items()}
-    except Exception:  # the parser also raises foreign errors, for an invalid date or for endless nesting
-        pass
-    # Outside the except block: the parser's message quotes the file, which may contain the password.
-    raise InvalidArgumentError(f"the Kafka configuration {path} is not a JSON or YAML mapping")
+    return load_settings("Kafka", "kafka", path)
 
 
 def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +140,7 @@ def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(nested, Mapping):
         del given["tls"]
         inner = {str(name).replace("_", "-").lower(): value for name, value in nested.items()}
-        enabled = _flag("tls.enabled", inner.pop("enabled", False))
+        enabled = read_flag("Kafka option tls.enabled", inner.pop("enabled", False))
         # Go ignores the rest where TLS is not enabled.
         given = {**given, "tls": enabled, **(inner if enabled else {})}
     return given
@@ -179,42 +158,16 @@ def _check_address(address: str) -> None:
 def _addresses(name: str, value: object) -> tuple[str, ...]:
     listed = value.split(",") if isinstance(value, str) else value
     if not isinstance(listed, (list, tuple)) or not all(isinstance(item, str) for item in listed):
-        raise InvalidArgumentError(f"Kafka option {name} must be a list of host:port")
+        raise InvalidArgumentError(f"{name} must be a list of host:port")
     return tuple(item.strip() for item in listed if item.strip())
-
-
-def _flag(name: str, value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in {"true", "false", "1", "0"}:
-        return value.lower() in {"true", "1"}
-    raise InvalidArgumentError(f"Kafka option {name} must be true or false")
-
-
-def _whole(name: str, value: object) -> int:
-    if isinstance(value, str) and re.fullmatch("[0-9]{1,20}", value):
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArgumentError(f"Kafka option {name} must be a whole number")
-    return value
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise InvalidArgumentError(f"Kafka option {name} must be text, not {type(value).__name__}")
-    return value
-
-
-def _duration(name: str, value: object) -> float:
-    return read_duration(f"Kafka option {name}", value)
 
 
 _BY_TYPE: dict[str, Callable[[str, object], Any]] = {
     "tuple[str, ...]": _addresses,
-    "float": _duration,
-    "int": _whole,
-    "str": _text,
-    "bool": _flag,
+    "float": read_duration,
+    "int": read_whole,
+    "str": read_text,
+    "bool": read_flag,
 }
 _KINDS = {item.name.replace("_", "-"): _BY_TYPE[str(item.type)] for item in fields(KafkaConfig)}
 
