@@ -326,8 +326,8 @@ def test_a_listing_for_which_the_server_needs_longer_than_a_call_may_take_is_no_
     own.sql("CREATE TABLE settings (id int PRIMARY KEY, v int)")
     own.sql("INSERT INTO settings SELECT n, n FROM generate_series(1, 20) n")
     own.sql(watch_sql(("public", "settings"), ["id"]))
-    short: dict[str, Any] = {"timeout": 1.0, "lock_timeout": 0.5, "connect_timeout": 1.0}
-    store = opened(own.url, table="settings", key="id", value="v", where="pg_sleep(0.1) IS NOT NULL", **short)
+    short: dict[str, Any] = {"timeout": 3.0, "lock_timeout": 1.0, "connect_timeout": 3.0}
+    store = opened(own.url, table="settings", key="id", value="v", where="pg_sleep(0.3) IS NOT NULL", **short)
     # when it is listed / then all of it comes
     assert len(state(store)) == 20
     # and a server that stands still meanwhile, or that waits for us, is found
