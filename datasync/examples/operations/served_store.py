@@ -1,6 +1,6 @@
 """The REST application over a store, for any number of worker processes of a server: they agree.
 
-STORE=etcd://127.0.0.1:2379 gunicorn -w 4 datasync.examples.operations.served_store:app
+Start it with ``gunicorn -w 4 datasync.examples.operations.served_store:app``; ``STORE`` has the URL of the store.
 """
 
 from __future__ import annotations
