@@ -35,6 +35,9 @@ THREAD_GRACE = 3.0
 
 #: Part of every value, token and password that tests use where they can: a log that holds it fails the test.
 CANARY = "Zq9canary"
+#: In place of the canary in what a subscriber of a test says when it rejects something: that is logged in its own words
+#: (C22). Anywhere else it is a canary like every other one.
+OWN_WORDS = f"{CANARY}-own-words"
 #: Loggers, with all below them, whose every record is looked at, whatever their levels are.
 WATCHED = ("datasync", "grpc", "urllib3", "werkzeug", "asyncio", "concurrent")
 
@@ -137,14 +140,14 @@ class _Canary:
         logging.Logger.handle = self._handle
 
     def look_at(self, record: logging.LogRecord) -> None:
-        if getattr(record, "state", "") == "failing":  # a rejection is logged in the subscriber's own words (C22)
-            return
         # What exceptions say and not the lines of source that they came by: those may name the canary.
         told = [record.getMessage(), record.threadName or ""]
         error = record.exc_info[1] if record.exc_info else None
         while error is not None:
             told.append(f"{error!r} {error}")
             error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if getattr(record, "state", "") == "failing":
+            told = [text.replace(OWN_WORDS, "") for text in told]
         if any(CANARY in text for text in told):
             self.found.append(f"{record.name} {record.levelname}: {' / '.join(told)[:500]}")
 

@@ -88,6 +88,25 @@ def test_innocent(caplog):
     assert "2 passed, 1 error" in out
 
 
+def test_c22_a_line_about_a_rejection_may_have_the_words_of_the_subscriber_and_no_value(tmp_path: Path) -> None:
+    # given lines about a rejection, one with a subscriber's own words, and one with a value that was put there by us
+    body = """
+import logging
+from conftest import CANARY, OWN_WORDS
+log, rejected = logging.getLogger("datasync.somewhere"), {"state": "failing"}
+def test_innocent():
+    log.warning("rejected: %s", f"ValueError: {OWN_WORDS} is wrong", extra=rejected)
+def test_leak():
+    log.warning("rejected: %s", f"ValueError: {OWN_WORDS} is wrong, like {CANARY}", extra=rejected)
+def test_words_elsewhere():
+    log.warning("put: %s", OWN_WORDS)
+"""
+    # when they run / then the value is found, and the words anywhere else
+    out = run(tmp_path, body)
+    assert "3 passed, 2 errors" in out
+    assert "::test_innocent" not in out
+
+
 def test_a_forked_child_that_outlives_its_test_fails_it_and_is_killed(tmp_path: Path) -> None:
     # given a test whose child waits for ever
     body = """

@@ -17,7 +17,7 @@ from datasync.keyval.memory import MemoryStore
 from datasync.kvdbsync.plugin import Plugin
 from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.registry import Registry
-from tests.conftest import CANARY, take, wait_until
+from tests.conftest import CANARY, OWN_WORDS, take, wait_until
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def test_c22_a_rejection_is_logged_once_in_the_subscribers_own_words(lines: list
         future = registry.submit_changes({key: ChangeBytes(key, CANARY.encode()) for key in ("a/1", "a/2")})
         registry.feed_snapshot(1, {"a/1": (1, b"x"), "a/2": (1, b"x")}, ResyncReason.INITIAL)
         # when it rejects one of them
-        take(events).done(Rejected({"a/2": ValueError("port must be below 1024")}))
+        take(events).done(Rejected({"a/2": ValueError(f"port must be below 1024 ({OWN_WORDS})")}))
         # then one line says what, and why
         (line,) = [line for line in lines if line.get("state") == "failing"]
-        assert line["message"] == "plant: 'agent' rejected 'a/2': ValueError: port must be below 1024"
+        assert line["message"] == f"plant: 'agent' rejected 'a/2': ValueError: port must be below 1024 ({OWN_WORDS})"
         assert (line["level"], line["keys"], line["error"]) == ("WARNING", ["a/2"], "Rejected")
         # when it rejects it again, as it is brought again / then that is no news
         take(events).done(ValueError("still not"))
