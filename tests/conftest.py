@@ -103,7 +103,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    # What was imported to get here never dies: freezing it keeps the collection after each test at a millisecond.
+    _freeze()  # what was imported to get here
+
+
+def _freeze() -> None:
+    """Let later collections pass over what exists now, which keeps the one after each test at a millisecond."""
     gc.collect()
     gc.freeze()
 
@@ -161,6 +165,13 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     _canary.remove()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_outlives_a_module_stays() -> Iterator[None]:
+    """Freeze what is still there, such as servers, reports and what was imported late: a process of tests lives long."""
+    yield
+    _freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from tests.faults.cell import NONE, RANDOM, SECONDS, Cell, Result, fits
 from tests.faults.checkers.evidence import memory_tells
 from tests.faults.checkers.judge import judge
-from tests.faults.history import LONG, PutResync, Strike, TruthCommit, brief
+from tests.faults.history import LONG, Asked, PutResync, Strike, TruthCommit, brief
 from tests.faults.sources.source import Misfortune, Ops, Source, make_source, random_puts
 from tests.faults.workloads import measurements as measure
 from tests.faults.workloads.audience import Audience
@@ -283,6 +283,10 @@ class _Run:
         over = threading.Event()
 
         def close() -> None:
+            # It closes all registrations; an answer that comes from now on may find its event settled by that.
+            now = time.monotonic()
+            for log in self._audience.logs:
+                log.entries.append(Asked(now, "close", "", False))
             try:
                 measure.close(f"transport, {way}", self._plugin.close, self._source.course, self._workload.pause)
             finally:
