@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import select
 import selectors
 import socket
 import ssl
@@ -100,7 +101,7 @@ class TimedConnection(HTTPConnection):
         assert self.sock is not None
         rest = memoryview(data)
         while rest:
-            _let_signals_through(self.sock, selectors.EVENT_WRITE, self._deadline)
+            _let_signals_through(self.sock, select.POLLOUT, self._deadline)
             self.sock.settimeout(self._deadline.remaining())
             self._deadline.sent = True  # from here on the server may have it
             rest = rest[self.sock.send(rest[:CHUNK]) :]
@@ -129,7 +130,7 @@ class _TimedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        _let_signals_through(self._socket, selectors.EVENT_READ, self._deadline)
+        _let_signals_through(self._socket, select.POLLIN, self._deadline)
         self._socket.settimeout(self._deadline.remaining())
         return self._file.readinto(buffer)
 
@@ -142,9 +143,10 @@ def _let_signals_through(sock: socket.socket, event: int, deadline: CallDeadline
     """In the main thread wait for *event* in steps: the socket itself would wait in one."""
     if not in_main_thread() or (isinstance(sock, ssl.SSLSocket) and sock.pending()):
         return
-    with selectors.DefaultSelector() as selector, suppress(ValueError):  # of a closed socket, which then says so
-        selector.register(sock, event)
-        while not selector.select(step_of(deadline.remaining())) and sock.fileno() >= 0:
+    poll = select.poll()
+    with suppress(ValueError):  # of a closed socket, which then says so
+        poll.register(sock, event)
+        while not poll.poll(step_of(deadline.remaining()) * 1000):
             pass
 
 
