@@ -22,8 +22,8 @@ def count_one(registry):
     events = Queue()
     registry.watch("agent", events, events, "")
     future = registry.submit_changes({"k": ChangeBytes("k", b"1")})
-    events.get(timeout=10).done()
-    future.result(10)
+    events.get(timeout=30).done()
+    future.result(30)
 """
 
 
@@ -76,7 +76,7 @@ def read():
     plugin = Plugin(store)
     plugin.watch("agent", events, events, "")
     plugin.after_init()
-    plugin.wait_ready(10)
+    plugin.wait_ready(30)
     monitor.copy()
     return plugin
 
@@ -171,7 +171,7 @@ child = os.fork()
 if child == 0:
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
-thread.join(10)
+thread.join(30)
 print("over")
 """
     assert "over" in run(program, tmp_path)
