@@ -322,6 +322,12 @@ def test_threads_are_started_in_one_module_only() -> None:
     assert [name for name, module in inside.items() if hidden & set(imports(module))] == []
 
 
+def test_conditions_let_signals_through() -> None:
+    # C15: the main thread may wait for any of them, and a signal just before that does not end the wait.
+    inside = {name: module for name, module in MODULES.items() if module.home != "datasync.examples"}
+    assert calls(inside, "threading.Condition") == []
+
+
 def test_nothing_sleeps() -> None:
     # A sleeping thread cannot be closed: stopping.wait(delay) can.
     inside = {name: module for name, module in MODULES.items() if FLOORS.get(module.home, 0) < 4}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
@@ -30,7 +29,7 @@ from datasync.keyval.types import (
 )
 from datasync.keyval.urls import StoreURL
 from datasync.runtime import boot_clock
-from datasync.runtime.threads import ForkGuard
+from datasync.runtime.threads import ForkGuard, SteppedCondition
 
 #: Commits kept for streams that resume.
 HISTORY = 10_000
@@ -53,7 +52,7 @@ class MemoryData:
 
     def __init__(self) -> None:
         #: Guards the data and the mutable fields of the stores; notified on each commit, cancel and close.
-        self.changed = threading.Condition()
+        self.changed = SteppedCondition()
         #: The newest is raised by every call and stream of stores that are not ``spared``. For tests, as the next ones.
         self.failures: dict[object, DatasyncError] = {}
         #: The newest is the seconds that every call takes, and every batch of a stream.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from datasync.messaging.api import (
     check_partition,
     check_topic,
 )
-from datasync.runtime.threads import ForkGuard
+from datasync.runtime.threads import ForkGuard, SteppedCondition, SteppedFuture
 
 #: Seconds that tombstones stay, as Kafka has it by default.
 DELETE_RETENTION = 86_400.0
@@ -60,7 +59,7 @@ class MemoryBroker(Broker):
         self._name = f"memory-broker://{name}"
         self._guard = ForkGuard(self._name)
         #: Guards everything below; notified on each change.
-        self._changed = threading.Condition()
+        self._changed = SteppedCondition()
         self._topics: dict[str, _Topic] = {}
         self._committed: dict[tuple[str, str, int], tuple[int, str]] = {}
         self._failure: DatasyncError | None = None
@@ -93,7 +92,7 @@ class MemoryBroker(Broker):
     def send(self, topic: str, key: bytes, value: bytes | None, partition: int | None = None) -> Future[Delivered]:
         check_topic(topic)
         check_messages([key, value])
-        future: Future[Delivered] = Future()
+        future: Future[Delivered] = SteppedFuture()
         with self._open():
             partitions = self._topic(topic).partitions
             place = hashed(key, len(partitions)) if partition is None else check_partition(partition)
@@ -177,7 +176,7 @@ class MemoryBroker(Broker):
             raise MessagingError(f"{self._name}: topic {topic!r} not found: create it first")
         return found
 
-    def _open(self) -> threading.Condition:
+    def _open(self) -> SteppedCondition:
         """Return the condition, for a ``with``, if the broker is open."""
         self._guard.check()
         self._check_open()

@@ -15,7 +15,7 @@ from datasync.resync.api import ResyncRegistration, ResyncReport, ResyncResult
 from datasync.resync.registration import Handler, QueueRegistration
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
-from datasync.runtime.threads import ForkGuard
+from datasync.runtime.threads import ForkGuard, SteppedCondition
 from datasync.runtime.wording import counted
 from datasync.serializer import check_key
 
@@ -42,7 +42,7 @@ class Plugin(Closable):
         self._accept_timeout = _checked("accept_timeout", accept_timeout)
         self._ack_timeout = _checked("ack_timeout", ack_timeout)
         self._guard = ForkGuard("the resync orchestrator")
-        self._lock = threading.Condition()  # guards everything below; notified when a turn ends, and by close
+        self._lock = SteppedCondition()  # guards everything below; notified when a turn ends, and by close
         self._registrations: list[QueueRegistration] = []
         self._closed = False
         self._runner: int | None = None

@@ -14,7 +14,7 @@ from typing import Any
 
 from datasync.errors import ClosedError, InvalidArgumentError
 from datasync.resync.api import ResyncOutcome, ResyncResult, ResyncStatus, StatusEvent
-from datasync.runtime.threads import Flag, ForkGuard
+from datasync.runtime.threads import Flag, ForkGuard, SteppedCondition
 
 Handler = Callable[[StatusEvent], object]
 
@@ -87,9 +87,9 @@ class StatusQueue(Queue[Any]):
         super().__init__()
         # A finalizer may close the registration in the middle of a call of the queue.
         self.mutex = threading.RLock()  # type: ignore[assignment]
-        self.not_empty = threading.Condition(self.mutex)
-        self.not_full = threading.Condition(self.mutex)
-        self.all_tasks_done = threading.Condition(self.mutex)
+        self.not_empty = SteppedCondition(self.mutex)
+        self.not_full = SteppedCondition(self.mutex)
+        self.all_tasks_done = SteppedCondition(self.mutex)
 
     # Queue calls this hook under its mutex: an event is either taken or withdrawn, never both.
     def _get(self) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import math
 import os
 import threading
+import time
 from collections.abc import Callable
 from queue import Empty, Queue, SimpleQueue
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, overload
 
 from datasync.errors import ForkedError
 from datasync.runtime.logs import get_logger
@@ -50,6 +52,30 @@ def in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+@overload
+def step_of(timeout: float) -> float: ...
+@overload
+def step_of(timeout: float | None) -> float | None: ...
+def step_of(timeout: float | None) -> float | None:
+    """Return the seconds of the next step of a wait for *timeout* seconds; None for a wait without end.
+
+    In the main thread no step is longer than ``SIGNAL_DELAY``: see ``take_in_main_thread``.
+    """
+    if not in_main_thread():
+        return timeout
+    return SIGNAL_DELAY if timeout is None else min(timeout, SIGNAL_DELAY)
+
+
+class SteppedCondition(threading.Condition):
+    """A condition that lets signals through: ``wait`` may return early in the main thread.
+
+    Call it in a loop that looks at what is waited for, or call ``wait_for``, which is one. Threads: any.
+    """
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return super().wait(step_of(timeout))
+
+
 class Flag(threading.Event):
     """An ``Event`` that a finalizer may set, whatever its thread is doing, even waiting for the same flag.
 
@@ -79,9 +105,15 @@ class Flag(threading.Event):
         self._gate.acquire(blocking=False)
 
     def wait(self, timeout: float | None = None) -> bool:
-        longest = -1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
-        if not self._is_set and self._gate.acquire(timeout=longest):
-            self._open()  # for the next one that waits
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while not self._is_set:
+            step = step_of(timeout)
+            longest = -1 if step is None else min(max(0.0, step), threading.TIMEOUT_MAX)
+            if self._gate.acquire(timeout=longest):
+                self._open()  # for the next one that waits
+                break
+            if timeout is not None and (timeout := until - time.monotonic()) <= 0:
+                break
         return self._is_set
 
     def _open(self) -> None:
@@ -120,7 +152,27 @@ class ForkGuard:
         raise TypeError(f"{self._what} belongs to this process and cannot be sent to another one: open a new one there")
 
 
-class GuardedFuture(concurrent.futures.Future[T]):
+class SteppedFuture(concurrent.futures.Future[T]):
+    """A future that lets signals through while the main thread waits for it. Threads: any."""
+
+    def result(self, timeout: float | None = None) -> T:
+        return super().result(self._last_step(timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        return super().exception(self._last_step(timeout))
+
+    def _last_step(self, timeout: float | None) -> float | None:
+        """Wait until it is done, or only one step of the wait is left; return the seconds of that."""
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while (step := step_of(timeout)) != timeout:
+            with contextlib.suppress(concurrent.futures.TimeoutError):
+                super().exception(step)
+                break
+            timeout = None if timeout is None else max(0.0, until - time.monotonic())
+        return timeout
+
+
+class GuardedFuture(SteppedFuture[T]):
     """A future that raises ``ForkedError`` in a forked child, where no thread would complete it.
 
     Its lock may be held forever there; so every method checks the guard before it takes the lock.

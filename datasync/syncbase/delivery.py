@@ -16,7 +16,7 @@ from queue import Full
 
 from datasync.runtime.full_queues import interrupted
 from datasync.runtime.logs import get_logger
-from datasync.runtime.threads import CLOSE_TIMEOUT, in_main_thread
+from datasync.runtime.threads import CLOSE_TIMEOUT, SteppedCondition, in_main_thread
 from datasync.syncbase.core import RegistryCore
 from datasync.syncbase.events import EventOwner, QueuedChange, QueuedEvent
 
@@ -114,7 +114,7 @@ class PutTurn:
         #: between puts.
         self.holder: tuple[int, QueuedEvent] | None = None
         #: Notified at the end of a turn that other threads await.
-        self.over = threading.Condition(lock)
+        self.over = SteppedCondition(lock)
         #: Number of threads that wait for the end of the turn.
         self.awaited = 0
 

@@ -22,7 +22,7 @@ from datasync.errors import (
     Rejected,
 )
 from datasync.runtime.logs import get_logger
-from datasync.runtime.threads import ForkGuard, GuardedFuture
+from datasync.runtime.threads import ForkGuard, GuardedFuture, SteppedFuture
 from datasync.runtime.timeouts import check_timeout
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class DoneFuture(_DoneOnce):
     def __init__(self) -> None:
         super().__init__()
         #: Completes with None, or raises the error that ``done`` was given.
-        self.future: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self.future: concurrent.futures.Future[None] = SteppedFuture()
         self.future.set_running_or_notify_cancel()  # an acknowledgement cannot be cancelled
 
     def _answered(self, error: BaseException | None) -> None:
@@ -216,7 +216,7 @@ def aggregate_done(futures: Mapping[str, concurrent.futures.Future[None]]) -> co
     Threads: any.
     Source: Go ``AggregateDone``; contract C9.
     """
-    combined: concurrent.futures.Future[None] = concurrent.futures.Future()
+    combined: concurrent.futures.Future[None] = SteppedFuture()
     combined.set_running_or_notify_cancel()
     names = tuple(futures)  # the caller may change the mapping afterwards
     missing = list(range(len(names)))  # each answer takes one, and 0 is the last: without a lock, for finalizers

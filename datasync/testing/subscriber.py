@@ -16,6 +16,7 @@ from datasync.consumer.pairs import JSON, bytes_and_value
 from datasync.errors import DecodeError, DoneTimeout, InvalidArgumentError, Rejected
 from datasync.events import ChangeEvent, Op, ResyncEvent
 from datasync.runtime.closing import Closable
+from datasync.runtime.threads import SteppedCondition
 from datasync.runtime.timeouts import check_timeout
 
 
@@ -38,7 +39,7 @@ class RecordingSubscriber(Closable):
         self.watcher = watcher
         self._codec = codec
         # Guards the lists and dicts below; notified with each event.
-        self._changed = threading.Condition(threading.RLock())
+        self._changed = SteppedCondition(threading.RLock())
         self._rejects: dict[str, tuple[BaseException, int | None]] = {}
         #: The events, oldest first, redeliveries included.
         self.events: list[ChangeEvent | ResyncEvent] = []

@@ -190,7 +190,7 @@ def test_a_reader_of_the_output_that_ends_early_causes_no_error_message(url: str
     process.stdout.read(10)
     process.stdout.close()
     # then it ends silently
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=30)
     assert err == b""
 
 

@@ -181,4 +181,4 @@ def test_a_server_that_does_not_start_can_be_interrupted() -> None:
             with connection:
                 connection.recv(1)
                 ours.send(signal.SIGTERM)
-                assert ours.wait(10) == 130
+                assert ours.wait(30) == 130

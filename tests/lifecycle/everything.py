@@ -8,6 +8,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -41,9 +42,19 @@ POSTGRES = "DATASYNC_LIFECYCLE_POSTGRES"
 
 
 def limit_life(seconds: int) -> None:
-    """End this process after *seconds*, with all stacks on stderr. (A child does not inherit it.)"""
+    """End this process after *seconds*, with all stacks on stderr. (A child does not inherit it.)
+
+    It ends at once when one of its threads fails: the others would wait for that one until the end.
+    """
     faulthandler.register(signal.SIGALRM, chain=True)
     signal.alarm(seconds)
+    threading.excepthook = _end_with_thread
+
+
+def _end_with_thread(failed: threading.ExceptHookArgs) -> None:
+    threading.__excepthook__(failed)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def text(value: object) -> StringValue:

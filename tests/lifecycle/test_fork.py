@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
+from datasync.runtime.threads import Flag
+from datasync.syncbase.registry import Registry
 from tests.conftest import PATIENT
 from tests.faults.checkers.course import check_forks
 from tests.faults.history import Course, Fork, Truth
 from tests.lifecycle.conftest import Program
+from tests.lifecycle.forks import locks
 from tests.support.proxy import free_port
 from tests.support.running import Running
 from tests.support.timing import at_most
@@ -44,11 +48,19 @@ def test_c15_i17_forks_at_any_moment_while_changes_flow_and_locks_are_held(progr
     assert min(result["written"].values()) >= 60
 
 
+def test_what_is_held_while_the_program_forks_is_a_lock_and_no_gate_that_others_open() -> None:
+    flag = Flag()
+    with closing(Registry("held")) as registry:
+        found = {id(lock) for lock in locks()}
+        assert id(registry._lock) in found
+    assert id(flag._gate) not in found
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(3))
 def test_c15_i17_many_forks(program: Program, seed: int) -> None:
-    result = program("forks", "--forks", "300", "--seed", str(seed), timeout=890)
+    result = program("forks", "--forks", "300", "--seed", str(seed), "--limit", "880", timeout=890)
     judge(result)
     assert result["children"] == 300
 

@@ -25,3 +25,15 @@ def test_c15_signals_come_out_of_every_call_that_waits(program: Program) -> None
     assert told["troubles"] == []
     assert told["closed"] < close_limit
     assert told["left"] == []
+
+
+def test_c15_a_signal_that_comes_just_before_a_call_begins_to_wait_comes_out_too(program: Program) -> None:
+    # given the same / when SIGTERM wakes no call: the main thread was not waiting yet, or another one was interrupted
+    told = program("signals", "--missed")
+    # then each call looks for it by itself
+    limit = at_most(LIMIT)
+    assert len(told["results"]) >= 25
+    for call, number, what, seconds in told["results"]:
+        assert what == "Stop", (call, number, what)
+        assert seconds < limit, (call, number)
+    assert told["troubles"] == []

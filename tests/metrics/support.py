@@ -6,6 +6,8 @@ import re
 import urllib.error
 import urllib.request
 
+from tests.conftest import PATIENT
+
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 
 
@@ -19,7 +21,7 @@ def get(port: int, path: str, token: str = "") -> tuple[int, str]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=PATIENT) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:

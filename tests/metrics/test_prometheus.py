@@ -18,7 +18,7 @@ from datasync.metrics.prometheus import PrometheusMonitor
 from datasync.runtime import monitoring
 from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.registry import Registry
-from tests.conftest import CANARY, take, wait_until
+from tests.conftest import CANARY, PATIENT, take, wait_until
 from tests.metrics.support import samples
 
 
@@ -72,7 +72,7 @@ def test_c22_what_waits_in_a_queue_counts_from_its_arrival(monitor: PrometheusMo
         assert last.first.came_at <= last.put_at
         assert last.first.came_at - came < last.put_at - came + 1e-9
         last.done()
-        first.result(5), second.result(5)
+        first.result(PATIENT), second.result(PATIENT)
         assert scrape(monitor)['datasync_propagation_seconds_count{source="north"}'] == 2
 
 
@@ -171,7 +171,7 @@ def test_c22_metrics_that_come_late_count_what_is_there_already() -> None:
         try:
             future = change(registry, "a/1")
             take(events).done()
-            future.result(5)
+            future.result(PATIENT)
             assert scrape(monitor)['datasync_events_total{result="ok",source="early"}'] == 1
         finally:
             monitoring.install(monitoring.Monitor())
@@ -198,7 +198,7 @@ def test_c22_what_was_counted_last_by_an_abandoned_source_is_kept(monitor: Prome
     registration = registry.watch("agent", events, events, "a/")
     future = change(registry, "a/1")
     take(events).done()
-    future.result(5)
+    future.result(PATIENT)
     registry.close()
     del registry, registration, future
     gc.collect()
@@ -214,7 +214,7 @@ def test_c22_sources_that_come_and_go_are_not_kept_until_a_scrape(monitor: Prome
         registration = registry.watch("agent", events, events, "a/")
         future = change(registry, "a/1")
         take(events).done()
-        future.result(5)
+        future.result(PATIENT)
         registry.close()
         del registry, registration, future, events
     # then few are kept, and every change is counted

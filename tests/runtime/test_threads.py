@@ -6,11 +6,16 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 
 import pytest
 
 from datasync.errors import ForkedError
-from datasync.runtime.threads import ForkGuard, Worker
+from datasync.runtime import threads
+from datasync.runtime.threads import Flag, ForkGuard, SteppedCondition, SteppedFuture, Worker
 from tests.conftest import PATIENT, wait_until
 
 
@@ -188,3 +193,47 @@ def test_c15_a_worker_can_be_closed_while_another_thread_is_about_to_start_it(mo
     starter.join(PATIENT)
     assert closed == [True]
     assert not worker.alive
+
+
+def test_a_wait_in_steps_lasts_as_long_as_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given steps much shorter than the wait / when nothing happens / then the time is that of the caller
+    monkeypatch.setattr(threads, "SIGNAL_DELAY", 0.001)
+    flag, future, condition = Flag(), SteppedFuture[None](), SteppedCondition()
+    with condition:
+        for wait in (partial(flag.wait, 0.05), partial(condition.wait_for, lambda: False, 0.05)):
+            began = time.monotonic()
+            assert wait() is False
+            assert time.monotonic() - began >= 0.05
+    for ask in (future.result, future.exception):
+        began = time.monotonic()
+        with pytest.raises(FutureTimeout):
+            ask(0.05)
+        assert time.monotonic() - began >= 0.05
+
+
+def test_a_wait_in_steps_ends_when_it_comes_true(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given waits without end, and with one / when another thread ends them after some steps / then they return
+    taken: list[float | None] = []
+    step_of = threads.step_of
+    monkeypatch.setattr(threads, "SIGNAL_DELAY", 0.001)
+    monkeypatch.setattr(threads, "step_of", lambda timeout: taken.append(timeout) or step_of(timeout))
+    for timeout in (None, PATIENT):
+        future, failed, flag, condition = SteppedFuture[int](), SteppedFuture[int](), Flag(), SteppedCondition()
+        ended: list[int] = []
+        waits: list[tuple[Callable[[], object], Callable[[], object]]] = [
+            (partial(future.result, timeout), partial(future.set_result, 1)),
+            (partial(failed.exception, timeout), partial(failed.set_exception, FutureTimeout("its own"))),
+            (partial(flag.wait, timeout), flag.set),
+            (partial(condition.wait_for, partial(list, ended), timeout), partial(ended.append, 1)),
+        ]
+        answers = []
+        for wait, end in waits:
+            taken.clear()
+            thread = threading.Thread(target=lambda end=end: wait_until(lambda: len(taken) > 3, "it waits") and end())
+            thread.start()
+            with condition:
+                answers.append(wait())
+            thread.join()
+        assert answers == [1, failed.exception(), True, [1]]
+        with pytest.raises(FutureTimeout, match="its own"):
+            failed.result(timeout)

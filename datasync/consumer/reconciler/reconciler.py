@@ -45,7 +45,7 @@ from datasync.errors import (
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
 from datasync.runtime.monitoring import dismiss
-from datasync.runtime.threads import CLOSE_TIMEOUT, Flag, ForkGuard, Worker
+from datasync.runtime.threads import CLOSE_TIMEOUT, Flag, ForkGuard, SteppedCondition, Worker
 from datasync.runtime.timers import SYSTEM_CLOCK, Clock
 from datasync.runtime.wording import counted
 
@@ -144,7 +144,7 @@ class Reconciler(Closable, Generic[T]):
         self._guard = ForkGuard(f"the reconciler {name!r}")
         # Guards all below, the work and the intake's counts. An RLock, because a finalizer may call in.
         self._lock = threading.RLock()
-        self._synced = threading.Condition(self._lock)
+        self._synced = SteppedCondition(self._lock)
         self._taking = threading.RLock()  # held by the thread that takes events over; taken before the other
         self._idle: list[Flag] = []
         self._closed = False

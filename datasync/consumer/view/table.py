@@ -20,6 +20,7 @@ from datasync.consumer.view.index import Index, IndexFunction
 from datasync.consumer.view.notices import ValueChange
 from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.runtime.logs import get_logger
+from datasync.runtime.threads import SteppedCondition
 from datasync.runtime.wording import counted
 
 log = get_logger(__name__)
@@ -82,7 +83,7 @@ class ValueTable:
         # Held from an index function to the commit of what it returned, so that no value is indexed twice at once.
         self._writing = threading.RLock()
         #: Guards all below; notified with each commit.
-        self.changed = threading.Condition(threading.RLock())
+        self.changed = SteppedCondition(threading.RLock())
         self._indexes = {key: Index(key, function) for key, function in indexes.items()}
         self._snapshot: Mapping[str, Any] | None = None
         self._moment: Moment | None = None

@@ -19,7 +19,7 @@ from datasync.commits import WriteResult
 from datasync.errors import ClosedError, DatasyncError, StoreConnectionError, UnknownOutcome
 from datasync.grpcsync.error_codes import change_error, is_reply_to
 from datasync.runtime.logs import get_logger
-from datasync.runtime.threads import ForkGuard, GuardedFuture
+from datasync.runtime.threads import ForkGuard, GuardedFuture, SteppedCondition
 from datasync.syncbase.msg.datamsg_pb2 import DEL, DataChangeReply, DataChangeRequest, DataResyncRequests
 
 log = get_logger(__name__)
@@ -87,10 +87,10 @@ class RequestQueue:
         #: Guards everything below, and the sessions. Three conditions, so that only the threads concerned wake up.
         #: Reentrant, because a finalizer of the user's that the collector runs under it may send or close.
         self.lock = threading.RLock()
-        self._to_send = threading.Condition(self.lock)  # for gRPC's sending thread
+        self._to_send = SteppedCondition(self.lock)  # for gRPC's sending thread
         #: For the session manager, and for callers that wait until its state changes.
-        self.changed = threading.Condition(self.lock)
-        self._room = threading.Condition(self.lock)  # for callers that find the queue full
+        self.changed = SteppedCondition(self.lock)
+        self._room = SteppedCondition(self.lock)  # for callers that find the queue full
         self._pending: deque[AnyRequest] = deque()
         self._sent: deque[PendingRequest[DataChangeRequest]] = deque()
         #: True once no more requests are accepted.

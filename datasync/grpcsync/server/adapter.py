@@ -43,7 +43,7 @@ from datasync.grpcsync.status import AdapterStatus, combine
 from datasync.runtime.closing import Closable
 from datasync.runtime.grpcio import check_grpc
 from datasync.runtime.logs import LimitedLog, get_logger
-from datasync.runtime.threads import CLOSE_TIMEOUT, ForkGuard
+from datasync.runtime.threads import CLOSE_TIMEOUT, Flag, ForkGuard
 from datasync.runtime.timeouts import check_seconds
 from datasync.runtime.tokens import TokenCheck
 from datasync.serializer import Serializer
@@ -261,7 +261,7 @@ class Adapter(Closable):
 
     def _wait(self, future: PropagationFuture, timeout: float, context: Any) -> bool:
         """Wait for *future*, up to *timeout* seconds. False if the client has gone, so that the thread can end."""
-        over = threading.Event()
+        over = Flag()
         future.add_done_callback(lambda _: over.set())
         if not context.add_callback(over.set):
             return False

@@ -8,7 +8,6 @@ Source: cn-infra ``datasync/grpcsync/msgservice.go``, ``DataChanges``; contract 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from datasync.grpcsync.limits import Limits
 from datasync.grpcsync.server.fencing import SenderSession
 from datasync.grpcsync.server.replies import PendingReply
 from datasync.grpcsync.server.validation import parse
-from datasync.runtime.threads import Worker
+from datasync.runtime.threads import SteppedCondition, Worker
 from datasync.syncbase.msg.datamsg_pb2 import DataChangeReply, DataChangeRequest
 from datasync.syncbase.registry import Registry
 
@@ -45,7 +44,7 @@ class ChangeStream:
         self._session = session
         self._limits = limits
         self._timeout = timeout
-        self._changed = threading.Condition()  # guards everything below
+        self._changed = SteppedCondition()  # guards everything below
         self._pending: deque[PendingReply] = deque()
         self._bytes = 0
         self._reading = True  # False once the worker has ended

@@ -13,7 +13,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from datasync.runtime.threads import CLOSE_TIMEOUT
+from datasync.runtime.threads import CLOSE_TIMEOUT, SteppedCondition
 
 #: Senders whose newest session is remembered. Senders with a running call are always remembered.
 MAX_REMEMBERED = 10_000
@@ -55,7 +55,7 @@ class SessionFence:
     """Lets only the newest session of one sender submit requests. Threads: any."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()  # guards the three below
+        self._changed = SteppedCondition()  # guards the three below
         self._newest = 0
         self._entered: Counter[int] = Counter()
         self._ends: list[tuple[int, Callable[[], None]]] = []

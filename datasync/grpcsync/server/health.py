@@ -5,7 +5,6 @@ Source: ``grpc.health.v1``.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from datasync.errors import DecodeError
 from datasync.grpcsync.datasync_health_pb2 import HealthCheckRequest, HealthCheckResponse
 from datasync.grpcsync.protocol import SERVICE, serialize
 from datasync.grpcsync.server.validation import parse
+from datasync.runtime.threads import Flag, SteppedCondition
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 #: Maximum number of concurrent ``Watch`` calls: each holds a thread, and none needs a token.
@@ -33,7 +33,7 @@ class HealthService:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()  # guards the three below, and wakes watch calls
+        self._changed = SteppedCondition()  # guards the three below, and wakes watch calls
         self._serving = True
         self._watchers = 0
         self._reading: list[Any] = []  # the contexts of calls whose request is being read, the oldest first
@@ -62,7 +62,7 @@ class HealthService:
     def watch(self, requests: Iterator[bytes], context: Any) -> Iterator[HealthCheckResponse]:
         """Handle ``Watch``: send the status, and send it again if it changes."""
         service = self._read(requests, context)
-        over = threading.Event()
+        over = Flag()
 
         def end() -> None:
             over.set()

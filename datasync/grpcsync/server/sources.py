@@ -17,7 +17,7 @@ from datasync.commits import HasRevision
 from datasync.errors import AggregateError, ClosedError, InvalidArgumentError, SubscriptionError, UnsupportedError
 from datasync.grpcsync.protocol import check_source
 from datasync.runtime.closing import Closable
-from datasync.runtime.threads import ForkGuard
+from datasync.runtime.threads import Flag, ForkGuard
 from datasync.serializer import Serializer
 from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.registration import Registration
@@ -35,7 +35,7 @@ class SourceEntry:
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         #: No change is submitted before it is set, because subscriptions would miss the change.
-        self.attached = threading.Event()
+        self.attached = Flag()
 
 
 class SourceRegistries:

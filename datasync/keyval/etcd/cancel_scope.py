@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 
+from datasync.runtime.threads import Flag
+
 
 class Cancellable(Protocol):
     def cancel(self) -> object: ...
@@ -23,7 +25,7 @@ class CancelScope:
         self.patient = patient
         self._lock = threading.Lock()  # guards _call, so that a cancel between start and attach() is not lost
         self._call: Cancellable | None = None
-        self._cancelled = threading.Event()
+        self._cancelled = Flag()
 
     @property
     def cancelled(self) -> bool:

@@ -22,7 +22,7 @@ from datasync.keyval.types import DeleteOp, PutOp, WriteOp
 from datasync.runtime import boot_clock
 from datasync.runtime.backoff import Backoff
 from datasync.runtime.logs import get_logger
-from datasync.runtime.threads import Worker
+from datasync.runtime.threads import Flag, Worker
 
 log = get_logger(__name__)
 
@@ -68,7 +68,7 @@ class ClientLease:
         self._closed = False
         self._owned: dict[str, _Owned] = {}
         self._strays: dict[str, int] = {}  # keys that were put again although they were given up meanwhile: revision
-        self._incomplete = threading.Event()  # set when a key may be bound to a lost lease
+        self._incomplete = Flag()  # set when a key may be bound to a lost lease
         # The threads repeat their calls themselves.
         self._renewal_scope, self._restore_scope = (one.new_scope(patient=False) for one in (leases, client))
         self._workers = (

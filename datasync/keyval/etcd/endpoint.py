@@ -20,6 +20,7 @@ from datasync.keyval.etcd.cancel_scope import CancelScope
 from datasync.keyval.etcd.config import EtcdConfig
 from datasync.keyval.etcd.methods import STATUS, Method, RequestT, ResponseT
 from datasync.keyval.etcd.tls import make_credentials
+from datasync.runtime.threads import Flag
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -185,7 +186,7 @@ def _exchange(callee: Any, request: Any, timeout: float, metadata: Metadata, sco
 
     Our side stays open until then: etcd's grpc-proxy ends a stream that is half-closed before it has responded.
     """
-    responded = threading.Event()
+    responded = Flag()
 
     def requests() -> Iterator[Any]:
         yield request

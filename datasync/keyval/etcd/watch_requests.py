@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from typing import Any
 
 from datasync.keyval.etcd import datasync_etcd_pb2 as pb
 from datasync.keyval.etcd.keys import prefix_range
+from datasync.runtime.threads import SteppedCondition
 
 #: The id that we request for our watch. Every etcd server grants it and assigns other ids to probes; a grpc-proxy
 #: numbers the watches itself, which reveals it.
@@ -40,7 +40,7 @@ class WatchRequests:
         )
         self._idle_limit = idle_limit
         self._probe = [pb.WatchRequest(create_request=pb.WatchCreateRequest(key=key, range_end=range_end))]
-        self._condition = threading.Condition()  # guards the five fields below
+        self._condition = SteppedCondition()  # guards the five fields below
         self._probed_at = 0.0
         self._probe_due = math.inf  # while a probe is unanswered, and before the watch is created
         self._outbox = [pb.WatchRequest(create_request=watch)]

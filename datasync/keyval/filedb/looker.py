@@ -15,6 +15,7 @@ from datasync.keyval.diff_stream import Picture, PictureSource
 from datasync.keyval.filedb.config import FileConfig
 from datasync.keyval.filedb.files import FileSet
 from datasync.keyval.filedb.hints import Hints
+from datasync.runtime.threads import SteppedCondition
 
 #: Seconds between a hint and the look: what is written together is seen together.
 GATHER = 0.01
@@ -38,7 +39,7 @@ class Looker:
         #: Held while files are read or written: one look at a time. ``close`` and ``wake`` do not wait for it.
         self._looking = threading.RLock()
         #: Guards the fields below; notified on each hint, look, wake and close.
-        self._changed = threading.Condition()
+        self._changed = SteppedCondition()
         self._closed = False
         self._followed = False
         self._hinted_at: float | None = None

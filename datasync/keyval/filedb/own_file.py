@@ -21,6 +21,7 @@ from datasync.errors import (
     UnknownOutcome,
 )
 from datasync.keyval.filedb.document import DocumentWriter, read_document
+from datasync.runtime.threads import step_of
 
 #: Seconds between two attempts to get the lock.
 PAUSE = 0.005
@@ -53,8 +54,9 @@ class OwnFile:
           PermissionDenied: The folder cannot be written.
         """
         give_up = time.monotonic() + self._lock_timeout
-        if not self._mine.acquire(timeout=self._lock_timeout):
-            raise self._busy()
+        while not self._mine.acquire(timeout=step_of(max(0.0, give_up - time.monotonic()))):
+            if time.monotonic() >= give_up:
+                raise self._busy()
         try:
             descriptor = self._open_lock(give_up)
             try:

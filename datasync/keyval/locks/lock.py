@@ -19,7 +19,7 @@ from datasync.keyval.types import LeaseLost
 from datasync.runtime.backoff import Backoff
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
-from datasync.runtime.threads import ForkGuard
+from datasync.runtime.threads import ForkGuard, SteppedCondition
 
 log = get_logger(__name__)
 
@@ -60,7 +60,7 @@ class Lock(Closable):
         self._on_lost = on_lost
         self._guard = ForkGuard(f"the lock {name!r}")
         self._never = Lost(self._guard)
-        self._changed = threading.Condition()  # guards the fields below; notified when one of them changes
+        self._changed = SteppedCondition()  # guards the fields below; notified when one of them changes
         self._attempt: object | None = None  # of the thread that stands in the line
         self._standing: Place | None = None  # of this attempt
         self._place: Place | None = None  # held, or lost and not yet released
@@ -268,7 +268,7 @@ class Lock(Closable):
             with self._changed:
                 left = math.inf if deadline is None else deadline - time.monotonic()
                 if left > 0 and self._cancels == ticket:
-                    self._changed.wait(min(left, backoff.next()))
+                    self._changed.wait_for(lambda: self._cancels != ticket, min(left, backoff.next()))
                 if self._cancels != ticket or (deadline is not None and deadline <= time.monotonic()):
                     return False
             log.warning("the lock %r: %s; standing again", self._name, why)

@@ -26,7 +26,7 @@ from psycopg.conninfo import make_conninfo
 from datasync.keyval.postgres.config import PostgresConfig
 from datasync.keyval.postgres.errors import Interrupted, NoResponse
 from datasync.keyval.postgres.parameters import register
-from datasync.runtime.threads import ForkGuard
+from datasync.runtime.threads import ForkGuard, step_of
 
 T = TypeVar("T")
 
@@ -121,7 +121,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         poll.register(self.pgconn.socket, select.POLLIN)
         if self.waker is not None:
             poll.register(self.waker.fileno(), select.POLLIN)
-        events = dict(poll.poll(seconds * 1000))
+        events = _poll(poll, time.monotonic() + seconds)
         if self.waker is not None and self.waker.woken:
             raise Interrupted("the wait was interrupted")
         if self.pgconn.socket not in events:
@@ -134,6 +134,16 @@ class BoundedConnection(psycopg.Connection[Any]):
         while self.pgconn.notifies() is not None:
             found = True
         return found
+
+
+def _poll(poll: select.poll, until: float) -> dict[int, int]:
+    """Return the events of *poll* by descriptor, none after *until*. Signals come through meanwhile."""
+    while True:
+        left = max(0.0, until - time.monotonic())
+        step = step_of(left)
+        events = dict(poll.poll(step * 1000))
+        if events or step == left:
+            return events
 
 
 class _BoundedWait:
@@ -154,7 +164,7 @@ class _BoundedWait:
     def ready(self, own: int, wanted: int) -> waiting.Ready:
         """Wait until *own* is ready for what is *wanted*, and return for what it is ready."""
         self._poll.register(own, _MASKS[wanted])
-        events = dict(self._poll.poll(max(0.0, (self._end - time.monotonic()) * 1000)))
+        events = _poll(self._poll, self._end)
         if self._waker is not None and self._waker.woken:
             raise Interrupted("the wait was interrupted")
         if own not in events:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -15,7 +14,7 @@ from datasync.errors import ClosedError, StoreConnectionError
 from datasync.keyval.postgres.config import PostgresConfig
 from datasync.keyval.postgres.connection import BoundedConnection, Waker, open_connection
 from datasync.keyval.postgres.errors import map_errors
-from datasync.runtime.threads import ForkGuard
+from datasync.runtime.threads import ForkGuard, SteppedCondition
 
 
 class ConnectionPool:
@@ -33,7 +32,7 @@ class ConnectionPool:
         self._prepare = prepare
         self._guard = ForkGuard(name)
         #: Guards the fields below; notified when a connection is given back.
-        self._changed = threading.Condition()
+        self._changed = SteppedCondition()
         self._idle: list[BoundedConnection] = []
         self._used = 0
         self._closed = False

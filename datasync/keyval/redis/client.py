@@ -25,7 +25,7 @@ from datasync.keyval.redis.scripts import Script
 from datasync.keyval.redis.topology import topology_of
 from datasync.runtime.backoff import Backoff
 from datasync.runtime.logs import get_logger
-from datasync.runtime.threads import ForkGuard
+from datasync.runtime.threads import Flag, ForkGuard
 
 log = get_logger(__name__)
 
@@ -57,7 +57,7 @@ class RedisClient:
         self._warned = False
         # The server that the next stream asks while the slot is being moved to it.
         self._asked: Address | None = None
-        self._stopping = threading.Event()
+        self._stopping = Flag()
 
     @property
     def forked(self) -> bool:

@@ -13,7 +13,7 @@ from datasync.keyval.redis import scripts
 from datasync.keyval.redis.client import RedisClient
 from datasync.keyval.types import DeleteOp, PutOp, WriteOp
 from datasync.runtime.logs import get_logger
-from datasync.runtime.threads import Worker
+from datasync.runtime.threads import Flag, Worker
 
 log = get_logger(__name__)
 
@@ -45,7 +45,7 @@ class RedisLease:
         self._position = Position(0)
         # True if keys are to be put again, although the lease is there.
         self._restore = False
-        self._wake = threading.Event()
+        self._wake = Flag()
 
     def begin(self) -> None:
         """Start the renewals, before the first key is put."""

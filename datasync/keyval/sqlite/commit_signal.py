@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+from datasync.runtime.threads import SteppedCondition
 
 
 class CommitSignal:
     """Wakes the streams of this process on one file, for the commits of every store object. Threads: any."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._changed = SteppedCondition()
         #: The number of signals. Read it before the file: ``wait`` returns at once if a commit follows.
         self.count = 0
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from datasync.restsync.encoding import change_of
+from datasync.runtime.threads import SteppedCondition
 from datasync.syncbase.change import ChangeResp
 
 #: Transactions that the buffer keeps.
@@ -73,7 +74,7 @@ class ReplayBuffer:
         self._history = history
         self._history_bytes = history_bytes
         # Guards the fields below, and wakes the streams that wait for a transaction.
-        self._news = threading.Condition(threading.Lock())
+        self._news = SteppedCondition(threading.Lock())
         self._transactions: deque[BufferedTransaction] = deque()
         self._bytes = 0
         self._floor = 0  # the buffer has every transaction after this revision
@@ -120,8 +121,9 @@ class ReplayBuffer:
         with self._news:
             while self._last <= revision and not ended():
                 remaining = deadline - time.monotonic()
-                if remaining <= 0 or not self._news.wait(remaining):
+                if remaining <= 0:
                     return
+                self._news.wait(remaining)
 
     def wake(self) -> None:
         """Let every ``wait`` check its condition again."""

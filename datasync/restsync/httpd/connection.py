@@ -28,7 +28,7 @@ from datasync.restsync.httpd.http11 import (
 )
 from datasync.runtime.logs import LimitedLog, get_logger
 from datasync.runtime.sockets import close_in_children, wrap_tls
-from datasync.runtime.threads import Worker
+from datasync.runtime.threads import Flag, Worker
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -88,7 +88,7 @@ class HttpConnection:
         #: Since when the connection has had no whole request, on the monotonic clock.
         self.idle_since = time.monotonic()
         #: Set when the connection is closed and only its thread has to end.
-        self.over = threading.Event()
+        self.over = Flag()
 
     @property
     def is_current(self) -> bool:

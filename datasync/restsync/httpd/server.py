@@ -24,7 +24,7 @@ from datasync.restsync.httpd.connection import ConnectionLimits, HttpConnection
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import LimitedLog, get_logger
 from datasync.runtime.sockets import close_in_children, connection_limit
-from datasync.runtime.threads import CLOSE_TIMEOUT, ForkGuard, Worker
+from datasync.runtime.threads import CLOSE_TIMEOUT, Flag, ForkGuard, Worker
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -73,7 +73,7 @@ class Server(Closable):
         self._lock = threading.Lock()  # guards _connections and _closed
         self._connections: dict[HttpConnection, Worker] = {}
         self._closed = False
-        self._ended = threading.Event()  # set when close() has finished
+        self._ended = Flag()  # set when close() has finished
         #: Connections at once: what the limits say, or less where the process has few descriptors.
         self.max_connections = connection_limit(int(limits.connections))
         try:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import io
 import math
 import os
+import select
 import selectors
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from http.client import HTTPResponse
 from typing import Any, NamedTuple
@@ -26,6 +28,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
 from datasync.runtime.sockets import close_in_children, wrap_tls
+from datasync.runtime.threads import in_main_thread, step_of
 
 #: Bytes of one send.
 CHUNK = 64 * 1024
@@ -98,6 +101,7 @@ class TimedConnection(HTTPConnection):
         assert self.sock is not None
         rest = memoryview(data)
         while rest:
+            _let_signals_through(self.sock, select.POLLOUT, self._deadline)
             self.sock.settimeout(self._deadline.remaining())
             self._deadline.sent = True  # from here on the server may have it
             rest = rest[self.sock.send(rest[:CHUNK]) :]
@@ -126,12 +130,24 @@ class _TimedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
+        _let_signals_through(self._socket, select.POLLIN, self._deadline)
         self._socket.settimeout(self._deadline.remaining())
         return self._file.readinto(buffer)
 
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def _let_signals_through(sock: socket.socket, event: int, deadline: CallDeadline) -> None:
+    """In the main thread wait for *event* in steps: the socket itself would wait in one."""
+    if not in_main_thread() or (isinstance(sock, ssl.SSLSocket) and sock.pending()):
+        return
+    poll = select.poll()
+    with suppress(ValueError):  # of a closed socket, which then says so
+        poll.register(sock, event)
+        while not poll.poll(step_of(deadline.remaining()) * 1000):
+            pass
 
 
 def open_socket(
