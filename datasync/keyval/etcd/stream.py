@@ -118,6 +118,7 @@ class EtcdStream(Stream):
             if self._is_cancelled():
                 return
             self._client.record_failure(error, endpoint)
+            endpoint.leave(call)  # before anything that takes time: grpc goes on connecting meanwhile
             if requests.idle:
                 if self._position == start:
                     self._in_fragments ^= {self._prefix}
@@ -131,6 +132,7 @@ class EtcdStream(Stream):
             if not self._client.forked:
                 requests.end()
                 call.cancel()
+                endpoint.leave(call)
 
     def _verify(self, *, brief: bool = False) -> int:
         return self._continuity.verify(self._client, self._prefix, self._position, self._scope, brief=brief)
