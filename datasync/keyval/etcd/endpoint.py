@@ -142,7 +142,9 @@ class Endpoint:
 
         grpc tells it too, but from a thread of its own, and after the error: a ``reset`` in between would do nothing.
         """
-        self._end(self._counted.get(call))
+        with self._lock:
+            running = self._counted.get(call)
+        self._end(running)
 
     def leave(self, call: object) -> None:
         """Count *call* as ended, and close the channel if it was the last one and the server is lost."""
@@ -172,7 +174,8 @@ class Endpoint:
         except BaseException:
             self._end(running)
             raise
-        self._counted[call] = running
+        with self._lock:
+            self._counted[call] = running
         if not call.add_callback(partial(self._end, running)):
             self._end(running)  # it has already finished
         return call

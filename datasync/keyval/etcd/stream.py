@@ -128,11 +128,13 @@ class EtcdStream(Stream):
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # a message exceeds our size limit
                 self._in_fragments.add(self._prefix)
             raise self._client.error(error, endpoint, self._what()) from error
+        except StoreConnectionError:  # of a call beside the watch, perhaps
+            endpoint.leave(call)  # not below, where a collector may be at work in the middle of the endpoint
+            raise
         finally:
             if not self._client.forked:
                 requests.end()
                 call.cancel()
-                endpoint.leave(call)
 
     def _verify(self, *, brief: bool = False) -> int:
         return self._continuity.verify(self._client, self._prefix, self._position, self._scope, brief=brief)
