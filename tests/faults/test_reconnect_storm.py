@@ -30,7 +30,6 @@ import pytest
 from datasync.grpcsync import Client
 from datasync.grpcsync import serve as serve_grpc
 from datasync.grpcsync.client import session
-from datasync.grpcsync.client.channel import ServerChannel
 from datasync.keyval import reader
 from datasync.keyval.etcd.client import EtcdClient
 from datasync.restsync import Adapter as RestAdapter
@@ -89,51 +88,81 @@ WORST = {"grpc": 2.8, "rest": 2.8, "etcd": 3.8}
 KINDS = ["grpc", "rest", pytest.param("etcd", marks=pytest.mark.etcd)]
 
 
+class Pauses:
+    """The pauses of a loop whose ``Backoff`` this makes, each of them as long as *SECONDS*."""
+
+    #: Long enough that grpc, left alone with a channel, would try again many times.
+    SECONDS = 1.6
+
+    def __init__(self) -> None:
+        self._begun: list[float] = []
+        pauses = self
+
+        class Noted(Backoff):
+            def next(self) -> float:
+                pauses._begun.append(time.monotonic())
+                return super().next()
+
+        self._kind = Noted
+
+    def __call__(self, *_: Any, **__: Any) -> Backoff:
+        return self._kind(self.SECONDS, self.SECONDS, spread=(1.0, 1.0))
+
+    def wait(self, since: float, count: int) -> list[tuple[float, float]]:
+        """Return the second halves of the first *count* pauses that begin after *since*, when they are over.
+
+        Whoever knocks does so to the end of a pause. What was under way at its beginning ends in its first half, on a
+        busy machine too.
+        """
+        wait_until(lambda: len([one for one in self._begun if one >= since]) > count, f"{count} pauses are over")
+        begun = [one for one in self._begun if one >= since][:count]
+        return [(one + self.SECONDS / 2, one + self.SECONDS) for one in begun]
+
+
+def knocks(gate: Gate, pauses: list[tuple[float, float]]) -> list[float]:
+    return [one for one in gate.attempts for begin, end in pauses if begin <= one < end]
+
+
 def test_i13_while_a_client_pauses_nothing_of_it_knocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    # given a client that pauses for long enough that grpc, left alone with a channel, would try again
-    monkeypatch.setattr(session, "Backoff", lambda *_, **__: Backoff(1.6, 1.6, spread=(1.0, 1.0)))
-    opened: list[float] = []
-    connect = ServerChannel.open
-
-    def noted(peer: ServerChannel, timeout: float) -> object:
-        opened.append(timeout)
-        return connect(peer, timeout)
-
+    # given a client whose pauses are long
+    pauses = Pauses()
+    monkeypatch.setattr(session, "Backoff", pauses)
     with grpc_server() as server, Gate(("127.0.0.1", server.port)) as gate, Client(gate.address) as client:
         client.wait_ready(PATIENT)
-        # when its server is away
-        gate.shut()
-        gate.attempts.clear()
-        monkeypatch.setattr(ServerChannel, "open", noted)
-        wait_until(lambda: len(opened) == 3, "the client has tried three times")
-        # then nobody came but for these
-        assert len(gate.attempts) <= 3
+        # when its server is away / then nobody comes while it pauses, and it does try in between
+        gone = gate.shut()
+        assert knocks(gate, pauses.wait(gone, 2)) == []
+        assert any(attempt >= gone for attempt in gate.attempts)
 
 
 @pytest.mark.etcd
-def test_i13_while_a_reader_of_etcd_pauses_nothing_of_it_knocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    # given a reader whose pauses are long enough that grpc, left alone with a channel, would try again many times
-    monkeypatch.setattr(reader, "Backoff", lambda *_, **__: Backoff(1.5, 1.5, spread=(1.0, 1.0)))
-    tried: list[str] = []
-    call = EtcdClient.call
-
-    def noted(client: EtcdClient, *arguments: Any, **options: Any) -> Any:
-        tried.append(arguments[2])
-        return call(client, *arguments, **options)
-
-    monkeypatch.setattr(EtcdClient, "call", noted)
-
+@pytest.mark.parametrize("when", ["it follows", "it is about to follow"])
+def test_i13_while_a_reader_of_etcd_pauses_nothing_of_it_knocks(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a reader whose pauses are long
+    pauses = Pauses()
+    monkeypatch.setattr(reader, "Backoff", pauses)
+    gone: list[float] = []
     crowd = Crowd()
     with etcd_server() as server, Gate(("127.0.0.1", server.port)) as gate:
+        if when == "it is about to follow":
+            watch = EtcdClient.open_stream
+
+            def too_late(client: EtcdClient, *arguments: Any) -> Any:
+                if not gone:
+                    gone.append(gate.shut())
+                return watch(client, *arguments)
+
+            monkeypatch.setattr(EtcdClient, "open_stream", too_late)
         crowd.make("etcd", gate.address, 1)
         try:
-            wait_until(lambda: crowd.ready()["ready"], "the reader is there")
-            # when its server is away
-            tried.clear()
-            gone = gate.shut()
-            wait_until(lambda: len(tried) >= 3, "the reader has tried three times")
-            # then no connection was attempted but for these, and once to ask why
-            assert sum(attempt >= gone for attempt in gate.attempts) <= 4
+            # when its server is away, from before its watch or in the middle of it
+            if when == "it follows":
+                wait_until(lambda: server.watchers() == 1, "the reader follows")
+                gone.append(gate.shut())
+            wait_until(lambda: gone, "the server is away")
+            # then nobody comes while it pauses, and it does try in between
+            assert knocks(gate, pauses.wait(gone[0], 2)) == []
+            assert any(attempt >= gone[0] for attempt in gate.attempts)
         finally:
             crowd.drop()
 

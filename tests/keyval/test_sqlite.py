@@ -29,6 +29,7 @@ from datasync.errors import (
 )
 from datasync.keyval import Batch, DeleteOp, PutOp, RewoundError, connect
 from datasync.keyval.sqlite import SQLiteStore, schema, tables
+from datasync.keyval.sqlite.database import Database
 from datasync.keyval.sqlite.store import _Transaction
 from datasync.keyval.sqlite.tables import PAGE, TRIM_EVERY
 from datasync.options import with_client_lifetime_ttl, with_ttl
@@ -59,6 +60,7 @@ def script(body: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
         [sys.executable, "-c", head + body, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
@@ -559,10 +561,32 @@ def test_many_that_make_the_file_at_once_make_one_store(path: Path) -> None:
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
-        assert [process.wait(30) for process in (a, b, c)] == [0, 0, 0]
+        ends = [(process.wait(30), process.stderr and process.stderr.read()) for process in (a, b, c)]
+        assert ends == [(0, "")] * 3
     with SQLiteStore(path) as store:
         assert set(state(store)) == {"0", "1", "2"}
         assert store.scan("").revision == 4
+
+
+def test_a_process_that_finds_the_file_locked_while_another_one_makes_the_store_waits(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a file that another client, which is about to fill it, locks when the store has just connected to it
+    prepare = Database.prepare
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        unlocking = threading.Timer(0.3, other.execute, ["COMMIT"])
+
+        def late(database: Database, connection: sqlite3.Connection) -> None:
+            if unlocking.ident is None:
+                other.execute("BEGIN EXCLUSIVE")
+                unlocking.start()
+            prepare(database, connection)
+
+        monkeypatch.setattr(Database, "prepare", late)
+        # when the store opens / then it waits for the lock, and is there
+        with SQLiteStore(path) as store:
+            assert store.scan("").revision == 1
+        unlocking.join()
 
 
 WRITER = """

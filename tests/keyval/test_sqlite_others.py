@@ -47,8 +47,8 @@ def in_another_process(path: Path, body: str) -> str:
     """What a process that runs *body* with a ``store`` of its own prints."""
     whole = "from datasync.keyval import PutOp\nstore = SQLiteStore(path)\n" + body + "\nstore.close()"
     with script(whole, path) as process:
-        said, _ = process.communicate(timeout=PATIENT)
-        assert process.returncode == 0
+        said, complaint = process.communicate(timeout=PATIENT)
+        assert process.returncode == 0, complaint
     return said.strip()
 
 

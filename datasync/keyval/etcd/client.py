@@ -186,6 +186,7 @@ class EtcdClient:
     def record_failure(self, error: grpc.RpcError, endpoint: Endpoint) -> Fault:
         """Classify *error*. If another endpoint may succeed, make it the current one."""
         forget_traceback(error)
+        endpoint.ended(error)  # an error of grpc is the call that it ended
         code, text = error.code(), error.details() or ""
         fault = find_fault(code, text)
         if fault.elsewhere:

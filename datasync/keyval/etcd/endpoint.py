@@ -11,7 +11,9 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Generic
+from weakref import WeakKeyDictionary
 
 import grpc
 
@@ -54,7 +56,9 @@ class Endpoint:
         self._lock = threading.Lock()  # guards the fields below; creating a channel does not use the network
         self._channel: grpc.Channel | None = None
         self._calls: dict[str, Callable[..., Any]] = {}
-        self._busy = 0
+        self._running: set[object] = set()  # one for each call
+        # What stands in that set for a call that ends in a thread of grpc. Weak: a call that is forgotten is cancelled.
+        self._counted: WeakKeyDictionary[object, object] = WeakKeyDictionary()
         self._heard = -math.inf
 
     def recently_heard(self) -> bool:
@@ -81,7 +85,8 @@ class Endpoint:
         metadata: Metadata,
         scope: CancelScope | None,
     ) -> ResponseT:
-        callee: Any = self._callee(method, "stream_stream" if method.exchange else "unary_unary")
+        running = object()
+        callee: Any = self._callee(method, "stream_stream" if method.exchange else "unary_unary", running)
         try:
             if method.exchange:
                 answer: ResponseT = _exchange(callee, request, timeout, metadata, scope) or method.response()
@@ -101,19 +106,22 @@ class Endpoint:
         finally:
             if scope is not None:
                 scope.detach()
-            self._ended()
+            self._end(running)
 
     def stream(self, method: Method[RequestT, Any], requests: Iterator[RequestT], metadata: Metadata) -> Any:
         """Start a stream and return its call, which iterates over the responses."""
-        callee = self._callee(method, "stream_stream")
-        return self._counted(lambda: callee(requests, metadata=metadata))
+        running = object()
+        callee = self._callee(method, "stream_stream", running)
+        return self._count(running, lambda: callee(requests, metadata=metadata))
 
     def begin(
         self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float, metadata: Metadata
     ) -> PendingCall[ResponseT]:
         """Start the call of ``unary``."""
-        callee: Any = self._callee(method, "unary_unary")
-        return PendingCall(self, self._counted(lambda: callee.future(request, timeout=timeout, metadata=metadata)))
+        running = object()
+        callee: Any = self._callee(method, "unary_unary", running)
+        start = partial(callee.future, request, timeout=timeout, metadata=metadata)
+        return PendingCall(self, self._count(running, start))
 
     def reset(self, *, only_idle: bool = False) -> None:
         """Close the channel; the next call creates a new one.
@@ -122,7 +130,7 @@ class Endpoint:
         an unreachable endpoint must not keep one.
         """
         with self._lock:
-            if only_idle and self._busy:
+            if only_idle and self._running:
                 return
             channel, self._channel = self._channel, None
             self._calls = {}
@@ -130,8 +138,23 @@ class Endpoint:
         if channel is not None:
             channel.close()
 
-    def _callee(self, method: Method[Any, Any], shape: str) -> Callable[..., Any]:
-        """Return the callable of *method* and count its call as started. The caller ensures that ``_ended`` follows."""
+    def ended(self, call: object) -> None:
+        """Count *call*, of ``stream`` or ``begin``, as ended; without effect the second time.
+
+        grpc tells it too, but from a thread of its own, and after the error: a ``reset`` in between would do nothing.
+        """
+        with self._lock:
+            running = self._counted.get(call)
+        self._end(running)
+
+    def leave(self, call: object) -> None:
+        """Count *call* as ended, and close the channel if it was the last one and the server is lost."""
+        self.ended(call)
+        if self._heard == -math.inf:
+            self.reset(only_idle=True)
+
+    def _callee(self, method: Method[Any, Any], shape: str, running: object) -> Callable[..., Any]:
+        """Return the callable of *method* and count its call as *running*. The caller ensures that ``_end`` follows."""
         with self._lock:
             callee = self._calls.get(method.path)
             if callee is None:
@@ -142,23 +165,25 @@ class Endpoint:
                     request_serializer=method.request.SerializeToString,
                     response_deserializer=method.response.FromString,
                 )
-            self._busy += 1
+            self._running.add(running)
         return callee
 
-    def _counted(self, start: Callable[[], Any]) -> Any:
-        """Return the call that *start* creates. ``_ended`` runs when the call has finished."""
+    def _count(self, running: object, start: Callable[[], Any]) -> Any:
+        """Return the call that *start* creates, which is *running* until it has finished."""
         try:
             call = start()
         except BaseException:
-            self._ended()
+            self._end(running)
             raise
-        if not call.add_callback(self._ended):
-            self._ended()  # it has already finished
+        with self._lock:
+            self._counted[call] = running
+        if not call.add_callback(partial(self._end, running)):
+            self._end(running)  # it has already finished
         return call
 
-    def _ended(self) -> None:
+    def _end(self, running: object) -> None:
         with self._lock:
-            self._busy -= 1
+            self._running.discard(running)
 
 
 class PendingCall(Generic[ResponseT]):

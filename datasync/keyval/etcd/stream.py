@@ -118,6 +118,7 @@ class EtcdStream(Stream):
             if self._is_cancelled():
                 return
             self._client.record_failure(error, endpoint)
+            endpoint.leave(call)  # before anything that takes time: grpc goes on connecting meanwhile
             if requests.idle:
                 if self._position == start:
                     self._in_fragments ^= {self._prefix}
@@ -127,6 +128,9 @@ class EtcdStream(Stream):
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # a message exceeds our size limit
                 self._in_fragments.add(self._prefix)
             raise self._client.error(error, endpoint, self._what()) from error
+        except StoreConnectionError:  # of a call beside the watch, perhaps
+            endpoint.leave(call)  # not below, where a collector may be at work in the middle of the endpoint
+            raise
         finally:
             if not self._client.forked:
                 requests.end()

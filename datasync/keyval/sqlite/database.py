@@ -128,23 +128,25 @@ class Database:
         Costs a few microseconds, unless the file or its schema changed since: another tool may restore a copy, or
         remove a trigger, while the file is open. *connection* is in no transaction.
         """
-        (version,) = connection.execute("PRAGMA schema_version").fetchone()
+        patience = self._patience()
+        # Each of these reads can find the file locked: by the process that creates it, or that switches it to its log.
+        version = patience.unlocked(lambda: schema.version(connection))
         if self._prepared == (self.generation, version):
             return
         generation = self.generation
-        header = schema.header(connection)
+        header = patience.unlocked(lambda: schema.header(connection))
         if self._new and not header:
-            self._patience().unlocked(lambda: schema.create_tables(connection))
-            header = schema.header(connection)
+            patience.unlocked(lambda: schema.create_tables(connection))
+            header = patience.unlocked(lambda: schema.header(connection))
         self._recognise(header)
-        self._to_wal(connection)
-        if not schema.is_current(connection):
-            self._begin(connection, self._patience())
+        self._to_wal(connection, patience)
+        if not patience.unlocked(lambda: schema.is_current(connection)):
+            self._begin(connection, patience)
             if schema.update(connection):
                 log.warning("%s: its triggers were missing, and changes may be unknown: watchers list again", self.path)
             connection.execute("COMMIT")
         self._new = False
-        self._prepared = (generation, connection.execute("PRAGMA schema_version").fetchone()[0])
+        self._prepared = (generation, patience.unlocked(lambda: schema.version(connection)))
 
     def save_log(self, connection: sqlite3.Connection, deadline: float) -> bool:
         """Copy the write-ahead log into the file. Return False if others kept a part of it from that."""
@@ -302,9 +304,9 @@ class Database:
     def _uri(self, mode: str) -> str:
         return f"{Path(os.path.abspath(self.path)).as_uri()}?{mode}"
 
-    def _to_wal(self, connection: sqlite3.Connection) -> None:
+    def _to_wal(self, connection: sqlite3.Connection, patience: Patience) -> None:
         # The switch needs the file exclusively and, unlike other statements, does not wait for the lock.
-        (mode,) = self._patience().unlocked(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone())
+        (mode,) = patience.unlocked(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone())
         if mode != "wal":
             raise StoreError(f"{self.path} cannot use a write-ahead log: use a local disk, not a network file system")
 

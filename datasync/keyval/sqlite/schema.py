@@ -95,6 +95,12 @@ def header(connection: sqlite3.Connection) -> tuple[int, ...]:
     return found if any(found) or connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() else ()
 
 
+def version(connection: sqlite3.Connection) -> int:
+    """Return SQLite's number of the schema, which every change of it increments."""
+    found: int = connection.execute("PRAGMA schema_version").fetchone()[0]
+    return found
+
+
 def is_readable(version: int) -> bool:
     """Return True if this version of datasync reads, and upgrades, files of the format *version*."""
     return version in _READABLE

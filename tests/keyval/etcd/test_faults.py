@@ -101,7 +101,7 @@ def test_c17_a_write_that_was_sent_and_not_answered_has_an_unknown_outcome(
     calm34: EtcdServer, proxy: TcpProxy, open_store: OpenStore
 ) -> None:
     # given a connection whose answers do not come back
-    store = open_store(proxy.address, operation_timeout=0.5)
+    store = open_store(proxy.address, operation_timeout=1.5)
     put(store, "a")
     proxy.black_hole(up=False)
     # when something is written
@@ -211,7 +211,7 @@ def test_c17_a_page_that_was_asked_for_ahead_and_is_not_answered_in_time_is_not_
     fill(open_store(calm.endpoint))
     with TcpProxy(("127.0.0.1", calm.port)) as proxy:
         # given a scan whose second page is asked for over a line that carries nothing any more
-        store = open_store(proxy.address, page_size=10, operation_timeout=0.3, idle_limit=0.3)
+        store = open_store(proxy.address, page_size=10, operation_timeout=1.5, idle_limit=1.5)
         pages = iter(store.scan("p/"))
         proxy.freeze()
         next(pages)

@@ -62,7 +62,7 @@ def test_c17_a_server_that_is_away_for_longer_than_the_lease_costs_the_holder_th
     server34: EtcdServer, open_store: OpenStore
 ) -> None:
     # given a holder, and one that waits
-    one, two = (open_store(server34.endpoint, dial_timeout=0.3, operation_timeout=0.5) for _ in range(2))
+    one, two = (open_store(server34.endpoint, dial_timeout=0.3, operation_timeout=2.0) for _ in range(2))
     told = threading.Event()
     held, lock = one.lock(NAME, 2, on_lost=told.set), two.lock(NAME, 2)
     held.acquire()
@@ -92,7 +92,7 @@ def test_c15_a_release_without_the_server_frees_the_lock_when_the_lease_ends(
 ) -> None:
     # given a holder behind a connection that breaks
     with TcpProxy(("127.0.0.1", server34.port)) as proxy:
-        store = open_store(proxy.address, dial_timeout=0.3, operation_timeout=0.5)
+        store = open_store(proxy.address, dial_timeout=0.3, operation_timeout=2.0)
         witness = open_store(server34.endpoint)
         lock = store.lock(NAME, 2)
         lock.acquire()

@@ -51,7 +51,7 @@ def test_c13_a_token_with_which_no_answer_comes_is_given_up(open_store: OpenStor
             return super()._range(request, context)
 
     with Restored([]) as fake:
-        store = open_store(fake.endpoint, username="agent", password=PASSWORD, operation_timeout=0.3)
+        store = open_store(fake.endpoint, username="agent", password=PASSWORD, operation_timeout=1.5)
         with pytest.raises(StoreConnectionError, match="no response in time"):
             store.read("p/1")
         # then the next call has another one

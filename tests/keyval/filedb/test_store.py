@@ -379,8 +379,9 @@ with connect(sys.argv[1]) as store:
             pass
 """
     command = [sys.executable, "-c", code, f"file://{folder}?writable=true"]
-    adders = [subprocess.Popen(command, env=environment()) for _ in range(3)]
-    assert [adder.wait(50) for adder in adders] == [0, 0, 0]
+    adders = [subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE) for _ in range(3)]
+    errors = [adder.communicate(timeout=50)[1] for adder in adders]
+    assert [(adder.returncode, error) for adder, error in zip(adders, errors, strict=True)] == [(0, b"")] * 3
     assert state(store) == {"n": b"60"}
 
 

@@ -18,6 +18,7 @@ from tests.keyval.postgres.conftest import Open
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import TcpProxy
 from tests.support.stores import following, state
+from tests.support.timing import at_most
 
 
 def through(proxy: TcpProxy, server: PostgresServer) -> str:
@@ -28,14 +29,14 @@ def test_c17_a_commit_to_a_frozen_server_is_an_unknown_outcome_that_is_settled_l
     own: PostgresServer, opened: Open
 ) -> None:
     # given a store whose server stands still in the middle
-    store = opened(own.url, timeout=1.0, lock_timeout=0.5)
+    store = opened(own.url, timeout=3.0, lock_timeout=1.0)
     store.commit([PutOp("a", b"1")])
     own.freeze()
     begun = time.monotonic()
     # when it commits / then it is told within the timeout, with a token
     with pytest.raises(UnknownOutcome) as unknown:
         store.commit([PutOp("a", b"2")])
-    assert 0.9 < time.monotonic() - begun < 5
+    assert 2.9 < time.monotonic() - begun < at_most(7.0)
     # and the answer, once the server goes on, is what the store holds from then on
     own.thaw()
     applied = store.committed(unknown.value.token)
@@ -61,7 +62,7 @@ def test_c17_a_commit_whose_response_was_lost_is_found_by_its_token(
     server: PostgresServer, schema: str, opened: Open
 ) -> None:
     with TcpProxy(("127.0.0.1", server.port)) as proxy:
-        store = opened(through(proxy, server), schema=schema, timeout=1.0, lock_timeout=0.5)
+        store = opened(through(proxy, server), schema=schema, timeout=3.0, lock_timeout=1.0)
         store.commit([PutOp("a", b"1")])
         # when nothing comes back any more
         proxy.freeze(up=False, down=True)
@@ -130,16 +131,16 @@ def test_c3_no_acknowledged_commit_is_lost_and_a_follower_sees_each_once(
 
 
 def test_i14_a_stream_finds_a_frozen_server_and_close_does_not_wait_for_it(own: PostgresServer, opened: Open) -> None:
-    store = opened(own.url, timeout=1.0, lock_timeout=0.5, connect_timeout=1.0)
+    store = opened(own.url, timeout=3.0, lock_timeout=1.0, connect_timeout=3.0)
     stream = store.stream("", 1)
     batches = iter(stream)
     next(batches)
     own.freeze()
     begun = time.monotonic()
-    with pytest.raises(StoreConnectionError, match="no response within 1 s"):
+    with pytest.raises(StoreConnectionError, match="no response within 3 s"):
         for _ in batches:
             pass
-    assert time.monotonic() - begun < store.idle_limit + 1 + 3
+    assert time.monotonic() - begun < at_most(store.idle_limit + 4)
     # and a stream that is connecting ends at once
     second = store.stream("", 1)
     ended = threading.Event()
@@ -167,7 +168,7 @@ def test_c15_close_ends_a_stream_of_a_frozen_server_at_once(own: PostgresServer,
         store.close()
         with pytest.raises(ClosedError):
             reading.result(10)
-    assert time.monotonic() - begun < 2 + 3
+    assert time.monotonic() - begun < at_most(5.0)
     own.thaw()
 
 
@@ -214,7 +215,7 @@ def test_a_default_of_the_role_does_not_change_what_a_commit_means(own: Postgres
 def test_c3_resets_and_black_holes_between_lose_nothing(server: PostgresServer, schema: str, opened: Open) -> None:
     with TcpProxy(("127.0.0.1", server.port)) as proxy:
         near = opened(server.url, schema=schema)
-        far = opened(through(proxy, server), schema=schema, timeout=1.0, lock_timeout=0.5, connect_timeout=1.0)
+        far = opened(through(proxy, server), schema=schema, timeout=3.0, lock_timeout=1.0, connect_timeout=3.0)
         near.check()
         seen, after = [], 1
         for fault in (proxy.reset, lambda: proxy.freeze(up=True, down=True)):

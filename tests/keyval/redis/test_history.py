@@ -215,7 +215,7 @@ def test_c17_a_commit_without_a_response_is_settled_by_its_token(
 ) -> None:
     # given a way that swallows the response, or the request
     with TcpProxy(("127.0.0.1", server.port)) as proxy:
-        store, other = open_store(proxy, timeout=0.3), open_store(server)
+        store, other = open_store(proxy, timeout=1.5), open_store(server)
         store.commit([PutOp("a", b"0")])
         proxy.black_hole(up=not applied, down=applied)
         with pytest.raises(UnknownOutcome, match="may have been applied") as caught:
@@ -229,7 +229,7 @@ def test_c17_a_commit_without_a_response_is_settled_by_its_token(
 
 def test_c17_what_was_settled_as_not_applied_is_never_applied(redis_server: RedisServer, open_store: OpenStore) -> None:
     # given a server that stands still with the request in its socket
-    store, other = open_store(redis_server, timeout=0.3), open_store(redis_server, timeout=5.0)
+    store, other = open_store(redis_server, timeout=1.5), open_store(redis_server, timeout=20.0)
     store.commit([PutOp("a", b"0")])
     answers: list[bool] = []
     redis_server.freeze()
