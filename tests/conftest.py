@@ -169,7 +169,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _what_outlives_a_module_stays() -> Iterator[None]:
-    """Freeze what is still there, such as servers, reports and what was imported late: a process of tests lives long."""
+    """Freeze what is still there, such as servers, reports and late imports: a process of tests lives long."""
     yield
     _freeze()
 
