@@ -36,10 +36,11 @@ def judge(result: dict[str, object]) -> list[Fork]:
     return forks
 
 
+@pytest.mark.timeout(200)
 def test_c15_i17_forks_at_any_moment_while_changes_flow_and_locks_are_held(program: Program) -> None:
     # given everything open at once, changes on every line, and locks in the hands of other threads
     # when the process forks 60 times, each child uses what it inherited, and some come to the interpreter's end
-    result = program("forks", "--forks", "60")
+    result = program("forks", "--forks", "60", "--limit", "170", timeout=180.0)
     # then nothing hangs, everything is refused, and the parent is told all that was written, without a RESYNC
     forks = judge(result)
     assert result["children"] == 60

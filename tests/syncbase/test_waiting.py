@@ -29,7 +29,7 @@ from datasync.runtime.timeouts import Timeouts
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from tests.conftest import OWN_WORDS, PATIENT, take, wait_until
-from tests.support.registries import changes, commits, is_resync, snapshot, text
+from tests.support.registries import changes, commits, is_resync, snapshot
 
 #: Redeliveries that come soon, and some that do not come in a test.
 SOON = Timeouts(failure_backoff=(0.01, 0.01))
