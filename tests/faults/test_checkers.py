@@ -338,14 +338,15 @@ def test_what_a_resync_brought_before_its_register_returned_is_delivered_from_th
     assert check("I3", truth, log) is not None
 
 
-def test_a_late_answer_while_the_redelivery_is_on_its_way_brings_the_key_once_more() -> None:
-    # given an event that was given up, whose late answer is noted before the redelivery that came first
+@pytest.mark.parametrize("put_at", [2.0, 2.15])  # it is made before the answer, and put before or after it
+def test_a_late_answer_while_the_redelivery_is_on_its_way_brings_the_key_once_more(put_at: float) -> None:
+    # given an event that was given up, whose late answer is noted before the redelivery that was made first
     truth = Truth()
     truth.record(1, [])
     truth.record(2, [Op1("a", b"1")])
     log = Log("late", ABANDON)
     given_up = 0.2 + ABANDON
-    again = PutChange(given_up + 2.0, 2, [Seen("a", Op.PUT, 2, b"1", None)], redelivery=True)
+    again = PutChange(given_up + put_at, 2, [Seen("a", Op.PUT, 2, b"1", None)], redelivery=True)
     once_more = PutChange(given_up + 5.0, 3, [Seen("a", Op.PUT, 2, b"1", b"1")], redelivery=True)
     log.entries = [
         Watched(0.0, ("",), 1),
@@ -369,4 +370,39 @@ def test_a_late_answer_while_the_redelivery_is_on_its_way_brings_the_key_once_mo
     log.entries += [replace(once_more, time=given_up + 8.0, number=4), Answering(given_up + 8.1, 4, False)]
     log.entries += [Answered(given_up + 8.1, 4, True)]
     log.end = given_up + 9.0
+    assert check("I3", truth, log) is not None
+
+
+def test_a_late_answer_to_an_older_event_brings_the_key_once_more_also_after_a_redelivery_on_its_way() -> None:
+    # given two events of a key that were given up, and a late answer to the older one
+    truth = Truth()
+    truth.record(1, [])
+    truth.record(2, [Op1("a", b"1")])
+    log = Log("late", ABANDON)
+    second = 0.2 + ABANDON + 2.0
+    late = second + ABANDON + 2.0
+    log.entries = [
+        Watched(0.0, ("",), 1),
+        PutResync(0.1, 0, ResyncReason.INITIAL, 1, {"": {}}, []),
+        Answering(0.1, 0, False),
+        Answered(0.1, 0, True),
+        PutChange(0.2, 1, [Seen("a", Op.PUT, 2, b"1", None)]),
+        PutChange(second, 2, [Seen("a", Op.PUT, 2, b"1", None)], redelivery=True),
+        Answering(late, 1, False),
+        Answered(late, 1, False),
+        # when the next redelivery, which was made before that answer, is put after it, and comes once more when accepted
+        PutChange(late + 0.1, 3, [Seen("a", Op.PUT, 2, b"1", None)], redelivery=True),
+        Answering(late + 0.2, 3, False),
+        Answered(late + 0.2, 3, True),
+        PutChange(late + 5.0, 4, [Seen("a", Op.PUT, 2, b"1", b"1")], redelivery=True),
+        Answering(late + 5.1, 4, False),
+        Answered(late + 5.1, 4, True),
+    ]
+    log.end = late + 6.0
+    # then that is right
+    assert check_all(truth, log) == []
+    # and once is enough
+    again = PutChange(late + 9.0, 5, [Seen("a", Op.PUT, 2, b"1", b"1")], redelivery=True)
+    log.entries += [again, Answering(late + 9.1, 5, False), Answered(late + 9.1, 5, True)]
+    log.end = late + 10.0
     assert check("I3", truth, log) is not None

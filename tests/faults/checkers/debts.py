@@ -33,8 +33,8 @@ class Debt:
     certain: bool = True
     #: Seconds until its redelivery, where the answer asked for them.
     after: float | None = None
-    #: Time from which on it is over; an event that was made before may be put after.
-    over: float = math.inf
+    #: Number of the event that may be the last of it, which was made before it was over and put after; None: it goes on.
+    last: int | None = None
 
 
 class Told(NamedTuple):
@@ -120,7 +120,7 @@ class _Debts:
         told = self._told.get(change.key, Told(None, self._resynced, False))
         accepted = self._accepted.get(change.key, frozenset((None,)))
         debt = self.owed.get(change.key)
-        return Redelivered(at, entry, change, told, accepted, debt if debt and entry.time <= debt.over else None)
+        return Redelivered(at, entry, change, told, accepted, None if _is_over(debt, entry) else debt)
 
     def _put(self, entry: PutChange | PutResync) -> None:
         self._last = entry.number
@@ -129,8 +129,8 @@ class _Debts:
     def _doubt(self, key: str, entry: PutChange) -> None:
         """A debt that a late answer ended goes on if *entry* was put before that answer: its key comes once more."""
         debt = self.owed.get(key)
-        if debt is not None and entry.time <= debt.over < math.inf:
-            self.owed[key] = replace(debt, since=max(debt.since, entry.number), certain=False, over=math.inf)
+        if debt is not None and debt.last is not None and not _is_over(debt, entry):
+            self.owed[key] = replace(debt, since=max(debt.since, entry.number), certain=False, last=None)
 
     # Answers that settle.
 
@@ -216,14 +216,15 @@ class _Debts:
         if entry is None:
             return
         answer = self._said[answered.number]
+        made = self._last + 1  # one event at a time is made and not put yet, and the library knows of it
         for change in entry.changes:
             key, debt = change.key, self.owed.get(change.key)
             if self._newer(key, entry.number) > entry.number:
                 if debt is not None:  # maybe handled after the newer one: it comes again
-                    self.owed[key] = replace(debt, since=max(debt.since, self._last), certain=False)
+                    self.owed[key] = replace(debt, since=max(debt.since, made), certain=False)
             elif not answer.refuses(key) and (debt is None or debt.since < entry.number):
                 if debt is not None:
-                    self.owed[key] = replace(debt, certain=False, over=answered.time)
+                    self.owed[key] = replace(debt, certain=False, last=made)
             elif not answer.refuses(key):
                 continue  # an older event was answered even later: it comes again
             elif debt is not None:
@@ -243,6 +244,11 @@ class _Debts:
             for key, debt in self.owed.items():
                 if not key.startswith(tuple(self._prefixes)):  # it is over, or will be; what fails later begins anew
                     self.owed[key] = replace(debt, begin=LONG_AGO, failures=0, alone=False, certain=False)
+
+
+def _is_over(debt: Debt | None, entry: PutChange) -> bool:
+    """True if *entry* cannot be about *debt* any more."""
+    return debt is None or (debt.last is not None and entry.number > debt.last)
 
 
 def _pairs(entry: PutResync) -> dict[str, bytes]:
