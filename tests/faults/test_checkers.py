@@ -390,7 +390,7 @@ def test_a_late_answer_to_an_older_event_brings_the_key_once_more_also_after_a_r
         PutChange(second, 2, [Seen("a", Op.PUT, 2, b"1", None)], redelivery=True),
         Answering(late, 1, False),
         Answered(late, 1, False),
-        # when the next redelivery, which was made before that answer, is put after it, and comes once more when accepted
+        # when the next redelivery, made before that answer, is put after it, and comes once more when accepted
         PutChange(late + 0.1, 3, [Seen("a", Op.PUT, 2, b"1", None)], redelivery=True),
         Answering(late + 0.2, 3, False),
         Answered(late + 0.2, 3, True),

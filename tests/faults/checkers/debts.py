@@ -33,7 +33,7 @@ class Debt:
     certain: bool = True
     #: Seconds until its redelivery, where the answer asked for them.
     after: float | None = None
-    #: Number of the event that may be the last of it, which was made before it was over and put after; None: it goes on.
+    #: Number of the event that may be the last of it: made before it was over and put after. None: it goes on.
     last: int | None = None
 
 
