@@ -160,6 +160,7 @@ def test_the_spread_is_of_the_middle_half() -> None:
     [
         *("round-trip", "callers", "transaction", "prefixes", "fan-out", "sqlite-live", "sqlite-replay"),
         *("sqlite-latency", "memory", "start", "idle", "sqlite-idle", "memory-bad-key"),
+        "threads",
     ],
 )
 def test_a_bench_runs_and_tells_its_figures(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

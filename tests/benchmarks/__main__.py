@@ -42,6 +42,7 @@ from tests.benchmarks import (
     rest,
     sqlite,
     start,
+    threads,
     values,
     view,
 )
@@ -50,6 +51,7 @@ from tests.benchmarks.harness import Bench, Result, measure
 STORES = (sqlite, file, etcd, redis, postgres, consul, kafka, million)
 MODULES = (
     local,
+    threads,
     bad_key,
     consumer,
     memory,
