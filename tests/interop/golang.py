@@ -22,6 +22,7 @@ from tests.conftest import absent
 
 SOURCES = Path(__file__).parent / "peer"
 KAFKA_SOURCES = Path(__file__).parent / "kafka_peer"
+POSTGRES_SOURCES = Path(__file__).parent / "postgres_peer"
 #: What generates the Go code: module and version.
 PLUGINS = {
     "protoc-gen-go": "google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.6",
@@ -44,12 +45,22 @@ def go_peer() -> Path:
 
 def go_kafka_peer() -> Path:
     """The program that speaks Kafka by the library of the original; absent as ``go_peer``."""
+    return _whole_peer("kafka", KAFKA_SOURCES)
+
+
+def go_postgres_peer() -> list[str]:
+    """The command of the program that writes a table of PostgreSQL; absent as ``go_peer``."""
+    return [str(_whole_peer("postgres", POSTGRES_SOURCES))]
+
+
+def _whole_peer(name: str, sources: Path) -> Path:
+    """The program of *sources*, for which nothing is generated."""
     go = _find_go()
-    folder = Path(tempfile.gettempdir()) / f"datasync-go-kafka-{os.getuid()}-{_fingerprint_of(go, KAFKA_SOURCES)}"
+    folder = Path(tempfile.gettempdir()) / f"datasync-go-{name}-{os.getuid()}-{_fingerprint_of(go, sources)}"
     program = folder / "peer"
     if not program.exists():
         with tempfile.TemporaryDirectory() as aside:
-            for source in KAFKA_SOURCES.iterdir():
+            for source in sources.iterdir():
                 shutil.copy(source, aside)
             _run([go, "build", "-o", "program", "."], Path(aside), {})
             _keep(Path(aside) / "program", folder, program)

@@ -6,7 +6,6 @@ The program comes from Maven Central by Maven itself, once for each version, int
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -14,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 from uuid import uuid4
@@ -24,12 +22,13 @@ import trustme
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from tests.conftest import CANARY, absent
+from tests.support.maven import find_jars
 from tests.support.proxy import TcpProxy, free_port
 from tests.support.shared import held, run_folder, shared
 
 VERSION = "3.9.1"
-#: Seconds that the download, and a start on a busy machine, may take.
-FETCH_TIMEOUT, START_TIMEOUT = 400.0, 120.0
+#: Seconds that a start on a busy machine may take.
+START_TIMEOUT = 120.0
 #: The only user of the listener with SASL.
 SASL_USER, SASL_PASSWORD = "agent", f"{CANARY}secret"
 #: A topic that is compacted all the time. A batch larger than a segment is refused, so the segment is not small.
@@ -42,12 +41,7 @@ COMPACTING = {
     "delete.retention.ms": "1000",
 }
 
-_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
-<groupId>tests</groupId><artifactId>kafka</artifactId><version>1</version><packaging>pom</packaging><dependencies>
-<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{version}</version></dependency>
-<dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>
-</dependencies></project>
-"""
+_ARTIFACTS = (f"org.apache.kafka:kafka_2.13:{VERSION}", "org.slf4j:slf4j-simple:1.7.36")
 
 
 def find_kafka() -> Path:
@@ -58,25 +52,7 @@ def find_kafka() -> Path:
     named = os.environ.get("DATASYNC_TEST_KAFKA")
     if named:
         return Path(named)
-    if shutil.which("java") is None:
-        absent("Java, for Kafka")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datasync-tests"
-    folder = cache / f"kafka-{VERSION}"
-    if not folder.exists():
-        if shutil.which("mvn") is None:
-            absent("Maven, for Kafka")
-        cache.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=cache) as aside:  # moved into place whole: another run may be about to do the same
-            (Path(aside) / "pom.xml").write_text(_POM.format(version=VERSION))
-            command = ["mvn", "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=libs"]
-            done = subprocess.run(command, cwd=aside, capture_output=True, timeout=FETCH_TIMEOUT, check=False)
-            if done.returncode:
-                absent(f"Kafka {VERSION} from Maven Central")
-            try:
-                os.replace(Path(aside) / "libs", folder)
-            except OSError:  # it is there by now
-                assert folder.exists()
-    return folder
+    return find_jars(f"kafka-{VERSION}", *_ARTIFACTS)
 
 
 class KafkaServer:

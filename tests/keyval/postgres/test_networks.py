@@ -28,18 +28,12 @@ from tests.support.stores import state
 def encrypted(tmp_path: Path) -> Iterator[tuple[PostgresServer, Path]]:
     """A server with a certificate of 127.0.0.1, and the file of its authority."""
     authority = trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1")
     root = tmp_path / "root.pem"
     authority.cert_pem.write_to_path(str(root))
     server = PostgresServer(find_postgres(), ssl="on", ssl_cert_file="server.pem", ssl_key_file="server.key")
     try:
         server.initialise()
-        certificate.private_key_pem.write_to_path(str(server.data / "server.key"))
-        certificate.cert_chain_pems[0].write_to_path(str(server.data / "server.pem"))
-        for name in ("server.key", "server.pem"):
-            (server.data / name).chmod(0o600)
-            if owner := servant():
-                os.chown(server.data / name, owner["user"], owner["group"])
+        install_certificate(server, authority)
         yield server.start(), root
     finally:
         server.close()
@@ -67,6 +61,73 @@ def test_sslmode_verify_full_accepts_the_server_of_its_authority_and_no_other(
     ):
         with pytest.raises(StoreConnectionError, match=message):
             opened(url, sslmode="verify-full", sslrootcert=str(authority)).check()
+
+
+def install_certificate(server: PostgresServer, authority: trustme.CA) -> None:
+    """Give *server* a certificate of 127.0.0.1; it must read its files again."""
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(str(server.data / "server.key"))
+    certificate.cert_chain_pems[0].write_to_path(str(server.data / "server.pem"))
+    for name in ("server.key", "server.pem"):
+        (server.data / name).chmod(0o600)
+        if owner := servant():
+            os.chown(server.data / name, owner["user"], owner["group"])
+
+
+def test_a_client_certificate_is_shown_and_a_server_whose_certificate_was_replaced_is_followed_further(
+    encrypted: tuple[PostgresServer, Path], tmp_path: Path, opened: Open
+) -> None:
+    # given a server that lets only those in who have a certificate, and tests without encryption
+    secure, root = encrypted
+    clients, later = trustme.CA(), trustme.CA()
+    clients.cert_pem.write_to_path(str(secure.data / "clients.pem"))
+    (secure.data / "clients.pem").chmod(0o644)
+    hba = "hostnossl all all 127.0.0.1/32 trust\nhostssl all all 127.0.0.1/32 cert\n"
+    (secure.data / "pg_hba.conf").write_text(hba)
+    secure.sql("ALTER SYSTEM SET ssl_ca_file = 'clients.pem'")
+    secure.sql("SELECT pg_reload_conf()")
+    shown = clients.issue_cert("postgres", common_name="postgres")
+    files = {"sslcert": tmp_path / "client.pem", "sslkey": tmp_path / "client.key"}
+    shown.cert_chain_pems[0].write_to_path(str(files["sslcert"]))
+    shown.private_key_pem.write_to_path(str(files["sslkey"]))
+    files["sslkey"].chmod(0o600)
+    options: dict[str, Any] = {"sslmode": "verify-full", "sslrootcert": str(root)}
+
+    def is_refused() -> bool:  # once the server has read its files again
+        try:
+            opened(secure.url, **options).check()
+        except StoreError as error:
+            return "certificate" in str(error)
+        return False
+
+    wait_until(is_refused, "a client without a certificate is refused")
+    options |= {name: str(path) for name, path in files.items()}
+    store = opened(secure.url, application_name="secure", **options)
+    with Plugin(kv=store) as plugin:
+        queue: Queue[Any] = Queue()
+        plugin.watch("agent", queue, queue)
+        take(queue).done()
+        # when the server gets a certificate of another authority, which clients know by then, and ends all connections
+        with root.open("ab") as bundle:
+            bundle.write(later.cert_pem.bytes())
+        install_certificate(secure, later)
+        secure.sql("SELECT pg_reload_conf()")
+        replaced = tmp_path / "later.pem"
+        later.cert_pem.write_to_path(str(replaced))
+
+        def is_replaced() -> bool:
+            try:
+                opened(secure.url, **{**options, "sslrootcert": str(replaced)}).check()
+            except StoreError:
+                return False
+            return True
+
+        wait_until(is_replaced, "the server shows its new certificate")
+        secure.terminate_backends()
+        # then the store writes, and the watcher goes on
+        wait_until(lambda: committed(store, "a", b"1"), "a commit is acknowledged")
+        event = take(queue)
+        assert {one.get_key(): one.raw for one in event.get_changes()} == {"a": b"1"}
 
 
 def pairs(plugin: Plugin) -> dict[str, bytes]:

@@ -188,16 +188,6 @@ def test_c17_keys_of_a_killed_client_are_gone_after_its_ttl(server: PostgresServ
     wait_until(lambda: reader.read("a") is None, "the key is gone")
 
 
-def test_an_idle_stream_holds_no_snapshot_and_no_transaction(server: PostgresServer, schema: str, opened: Open) -> None:
-    store = opened(server.url, schema=schema, application_name=schema)
-    batches = iter(store.stream("", 1))
-    for _ in range(3):
-        next(batches)
-    rows = server.sql("SELECT state, backend_xmin FROM pg_stat_activity WHERE application_name = %s", schema)
-    assert rows
-    assert set(rows) == {("idle", None)}
-
-
 def _psycopg(server: PostgresServer) -> Any:
     return server.client(autocommit=False)
 

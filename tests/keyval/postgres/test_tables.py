@@ -21,7 +21,7 @@ from datasync.errors import CompactedError, PermissionDenied, StoreConnectionErr
 from datasync.events import ResyncEvent, ResyncReason
 from datasync.keyval import Capability, PutOp, Store
 from datasync.keyval.postgres import TableStore
-from datasync.keyval.postgres.table.install import channel, unwatch_sql, watch_sql
+from datasync.keyval.postgres.table.install import unwatch_sql, watch_sql
 from datasync.kvdbsync import Plugin
 from tests.conftest import take, wait_until
 from tests.keyval.postgres.conftest import Open
@@ -511,6 +511,33 @@ def test_a_table_without_a_trigger_is_read_again_and_again_where_that_is_asked_f
         assert {one.get_key() for one in take(queue).get_changes()} == {"a", "b"}
 
 
+@pytest.mark.parametrize("kind", ["VIEW", "MATERIALIZED VIEW"])
+def test_a_view_which_can_have_no_trigger_is_read_again_and_again(
+    server: PostgresServer, schema: str, opened: Open, kind: str
+) -> None:
+    # given a view, of which a role may read nothing else
+    server.sql(f"CREATE ROLE r{schema} LOGIN")
+    server.sql(f"CREATE TABLE {schema}_t (id text PRIMARY KEY, v int, secret text)")
+    server.sql(f"INSERT INTO {schema}_t VALUES ('a', 1, 'x'), ('b', 0, 'x')")
+    server.sql(f"CREATE {kind} {schema}_v AS SELECT id, v FROM {schema}_t WHERE v > 0")
+    server.sql(f"GRANT SELECT ON {schema}_v TO r{schema}")
+    url = server.url.replace("postgres@", f"r{schema}@")
+    store = opened(url, table=f"{schema}_v", key="id", follow="diff", poll_interval=0.2)
+    with Plugin(kv=store) as plugin:
+        queue: Queue[Any] = Queue()
+        plugin.watch("agent", queue, queue)
+        event = take(queue)
+        assert {pair.get_key(): pair.raw for pair in event.get_values()[""]} == {"a": b'{"v": 1, "id": "a"}'}
+        event.done()
+        # when its rows change
+        server.sql(f"UPDATE {schema}_t SET v = 1 - v")
+        if kind == "MATERIALIZED VIEW":
+            server.sql(f"REFRESH MATERIALIZED VIEW {schema}_v")
+        # then the difference arrives
+        event = take(queue)
+        assert {one.get_key(): one.raw for one in event.get_changes()} == {"a": None, "b": b'{"v": 1, "id": "b"}'}
+
+
 def test_what_the_command_prints_watches_a_table_and_its_inverse_leaves_nothing(
     server: PostgresServer, schema: str, opened: Open, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -543,14 +570,13 @@ def test_unwatching_one_table_leaves_the_other(server: PostgresServer, schema: s
     assert len(state(table.open(opened))) == 1
 
 
-def test_commits_in_a_row_wake_a_reader_less_often_and_none_waits_for_the_next_look(table: Table, opened: Open) -> None:
+def test_a_commit_that_wakes_no_reader_does_not_wait_for_the_next_look(table: Table, opened: Open) -> None:
     # given a reader that looks by itself each second, and pairs of commits of which the second one announces nothing
     store = table.open(opened, value="v")
     batches = iter(store.stream("", store.scan("").revision))
     next(batches)
     begun = time.monotonic()
-    with table.server.client() as listener, table.server.client() as writer:
-        listener.execute(f'LISTEN "{channel(table.schema)}"')
+    with table.server.client() as writer:
         for number in range(30):
             insert = f"BEGIN; INSERT INTO {table.name} VALUES ('eu', %d, 1); COMMIT;"
             writer.execute((insert % (2 * number) + insert % (2 * number + 1)).encode())
@@ -559,7 +585,5 @@ def test_commits_in_a_row_wake_a_reader_less_often_and_none_waits_for_the_next_l
             if len(found) < 2:
                 found += next_ops(batches)
             assert [key for key, _ in found] == [f"eu/{2 * number}", f"eu/{2 * number + 1}"]
-        woken = len(list(listener.notifies(timeout=0)))
     # and 30 times a second would have gone by if the reader had waited for that
-    assert woken < 60
     assert time.monotonic() - begun < 20

@@ -233,8 +233,7 @@ class TableStore(Store):
     def _listing(self, prefix: str, keys_only: bool, table: ResolvedTable) -> TableListing:
         low, high = key_range(prefix)
         return TableListing(
-            # The lock first: a TRUNCATE is seen by older snapshots, too, and they would not know why.
-            (sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(table.identifier), sql.Composed([_FORMS])),
+            (*self._locks(table), sql.Composed([_FORMS])),
             partial(self._position, table),
             sql.SQL("SELECT * FROM ({}) pairs WHERE k >= %(low)s AND {} ORDER BY k").format(
                 self._rows(table, sql.SQL("true"), keys_only=keys_only),
@@ -242,6 +241,10 @@ class TableStore(Store):
             ),
             {"low": low, "high": high},
         )
+
+    def _locks(self, table: ResolvedTable) -> tuple[sql.Composed, ...]:
+        """Return what comes before the snapshot: a TRUNCATE is seen by older ones, too, and they would not know why."""
+        return (sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(table.identifier),)
 
     def _rows(self, table: ResolvedTable, same: sql.Composable, *, keys_only: bool) -> sql.Composed:
         """Return the query for key, value and 0 of the rows that fit the definition and are the *same*."""
