@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -17,6 +19,9 @@ from tests.conftest import wait_until
 from tests.metrics.support import get, samples
 from tests.support.proxy import free_port
 from tests.support.running import ROOT, Running
+
+#: Seconds that the processes of a recipe may take to come up, or to follow, on a busy machine.
+UP = 150.0
 
 FILES = ROOT / "datasync" / "examples" / "operations" / "files"
 PAGES = ROOT / "docs" / "recipes"
@@ -110,7 +115,8 @@ class Web:
         ready = 'datasync_source_state{SOURCE,state="ready"}'
         wait_until(
             lambda: self.flags() is not None and self.scraped(ready) == workers,
-            f"{workers} workers are ready: {self.process.output}",
+            f"{workers} workers are ready",
+            UP,
         )
 
 
@@ -126,15 +132,35 @@ def serving(words: Sequence[str], environment: Mapping[str, str], options: str =
 @contextmanager
 def ended(process: Running) -> Iterator[Running]:
     """End it in order, so that its own processes end with it; its exit code is that of an end in order."""
-    import signal
-
     with process:
         try:
             yield process
         finally:
             process.send(signal.SIGTERM)
-            code = process.wait(30)
+            code = process.wait(UP)
         assert code == 0, process.output
+
+
+class Manager:
+    """The socket on which systemd hears its services, and what it heard."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.heard: list[str] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._socket.setblocking(False)
+
+    def hears(self, line: str, times: int = 1) -> bool:
+        """Whether *line* came at least *times* so far."""
+        try:
+            while True:
+                self.heard += self._socket.recv(4096).decode().splitlines()
+        except BlockingIOError:
+            return self.heard.count(line) >= times
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 class Kubelet:
@@ -173,17 +199,3 @@ class Kubelet:
                     self.restarts += 1
                 else:
                     self.removals += 1
-
-
-def in_order(words: Sequence[str]) -> None:
-    """Fail unless our command takes *words*."""
-    import click
-
-    from datasync.cli.group import cli
-
-    with click.Context(cli, info_name="datasync") as context:
-        name, command, rest = cli.resolve_command(context, list(words))
-        assert command is not None
-        command.make_context(name, rest, parent=context)
-
-

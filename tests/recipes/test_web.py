@@ -13,7 +13,8 @@ import pytest
 from datasync.keyval.urls import connect
 from tests.conftest import absent, wait_until
 from tests.metrics.support import get
-from tests.recipes.support import FILES, Web, document, image, page_commands, serving
+from tests.recipes.support import FILES, UP, Manager, Web, document, image, page_commands, serving
+from tests.support.running import run
 
 #: What each worker counts once it has read the flags, and once it has applied a change.
 READ = 'datasync_resyncs_total{reason="initial",SOURCE}'
@@ -32,12 +33,22 @@ def kill_one(web: Web) -> None:
     before = web.pids
     killed = max(before - {web.process.pid})
     os.kill(killed, signal.SIGKILL)
-    wait_until(lambda: len(web.pids) == len(before) and killed not in web.pids, "another worker has been started")
+    wait_until(lambda: len(web.pids) == len(before) and killed not in web.pids, "another worker has been started", UP)
 
 
-@pytest.mark.timeout(300)
+def healthy(web: Web) -> bool:
+    """Run the health check of the image, against *web*."""
+    command, (port,) = json.loads(image()["HEALTHCHECK"][0].removeprefix("CMD ")), image()["EXPOSE"]
+    assert command[:2] == ["python", "-c"]
+    assert f":{port}/" in command[2]
+    return run("-c", command[2].replace(f":{port}/", f":{web.port}/"), timeout=UP).returncode == 0
+
+
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("framework", ["flask", "django"])
-def test_a_scrape_of_four_preloaded_workers_keeps_what_a_killed_one_has_counted(framework: str, tmp_path: Path) -> None:
+def test_a_scrape_of_four_preloaded_workers_keeps_what_a_killed_one_has_counted(
+    framework: str, manager: Manager, tmp_path: Path
+) -> None:
     pytest.importorskip(framework)
     # given the command line of the page, on a store of its own, with logs as JSON
     url = f"sqlite://{tmp_path}/flags.db"
@@ -46,29 +57,34 @@ def test_a_scrape_of_four_preloaded_workers_keeps_what_a_killed_one_has_counted(
     assert "--preload" in words
     logging = f"--log-config-json {FILES / 'logging.json'}"
     extra = {"FLAGS": url, "FLAGS_CACHE": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
+    extra["NOTIFY_SOCKET"] = str(manager.path)
     with serving(words, extra, logging) as web:
         # when it is up / then each worker has read the flags before any request, and a scrape of any has the sum
-        wait_until(lambda: web.scraped(READ) == WORKERS, f"all have read the flags: {web.process.output}")
+        wait_until(lambda: web.scraped(READ) == WORKERS, "all have read the flags", UP)
         assert len(web.pids) == 1 + WORKERS
+        assert manager.hears("READY=1")
+        assert healthy(web)
         put(url, 2)
-        wait_until(lambda: web.scraped(APPLIED) == WORKERS, "all have applied the change")
+        wait_until(lambda: web.scraped(APPLIED) == WORKERS, "all have applied the change", UP)
         assert web.has({"limit": 2})
         # when one is killed / then what it has counted stays, its gauges go, and those of the new one come
         kill_one(web)
-        wait_until(lambda: web.scraped(READ) == WORKERS + 1, "the new one is counted too")
-        wait_until(lambda: web.scraped(READY) == WORKERS, "four are ready, not five")
+        wait_until(lambda: web.scraped(READ) == WORKERS + 1, "the new one is counted too", UP)
+        wait_until(lambda: web.scraped(READY) == WORKERS, "four are ready, not five", UP)
         assert web.scraped(APPLIED) == WORKERS
         assert web.has({"limit": 2})
         assert get(web.port, "/livez")[0] == get(web.port, "/readyz")[0] == 200
-    # then the log is JSON, and the folder of the metrics is gone
+    # then the image is not healthy any more, the log is JSON, and the folder of the metrics is gone
+    assert not healthy(web)
     lines = [json.loads(line) for line in web.process.output.splitlines()]
     assert any(str(line["message"]).startswith("Booting worker") for line in lines)
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
 def test_the_image_runs_what_the_page_shows() -> None:
-    (command,) = image()["CMD"]
+    (command,), (port,) = image()["CMD"], image()["EXPOSE"]
     assert json.loads(command) in page_commands("web.md", "gunicorn")
+    assert f"GUNICORN_CMD_ARGS=--bind=0.0.0.0:{port}" in image()["ENV"][0].split()
 
 
 def test_prometheus_is_given_rules_that_exist_and_the_path_that_the_application_serves() -> None:
