@@ -78,6 +78,7 @@ def test_a_scrape_of_four_preloaded_workers_keeps_what_a_killed_one_has_counted(
     assert not healthy(web)
     lines = [json.loads(line) for line in web.process.output.splitlines()]
     assert any(str(line["message"]).startswith("Booting worker") for line in lines)
+    assert [line for line in lines if "could not be written" in line["message"]] == []  # by the master, at its end
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
