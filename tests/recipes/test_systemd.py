@@ -59,7 +59,10 @@ def test_the_units_wait_as_long_as_the_store_is_down_and_only_the_mirror_has_a_w
 def test_the_mirror_notifies_systemd_after_the_first_copy_and_feeds_the_watchdog_while_the_store_is_down(
     etcd: EtcdServer, manager: Manager, tmp_path: Path
 ) -> None:
-    # given the mirror of the unit, with a watchdog a hundred times as strict, and a store that is down
+    # given the mirror of the unit, with a watchdog a hundred times as strict, and a store that has a key and is down
+    etcd.start()
+    etcd.ctl("put", "flags/limit", "1")
+    etcd.kill()
     words = shlex.split(unit("mirror.service")["Service"]["ExecStart"])
     folder = tmp_path / "flags"
     folder.mkdir()
@@ -70,7 +73,6 @@ def test_the_mirror_notifies_systemd_after_the_first_copy_and_feeds_the_watchdog
         assert not manager.hears("READY=1")
         # when the store is there / then it is ready, and everything is copied
         etcd.start()
-        etcd.ctl("put", "flags/limit", "1")
         wait_until(lambda: manager.hears("READY=1"), "it is ready", UP)
         assert '"flags/limit"' in (folder / "datasync.json").read_text()
         # when the store is down again / then the watchdog is fed all the same
