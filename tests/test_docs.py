@@ -93,7 +93,7 @@ def test_every_call_of_the_command_in_a_block_is_one_that_it_takes(monkeypatch: 
     # then the command takes each, as far as a pipe or another command
     wrong = []
     for call in calls:
-        words = itertools.takewhile(lambda word: word not in ("|", "&&", ">"), shlex.split(call, comments=True))
+        words = itertools.takewhile(lambda word: word not in ("|", "&", "&&", ">"), shlex.split(call, comments=True))
         if said := complaint(list(words)):
             wrong.append(f"datasync {call}: {said}")
     assert wrong == []
