@@ -40,7 +40,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
 #: Pages whose lists of links are the navigation.
-NAVIGATION = {"index", "guide/index", "transports/index", "lab/index"}
+NAVIGATION = {"index", "guide/index", "transports/index", "recipes/index", "lab/index"}
 #: Pages that stand for a file of the root.
 ROOT_FILES = {"changelog": "CHANGELOG.md", "contributing": "CONTRIBUTING.md"}
 

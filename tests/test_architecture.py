@@ -74,7 +74,7 @@ EXTRAS = {
     "datasync.grpcsync": {"grpc"},
     "datasync.restsync": {"urllib3"},
     "datasync.cli": {"click", "rich"},
-    "datasync.examples": {"click", "django", "flask", "rich"},
+    "datasync.examples": {"celery", "click", "django", "flask", "rich"},
     "datasync.examples.guides": {"django", "flask", "openfeature", "pytest"},
     "datasync.openfeature": {"openfeature"},
     "datasync.metrics": {"opentelemetry", "prometheus_client"},

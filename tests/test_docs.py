@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import pkgutil
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import datasync
+from tests.support.command import complaint
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -21,6 +24,10 @@ BLOCK = re.compile(
     r"(?P<excuse><!-- not run: [^>]+-->\n+)?(?:<!-- from (?P<file>\S+) -->\n+)?^```python\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+#: A block of any language that names the file it is from.
+SAMPLE = re.compile(r"<!-- from (?P<file>\S+) -->\n+^```\w+\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+#: A call of our command in a block, after variables and a prompt.
+CALL = re.compile(r"^(?:\$ )?(?:\w+=\S+ )*datasync (.*)$", re.MULTILINE)
 #: Packages whose names are for users; the others have an empty reference.
 INTERNAL = {
     "cli",
@@ -66,11 +73,30 @@ def test_the_python_of_a_page_runs_as_it_stands_there(page: Path, tmp_path: Path
 
 def test_a_sample_from_a_file_is_what_stands_in_the_file() -> None:
     # given the samples that name their file
-    samples = [(page, match) for page in PAGES for match in BLOCK.finditer(page.read_text()) if match["file"]]
+    texts = [page.read_text() for page in PAGES]
+    samples = [match for text in texts for match in SAMPLE.finditer(text)]
     assert len(samples) >= 5
+    assert len(samples) == sum(text.count("<!-- from ") for text in texts)
     # then each is a part of it, word for word
-    stale = [match["file"] for _, match in samples if match["code"] not in (ROOT / match["file"]).read_text()]
+    stale = [match["file"] for match in samples if match["code"] not in (ROOT / match["file"]).read_text()]
     assert stale == []
+
+
+def test_every_call_of_the_command_in_a_block_is_one_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given the lines of shell of all pages, in some of which the URL is left out
+    monkeypatch.setenv("DATASYNC_URL", "sqlite:app.db")
+    shell = re.compile(r"^```(?:sh|console|)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
+    fence = re.compile(r"^```(?!sh\n|console\n|\n)\w+\n.*?^```\n", re.MULTILINE | re.DOTALL)
+    blocks = [block for page in PAGES for block in shell.findall(fence.sub("", page.read_text()))]
+    calls = [call for block in blocks for call in CALL.findall(block.replace("\\\n", " "))]
+    assert len(calls) > 10
+    # then the command takes each, as far as a pipe or another command
+    wrong = []
+    for call in calls:
+        words = itertools.takewhile(lambda word: word not in ("|", "&", "&&", ">"), shlex.split(call, comments=True))
+        if said := complaint(list(words)):
+            wrong.append(f"datasync {call}: {said}")
+    assert wrong == []
 
 
 def test_the_readme_has_code_and_begins_with_two_single_commands() -> None:

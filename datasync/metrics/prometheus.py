@@ -201,6 +201,11 @@ class PrometheusMonitor(monitoring.Monitor):
         while not worker.stopping.wait(COPY_INTERVAL):
             self.copy_safely()
 
+    def copy_at_exit(self) -> None:
+        """Copy what was counted since the last copy, in a process that has counted: not in the master of a prefork."""
+        if self._worker is not None:
+            self.copy_safely()
+
     def copy_safely(self) -> None:
         """Copy the figures; a failure is logged."""
         try:
@@ -238,7 +243,7 @@ def install(*, multiprocess: bool | None = None, registry: CollectorRegistry | N
     monitor = PrometheusMonitor(registry, multiprocess)
     monitoring.install(monitor)
     if multiprocess:
-        atexit.register(monitor.copy_safely)  # what was counted since the last copy, by a worker that ends
+        atexit.register(monitor.copy_at_exit)
     return monitor
 
 

@@ -1,4 +1,4 @@
-"""Metrics and probes of a preforked server (contract C15, C22)."""
+"""Metrics and probes of a preforked server (contract C15, C22). With ``--preload``: ``tests/recipes/test_web.py``."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ def workers(port: int, expected: int) -> set[int]:
     return found
 
 
-@pytest.mark.parametrize("preload", [(), ("--preload",)])
-def test_c22_a_scrape_shows_every_worker_and_survives_a_killed_one(preload: tuple[str, ...], tmp_path: Path) -> None:
+def test_c22_a_scrape_shows_every_worker_and_survives_a_killed_one(tmp_path: Path) -> None:
     pytest.importorskip("gunicorn")
     pytest.importorskip("flask")
     url, port = f"sqlite://{tmp_path}/flags.db", free_port()
@@ -44,7 +43,7 @@ def test_c22_a_scrape_shows_every_worker_and_survives_a_killed_one(preload: tupl
     folder.mkdir()
     put(url, 1)
     with Running(
-        *("-W", "ignore", "-m", "gunicorn", "-w", "2", "-b", f"127.0.0.1:{port}", "-c", CONFIGURATION, *preload),
+        *("-W", "ignore", "-m", "gunicorn", "-w", "2", "-b", f"127.0.0.1:{port}", "-c", CONFIGURATION),
         APPLICATION,
         extra={"FLAGS": url, "PROMETHEUS_MULTIPROC_DIR": str(folder)},
     ) as server:

@@ -8,6 +8,9 @@ import sys
 from typing import NamedTuple
 from unittest.mock import patch
 
+import click
+
+from datasync.cli.group import cli
 from datasync.cli.main import main
 
 
@@ -34,6 +37,20 @@ def call(*arguments: str, stdin: bytes = b"") -> Done:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return Done(code, out.buffer.getvalue(), err.buffer.getvalue().decode())  # type: ignore[attr-defined]
+
+
+def complaint(words: list[str]) -> str:
+    """Return what ``datasync`` says is wrong with the command line *words*, which is not run; empty if it takes it."""
+    try:
+        with click.Context(cli, info_name="datasync") as context:
+            name, command, rest = cli.resolve_command(context, words)
+            assert command is not None
+            command.make_context(name, rest, parent=context)
+    except click.exceptions.Exit:  # of --help and --version
+        pass
+    except click.ClickException as error:
+        return error.format_message()
+    return ""
 
 
 def output(*arguments: str, stdin: bytes = b"") -> bytes:

@@ -66,6 +66,10 @@ class Running:
         self._reader.start()
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def output(self) -> str:
         with self._told:
             return "".join(self._lines)

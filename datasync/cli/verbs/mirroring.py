@@ -15,6 +15,7 @@ import click
 from datasync.errors import InvalidArgumentError, NotReadyError, StoreError
 from datasync.keyval.api import Store
 from datasync.keyval.urls import connect, parse_url
+from datasync.metrics.systemd import SystemdNotifier
 from datasync.runtime.wording import counted
 from datasync.tools.mirror import MirrorState, MirrorStatus, PrefixMirror
 from datasync.tools.mirror.writer import MAX_OPS
@@ -75,8 +76,8 @@ def mirror(
 ) -> int:
     """Keep a prefix of DST equal to a prefix of SRC, until Ctrl-C.
 
-    It goes on when either end is lost. SIGUSR1 pauses it, SIGUSR2 lets it go on. Exit code 1, with --once: keys were
-    refused, or deletes are held.
+    It goes on when either end is lost. SIGUSR1 pauses it, SIGUSR2 lets it go on. A unit of systemd has Type=notify, and
+    is ready after the first copy. Exit code 1, with --once: keys were refused, or deletes are held.
 
     \b
     Example: datasync mirror etcd://old:2379 postgres://new/app --prefix config/ --once
@@ -128,9 +129,10 @@ def _follow(job: PrefixMirror, once: bool) -> int:
         if once:
             teller.tell(status)
             return FAILED if status.held or any(one.owed for one in status.source.subscriptions.values()) else 0
-        while job.failure is None:
-            teller.tell(job.status())
-            time.sleep(LOOK_EVERY)
+        with SystemdNotifier():  # now, and not at the start: the unit is ready when everything was copied
+            while job.failure is None:
+                teller.tell(job.status())
+                time.sleep(LOOK_EVERY)
         raise job.failure
     except KeyboardInterrupt:
         _say(f"ended at revision {job.status().revision}")

@@ -49,6 +49,7 @@ def serve(
     \b
     Example: DATASYNC_TOKEN=secret datasync serve etcd://127.0.0.1:2379 --listen 0.0.0.0:8080 --prefix /app/
     """
+    from datasync.metrics.systemd import SystemdNotifier
     from datasync.restsync import serve as serve_adapter
     from datasync.restsync.app.store_adapter import StoreAdapter
     from datasync.restsync.serve import split_address
@@ -81,8 +82,9 @@ def serve(
             for number in ENDING:
                 signal.signal(number, lambda *_: ended.set())
             note(f"serving {adapter.registry.name} at {server.url}, press Ctrl-C to end")
-            while not ended.wait(SIGNAL_DELAY):
-                pass
+            with SystemdNotifier():
+                while not ended.wait(SIGNAL_DELAY):
+                    pass
     return 0
 
 
