@@ -18,6 +18,7 @@ from datasync.errors import ClosedError, DeliveryTimeout, DoneTimeout, Rejected
 from datasync.events import ResyncReason
 from datasync.runtime.full_queues import has_room
 from datasync.runtime.timers import Alarm
+from datasync.runtime.tracing import is_tracing
 from datasync.syncbase.backlog import Undelivered
 from datasync.syncbase.change import StateKeyVal
 from datasync.syncbase.core import MAX_PENDING, PendingResync, PendingTransaction, RegistryCore, Waiter
@@ -290,7 +291,10 @@ class Subscription:
         if now >= event.put_at + self._abandon:
             message = f"{named(event)} was abandoned: done was not called within {self._abandon:.0f} s"
             self._warn_locked(message)
-            self._settle_locked(event, DoneTimeout(message, (self.name,)), abandoned=True)
+            error = DoneTimeout(message, (self.name,))
+            self._settle_locked(event, error, abandoned=True)
+            if is_tracing():
+                self._core.later(partial(event.end_span, error))
         elif now >= event.put_at + self._remind and not event.reminded:
             event.reminded = True
             seconds = now - event.put_at
