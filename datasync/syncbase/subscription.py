@@ -235,6 +235,8 @@ class Subscription:
                 self._late_count += 1
                 if not self._closed:
                     self._undelivered.take_late_answer(event, error, self._in_flight)
+                    if error is not None or self._failing.since is not None:
+                        self._core.later(self._failing.note(event, error, now, self._undelivered.settled))
                     self._core.wake_locked()
             return False
         event.abandoned = abandoned
