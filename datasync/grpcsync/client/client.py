@@ -213,7 +213,7 @@ class Client(Closable):
 
     def _submit(self, message: DataChangeRequest | DataResyncRequests, what: str) -> concurrent.futures.Future[T]:
         change = message if isinstance(message, DataChangeRequest) else None
-        span = begin_send(self._source or self.target, change and (change.key,))
+        span = begin_send(self._source or self.target, None if change is None else (change.key,))
         trace = outgoing() if span is None else span.traceparent
         if trace and change is not None:
             change.traceparent = trace
