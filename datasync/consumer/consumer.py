@@ -16,7 +16,7 @@ from datasync.events import ChangeEvent, ResyncEvent
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard, Worker
-from datasync.runtime.tracing import is_tracing
+from datasync.tracing import is_tracing
 
 log = get_logger(__name__)
 

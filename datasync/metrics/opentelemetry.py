@@ -29,7 +29,7 @@ from opentelemetry.util.types import AttributeValue
 
 from datasync.context import traceparent
 from datasync.metrics.health import version
-from datasync.runtime.tracing import Handled, use_tracing
+from datasync.tracing import Handled, use_tracing
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 
@@ -59,14 +59,14 @@ class OpenTelemetryTracer:
         return _header(None) or traceparent.get()
 
     def send(self, destination: str, keys: Sequence[str] | None) -> OpenTelemetrySpan:
-        """Begin the span of a write. See :class:`datasync.runtime.tracing.Tracer`."""
+        """Begin the span of a write. See :class:`datasync.tracing.Tracer`."""
         attributes = _attributes("send", destination, keys)
         parent = _parent()
         span = self._tracer.start_span(f"send {destination}", parent, trace.SpanKind.PRODUCER, attributes)
         return OpenTelemetrySpan(span, parent)
 
     def process(self, context: Context, event: Handled) -> OpenTelemetrySpan:
-        """Begin the span of the handling of an event. See :class:`datasync.runtime.tracing.Tracer`."""
+        """Begin the span of the handling of an event. See :class:`datasync.tracing.Tracer`."""
         parent = context.run(_parent)
         created = trace.get_current_span(parent).get_span_context()
         attributes = _attributes("process", event.destination, event.keys)

@@ -23,7 +23,6 @@ from datasync.errors import LISTED, InvalidArgumentError, Rejected, error_text
 from datasync.events import KeyVal, ResyncReason
 from datasync.runtime.logs import LOG_INTERVAL, get_logger, one_line
 from datasync.runtime.monitoring import Tally
-from datasync.runtime.tracing import Handled, Span, begin_process, end, is_tracing
 from datasync.runtime.wording import counted
 from datasync.serializer import Serializer
 from datasync.syncbase.change import ChangeResp, StateKeyVal, new_state_key_val
@@ -32,6 +31,7 @@ from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.missed_deletes import MissedDeletes
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.state import FrozenState, StateEntry
+from datasync.tracing import Handled, Span, begin_process, end, is_tracing
 
 log = get_logger(__name__)
 

@@ -30,9 +30,9 @@ from datasync.errors import DatasyncError, Rejected
 from datasync.events import ResyncEvent
 from datasync.kvdbsync.local import ProtoTxn
 from datasync.runtime.timeouts import Timeouts
-from datasync.runtime.tracing import use_tracing
 from datasync.syncbase.change import Change
 from datasync.syncbase.registry import Registry
+from datasync.tracing import use_tracing
 from tests.conftest import take, wait_until
 
 VALUE = StringValue(value="secret value")

@@ -17,7 +17,7 @@ from datasync.consumer.reconciler.applied import Applied
 from datasync.consumer.reconciler.own_writes import OwnWrites
 from datasync.consumer.reconciler.retry import Retry
 from datasync.consumer.reconciler.work_queue import WorkQueue
-from datasync.runtime.tracing import is_tracing
+from datasync.tracing import is_tracing
 
 
 @dataclass(slots=True)

@@ -28,10 +28,10 @@ from datasync.runtime.grpcio import check_grpc
 from datasync.runtime.threads import CLOSE_TIMEOUT, ForkGuard
 from datasync.runtime.timeouts import check_seconds
 from datasync.runtime.tokens import check_token
-from datasync.runtime.tracing import begin_send, end, outgoing
 from datasync.serializer import check_key, check_message
 from datasync.syncbase.msg.convert import CONTENT_JSON, delete_request, put_request, resync_requests
 from datasync.syncbase.msg.datamsg_pb2 import DEL, DataChangeRequest, DataResyncRequests, Seq
+from datasync.tracing import begin_send, end, outgoing
 
 #: Seconds that a request may wait before it is sent.
 SEND_TIMEOUT = 10.0

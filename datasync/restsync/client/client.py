@@ -65,12 +65,12 @@ from datasync.restsync.problems import code_of
 from datasync.runtime.closing import Closable
 from datasync.runtime.http_client.connections import ReceivedResponse, StreamConnection
 from datasync.runtime.tokens import bearer
-from datasync.runtime.tracing import sent, trace_headers
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_key, check_message
 from datasync.syncbase.futures import Outcome
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
+from datasync.tracing import sent, trace_headers
 
 #: Seconds for a whole call: longer than the server waits for its subscribers.
 RESPONSE_TIMEOUT = 10.0
