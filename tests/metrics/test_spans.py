@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,12 +24,13 @@ from opentelemetry.trace import SpanKind, StatusCode, get_tracer
 
 import datasync.grpcsync
 import datasync.restsync
-from datasync import codecs, metrics
+from datasync import codecs, metrics, tracing
 from datasync.consumer.consumer import Consumer
 from datasync.consumer.reconciler.reconciler import Reconciler
 from datasync.errors import DatasyncError, Rejected
 from datasync.events import ResyncEvent
 from datasync.kvdbsync.local import ProtoTxn
+from datasync.runtime.logs import LimitedLog
 from datasync.runtime.timeouts import Timeouts
 from datasync.syncbase.change import Change
 from datasync.syncbase.registry import Registry
@@ -197,9 +199,10 @@ class Broken(Sampler, SpanProcessor):
 
 
 def test_a_tracing_library_that_raises_stops_no_write_and_no_answer(
-    ends: tuple[Any, Any, str], caplog: pytest.LogCaptureFixture
+    ends: tuple[Any, Any, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watcher, client, _ = ends
+    monkeypatch.setattr(tracing, "log", LimitedLog(logging.getLogger("datasync.tracing")))  # that has said nothing yet
     metrics.install_tracing(TracerProvider(sampler=Broken(), shutdown_on_exit=False))
     try:
         seen: list[Any] = []
