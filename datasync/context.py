@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 
 #: Name of the source of the event that is being handled; empty outside ``event.get_context().run(...)``.
@@ -15,9 +14,6 @@ traceparent: ContextVar[str] = ContextVar("datasync.traceparent", default="")
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
-#: Returns the ``traceparent`` that goes out with a request; a tracing library puts its own function here.
-_outgoing: Callable[[], str] = traceparent.get
-
 
 def with_traceparent(header: str, context: Context | None = None) -> Context:
     """Return a copy of *context*, the caller's when None, in which :data:`traceparent` is *header*; empty if malformed.
@@ -27,18 +23,6 @@ def with_traceparent(header: str, context: Context | None = None) -> Context:
     copied = copy_context() if context is None else context.copy()
     copied.run(traceparent.set, header if _TRACEPARENT.fullmatch(header) else "")
     return copied
-
-
-def trace_headers() -> dict[str, str]:
-    """Return the header that hands the current trace on to another process; nothing without a trace."""
-    found = _outgoing()
-    return {"traceparent": found} if found else {}
-
-
-def use_tracing(outgoing: Callable[[], str]) -> None:
-    """Have *outgoing* tell the ``traceparent`` of requests that go out, from now on."""
-    global _outgoing
-    _outgoing = outgoing
 
 
 def with_source(context: Context | None, source: str) -> Context:

@@ -29,6 +29,7 @@ FLOORS = {
     "datasync.protoplans": 0,
     "datasync.runtime": 0,
     "datasync.serializer": 0,
+    "datasync.tracing": 0,
     "datasync.aggregator": 1,
     "datasync.consumer.view.opened": 4,  # opens stores and transports for its caller
     "datasync.syncbase": 1,

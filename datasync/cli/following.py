@@ -5,7 +5,7 @@ Source: contract C13.
 
 from __future__ import annotations
 
-from queue import Queue
+from queue import Full, Queue
 from typing import NamedTuple
 
 from datasync.events import ResyncReason
@@ -16,6 +16,10 @@ from datasync.tools.records import key_bytes
 
 #: The kinds of a notice: a key of the present state, and what can happen to a key.
 STATE, PUT, DELETE = "state", "put", "delete"
+#: Notices that wait on the queue at most.
+MAX_WAITING = 1000
+#: Seconds between two looks whether the watch was closed, while the queue is full.
+CLOSE_CHECK = 0.2
 
 
 class Notice(NamedTuple):
@@ -32,24 +36,38 @@ class Notice(NamedTuple):
 
 
 class StateFirst(Watch):
-    """A watch that also puts the pairs of the first listing on the queue, and None when these are complete."""
+    """A watch that also puts the pairs of the first listing on the queue, and None when these are complete.
+
+    The queue is bounded. A reader of it that is slow delays the reader of the store, which goes on after the last
+    revision that it has, or compares states if the store has forgotten that revision: so nothing grows, and no change
+    is left out while the store remembers it (contract C8, C13).
+    """
 
     def __init__(self, store: Store, prefix: str) -> None:
-        self.queue: Queue[Notice | None] = Queue()
+        self.queue: Queue[Notice | None] = Queue(MAX_WAITING)
         self._start = prefix
         super().__init__(store, prefix, ("",), self._changed, SerializerJSON())
 
     def feed_snapshot(self, revision: int, entries: dict[str, tuple[int, bytes]], reason: ResyncReason) -> None:
+        super().feed_snapshot(revision, entries, reason)  # the first one only ends the wait of start()
         if reason is ResyncReason.INITIAL:
             for key in sorted(entries, key=key_bytes):
                 at, value = entries[key]
-                self.queue.put(Notice(STATE, self._start + key, at, value, None))
-            self.queue.put(None)
-        super().feed_snapshot(revision, entries, reason)
+                self._put(Notice(STATE, self._start + key, at, value, None))
+            self._put(None)
 
     def _changed(self, change: WatchResp) -> None:
         kind = DELETE if change.value is None else PUT
-        self.queue.put(Notice(kind, self._start + change.key, change.revision, change.value, change.previous))
+        self._put(Notice(kind, self._start + change.key, change.revision, change.value, change.previous))
+
+    def _put(self, notice: Notice | None) -> None:
+        """Put *notice* on the queue. While that is full the store is not read, and ``close`` ends the wait."""
+        while not self._closed:
+            try:
+                self.queue.put(notice, timeout=CLOSE_CHECK)
+                return
+            except Full:
+                continue
 
 
 def follow(store: Store, prefix: str) -> StateFirst:

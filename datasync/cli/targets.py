@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from datasync.errors import InvalidArgumentError, MissingExtraError, StoreError
+from datasync.errors import InvalidArgumentError, MissingExtraError, StoreError, UnsupportedError
 from datasync.keyval.api import Store
 from datasync.keyval.urls import DRIVERS, connect, parse_url
 
@@ -50,6 +50,12 @@ def open_store(url: str, *, create: bool = False) -> Store:
 def scheme_of(url: str) -> str:
     """Return the scheme of *url* in lower case, empty if it has none."""
     return url.partition(":")[0].lower() if ":" in url else ""
+
+
+def refuse_server(url: str, verb: str, why: str) -> None:
+    """Raise ``UnsupportedError`` if *url* is that of a server in front of a store: *verb* needs the store itself."""
+    if scheme_of(url) in SERVERS:
+        raise UnsupportedError(f"{verb} works on a store, not on a server in front of one ({scheme_of(url)}://): {why}")
 
 
 def token() -> str | None:

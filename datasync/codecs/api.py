@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
 from datasync.errors import DecodeError, InvalidArgumentError
+from datasync.runtime.monitoring import count
 
 T = TypeVar("T")
 
@@ -59,4 +60,5 @@ def decode_value(key: str, codec: Codec[Any], data: bytes) -> Any:
         failure = error.of(f"the value of {key!r}")
     except Exception as error:  # of a codec of the user: its text may have the value
         failure = DecodeError(f"the value of {key!r} cannot be decoded: the codec raised {type(error).__name__}")
+    count("decode_errors")
     raise failure

@@ -12,6 +12,7 @@ from collections import Counter
 
 from datasync.errors import InvalidArgumentError
 from datasync.runtime.logs import get_logger
+from datasync.runtime.monitoring import count
 
 log = get_logger(__name__)
 
@@ -45,6 +46,7 @@ class UnknownFields(Counter[str]):
                 path = OTHERS
             first = path not in self
             self[path] += 1
+        count("unknown_fields")
         if first:
             log.warning("%s: the field %s is unknown here and ignored from now on", self.subject, path)
 

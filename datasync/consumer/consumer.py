@@ -16,6 +16,7 @@ from datasync.events import ChangeEvent, ResyncEvent
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard, Worker
+from datasync.tracing import is_tracing
 
 log = get_logger(__name__)
 
@@ -96,7 +97,10 @@ class Consumer(Closable):
         while (event := self._events.get()) is not None and not worker.stopping.is_set():
             try:
                 with event:
-                    self._handle(event)
+                    if is_tracing():
+                        event.get_context().run(self._handle, event)
+                    else:
+                        self._handle(event)
             except BaseException as error:  # SystemExit too: user code does not end the thread
                 log.debug("%s: %s was raised", self.name, type(error).__name__)  # the source logs what was rejected
             self._events.task_done()  # after the acknowledgement, which puts the next event

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from datasync.codecs.api import Codec
 from datasync.codecs.plain import json
 from datasync.errors import DecodeError
+from datasync.runtime.monitoring import count
 
 T = TypeVar("T")
 
@@ -37,9 +38,11 @@ def decoded(codec: Codec[T], key: str, data: bytes | None) -> T | None:
     try:
         return None if data is None else codec.decode(data)
     except DecodeError:
+        count("decode_errors")
         raise
     except Exception as error:
         reason = type(error).__name__
+    count("decode_errors")
     raise DecodeError(f"the value of {key!r} cannot be decoded: {reason}")
 
 
@@ -48,8 +51,10 @@ def value_or_error(codec: Codec[T], data: bytes) -> T | DecodeError:
     try:
         return codec.decode(data)
     except DecodeError as error:
+        count("decode_errors")
         return error
     except Exception as error:
+        count("decode_errors")
         return DecodeError(f"the codec raised {type(error).__name__}")
 
 

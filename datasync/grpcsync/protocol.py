@@ -25,7 +25,7 @@ SESSION_KEY = "datasync-session"
 TAKEN_KEY = "datasync-taken"
 #: Request metadata: ``Bearer`` and the token.
 TOKEN_KEY = "authorization"
-#: Request metadata: the W3C trace of a full state.
+#: Request metadata: the W3C trace of a full state; of a stream, that of the changes that have none of their own.
 TRACE_KEY = "traceparent"
 #: The response to ``ping``, the same as in Go.
 PONG = "it works"

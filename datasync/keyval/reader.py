@@ -252,7 +252,7 @@ class StoreReader:
         self._lost_at = self._lost_at or time.monotonic()
         self._last_error = type(error)
         if not first:  # one line says that the source is lost, and one that it is back
-            self._say(logging.INFO, "lost", "%s; retrying", self._words(error))
+            self._say(logging.DEBUG, "lost", "%s; retrying", self._words(error))
         elif isinstance(error, DatasyncError):
             self._say(logging.WARNING, "lost", "%s; retrying", self._words(error))
         else:

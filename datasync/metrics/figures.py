@@ -7,14 +7,42 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from enum import Enum
 from heapq import nlargest
 from operator import attrgetter
+from typing import Protocol
 
 from datasync.metrics.health import in_use, source_state
-from datasync.metrics.names import COUNTED, REASONS, RESULTS, STATES
+from datasync.metrics.names import COUNTED, MIRROR_STATES, REASONS, RESULTS, STATES
 from datasync.runtime import monitoring
 from datasync.runtime.monitoring import Tally
 from datasync.syncbase.status import SourceFigures, SubscriptionState
+
+
+class MirrorFigures(Protocol):
+    """The part of the status of a mirror that metrics show."""
+
+    @property
+    def state(self) -> Enum: ...
+
+    @property
+    def lag_revisions(self) -> int: ...
+
+    @property
+    def lag_seconds(self) -> float | None: ...
+
+    @property
+    def in_sync_since(self) -> float | None: ...
+
+    @property
+    def applied_at(self) -> float | None: ...
+
+    @property
+    def extra(self) -> int: ...
+
+    @property
+    def held(self) -> tuple[str, ...]: ...
+
 
 #: Name of the metric, values of its labels, and the number.
 Sample = tuple[str, tuple[str, ...], float]
@@ -25,13 +53,15 @@ NAMED_SUBSCRIPTIONS = 10
 
 _SUBSCRIPTION_STATES = tuple(state.value for state in SubscriptionState)
 #: Counters that appear with the value 0 as soon as their source is there, so that ``rate`` sees the first event.
-_ZEROS = {
+_ZEROS: dict[str, dict[str, tuple[str, ...]]] = {
     "source": {"events": RESULTS, "resyncs": REASONS, "lists": ("",), "watches": ("",)},
     "reconciler": {
         "reconcile": ("success", "rejected", "requeue_after", "terminal"),
         "queue_adds": ("",),
         "queue_retries": ("",),
     },
+    "mirror": {"mirror_keys": ("put", "delete")},
+    "process": {},
 }
 
 
@@ -51,6 +81,7 @@ def gauges() -> Iterator[Sample]:
         yield "active_workers", own, figures.active
         yield "max_workers", own, figures.workers
         yield "longest_running_processor_seconds", own, figures.longest
+        yield "unfinished_work_seconds", own, figures.unfinished
         yield "leader", own, float(figures.leading)
         yield "held_deletes", own, figures.held
         yield "failing_keys", own, figures.rejected
@@ -58,6 +89,19 @@ def gauges() -> Iterator[Sample]:
         state = view.status().state.value
         yield from (("view_state", (view.name, one), float(one == state)) for one in STATES)
         yield "held_deletes", (view.name,), len(view.table.held)
+    for mirror in monitoring.enrolled("mirror"):
+        yield from _of_mirror(mirror.name, mirror.status())
+
+
+def _of_mirror(name: str, status: MirrorFigures) -> Iterator[Sample]:
+    own = (name,)
+    yield from (("mirror_state", (name, one), float(one == status.state.value)) for one in MIRROR_STATES)
+    yield "mirror_lag_revisions", own, status.lag_revisions
+    yield "mirror_lag_seconds", own, status.lag_seconds or 0.0
+    yield "mirror_in_sync_since_timestamp_seconds", own, status.in_sync_since or 0.0
+    yield "mirror_applied_timestamp_seconds", own, status.applied_at or 0.0
+    yield "mirror_extra_keys", own, status.extra
+    yield "held_deletes", own, len(status.held)
 
 
 def _of_sources(name: str, sources: list[SourceFigures], loading: int) -> Iterator[Sample]:
@@ -100,4 +144,4 @@ def zeros(tally: Tally) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _labels(what: str, tally: Tally, label: str) -> tuple[str, ...]:
-    return (tally.name, label) if len(COUNTED[what].labels) > 1 else (tally.name,)
+    return (tally.name, label)[: len(COUNTED[what].labels)]

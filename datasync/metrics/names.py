@@ -52,9 +52,16 @@ GAUGES = (
     Metric("active_workers", "gauge", NAMED, "Calls of a reconciler that run", "sum"),
     Metric("max_workers", "gauge", NAMED, "Calls of a reconciler that may run at once", "sum"),
     Metric("longest_running_processor_seconds", "gauge", NAMED, "How long the oldest running call has taken", "max"),
+    Metric("unfinished_work_seconds", "gauge", NAMED, "How long all running calls together have taken so far", "sum"),
     Metric("leader", "gauge", NAMED, "1 where the reconciler leads, or needs no leader", "sum"),
     Metric("held_deletes", "gauge", NAMED, "Keys whose deletion max_delete holds back", "max"),
     Metric("view_state", "gauge", ("name", "state"), "Views in this state", "sum"),
+    Metric("mirror_state", "gauge", ("name", "state"), "Mirrors in this state", "sum"),
+    Metric("mirror_lag_revisions", "gauge", NAMED, "Revisions by which the destination of a mirror is behind", "max"),
+    Metric("mirror_lag_seconds", "gauge", NAMED, "How long the destination of a mirror may have been behind", "max"),
+    Metric("mirror_in_sync_since_timestamp_seconds", "gauge", NAMED, "Since when a mirror has followed", "min"),
+    Metric("mirror_applied_timestamp_seconds", "gauge", NAMED, "When a mirror wrote something last", "max"),
+    Metric("mirror_extra_keys", "gauge", NAMED, "Keys that only the destination of a mirror has", "max"),
     Metric("build_info", "gauge", ("version",), "1, labelled with the version of datasync", "max"),
     Metric("collect_duration_seconds", "gauge", (), "How long the last collection of these figures took", "max"),
 )
@@ -68,12 +75,17 @@ COUNTERS = (
     Metric("reconcile", "counter", ("name", "result"), "Calls of a reconciler by their result"),
     Metric("queue_adds", "counter", NAMED, "Calls that a reconciler has made for what came in"),
     Metric("queue_retries", "counter", NAMED, "Calls of a reconciler that failed and are to be tried again"),
+    Metric("decode_errors", "counter", (), "Values that did not decode, at each attempt"),
+    Metric("unknown_fields", "counter", (), "Fields of values that were unknown here and ignored"),
+    Metric("mirror_keys", "counter", ("name", "op"), "Keys that a mirror wrote: put or delete"),
 )
 
 HISTOGRAMS = (
     Metric("propagation_seconds", "histogram", SOURCE, "From the arrival of a change to its acknowledgement"),
     Metric("list_duration_seconds", "histogram", SOURCE, "Duration of a full listing"),
     Metric("reconcile_duration_seconds", "histogram", NAMED, "Duration of a call of a reconciler"),
+    Metric("queue_duration_seconds", "histogram", NAMED, "How long a key was ready before a reconciler took it"),
+    Metric("work_duration_seconds", "histogram", NAMED, "From the taking of a key to the end of its call"),
 )
 
 #: Every metric by the name of its family.
@@ -86,9 +98,12 @@ TIMED = {
     "propagation": HISTOGRAMS[0],
     "list": HISTOGRAMS[1],
     "reconcile": HISTOGRAMS[2],
+    "queue": HISTOGRAMS[3],
+    "work": HISTOGRAMS[4],
 }
 
 #: The states of sources and views, with those of the registry that they stand for (contract C22).
 STATES = ("initializing", "ready", "stale", "error", "closed")
+MIRROR_STATES = ("waiting", "copying", "synced", "lagging", "paused", "failing", "closed")
 REASONS = ("initial", "requested", "prefix", "overflow", "failed", "unanswered", "compacted", "reconnected", "rewound")
 RESULTS = ("ok", "failed", "abandoned")

@@ -154,13 +154,15 @@ class PrometheusMonitor(monitoring.Monitor):
 
     def _copy_tally(self, tally: Tally, seen: dict[object, float]) -> None:
         for what, labels in zeros(tally):
-            self._counters[what].labels(*labels)
+            _series(self._counters[what], labels)
         for what, labels, number in counts(tally):
             grown = number - seen.get((what, labels), 0)
             if grown:
                 seen[what, labels] = number
-                self._counters[what].labels(*labels).inc(grown)
+                _series(self._counters[what], labels).inc(grown)
         timed = dict(tally.timed)
+        if "reconcile" in timed:  # one duration, by the names of both dashboards that people have
+            timed["work"] = timed["reconcile"]
         if tally.kind == "source":
             timed["propagation"] = tally.accepted
         for what, durations in timed.items():
@@ -254,6 +256,10 @@ def worker_exited(pid: int) -> None:
     """
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def _series(counter: Counter, labels: tuple[str, ...]) -> Counter:
+    return counter.labels(*labels) if labels else counter
 
 
 def _gauge(metric: Metric, registry: CollectorRegistry) -> Gauge:

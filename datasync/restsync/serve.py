@@ -63,7 +63,7 @@ def serve(
         server.start()
         if not application.guarded:
             whom = "every program of this machine" if loopback else "everyone"
-            text = "%s accepts reads and writes from %s: give serve(...) a token"
+            text = "%s accepts reads and writes from %s: set a token"
             log.warning(text, server.address, whom)
     except BaseException:
         server.close()

@@ -9,6 +9,7 @@ Source: contract C22.
 from __future__ import annotations
 
 import os
+import threading
 import time
 import weakref
 from bisect import bisect_left
@@ -59,9 +60,9 @@ class Tally:
         #: By the name of what was timed.
         self.timed: dict[str, Durations] = {}
 
-    def count(self, what: str, label: str = "") -> None:
-        """Count one of *what*."""
-        self.counts[what, label] = self.counts.get((what, label), 0) + 1
+    def count(self, what: str, label: str = "", number: int = 1) -> None:
+        """Count one of *what*, or a *number* of them."""
+        self.counts[what, label] = self.counts.get((what, label), 0) + number
 
     def time(self, what: str, seconds: float) -> None:
         """Note that one of *what* took *seconds*."""
@@ -90,10 +91,14 @@ class Monitor:
 
 
 #: The kinds of objects that count: they have a method ``measure``.
-COUNTING = ("source", "reader", "reconciler")
+COUNTING = ("source", "reader", "reconciler", "mirror")
 
 _started = time.time()
 _monitor = Monitor()
+#: Guards the one below, and its counts. Reentrant, because a finalizer may decode something.
+_lock = threading.RLock()
+#: Of what belongs to no source or reconciler; None while nobody counts, or nothing was counted yet.
+_tally: Tally | None = None
 #: The monitor whose locks the thread that forks holds.
 _held: Monitor | None = None
 #: Kind and object by its ``id``. A dict instead of a ``WeakSet``, which cannot be copied while others add to it.
@@ -105,17 +110,28 @@ def monitor() -> Monitor:
     return _monitor
 
 
+def count(what: str) -> None:
+    """Count one of *what* that belongs to no source or reconciler, such as a value that does not decode."""
+    global _tally
+    with _lock:
+        if _tally is None:
+            _tally = _monitor.tally("process", "", count)
+        if _tally is not None:
+            _tally.count(what)
+
+
 def install(new: Monitor) -> None:
     """Make *new* the monitor; what is enrolled already is asked to count."""
-    global _monitor
-    _monitor = new
+    global _monitor, _tally
+    with _lock:
+        _monitor, _tally = new, None
     for kind in COUNTING:
         for one in enrolled(kind):
             one.measure(new)
 
 
 def enrol(kind: str, one: Any) -> None:
-    """Add *one*, a ``source``, ``reader``, ``view`` or ``reconciler``, to those of this process while it lives."""
+    """Add *one*, of a kind such as ``source``, ``view`` or ``mirror``, to those of this process while it lives."""
     number = id(one)
     _enrolled[number] = (kind, weakref.ref(one, lambda _: _enrolled.pop(number, None)))
 
@@ -155,7 +171,8 @@ def _after_in_parent() -> None:
 
 
 def _begin_in_child() -> None:
-    global _held, _started
+    global _held, _lock, _started, _tally
+    _lock, _tally = threading.RLock(), None  # another thread of the parent may have held it
     _enrolled.clear()  # these belong to the parent
     _started = time.time()
     current, _held = _held, None

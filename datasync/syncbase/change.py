@@ -19,6 +19,7 @@ from datasync.codecs.messages import MessageCodec
 from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.events import LazyValue, MessageT, Op
 from datasync.jsontext import WRONG_TYPE
+from datasync.runtime.monitoring import count
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_key, check_message
 
 #: Decodes bytes that came without a serializer.
@@ -330,6 +331,7 @@ def read_payload(key: str, payload: Payload | None, serializer: Serializer, mess
         return serializer.unmarshal(payload, message)
     except DecodeError as error:
         failure = error.of(f"the value of {key!r}")
+    count("decode_errors")
     raise failure
 
 

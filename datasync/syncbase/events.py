@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +31,7 @@ from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.missed_deletes import MissedDeletes
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.state import FrozenState, StateEntry
+from datasync.tracing import Handled, Span, begin_process, end, is_tracing
 
 log = get_logger(__name__)
 
@@ -97,6 +99,8 @@ class EventOwner(Protocol):
     source: str
     #: Decodes the values of its pairs and changes.
     codec: Codec[Any] | None
+    #: The registered prefixes.
+    prefixes: PrefixTable[None]
 
     def settle(self, event: QueuedEvent, error: BaseException | None) -> bool: ...
 
@@ -123,6 +127,8 @@ class QueuedEvent:
     abandoned: bool = field(default=False, init=False)
     #: True once a log line has said that ``done`` was not called.
     reminded: bool = field(default=False, init=False)
+    #: The span of its handling, while a tracing library is there and the subscriber has looked at it.
+    span: Span | None = field(default=None, init=False)
 
     def __contains__(self, key: object) -> bool:
         raise NotImplementedError
@@ -143,7 +149,10 @@ class QueuedEvent:
             have; the event stays open.
           ForkedError: In a child process.
         """
-        return self.owner.settle(self, error)
+        first = self.owner.settle(self, error)
+        if self.span is not None or is_tracing():
+            self.end_span(error)
+        return first
 
     def __enter__(self: EventT) -> EventT:
         return self
@@ -160,7 +169,21 @@ class QueuedEvent:
 
     def get_context(self) -> contextvars.Context:
         """Return a copy of the context in which the event was made, with ``datasync.current_source`` set."""
-        return with_source(self._context, self.owner.source)
+        context = with_source(self._context, self.owner.source)
+        if is_tracing() and (span := self._begin_span(context)) is not None:
+            context.run(span.enter)
+        return context
+
+    def end_span(self, error: BaseException | None) -> None:
+        """End the span of its handling, or make one that has ended. Call without a lock: it is a foreign library's."""
+        span = self.span if self.span is not None else self._begin_span(self._context.copy())
+        if span is not None:
+            end(span, error)
+
+    def _begin_span(self, context: contextvars.Context) -> Span | None:
+        if self.span is None:
+            self.span = begin_process(context, _handled(self, max(0.0, time.monotonic() - self.put_at)))
+        return self.span
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -270,6 +293,16 @@ def note_settled(tally: Tally, event: QueuedEvent, now: float, error: BaseExcept
     tally.count("events", "abandoned" if abandoned else "ok" if error is None else "failed")
     if isinstance(event, QueuedResync):
         tally.count("resyncs", event.reason.value)
+
+
+def _handled(event: QueuedEvent, waited: float) -> Handled:
+    """Return what the span of *event* tells: the prefix of its first key, else that of the subscription."""
+    owner = event.owner
+    changed = _keys(event) if isinstance(event, QueuedChange) else None
+    reason = event.reason.value if isinstance(event, QueuedResync) else ""
+    names = [owner.prefixes.longest(changed[0])] if changed else list(owner.prefixes)
+    prefix = names[0] if len(names) == 1 else None
+    return Handled(prefix or owner.source, owner.name, changed, reason, waited)
 
 
 def named(event: QueuedEvent) -> str:

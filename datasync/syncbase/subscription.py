@@ -227,24 +227,23 @@ class Subscription:
 
     def _settle_locked(self, event: QueuedEvent, error: BaseException | None, abandoned: bool = False) -> bool:
         now = self._now()
-        late = now - event.put_at > self._timeouts.delivery
         if event not in self._in_flight:
             if event.abandoned:  # abandoned earlier, acknowledged now; another acknowledgement changes nothing
                 event.abandoned = False
                 self._late_count += 1
                 if not self._closed:
                     self._undelivered.take_late_answer(event, error, self._in_flight)
+                    self._core.later(self._failing.note(event, error, now, self._undelivered.settled))
                     self._core.wake_locked()
             return False
         event.abandoned = abandoned
-        if late and not abandoned:
+        if not abandoned and now - event.put_at > self._timeouts.delivery:
             self._late_count += 1
         del self._in_flight[event]
         self._last_error = error
+        self._failed += error is not None
         if error is None:
             self._ok, self._ok_at = self._ok + 1, now
-        else:
-            self._failed += 1
         if isinstance(event, QueuedResync):
             self._resync_in_flight = False
             for waiter in event.pending.waiters:
@@ -290,11 +289,12 @@ class Subscription:
         if now >= event.put_at + self._abandon:
             message = f"{named(event)} was abandoned: done was not called within {self._abandon:.0f} s"
             self._warn_locked(message)
-            self._settle_locked(event, DoneTimeout(message, (self.name,)), abandoned=True)
+            self._settle_locked(event, error := DoneTimeout(message, (self.name,)), abandoned=True)
+            self._core.later(partial(event.end_span, error))
         elif now >= event.put_at + self._remind and not event.reminded:
             event.reminded = True
-            seconds = now - event.put_at
-            self._warn_locked(f"{named(event)} was taken or waits since {seconds:.0f} s, and done was not called yet")
+            text = f"{named(event)} was taken or waits since {now - event.put_at:.0f} s"
+            self._warn_locked(f"{text}, and done was not called yet")
 
     def retry(self) -> None:
         """See :class:`~datasync.syncbase.core.WaitsForRoom`."""

@@ -15,9 +15,11 @@ from datasync.events import ResyncReason
 from datasync.examples.operations.json_logs import JsonFormatter
 from datasync.keyval.memory import MemoryStore
 from datasync.kvdbsync.plugin import Plugin
+from datasync.runtime.timeouts import ABANDON_TIMEOUT, FAILURE_BACKOFF
 from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.registry import Registry
 from tests.conftest import CANARY, OWN_WORDS, take, wait_until
+from tests.support.clock import ManualClock
 
 
 @pytest.fixture
@@ -62,6 +64,26 @@ def test_c22_a_rejection_is_logged_once_in_the_subscribers_own_words(lines: list
         assert line["message"].startswith("plant: 'agent' has accepted everything again after ")
         assert (line["source"], line["subscription"]) == ("plant", "agent")
         future.exception(5)
+
+
+def test_c22_a_late_answer_that_ends_the_last_debt_says_that_everything_is_accepted_again(
+    lines: list[dict[str, Any]],
+) -> None:
+    # given a key that was rejected, and whose redelivery was given up
+    events: Queue[Any] = Queue()
+    clock = ManualClock()
+    with Registry("plant", sourced=True, clock=clock) as registry, registry.watch("agent", events, events, "a/"):
+        registry.feed_snapshot(1, {"a/1": (1, b"x")}, ResyncReason.INITIAL)
+        take(events).done(Rejected({"a/1": ValueError("no")}))
+        clock.advance(FAILURE_BACKOFF[1])
+        late = take(events)
+        clock.advance(ABANDON_TIMEOUT)
+        wait_until(lambda: any("was abandoned" in line["message"] for line in lines), "the event was given up")
+        assert not [line for line in lines if line.get("state") == "synced"]
+        # when it is accepted after all / then one line says so
+        late.done()
+        (line,) = [line for line in lines if line.get("state") == "synced"]
+        assert line["message"].startswith("plant: 'agent' has accepted everything again after ")
 
 
 def test_c22_a_subscriber_that_rejects_everything_does_not_fill_the_log(

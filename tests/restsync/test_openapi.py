@@ -117,4 +117,10 @@ def test_the_document_names_every_status_that_the_code_knows() -> None:
         "/keys/{key}": ["delete", "get", "put"],
         "/escaped/{key}": ["delete", "get", "put"],
         "/events": ["get"],
+        "/status": ["get"],
+        "/release": ["post"],
     }
+    with Adapter() as adapter:
+        without = WebClient(wsgi_app(adapter, page=False)).get("/openapi.json").json
+    assert without is not None
+    assert set(document["paths"]) - set(without["paths"]) == {"/status", "/release"}

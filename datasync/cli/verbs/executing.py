@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from datasync.cli.arguments import positionals
+from datasync.cli.targets import refuse_server
 from datasync.codecs.plain import raw
 from datasync.consumer.view.opened import open_view
 from datasync.errors import InvalidArgumentError, StoreError
@@ -108,6 +109,7 @@ def _check(url: str, given: dict[str, Any]) -> None:
         raise InvalidArgumentError("--upcase is for variables, not for --files")
     if (given["max_parallel"] is None) != (given["turn"] is None):
         raise InvalidArgumentError("--max-parallel and --lock belong together")
+    refuse_server(url, "exec", "it outlives a store that is away, with the view of a store; give the URL of its store")
     parsed = parse_url(url)
     if parsed.scheme == "memory":
         raise InvalidArgumentError("a memory:// store exists inside one process only: a command always sees it empty")

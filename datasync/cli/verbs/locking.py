@@ -6,6 +6,7 @@ import logging
 
 import click
 
+from datasync.cli.targets import refuse_server
 from datasync.errors import InvalidArgumentError
 from datasync.keyval.urls import connect, parse_url
 from datasync.runtime.durations import read_duration
@@ -51,6 +52,7 @@ def lock(
     seconds = read_duration("--ttl", ttl)
     ending = Ending(read_signal("--kill-signal", kill_signal), read_duration("--kill-timeout", kill_timeout))
     limit = read_duration("--timeout", timeout) if timeout else None
+    refuse_server(url, "lock", "such a server has no locks; give the URL of its store")
     if parse_url(url).scheme == "memory":
         raise InvalidArgumentError("a memory:// store exists inside one process only: its locks keep nobody out")
     with connect(url) as store:

@@ -5,12 +5,13 @@ Source: contract C10, C20.
 
 from __future__ import annotations
 
+import contextvars
 from collections import deque
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from datasync.errors import DatasyncError, Rejected
-from datasync.events import CallbackResult
+from datasync.events import CallbackResult, ChangeEvent
 from datasync.runtime.logs import get_logger
 
 log = get_logger(__name__)
@@ -26,7 +27,7 @@ class Answer:
 
     def __init__(
         self,
-        event: CallbackResult,
+        event: ChangeEvent,
         keys: int,
         deadline: float,
         outbox: Outbox,
@@ -38,6 +39,11 @@ class Answer:
         self._outbox = outbox
         #: Monotonic time at which the event is answered with what is known by then.
         self.deadline = deadline
+
+    @property
+    def context(self) -> contextvars.Context:
+        """A copy of the context of the event."""
+        return self._event.get_context()
 
     @property
     def open(self) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from datasync.consumer.reconciler.work import Call, Work
@@ -15,13 +16,17 @@ from datasync.runtime import monitoring
 
 
 class ReconcilerFigures(NamedTuple):
-    """``depth`` by class, ``active`` calls of ``workers`` at most, and keys that are ``rejected`` or ``held``."""
+    """``depth`` by class, ``active`` calls of ``workers`` at most, and keys that are ``rejected`` or ``held``.
+
+    ``longest`` and ``unfinished`` are seconds: of the call that has run longest, and of all that run.
+    """
 
     name: str
     depth: dict[str, int]
     active: int
     workers: int
     longest: float
+    unfinished: float
     leading: bool
     rejected: int
     held: int
@@ -54,7 +59,10 @@ class Meter:
 
     def measure(self, monitor: monitoring.Monitor) -> None:
         """Count for *monitor* from now on."""
-        self._tally = monitor.tally("reconciler", self.name, self)
+        tally = monitor.tally("reconciler", self.name, self)
+        with self._lock:
+            self._tally = tally
+            self._work.queue.waited = None if tally is None else partial(tally.time, "queue")
 
     def note_locked(self, call: Call, error: BaseException | None, look_again: float | None) -> None:
         """Count *call*, which has ended."""
@@ -81,13 +89,14 @@ class Meter:
         """Return the numbers of this moment."""
         with self._lock:
             queue, now = self._work.queue, self._now()
-            started = min((call.started for call in self._work.calls.values()), default=now)
+            running = [now - call.started for call in self._work.calls.values()]
             return ReconcilerFigures(
                 name=self.name,
                 depth={"live": queue.live, "backlog": len(queue) - queue.live, "retry": queue.retries},
                 active=queue.active,
                 workers=self._workers,
-                longest=now - started,
+                longest=max(running, default=0.0),
+                unfinished=sum(running),
                 leading=self._leading(),
                 rejected=len(self._work.failures),
                 held=len(self._work.guard.held),

@@ -435,7 +435,7 @@ class Reconciler(Closable, Generic[T]):
             except DecodeError:  # an earlier process applied it, with another codec
                 previous = None
             self._applied.write_begin(key)
-            result = self._apply(key, value, previous)
+            result = call.make(self._apply, value, previous)
             look_again = result.seconds if isinstance(result, RetryAfter) else None
             if look_again is None:  # otherwise the next start is to make the call that is left
                 self._applied.write_accepted(key, call.data)

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from datasync.consumer.guard import DeleteGuard
 from datasync.consumer.reconciler.answers import Answer, Outbox
@@ -16,6 +17,7 @@ from datasync.consumer.reconciler.applied import Applied
 from datasync.consumer.reconciler.own_writes import OwnWrites
 from datasync.consumer.reconciler.retry import Retry
 from datasync.consumer.reconciler.work_queue import WorkQueue
+from datasync.tracing import is_tracing
 
 
 @dataclass(slots=True)
@@ -37,6 +39,12 @@ class Call:
     started: float
     #: True once a log line has said that the call takes long.
     slow: bool = False
+
+    def make(self, apply: Callable[..., Any], value: Any, previous: Any) -> Any:
+        """Make the call, within the trace of the last change that waits for it. Without the lock."""
+        if is_tracing() and self.answers:
+            return self.answers[-1].context.run(apply, self.key, value, previous)
+        return apply(self.key, value, previous)
 
 
 class Work:

@@ -40,15 +40,18 @@ class WorkQueue:
     # fmt: off
     __slots__ = (
         "_active", "_again", "_backlog", "_burst", "_live", "_now", "_plans", "_rate", "_retries", "_ticket", "_timed",
-        "_tokens", "_tokens_at", "_turns",
+        "_tokens", "_tokens_at", "_turns", "waited",
     )
     # fmt: on
 
     def __init__(self, now: Callable[[], float], rate: float = 10.0, burst: int = 100) -> None:
         self._now = now
         # Not dicts: taking the first item of a dict that shrinks at its front takes longer each time.
-        self._live: OrderedDict[str, None] = OrderedDict()
-        self._backlog: OrderedDict[str, None] = OrderedDict()
+        # The values are the times since which the keys are ready, 0.0 while nobody wants to know.
+        self._live: OrderedDict[str, float] = OrderedDict()
+        self._backlog: OrderedDict[str, float] = OrderedDict()
+        #: Called with the seconds that a key was ready when it is taken.
+        self.waited: Callable[[float], None] | None = None
         self._turns = 0  # of live keys, since the last one of the backlog
         self._active: set[str] = set()
         self._again: dict[str, bool] = {}  # keys in hand that are to come again, True for live
@@ -90,10 +93,10 @@ class WorkQueue:
         if key in self._active:
             self._again[key] = live or self._again.get(key, False)
         elif live:
-            self._backlog.pop(key, None)
-            self._live[key] = None
-        elif key not in self._live:
-            self._backlog[key] = None
+            if key not in self._live:
+                self._live[key] = self._backlog.pop(key, 0.0) or self._ready_at()
+        elif key not in self._live and key not in self._backlog:
+            self._backlog[key] = self._ready_at()
 
     def plan(self, key: str, at: float, *, live: bool = False, retry: bool = False, later: bool = False) -> None:
         """Make *key* ready at the time *at*, unless it is ready now, or planned earlier.
@@ -123,13 +126,15 @@ class WorkQueue:
             self._release()
         live, backlog = self._live, self._backlog
         if live and (self._turns < LIVE_TURNS or not backlog):
-            key, _ = live.popitem(last=False)
+            key, since = live.popitem(last=False)
             self._turns = self._turns + 1 if backlog else 0
         elif backlog:
-            key, _ = backlog.popitem(last=False)
+            key, since = backlog.popitem(last=False)
             self._turns = 0
         else:
             return None
+        if since and self.waited is not None:
+            self.waited(self._now() - since)
         self._active.add(key)
         return key
 
@@ -157,6 +162,9 @@ class WorkQueue:
             at = max(at, self._tokens_at + (1.0 - self._tokens) / self._rate)
             at = min(at, self._first(self._timed))
         return at
+
+    def _ready_at(self) -> float:
+        return 0.0 if self.waited is None else self._now()
 
     def _release(self) -> None:
         """Make the planned keys ready whose time has come."""

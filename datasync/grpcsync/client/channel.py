@@ -25,6 +25,7 @@ from datasync.grpcsync.protocol import (
     SESSION_KEY,
     SOURCE_KEY,
     TAKEN_KEY,
+    TRACE_KEY,
     authorization,
     serialize,
     value_of,
@@ -123,9 +124,10 @@ class ServerChannel:
         """Send a ping. Returns the call, which is also a future."""
         return self._ping.future(PingRequest(), timeout=timeout, metadata=self._metadata())
 
-    def resync(self, requests: DataResyncRequests, timeout: float) -> Any:
-        """Send a full state. Returns the call, which is also a future."""
-        return self._resyncs.future(requests, timeout=timeout, metadata=self._metadata())
+    def resync(self, requests: DataResyncRequests, timeout: float, trace: str = "") -> Any:
+        """Send a full state within *trace*. Returns the call, which is also a future."""
+        metadata = (*self._metadata(), (TRACE_KEY, trace)) if trace else self._metadata()
+        return self._resyncs.future(requests, timeout=timeout, metadata=metadata)
 
     def changes(self, requests: Iterator[DataChangeRequest]) -> Any:
         """Open a change stream. Returns the call, which iterates over the replies."""

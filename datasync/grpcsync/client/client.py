@@ -31,6 +31,7 @@ from datasync.runtime.tokens import check_token
 from datasync.serializer import check_key, check_message
 from datasync.syncbase.msg.convert import CONTENT_JSON, delete_request, put_request, resync_requests
 from datasync.syncbase.msg.datamsg_pb2 import DEL, DataChangeRequest, DataResyncRequests, Seq
+from datasync.tracing import begin_send, end, outgoing
 
 #: Seconds that a request may wait before it is sent.
 SEND_TIMEOUT = 10.0
@@ -211,9 +212,21 @@ class Client(Closable):
         return f"<Client of {self.target}>"
 
     def _submit(self, message: DataChangeRequest | DataResyncRequests, what: str) -> concurrent.futures.Future[T]:
-        self._check_size(message, what)
-        request: AnyRequest = PendingRequest(message, what, time.monotonic() + self._send_timeout)  # type: ignore[assignment]
-        self._queue.submit(request, may_wait=not self._session.inside)
+        change = message if isinstance(message, DataChangeRequest) else None
+        span = begin_send(self._source or self.target, None if change is None else (change.key,))
+        trace = outgoing() if span is None else span.traceparent
+        if trace and change is not None:
+            change.traceparent = trace
+        try:
+            self._check_size(message, what)
+            request: AnyRequest = PendingRequest(message, what, time.monotonic() + self._send_timeout, trace)  # type: ignore[assignment]
+            self._queue.submit(request, may_wait=not self._session.inside)
+        except BaseException as error:
+            if span is not None:
+                end(span, error)
+            raise
+        if span is not None:
+            request.future.add_done_callback(lambda future: end(span, future.exception()))
         return request.future
 
     def _check_size(self, message: Message, what: str) -> None:

@@ -33,14 +33,16 @@ class PendingRequest(Generic[MessageT]):
     Args:
       what: The subject of error messages: the key, or "resync".
       deadline: Monotonic time at which the request fails if it is still pending.
+      trace: The W3C trace of a full state; a change has its own in the message.
     """
 
-    __slots__ = ("deadline", "future", "message", "since", "what")
+    __slots__ = ("deadline", "future", "message", "since", "trace", "what")
 
-    def __init__(self, message: MessageT, what: str, deadline: float) -> None:
+    def __init__(self, message: MessageT, what: str, deadline: float, trace: str = "") -> None:
         self.message = message
         self.what = what
         self.deadline = deadline
+        self.trace = trace
         #: Monotonic time since which it is the oldest request in flight.
         self.since = 0.0
         self.future: GuardedFuture[Any] = GuardedFuture(ForkGuard(f"the result of {what}"))

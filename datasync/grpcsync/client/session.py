@@ -247,7 +247,7 @@ class SessionManager:
         error: DatasyncError | None = None
         written: WriteResult | None = None
         try:
-            written = self._exchange(request.message, request.what, under_way=1)
+            written = self._exchange(request.message, request.what, under_way=1, trace=request.trace)
         except ResyncNotTaken as failure:
             raise failure.error from None  # it stays in the queue for the next session
         except DatasyncError as failure:
@@ -255,9 +255,9 @@ class SessionManager:
         self._queue.remove(request)
         self._queue.finish(request, written, error)
 
-    def _exchange(self, state: DataResyncRequests, what: str, *, under_way: int = 0) -> WriteResult:
+    def _exchange(self, state: DataResyncRequests, what: str, *, under_way: int = 0, trace: str = "") -> WriteResult:
         """Send a full state, and return the result in the response. Raises the error in it, or ``UnknownOutcome``."""
-        result = self._wait_for_call(self._channel.resync(state, self._answer_timeout), under_way)
+        result = self._wait_for_call(self._channel.resync(state, self._answer_timeout, trace), under_way)
         if result.reply is not None:
             with self._queue.lock:
                 self._queue.last_response = time.monotonic()

@@ -200,7 +200,8 @@ class Adapter(Closable):
     def _data_changes(self, requests: Iterator[bytes], context: Any) -> Iterator[DataChangeReply]:
         registry = self._admit(context)
         with self._session(registry, context) as session:
-            stream = ChangeStream(registry, self._limits, self._change_timeout, session)
+            trace = value_of(context.invocation_metadata(), TRACE_KEY)
+            stream = ChangeStream(registry, self._limits, self._change_timeout, session, trace)
             end = stream.supersede  # kept, because each access creates a new bound method
             try:
                 self._begin(session, context, end)

@@ -36,14 +36,19 @@ SUPERSEDED: FinalStatus = (grpc.StatusCode.UNAVAILABLE, "the sender has begun a 
 class ChangeStream:
     """Reads the requests of one stream, submits them to *registry*, and yields the replies.
 
+    *trace* is the W3C trace of the changes that have none of their own.
+
     Threads: one for ``replies``, a worker for reading, and any for ``end`` and the others.
     """
 
-    def __init__(self, registry: Registry, limits: Limits, timeout: float, session: SenderSession) -> None:
+    def __init__(
+        self, registry: Registry, limits: Limits, timeout: float, session: SenderSession, trace: str = ""
+    ) -> None:
         self.registry = registry
         self._session = session
         self._limits = limits
         self._timeout = timeout
+        self._trace = trace
         self._changed = SteppedCondition()  # guards everything below
         self._pending: deque[PendingReply] = deque()
         self._bytes = 0
@@ -124,7 +129,7 @@ class ChangeStream:
             text = f"a request of {size} bytes exceeds the limit of {self._limits.message_size}"
             self.end((grpc.StatusCode.RESOURCE_EXHAUSTED, text))
             return
-        pending = PendingReply(self.registry, parse(raw, DataChangeRequest), size)
+        pending = PendingReply(self.registry, parse(raw, DataChangeRequest), size, self._trace)
         if not self._session.enter():
             self.supersede()
             return

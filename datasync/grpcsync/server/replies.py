@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import time
 
+from datasync.context import with_traceparent
 from datasync.errors import ClosedError, DatasyncError, SubscriptionError
 from datasync.grpcsync.error_codes import mark_change, mark_resync
 from datasync.grpcsync.limits import Limits
@@ -28,15 +29,19 @@ from datasync.syncbase.registry import Registry
 
 
 class PendingReply:
-    """A change that was taken, and its reply. ``since`` is the monotonic time at which it became the oldest."""
+    """A change that was taken, and its reply. ``since`` is the monotonic time at which it became the oldest.
 
-    __slots__ = ("_error", "_future", "_registry", "_request", "since", "size")
+    Its *trace* is that of its stream, unless it has one of its own.
+    """
 
-    def __init__(self, registry: Registry, request: DataChangeRequest, size: int) -> None:
+    __slots__ = ("_error", "_future", "_registry", "_request", "_trace", "since", "size")
+
+    def __init__(self, registry: Registry, request: DataChangeRequest, size: int, trace: str = "") -> None:
         self._registry = registry
         self._request = request
         self._future: PropagationFuture | None = None
         self._error: BaseException | None = None
+        self._trace = request.traceparent or trace
         self.size = size
         self.since = time.monotonic()
 
@@ -48,7 +53,10 @@ class PendingReply:
             if request.operationType != DEL:
                 check_room(key, self._registry, limits.keys)
             # An empty context: that of gRPC's threads means nothing to subscribers.
-            self._future = self._registry.submit_changes({key: change}, ctx=contextvars.Context(), timeout=timeout)
+            context = contextvars.Context()
+            if self._trace:
+                context = with_traceparent(self._trace, context)
+            self._future = self._registry.submit_changes({key: change}, ctx=context, timeout=timeout)
         except DatasyncError as error:
             self._error = error
             if len(key.encode()) > limits.key_size:

@@ -216,7 +216,8 @@ class Application:
         if path in PATHS:
             return _only(environ, GET=lambda _: probe(environ, path, self._tokens, self._max_stale))
         if path == "/openapi.json":
-            return _only(environ, GET=lambda _: _json_response(json.dumps(document(mounted_at(environ) or "/"))))
+            described = document(mounted_at(environ) or "/", page=self._page)
+            return _only(environ, GET=lambda _: _json_response(json.dumps(described)))
         check_authorized(self._tokens, environ)
         self._adapter.guard.check()
         if self._adapter.closed and path != "/status":  # the state of a closed adapter is out of date

@@ -40,7 +40,7 @@ class HostCheck:
         names = None if allowed is None else list(allowed)
         for name in names or ():
             if not isinstance(name, str) or not name or "/" in name or _host_of(name) != _plain(name):
-                raise InvalidArgumentError("allowed_hosts must be host names or addresses, without scheme and port")
+                raise InvalidArgumentError("an allowed host is a host name or an address, without scheme and port")
         self._allowed = None if names is None else frozenset(map(_plain, names))
 
     @property
@@ -57,14 +57,14 @@ class HostCheck:
         addressed = environ.get("HTTP_HOST")
         # Every browser sends the header. Without it, no page of another site asks.
         if self._allowed is not None and addressed is not None and _host_of(addressed) not in self._allowed:
-            raise Problem("forbidden", "the Host header has a name that is not in allowed_hosts")
+            raise Problem("forbidden", "the Host header has a name that is not an allowed host of this server")
         origin = environ.get("HTTP_ORIGIN")
         if origin is None or environ["REQUEST_METHOD"].upper() in READS:
             return
         place = origin.partition("://")[2]
         same = addressed is not None and place.lower() == addressed.lower()
         if not same and (self._allowed is None or _host_of(place) not in self._allowed):
-            raise Problem("forbidden", "the Origin header has a host that is not in allowed_hosts")
+            raise Problem("forbidden", "the Origin header has a host that is not an allowed host of this server")
 
 
 def _host_of(place: str) -> str:

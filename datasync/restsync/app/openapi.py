@@ -127,6 +127,17 @@ _SCHEMAS: Json = {
         ignored={"type": "array", "items": {"type": "string"}, "description": "Deletes of keys that did not exist."},
     ),
     "Written": _record(key={"type": "string"}, revision=_INTEGER),
+    "Status": _record(
+        sources={"type": "array", "items": {"type": "object"}},
+        held={"type": "array", "items": {"type": "object"}, "description": "Each holder of deletes, for /release."},
+    ),
+    "Release": _record(
+        kind={"type": "string"},
+        name={"type": "string"},
+        seen={"type": "string", "description": "As /status has it under held."},
+    )
+    | {"additionalProperties": False},
+    "Released": _record(released=_INTEGER),
     "Replaced": _record(keys=_INTEGER, revision=_INTEGER),
     "Problem": {
         "type": "object",
@@ -291,13 +302,38 @@ _EVENTS: Json = {
 }
 
 
+_STATUS: Json = {
+    "operationId": "status",
+    "summary": "Tell what the page shows: sources, subscriptions, requests, held deletes and the first keys",
+    "parameters": [
+        _query("prefix", {"type": "string", "maxLength": MAX_KEY}, "Only keys that contain it."),
+        _query("limit", {"type": "integer", "minimum": 0, "maximum": 1000, "default": 200}, "Keys; 0 for none."),
+    ],
+    "responses": {
+        "200": _success("The status, also of an adapter that is closed.", "Status"),
+        **_problems("bad-request", "unauthorized", "forbidden"),
+    },
+}
+
+_RELEASE: Json = {
+    "operationId": "release",
+    "summary": "Let the deletes go on that max_delete holds back, if they are those that were seen",
+    "requestBody": {"required": True, "content": _json_of("Release")},
+    "responses": {
+        "200": _success("They go on.", "Released"),
+        **_problems("not-found", "conflict", *_BODY_PROBLEMS, "forbidden", "closed"),
+    },
+}
+
+
 def _escaped(**operations: Json) -> Json:
     """Return *operations* for the path of escaped keys: an operation id is used once."""
     return {name: one | {"operationId": f"{one['operationId']}Escaped"} for name, one in operations.items()}
 
 
-def document(base: str = "/") -> Json:
-    """Return the document of an application that is mounted at *base*."""
+def document(base: str = "/", *, page: bool = True) -> Json:
+    """Return the document of an application that is mounted at *base*; *page* is True if it serves the page."""
+    of_page: Json = {"/status": {"get": _STATUS}, "/release": {"post": _RELEASE}} if page else {}
     return {
         "openapi": "3.0.3",
         "info": {
@@ -313,6 +349,7 @@ def document(base: str = "/") -> Json:
             "/keys/{key}": {"parameters": [_KEY], "get": _GET, "put": _PUT, "delete": _DELETE},
             "/escaped/{key}": {"parameters": [_ESCAPED_KEY], **_escaped(get=_GET, put=_PUT, delete=_DELETE)},
             "/events": {"get": _EVENTS},
+            **of_page,
         },
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},

@@ -19,7 +19,6 @@ from google.protobuf.message import Message
 
 from datasync.api import WAIT_TIMEOUT
 from datasync.commits import HasRevision, WriteResult, note_own_write
-from datasync.context import trace_headers
 from datasync.errors import (
     InvalidArgumentError,
     NotReadyError,
@@ -71,6 +70,7 @@ from datasync.syncbase.futures import Outcome
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import TransportStatus
+from datasync.tracing import sent, trace_headers
 
 #: Seconds for a whole call: longer than the server waits for its subscribers.
 RESPONSE_TIMEOUT = 10.0
@@ -432,16 +432,17 @@ class Client(Closable):
         timeout: float | None,
     ) -> dict[str, Any]:
         """Return the document of a write that succeeded, with its revision; without a key when a delete found none."""
-        response = self._send(method, key, subject, headers, body, write=True, timeout=timeout)
-        if response.status == 200 or (response.status == 201 and key is not None):
-            document = written(subject, response)
-            if key is not None and document.get("key") != self._prefix + key:
-                raise of_another_key(subject, True)
-            return document
-        if method == "DELETE" and is_no_such_key(response):
-            return code_of(response.content_type, response.data)[1]
-        error = self._requests.error(subject, response, write=True)
-        raise self._relative(error) if isinstance(error, PropagationError) else error
+        with sent(self._address.name, None if key is None else (key,)) as trace:
+            response = self._send(method, key, subject, {**headers, **trace}, body, write=True, timeout=timeout)
+            if response.status == 200 or (response.status == 201 and key is not None):
+                document = written(subject, response)
+                if key is not None and document.get("key") != self._prefix + key:
+                    raise of_another_key(subject, True)
+                return document
+            if method == "DELETE" and is_no_such_key(response):
+                return code_of(response.content_type, response.data)[1]
+            error = self._requests.error(subject, response, write=True)
+            raise self._relative(error) if isinstance(error, PropagationError) else error
 
     def _relative(self, error: PropagationError) -> PropagationError:
         """Return *error* with keys as the caller knows them."""

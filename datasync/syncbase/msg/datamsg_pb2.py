@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.DescriptorPool().AddSerializedFile(b'\n#datasync/syncbase/msg/datamsg.proto\x12\x03msg\"=\n\x03Seq\x12\x12\n\noriginator\x18\x01 \x01(\t\x12\x15\n\rseqCreatedSec\x18\x02 \x01(\x03\x12\x0b\n\x03seq\x18\x04 \x01(\r\"\x18\n\x05\x45rror\x12\x0f\n\x07message\x18\x01 \x01(\t\"k\n\x11\x44\x61taChangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\roperationType\x18\x02 \x01(\x0e\x32\x0b.msg.PutDel\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x04 \x01(\t\"\xe3\x01\n\x0f\x44\x61taChangeReply\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\"\n\roperationType\x18\x03 \x01(\x0e\x32\x0b.msg.PutDel\x12\x0e\n\x06result\x18\x04 \x01(\r\x12\x12\n\nerror_text\x18\x10 \x01(\t\x12\x0e\n\x06\x61\x62sent\x18\x11 \x01(\x08\x12\x1c\n\x07reasons\x18\x12 \x03(\x0b\x32\x0b.msg.Reason\x12\x11\n\tpermanent\x18\x13 \x01(\x08\x12\x18\n\x0bretry_after\x18\x14 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08revision\x18\x15 \x01(\x04\x42\x0e\n\x0c_retry_after\"8\n\x06Reason\x12\x13\n\x0bresync_name\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\";\n\x12\x44\x61taChangesReplies\x12%\n\x07replies\x18\x01 \x03(\x0b\x32\x14.msg.DataChangeReply\"G\n\x11\x44\x61taResyncRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\"^\n\x0f\x44\x61taResyncReply\x12\x1a\n\x08resyncId\x18\x01 \x01(\x0b\x32\x08.msg.Seq\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06result\x18\x03 \x01(\r\x12\x12\n\nerror_text\x18\x10 \x01(\t\";\n\x12\x44\x61taResyncsReplies\x12%\n\x07replies\x18\x01 \x03(\x0b\x32\x14.msg.DataResyncReply\"Z\n\x12\x44\x61taResyncRequests\x12\x17\n\x05msgId\x18\x01 \x01(\x0b\x32\x08.msg.Seq\x12+\n\x0b\x64\x61taResyncs\x18\x02 \x03(\x0b\x32\x16.msg.DataResyncRequest\"\xf2\x01\n\x11\x44\x61taResyncReplies\x12\x17\n\x05msgId\x18\x01 \x01(\x0b\x32\x08.msg.Seq\x12\x19\n\x05\x65rror\x18\x02 \x01(\x0b\x32\n.msg.Error\x12,\n\x0b\x64\x61taResyncs\x18\x03 \x01(\x0b\x32\x17.msg.DataResyncsReplies\x12\x0e\n\x06result\x18\x10 \x01(\r\x12\x1c\n\x07reasons\x18\x11 \x03(\x0b\x32\x0b.msg.Reason\x12\x11\n\tpermanent\x18\x12 \x01(\x08\x12\x18\n\x0bretry_after\x18\x13 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08revision\x18\x14 \x01(\x04\x42\x0e\n\x0c_retry_after\"\x9a\x01\n\x0e\x44\x61taMsgRequest\x12\x17\n\x05msgId\x18\x01 \x01(\x0b\x32\x08.msg.Seq\x12\x15\n\x03txn\x18\x02 \x01(\x0b\x32\x08.msg.Seq\x12+\n\x0b\x64\x61taChanges\x18\x03 \x03(\x0b\x32\x16.msg.DataChangeRequest\x12+\n\x0b\x64\x61taResyncs\x18\x04 \x03(\x0b\x32\x16.msg.DataResyncRequest\"\x9e\x01\n\x0c\x44\x61taMsgReply\x12\x17\n\x05msgId\x18\x01 \x01(\x0b\x32\x08.msg.Seq\x12\x19\n\x05\x65rror\x18\x02 \x01(\x0b\x32\n.msg.Error\x12,\n\x0b\x64\x61taChanges\x18\x03 \x01(\x0b\x32\x17.msg.DataChangesReplies\x12,\n\x0b\x64\x61taResyncs\x18\x04 \x01(\x0b\x32\x17.msg.DataResyncsReplies\"J\n\x14ResyncNeededCallback\x12\x17\n\x05msgId\x18\x01 \x01(\x0b\x32\x08.msg.Seq\x12\x19\n\x05\x65rror\x18\x02 \x01(\x0b\x32\n.msg.Error\"\x1e\n\x0bPingRequest\x12\x0f\n\x07message\x18\x01 \x01(\t\"\x1c\n\tPingReply\x12\x0f\n\x07message\x18\x01 \x01(\t*\x1a\n\x06PutDel\x12\x07\n\x03PUT\x10\x00\x12\x07\n\x03\x44\x45L\x10\x01\x32\xbb\x01\n\x0e\x44\x61taMsgService\x12?\n\x0b\x64\x61taChanges\x12\x16.msg.DataChangeRequest\x1a\x14.msg.DataChangeReply(\x01\x30\x01\x12>\n\x0b\x64\x61taResyncs\x12\x17.msg.DataResyncRequests\x1a\x16.msg.DataResyncReplies\x12(\n\x04ping\x12\x10.msg.PingRequest\x1a\x0e.msg.PingReplyB\x0eZ\x0c\x64\x61tasync/msgb\x06proto3')
+DESCRIPTOR = _descriptor_pool.DescriptorPool().AddSerializedFile(b'\n#datasync/syncbase/msg/datamsg.proto\x12\x03msg\"=\n\x03Seq\x12\x12\n\noriginator\x18\x01 \x01(\t\x12\x15\n\rseqCreatedSec\x18\x02 \x01(\x03\x12\x0b\n\x03seq\x18\x04 \x01(\r\"\x18\n\x05\x45rror\x12\x0f\n\x07message\x18\x01 \x01(\t\"\x80\x01\n\x11\x44\x61taChangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\roperationType\x18\x02 \x01(\x0e\x32\x0b.msg.PutDel\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x04 \x01(\t\x12\x13\n\x0btraceparent\x18\x10 \x01(\t\"\xe3\x01\n\x0f\x44\x61taChangeReply\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\"\n\roperationType\x18\x03 \x01(\x0e\x32\x0b.msg.PutDel\x12\x0e\n\x06result\x18\x04 \x01(\r\x12\x12\n\nerror_text\x18\x10 \x01(\t\x12\x0e\n\x06\x61\x62sent\x18\x11 \x01(\x08\x12\x1c\n\x07reasons\x18\x12 \x03(\x0b\x32\x0b.msg.Reason\x12\x11\n\tpermanent\x18\x13 \x01(\x08\x12\x18\n\x0bretry_after\x18\x14 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08revision\x18\x15 \x01(\x04\x42\x0e\n\x0c_retry_after\"8\n\x06Reason\x12\x13\n\x0bresync_name\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\";\n\x12\x44\x61taChangesReplies\x12%\n\x07replies\x18\x01 \x03(\x0b\x32\x14.msg.DataChangeReply\"G\n\x11\x44\x61taResyncRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\"^\n\x0f\x44\x61taResyncReply\x12\x1a\n\x08resyncId\x18\x01 \x01(\x0b\x32\x08.msg.Seq\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06result\x18\x03 \x01(\r\x12\x12\n\nerror_text\x18\x10 \x01(\t\";\n\x12\x44\x61taResyncsReplies\x12%\n\x07replies\x18\x01 \x03(\x0b\x32\x14.msg.DataResyncReply\"Z\n\x12\x44\x61taResyncRequests\x12\x17\n\x05msgId\x18\x01 \x01(\x0b\x32\x08.msg.Seq\x12+\n\x0b\x64\x61taResyncs\x18\x02 \x03(\x0b\x32\x16.msg.DataResyncRequest\"\xf2\x01\n\x11\x44\x61taResyncReplies\x12\x17\n\x05msgId\x18\x01 \x01(\x0b\x32\x08.msg.Seq\x12\x19\n\x05\x65rror\x18\x02 \x01(\x0b\x32\n.msg.Error\x12,\n\x0b\x64\x61taResyncs\x18\x03 \x01(\x0b\x32\x17.msg.DataResyncsReplies\x12\x0e\n\x06result\x18\x10 \x01(\r\x12\x1c\n\x07reasons\x18\x11 \x03(\x0b\x32\x0b.msg.Reason\x12\x11\n\tpermanent\x18\x12 \x01(\x08\x12\x18\n\x0bretry_after\x18\x13 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08revision\x18\x14 \x01(\x04\x42\x0e\n\x0c_retry_after\"\x9a\x01\n\x0e\x44\x61taMsgRequest\x12\x17\n\x05msgId\x18\x01 \x01(\x0b\x32\x08.msg.Seq\x12\x15\n\x03txn\x18\x02 \x01(\x0b\x32\x08.msg.Seq\x12+\n\x0b\x64\x61taChanges\x18\x03 \x03(\x0b\x32\x16.msg.DataChangeRequest\x12+\n\x0b\x64\x61taResyncs\x18\x04 \x03(\x0b\x32\x16.msg.DataResyncRequest\"\x9e\x01\n\x0c\x44\x61taMsgReply\x12\x17\n\x05msgId\x18\x01 \x01(\x0b\x32\x08.msg.Seq\x12\x19\n\x05\x65rror\x18\x02 \x01(\x0b\x32\n.msg.Error\x12,\n\x0b\x64\x61taChanges\x18\x03 \x01(\x0b\x32\x17.msg.DataChangesReplies\x12,\n\x0b\x64\x61taResyncs\x18\x04 \x01(\x0b\x32\x17.msg.DataResyncsReplies\"J\n\x14ResyncNeededCallback\x12\x17\n\x05msgId\x18\x01 \x01(\x0b\x32\x08.msg.Seq\x12\x19\n\x05\x65rror\x18\x02 \x01(\x0b\x32\n.msg.Error\"\x1e\n\x0bPingRequest\x12\x0f\n\x07message\x18\x01 \x01(\t\"\x1c\n\tPingReply\x12\x0f\n\x07message\x18\x01 \x01(\t*\x1a\n\x06PutDel\x12\x07\n\x03PUT\x10\x00\x12\x07\n\x03\x44\x45L\x10\x01\x32\xbb\x01\n\x0e\x44\x61taMsgService\x12?\n\x0b\x64\x61taChanges\x12\x16.msg.DataChangeRequest\x1a\x14.msg.DataChangeReply(\x01\x30\x01\x12>\n\x0b\x64\x61taResyncs\x12\x17.msg.DataResyncRequests\x1a\x16.msg.DataResyncReplies\x12(\n\x04ping\x12\x10.msg.PingRequest\x1a\x0e.msg.PingReplyB\x0eZ\x0c\x64\x61tasync/msgb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -22,40 +22,40 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'datasync.syncbase.msg.datam
 if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['DESCRIPTOR']._options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z\014datasync/msg'
-  _globals['_PUTDEL']._serialized_start=1614
-  _globals['_PUTDEL']._serialized_end=1640
+  _globals['_PUTDEL']._serialized_start=1636
+  _globals['_PUTDEL']._serialized_end=1662
   _globals['_SEQ']._serialized_start=44
   _globals['_SEQ']._serialized_end=105
   _globals['_ERROR']._serialized_start=107
   _globals['_ERROR']._serialized_end=131
-  _globals['_DATACHANGEREQUEST']._serialized_start=133
-  _globals['_DATACHANGEREQUEST']._serialized_end=240
-  _globals['_DATACHANGEREPLY']._serialized_start=243
-  _globals['_DATACHANGEREPLY']._serialized_end=470
-  _globals['_REASON']._serialized_start=472
-  _globals['_REASON']._serialized_end=528
-  _globals['_DATACHANGESREPLIES']._serialized_start=530
-  _globals['_DATACHANGESREPLIES']._serialized_end=589
-  _globals['_DATARESYNCREQUEST']._serialized_start=591
-  _globals['_DATARESYNCREQUEST']._serialized_end=662
-  _globals['_DATARESYNCREPLY']._serialized_start=664
-  _globals['_DATARESYNCREPLY']._serialized_end=758
-  _globals['_DATARESYNCSREPLIES']._serialized_start=760
-  _globals['_DATARESYNCSREPLIES']._serialized_end=819
-  _globals['_DATARESYNCREQUESTS']._serialized_start=821
-  _globals['_DATARESYNCREQUESTS']._serialized_end=911
-  _globals['_DATARESYNCREPLIES']._serialized_start=914
-  _globals['_DATARESYNCREPLIES']._serialized_end=1156
-  _globals['_DATAMSGREQUEST']._serialized_start=1159
-  _globals['_DATAMSGREQUEST']._serialized_end=1313
-  _globals['_DATAMSGREPLY']._serialized_start=1316
-  _globals['_DATAMSGREPLY']._serialized_end=1474
-  _globals['_RESYNCNEEDEDCALLBACK']._serialized_start=1476
-  _globals['_RESYNCNEEDEDCALLBACK']._serialized_end=1550
-  _globals['_PINGREQUEST']._serialized_start=1552
-  _globals['_PINGREQUEST']._serialized_end=1582
-  _globals['_PINGREPLY']._serialized_start=1584
-  _globals['_PINGREPLY']._serialized_end=1612
-  _globals['_DATAMSGSERVICE']._serialized_start=1643
-  _globals['_DATAMSGSERVICE']._serialized_end=1830
+  _globals['_DATACHANGEREQUEST']._serialized_start=134
+  _globals['_DATACHANGEREQUEST']._serialized_end=262
+  _globals['_DATACHANGEREPLY']._serialized_start=265
+  _globals['_DATACHANGEREPLY']._serialized_end=492
+  _globals['_REASON']._serialized_start=494
+  _globals['_REASON']._serialized_end=550
+  _globals['_DATACHANGESREPLIES']._serialized_start=552
+  _globals['_DATACHANGESREPLIES']._serialized_end=611
+  _globals['_DATARESYNCREQUEST']._serialized_start=613
+  _globals['_DATARESYNCREQUEST']._serialized_end=684
+  _globals['_DATARESYNCREPLY']._serialized_start=686
+  _globals['_DATARESYNCREPLY']._serialized_end=780
+  _globals['_DATARESYNCSREPLIES']._serialized_start=782
+  _globals['_DATARESYNCSREPLIES']._serialized_end=841
+  _globals['_DATARESYNCREQUESTS']._serialized_start=843
+  _globals['_DATARESYNCREQUESTS']._serialized_end=933
+  _globals['_DATARESYNCREPLIES']._serialized_start=936
+  _globals['_DATARESYNCREPLIES']._serialized_end=1178
+  _globals['_DATAMSGREQUEST']._serialized_start=1181
+  _globals['_DATAMSGREQUEST']._serialized_end=1335
+  _globals['_DATAMSGREPLY']._serialized_start=1338
+  _globals['_DATAMSGREPLY']._serialized_end=1496
+  _globals['_RESYNCNEEDEDCALLBACK']._serialized_start=1498
+  _globals['_RESYNCNEEDEDCALLBACK']._serialized_end=1572
+  _globals['_PINGREQUEST']._serialized_start=1574
+  _globals['_PINGREQUEST']._serialized_end=1604
+  _globals['_PINGREPLY']._serialized_start=1606
+  _globals['_PINGREPLY']._serialized_end=1634
+  _globals['_DATAMSGSERVICE']._serialized_start=1665
+  _globals['_DATAMSGSERVICE']._serialized_end=1852
 # @@protoc_insertion_point(module_scope)

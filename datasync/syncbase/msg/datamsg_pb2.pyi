@@ -30,16 +30,18 @@ class Error(_message.Message):
     def __init__(self, message: _Optional[str] = ...) -> None: ...
 
 class DataChangeRequest(_message.Message):
-    __slots__ = ("key", "operationType", "content", "content_type")
+    __slots__ = ("key", "operationType", "content", "content_type", "traceparent")
     KEY_FIELD_NUMBER: _ClassVar[int]
     OPERATIONTYPE_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     CONTENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     key: str
     operationType: PutDel
     content: bytes
     content_type: str
-    def __init__(self, key: _Optional[str] = ..., operationType: _Optional[_Union[PutDel, str]] = ..., content: _Optional[bytes] = ..., content_type: _Optional[str] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, key: _Optional[str] = ..., operationType: _Optional[_Union[PutDel, str]] = ..., content: _Optional[bytes] = ..., content_type: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class DataChangeReply(_message.Message):
     __slots__ = ("key", "operationType", "result", "error_text", "absent", "reasons", "permanent", "retry_after", "revision")

@@ -15,6 +15,7 @@ from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, No
 from datasync.events import ChangeEvent, ResyncEvent
 from datasync.keyval.api import Store
 from datasync.kvdbsync.plugin import Plugin
+from datasync.runtime import monitoring
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Flag, ForkGuard, Worker
@@ -112,6 +113,8 @@ class PrefixMirror(Closable):
         self._verify_every = None if verify_every is None else check_seconds("verify_every", verify_every)
         self._source = source
         self._guard = ForkGuard("the mirror")
+        #: The name in metrics: the destination.
+        self.name = f"{destination.name} {prefix}".rstrip()
         self._closing = Flag()
         keys = KeyMap(source_prefix, prefix, exclude, map_key)
         self._target = MirrorTarget(destination, prefix, location(source), source_prefix, lock_ttl, keys.patterns)
@@ -154,6 +157,8 @@ class PrefixMirror(Closable):
         if self._consumer is None:
             self._consumer = Consumer(self._plugin, NAME, handle=self._handle)
             self._looker.start()
+            self.measure(monitoring.monitor())
+            monitoring.enrol("mirror", self)
         self._plugin.after_init()
 
     def close(self, timeout: float = 60.0) -> None:
@@ -161,6 +166,7 @@ class PrefixMirror(Closable):
         if self._guard.forked:
             return
         self._closing.set()
+        monitoring.dismiss(self)
         self._target.cancel()
         self._transfer.compared.set()  # for those who wait
         self._looker.close()
@@ -231,6 +237,10 @@ class PrefixMirror(Closable):
         """Return the status of both ends (C18)."""
         self._guard.check()
         return self._transfer.status(self._closing.is_set() or self._failure is not None, self._failure)
+
+    def measure(self, monitor: monitoring.Monitor) -> None:
+        """Count for *monitor* from now on."""
+        self._transfer.measure(monitor.tally("mirror", self.name, self))
 
     # In the threads of the mirror.
 

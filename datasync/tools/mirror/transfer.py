@@ -24,6 +24,7 @@ from datasync.keyval.types import ROOT, Capability, DeleteOp, KeyValue, PutOp, W
 from datasync.kvdbsync.plugin import Plugin
 from datasync.runtime.backoff import Backoff
 from datasync.runtime.logs import get_logger
+from datasync.runtime.monitoring import Tally
 from datasync.runtime.threads import Flag
 from datasync.syncbase.status import TransportState
 from datasync.tools.mirror.change_plan import ChangePlan
@@ -112,6 +113,10 @@ class Transfer:
     def owns(self) -> bool:
         """True while the destination is ours, or nothing is written to it."""
         return self._dry_run or self._target.claimed
+
+    def measure(self, tally: Tally | None) -> None:
+        """Count what is written in *tally* from now on."""
+        self._writer.tally = tally
 
     def pause(self) -> None:
         """Write nothing until ``resume``."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from datasync.errors import DatasyncError, InvalidArgumentError, UnsupportedError
 from datasync.keyval.types import DeleteOp, PutOp, WriteOp
 from datasync.runtime.logs import get_logger
+from datasync.runtime.monitoring import Tally
 
 log = get_logger(__name__)
 
@@ -57,6 +58,8 @@ class BatchWriter:
         self.divided = 0
         #: Puts and deletes that were written.
         self.puts = self.deletes = 0
+        #: Counts them for metrics; None while nobody counts.
+        self.tally: Tally | None = None
         self._refused: dict[str, DatasyncError] = {}
 
     def write(self, units: Iterable[Unit]) -> dict[str, DatasyncError]:
@@ -97,6 +100,9 @@ class BatchWriter:
         deletes = sum(isinstance(op, DeleteOp) for op in ops)
         self.deletes += deletes
         self.puts += len(ops) - deletes
+        if (tally := self.tally) is not None:
+            tally.count("mirror_keys", "put", len(ops) - deletes)
+            tally.count("mirror_keys", "delete", deletes)
 
     def _divide(self, unit: Unit, error: DatasyncError) -> None:
         """Write *unit*, which was refused as a whole, in two parts; the destination is there after the second one."""
