@@ -32,7 +32,7 @@ CONTRACT: dict[str, dict[int, str]] = {
         19: "retry_after",
         20: "revision",
     },
-    "DataChangeRequest": {1: "key", 2: "operationType", 3: "content", 4: "content_type"},
+    "DataChangeRequest": {1: "key", 2: "operationType", 3: "content", 4: "content_type", 16: "traceparent"},
     "DataChangeReply": {
         2: "key",
         3: "operationType",
