@@ -56,8 +56,12 @@ def in_ci() -> bool:
     return bool(os.environ.get("CI"))
 
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in `pytest &`; what tests start would inherit that
+# Ignored as in `pytest &` or `nohup pytest`, and what tests start would inherit that; a handler is not inherited.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
 
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if in_ci() else "dev"))
 
