@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -49,11 +48,3 @@ def sqlite_url(tmp_path: Path) -> str:
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DATASYNC_URL", "DATASYNC_TOKEN", "VISUAL", "EDITOR"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(autouse=True)
-def hangup_is_not_ignored() -> Iterator[None]:
-    """Have programs of a test get SIGHUP also when the tests run under ``nohup``, which a command would inherit."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before or signal.SIG_DFL)
