@@ -12,7 +12,7 @@ current_source: ContextVar[str] = ContextVar("datasync.current_source", default=
 #: The W3C ``traceparent`` of the request that made the change that is being handled; empty without one.
 traceparent: ContextVar[str] = ContextVar("datasync.traceparent", default="")
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def with_traceparent(header: str, context: Context | None = None) -> Context:
@@ -21,8 +21,13 @@ def with_traceparent(header: str, context: Context | None = None) -> Context:
     Threads: any. Source: contract C22; W3C Trace Context.
     """
     copied = copy_context() if context is None else context.copy()
-    copied.run(traceparent.set, header if _TRACEPARENT.fullmatch(header) else "")
+    copied.run(traceparent.set, well_formed(header))
     return copied
+
+
+def well_formed(header: object) -> str:
+    """Return *header* if it is a W3C ``traceparent``; empty for anything else, which came from a stranger."""
+    return header if isinstance(header, str) and _TRACEPARENT.fullmatch(header) else ""
 
 
 def with_source(context: Context | None, source: str) -> Context:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import Context
 from typing import NamedTuple, Protocol
 
-from datasync.context import traceparent
+from datasync.context import traceparent, well_formed
 from datasync.runtime.logs import LimitedLog, get_logger
 
 log = LimitedLog(get_logger(__name__))
@@ -70,14 +70,35 @@ def is_tracing() -> bool:
 
 
 def outgoing() -> str:
-    """Return the ``traceparent`` that hands the current trace on to another process; empty without a trace."""
-    return traceparent.get() if _tracer is None else _tracer.outgoing()
+    """Return the ``traceparent`` that hands the current trace on to another process; empty without a trace.
+
+    What a program put into the context may be the header of any client of its own: only a well-formed one is sent, and
+    none fails a request.
+    """
+    tracer = _tracer
+    if tracer is None:
+        return well_formed(traceparent.get())
+    try:
+        return well_formed(tracer.outgoing())
+    except Exception as error:
+        _say_failed(error)
+        return ""
+
+
+def outgoing_of(span: Span | None) -> str:
+    """Return the ``traceparent`` that makes another process' span a child of *span*; without one, as ``outgoing``."""
+    if span is None:
+        return outgoing()
+    try:
+        return well_formed(span.traceparent)
+    except Exception as error:
+        _say_failed(error)
+        return ""
 
 
 def trace_headers() -> dict[str, str]:
     """Return the header that hands the current trace on to another process; nothing without a trace."""
-    found = outgoing()
-    return {"traceparent": found} if found else {}
+    return _header(outgoing())
 
 
 def begin_send(destination: str, keys: Sequence[str] | None) -> Span | None:
@@ -102,6 +123,14 @@ def begin_process(context: Context, event: Handled) -> Span | None:
         return None
 
 
+def enter(span: Span) -> None:
+    """Make *span* the current one of the context in which this is called; a failure is logged."""
+    try:
+        span.enter()
+    except Exception as failure:
+        _say_failed(failure)
+
+
 def end(span: Span, error: BaseException | None) -> None:
     """End *span*; a failure of the tracing library is logged."""
     try:
@@ -118,11 +147,15 @@ def sent(destination: str, keys: Sequence[str] | None) -> Iterator[dict[str, str
         yield trace_headers()
         return
     try:
-        yield {"traceparent": span.traceparent} if span.traceparent else {}
+        yield _header(outgoing_of(span))
     except BaseException as error:
         end(span, error)
         raise
     end(span, None)
+
+
+def _header(value: str) -> dict[str, str]:
+    return {"traceparent": value} if value else {}
 
 
 def _say_failed(error: Exception) -> None:

@@ -31,7 +31,7 @@ from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.missed_deletes import MissedDeletes
 from datasync.syncbase.prefixes import PrefixTable
 from datasync.syncbase.state import FrozenState, StateEntry
-from datasync.tracing import Handled, Span, begin_process, end, is_tracing
+from datasync.tracing import Handled, Span, begin_process, end, enter, is_tracing
 
 log = get_logger(__name__)
 
@@ -171,7 +171,7 @@ class QueuedEvent:
         """Return a copy of the context in which the event was made, with ``datasync.current_source`` set."""
         context = with_source(self._context, self.owner.source)
         if is_tracing() and (span := self._begin_span(context)) is not None:
-            context.run(span.enter)
+            context.run(enter, span)
         return context
 
     def end_span(self, error: BaseException | None) -> None:

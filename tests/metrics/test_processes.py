@@ -175,3 +175,20 @@ thread.join(30)
 print("over")
 """
     assert "over" in run(program, tmp_path)
+
+
+def test_c22_a_reconciler_that_was_closed_has_no_workers_in_several_processes(tmp_path: Path) -> None:
+    # given a process that had a reconciler and goes on without it / when it is scraped
+    program = """
+from datasync import Reconciler, codecs, metrics
+from datasync.syncbase.registry import Registry
+monitor = metrics.install()
+with Registry("local") as registry:
+    with Reconciler(registry, "agent", "a/", apply=print, codec=codecs.json):
+        monitor.copy()
+    print(monitor.exposition("")[1].decode(), flush=True)
+"""
+    found = samples(run(program, tmp_path))
+    # then nobody takes it for one without a leader
+    assert found['datasync_leader{name="agent"}'] == 0
+    assert found['datasync_max_workers{name="agent"}'] == 0

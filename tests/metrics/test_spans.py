@@ -34,7 +34,7 @@ from datasync.runtime.logs import LimitedLog
 from datasync.runtime.timeouts import Timeouts
 from datasync.syncbase.change import Change
 from datasync.syncbase.registry import Registry
-from datasync.tracing import use_tracing
+from datasync.tracing import Tracer, use_tracing
 from tests.conftest import take, wait_until
 
 VALUE = StringValue(value="secret value")
@@ -212,6 +212,57 @@ def test_a_tracing_library_that_raises_stops_no_write_and_no_answer(
     finally:
         use_tracing(None)
     assert "a span could not be made: RuntimeError" in caplog.text
+    assert "secret value" not in caplog.text
+
+
+class Raising:
+    """A tracer that makes spans, each of which raises whatever is asked of it."""
+
+    def outgoing(self) -> str:
+        raise RuntimeError("secret value")
+
+    def send(self, destination: str, keys: Any) -> Raising:
+        return self
+
+    def process(self, context: Any, event: Any) -> Raising:
+        return self
+
+    @property
+    def traceparent(self) -> str:
+        raise RuntimeError("secret value")
+
+    def enter(self) -> None:
+        raise RuntimeError("secret value")
+
+    def end(self, error: BaseException | None = None) -> None:
+        raise RuntimeError("secret value")
+
+
+class Spanless(Raising):
+    """A tracer that makes no spans, and cannot tell the current trace."""
+
+    def send(self, destination: str, keys: Any) -> Any:
+        raise RuntimeError("secret value")
+
+    process = send
+
+
+@pytest.mark.parametrize("tracer", [Raising(), Spanless()])
+def test_whatever_of_a_tracer_raises_stops_no_write_no_read_and_no_answer(
+    ends: tuple[Any, Any, str], tracer: Tracer, caplog: pytest.LogCaptureFixture
+) -> None:
+    watcher, client, _ = ends
+    use_tracing(tracer)
+    try:
+        seen: list[Any] = []
+        with Consumer(watcher, "agent", "a/", handle=seen.append):
+            client.put("a/1", VALUE)
+            client.resync({"a/2": VALUE})
+            if hasattr(client, "get_value"):
+                client.get_value("a/2", StringValue())
+        assert len(seen) == 2
+    finally:
+        use_tracing(None)
     assert "secret value" not in caplog.text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from contextvars import Context, copy_context
 from queue import Queue
 from typing import Any
@@ -140,6 +141,35 @@ def test_c22_changes_without_a_trace_belong_to_that_of_their_stream() -> None:
         assert noting.traces == [TRACE, OTHER, ""]
 
 
-@pytest.mark.parametrize("header", ["", "x", TRACE + "\n", TRACE.upper(), "00-" + "0" * 32 + "-b7ad6b7169203331-01"])
+#: What a program may put into its context, or a peer send: the header of any client of its own.
+MALFORMED = ["x\r\nAuthorization: 1", "\u20ac", "\ud800", "x" * 100_000, TRACE + "\n", b"bytes", None]
+
+
+@pytest.mark.parametrize("malformed", MALFORMED, ids=range(len(MALFORMED)))
+@pytest.mark.parametrize("write", [put, resync])
+@pytest.mark.parametrize("transport", ["rest", "grpc"])
+def test_c22_a_malformed_trace_of_the_caller_fails_no_write(transport: str, write: Write, malformed: Any) -> None:
+    # given a program that took the header of its own caller over into the context as it came
+    with ExitStack() as stack:
+        if transport == "rest":
+            adapter = stack.enter_context(datasync.restsync.Adapter("north"))
+            rest = stack.enter_context(datasync.restsync.serve("127.0.0.1:0", adapter))
+            client: Any = stack.enter_context(datasync.restsync.Client(rest.url))
+            noting = stack.enter_context(Noting(adapter))
+        else:
+            grpc = stack.enter_context(datasync.grpcsync.serve("127.0.0.1:0"))
+            client = stack.enter_context(datasync.grpcsync.Client(grpc.address))
+            noting = stack.enter_context(Noting(grpc.adapter))
+        # when it writes / then the write succeeds, without a trace
+        within(malformed, lambda: write(client, {"a/1": VALUE}))
+        assert noting.traces == [""]
+
+
+FORBIDDEN = "ff" + TRACE[2:]  # a version that the standard forbids
+
+
+@pytest.mark.parametrize(
+    "header", ["", "x", TRACE + "\n", TRACE.upper(), "00-" + "0" * 32 + "-b7ad6b7169203331-01", FORBIDDEN]
+)
 def test_c16_a_header_that_is_none_is_no_trace(header: str) -> None:
     assert with_traceparent(header, Context()).run(traceparent.get) == ""

@@ -7,6 +7,8 @@ import os
 import signal
 import tempfile
 from pathlib import Path
+from runpy import run_path
+from typing import Any
 
 import pytest
 
@@ -106,6 +108,38 @@ def test_the_folder_of_somebody_else_is_left_alone(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix=gunicorn_conf.OURS, dir=tmp_path))
     gunicorn_conf.on_exit(None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_master_of_an_upgrade_has_a_folder_that_its_predecessor_does_not_remove(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start() -> tuple[Path, dict[str, Any]]:
+        """Run the file, as gunicorn does when it starts, and at each reload."""
+        names = run_path(str(FILES.parent / "gunicorn_conf.py"))
+        return Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), names
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("GUNICORN_PID", raising=False)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")  # restored at the end
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR")
+    # given a master that was reloaded / then its folder stays, and its successor inherits the variable
+    first, names = start()
+    assert start()[0] == first
+    # when the successor starts, is reloaded, and its predecessor ends
+    monkeypatch.setenv("GUNICORN_PID", "1")
+    second = start()[0]
+    assert start()[0] == second
+    assert second != first
+    monkeypatch.delenv("GUNICORN_PID")
+    assert start()[0] == second
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(first))
+    names["on_exit"](None)
+    # then the folder of the successor is there
+    assert list(tmp_path.iterdir()) == [second]
+    # and a folder that the user has named is for all
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setenv("GUNICORN_PID", "1")
+    assert start()[0] == tmp_path
 
 
 def test_the_servers_of_these_tests_are_there() -> None:

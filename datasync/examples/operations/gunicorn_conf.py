@@ -16,8 +16,12 @@ FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 #: Begins the name of a folder that was made here.
 OURS = "datasync-metrics-"
 
-if FOLDER not in os.environ:  # a reload runs this file again, while workers that have the folder are alive
-    os.environ[FOLDER] = tempfile.mkdtemp(prefix=OURS)
+# A reload runs this file again, while workers that have the folder are alive. But the master of an upgrade (USR2) has
+# the variable of its predecessor, which removes the folder when it ends.
+_replaced = os.environ.get("GUNICORN_PID")
+_found, _mine = Path(os.environ.get(FOLDER, OURS)).name, f"{OURS}{_replaced or 'first'}-"
+if FOLDER not in os.environ or (_replaced and _found.startswith(OURS) and not _found.startswith(_mine)):
+    os.environ[FOLDER] = tempfile.mkdtemp(prefix=_mine)
 
 
 def post_worker_init(worker: Any) -> None:

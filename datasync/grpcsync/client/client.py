@@ -31,7 +31,7 @@ from datasync.runtime.tokens import check_token
 from datasync.serializer import check_key, check_message
 from datasync.syncbase.msg.convert import CONTENT_JSON, delete_request, put_request, resync_requests
 from datasync.syncbase.msg.datamsg_pb2 import DEL, DataChangeRequest, DataResyncRequests, Seq
-from datasync.tracing import begin_send, end, outgoing
+from datasync.tracing import begin_send, end, outgoing_of
 
 #: Seconds that a request may wait before it is sent.
 SEND_TIMEOUT = 10.0
@@ -214,7 +214,7 @@ class Client(Closable):
     def _submit(self, message: DataChangeRequest | DataResyncRequests, what: str) -> concurrent.futures.Future[T]:
         change = message if isinstance(message, DataChangeRequest) else None
         span = begin_send(self._source or self.target, None if change is None else (change.key,))
-        trace = outgoing() if span is None else span.traceparent
+        trace = outgoing_of(span)
         if trace and change is not None:
             change.traceparent = trace
         try:
