@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from datasync.keyval.urls import connect
 from datasync.options import with_prefix, with_ttl
 from datasync.tools.mirror import MirrorLoopError, MirrorState, PrefixMirror
 from datasync.tools.mirror.record import record_key
+from datasync.tools.mirror.target import MirrorTarget
 from tests.conftest import wait_until
 from tests.support.stores import following
 from tests.tools.conftest import copied, equal, record, synced
@@ -463,3 +466,37 @@ def test_a_policy_that_a_store_cannot_keep_is_refused(stores: tuple[Store, Store
             PrefixMirror(stores[0], files, ttl="copy")
         PrefixMirror(files, stores[1], ttl="copy")  # nothing expires in files
         PrefixMirror(memory, stores[1], ttl="refuse")
+
+
+def test_a_source_that_is_never_idle_is_not_ever_further_behind(
+    stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a source in which another change waits whenever one has been written
+    source, destination = stores
+    broker = source.new_broker("a/")
+    begun: list[float] = []
+    lags: list[float] = []
+    commit = MirrorTarget.commit
+
+    def commit_while_changes_come(self: MirrorTarget, *args: Any, **options: Any) -> None:
+        if running and len(begun) < 6:
+            begun.append(time.monotonic())
+            if len(begun) > 2:  # the one before the last had been written when the last one began
+                lags.append((mirror.status().lag_seconds or 0.0) - (time.monotonic() - begun[-3]))
+            broker.put(f"{len(begun)}", b"x")
+            wait_until(lambda: any(one.pending for one in mirror.status().source.subscriptions.values()), "it waits")
+        commit(self, *args, **options)
+
+    monkeypatch.setattr(MirrorTarget, "commit", commit_while_changes_come)
+    running: list[bool] = []
+    with PrefixMirror(source, destination, "a/", "b/") as mirror:
+        mirror.wait_copied(30)
+        synced(mirror)
+        # when it is mirrored / then the lag is that of the changes that are not written yet, not of all
+        running.append(True)
+        broker.put("0", b"x")
+        wait_until(lambda: len(begun) == 6, "the chain has ended")
+        synced(mirror)
+        assert len(lags) == 4
+        assert max(lags) <= 0
+        assert mirror.status().lag_seconds == 0

@@ -135,6 +135,7 @@ class Transfer:
 
     def compare(self, event: ResyncEvent) -> None:
         """Make the destination equal to *event*. Raises ``Rejected`` with the keys that it did not take."""
+        begun = time.monotonic()
         wanted, rejected = self._wanted(event)
         while True:
             try:
@@ -143,7 +144,7 @@ class Transfer:
             except DisplacedError as error:
                 self._displaced(error)
         self.compared.set()
-        self._reached(event.revision)
+        self._reached(event.revision, begun)
         if rejected:
             raise Rejected(rejected)
 
@@ -152,8 +153,9 @@ class Transfer:
 
         Raises ``Rejected`` with the keys that the destination did not take.
         """
+        begun = time.monotonic()
         with self._lock:
-            self._behind_since = self._behind_since or time.monotonic()
+            self._behind_since = self._behind_since or begun
             self._state = MirrorState.LAGGING
         changes = event.get_changes()
         puts = [change.get_key() for change in changes if change.get_change_type() is not Op.DELETE]
@@ -178,7 +180,7 @@ class Transfer:
                 self._guard.drop(key)
             if plan.held and self._delete:
                 self._guard.hold(plan.held)
-        self._reached(event.revision)
+        self._reached(event.revision, begun)
         rejected = plan.rejected | {plan.places[key]: error for key, error in refused.items()}
         if rejected:
             raise Rejected(rejected)
@@ -348,15 +350,16 @@ class Transfer:
             self._state = state
             self._behind_since = self._behind_since or time.monotonic()
 
-    def _reached(self, revision: int) -> None:
-        """Note that the destination is at *revision*."""
+    def _reached(self, revision: int, begun: float) -> None:
+        """Note that the destination is at *revision*, whose event began at the monotonic time *begun*."""
         behind = self._plugin.status().subscriptions[self._name].pending
         with self._lock:
             self._revision = revision if self._state is MirrorState.COPYING else max(revision, self._revision)
             self._state = MirrorState.LAGGING if behind else MirrorState.SYNCED
             self._applied_at = time.time()
+            # What waits came while this event was handled: a source that is never idle is not ever further behind.
+            self._behind_since = begun if behind else None
             if not behind:
-                self._behind_since = None
                 self._in_sync_since = self._in_sync_since or time.time()
 
     def _tell_held(self, deletes: int, known: int) -> None:
