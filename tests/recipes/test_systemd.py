@@ -46,7 +46,12 @@ def test_the_units_wait_as_long_as_the_store_is_down_and_only_the_mirror_has_a_w
     assert mirror["TimeoutStartSec"] == "infinity"
     assert int(mirror["WatchdogSec"]) == 30
     assert "WatchdogSec" not in web  # gunicorn would not feed it
-    # and the application reads what the mirror writes, as the same user
+    # and the application starts with the copy of an earlier start of the mirror: systemd does not order it after this one
+    wanted = unit("web.service")["Unit"]
+    assert wanted["Wants"] == "mirror.service"
+    assert "mirror.service" not in wanted.get("After", "") + wanted.get("Requires", "")
+    assert web["TimeoutStartSec"] == "infinity"
+    # and reads what the mirror writes, as the same user
     words = shlex.split(mirror["ExecStart"])
     folder = web["Environment"].partition("=")[2]
     assert parse_url(words[3]).path == parse_url(folder).path == f"/var/lib/{mirror['StateDirectory']}"
@@ -71,9 +76,15 @@ def test_the_mirror_notifies_systemd_after_the_first_copy_and_feeds_the_watchdog
         process.wait_for("waiting", UP)
         # then it is not ready
         assert not manager.hears("READY=1")
-        # when the store is there / then it is ready, and everything is copied
+        # and the application waits for the first copy of this machine
+        before = shlex.split(unit("web.service")["Service"]["ExecStartPre"].replace("/var/lib/flags", str(folder)))
+        waiting = subprocess.Popen(["timeout", str(2 * UP), *before])  # it ends with a test that fails
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(1.5)
+        # when the store is there / then it is ready, everything is copied, and the application starts
         etcd.start()
         wait_until(lambda: manager.hears("READY=1"), "it is ready", UP)
+        assert waiting.wait(UP) == 0
         assert '"flags/limit"' in (folder / "datasync.json").read_text()
         # when the store is down again / then the watchdog is fed all the same
         etcd.kill()
@@ -81,6 +92,8 @@ def test_the_mirror_notifies_systemd_after_the_first_copy_and_feeds_the_watchdog
         fed = manager.heard.count("WATCHDOG=1")
         wait_until(lambda: manager.hears("WATCHDOG=1", fed + 3), "the watchdog is fed", UP)
         assert manager.heard.count("READY=1") == 1
+        # and the application would start at once
+        assert subprocess.run(before, timeout=UP, check=False).returncode == 0
         # when systemd ends it / then it says so, and ends in order
         process.send(signal.SIGTERM)
         assert process.wait(30) == 0
