@@ -46,7 +46,7 @@ def test_the_units_wait_as_long_as_the_store_is_down_and_only_the_mirror_has_a_w
     assert mirror["TimeoutStartSec"] == "infinity"
     assert int(mirror["WatchdogSec"]) == 30
     assert "WatchdogSec" not in web  # gunicorn would not feed it
-    # and the application starts with the copy of an earlier start of the mirror: systemd does not order it after this one
+    # and the application starts with the copy that is there: systemd does not order it after the mirror
     wanted = unit("web.service")["Unit"]
     assert wanted["Wants"] == "mirror.service"
     assert "mirror.service" not in wanted.get("After", "") + wanted.get("Requires", "")
@@ -78,7 +78,8 @@ def test_the_mirror_notifies_systemd_after_the_first_copy_and_feeds_the_watchdog
         assert not manager.hears("READY=1")
         # and the application waits for the first copy of this machine
         before = shlex.split(unit("web.service")["Service"]["ExecStartPre"].replace("/var/lib/flags", str(folder)))
-        waiting = subprocess.Popen(["timeout", str(2 * UP), *before])  # it ends with a test that fails
+        # with a limit of its own, so that it ends with a test that fails
+        waiting = subprocess.Popen(["timeout", str(2 * UP), *before])
         with pytest.raises(subprocess.TimeoutExpired):
             waiting.wait(1.5)
         # when the store is there / then it is ready, everything is copied, and the application starts
