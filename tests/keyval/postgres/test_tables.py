@@ -538,6 +538,26 @@ def test_a_view_which_can_have_no_trigger_is_read_again_and_again(
         assert {one.get_key(): one.raw for one in event.get_changes()} == {"a": None, "b": b'{"v": 1, "id": "b"}'}
 
 
+@pytest.mark.parametrize("kind", ["table", "view"])
+def test_a_table_that_is_filled_anew_in_one_commit_is_never_read_as_empty(
+    server: PostgresServer, schema: str, opened: Open, kind: str
+) -> None:
+    # given a table without a trigger, or a view of one, which a transaction has emptied and filled again
+    server.sql(f"CREATE TABLE {schema}_t (id text PRIMARY KEY)")
+    server.sql(f"INSERT INTO {schema}_t VALUES ('a')")
+    server.sql(f"CREATE VIEW {schema}_v AS SELECT id FROM {schema}_t")
+    store = opened(server.url, table=f"{schema}_{kind[0]}", key="id", follow="diff")
+    waiting = f"SELECT count(*) FROM pg_locks WHERE relation = '{schema}_t'::regclass AND NOT granted"
+    with server.client(autocommit=False) as writer, ThreadPoolExecutor() as pool:
+        writer.execute(f"TRUNCATE {schema}_t".encode())
+        writer.execute(f"INSERT INTO {schema}_t VALUES ('a'), ('b')".encode())
+        # when it is read just before the commit / then the reading has what was committed
+        reading = pool.submit(state, store)
+        wait_until(lambda: server.sql(waiting) == [(1,)], "the reader waits for the table")
+        writer.commit()
+        assert set(reading.result()) == {"a", "b"}
+
+
 def test_what_the_command_prints_watches_a_table_and_its_inverse_leaves_nothing(
     server: PostgresServer, schema: str, opened: Open, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

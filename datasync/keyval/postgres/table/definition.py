@@ -51,12 +51,16 @@ def _names(option: str, text: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedTable:
-    """A table as the server knows it: schema and name, both as *label* has them in the log, and type by column."""
+    """A table as the server knows it: schema and name, both as *label* has them in the log, and type by column.
+
+    *lockable* is False for what the server refuses to lock: materialized views and foreign tables.
+    """
 
     schema: str
     name: str
     label: str
     columns: Mapping[str, str]
+    lockable: bool
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -71,9 +75,9 @@ def resolve(connection: BoundedConnection, definition: TableDefinition, target: 
     """
     query = (
         "SELECT n.nspname::text, c.relname::text, n.nspname || '.' || c.relname, jsonb_object_agg(a.attname,"
-        " format_type(a.atttypid, a.atttypmod))"
+        " format_type(a.atttypid, a.atttypmod)), c.relkind IN ('r', 'p', 'v')"
         " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid"
-        " WHERE c.oid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped GROUP BY 1, 2, 3"
+        " WHERE c.oid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped GROUP BY 1, 2, 3, 5"
     )
     with map_errors(f"finding the table {definition.table!r}", target):
         row: Any = connection.execute(query, (definition.table,)).fetchone()

@@ -8,8 +8,6 @@ from __future__ import annotations
 import threading
 from typing import Any, ClassVar
 
-from psycopg import sql
-
 from datasync.keyval.diff_stream import DiffStream, PairMarks, Picture, PictureScan, PictureSource
 from datasync.keyval.driver import Scan, Stream
 from datasync.keyval.positions import Position
@@ -55,10 +53,6 @@ class DiffTableStore(TableStore):
 
     def _prepare_listing(self, table: ResolvedTable, connection: BoundedConnection) -> None:
         """Nothing watches the table."""
-
-    def _locks(self, table: ResolvedTable) -> tuple[sql.Composed, ...]:
-        """Return nothing: a TRUNCATE is a difference like any other, and a materialized view cannot be locked."""
-        return ()
 
 
 class _TableReadings(PictureSource):

@@ -244,7 +244,8 @@ class TableStore(Store):
 
     def _locks(self, table: ResolvedTable) -> tuple[sql.Composed, ...]:
         """Return what comes before the snapshot: a TRUNCATE is seen by older ones, too, and they would not know why."""
-        return (sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(table.identifier),)
+        lock = sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(table.identifier)
+        return (lock,) if table.lockable else ()
 
     def _rows(self, table: ResolvedTable, same: sql.Composable, *, keys_only: bool) -> sql.Composed:
         """Return the query for key, value and 0 of the rows that fit the definition and are the *same*."""
