@@ -11,6 +11,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 from typing import Any
 
@@ -35,6 +36,8 @@ from datasync.errors import (
 from datasync.restsync import Adapter, Client, Server
 from datasync.restsync.httpd.http11 import refusal
 from datasync.restsync.problems import PROBLEMS, Problem
+from datasync.runtime import threads
+from datasync.runtime.http_client import timed_connection
 from datasync.syncbase.change import Change
 from tests.conftest import PATIENT, wait_until
 from tests.restsync.support import Subscriber
@@ -415,6 +418,37 @@ def test_c17_a_server_that_drips_holds_a_call_no_longer_than_its_timeout(drip: s
             assert time.monotonic() - began < at_most(2.0)
     finally:
         dripping.close()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_c15_the_main_thread_awaits_a_slow_answer_in_steps(tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given steps that are short, and a server that answers after a few of them; over TLS, records without data come first
+    steps: list[float] = []
+    monkeypatch.setattr(threads, "SIGNAL_DELAY", 0.01)
+    monkeypatch.setattr(timed_connection, "step_of", lambda left: steps.append(left) or threads.step_of(left))
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+
+    def answer(listener: socket.socket) -> None:
+        peer, _ = listener.accept()
+        peer.settimeout(PATIENT)
+        with context.wrap_socket(peer, server_side=True) if tls else peer as line:
+            line.recv(65536)
+            steps.clear()
+            wait_until(lambda: len(steps) > 5, "the client waits in steps")
+            line.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as pool:
+        answering = pool.submit(answer, listener)
+        url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
+        with Client(url, tls=trusting if tls else None, timeout=PATIENT) as client:
+            # when the main thread waits for it / then it has looked for signals meanwhile, and has the answer
+            with pytest.raises(StoreError, match="404"):
+                client.get("net/a")
+        answering.result()
 
 
 def test_c17_a_server_that_reads_nothing_holds_a_put_no_longer_than_its_timeout() -> None:

@@ -11,24 +11,24 @@ from __future__ import annotations
 import io
 import math
 import os
-import select
 import selectors
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from http.client import HTTPResponse
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
 from datasync.runtime.sockets import close_in_children, wrap_tls
-from datasync.runtime.threads import in_main_thread, step_of
+from datasync.runtime.threads import step_of
+
+T = TypeVar("T")
 
 #: Bytes of one send.
 CHUNK = 64 * 1024
@@ -101,10 +101,9 @@ class TimedConnection(HTTPConnection):
         assert self.sock is not None
         rest = memoryview(data)
         while rest:
-            _let_signals_through(self.sock, select.POLLOUT, self._deadline)
-            self.sock.settimeout(self._deadline.remaining())
+            self._deadline.remaining()
             self._deadline.sent = True  # from here on the server may have it
-            rest = rest[self.sock.send(rest[:CHUNK]) :]
+            rest = rest[_in_steps(self.sock, self._deadline, partial(self.sock.send, rest[:CHUNK])) :]
 
     def getresponse(self) -> BaseHTTPResponse:  # type: ignore[override]
         self.timeout = self._deadline.remaining()
@@ -130,24 +129,28 @@ class _TimedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        _let_signals_through(self._socket, select.POLLIN, self._deadline)
-        self._socket.settimeout(self._deadline.remaining())
-        return self._file.readinto(buffer)
+        # Not by the file, which gives up after the first step without data.
+        return _in_steps(self._socket, self._deadline, partial(self._socket.recv_into, buffer))
 
     def close(self) -> None:
         self._file.close()
         super().close()
 
 
-def _let_signals_through(sock: socket.socket, event: int, deadline: CallDeadline) -> None:
-    """In the main thread wait for *event* in steps: the socket itself would wait in one."""
-    if not in_main_thread() or (isinstance(sock, ssl.SSLSocket) and sock.pending()):
-        return
-    poll = select.poll()
-    with suppress(ValueError):  # of a closed socket, which then says so
-        poll.register(sock, event)
-        while not poll.poll(step_of(deadline.remaining()) * 1000):
-            pass
+def _in_steps(sock: socket.socket, deadline: CallDeadline, call: Callable[[], T]) -> T:
+    """Return what *call*, of *sock*, returns until the deadline; in the main thread it waits in steps: see ``step_of``.
+
+    To await the descriptor first would not do: over TLS, what comes may be no data, and the call itself would wait.
+    """
+    while True:
+        left = deadline.remaining()
+        step = step_of(left)
+        sock.settimeout(step)
+        try:
+            return call()
+        except TimeoutError as error:
+            if step == left or error.errno is not None:  # one with a number is of the system: the connection is lost
+                raise
 
 
 def open_socket(
