@@ -109,10 +109,13 @@ class Flag(threading.Event):
         while not self._is_set:
             step = step_of(timeout)
             longest = -1 if step is None else min(max(0.0, step), threading.TIMEOUT_MAX)
-            if self._gate.acquire(timeout=longest):
-                self._open()  # for the next one that waits
-                break
-            if timeout is not None and (timeout := until - time.monotonic()) <= 0:
+            try:
+                self._gate.acquire(timeout=longest)
+            finally:
+                # For the next one that waits, also if ^C comes here. A gate that a late ``set`` opened stays closed.
+                if self._is_set:
+                    self._open()
+            if timeout is not None and not (timeout := until - time.monotonic()) > 0:
                 break
         return self._is_set
 

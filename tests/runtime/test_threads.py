@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -237,3 +238,46 @@ def test_a_wait_in_steps_ends_when_it_comes_true(monkeypatch: pytest.MonkeyPatch
         assert answers == [1, failed.exception(), True, [1]]
         with pytest.raises(FutureTimeout, match="its own"):
             failed.result(timeout)
+
+
+def test_a_flag_that_is_cleared_while_another_thread_sets_it_lets_nobody_pass() -> None:
+    # given a flag whose owner clears it between the two steps of set()
+    class Cleared(Flag):
+        def _open(self) -> None:
+            self.clear()
+            super()._open()
+
+    flag = Cleared()
+    flag.set()
+    # when it is waited for, again and again / then each wait lasts as long as was asked
+    for _ in range(2):
+        began = time.monotonic()
+        assert flag.wait(0.05) is False
+        assert time.monotonic() - began >= 0.05
+
+
+def test_c15_an_interrupt_just_after_a_flag_was_set_leaves_it_open_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a thread that waits for a flag, and is interrupted when it has just passed
+    flag = Flag()
+    gate = flag._gate
+
+    class Interrupted:
+        def acquire(self, timeout: float) -> bool:
+            flag.set()
+            gate.acquire(timeout=timeout)
+            raise KeyboardInterrupt
+
+        release = gate.release
+
+    monkeypatch.setattr(flag, "_gate", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        flag.wait()
+    # then one that waits, too, passes
+    assert not gate.locked()
+
+
+@pytest.mark.parametrize("step", [1.0, 0.001])
+def test_a_wait_for_no_number_of_seconds_ends_at_once(step: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "SIGNAL_DELAY", step)
+    assert Flag().wait(math.nan) is False
+    assert Flag().wait(-1) is False
