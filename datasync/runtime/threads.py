@@ -73,7 +73,12 @@ class SteppedCondition(threading.Condition):
     """
 
     def wait(self, timeout: float | None = None) -> bool:
-        return super().wait(step_of(timeout))
+        try:
+            return super().wait(step_of(timeout))
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # ^C again, before this thread had the lock back
+                self.notify()  # ^C may have ended the wait that a notify() has just picked: another one is to wake up
+            raise
 
 
 class Flag(threading.Event):

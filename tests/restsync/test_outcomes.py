@@ -422,7 +422,7 @@ def test_c17_a_server_that_drips_holds_a_call_no_longer_than_its_timeout(drip: s
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_c15_the_main_thread_awaits_a_slow_answer_in_steps(tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given steps that are short, and a server that answers after a few of them; over TLS, records without data come first
+    # given short steps, and a server that answers after a few of them; over TLS, records without data come first
     steps: list[float] = []
     monkeypatch.setattr(threads, "SIGNAL_DELAY", 0.01)
     monkeypatch.setattr(timed_connection, "step_of", lambda left: steps.append(left) or threads.step_of(left))

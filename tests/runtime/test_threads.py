@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -238,6 +239,44 @@ def test_a_wait_in_steps_ends_when_it_comes_true(monkeypatch: pytest.MonkeyPatch
         assert answers == [1, failed.exception(), True, [1]]
         with pytest.raises(FutureTimeout, match="its own"):
             failed.result(timeout)
+
+
+def test_c15_an_interrupted_wait_passes_on_the_notification_that_was_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given two threads that wait for the same condition, the main thread first
+    monkeypatch.setattr(threads, "SIGNAL_DELAY", PATIENT)
+    condition, interrupted = SteppedCondition(), threading.Event()
+    woken: list[bool] = []
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    def wait() -> None:
+        with condition:
+            woken.append(condition.wait(PATIENT))
+
+    def notify() -> None:
+        wait_until(lambda: len(condition._waiters) == 1, "the main thread waits")
+        waiting.start()
+        wait_until(lambda: len(condition._waiters) == 2, "the other one waits")
+        with condition:
+            # when a signal ends the wait of the one that is notified
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            assert interrupted.wait(PATIENT)
+            condition.notify()
+
+    waiting, notifying = threading.Thread(target=wait), threading.Thread(target=notify)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with condition, pytest.raises(KeyboardInterrupt):
+            notifying.start()
+            condition.wait(PATIENT)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    # then the other one wakes up
+    waiting.join(PATIENT / 2)
+    assert woken == [True]
+    notifying.join()
 
 
 def test_a_flag_that_is_cleared_while_another_thread_sets_it_lets_nobody_pass() -> None:

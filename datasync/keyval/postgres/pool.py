@@ -122,8 +122,10 @@ class ConnectionPool:
         self.check_usable()
         with self._changed:
             while self._used >= self._config.pool_size and not self._closed:
-                if not self._changed.wait(give_up - time.monotonic()) and time.monotonic() >= give_up:
+                left = give_up - time.monotonic()
+                if left <= 0:  # after a look at the connections: one may be given back at the last moment
                     raise StoreConnectionError(f"{self._name}: all {self._config.pool_size} connections are in use")
+                self._changed.wait(left)
             self.check_usable()
             self._used += 1
         try:
