@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,12 +16,14 @@ from typing import Any
 from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection
 from redis.exceptions import DataError, NoScriptError, RedisError
+from redis.exceptions import TimeoutError as NoResponse
 from redis.retry import Retry
 
 from datasync.keyval.redis.config import RedisConfig
 from datasync.keyval.redis.errors import translate
 from datasync.keyval.redis.scripts import Script
 from datasync.runtime.sockets import close_in_children
+from datasync.runtime.threads import in_main_thread, step_of
 
 Address = tuple[str, int]
 
@@ -59,6 +62,7 @@ class Link:
         self.server = f"{host}:{address[1]}"
         #: True while the server only answers about a slot that it is given if it is asked to.
         self.asking = False
+        self._timeout = config.timeout if timeout is None else timeout
         user, password = credentials or (config.username, config.password)
         kind: Callable[..., Any] = partial(SSLConnection, **_tls(config)) if config.secure else Connection
         self._connection = kind(
@@ -67,7 +71,7 @@ class Link:
             db=0 if credentials else config.db,
             username=user or None,
             password=password or None,
-            socket_timeout=config.timeout if timeout is None else timeout,
+            socket_timeout=self._timeout,
             socket_connect_timeout=config.connect_timeout if connect is None else connect,
             socket_keepalive=True,
             retry=Retry(NoBackoff(), 0),
@@ -124,7 +128,17 @@ class Link:
             self._connection.send_command("ASKING")
             self._connection.read_response()
         self._connection.send_packed_command(packed(command))
+        if in_main_thread():
+            self._await_response()
         return self._connection.read_response()
+
+    def _await_response(self) -> None:
+        """Wait for the beginning of a response in steps, so that signals come through."""
+        until = time.monotonic() + self._timeout
+        while not self._connection.can_read(step_of(max(0.0, until - time.monotonic()))):
+            if time.monotonic() >= until:
+                self._connection.disconnect()
+                raise NoResponse("no response")
 
     def on_invalidated(self, handler: Callable[[list[Any]], None]) -> None:
         """Call *handler* with each notice of changed keys that is received."""

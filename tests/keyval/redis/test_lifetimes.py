@@ -7,6 +7,8 @@ import threading
 import pytest
 
 from datasync.keyval import DeleteOp, PutOp
+from datasync.keyval.redis import link
+from datasync.runtime import threads
 from tests.conftest import PATIENT, wait_until
 from tests.keyval.redis.conftest import OpenStore
 from tests.support.redis_servers import RedisServer
@@ -128,3 +130,28 @@ def test_c17_a_ttl_that_another_program_removed_or_moved_is_respected(
     assert state(store) == {"stays": b"1", "later": b"1"}
     wait_until(lambda: "later" not in state(store), "the second one has expired too")
     assert state(store) == {"stays": b"1"}
+
+
+def test_c15_the_main_thread_awaits_a_slow_response_in_steps(
+    redis_server: RedisServer, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given steps that are short, and a server that stands still until some of them are over
+    store = open_store(redis_server, timeout=PATIENT)
+    store.commit([PutOp("a", b"1")])
+    steps: list[float] = []
+    monkeypatch.setattr(threads, "SIGNAL_DELAY", 0.01)
+    monkeypatch.setattr(link, "step_of", lambda left: steps.append(left) or threads.step_of(left))
+    redis_server.freeze()
+
+    def go_on() -> None:
+        try:
+            wait_until(lambda: len(steps) > 5, "the store waits in steps")
+        finally:
+            redis_server.thaw()
+
+    going_on = threading.Thread(target=go_on)
+    going_on.start()
+    # when the main thread reads / then it has looked for signals meanwhile, and has the response
+    assert state(store) == {"a": b"1"}
+    going_on.join()
+    assert len(steps) > 5
