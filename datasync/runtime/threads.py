@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import Empty, Queue, SimpleQueue
 from typing import NoReturn, TypeVar, overload
 
@@ -282,7 +282,13 @@ class Worker:
             thread = self._thread
         if thread is None or thread is threading.current_thread():
             return True
-        thread.join(timeout)
+        until = time.monotonic() + timeout
+        while True:
+            left = max(0.0, until - time.monotonic())
+            step = step_of(left)
+            thread.join(step)
+            if step == left or not thread.is_alive():
+                break
         if thread.is_alive():
             log.warning("%s did not end within %.1f s and is left behind", self.name, timeout)
         return not thread.is_alive()
@@ -292,3 +298,12 @@ class Worker:
             self._target(self)
         except BaseException:  # SystemExit too: a thread never ends without a log line
             log.exception("%s ended with an error", self.name)
+
+
+def close_all(workers: Sequence[Worker], timeout: float) -> None:
+    """Signal all *workers*, then wait for all of them, together up to *timeout* seconds."""
+    for worker in workers:
+        worker.signal()
+    until = time.monotonic() + timeout
+    for worker in workers:
+        worker.close(max(0.0, until - time.monotonic()))

@@ -35,6 +35,7 @@ from datasync.syncbase.registry import Registry
 from tests.conftest import CANARY, PATIENT, wait_until
 from tests.consumer.conftest import Recorder
 from tests.support.clock import ManualClock
+from tests.support.timing import at_most
 
 Values = dict[str, "bytes | None"]
 
@@ -598,6 +599,20 @@ def test_c20_close_waits_for_the_call_in_progress_and_makes_no_other(source: Reg
     with pytest.raises(ClosedError):
         reconciler.wait_synced(1)
     reconciler.close()
+
+
+def test_c15_close_waits_for_all_calls_in_progress_together(source: Registry, apply: Recorder) -> None:
+    # given more calls than one that do not end
+    gate = threading.Event()
+    apply.on = dict.fromkeys([f"k/{number}" for number in range(4)], lambda: gate.wait(PATIENT) and None)
+    reconciler = Reconciler(source, "r", "k/", apply=apply, workers=4)
+    snapshot(source, 1, dict.fromkeys(apply.on, b"1"))
+    apply.wait(4)
+    # when it is closed / then that takes the timeout once
+    began = time.monotonic()
+    reconciler.close(1.0)
+    assert 1.0 <= time.monotonic() - began < at_most(2.0)
+    gate.set()
 
 
 def test_c20_apply_may_close_and_requeue(source: Registry, apply: Recorder) -> None:

@@ -213,6 +213,31 @@ def test_a_wait_in_steps_lasts_as_long_as_was_asked(monkeypatch: pytest.MonkeyPa
         assert time.monotonic() - began >= 0.05
 
 
+def test_c15_the_end_of_a_worker_is_awaited_in_steps_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given steps that are short, and workers whose thread ends after some of them, or not in time
+    taken: list[float] = []
+    step_of = threads.step_of
+    monkeypatch.setattr(threads, "SIGNAL_DELAY", 0.001)
+    monkeypatch.setattr(threads, "step_of", lambda timeout: taken.append(timeout) or step_of(timeout))
+    gate = threading.Event()
+    ending, staying = Worker("test-ending", lambda _: wait_until(lambda: len(taken) > 3, "it waits")), until_set(gate)
+    ending.start()
+    staying.start()
+    # when they are closed / then the main thread has looked for signals meanwhile, and waited as long as was asked
+    assert ending.close(PATIENT) is True
+    taken.clear()
+    began = time.monotonic()
+    assert staying.close(0.05) is False
+    assert time.monotonic() - began >= 0.05
+    assert len(taken) > 3
+    gate.set()
+    assert staying.close(PATIENT) is True
+
+
+def until_set(gate: threading.Event) -> Worker:
+    return Worker("test-staying", lambda _: gate.wait(PATIENT) and None)
+
+
 def test_a_wait_in_steps_ends_when_it_comes_true(monkeypatch: pytest.MonkeyPatch) -> None:
     # given waits without end, and with one / when another thread ends them after some steps / then they return
     taken: list[float | None] = []

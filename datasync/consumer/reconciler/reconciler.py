@@ -45,7 +45,7 @@ from datasync.errors import (
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
 from datasync.runtime.monitoring import dismiss
-from datasync.runtime.threads import CLOSE_TIMEOUT, Flag, ForkGuard, SteppedCondition, Worker
+from datasync.runtime.threads import CLOSE_TIMEOUT, Flag, ForkGuard, SteppedCondition, Worker, close_all
 from datasync.runtime.timers import SYSTEM_CLOCK, Clock
 from datasync.runtime.wording import counted
 
@@ -300,8 +300,7 @@ class Reconciler(Closable, Generic[T]):
             for worker in (self._reader, *self._workers):
                 worker.signal()
             self._reader.close(CLOSE_TIMEOUT)
-            for worker in self._workers:
-                worker.close(timeout)
+            close_all(self._workers, timeout)
 
     # The thread that takes events over.
 
