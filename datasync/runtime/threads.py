@@ -117,12 +117,15 @@ class Flag(threading.Event):
             try:
                 self._gate.acquire(timeout=longest)
             finally:
-                # For the next one that waits, also if ^C comes here. A gate that a late ``set`` opened stays closed.
-                if self._is_set:
-                    self._open()
+                self._pass_on()  # also if ^C comes here
             if timeout is not None and not (timeout := until - time.monotonic()) > 0:
                 break
         return self._is_set
+
+    def _pass_on(self) -> None:
+        """Let the next one that waits pass, unless the flag was cleared while ``set`` opened the gate."""
+        if self._is_set:
+            self._open()
 
     def _open(self) -> None:
         with contextlib.suppress(RuntimeError):  # another thread has opened it
