@@ -81,10 +81,12 @@ class BoundedConnection(psycopg.Connection[Any]):
                 try:
                     ready = wait.ready(self.pgconn.socket, wanted)
                 except NoResponse:
-                    if self.is_busy is None or not self.is_busy(self.pgconn.backend_pid, self.waker):
+                    if self.is_busy is None:
                         raise
-                    wait.restart()
-                    continue
+                    if self.is_busy(self.pgconn.backend_pid, self.waker):
+                        wait.restart()
+                        continue
+                    ready = wait.ready(self.pgconn.socket, wanted)  # the response may have come while that was asked
                 wanted = gen.send(ready)
                 wait.restart()  # a large page may take longer than that on a slow network
         except StopIteration as stop:

@@ -341,6 +341,29 @@ def test_a_listing_for_which_the_server_needs_longer_than_a_call_may_take_is_no_
     freezing.join()
 
 
+def test_a_response_that_comes_while_the_reader_asks_what_the_server_does_is_taken(
+    own: PostgresServer, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a listing that takes longer than a call may, and that ends when the reader asks if the server is at work
+    own.sql("CREATE TABLE settings (id int PRIMARY KEY, v int)")
+    own.sql("INSERT INTO settings SELECT n, n FROM generate_series(1, 20) n")
+    short: dict[str, Any] = {"timeout": 1.5, "lock_timeout": 0.5, "follow": "diff"}
+    store = opened(own.url, table="settings", key="id", value="v", where="pg_sleep(0.1) IS NOT NULL", **short)
+    asked: list[int] = []
+
+    def asked_late(backend: int, waker: object) -> bool:
+        asked.append(backend)
+        query = f"SELECT state FROM pg_stat_activity WHERE pid = {backend}"
+        wait_until(lambda: own.sql(query) == [("idle in transaction",)], "the server has responded")
+        return False
+
+    assert isinstance(store, TableStore)
+    monkeypatch.setattr(store._pool, "is_busy", asked_late)
+    # when it is listed / then all of it comes
+    assert len(state(store)) == 20
+    assert asked
+
+
 def test_prepared_transactions_work_without_notify(server: PostgresServer, schema: str, opened: Open) -> None:
     table = Table(server, schema, notify=False)
     store = table.open(opened, value="v")
