@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import suppress
 from ipaddress import ip_address
 
 import click
@@ -11,7 +12,7 @@ import click
 from datasync.cli.arguments import positionals
 from datasync.cli.output import note
 from datasync.cli.targets import TOKEN_VARIABLE, open_store, token
-from datasync.errors import InvalidArgumentError
+from datasync.errors import InvalidArgumentError, MissingExtraError
 from datasync.runtime.threads import SIGNAL_DELAY
 
 #: Seconds to read the store for the first time.
@@ -44,7 +45,8 @@ def serve(
     """Serve the keys of a store over HTTP, with a status page, until Ctrl-C.
 
     The API is that of the REST transport: PUT, GET and DELETE of /keys/KEY, /events, /status, /openapi.json. Writes go
-    to the store, and so does a transaction. DATASYNC_TOKEN has the token that requests must send.
+    to the store, and so does a transaction. /livez, /readyz and /healthz are probes; with the extra metrics, /metrics
+    is for Prometheus. DATASYNC_TOKEN has the token that requests must send.
 
     \b
     Example: DATASYNC_TOKEN=secret datasync serve etcd://127.0.0.1:2379 --listen 0.0.0.0:8080 --prefix /app/
@@ -61,6 +63,10 @@ def serve(
         )
     if (tls_cert is None) != (tls_key is None):
         raise InvalidArgumentError("--tls-cert and --tls-key belong together")
+    with suppress(MissingExtraError):  # without the extra, /metrics says so
+        from datasync.metrics.prometheus import install
+
+        install()
     tls = None if tls_cert is None or tls_key is None else (tls_cert, tls_key)
     ended = threading.Event()
     for number in ENDING:

@@ -134,6 +134,8 @@ def _write_file(pairs: Iterable[RecordPair], path: Path) -> int:
         with path.open("wb") as stream:
             return write_lines(pairs, stream)
     path = Path(os.path.realpath(path))
+    if not path.parent.is_dir():
+        raise InvalidArgumentError(f"{path.parent} is not a folder: create it first")
     part = path.with_name(f".{path.name[:100]}.{uuid4().hex}.part")  # two exports do not share one
     try:
         with part.open("xb") as stream:

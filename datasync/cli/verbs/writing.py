@@ -9,7 +9,7 @@ import click
 
 from datasync.cli.arguments import positionals
 from datasync.cli.output import note, output_option, write_records
-from datasync.cli.targets import open_store
+from datasync.cli.targets import looks_like_url, open_store
 from datasync.errors import InvalidArgumentError
 from datasync.keyval.api import Store
 from datasync.keyval.types import CommitResult
@@ -46,7 +46,8 @@ def put(
     if if_absent and if_revision:
         raise InvalidArgumentError("--if-absent and --if-revision exclude each other")
     if (value is None) == (path is None):
-        raise click.UsageError("Give either VALUE or -f FILE.")
+        hint = "" if looks_like_url(url) else " Is the first argument a URL? DATASYNC_URL is not set."
+        raise click.UsageError(f"Give either VALUE or -f FILE.{hint}")
     data = os.fsencode(value) if value not in (None, "-") else read_input(path or "-")
     if not data and "-" in (value, path):
         note("standard input is empty, as after a command that failed: nothing was written. Give an empty value as ''")

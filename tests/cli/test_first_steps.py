@@ -1,0 +1,31 @@
+"""What a new operator meets first: metrics of ``serve``, and two mistakes."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from pathlib import Path
+
+from tests.support.running import Running, run
+
+
+def test_serve_has_metrics_of_the_store(tmp_path: Path) -> None:
+    with Running("-m", "datasync", "serve", f"sqlite://{tmp_path}/a.db", "--listen", "127.0.0.1:0") as server:
+        server.wait_for("serving", 150)
+        found = re.search(r"at (http://\S+),", server.output)
+        assert found
+        with urllib.request.urlopen(f"{found[1]}/metrics", timeout=30) as response:
+            assert "datasync_source_state{" in response.read().decode()
+
+
+def test_put_without_a_url_says_that_none_is_set() -> None:
+    done = run("-m", "datasync", "put", "key", "value")
+    assert done.returncode == 2
+    assert "Is the first argument a URL? DATASYNC_URL is not set." in done.stderr
+
+
+def test_export_into_a_folder_that_does_not_exist_names_it_and_no_temporary_file(tmp_path: Path) -> None:
+    run("-m", "datasync", "put", f"sqlite://{tmp_path}/a.db", "a", "b")
+    done = run("-m", "datasync", "export", f"sqlite://{tmp_path}/a.db", f"{tmp_path}/missing/out.jsonl")
+    assert done.returncode == 2
+    assert done.stderr == f"datasync: {tmp_path}/missing is not a folder: create it first\n"
