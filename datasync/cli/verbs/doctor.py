@@ -114,7 +114,7 @@ def _reachable(store: Store) -> Finding:
     except StoreConnectionError as error:
         return Finding("reachable", FAIL, str(error), "check that the server runs, its address, and firewalls between")
     except DatasyncError as error:
-        return Finding("reachable", FAIL, str(error), "the server answers, but not as it should: see its log too")
+        return Finding("reachable", FAIL, str(error), "correct what the line above names; see also the log")
     return Finding("reachable", OK, "the server answers")
 
 
