@@ -28,11 +28,11 @@ from datasync.errors import (
     StoreConnectionError,
     UnknownOutcome,
 )
-from datasync.events import ChangeValue, Op, ResyncReason
+from datasync.events import ChangeValue, MessageT, Op, ResyncReason
 from datasync.keyval.memory import MemoryStore
 from datasync.restsync import Client
 from datasync.restsync.client import event_source as rest_reader
-from datasync.serializer import SerializerProto
+from datasync.serializer import SerializerJSON, SerializerProto
 from datasync.syncbase.change import Change, ChangeBytes
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry
@@ -55,6 +55,13 @@ FILES = 256
 LOOK = 0.02
 
 _PROTO = SerializerProto()
+
+
+class _AsItCame(SerializerProto):
+    """Reads what the writer of a cell sends, which is protobuf in some cells and JSON in others."""
+
+    def unmarshal(self, data: bytes, message: MessageT) -> MessageT:
+        return SerializerJSON().unmarshal(data, message) if data[:1] == b'"' else super().unmarshal(data, message)
 
 
 class RestTransport:
@@ -87,7 +94,7 @@ class RestSource(Source):
     prefix = PREFIX
     #: The path at which the application is reached.
     path = ""
-    serializer = _PROTO
+    serializer = _AsItCame()
     pace = 0.03
     transactions = 100
 
