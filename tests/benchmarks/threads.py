@@ -37,7 +37,7 @@ class Own:
 
 
 def bare_trips(count: int) -> None:
-    """What threads could gain at best: objects, a dict and a queue of their own, and nothing in common."""
+    """The best that threads could gain: each has objects, a dict and a queue of its own, and shares nothing."""
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
     state: dict[str, tuple[int, object]] = {}
     for revision in range(count):

@@ -1,4 +1,4 @@
-"""What a new operator meets first: metrics of ``serve``, and two mistakes."""
+"""The first steps of a new operator: metrics of ``serve``, and two mistakes."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from tests.faults.history import (
     Answering,
     Asked,
     Course,
+    Entry,
     Log,
     Op1,
     PutChange,
@@ -338,6 +339,16 @@ def test_what_a_resync_brought_before_its_register_returned_is_delivered_from_th
     assert check("I3", truth, log) is not None
 
 
+#: A subscriber is told of an empty state, and then of one put.
+PUT_ONCE: list[Entry] = [
+    Watched(0.0, ("",), 1),
+    PutResync(0.1, 0, ResyncReason.INITIAL, 1, {"": {}}, []),
+    Answering(0.1, 0, False),
+    Answered(0.1, 0, True),
+    PutChange(0.2, 1, [Seen("a", Op.PUT, 2, b"1", None)]),
+]
+
+
 @pytest.mark.parametrize("put_at", [2.0, 2.15])  # it is made before the answer, and put before or after it
 def test_a_late_answer_while_the_redelivery_is_on_its_way_brings_the_key_once_more(put_at: float) -> None:
     # given an event that was given up, whose late answer is noted before the redelivery that was made first
@@ -349,11 +360,7 @@ def test_a_late_answer_while_the_redelivery_is_on_its_way_brings_the_key_once_mo
     again = PutChange(given_up + put_at, 2, [Seen("a", Op.PUT, 2, b"1", None)], redelivery=True)
     once_more = PutChange(given_up + 5.0, 3, [Seen("a", Op.PUT, 2, b"1", b"1")], redelivery=True)
     log.entries = [
-        Watched(0.0, ("",), 1),
-        PutResync(0.1, 0, ResyncReason.INITIAL, 1, {"": {}}, []),
-        Answering(0.1, 0, False),
-        Answered(0.1, 0, True),
-        PutChange(0.2, 1, [Seen("a", Op.PUT, 2, b"1", None)]),
+        *PUT_ONCE,
         Answering(given_up + 2.1, 1, False),
         Answered(given_up + 2.1, 1, False),
         again,
@@ -382,11 +389,7 @@ def test_a_late_answer_to_an_older_event_brings_the_key_once_more_also_after_a_r
     second = 0.2 + ABANDON + 2.0
     late = second + ABANDON + 2.0
     log.entries = [
-        Watched(0.0, ("",), 1),
-        PutResync(0.1, 0, ResyncReason.INITIAL, 1, {"": {}}, []),
-        Answering(0.1, 0, False),
-        Answered(0.1, 0, True),
-        PutChange(0.2, 1, [Seen("a", Op.PUT, 2, b"1", None)]),
+        *PUT_ONCE,
         PutChange(second, 2, [Seen("a", Op.PUT, 2, b"1", None)], redelivery=True),
         Answering(late, 1, False),
         Answered(late, 1, False),

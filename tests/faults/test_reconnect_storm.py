@@ -111,19 +111,19 @@ class Pauses:
     def wait(self, since: float, count: int) -> list[tuple[float, float]]:
         """Return the second halves of the first *count* pauses that begin after *since*, when they are over.
 
-        Whoever knocks does so to the end of a pause. What was under way at its beginning ends in its first half, on a
-        busy machine too.
+        A client that reconnects does so to the end of a pause. A call that began before the pause ends in its first half,
+        on a busy machine too.
         """
         wait_until(lambda: len([one for one in self._begun if one >= since]) > count, f"{count} pauses are over")
         begun = [one for one in self._begun if one >= since][:count]
         return [(one + self.SECONDS / 2, one + self.SECONDS) for one in begun]
 
 
-def knocks(gate: Gate, pauses: list[tuple[float, float]]) -> list[float]:
+def reconnects(gate: Gate, pauses: list[tuple[float, float]]) -> list[float]:
     return [one for one in gate.attempts for begin, end in pauses if begin <= one < end]
 
 
-def test_i13_while_a_client_pauses_nothing_of_it_knocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_i13_while_a_client_pauses_nothing_of_it_reconnects(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a client whose pauses are long
     pauses = Pauses()
     monkeypatch.setattr(session, "Backoff", pauses)
@@ -131,13 +131,13 @@ def test_i13_while_a_client_pauses_nothing_of_it_knocks(monkeypatch: pytest.Monk
         client.wait_ready(PATIENT)
         # when its server is away / then nobody comes while it pauses, and it does try in between
         gone = gate.shut()
-        assert knocks(gate, pauses.wait(gone, 2)) == []
+        assert reconnects(gate, pauses.wait(gone, 2)) == []
         assert any(attempt >= gone for attempt in gate.attempts)
 
 
 @pytest.mark.etcd
 @pytest.mark.parametrize("when", ["it follows", "it is about to follow"])
-def test_i13_while_a_reader_of_etcd_pauses_nothing_of_it_knocks(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_i13_while_a_reader_of_etcd_pauses_nothing_of_it_reconnects(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # given a reader whose pauses are long
     pauses = Pauses()
     monkeypatch.setattr(reader, "Backoff", pauses)
@@ -161,7 +161,7 @@ def test_i13_while_a_reader_of_etcd_pauses_nothing_of_it_knocks(when: str, monke
                 gone.append(gate.shut())
             wait_until(lambda: gone, "the server is away")
             # then nobody comes while it pauses, and it does try in between
-            assert knocks(gate, pauses.wait(gone[0], 2)) == []
+            assert reconnects(gate, pauses.wait(gone[0], 2)) == []
             assert any(attempt >= gone[0] for attempt in gate.attempts)
         finally:
             crowd.drop()

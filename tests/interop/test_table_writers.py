@@ -30,7 +30,7 @@ WORKERS, ROUNDS = 3, 27
 
 
 class Mirror:
-    """What a subscriber makes of its events. The key, and the bytes of the value."""
+    """The state that a subscriber builds from its events: key to the bytes of the value."""
 
     def __init__(self) -> None:
         self.pairs: dict[str, bytes | None] = {}

@@ -67,7 +67,7 @@ class Result:
 def locks() -> list[Any]:
     """Every lock in every object of the library that is alive.
 
-    The gate of a ``Flag`` is none: who sets the flag opens it, whoever has closed it.
+    The gate of a ``Flag`` is none: a thread that sets the flag opens it, even if another one closed it.
     """
     found: dict[int, Any] = {}
     for one in gc.get_objects():

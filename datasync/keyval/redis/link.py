@@ -133,7 +133,7 @@ class Link:
         return self._connection.read_response()
 
     def _await_response(self) -> None:
-        """Wait for the beginning of a response in steps, so that signals come through."""
+        """Wait for the beginning of a response, a second at a time in the main thread, so that signal handlers run."""
         until = time.monotonic() + self._timeout
         while not self._connection.can_read(step_of(max(0.0, until - time.monotonic()))):
             if time.monotonic() >= until:

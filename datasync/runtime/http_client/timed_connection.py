@@ -138,7 +138,7 @@ class _TimedReader(io.RawIOBase):
 
 
 def _in_steps(sock: socket.socket, deadline: CallDeadline, call: Callable[[], T]) -> T:
-    """Return what *call*, of *sock*, returns until the deadline; in the main thread it waits in steps: see ``step_of``.
+    """Return the result of *call*, of *sock*, before the deadline; in the main thread it waits as ``step_of`` says.
 
     To await the descriptor first would not do: over TLS, what comes may be no data, and the call itself would wait.
     """

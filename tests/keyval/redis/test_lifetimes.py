@@ -145,7 +145,7 @@ def test_c15_the_main_thread_awaits_a_slow_response_in_steps(
 
     def go_on() -> None:
         try:
-            wait_until(lambda: len(steps) > 5, "the store waits in steps")
+            wait_until(lambda: len(steps) > 5, "the store waits again and again for a short time")
         finally:
             redis_server.thaw()
 
