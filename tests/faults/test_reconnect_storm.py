@@ -111,8 +111,8 @@ class Pauses:
     def wait(self, since: float, count: int) -> list[tuple[float, float]]:
         """Return the second halves of the first *count* pauses that begin after *since*, when they are over.
 
-        A client that reconnects does so to the end of a pause. A call that began before the pause ends in its first half,
-        on a busy machine too.
+        A client that reconnects does so to the end of a pause. A call that began before the pause ends in its first
+        half, on a busy machine too.
         """
         wait_until(lambda: len([one for one in self._begun if one >= since]) > count, f"{count} pauses are over")
         begun = [one for one in self._begun if one >= since][:count]
