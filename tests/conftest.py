@@ -7,6 +7,7 @@ test leaves behind is found while that test runs, and offers the few helpers tha
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import logging
 import os
@@ -19,6 +20,7 @@ from queue import Empty, Queue
 from typing import Any, NoReturn, TypeVar
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 from hypothesis import HealthCheck, settings
 
 T = TypeVar("T")
@@ -32,6 +34,8 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 PATIENT = 30.0
 #: Seconds within which a thread that was told to end must have ended, or the test fails.
 THREAD_GRACE = 3.0
+#: Seconds that a part of a test has to end in when its time is over.
+HANG_GRACE = 60.0
 
 #: Part of every value, token and password that tests use where they can: a log that holds it fails the test.
 CANARY = "Zq9canary"
@@ -169,6 +173,37 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     _canary.remove()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    return (yield from _ends_or_is_ended(item))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    return (yield from _ends_or_is_ended(item))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    return (yield from _ends_or_is_ended(item))
+
+
+def _ends_or_is_ended(item: pytest.Item) -> Iterator[None]:
+    """End the process, with the stacks of all threads, where the limit of a test did not end it.
+
+    The limit comes by a signal, and that is one exception in the main thread: code in C does not see it, and what it
+    unwinds may wait in turn. A hang is then one failure, and not the end of the run: xdist replaces the process.
+    """
+    mark = item.get_closest_marker("timeout")
+    limit = float(mark.args[0] if mark else item.config.getini("timeout"))
+    stderr = item.config.stash[fault_handler_stderr_fd_key]
+    faulthandler.dump_traceback_later(limit + HANG_GRACE, exit=True, file=stderr)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,6 +13,9 @@ from tests.faults.__main__ import main
 from tests.faults.cell import RANDOM, Cell
 from tests.faults.runner import run_cell
 
+#: Some take half a minute beside three others.
+pytestmark = pytest.mark.timeout(180)
+
 
 def check(source: str, seed: int) -> None:
     result = run_cell(Cell(source, RANDOM, "mixed", seed))

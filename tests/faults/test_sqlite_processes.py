@@ -100,30 +100,50 @@ def test_c13_readers_read_on_while_a_writer_that_holds_the_lock_stands_still(
 ) -> None:
     # given a writer that is stopped between the writing and the commit of a transaction
     put(store, a="1")
-    assert writer.begin("commit", ops=[("b", "IjEi")], stand_still=True) == {"inside": True}
-    writer.freeze()
-    # then another one is told that it is locked, and readers see what was there before
-    with pytest.raises(StoreConnectionError, match="locked by another process"):
-        put(store, c="1")
-    wait_until(lambda: follower.ask("saw")["view"] == {"a": "1"}, "who comes now sees what is committed")
+    meanwhile = []
+
+    def stand_still() -> None:
+        writer.freeze()
+        # then another one is told that it is locked, and readers see what was there before
+        with pytest.raises(StoreConnectionError, match="locked by another process"):
+            put(store, c="1")
+        wait_until(lambda: follower.ask("saw")["view"] == {"a": "1"}, "who comes now sees what is committed")
+        writer.thaw()
+        meanwhile.append("seen")
+
     # and when that one goes on, its transaction is there
-    writer.thaw()
-    assert writer.finish()["revision"] == 3
+    assert writer.interrupted(stand_still, "commit", ops=[("b", "IjEi")], stand_still=True) == {"revision": 3}
+    assert meanwhile
     wait_until(lambda: follower.ask("saw")["view"] == {"a": "1", "b": "1"}, "the commit has arrived")
 
 
 def test_c17_a_writer_that_is_killed_before_its_commit_leaves_nothing_of_it(store: SQLiteStore, writer: Peer) -> None:
     # given a transaction of 2,000 keys, all of which are written
     ops = [(f"k{number}", "IjEi") for number in range(2000)]
-    assert writer.begin("commit", ops=ops, stand_still=True) == {"inside": True}
     # when the process is killed before it commits
-    writer.kill()
     with pytest.raises(PeerGone):
-        writer.finish()
+        writer.interrupted(writer.kill, "commit", ops=ops, stand_still=True)
     # then nothing of it is there, and others write on
     put(store, a="1")
     assert [pair.key for pair in store.scan("")] == ["a"]
     assert store.scan("").revision == 2
+
+
+def test_a_writer_that_never_comes_to_the_middle_can_be_asked_again(writer: Peer) -> None:
+    # given a transaction that is refused, so that nobody need let it go on
+    refused = writer.interrupted(writer.kill, "commit", ops=[("half a pair \ud800", "IjEi")], stand_still=True)
+    assert refused["error"] == "InvalidArgumentError"
+    # then the next one is answered
+    assert writer.ask("commit", ops=[("a", "IjEi")])["revision"] == 2
+
+
+def test_a_writer_whose_misfortune_fails_in_the_middle_can_be_stopped(writer: Peer) -> None:
+    # given a misfortune that raises while the writer stands still
+    with pytest.raises(ZeroDivisionError):
+        writer.interrupted(lambda: 1 // 0, "commit", ops=[("a", "IjEi")], stand_still=True)
+    # then the writer ends, and can be started again
+    writer.kill()
+    assert writer.start()["up"]
 
 
 #: Runs with a disk of its own that has room for very little.

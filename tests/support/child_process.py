@@ -71,21 +71,17 @@ class Peer:
         with self._lock:
             return self._ask(do, more)
 
-    def begin(self, do: str, **more: Any) -> Answer:
-        """Its first word on something that it interrupts for us; ``finish`` has the rest. Nothing is asked between."""
-        self._lock.acquire()
-        try:
-            return self._ask(do, more)
-        except BaseException:
-            self._lock.release()
-            raise
+    def interrupted(self, meanwhile: Callable[[], object], do: str, **more: Any) -> Answer:
+        """Its answer; *meanwhile* is called where it stands still in the middle, if it comes so far. Raises as ``ask``.
 
-    def finish(self) -> Answer:
-        """Let it go on; the answer to what was begun. Raises as ``ask``."""
-        try:
-            return self._ask("go on", {})
-        finally:
-            self._lock.release()
+        Nobody else asks before it has answered.
+        """
+        with self._lock:
+            answer = self._ask(do, more)
+            if "inside" in answer:
+                meanwhile()
+                answer = self._ask("go on", {})
+            return answer
 
     def kill(self) -> None:
         """SIGKILL: whoever waits for an answer gets ``PeerGone``."""

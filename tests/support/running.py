@@ -103,6 +103,8 @@ class Running:
             self._process.kill()
             self._process.wait(30)
         self._reader.join(30)
+        # Closing what a thread reads would wait for that thread, and no signal would end it.
+        assert not self._reader.is_alive(), "a process that the program started outlives it, and holds its output open"
         assert self._process.stdout is not None
         self._process.stdout.close()
 

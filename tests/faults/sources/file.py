@@ -178,10 +178,7 @@ class FileSource(Source):
         answer = None
         try:
             if stand_still:
-                answer = peer.begin("commit", ops=texts, stand_still=stand_still)
-                meanwhile()
-                if "inside" in answer:
-                    answer = peer.finish()
+                answer = peer.interrupted(meanwhile, "commit", ops=texts, stand_still=stand_still)
             else:
                 answer = peer.ask("commit", ops=texts)
         except PeerGone:

@@ -181,10 +181,7 @@ class SQLiteSource(Source):
             if stand_still is None:
                 answer = peer.ask("commit", ops=texts)
             else:
-                answer = peer.begin("commit", ops=texts, stand_still=True)
-                stand_still()
-                if "inside" in answer:  # else it never came so far
-                    answer = peer.finish()
+                answer = peer.interrupted(stand_still, "commit", ops=texts, stand_still=True)
         except PeerGone:
             return self._find_out(peer)
         if "revision" in answer:
