@@ -15,6 +15,8 @@ SECONDS = 5.0
 #: Workloads that each fault meets in the reduced matrix, and faults that each workload meets, at least. ``crowd`` meets
 #: all faults, and all workloads meet ``random``.
 LEAST = 3
+#: Problems of a cell that are told; the others are counted.
+SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,11 @@ class Result:
 
     @property
     def why(self) -> str:
-        """The first problem, or the reason why the cell proves nothing, and the command that repeats it."""
+        """The first problems, or the reasons why the cell proves nothing, and the command that repeats it."""
         reasons = [*self.violations, *self.troubles] or [f"it proves nothing: {one}" for one in self.lacks]
         reasons = reasons or ["not converged"]
-        more = [f"and {len(reasons) - 1} more"] if len(reasons) > 1 else []
-        return "\n".join([reasons[0], *more, f"again: {self.cell.command}"])
+        more = [f"and {len(reasons) - SHOWN} more"] if len(reasons) > SHOWN else []
+        return "\n".join([*reasons[:SHOWN], *more, f"again: {self.cell.command}"])
 
     def __str__(self) -> str:
         bad = len(self.violations) + len(self.troubles)
