@@ -23,6 +23,8 @@ from tests.support.timing import slowdown
 
 #: Seconds within which a cell must converge (I8), and after which it is abandoned.
 CONVERGENCE, PATIENCE = 2.0, 30.0
+#: Seconds after which a cell whose writer counts ends on a slow machine, whatever is left to write.
+LONGEST = 40.0
 #: Multiple of its duration by which a cell may be extended until its evidence is complete.
 EXTENSION = 2.0
 #: Minimum and maximum seconds before the first misfortune, and between two.
@@ -132,7 +134,7 @@ class _Run:
 
     def _misfortunes(self) -> None:
         faults, known = self._source.misfortunes(), self._known()
-        deadline = float("inf") if self._counted else time.monotonic() + self._seconds
+        deadline = time.monotonic() + (LONGEST if self._counted else self._seconds)
         latest = deadline + EXTENSION * self._seconds
         first = True
         while not self._over.is_set():
