@@ -144,7 +144,7 @@ class Writer:
     def _tried(self, body: object) -> Answer:
         try:
             body()  # type: ignore[operator]
-        except DatasyncError as error:
+        except (DatasyncError, sqlite3.Error) as error:
             return {"error": type(error).__name__, "text": str(error)}
         return {}
 
