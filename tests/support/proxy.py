@@ -216,6 +216,8 @@ class _Link:
         self._pumping = 2
         for one in self._sockets["up"]:
             one.settimeout(LOOK_UP)
+            # Or small packets wait for the acknowledgement of the last one: 40 ms for each change of a quiet stream.
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def pump(self, way: str) -> None:
         self._forward(way)
