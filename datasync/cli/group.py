@@ -87,7 +87,8 @@ def cli() -> None:
     URL is sqlite:///absolute/path, sqlite:relative/path, etcd://host:port,host:port, redis://host:port/DB,
     postgres://host/database, consul://host:port, kafka://host:port/topic, file:///absolute/folder or
     file:relative/folder (to write there, add ?writable=true); or http://host:port of a REST server, whose token is in
-    DATASYNC_TOKEN; or, to write only, grpc://host:port. With DATASYNC_URL set, URL may be left out.
+    DATASYNC_TOKEN; or, to write only, grpc://host:port. With DATASYNC_URL set, URL may be left out,
+    unless the key begins like a URL: with word:// or, as sqlite: does, with a scheme.
 
     \b
     Example: export DATASYNC_URL=sqlite:app.db; datasync put greeting hello; datasync get greeting
