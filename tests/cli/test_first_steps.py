@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from tests.support.running import Running, run
@@ -29,3 +31,16 @@ def test_export_into_a_folder_that_does_not_exist_names_it_and_no_temporary_file
     done = run("-m", "datasync", "export", f"sqlite://{tmp_path}/a.db", f"{tmp_path}/missing/out.jsonl")
     assert done.returncode == 2
     assert done.stderr == f"datasync: {tmp_path}/missing is not a folder: create it first\n"
+
+
+def test_a_web_server_that_is_not_ours_is_told_from_one_that_is() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as foreign:  # it has no GET: 501 and a page
+        thread = threading.Thread(target=foreign.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            done = run("-m", "datasync", "list", f"http://127.0.0.1:{foreign.server_port}")
+        finally:
+            foreign.shutdown()
+            thread.join()
+    assert done.returncode == 1
+    assert "status 501; the response is not from a datasync server: check the URL" in done.stderr
