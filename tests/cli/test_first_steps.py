@@ -8,6 +8,9 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+
+from tests.support.proxy import free_port
 from tests.support.running import Running, run
 
 
@@ -44,3 +47,11 @@ def test_a_web_server_that_is_not_ours_is_told_from_one_that_is() -> None:
             thread.join()
     assert done.returncode == 1
     assert "status 501; the response is not from a datasync server: check the URL" in done.stderr
+
+
+@pytest.mark.parametrize(("scheme", "verb"), [("etcd", "listing"), ("http", "list of")])
+def test_a_failed_listing_of_all_keys_says_so(scheme: str, verb: str) -> None:
+    done = run("-m", "datasync", "list", f"{scheme}://127.0.0.1:{free_port()}")
+    assert done.returncode == 1
+    assert f"{verb} all keys" in done.stderr
+    assert "''" not in done.stderr
