@@ -37,11 +37,22 @@ COMMANDS: dict[str, str] = {
     "completion": "datasync.cli.verbs.completion:completion",
     "version": "datasync.cli.verbs.about:version",
 }
+#: The longest sentence that a help shows.
+MOST = 300
 #: Further names of subcommands.
 ALIASES = {"ls": "list", "del": "delete", "rm": "delete"}
 
 
-class LazyGroup(click.Group):
+class DescribedGroup(click.Group):
+    """A group whose help has the whole first sentence of each subcommand, over several lines if it is long."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(MOST)) for name, one in found if one is not None])
+
+
+class LazyGroup(DescribedGroup):
     """A group whose subcommands are imported when they are used, or described."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -195,7 +195,8 @@ def _keywords(function: Callable[..., object]) -> dict[str, str]:
 def _merge(url: StoreURL, options: Mapping[str, object], known: Mapping[str, str]) -> dict[str, object]:
     for name in (*url.query, *options):
         if name not in known:
-            listing = ", ".join(sorted(known)) or "none"
+            twice = [one for one in known if "_" in one and one.replace("_", "-") in known]
+            listing = ", ".join(sorted(set(known) - set(twice))) or "none"
             # A password with a question mark ends up in the query, so only a plausible name is shown.
             hidden = not _NAME.fullmatch(name) or any("@" in text for text in url.query.values())
             shown = "such an option" if hidden else f"option {name!r}{_did_you_mean(name, tuple(known))}"

@@ -23,6 +23,20 @@ def test_serve_has_metrics_of_the_store(tmp_path: Path) -> None:
             assert "datasync_source_state{" in response.read().decode()
 
 
+def test_a_port_that_does_not_exist_is_told_with_those_that_do(tmp_path: Path) -> None:
+    done = run("-m", "datasync", "serve", f"sqlite://{tmp_path}/a.db", "--listen", "127.0.0.1:80800")
+    assert (done.returncode, done.stderr) == (2, "datasync: the port of an address must be 0 to 65535, not 80800\n")
+
+
+def test_the_help_has_whole_sentences() -> None:
+    for words in (["--help"], ["postgres", "--help"]):
+        done = run("-m", "datasync", *words)
+        assert done.returncode == 0
+        commands = done.stdout.partition("Commands:")[2]
+        assert commands.count("\n  ") >= 2
+        assert "..." not in commands
+
+
 def test_put_without_a_url_says_that_none_is_set() -> None:
     done = run("-m", "datasync", "put", "key", "value")
     assert done.returncode == 2

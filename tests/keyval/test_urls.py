@@ -63,6 +63,12 @@ def test_c16_an_unknown_argument_is_named_with_those_that_are_known(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_c16_an_option_that_has_two_spellings_is_listed_once() -> None:
+    with pytest.raises(InvalidArgumentError, match="known: config-file, configuration-paths, .*status-path") as caught:
+        connect("file:/x?quux=1")
+    assert "_paths" not in str(caught.value)
+
+
 def test_c16_an_option_may_not_stand_in_both_places() -> None:
     with pytest.raises(InvalidArgumentError, match="history of memory:// is in the URL and in the arguments"):
         connect("memory://?history=5", history=6)
