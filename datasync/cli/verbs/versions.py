@@ -8,10 +8,10 @@ from datasync.cli.arguments import positionals
 from datasync.cli.output import coloured, note, output_option, readable, write, write_records
 from datasync.cli.targets import open_store
 from datasync.errors import StoreError, UnsupportedError
-from datasync.keyval.api import Capability
 from datasync.keyval.broker import BytesBroker
 from datasync.keyval.history import Version
 from datasync.keyval.txn import BytesTxn
+from datasync.keyval.types import Capability
 from datasync.tools.records import record_of
 
 
