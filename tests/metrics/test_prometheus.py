@@ -53,6 +53,7 @@ def test_c22_a_change_is_counted_and_timed_from_its_arrival_to_its_acknowledgeme
         # and a second scrape counts nothing twice
         assert scrape(monitor)['datasync_events_total{result="ok",source="north"}'] == 1
         assert found['datasync_source_keys{source="north"}'] == 2
+        assert found['datasync_source_bytes{source="north"}'] == 2
         assert found['datasync_rejected_keys{source="north"}'] == 1
         assert found['datasync_subscription_rejected_keys{name="agent",source="north"}'] == 1
         assert found['datasync_subscriptions{source="north",state="failing"}'] == 1
