@@ -117,6 +117,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(urls: tuple[str, str], tmp_path: 
     for arguments, message in (
         ((f"sqlite://{tmp_path}/none.db", destination), "none.db not found"),
         (("memory://", destination), "exists inside one process only"),
+        ((source, "http://127.0.0.1:1"), "mirror works on a store, not on a server"),
         ((source, destination, "--max-delete", "many"), "write a number of keys"),
         ((source, destination, "--health", "127.0.0.1:70000"), "must be 0 to 65535"),
         ((source, destination, "--health", "127.0.0.1:0", "--dry-run"), "not for --dry-run"),

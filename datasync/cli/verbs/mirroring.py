@@ -13,7 +13,7 @@ from types import FrameType
 
 import click
 
-from datasync.cli.targets import token
+from datasync.cli.targets import refuse_server, token
 from datasync.errors import InvalidArgumentError, MissingExtraError, NotReadyError, StoreError
 from datasync.keyval.api import Store
 from datasync.keyval.urls import connect, parse_url
@@ -91,6 +91,8 @@ def mirror(
     """
     if health is not None and dry_run:
         raise InvalidArgumentError("--health is for a mirror that runs, not for --dry-run")
+    for url in (source, destination):
+        refuse_server(url, "mirror", "its records and transactions are those of a store; give the URL of its store")
     _prepare_health(health)
     with _open(source) as first, _open(destination, create=not dry_run) as second:
         job = PrefixMirror(
