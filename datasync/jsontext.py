@@ -93,8 +93,9 @@ class DecodeFault(Exception):
         where = [f"line {line}, column {column}"] if line else []
         where += [f"field {path}"] if path else []
         place = f" ({', '.join(where)})" if where else ""
+        reason = "" if self.detail == INVALID else f": {self.detail}"  # it would repeat what comes before it
         return DecodeError(
-            f"the bytes are not valid {form}{f' for {subject}' if subject else ''}{place}: {self.detail}",
+            f"the bytes are not valid {form}{f' for {subject}' if subject else ''}{place}{reason}",
             form=form,
             kind=self.kind,
             path=path,

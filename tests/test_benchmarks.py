@@ -229,6 +229,29 @@ def test_a_peer_that_is_not_installed_is_listed_as_failing(
         assert "ModuleNotFoundError" in figure["peer_fails"]
 
 
+@pytest.mark.etcd
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["mirror-copy", "mirror-copy-sqlite", "mirror-follow", "mirror-kills"])
+def test_a_bench_of_a_mirror_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = command.main([name, *SMALL, "--json", str(tmp_path / "figures.json")])
+    output = capsys.readouterr()
+    if "skipped" in output.err:
+        absent("etcd")
+    assert code in (0, 1), output.err  # a target may be missed
+    figures = json.loads((tmp_path / "figures.json").read_text())["results"]
+    assert [figure["row"]["name"] for figure in figures] == [row.name for row in command.BENCHES[name].rows]
+    assert all(figure["ratio"] > 0 for figure in figures)
+    assert f"{name}: ours: " in output.out
+
+
+@pytest.mark.parametrize("name", ["metrics", "scrape"])
+def test_a_bench_of_metrics_runs(name: str, tmp_path: Path) -> None:
+    needs("prometheus_client")
+    assert command.main([name, *SMALL, "--json", str(tmp_path / "figures.json")]) in (0, 1)  # a target may be missed
+    (figure,) = json.loads((tmp_path / "figures.json").read_text())["results"]
+    assert figure["ours"] > 0
+
+
 @pytest.mark.consul
 @pytest.mark.parametrize("name", ["consul-latency", "consul-puts", "consul-list"])
 def test_a_bench_on_consul_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

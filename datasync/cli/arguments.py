@@ -9,7 +9,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from datasync.cli.complete import complete_positional
-from datasync.cli.targets import URL_VARIABLE, default_url, looks_like_url
+from datasync.cli.targets import URL_VARIABLE, default_url, looks_like_url, refuse_as_key
+
+#: What may be a URL itself, or is a file that must exist.
+PLACES = (["other"], ["source"])
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -21,7 +24,7 @@ def positionals(*names: str) -> Callable[[CommandT], CommandT]:
 
     The function receives each by its name in lower case; an optional one that is missing is None. With
     ``DATASYNC_URL`` set, a URL that comes first may be left out: a first argument that does not begin like a URL, or
-    is needed for the others, is not one.
+    is needed for the others, is not one. Then it must not look like a URL with a slip either.
     """
     return click.argument(
         "positionals", nargs=-1, cls=_Positionals, names=names, expose_value=False, metavar=_shown(names)
@@ -45,6 +48,8 @@ class _Positionals(click.Argument):
         texts = list(given)
         url = default_url()
         if self.wanted[0] == "url" and url and (len(texts) < self.needed or not looks_like_url(texts[0])):
+            if texts and not ctx.resilient_parsing and self.wanted[1:2] not in PLACES:
+                refuse_as_key(texts[0])
             texts.insert(0, url)
         if len(texts) < self.needed and not ctx.resilient_parsing:
             missing = self.wanted[len(texts)].upper()

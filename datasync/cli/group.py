@@ -37,11 +37,22 @@ COMMANDS: dict[str, str] = {
     "completion": "datasync.cli.verbs.completion:completion",
     "version": "datasync.cli.verbs.about:version",
 }
+#: The longest sentence that a help shows.
+MOST = 300
 #: Further names of subcommands.
 ALIASES = {"ls": "list", "del": "delete", "rm": "delete"}
 
 
-class LazyGroup(click.Group):
+class DescribedGroup(click.Group):
+    """A group whose help has the whole first sentence of each subcommand, over several lines if it is long."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(MOST)) for name, one in found if one is not None])
+
+
+class LazyGroup(DescribedGroup):
     """A group whose subcommands are imported when they are used, or described."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -87,7 +98,8 @@ def cli() -> None:
     URL is sqlite:///absolute/path, sqlite:relative/path, etcd://host:port,host:port, redis://host:port/DB,
     postgres://host/database, consul://host:port, kafka://host:port/topic, file:///absolute/folder or
     file:relative/folder (to write there, add ?writable=true); or http://host:port of a REST server, whose token is in
-    DATASYNC_TOKEN; or, to write only, grpc://host:port. With DATASYNC_URL set, URL may be left out.
+    DATASYNC_TOKEN; or, to write only, grpc://host:port. With DATASYNC_URL set, URL may be left out,
+    unless the key begins like a URL: with word:// or, as sqlite: does, with a scheme.
 
     \b
     Example: export DATASYNC_URL=sqlite:app.db; datasync put greeting hello; datasync get greeting

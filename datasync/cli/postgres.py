@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from datasync.cli.group import DescribedGroup
 from datasync.errors import InvalidArgumentError
 
 _SCHEMA = click.option("--schema", default="ds", show_default=True, help="The schema of the tables and functions.")
 _ROLES = click.option("--grant", "roles", multiple=True, metavar="ROLE", help="Let ROLE use it; may be repeated.")
 
 
-@click.group()
+@click.group(cls=DescribedGroup)
 def postgres() -> None:
     """Prepare a PostgreSQL database for stores, and tables for being watched.
 

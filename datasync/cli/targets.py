@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from difflib import get_close_matches
 
 from datasync.errors import InvalidArgumentError, MissingExtraError, StoreError, UnsupportedError
 from datasync.keyval.api import Store
@@ -14,7 +15,14 @@ URL_VARIABLE = "DATASYNC_URL"
 #: Schemes of servers that are no stores.
 SERVERS = ("http", "https", "grpc", "grpcs")
 
-_URL = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*://|(?:{'|'.join(re.escape(one) for one in (*DRIVERS, *SERVERS))}):")
+#: All schemes.
+_SCHEMES = (*DRIVERS, *SERVERS)
+_URL = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*://|(?:{'|'.join(map(re.escape, _SCHEMES))}):")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
+#: Schemes that hardly any word resembles. A key may well be ``files:1`` or ``etc:hosts``.
+_UNMISTAKABLE = tuple(scheme for scheme in _SCHEMES if len(scheme) > 4)
+#: How alike a word and a scheme must be: ``slqite`` is, and neither ``memo`` nor ``posts``.
+_ALIKE = 0.82
 #: The variable with the token of a REST or gRPC server.
 TOKEN_VARIABLE = "DATASYNC_TOKEN"
 
@@ -27,6 +35,26 @@ def default_url() -> str:
 def looks_like_url(text: str) -> bool:
     """Return True if *text* begins like the URL of a store or server."""
     return _URL.match(text) is not None
+
+
+def refuse_as_key(text: str) -> None:
+    """Raise ``InvalidArgumentError`` if *text*, which is taken as a key because no URL came first, was meant as a URL.
+
+    That is ``scheme://`` of any scheme, and ``scheme:`` of a known one or of a slip of one with five letters or more.
+    *text* is not quoted: it may hold a password.
+    """
+    found = _SCHEME.match(text)
+    if found is None:
+        return
+    word, slashes = found[1].lower(), found[2] or ""
+    known = looks_like_url(f"{word}:")
+    close = [] if known else get_close_matches(word, _SCHEMES if slashes else _UNMISTAKABLE, n=1, cutoff=_ALIKE)
+    if known or close or slashes:
+        hint = f": did you mean {close[0]}:{slashes}?" if close else ": is an argument missing?" if known else "."
+        raise InvalidArgumentError(
+            f"an argument begins with {word}:{slashes}, like a URL{hint} "
+            f"If a key begins so, give the URL of the store before it, although {URL_VARIABLE} is set"
+        )
 
 
 def open_store(url: str, *, create: bool = False) -> Store:

@@ -25,6 +25,9 @@ from datasync.jsontext import (
 
 #: Columns of a line; none is folded.
 _WIDTH = 2**31 - 1
+#: What the name of a problem may quote: any other quotation can be a piece of a value.
+_SIGN = re.compile(r"'(?:[][{}?:>,-]|<(?:document|stream|block) (?:start|end)>)'")
+_QUOTE = re.compile("['\"]")
 
 
 class YamlCodec:
@@ -62,8 +65,16 @@ class YamlCodec:
         except RecursionError:
             failure = DecodeFault(TOO_DEEP)
         except Exception as error:  # a wrong tag makes PyYAML raise KeyError, IndexError and TypeError too
-            failure = DecodeFault(INVALID, "not YAML", _offset(error, text))
+            failure = DecodeFault(INVALID, _reason(error), _offset(error, text))
         raise failure.error("YAML", text=text)  # outside the except block: PyYAML's error quotes the text
+
+
+def _reason(error: Exception) -> str:
+    """Return PyYAML's name of the problem; empty if there is none, or it quotes more than YAML's own signs."""
+    problem = getattr(error, "problem", None)
+    if not isinstance(problem, str) or _QUOTE.search(_SIGN.sub("", problem)):
+        return ""
+    return problem.removeprefix("but ")  # of a sentence whose beginning is left out
 
 
 def _offset(error: Exception, text: str | None) -> int:

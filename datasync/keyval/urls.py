@@ -37,6 +37,8 @@ class StoreURL:
 class DriverEntry(NamedTuple):
     """The location of a scheme's driver class (``module:Class``), and the extra that installs its client library.
 
+    ``form`` is what follows ``//`` in the URL of a store that is a server.
+
     The class opens a store with ``from_url(url, **options)``. The first of these that is not empty names its options:
     the keyword-only parameters of ``from_url``; the mapping ``url_options`` of names to annotations, if the class has
     one; the keyword-only parameters of the constructor.
@@ -44,6 +46,7 @@ class DriverEntry(NamedTuple):
 
     target: str
     extra: str = ""
+    form: str = ""
 
 
 #: Scheme to driver.
@@ -51,15 +54,15 @@ DRIVERS: dict[str, DriverEntry] = {
     "memory": DriverEntry("datasync.keyval.memory:MemoryStore"),
     "sqlite": DriverEntry("datasync.keyval.sqlite.store:SQLiteStore"),
     "file": DriverEntry("datasync.keyval.filedb.writable:WritableFileStore", "file"),
-    "etcd": DriverEntry("datasync.keyval.etcd.store:EtcdStore", "etcd"),
-    "redis": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis"),
-    "rediss": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis"),
-    "redis+sentinel": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis"),
-    "redis+cluster": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis"),
-    "kafka": DriverEntry("datasync.msgsync.kafka_url:KafkaTopicStore", "kafka"),
-    "consul": DriverEntry("datasync.keyval.consul.store:ConsulStore", "consul"),
-    "postgres": DriverEntry("datasync.keyval.postgres.store:PostgresStore", "postgres"),
-    "postgresql": DriverEntry("datasync.keyval.postgres.store:PostgresStore", "postgres"),
+    "etcd": DriverEntry("datasync.keyval.etcd.store:EtcdStore", "etcd", "host:port"),
+    "redis": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis", "host:port/DB"),
+    "rediss": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis", "host:port/DB"),
+    "redis+sentinel": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis", "host:port/NAME/DB"),
+    "redis+cluster": DriverEntry("datasync.keyval.redis.store:RedisStore", "redis", "host:port"),
+    "kafka": DriverEntry("datasync.msgsync.kafka_url:KafkaTopicStore", "kafka", "host:port/topic"),
+    "consul": DriverEntry("datasync.keyval.consul.store:ConsulStore", "consul", "host:port"),
+    "postgres": DriverEntry("datasync.keyval.postgres.store:PostgresStore", "postgres", "host/database"),
+    "postgresql": DriverEntry("datasync.keyval.postgres.store:PostgresStore", "postgres", "host/database"),
 }
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?", re.DOTALL)
@@ -95,6 +98,11 @@ def prepare(url: str, **options: object) -> Callable[[], Store]:
     """
     parsed = parse_url(url)
     driver = _load(parsed.scheme)
+    form = DRIVERS[parsed.scheme].form
+    if form and parsed.path and not parsed.path.startswith("/"):  # without // even the host is a part of the path
+        raise InvalidArgumentError(
+            f"the {parsed.scheme}: URL has no // before the host: write {parsed.scheme}://{form}"
+        )
     opened: Callable[[], Store] = partial(driver.from_url, parsed, **_merge(parsed, options, _known_options(driver)))
     return opened
 
@@ -187,7 +195,8 @@ def _keywords(function: Callable[..., object]) -> dict[str, str]:
 def _merge(url: StoreURL, options: Mapping[str, object], known: Mapping[str, str]) -> dict[str, object]:
     for name in (*url.query, *options):
         if name not in known:
-            listing = ", ".join(sorted(known)) or "none"
+            twice = [one for one in known if "_" in one and one.replace("_", "-") in known]
+            listing = ", ".join(sorted(set(known) - set(twice))) or "none"
             # A password with a question mark ends up in the query, so only a plausible name is shown.
             hidden = not _NAME.fullmatch(name) or any("@" in text for text in url.query.values())
             shown = "such an option" if hidden else f"option {name!r}{_did_you_mean(name, tuple(known))}"

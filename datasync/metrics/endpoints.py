@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
-from datasync.metrics.health import check_max_stale, report, unready
+from datasync.metrics.health import HasStatus, check_max_stale, check_views, report, unready
 from datasync.runtime import monitoring
 from datasync.runtime.tokens import SCHEME, TokenCheck
 
@@ -42,24 +42,32 @@ class ProbeAnswer(NamedTuple):
         return f"ProbeAnswer(status={self.status}, content_type={self.content_type!r}, <{len(self.body)} bytes>)"
 
 
-def answer(path: str, accept: str = "", *, max_stale: float | None = None, detail: bool = True) -> ProbeAnswer | None:
+def answer(
+    path: str,
+    accept: str = "",
+    *,
+    max_stale: float | None = None,
+    views: Iterable[HasStatus] = (),
+    detail: bool = True,
+) -> ProbeAnswer | None:
     """Return the answer to a GET of *path*; None for a path that is not one of ``PATHS``.
 
     Args:
       accept: The ``Accept`` header, which chooses the format of the metrics.
       max_stale: Seconds after which a source that is lost makes the process not ready; None for never.
+      views: Those that the process needs; see :func:`~datasync.metrics.health.unready`.
       detail: False to give no reasons in ``/readyz``, where anyone may ask.
     """
     if path == "/livez":
         return ProbeAnswer(200, TEXT, b"ok\n")
     if path == "/readyz":
-        reasons = unready(max_stale)
+        reasons = unready(max_stale, views)
         if not reasons:
             return ProbeAnswer(200, TEXT, b"ok\n")
         told = reasons if detail else ["not ready: /healthz has the reasons"]
         return ProbeAnswer(503, TEXT, "".join(f"{line}\n" for line in told).encode())
     if path == "/healthz":
-        found = report(max_stale)
+        found = report(max_stale, views)
         body = json.dumps(found, indent=1).encode() + b"\n"
         return ProbeAnswer(503 if found["reasons"] else 200, "application/json", body)
     if path == "/metrics":
@@ -78,6 +86,8 @@ class HealthMiddleware:
       prefix: In front of the paths, such as ``/-``.
       token: Token that ``/healthz`` and ``/metrics`` need as ``Authorization: Bearer``; None leaves them open.
       max_stale: Seconds after which a source that is lost makes the process not ready; None for never.
+      views: Views of ``open_view`` and ``open_settings`` that the application needs. A probe opens those that were not
+        read yet in its process, which is not ready before they were.
 
     Threads: any.
     """
@@ -89,8 +99,10 @@ class HealthMiddleware:
         prefix: str = "",
         token: str | Iterable[str] | None = None,
         max_stale: float | None = None,
+        views: Iterable[HasStatus] = (),
     ) -> None:
         check_max_stale(max_stale)
+        self._views = check_views(views)
         self._application = application
         self._prefix = prefix.rstrip("/")
         self._tokens = TokenCheck(token)
@@ -125,6 +137,7 @@ class HealthMiddleware:
         known = self._tokens.accepts(offered.strip() if scheme.lower() == SCHEME.lower() else "")
         if path in GUARDED and not known:
             return ProbeAnswer(401, TEXT, b"send the header Authorization: Bearer TOKEN\n")
-        found = answer(path, environ.get("HTTP_ACCEPT", ""), max_stale=self._max_stale, detail=known)
+        accept = environ.get("HTTP_ACCEPT", "")
+        found = answer(path, accept, max_stale=self._max_stale, views=self._views, detail=known)
         assert found is not None
         return found

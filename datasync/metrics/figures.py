@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from enum import Enum
 from heapq import nlargest
 from operator import attrgetter
-from typing import Protocol
+from typing import Any, Protocol
 
 from datasync.metrics.health import in_use, source_state
 from datasync.metrics.names import COUNTED, MIRROR_STATES, REASONS, RESULTS, STATES
@@ -85,12 +85,17 @@ def gauges() -> Iterator[Sample]:
         yield "leader", own, float(figures.leading)
         yield "held_deletes", own, figures.held
         yield "failing_keys", own, figures.rejected
-    for view in monitoring.enrolled("view"):
-        state = view.status().state.value
-        yield from (("view_state", (view.name, one), float(one == state)) for one in STATES)
-        yield "held_deletes", (view.name,), len(view.table.held)
+    yield from _of_views(monitoring.enrolled("view"))
     for mirror in monitoring.enrolled("mirror"):
         yield from _of_mirror(mirror.name, mirror.status())
+
+
+def _of_views(views: list[Any]) -> Iterator[Sample]:
+    """Return the samples of all views; several may have one name."""
+    states = Counter((view.name, view.status().state.value) for view in views)
+    for name in dict.fromkeys(view.name for view in views):
+        yield from (("view_state", (name, state), states[name, state]) for state in STATES)
+        yield "held_deletes", (name,), max(len(view.table.held) for view in views if view.name == name)
 
 
 def _of_mirror(name: str, status: MirrorFigures) -> Iterator[Sample]:
@@ -114,6 +119,7 @@ def _of_sources(name: str, sources: list[SourceFigures], loading: int) -> Iterat
     yield "source_connected_timestamp_seconds", own, min(one.connected_at for one in sources)
     yield "source_last_revision", own, min(one.revision for one in sources)
     yield "source_keys", own, max(one.keys for one in sources)
+    yield "source_bytes", own, max(one.bytes for one in sources)
     yield "loading_keys", own, loading
     subscriptions = [one for source in sources for one in source.subscriptions]
     kinds = Counter(one.state.value for one in subscriptions)

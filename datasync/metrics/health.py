@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 from datasync.errors import DatasyncError, InvalidArgumentError, error_text
 from datasync.runtime import monitoring
@@ -25,6 +26,12 @@ _STATES = {
 }
 
 
+class HasStatus(Protocol):
+    """A view, or another object that reads its source when it is asked for its status."""
+
+    def status(self) -> Any: ...
+
+
 def source_state(state: TransportState, ended: bool) -> str:
     """Return the state that metrics and probes show for a source; *ended* when nobody reads it any more."""
     return "error" if ended and state is not TransportState.CLOSED else _STATES[state]
@@ -36,16 +43,31 @@ def check_max_stale(max_stale: float | None) -> None:
         raise InvalidArgumentError("max_stale is a number of seconds, at least 0, or None")
 
 
-def unready(max_stale: float | None = None) -> list[str]:
+def check_views(views: Iterable[HasStatus]) -> tuple[HasStatus, ...]:
+    """Return *views*. Raises ``InvalidArgumentError`` unless each has a status."""
+    # A view is itself a mapping, and would be read here if it were taken for the list.
+    found = () if isinstance(views, Mapping) or not isinstance(views, Iterable) else tuple(views)
+    if (not found and views != ()) or not all(callable(getattr(view, "status", None)) for view in found):
+        raise InvalidArgumentError("views takes the views that the process needs, in a list or tuple")
+    return found
+
+
+def unready(max_stale: float | None = None, views: Iterable[HasStatus] = ()) -> list[str]:
     """Return the reasons for which this process is not ready; an empty list when it is.
 
     It is not while a source was not read yet or is not read any more, and while a view is older than its own
     ``max_stale``. A source that is lost serves its last good state, and is a reason only after *max_stale* seconds. A
-    view that serves the values of its cache file needs no source.
+    view that serves the values of its cache file needs no source. Each of *views* is opened if it was not read yet: a
+    view of ``open_view`` is not known here before its first use.
     """
     reasons = []
-    views = [(view, view.status()) for view in monitoring.enrolled("view")]
-    cached = {view.name for view, status in views if status.cached}
+    for needed in views:
+        try:
+            needed.status()
+        except DatasyncError as error:
+            reasons.append(f"a view cannot be opened: {_text(error)}")
+    known = [(view, view.status()) for view in monitoring.enrolled("view")]
+    cached = {view.name for view, status in known if status.cached}
     for source in monitoring.enrolled("source"):
         status, state = source.status(), _state_of(source)
         if not in_use(source) or (status.subscriptions and status.subscriptions.keys() <= cached):
@@ -55,16 +77,19 @@ def unready(max_stale: float | None = None) -> list[str]:
             reasons.append(f"{status.name} {why}{_because(status)}")
         elif state == "stale" and max_stale is not None and (lost := time.time() - status.since) >= max_stale:
             reasons.append(f"{status.name} is lost since {lost:.0f} s{_because(status)}")
-    for view, condition in views:
+    for view, condition in known:
         state = condition.state.value
         if state in ("initializing", "error") or (state == "stale" and view.max_stale is not None):
             reasons.append(f"the view {view.name!r} is {state}")
     return reasons
 
 
-def report(max_stale: float | None = None) -> dict[str, Any]:
-    """Return everything that is known about the health of this process; never a value. Times are since the epoch."""
-    reasons = unready(max_stale)
+def report(max_stale: float | None = None, views: Iterable[HasStatus] = ()) -> dict[str, Any]:
+    """Return everything that is known about the health of this process; never a value. Times are since the epoch.
+
+    *views* as for ``unready``.
+    """
+    reasons = unready(max_stale, views)
     return {
         "status": "not ready" if reasons else "ready",
         "reasons": reasons,

@@ -41,6 +41,7 @@ GAUGES = (
     Metric("source_connected_timestamp_seconds", "gauge", SOURCE, "When the source was last connected to", "min"),
     Metric("source_last_revision", "gauge", SOURCE, "The revision of the last known state", "min"),
     Metric("source_keys", "gauge", SOURCE, "Keys in the last known state", "max"),
+    Metric("source_bytes", "gauge", SOURCE, "Bytes of the values in the last known state", "max"),
     Metric("loading_keys", "gauge", SOURCE, "Keys that a running listing has read so far", "max"),
     Metric("subscriptions", "gauge", ("source", "state"), "Subscriptions in this state", "sum"),
     Metric("pending_changes", "gauge", SOURCE, "Changes that wait for a subscription", "sum"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from datasync.metrics.endpoints import HealthMiddleware
+from datasync.metrics.health import HasStatus
 from datasync.restsync.httpd.connection import DEFAULT_LIMITS
 from datasync.restsync.httpd.server import Server, ServerTls, make_server_context
 from datasync.restsync.serve import split_address
@@ -18,6 +19,7 @@ def serve_health(
     *,
     token: str | Iterable[str] | None = None,
     max_stale: float | None = None,
+    views: Iterable[HasStatus] = (),
     tls: ServerTls | None = None,
 ) -> Server:
     """Serve ``/livez``, ``/readyz``, ``/healthz`` and ``/metrics`` on *address*, and return at once.
@@ -26,6 +28,7 @@ def serve_health(
       address: ``host:port`` or a pair; port 0 takes a free port.
       token: Token that ``/healthz`` and ``/metrics`` need; None leaves them open.
       max_stale: Seconds after which a source that is lost makes the process not ready; None for never.
+      views: As for ``HealthMiddleware``.
       tls: Certificate for HTTPS: a context, or files.
 
     Raises:
@@ -34,7 +37,7 @@ def serve_health(
 
     Threads: any; close the result to end the server.
     """
-    application = HealthMiddleware(token=token, max_stale=max_stale)
+    application = HealthMiddleware(token=token, max_stale=max_stale, views=views)
     server = Server(split_address(address), application, make_server_context(tls), DEFAULT_LIMITS)
     try:
         server.start()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
 
-from datasync.metrics.health import check_max_stale, unready
+from datasync.metrics.health import HasStatus, check_max_stale, check_views, unready
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import LimitedLog, get_logger
 from datasync.runtime.threads import ForkGuard, Worker
@@ -49,12 +50,14 @@ class SystemdNotifier(Closable):
 
     Args:
       max_stale: Seconds after which a source that is lost is a reason in the status line; None for never.
+      views: As for ``HealthMiddleware``.
 
     Threads: any. It has one of its own until ``close``, which sends STOPPING.
     """
 
-    def __init__(self, *, max_stale: float | None = None) -> None:
+    def __init__(self, *, max_stale: float | None = None, views: Iterable[HasStatus] = ()) -> None:
         check_max_stale(max_stale)
+        self._views = check_views(views)
         self._max_stale = max_stale
         self._guard = ForkGuard("the notifier of systemd")
         self._ready = False
@@ -86,7 +89,7 @@ class SystemdNotifier(Closable):
             worker.stopping.wait(self._interval if self._ready else min(self._interval, 0.2))
 
     def _tell(self) -> None:
-        reasons = unready(self._max_stale)
+        reasons = unready(self._max_stale, self._views)
         fields: dict[str, str | int] = {}
         if not reasons and not self._ready:
             fields["READY"] = 1

@@ -164,7 +164,8 @@ def error_of(subject: str, status: int, content_type: str, body: bytes, *, write
     """Return the exception for a response that reports a failure. *write*: the request may have changed something."""
     code, document = code_of(content_type, body)
     kind = PROBLEMS.get(code, _UNKNOWN_KIND)
-    detail = _bounded(document.get("detail")) or f"status {status}"
+    foreign = "" if code else "; the response is not from a datasync server: check the URL, and what is in between"
+    detail = _bounded(document.get("detail")) or f"status {status}{foreign}"
     text = f"{subject}: {detail}"
     if kind.raises is PropagationError:
         return _rejection(document, detail)

@@ -80,6 +80,8 @@ def split_address(address: str | tuple[str, int]) -> tuple[str, int]:
     else:
         raise InvalidArgumentError(f"an address must be host:port, not a {type(address).__name__}")
     host = host.strip("[]")
-    if not host or not (port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 65536):
+    if not host or not (port.isascii() and port.isdigit()):
         raise InvalidArgumentError(f"an address must be host:port, not {str(address)[:80]!r}")
+    if len(port) > 5 or int(port) > 65535:
+        raise InvalidArgumentError(f"the port of an address must be 0 to 65535, not {port[:80]}")
     return host, int(port)

@@ -355,6 +355,17 @@ def payload_bytes(key: str, payload: Payload, serializer: Serializer) -> bytes:
     raise DecodeError(f"the value of {key!r} has no bytes: {reason}", kind=WRONG_TYPE)
 
 
+def payload_size(payload: Payload | None) -> int:
+    """Return the bytes of *payload*, those of a message in its binary form; 0 for an object of another class."""
+    if isinstance(payload, bytes):
+        return len(payload)
+    if isinstance(payload, KeyValBytes):
+        return len(payload._data or b"")
+    if isinstance(payload, KeyVal) and payload._value is not None:
+        return payload._value.ByteSize()
+    return 0
+
+
 def payload_for(key: str, payload: Payload, serializer: Serializer, codec: Codec[Any]) -> bytes:
     """Return the bytes of *payload* as *codec* reads them.
 

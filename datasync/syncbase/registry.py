@@ -405,6 +405,7 @@ class Registry(Mirror):
                 connected_at=health.connected_at or 0.0,
                 revision=self._state.revision,
                 keys=len(self._state),
+                bytes=self._state.size,
                 subscriptions=subscriptions,
                 rejected_at=time.time() - (now - min(rejected)) if rejected else 0.0,
             )

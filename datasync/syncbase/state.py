@@ -24,6 +24,7 @@ from datasync.syncbase.change import (
     check_payload,
     check_revision,
     new_change_resp,
+    payload_size,
 )
 
 #: The revision at which a key was set, and its value.
@@ -68,10 +69,12 @@ class PrevRevisions:
         check_codec(codec)
         self.serializer = serializer
         self.codec = codec
-        # Guards the three below, so that readers see a transaction whole or not at all.
+        # Guards the four below, so that readers see a transaction whole or not at all.
         self._lock = lock or threading.RLock()
         self._entries: dict[str, StateEntry] = {}
         self._revision = 0
+        # The bytes of all values; None until somebody asks, so that a program without metrics does not count them.
+        self._size: int | None = None
         # The last copy made by freeze(), as long as it is in use.
         self._frozen: weakref.ref[FrozenState] | None = None
 
@@ -82,6 +85,14 @@ class PrevRevisions:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def size(self) -> int:
+        """The bytes of all values, counted from the first question on."""
+        with self._lock:
+            if self._size is None:
+                self._size = sum(payload_size(value) for _, value in self._entries.values())
+            return self._size
 
     def get(self, key: str) -> StateKeyVal | None:
         """Return the pair of *key*, None when there is none."""
@@ -155,6 +166,8 @@ class PrevRevisions:
                     ignored.append(key)
             if changes:
                 self._revision = revision
+                if self._size is not None:
+                    self._size += sum(_growth(change) for change in changes)
                 self._frozen = None
         return tuple(changes), ignored
 
@@ -163,6 +176,7 @@ class PrevRevisions:
         with self._lock:
             before, self._entries = self._entries, entries
             self._revision = revision
+            self._size = None
             self._frozen = None
         return before
 
@@ -192,3 +206,8 @@ class PrevRevisions:
         if not changes or changes[0].before is None:
             return None
         return self.view(changes[0].key, changes[0].before)
+
+
+def _growth(change: ChangeResp) -> int:
+    before = None if change.before is None else change.before[1]
+    return payload_size(change.payload) - payload_size(before)

@@ -137,6 +137,8 @@ class SourceFigures(NamedTuple):
     connected_at: float
     revision: int
     keys: int
+    #: Of all values.
+    bytes: int
     subscriptions: list[SubscriptionFigures]
     rejected_at: float
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,38 @@ def test_signals_pause_and_end_it(urls: tuple[str, str]) -> None:
         assert "ended at revision" in process.output
 
 
+def asked(url: str, token: str = "") -> tuple[int, str]:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@pytest.mark.timeout(600)
+def test_health_has_probes_and_the_metrics_of_the_mirror(urls: tuple[str, str]) -> None:
+    source, destination = urls
+    words = ("-m", "datasync", "mirror", source, destination, "--prefix", "a/", "--health", "127.0.0.1:0")
+    with Running(*words, extra={"DATASYNC_TOKEN": "s3cret"}) as process:
+        process.wait_for("synced: 30 keys", 150)
+        found = re.search(r"health at (http://\S+)", process.output)
+        assert found
+        assert [asked(found[1] + path)[0] for path in ("/livez", "/readyz", "/healthz", "/metrics")] == [
+            200,
+            200,
+            401,
+            401,
+        ]
+        assert '"ready"' in asked(found[1] + "/healthz", "s3cret")[1]
+        metrics = asked(found[1] + "/metrics", "s3cret")[1]
+        assert re.search(r'^datasync_mirror_state\{.*state="synced".*\} 1', metrics, re.MULTILINE), metrics
+        assert re.search(r'^datasync_mirror_keys_total\{.*op="put".*\} 30', metrics, re.MULTILINE), metrics
+        process.send(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
 @pytest.mark.timeout(600)
 def test_wrong_use_is_one_line_and_exit_code_2(urls: tuple[str, str], tmp_path: Path) -> None:
     source, destination = urls
@@ -82,7 +117,10 @@ def test_wrong_use_is_one_line_and_exit_code_2(urls: tuple[str, str], tmp_path: 
     for arguments, message in (
         ((f"sqlite://{tmp_path}/none.db", destination), "none.db not found"),
         (("memory://", destination), "exists inside one process only"),
+        ((source, "http://127.0.0.1:1"), "mirror works on a store, not on a server"),
         ((source, destination, "--max-delete", "many"), "write a number of keys"),
+        ((source, destination, "--health", "127.0.0.1:70000"), "must be 0 to 65535"),
+        ((source, destination, "--health", "127.0.0.1:0", "--dry-run"), "not for --dry-run"),
         ((source, destination, "--verify-every", "0"), "verify_every must be a number"),
     ):
         code, _, err = mirror(*arguments, "--once")

@@ -180,7 +180,7 @@ def test_history_and_revert(url: str) -> None:
         output("put", url, k, value)
     done = call("history", url, k, "-o", "json")
     if not keeps_history(url):
-        assert (done.code, "does not support history()" in done.err) == (1, True)
+        assert (done.code, "keeps no history" in done.err) == (1, True)
         return
     # then all are shown, with the revisions at which the values can be read
     versions = records(done.out)

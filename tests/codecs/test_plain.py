@@ -9,10 +9,12 @@ from collections import OrderedDict
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from datasync import codecs
+from datasync.codecs.yaml_text import _reason
 from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.jsontext import MAX_DEPTH
 
@@ -161,6 +163,34 @@ def test_c19_yaml_is_read_safely_and_says_where(data: bytes, kind: str, line: in
     assert error.kind in (kind, "invalid") if kind == "too deep" else error.kind == kind
     assert SECRET not in str(error)
     assert (error.__cause__, error.__context__) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("data", "end"),
+    [
+        (b"a: s3cret: c", "column 10): mapping values are not allowed in this context"),
+        (b"a: [s3cret", "did not find expected ',' or ']'"),
+        (b"a: 's3cret", "column 11): found unexpected end of stream"),
+        (b"a: 1\n---\nb: s3cret", "): found another document"),
+        (b"a: !s3cret x", "(line 1, column 4)"),  # a reason that quotes is left out
+        (b"a: !!int s3cret", "the bytes are not valid YAML (line 1, column 1)"),
+    ],
+)
+def test_c19_yaml_says_why_unless_the_reason_quotes_a_value(data: bytes, end: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        codecs.yaml.decode(data)
+    assert str(caught.value).endswith(end)
+    assert SECRET not in str(caught.value)
+
+
+def test_c19_the_reasons_of_the_slower_yaml_parser_quote_nothing_either() -> None:
+    def reason(text: str) -> str:
+        with pytest.raises(yaml.YAMLError) as caught:
+            yaml.load(text, yaml.SafeLoader)
+        return _reason(caught.value)
+
+    assert reason("a: [s3cret") == "expected ',' or ']', but got '<stream end>'"
+    assert [reason(text) for text in ("a: *s3cret", "a: @s3cret", "!s'3cret!x a", 'a: "\\s3cret"')] == [""] * 4
 
 
 def test_c19_yaml_reads_what_people_write() -> None:

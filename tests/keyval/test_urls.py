@@ -28,6 +28,11 @@ def test_a_url_is_read_into_its_parts() -> None:
         ("", "starts with a scheme"),
         ("etcd://h:port", "a host of the etcd: URL is malformed"),
         ("etcd://h:70000", "a port of the etcd: URL is not between 1 and 65535"),
+        ("etcd:h:2379", "the etcd: URL has no // before the host: write etcd://host:port$"),
+        ("redis:h:6379", "the redis: URL has no // before the host: write redis://host:port/DB"),
+        ("postgres:many", "the postgres: URL has no // before the host: write postgres://host/database"),
+        ("consul:h", "the consul: URL has no // before the host: write consul://host:port"),
+        ("kafka:h", "the kafka: URL has no // before the host: write kafka://host:port/topic"),
         ("etcd://h1,,h2", "a host of the etcd: URL is malformed"),
         ("sqlite:///a%2", "the path of the sqlite: URL is not percent-encoded"),
         ("sqlite:///a#b", "no fragment: write # as %23"),
@@ -56,6 +61,12 @@ def test_c16_an_unknown_argument_is_named_with_those_that_are_known(tmp_path: Pa
     ):
         connect(f"sqlite://{tmp_path}/a.db", poll_intervall=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_c16_an_option_that_has_two_spellings_is_listed_once() -> None:
+    with pytest.raises(InvalidArgumentError, match="known: config-file, configuration-paths, .*status-path") as caught:
+        connect("file:/x?quux=1")
+    assert "_paths" not in str(caught.value)
 
 
 def test_c16_an_option_may_not_stand_in_both_places() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
-from datasync import Plugin, View, codecs, connect, metrics, open_view
+from datasync import Plugin, View, codecs, connect, metrics, open_settings, open_view
 from datasync.consumer.view.cache import CachedValues, CacheFile
 from datasync.errors import InvalidArgumentError, Rejected, StoreConnectionError
 from datasync.events import ResyncReason
@@ -21,6 +23,13 @@ from datasync.syncbase.change import ChangeBytes
 from datasync.syncbase.registry import Registry
 from tests.conftest import CANARY, take, wait_until
 from tests.metrics.support import get, samples
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The settings of a process."""
+
+    limit: int = 5
 
 
 @contextmanager
@@ -112,6 +121,58 @@ def test_c20_a_view_of_the_cache_file_is_ready_while_the_store_is_down(tmp_path:
             assert get(port, "/readyz") == (200, "ok\n")
         finally:
             flags.close()
+
+
+@pytest.mark.parametrize("opened", ["view", "settings"])
+def test_c22_a_view_that_the_process_needs_is_opened_by_the_probe(opened: str, tmp_path: Path) -> None:
+    # given a view that nobody has read yet, of a store that is not there
+    url = f"sqlite://{tmp_path}/later/flags.db"
+    flags = open_view(url, "flags/", wait=0) if opened == "view" else open_settings(url, "flags/", Flags, wait=0)
+    try:
+        with serving() as easy, serving(views=[flags]) as port:
+            # then only those who ask for it are told, and the process lives
+            assert get(easy, "/readyz") == (200, "ok\n")
+            assert get(port, "/livez") == (200, "ok\n")
+            status, text = get(port, "/readyz")
+            assert (status, text.startswith("the view 'flags/' is ")) == (503, True)
+            wait_until(lambda: "'flags/' is error" in get(port, "/readyz")[1], "it says that the store is not there")
+            assert get(port, "/healthz")[0] == 503
+            # when the store comes
+            (tmp_path / "later").mkdir()
+            with connect(url) as store:
+                store.new_broker("flags/").put("limit", b"7")
+                # then the process becomes ready, although it has read nothing itself
+                wait_until(lambda: get(port, "/readyz") == (200, "ok\n"), "it is ready")
+    finally:
+        flags.close()
+
+
+def test_c22_a_view_that_was_closed_or_cannot_be_opened_is_a_reason() -> None:
+    flags = open_view(f"memory://{uuid4().hex}", "flags/")
+    flags.close()
+    with serving(views=(flags,)) as port:
+        assert get(port, "/readyz") == (503, "a view cannot be opened: ClosedError: the view is closed\n")
+        assert get(port, "/livez")[0] == 200
+
+
+def test_c22_the_rest_server_opens_the_views_that_the_process_needs() -> None:
+    # given two views that nobody has read yet
+    first, second = (open_view(f"memory://{uuid4().hex}", prefix, wait=0) for prefix in ("first/", "second/"))
+    try:
+        with Adapter("north") as adapter, serve("127.0.0.1:0", adapter, views=(first, second)) as server:
+            wait_until(lambda: get(server.port, "/readyz")[0] == 200, "both were read")
+            names = {view["name"] for view in metrics.report()["views"]}
+            assert names >= {"first/", "second/"}
+    finally:
+        first.close(), second.close()
+
+
+@pytest.mark.parametrize("wrong", ["one", "text", None, [None], {"a": 1}])
+def test_views_that_are_none_are_refused(wrong: Any) -> None:
+    flags = open_view(f"memory://{uuid4().hex}")  # it would be opened by being looped over
+    for use in (metrics.HealthMiddleware, metrics.SystemdNotifier):
+        with pytest.raises(InvalidArgumentError, match="in a list or tuple"):
+            use(views=flags if wrong == "one" else wrong)
 
 
 def test_c16_details_and_metrics_need_the_token(monitor: PrometheusMonitor) -> None:

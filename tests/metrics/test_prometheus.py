@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 from queue import Queue
 from typing import Any
+from uuid import uuid4
 
 import prometheus_client
 import pytest
 
-from datasync import Permanent, Plugin, Reconciler, RetryAfter, View, codecs, connect, metrics
+from datasync import Permanent, Plugin, Reconciler, RetryAfter, View, codecs, connect, metrics, open_view
 from datasync.errors import InvalidArgumentError, Rejected, StoreConnectionError
 from datasync.metrics.names import METRICS
 from datasync.metrics.prometheus import PrometheusMonitor
@@ -53,6 +54,7 @@ def test_c22_a_change_is_counted_and_timed_from_its_arrival_to_its_acknowledgeme
         # and a second scrape counts nothing twice
         assert scrape(monitor)['datasync_events_total{result="ok",source="north"}'] == 1
         assert found['datasync_source_keys{source="north"}'] == 2
+        assert found['datasync_source_bytes{source="north"}'] == 2
         assert found['datasync_rejected_keys{source="north"}'] == 1
         assert found['datasync_subscription_rejected_keys{name="agent",source="north"}'] == 1
         assert found['datasync_subscriptions{source="north",state="failing"}'] == 1
@@ -161,6 +163,23 @@ def test_c22_deletes_that_are_held_are_shown(monitor: PrometheusMonitor) -> None
             found = scrape(monitor)
             assert found['datasync_held_deletes{name="overview"}'] == 5
             assert found['datasync_view_state{name="overview",state="ready"}'] == 1
+
+
+def test_c22_the_views_of_a_process_have_the_names_of_their_prefixes(monitor: PrometheusMonitor) -> None:
+    # given two views of one prefix, and one of another
+    urls = [f"memory://{uuid4().hex}" for _ in range(2)]
+    views = [open_view(urls[0], "flags/"), open_view(urls[1], "flags/"), open_view(urls[0], "limits/")]
+    try:
+        for view in views:
+            view.wait_synced(PATIENT)
+        # then none hides another
+        found = scrape(monitor)
+        assert found['datasync_view_state{name="flags/",state="ready"}'] == 2
+        assert found['datasync_view_state{name="limits/",state="ready"}'] == 1
+        assert found['datasync_view_state{name="limits/",state="error"}'] == 0
+    finally:
+        for view in views:
+            view.close()
 
 
 def test_c22_metrics_that_come_late_count_what_is_there_already() -> None:

@@ -10,6 +10,7 @@ from queue import Queue
 
 import pytest
 
+from datasync import connect, open_view
 from datasync.errors import StoreConnectionError
 from datasync.events import ResyncReason
 from datasync.metrics import SystemdNotifier
@@ -48,6 +49,23 @@ def test_c22_systemd_hears_that_the_service_is_ready_once_it_is(manager: socket.
         notifier.close()
         assert told(manager) == ["STOPPING=1", "STATUS=stopping"]
         notifier.close()
+
+
+def test_c22_a_service_is_ready_once_the_views_that_it_needs_were_read(manager: socket.socket, tmp_path: Path) -> None:
+    # given a view that nobody has read, of a store that is not there yet
+    url = f"sqlite://{tmp_path}/later/flags.db"
+    flags = open_view(url, "flags/", wait=0)
+    try:
+        with SystemdNotifier(views=[flags]):
+            assert told(manager)[0].startswith("STATUS=the view 'flags/' is ")
+            # when the store comes / then systemd hears that the service is ready
+            (tmp_path / "later").mkdir()
+            with connect(url) as store:
+                store.new_broker("flags/").put("limit", b"7")
+                while "READY=1" not in told(manager):
+                    pass
+    finally:
+        flags.close()
 
 
 def test_c22_the_watchdog_is_fed_while_the_store_is_down(

@@ -10,7 +10,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasync.events import Op
+from datasync.events import MessageT, Op
+from datasync.syncbase.change import Change, ChangeBytes
 from datasync.syncbase.state import PrevRevisions
 from tests.conftest import PATIENT
 
@@ -44,6 +45,44 @@ def test_c6_previous_values_and_revisions_follow_a_dict(steps: list[tuple[dict[s
                 model[change.key] = (change.revision, change.value)
         assert state.revision == last
         assert dict(state.freeze()) == model
+
+
+class OwnValue:
+    """A value that a caller made."""
+
+    def get_value(self, message: MessageT) -> MessageT:
+        return message
+
+
+@given(st.lists(transactions | st.tuples(transactions), max_size=8), st.integers(0, 8))
+def test_c22_the_size_of_the_state_is_that_of_its_values(
+    steps: list[dict[str, bytes | None] | tuple[dict[str, bytes | None]]], first: int
+) -> None:
+    # given a state whose size is asked for only after some steps, and one in which a tuple is a whole new state
+    state = PrevRevisions()
+    for number, step in enumerate(steps):
+        if isinstance(step, tuple):
+            state.replace({key: (number + 1, value) for key, value in step[0].items() if value is not None}, number + 1)
+        else:
+            state.apply(list(step.items()))
+        # then it is the sum of what is there
+        if number >= first:
+            assert state.size == sum(len(value) for _, value in state.freeze().values() if isinstance(value, bytes))
+
+
+def test_c22_values_of_every_kind_have_a_size() -> None:
+    # given a message, bytes in an object, bytes, and an object of a caller
+    message = StringValue(value="long")
+    state = PrevRevisions()
+    state.put("message", Change("message", message))
+    state.put("object", ChangeBytes("object", b"123"))
+    state.put("bytes", b"12345")
+    state.put("own", OwnValue())
+    assert state.size == message.ByteSize() + 3 + 5
+    # when they change or go / then the size follows
+    state.put("message", b"1")
+    state.delete("object")
+    assert state.size == 1 + 5
 
 
 def test_d17_a_revision_does_not_start_over_after_a_delete() -> None:

@@ -7,12 +7,14 @@ import signal
 import sys
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
 from types import FrameType
 
 import click
 
-from datasync.errors import InvalidArgumentError, NotReadyError, StoreError
+from datasync.cli.targets import refuse_server, token
+from datasync.errors import InvalidArgumentError, MissingExtraError, NotReadyError, StoreError
 from datasync.keyval.api import Store
 from datasync.keyval.urls import connect, parse_url
 from datasync.metrics.systemd import SystemdNotifier
@@ -57,6 +59,7 @@ def _most(context: click.Context, parameter: click.Parameter, value: str) -> int
     help="The most keys of one transaction of DST.",
 )
 @click.option("--lock-ttl", type=float, metavar="SECONDS", help="Take over from a dead mirror after this time.")
+@click.option("--health", metavar="HOST:PORT", help="Serve /livez, /readyz, /healthz and /metrics. Port 0: a free one.")
 @click.option("--once", is_flag=True, help="End when everything is copied.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
 def mirror(
@@ -71,18 +74,26 @@ def mirror(
     verify_every: float | None,
     max_txn_ops: int,
     lock_ttl: float | None,
+    health: str | None,
     once: bool,
     dry_run: bool,
 ) -> int:
     """Keep a prefix of DST equal to a prefix of SRC, until Ctrl-C.
 
     It goes on when either end is lost. SIGUSR1 pauses it, SIGUSR2 lets it go on. A unit of systemd has Type=notify, and
-    is ready after the first copy. Exit code 1, with --once: keys were refused, or deletes are held.
+    is ready after the first copy. With --health, DATASYNC_TOKEN has the token of /healthz and /metrics, if they are to
+    need one; with the extra metrics, /metrics is for Prometheus. Exit code 1, with --once: keys were
+    refused, or deletes are held.
 
     \b
     Example: datasync mirror etcd://old:2379 postgres://new/app --prefix config/ --once
     Example: datasync mirror file:///srv/config etcd://host:2379 --dest-prefix config/ --delete
     """
+    if health is not None and dry_run:
+        raise InvalidArgumentError("--health is for a mirror that runs, not for --dry-run")
+    for url in (source, destination):
+        refuse_server(url, "mirror", "its records and transactions are those of a store; give the URL of its store")
+    _prepare_health(health)
     with _open(source) as first, _open(destination, create=not dry_run) as second:
         job = PrefixMirror(
             first,
@@ -102,7 +113,7 @@ def mirror(
             return _print_differences(job, delete)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         _pause_by_signals(job)
-        with job:
+        with job, _serve_health(health):  # in this order: without a source, the process would pass as ready
             return _follow(job, once)
 
 
@@ -137,6 +148,30 @@ def _follow(job: PrefixMirror, once: bool) -> int:
     except KeyboardInterrupt:
         _say(f"ended at revision {job.status().revision}")
         return 0
+
+
+def _prepare_health(address: str | None) -> None:
+    """Check *address*, and count for metrics from here on."""
+    if address is None:
+        return
+    from datasync.restsync.serve import split_address
+
+    split_address(address)
+    with suppress(MissingExtraError):  # without the extra, /metrics says so
+        from datasync.metrics.prometheus import install
+
+        install()
+
+
+def _serve_health(address: str | None) -> AbstractContextManager[object]:
+    """Serve the probes and metrics on *address*, if there is one, until the result ends."""
+    if address is None:
+        return nullcontext()
+    from datasync.metrics.server import serve_health
+
+    server = serve_health(address, token=token())
+    _say(f"health at {server.url}")
+    return server
 
 
 def _wait_copied(job: PrefixMirror, teller: _Teller) -> None:

@@ -7,10 +7,11 @@ import click
 from datasync.cli.arguments import positionals
 from datasync.cli.output import coloured, note, output_option, readable, write, write_records
 from datasync.cli.targets import open_store
-from datasync.errors import StoreError
+from datasync.errors import StoreError, UnsupportedError
 from datasync.keyval.broker import BytesBroker
 from datasync.keyval.history import Version
 from datasync.keyval.txn import BytesTxn
+from datasync.keyval.types import Capability
 from datasync.tools.records import record_of
 
 
@@ -27,6 +28,8 @@ def history(url: str, key: str, limit: int | None, output: str) -> int:
     Example: datasync history sqlite:app.db flags/checkout --limit 5
     """
     with open_store(url) as store:
+        if Capability.HISTORY not in store.capabilities:
+            raise UnsupportedError(f"{store.name} keeps no history")
         versions = store.new_broker().history(key)[-(limit or 0) :]
     if output == "value":
         for version in versions:

@@ -72,11 +72,12 @@ class OpenedView(View[T]):
         self._indexes: dict[str, IndexFunction] = {}
         self._options = options
         self._wait = wait
+        self._name = prefix or "view"  # a process may have several: its log, probes and metrics name them
         self._closed = False
         #: The process that ``_live`` was opened in, and the one in which it is ready to be read.
         self._opened_in = self._ready_in = 0
         with _lock:
-            self._connect = _connector(url, prefix, store_options)
+            self._connect = _connector(url, prefix, self._name, store_options)
         self._enter(None)
 
     def leave_parent(self) -> None:
@@ -112,7 +113,7 @@ class OpenedView(View[T]):
 
     def _started(self) -> LiveValues[T]:
         queue: Queue[Any] = Queue()
-        live: LiveValues[T] = LiveValues("view", self._options, queue, self._listeners, self._indexes)
+        live: LiveValues[T] = LiveValues(self._name, self._options, queue, self._listeners, self._indexes)
         live.start(lambda: self._connect(queue))
         return live
 
@@ -239,7 +240,7 @@ def open_settings(
     return Settings(view, model)
 
 
-def _connector(url: str, prefix: str, options: dict[str, Any]) -> Callable[[Any], Attached]:
+def _connector(url: str, prefix: str, name: str, options: dict[str, Any]) -> Callable[[Any], Attached]:
     """Import what opening needs, check the arguments, and return the function that opens and subscribes a queue."""
     from datasync.keyval.urls import prepare
     from datasync.kvdbsync.plugin import Plugin
@@ -251,7 +252,7 @@ def _connector(url: str, prefix: str, options: dict[str, Any]) -> Callable[[Any]
         try:
             plugin = Plugin(store, prefix, allow_delayed_start=True)
             try:
-                registration = plugin.watch("view", queue, queue, "")
+                registration = plugin.watch(name, queue, queue, "")
                 plugin.after_init()
             except BaseException:
                 plugin.close()

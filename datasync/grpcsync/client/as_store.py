@@ -16,6 +16,7 @@ from datasync.grpcsync.tls import ClientTLS
 from datasync.keyval.api import Store
 from datasync.keyval.driver import Scan, Stream
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, WriteOp
+from datasync.runtime.wording import below
 from datasync.serializer import check_key
 from datasync.syncbase.msg.convert import CONTENT_JSON, delete_request
 from datasync.syncbase.msg.datamsg_pb2 import PUT, DataChangeRequest
@@ -52,7 +53,7 @@ class GrpcStore(Store):
         self._shows_nothing(f"reading {key!r}")
 
     def scan(self, prefix: str, *, keys_only: bool = False) -> Scan:
-        self._shows_nothing(f"listing {prefix!r}")
+        self._shows_nothing(f"listing {below(prefix)}")
 
     def stream(self, prefix: str, after: int) -> Stream:
         self._shows_nothing(f"watching {prefix!r}")

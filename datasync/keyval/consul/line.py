@@ -12,6 +12,7 @@ from datasync.keyval.consul.lock_lease import lease_id
 from datasync.keyval.consul.pictures import read_picture
 from datasync.keyval.diff_stream import KnownPictures, PairMarks
 from datasync.keyval.driver import Contender, Line
+from datasync.runtime.wording import below
 
 
 def read_line(client: ConsulClient, known: KnownPictures, prefix: str) -> Line:
@@ -20,7 +21,7 @@ def read_line(client: ConsulClient, known: KnownPictures, prefix: str) -> Line:
     A key that was put plainly over that of a lease stays when the session ends, since a plain value must not expire. As
     a contender it would hold up everyone behind it for ever.
     """
-    keys, what = KeyRange.of(prefix), f"listing {prefix!r}"
+    keys, what = KeyRange.of(prefix), f"listing {below(prefix)}"
     response = get_range(client, keys, what)
     picture = read_picture(client, known, prefix, response)
     known.note(prefix, picture.revision, PairMarks.of(picture.pairs))

@@ -15,6 +15,7 @@ from datasync.keyval.consul.listing import check_hidden, get_range, index_of, lo
 from datasync.keyval.diff_stream import KnownPictures, PairMarks, Picture, PictureSource
 from datasync.keyval.types import KeyValue, RewoundError
 from datasync.runtime.http_client.connections import ReceivedResponse
+from datasync.runtime.wording import below
 
 #: A key that nobody has.
 NO_KEY = "datasync/no-such-key"
@@ -22,12 +23,12 @@ NO_KEY = "datasync/no-such-key"
 
 def list_picture(client: ConsulClient, known: KnownPictures, prefix: str) -> Picture:
     """Return the picture of *prefix*, after a check that nothing is hidden from the token."""
-    return read_picture(client, known, prefix, get_range(client, KeyRange.of(prefix), f"listing {prefix!r}"))
+    return read_picture(client, known, prefix, get_range(client, KeyRange.of(prefix), f"listing {below(prefix)}"))
 
 
 def read_picture(client: ConsulClient, known: KnownPictures, prefix: str, response: ReceivedResponse) -> Picture:
     """Return the picture of *prefix* in *response*, after the same check."""
-    keys, what = KeyRange.of(prefix), f"listing {prefix!r}"
+    keys, what = KeyRange.of(prefix), f"listing {below(prefix)}"
     index, pairs = index_of(response, what, client.name), pairs_of(response, keys, what, client.name)
     last = known.latest(prefix)
     vanished = set() if last is None else last[1].keys() - pairs.keys()
@@ -48,7 +49,7 @@ class ConsulPictures(PictureSource):
         self._known = known
         self._prefix = prefix
         self._keys = KeyRange.of(prefix)
-        self._what = f"watching {prefix!r}"
+        self._what = f"watching {below(prefix)}"
         self._connection = client.open_stream()
         self._revision = after
         self._index = 0  # of the last response; 0: the next query does not wait

@@ -45,6 +45,7 @@ from datasync.keyval.types import Capability, CommitResult, Condition, DeleteOp,
 from datasync.keyval.urls import StoreURL
 from datasync.runtime.http_client.connections import time_of
 from datasync.runtime.logs import get_logger
+from datasync.runtime.wording import below
 
 log = get_logger(__name__)
 
@@ -135,7 +136,7 @@ class ConsulStore(Store):
     def scan(self, prefix: str, *, keys_only: bool = False) -> PictureScan:
         if keys_only:
             keys = KeyRange.of(prefix)
-            index, pairs = list_keys(self._client, keys, f"listing {prefix!r}")
+            index, pairs = list_keys(self._client, keys, f"listing {below(prefix)}")
             check_hidden(self._client, keys, (), empty=not pairs)
             return PictureScan(self._known, prefix, Picture(index, pairs), keys_only=True)
         return PictureScan(self._known, prefix, list_picture(self._client, self._known, prefix))

@@ -23,6 +23,7 @@ from datasync.keyval.etcd.client import EtcdClient
 from datasync.keyval.etcd.keys import check_page, prefix_range
 from datasync.keyval.etcd.methods import RANGE
 from datasync.keyval.types import RewoundError
+from datasync.runtime.wording import below
 
 #: Prefixes whose evidence is remembered; beyond that, the least recently used ones are forgotten.
 MAX_PREFIXES = 128
@@ -149,10 +150,10 @@ class _Verification:
         self._prefix = prefix
         self._after = after
         self._scope = scope
-        self._what = f"following {prefix!r} after {after}"
+        self._what = f"following {below(prefix)} after {after}"
 
     def rewound(self, why: str) -> RewoundError:
-        what = f"following {self._prefix!r}: the store was emptied or restored from an older copy"
+        what = f"following {below(self._prefix)}: the store was emptied or restored from an older copy"
         return RewoundError(f"{what} ({why})")
 
     def header(self) -> pb.ResponseHeader:

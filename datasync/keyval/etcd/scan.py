@@ -22,6 +22,7 @@ from datasync.keyval.etcd.keys import check_page, encode_key, prefix_range, unex
 from datasync.keyval.etcd.methods import RANGE
 from datasync.keyval.etcd.stream import LARGE_VALUE
 from datasync.keyval.types import KeyValue
+from datasync.runtime.wording import below
 
 #: Keys in the first page, when the size of the values is unknown.
 FIRST_PAGE = 128
@@ -60,7 +61,7 @@ class EtcdScan(Scan):
         self._client = client
         self._continuity = continuity
         self._prefix = prefix
-        self._what = f"listing {prefix!r}"
+        self._what = f"listing {below(prefix)}"
         self._in_fragments = in_fragments
         self._keys_only = keys_only
         self._page_size = client.config.page_size

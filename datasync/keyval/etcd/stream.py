@@ -34,6 +34,7 @@ from datasync.keyval.etcd.methods import RANGE, STATUS, WATCH
 from datasync.keyval.etcd.watch_requests import WATCH_ID, WatchRequests
 from datasync.runtime.grpcio import forget_traceback
 from datasync.runtime.logs import get_logger
+from datasync.runtime.wording import below
 
 log = get_logger(__name__)
 
@@ -293,4 +294,4 @@ class EtcdStream(Stream):
         return StoreConnectionError(f"{self._what()}: the token expired")
 
     def _what(self) -> str:
-        return f"following {self._prefix!r} after {self._position}"
+        return f"following {below(self._prefix)} after {self._position}"

@@ -32,6 +32,7 @@ from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue,
 from datasync.keyval.urls import StoreURL
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard
+from datasync.runtime.wording import below
 from datasync.serializer import check_key
 
 log = get_logger(__name__)
@@ -121,9 +122,9 @@ class PostgresStore(Store):
     ) -> Scan:
         part: dict[str, Any] = {"after": after, "limit": limit, "keys_only": keys_only}
         if revision:
-            return self._scan_at(prefix, revision, f"listing {prefix!r}", **part)
+            return self._scan_at(prefix, revision, f"listing {below(prefix)}", **part)
         find = partial(current_position, schema=self._schema, name=self.name)
-        scan = self._scan(f"listing {prefix!r}", *listing(self._schema, prefix, **part), find)
+        scan = self._scan(f"listing {below(prefix)}", *listing(self._schema, prefix, **part), find)
         self._positions.note(scan.position)
         self._seen = max(self._seen, scan.revision)
         return scan

@@ -22,6 +22,7 @@ from datasync.keyval.positions import Position, Positions
 from datasync.keyval.postgres.connection import BoundedConnection, Waker
 from datasync.keyval.postgres.errors import translate
 from datasync.runtime.threads import ForkGuard
+from datasync.runtime.wording import below
 
 #: Seconds after which an idle stream yields None.
 IDLE = 1.0
@@ -54,7 +55,7 @@ class NotifiedStream(Stream):
     ) -> None:
         self._connect = connect
         self._channel = channel
-        self._what = f"following {prefix!r}"
+        self._what = f"following {below(prefix)}"
         self._name = name
         self._positions = positions
         self._position = positions.of(after) or Position(after)

@@ -15,6 +15,7 @@ from datasync.keyval.redis.client import RedisClient
 from datasync.keyval.redis.errors import Elsewhere, meaning
 from datasync.keyval.redis.log_entry import read_entries
 from datasync.keyval.types import KeyValue
+from datasync.runtime.wording import below
 
 #: Most keys, and most bytes of values, in one page.
 PAGE_KEYS, PAGE_BYTES = 1000, 4 << 20
@@ -32,7 +33,7 @@ class RedisScan(Scan):
 
     def __init__(self, client: RedisClient, prefix: str, *, keys_only: bool, exact: bool = False) -> None:
         self._client = client
-        self._what = f"reading {prefix!r}" if exact else f"listing {prefix!r}"
+        self._what = f"reading {prefix!r}" if exact else f"listing {below(prefix)}"
         self._start = client.keys.prefix(prefix)
         self._span = (b"[" + self._start,) * 2 if exact else client.keys.span(prefix)
         self._exact = exact

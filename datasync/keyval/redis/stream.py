@@ -23,6 +23,7 @@ from datasync.keyval.redis.link import Link
 from datasync.keyval.redis.log_entry import LogEntry, read_entries
 from datasync.keyval.types import RewoundError
 from datasync.runtime.threads import ForkGuard
+from datasync.runtime.wording import below
 
 #: Seconds after which an idle stream yields None and looks where the history is.
 IDLE = 1.0
@@ -45,7 +46,7 @@ class RedisStream(Stream):
         self._positions = positions
         self._guard = ForkGuard(f"a stream of {client.name}")
         self._cut = client.keys.prefix(prefix)
-        self._what = f"following {prefix!r}"
+        self._what = f"following {below(prefix)}"
         self._position = positions.of(after) or Position(after)
         self._cancelled = self._abandoned = False
         self._link: Link | None = None

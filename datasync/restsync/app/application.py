@@ -21,7 +21,7 @@ from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.errors import ConflictError, DatasyncError
 from datasync.events import Op
 from datasync.metrics.endpoints import PATHS
-from datasync.metrics.health import check_max_stale
+from datasync.metrics.health import HasStatus, check_max_stale, check_views
 from datasync.restsync.app.adapter import Adapter
 from datasync.restsync.app.dashboard import PAGE, PAGE_POLICY, Dashboard, MonitoredTransport
 from datasync.restsync.app.event_stream import StreamRequest, event_id, stream_events
@@ -115,6 +115,7 @@ class Application:
       done_timeout: Seconds to wait for the subscribers to acknowledge a change.
       resync_timeout: Seconds to wait for the subscribers to acknowledge a full state.
       max_stale: Seconds after which ``/readyz`` says no because a source is lost; None for never.
+      views: Views that the process needs: ``/readyz`` opens them, and says no before they were read.
 
     Raises:
       InvalidArgumentError: An argument is not valid.
@@ -138,8 +139,10 @@ class Application:
         done_timeout: float = DEFAULT_NOTIF_TIMEOUT,
         resync_timeout: float = RESYNC_DONE_TIMEOUT,
         max_stale: float | None = None,
+        views: Iterable[HasStatus] = (),
     ) -> None:
         check_max_stale(max_stale)
+        self._views = check_views(views)
         self._tokens = TokenCheck(token)
         #: The hosts that requests may be addressed to.
         self.hosts = HostCheck(allowed_hosts)
@@ -214,7 +217,7 @@ class Application:
         if path in ("", "/") and self._page:
             return self._serve_page(environ, path)
         if path in PATHS:
-            return _only(environ, GET=lambda _: probe(environ, path, self._tokens, self._max_stale))
+            return _only(environ, GET=lambda _: probe(environ, path, self._tokens, self._max_stale, self._views))
         if path == "/openapi.json":
             described = document(mounted_at(environ) or "/", page=self._page)
             return _only(environ, GET=lambda _: _json_response(json.dumps(described)))

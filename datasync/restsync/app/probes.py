@@ -5,9 +5,11 @@ Source: contract C22.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from datasync.metrics.endpoints import GUARDED, answer
+from datasync.metrics.health import HasStatus
 from datasync.restsync.app.requests import check_authorized
 from datasync.restsync.problems import Problem
 from datasync.restsync.response import Response
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 
-def probe(environ: WSGIEnvironment, path: str, tokens: TokenCheck, max_stale: float | None) -> Response:
+def probe(
+    environ: WSGIEnvironment, path: str, tokens: TokenCheck, max_stale: float | None, views: Sequence[HasStatus]
+) -> Response:
     """Answer a request for one of ``endpoints.PATHS``: probes need no token, what tells more does."""
     try:
         check_authorized(tokens, environ)
@@ -26,6 +30,6 @@ def probe(environ: WSGIEnvironment, path: str, tokens: TokenCheck, max_stale: fl
         if path in GUARDED:
             raise
         known = False
-    found = answer(path, environ.get("HTTP_ACCEPT", ""), max_stale=max_stale, detail=known)
+    found = answer(path, environ.get("HTTP_ACCEPT", ""), max_stale=max_stale, views=views, detail=known)
     assert found is not None
     return Response(found.body, found.status, found.content_type, {"Cache-Control": "no-store"})

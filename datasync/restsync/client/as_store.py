@@ -36,6 +36,7 @@ from datasync.restsync.keys import check_text
 from datasync.restsync.problems import Problem, error_of
 from datasync.runtime.http_client.connections import StreamConnection, time_of
 from datasync.runtime.tokens import bearer
+from datasync.runtime.wording import below
 from datasync.syncbase.change import ChangeBytes
 
 #: Bytes of a problem document that are read.
@@ -181,7 +182,7 @@ class RestBytesClient(Client):
         """Return the incarnation of the server, the revision, and the pairs under *prefix* in key order."""
         self._check(None, None)
         check_text(prefix, "a prefix")
-        subject = f"list of {prefix!r}"
+        subject = f"list of {below(prefix)}"
         response = self._requests.send("GET", f"/events?follow=false&prefix={quote(prefix, safe='')}", subject)
         if response.status != 200:
             raise self._requests.error(subject, response)

@@ -65,6 +65,7 @@ from datasync.restsync.problems import code_of
 from datasync.runtime.closing import Closable
 from datasync.runtime.http_client.connections import ReceivedResponse, StreamConnection
 from datasync.runtime.tokens import bearer
+from datasync.runtime.wording import below
 from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_key, check_message
 from datasync.syncbase.futures import Outcome
 from datasync.syncbase.registration import Registration
@@ -293,7 +294,7 @@ class Client(Closable):
         self._check(None, timeout)
         whole = self._prefix + prefix
         check_text(whole, "a prefix")
-        subject = f"list of {prefix!r}"
+        subject = f"list of {below(prefix)}"
         query = f"/events?follow=false&prefix={quote(whole, safe='')}"
         response = self._requests.send("GET", query, subject, timeout=timeout)
         if response.status != 200:

@@ -37,6 +37,7 @@ from datasync.keyval.postgres.table.stream import TableListing, TableStream
 from datasync.keyval.postgres.table.verify import MarkedScan, Verification
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, WriteOp
 from datasync.runtime.threads import ForkGuard
+from datasync.runtime.wording import below
 
 #: The options of a URL that make it name a table.
 TABLE_OPTIONS = {
@@ -147,7 +148,7 @@ class TableStore(Store):
             listing.query,
             listing.range,
             listing.find,
-            what=f"listing {prefix!r}",
+            what=f"listing {below(prefix)}",
             name=self.name,
             release=self._pool.take_back,
             before=listing.before,
