@@ -206,9 +206,8 @@ def open_view(
     hosts = ",".join(host if port is None else f"{host}:{port}" for host, port in parsed.hosts)
     source = f"{parsed.scheme}://{hosts}{parsed.path}"  # without what may be a password
     file = None if cache is None else CacheFile(cache, source, prefix)
-    return OpenedView(
-        url, prefix, wait, ViewOptions(codec, defaults or {}, file, max_stale, settle, max_delete), options
-    )
+    view_options = ViewOptions(codec, defaults or {}, file, max_stale, settle, max_delete).checked()
+    return OpenedView(url, prefix, wait, view_options, options)
 
 
 def open_settings(
