@@ -67,7 +67,7 @@ def test_importing_loads_nothing_large() -> None:
 
 def test_c20_importing_open_view_loads_nothing_that_a_view_of_json_values_does_not_need() -> None:
     # given what takes long to import, and the part of the standard library and of protobuf that cannot be spared
-    heavy = {"ast", "calendar", "dataclasses", "datetime", "decimal", "difflib", "inspect", "locale", "numbers", "pickle"}
+    heavy = {"ast", "calendar", "dataclasses", "datetime", "decimal", "difflib", "inspect", "locale", "pickle"}
     heavy |= {"asyncio", "base64", "http", "random", "sqlite3", "struct", "urllib.parse", "yaml", "msgspec", "pydantic"}
     heavy |= {"google.protobuf.descriptor", "google.protobuf.message_factory", "google.protobuf.text_format"}
     heavy |= {f"datasync.{name}" for name in ("aggregator", "keyval", "kvdbsync", "options", "serializer", "syncbase")}
