@@ -9,7 +9,6 @@ own package: ``datasync.keyval``, ``datasync.kvdbsync``, ``datasync.consumer``, 
 import logging
 from typing import TYPE_CHECKING
 
-from datasync.aggregator import AggregatedRegistration, KVProtoWatchers, KVProtoWriters
 from datasync.api import (
     DEFAULT_NOTIF_TIMEOUT,
     WAIT_TIMEOUT,
@@ -18,7 +17,6 @@ from datasync.api import (
     KeyValProtoWatcher,
     WatchRegistration,
 )
-from datasync.commits import WriteResult
 from datasync.context import current_source, with_source
 from datasync.errors import (
     AggregateError,
@@ -64,26 +62,28 @@ from datasync.events import (
     WithPrevValue,
     WithRevision,
 )
-from datasync.options import (
-    DelOption,
-    PutOption,
-    WithClientLifetimeTTLOpt,
-    WithPrefixOpt,
-    WithTTLOpt,
-    with_client_lifetime_ttl,
-    with_prefix,
-    with_ttl,
-)
 from datasync.runtime.lazy import load_lazily
 
 if TYPE_CHECKING:
     from datasync import codecs
+    from datasync.aggregator import AggregatedRegistration, KVProtoWatchers, KVProtoWriters
+    from datasync.commits import WriteResult
     from datasync.consumer.consumer import Consumer
     from datasync.consumer.reconciler.reconciler import Reconciler
     from datasync.consumer.view.opened import open_settings, open_view
     from datasync.consumer.view.view import View
     from datasync.keyval.urls import connect
     from datasync.kvdbsync.plugin import Plugin
+    from datasync.options import (
+        DelOption,
+        PutOption,
+        WithClientLifetimeTTLOpt,
+        WithPrefixOpt,
+        WithTTLOpt,
+        with_client_lifetime_ttl,
+        with_prefix,
+        with_ttl,
+    )
 else:  # loaded on first use, because ``import datasync`` must stay light
     __getattr__, __dir__ = load_lazily(
         __name__,
@@ -96,6 +96,18 @@ else:  # loaded on first use, because ``import datasync`` must stay light
             "View": "datasync.consumer.view.view",
             "open_view": "datasync.consumer.view.opened",
             "open_settings": "datasync.consumer.view.opened",
+            "AggregatedRegistration": "datasync.aggregator",
+            "KVProtoWatchers": "datasync.aggregator",
+            "KVProtoWriters": "datasync.aggregator",
+            "WriteResult": "datasync.commits",
+            "DelOption": "datasync.options",
+            "PutOption": "datasync.options",
+            "WithClientLifetimeTTLOpt": "datasync.options",
+            "WithPrefixOpt": "datasync.options",
+            "WithTTLOpt": "datasync.options",
+            "with_client_lifetime_ttl": "datasync.options",
+            "with_prefix": "datasync.options",
+            "with_ttl": "datasync.options",
         },
     )
 

@@ -17,13 +17,13 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast, overload, runtime_che
 from google.protobuf.message import Message
 
 from datasync.api import WAIT_TIMEOUT, KeyProtoValDeleter, KeyProtoValWriter, KeyValProtoWatcher, WatchRegistration
+from datasync.checks import check_key, check_message
 from datasync.commits import HasRevision, WriteResult
 from datasync.errors import AggregateError, InvalidArgumentError, UnsupportedError
 from datasync.options import DelOption, PutOption
 from datasync.runtime.closing import Closable
 from datasync.runtime.timeouts import check_timeout
 from datasync.runtime.wording import counted
-from datasync.serializer import check_key, check_message
 
 T = TypeVar("T")
 SelfT = TypeVar("SelfT", bound="_Members[Any]")

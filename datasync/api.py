@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from queue import Queue
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from google.protobuf.message import Message
 
-from datasync.commits import WriteResult
-from datasync.options import DelOption, PutOption
+if TYPE_CHECKING:
+    from datasync.commits import WriteResult
+    from datasync.options import DelOption, PutOption
 
 #: Seconds that a caller waits for ``done`` of a change, and that an event waits for room in a subscriber's queue.
 DEFAULT_NOTIF_TIMEOUT = 2.0

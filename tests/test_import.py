@@ -65,6 +65,26 @@ def test_importing_loads_nothing_large() -> None:
     assert len([name for name in loaded if name.startswith("datasync")]) <= 20
 
 
+def test_c20_importing_open_view_loads_nothing_that_a_view_of_json_values_does_not_need() -> None:
+    # given what takes long to import, and the part of the standard library and of protobuf that cannot be spared
+    heavy = {"ast", "calendar", "dataclasses", "datetime", "decimal", "difflib", "inspect", "locale", "pickle"}
+    heavy |= {"asyncio", "base64", "http", "random", "sqlite3", "struct", "urllib.parse", "yaml", "msgspec", "pydantic"}
+    heavy |= {"google.protobuf.descriptor", "google.protobuf.message_factory", "google.protobuf.text_format"}
+    heavy |= {f"datasync.{name}" for name in ("aggregator", "keyval", "kvdbsync", "options", "serializer", "syncbase")}
+    program = """
+import concurrent.futures, contextvars, json, logging, queue, sys, threading, typing
+import google.protobuf.message
+before = set(sys.modules)
+from datasync import open_view
+print(*sorted(set(sys.modules) - before))
+"""
+    # when
+    loaded = set(python(program).split())
+    # then
+    assert loaded & heavy == set()
+    assert len([name for name in loaded if name.startswith("datasync")]) <= 35
+
+
 def test_the_logger_is_silent_until_somebody_listens() -> None:
     assert python("import datasync, logging; logging.getLogger('datasync.x').error('x')") == ""
 

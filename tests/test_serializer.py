@@ -11,8 +11,9 @@ from google.protobuf.type_pb2 import Field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datasync.checks import check_key
 from datasync.errors import DecodeError, InvalidArgumentError
-from datasync.serializer import SerializerJSON, SerializerProto, check_key
+from datasync.serializer import SerializerJSON, SerializerProto
 from tests.support.running import run
 
 fields = st.builds(

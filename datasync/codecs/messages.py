@@ -9,10 +9,11 @@ from typing import Generic
 
 from google.protobuf.message import Message
 
+from datasync.checks import check_serializer
 from datasync.codecs.unknown import UnknownFields
 from datasync.errors import InvalidArgumentError
 from datasync.events import MessageT
-from datasync.serializer import Serializer, SerializerJSON, check_serializer
+from datasync.serializer import Serializer, SerializerJSON
 
 
 class MessageCodec(Generic[MessageT]):

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from datasync.checks import check_key
 from datasync.errors import InvalidArgumentError, UnsupportedError
 from datasync.keyval.broker import BytesBroker
 from datasync.keyval.driver import StoreDriver
@@ -17,7 +18,6 @@ from datasync.keyval.locks.leadership import Leadership, campaign
 from datasync.keyval.locks.lock import Lock
 from datasync.keyval.types import ROOT, Capability
 from datasync.keyval.watcher import Watcher
-from datasync.serializer import check_key
 
 # Not socket.gethostname(): that module takes a tenth of a program's start-up time.
 _HOST = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
+from datasync.checks import check_key
 from datasync.commits import WriteResult
 from datasync.errors import InvalidArgumentError, UnsupportedError
 from datasync.keyval.driver import Scan, StoreDriver
@@ -19,7 +20,6 @@ from datasync.keyval.txn import BytesTxn
 from datasync.keyval.types import Capability, CommitResult, Condition, DeleteOp, KeyValue, PutOp, WriteOp
 from datasync.keyval.validation import check_data, check_prefix, check_revision, check_text
 from datasync.options import DelOption, PutOption, read_del_options, read_put_options
-from datasync.serializer import check_key
 
 
 class _GetFields(NamedTuple):

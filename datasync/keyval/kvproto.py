@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from google.protobuf.message import Message
 
+from datasync.checks import check_serializer
 from datasync.commits import WriteResult
 from datasync.events import MessageT
 from datasync.keyval.broker import BytesBroker, ListResult
@@ -19,7 +20,7 @@ from datasync.keyval.txn import BytesTxn
 from datasync.keyval.types import CommitResult
 from datasync.keyval.watcher import Watcher
 from datasync.options import DelOption, PutOption
-from datasync.serializer import Serializer, SerializerJSON, check_serializer
+from datasync.serializer import Serializer, SerializerJSON
 
 
 class _ProtoGetFields(NamedTuple):

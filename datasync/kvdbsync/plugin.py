@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from google.protobuf.message import Message
 
 from datasync.api import WAIT_TIMEOUT
+from datasync.checks import check_serializer
 from datasync.codecs.api import Codec, encode_value
 from datasync.commits import HasRevision, WriteResult
 from datasync.errors import ClosedError, InvalidArgumentError, NotReadyError
@@ -23,7 +24,7 @@ from datasync.resync.orchestrator import Plugin as Orchestrator
 from datasync.runtime.logs import get_logger
 from datasync.runtime.timeouts import Timeouts
 from datasync.runtime.timers import SYSTEM_CLOCK, Clock
-from datasync.serializer import Serializer, SerializerJSON, check_serializer
+from datasync.serializer import Serializer, SerializerJSON
 
 if TYPE_CHECKING:  # ``Plugin`` without a parameter means messages, as it did before there were codecs
     from typing_extensions import TypeVar

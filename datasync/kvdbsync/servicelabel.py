@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 
+from datasync.checks import check_key
 from datasync.errors import InvalidArgumentError
-from datasync.serializer import check_key
 
 #: Environment variable for this agent's label.
 LABEL_VARIABLE = "MICROSERVICE_LABEL"

@@ -14,9 +14,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from datasync.checks import check_key
 from datasync.errors import InvalidArgumentError, MessagingError
 from datasync.runtime.closing import Closable
-from datasync.serializer import check_key
 
 #: A position: the first message of a partition that is still there.
 OLDEST = -2

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from datasync.checks import check_serializer
 from datasync.codecs.api import Codec, check_codec
 from datasync.errors import ClosedError, DatasyncError, ForkedError, InvalidArgumentError, SubscriptionError
 from datasync.messaging.api import (
@@ -31,7 +32,7 @@ from datasync.runtime.backoff import Backoff
 from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard, Worker
-from datasync.serializer import Serializer, SerializerJSON, check_serializer
+from datasync.serializer import Serializer, SerializerJSON
 
 log = get_logger(__name__)
 

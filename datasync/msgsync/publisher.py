@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, cast, overload
 
 from google.protobuf.message import Message
 
+from datasync.checks import check_serializer
 from datasync.codecs.api import Codec, check_codec, encode_value
 from datasync.commits import WriteResult
 from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, NotReadyError, UnknownOutcome
@@ -19,7 +20,7 @@ from datasync.messaging.api import Broker, Delivered, check_partition, check_top
 from datasync.options import DelOption, PutOption, read_del_options, read_put_options
 from datasync.runtime.closing import Closable
 from datasync.runtime.threads import ForkGuard
-from datasync.serializer import Serializer, SerializerJSON, check_serializer
+from datasync.serializer import Serializer, SerializerJSON
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 from google.protobuf.message import Message
 
 from datasync.api import WAIT_TIMEOUT
+from datasync.checks import check_serializer
 from datasync.codecs.api import Codec
 from datasync.commits import HasRevision
 from datasync.keyval.mirror import StoreMirror
@@ -18,7 +19,7 @@ from datasync.messaging.api import Broker
 from datasync.msgsync.topic import TopicStore
 from datasync.resync.orchestrator import Plugin as Orchestrator
 from datasync.runtime.timeouts import Timeouts
-from datasync.serializer import Serializer, SerializerJSON, check_serializer
+from datasync.serializer import Serializer, SerializerJSON
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar

@@ -19,8 +19,8 @@ from collections.abc import Iterable
 from itertools import islice
 from urllib.parse import unquote_to_bytes
 
+from datasync.checks import check_key
 from datasync.errors import InvalidArgumentError
-from datasync.serializer import check_key
 
 #: Bytes of a key in UTF-8.
 MAX_KEY = 1024

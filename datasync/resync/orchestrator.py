@@ -10,6 +10,7 @@ import math
 import threading
 import time
 
+from datasync.checks import check_key
 from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError
 from datasync.resync.api import ResyncRegistration, ResyncReport, ResyncResult
 from datasync.resync.registration import Handler, QueueRegistration
@@ -17,7 +18,6 @@ from datasync.runtime.closing import Closable
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard, SteppedCondition
 from datasync.runtime.wording import counted
-from datasync.serializer import check_key
 
 log = get_logger(__name__)
 

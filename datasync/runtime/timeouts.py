@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from datasync.api import DEFAULT_NOTIF_TIMEOUT
 from datasync.errors import InvalidArgumentError
@@ -46,8 +46,7 @@ def check_timeout(timeout: object, what: str = "timeout") -> float:
     return min(timeout, threading.TIMEOUT_MAX)
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
+class Timeouts(NamedTuple):
     """Durations in seconds; a backoff is its first and its longest delay. *redeliveries* is a rate."""
 
     #: The time that an event waits for room in a full queue; a later acknowledgement is counted as late.

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
 
+from datasync.checks import check_key, check_message
 from datasync.codecs.api import Codec, decode_value
 from datasync.codecs.messages import MessageCodec
 from datasync.errors import DecodeError, InvalidArgumentError
 from datasync.events import LazyValue, MessageT, Op
 from datasync.jsontext import WRONG_TYPE
 from datasync.runtime.monitoring import count
-from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_key, check_message
+from datasync.serializer import Serializer, SerializerJSON, SerializerProto
 
 #: Decodes bytes that came without a serializer.
 DEFAULT_SERIALIZER: Serializer = SerializerJSON()

@@ -10,10 +10,11 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from datasync.checks import check_key
 from datasync.codecs.api import Codec, check_codec
 from datasync.errors import ConflictError
 from datasync.runtime.wording import counted
-from datasync.serializer import Serializer, check_key
+from datasync.serializer import Serializer
 from datasync.syncbase.change import (
     DEFAULT_SERIALIZER,
     DELETE,

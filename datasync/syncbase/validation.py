@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import Queue
 from typing import Any
 
+from datasync.checks import check_key
 from datasync.codecs.api import check_codec
 from datasync.errors import InvalidArgumentError, SubscriptionError
 from datasync.events import ChangeValue, KeyVal, Op
-from datasync.serializer import check_key
 from datasync.syncbase.change import DELETE, PUT, Change, ChangeBytes, Payload, check_payload, check_revision
 
 #: The prefixes of a ``watch`` that names none.

@@ -6,7 +6,6 @@ Source: contract C20, C22.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -28,8 +27,7 @@ class ViewState(str, Enum):
     CLOSED = "closed"
 
 
-@dataclass(frozen=True, slots=True)
-class ViewStatus:
+class ViewStatus(NamedTuple):
     """The state of a view, and the time *since* which it is in it. Times are seconds since the epoch.
 
     *cached* is True while the values come from the cache file. The three of the error are None while all is well.

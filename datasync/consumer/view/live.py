@@ -10,13 +10,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from queue import Empty, Queue
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from datasync.codecs.api import Codec
 from datasync.consumer.guard import DeleteGuard
-from datasync.consumer.pairs import JSON, bytes_and_value, value_or_error
+from datasync.consumer.pairs import bytes_and_value, value_or_error
 from datasync.consumer.view.cache import CachedValues, CacheFile
 from datasync.consumer.view.condition import SourceReport, ViewState, ViewStatus, leaves, report
 from datasync.consumer.view.frozen import freeze
@@ -76,24 +75,25 @@ class _Lost(NamedTuple):
     monotonic: float
 
 
-@dataclass(frozen=True)
-class ViewOptions:
+class ViewOptions(NamedTuple):
     """The arguments of a view; they are the same in every process."""
 
-    codec: Codec[Any] = JSON
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    cache: CacheFile | None = None
-    max_stale: float | None = None
-    settle: tuple[float, float] | None = None
-    max_delete: int | float | None = None
+    codec: Codec[Any]
+    defaults: Mapping[str, Any]
+    cache: CacheFile | None
+    max_stale: float | None
+    settle: tuple[float, float] | None
+    max_delete: int | float | None
 
-    def __post_init__(self) -> None:
+    def checked(self) -> ViewOptions:
+        """Return these options. Raises ``InvalidArgumentError`` for one that no view can have."""
         if self.max_stale is not None and not 0 <= self.max_stale < float("inf"):
             raise InvalidArgumentError("max_stale takes a number of seconds, at least 0")
         DeleteGuard(self.max_delete)  # checks it
         if not callable(getattr(self.codec, "decode", None)):
             raise InvalidArgumentError(f"codec must have decode() and encode(), not be a {type(self.codec).__name__}")
         Settling(self.settle)  # checks it
+        return self
 
 
 class LiveValues(Generic[T]):

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from queue import Queue
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from datasync.codecs.api import Codec
 from datasync.consumer.pairs import JSON
@@ -21,9 +21,11 @@ from datasync.consumer.view.cache import CacheFile
 from datasync.consumer.view.index import IndexFunction
 from datasync.consumer.view.live import Attached, LiveValues, ViewOptions
 from datasync.consumer.view.notices import Listeners
-from datasync.consumer.view.settings import Settings
 from datasync.consumer.view.view import View
 from datasync.errors import ClosedError, InvalidArgumentError, UnsupportedError
+
+if TYPE_CHECKING:
+    from datasync.consumer.view.settings import Settings
 
 T = TypeVar("T")
 
@@ -205,9 +207,8 @@ def open_view(
     hosts = ",".join(host if port is None else f"{host}:{port}" for host, port in parsed.hosts)
     source = f"{parsed.scheme}://{hosts}{parsed.path}"  # without what may be a password
     file = None if cache is None else CacheFile(cache, source, prefix)
-    return OpenedView(
-        url, prefix, wait, ViewOptions(codec, defaults or {}, file, max_stale, settle, max_delete), options
-    )
+    view_options = ViewOptions(codec, defaults or {}, file, max_stale, settle, max_delete).checked()
+    return OpenedView(url, prefix, wait, view_options, options)
 
 
 def open_settings(
@@ -237,6 +238,8 @@ def open_settings(
     view = open_view(
         url, prefix, cache=cache, max_stale=max_stale, wait=wait, settle=settle, max_delete=max_delete, **options
     )
+    with _lock:
+        from datasync.consumer.view.settings import Settings
     return Settings(view, model)
 
 

@@ -9,7 +9,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -28,21 +27,26 @@ log = get_logger(__name__)
 _ABSENT = object()
 
 
-@dataclass(slots=True)
 class Update:
-    """The changes of one event: *good* values with their *raw* bytes, *bad* ones, and keys that are *gone*."""
+    """The changes of one event: *good* values with their *raw* bytes, *bad* ones, and keys that are *gone*.
 
-    good: dict[str, Any] = field(default_factory=dict)
-    raw: dict[str, bytes] = field(default_factory=dict)
-    bad: dict[str, DecodeError] = field(default_factory=dict)
-    gone: set[str] = field(default_factory=set)
-    revision: int = 0
-    #: The whole state of a source.
-    resync: bool = False
-    #: From the cache file: any RESYNC knows better.
-    cached: bool = False
-    #: Delete what is held back.
-    release: bool = False
+    Args:
+      resync: They are the whole state of a source.
+      cached: They are from the cache file: any RESYNC knows better.
+      release: Delete what is held back.
+    """
+
+    __slots__ = ("bad", "cached", "gone", "good", "raw", "release", "resync", "revision")
+
+    def __init__(self, *, revision: int = 0, resync: bool = False, cached: bool = False, release: bool = False) -> None:
+        self.good: dict[str, Any] = {}
+        self.raw: dict[str, bytes] = {}
+        self.bad: dict[str, DecodeError] = {}
+        self.gone: set[str] = set()
+        self.revision = revision
+        self.resync = resync
+        self.cached = cached
+        self.release = release
 
 
 class Moment(NamedTuple):

@@ -139,7 +139,7 @@ class View(Mapping[str, T], Closable, Generic[T]):
         if not isinstance(watcher, KeyValProtoWatcher):
             raise InvalidArgumentError(f"a view needs a watcher, not a {type(watcher).__name__}")
         self._listeners = Listeners()
-        options = ViewOptions(codec, defaults or {}, None, max_stale, settle, max_delete)
+        options = ViewOptions(codec, defaults or {}, None, max_stale, settle, max_delete).checked()
         queue: Queue[Any] = Queue()
         self._options = options
         self._live: LiveValues[T] = LiveValues(name, options, queue, self._listeners, {})

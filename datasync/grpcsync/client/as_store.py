@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import ClassVar, NoReturn
 
+from datasync.checks import check_key
 from datasync.commits import WriteResult
 from datasync.errors import InvalidArgumentError, UnsupportedError
 from datasync.grpcsync.client.client import Client
@@ -17,7 +18,6 @@ from datasync.keyval.api import Store
 from datasync.keyval.driver import Scan, Stream
 from datasync.keyval.types import Capability, CommitResult, Condition, KeyValue, PutOp, WriteOp
 from datasync.runtime.wording import below
-from datasync.serializer import check_key
 from datasync.syncbase.msg.convert import CONTENT_JSON, delete_request
 from datasync.syncbase.msg.datamsg_pb2 import PUT, DataChangeRequest
 

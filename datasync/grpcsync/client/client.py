@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
+from datasync.checks import check_key, check_message
 from datasync.commits import WriteResult
 from datasync.errors import DatasyncError, InvalidArgumentError, UnsupportedError
 from datasync.grpcsync.client.channel import ServerChannel
@@ -28,7 +29,6 @@ from datasync.runtime.grpcio import check_grpc
 from datasync.runtime.threads import CLOSE_TIMEOUT, ForkGuard
 from datasync.runtime.timeouts import check_seconds
 from datasync.runtime.tokens import check_token
-from datasync.serializer import check_key, check_message
 from datasync.syncbase.msg.convert import CONTENT_JSON, delete_request, put_request, resync_requests
 from datasync.syncbase.msg.datamsg_pb2 import DEL, DataChangeRequest, DataResyncRequests, Seq
 from datasync.tracing import begin_send, end, outgoing_of

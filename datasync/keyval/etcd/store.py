@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import grpc
 
+from datasync.checks import check_key
 from datasync.errors import (
     CompactedError,
     DatasyncError,
@@ -36,7 +37,6 @@ from datasync.keyval.urls import StoreURL
 from datasync.runtime.grpcio import check_grpc
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import Worker
-from datasync.serializer import check_key
 
 log = get_logger(__name__)
 

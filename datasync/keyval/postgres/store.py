@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import psycopg
 from psycopg import sql
 
+from datasync.checks import check_key
 from datasync.errors import ClosedError, StoreError, UnknownOutcome, UnsupportedError
 from datasync.keyval.api import Store
 from datasync.keyval.driver import Lease, Scan, Stream
@@ -33,7 +34,6 @@ from datasync.keyval.urls import StoreURL
 from datasync.runtime.logs import get_logger
 from datasync.runtime.threads import ForkGuard
 from datasync.runtime.wording import below
-from datasync.serializer import check_key
 
 log = get_logger(__name__)
 

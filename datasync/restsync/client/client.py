@@ -18,6 +18,7 @@ from urllib.parse import quote
 from google.protobuf.message import Message
 
 from datasync.api import WAIT_TIMEOUT
+from datasync.checks import check_key, check_message
 from datasync.commits import HasRevision, WriteResult, note_own_write
 from datasync.errors import (
     InvalidArgumentError,
@@ -66,7 +67,7 @@ from datasync.runtime.closing import Closable
 from datasync.runtime.http_client.connections import ReceivedResponse, StreamConnection
 from datasync.runtime.tokens import bearer
 from datasync.runtime.wording import below
-from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_key, check_message
+from datasync.serializer import Serializer, SerializerJSON, SerializerProto
 from datasync.syncbase.futures import Outcome
 from datasync.syncbase.registration import Registration
 from datasync.syncbase.registry import Registry

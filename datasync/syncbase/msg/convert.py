@@ -13,9 +13,10 @@ from collections.abc import Mapping
 
 from google.protobuf.message import Message
 
+from datasync.checks import check_key
 from datasync.errors import AggregateError, DatasyncError, InvalidArgumentError, error_text
 from datasync.events import ChangeValue, Op
-from datasync.serializer import Serializer, SerializerJSON, SerializerProto, check_key
+from datasync.serializer import Serializer, SerializerJSON, SerializerProto
 from datasync.syncbase.change import ChangeBytes, KeyValBytes
 from datasync.syncbase.msg.datamsg_pb2 import (
     DEL,

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
+from datasync.checks import check_key
 from datasync.errors import InvalidArgumentError
-from datasync.serializer import check_key
 from datasync.tools.mirror.record import RECORDS
 
 #: Gives the key in the destination for a key of the source, both without their prefixes; None leaves the key out.

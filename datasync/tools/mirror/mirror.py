@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 
 from datasync.consumer.consumer import Consumer
 from datasync.errors import ClosedError, DatasyncError, InvalidArgumentError, NotReadyError, UnsupportedError
@@ -122,7 +121,7 @@ class PrefixMirror(Closable):
             source,
             source_prefix,
             allow_delayed_start=True,
-            timeouts=replace(timeouts or default_timeouts(), abandon=PATIENCE, remind=PATIENCE),
+            timeouts=(timeouts or default_timeouts())._replace(abandon=PATIENCE, remind=PATIENCE),
         )
         self._loops = LoopCheck(source, source_prefix)
         self._transfer = Transfer(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from datasync.keyval import memory, reader
@@ -43,7 +42,7 @@ def shortened(workload: Workload, chance: random.Random, *, sourced: bool) -> It
         abandon = PATIENT_ABANDON  # a caller is told of what was given up, and nothing follows
     else:
         abandon = chance.choice(HURRIED_ABANDON) if workload.hurried else ABANDON
-    timeouts = replace(_hurried_timeouts(chance) if workload.hurried else NATURAL, abandon=abandon)
+    timeouts = (_hurried_timeouts(chance) if workload.hurried else NATURAL)._replace(abandon=abandon)
     wanted = _hurried(chance) if workload.hurried else []
     wanted.append((library_timeouts, "DEFAULT_TIMEOUTS", timeouts))
     before = [(module, name, getattr(module, name)) for module, name, _ in wanted]
