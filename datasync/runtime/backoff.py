@@ -22,6 +22,8 @@ class Backoff:
     Threads: one, or the owner's lock.
     """
 
+    __slots__ = ("_after_break", "_doublings", "_failures", "_first", "_most", "_spread", "_succeeded")
+
     def __init__(
         self, first: float, most: float, spread: tuple[float, float] = (0.0, 1.0), *, after_break: float = 0.0
     ) -> None:

@@ -16,6 +16,7 @@ from datasync.errors import ForkedError
 from datasync.runtime.logs import get_logger
 
 T = TypeVar("T")
+AnswerT = TypeVar("AnswerT")
 
 log = get_logger(__name__)
 
@@ -167,20 +168,24 @@ class SteppedFuture(concurrent.futures.Future[T]):
     """A future that lets signals through while the main thread waits for it. Threads: any."""
 
     def result(self, timeout: float | None = None) -> T:
-        return super().result(self._last_step(timeout))
+        return self._in_steps(super().result, timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        return super().exception(self._last_step(timeout))
+        return self._in_steps(super().exception, timeout)
 
-    def _last_step(self, timeout: float | None) -> float | None:
-        """Wait until it is done, or only one step of the wait is left; return the seconds of that."""
-        until = math.inf if timeout is None else time.monotonic() + timeout
+    def _in_steps(self, ask: Callable[[float | None], AnswerT], timeout: float | None) -> AnswerT:
+        """Return what *ask* returns, which waits up to *timeout* seconds."""
+        until: float | None = None
         while (step := step_of(timeout)) != timeout:
-            with contextlib.suppress(concurrent.futures.TimeoutError):
-                super().exception(step)
-                break
+            if until is None:
+                until = math.inf if timeout is None else time.monotonic() + timeout
+            try:
+                return ask(step)
+            except concurrent.futures.TimeoutError:
+                if self.done():  # the timeout is its own error, or it was done this moment
+                    break
             timeout = None if timeout is None else max(0.0, until - time.monotonic())
-        return timeout
+        return ask(timeout)
 
 
 class GuardedFuture(SteppedFuture[T]):

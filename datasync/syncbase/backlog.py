@@ -162,6 +162,16 @@ class Undelivered:
         return SubscriptionState.of(self.missed.started, slow or bool(self.backlog) or due, repeats or bool(self.owed))
 
     @property
+    def is_idle(self) -> bool:
+        """True when there is nothing to put, now or later."""
+        return not self.backlog and self.resync is None and not self.owed and self.owed.resync_at is None
+
+    @property
+    def is_losing(self) -> bool:
+        """True when a full queue delays more than a RESYNC that no caller waits for."""
+        return bool(self.backlog) or (self.resync is not None and bool(self.resync.waiters))
+
+    @property
     def settled(self) -> bool:
         """True when nothing is owed to the subscriber, and no RESYNC is due."""
         return not self.owed and self.resync is None

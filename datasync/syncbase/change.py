@@ -69,8 +69,10 @@ class KeyVal(_Keyed):
     __slots__ = ("_value",)
 
     def __init__(self, key: str, value: Message | None, revision: int = 0) -> None:
-        check_key(key)
-        check_revision(key, revision)
+        if type(key) is not str or not key:  # a transaction has thousands: no call for what is usually right
+            check_key(key)
+        if type(revision) is not int or not 0 <= revision <= MAX_REVISION:
+            check_revision(key, revision)
         self._key = key
         self._value = None if value is None else _copy(value)
         self._revision = revision
@@ -117,10 +119,12 @@ class KeyValBytes(_Keyed):
     __slots__ = ("_data", "_serializer")
 
     def __init__(self, key: str, data: bytes | None, revision: int = 0, serializer: Serializer | None = None) -> None:
-        check_key(key)
+        if type(key) is not str or not key:  # as in ``KeyVal``
+            check_key(key)
         if data is not None and not isinstance(data, (bytes, bytearray, memoryview)):
             raise InvalidArgumentError(f"the value of {key!r} must be bytes, not {type(data).__name__}")
-        check_revision(key, revision)
+        if type(revision) is not int or not 0 <= revision <= MAX_REVISION:
+            check_revision(key, revision)
         self._key = key
         self._data = None if data is None else bytes(data)
         self._revision = revision
@@ -166,8 +170,9 @@ class Change(KeyVal):
     __slots__ = ("_op",)
 
     def __init__(self, key: str, value: Message | None = None, revision: int = 0, op: Op = Op.PUT) -> None:
-        _check_op(key, op, value is None)
-        super().__init__(key, None if op is DELETE else value, revision)
+        if op is not PUT or value is None:
+            _check_op(key, op, value is None)
+        KeyVal.__init__(self, key, None if op is DELETE else value, revision)  # without the object that super() makes
         self._op = op
 
     def get_change_type(self) -> Op:
@@ -187,8 +192,9 @@ class ChangeBytes(KeyValBytes):
         op: Op = Op.PUT,
         serializer: Serializer | None = None,
     ) -> None:
-        _check_op(key, op, data is None)
-        super().__init__(key, None if op is DELETE else data, revision, serializer)
+        if op is not PUT or data is None:
+            _check_op(key, op, data is None)
+        KeyValBytes.__init__(self, key, None if op is DELETE else data, revision, serializer)
         self._op = op
 
     def get_change_type(self) -> Op:

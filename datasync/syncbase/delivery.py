@@ -107,14 +107,15 @@ def _begin_next_locked(remaining: Iterable[EventOwner], retry: bool) -> QueuedEv
 class PutTurn:
     """The turn of the one thread that puts an event of a subscription. Call with the registry's lock held."""
 
-    __slots__ = ("awaited", "holder", "over")
+    __slots__ = ("_lock", "_over", "awaited", "holder")
 
     def __init__(self, lock: threading.RLock) -> None:
         #: The thread that puts, and the event: a new tuple for each put, so that ``is not`` detects the next put. None
         #: between puts.
         self.holder: tuple[int, QueuedEvent] | None = None
-        #: Notified at the end of a turn that other threads await.
-        self.over = SteppedCondition(lock)
+        self._lock = lock
+        # Notified at the end of a turn. Made by the first thread that waits for one: few subscriptions have it.
+        self._over: SteppedCondition | None = None
         #: Number of threads that wait for the end of the turn.
         self.awaited = 0
 
@@ -122,6 +123,12 @@ class PutTurn:
         """Return the event that the calling thread puts."""
         holder = self.holder
         return None if holder is None or holder[0] != threading.get_ident() else holder[1]
+
+    def end_locked(self) -> None:
+        """End the turn, and wake the threads that await that."""
+        self.holder = None
+        if self._over is not None:
+            self._over.notify_all()
 
     def await_end_locked(self) -> None:
         """Wait for the put of another thread. Releases the lock meanwhile.
@@ -131,8 +138,9 @@ class PutTurn:
         """
         holder = self.holder
         if holder is not None and holder[0] != threading.get_ident():
+            over = self._over = self._over or SteppedCondition(self._lock)
             self.awaited += 1
             try:
-                self.over.wait_for(lambda: self.holder is not holder, CLOSE_TIMEOUT)
+                over.wait_for(lambda: self.holder is not holder, CLOSE_TIMEOUT)
             finally:
                 self.awaited -= 1

@@ -124,8 +124,7 @@ class PropagationFuture(GuardedFuture[Outcome]):
 
     def __init__(self, subject: Callable[[], str], default_timeout: float, guard: ForkGuard) -> None:
         super().__init__(guard)
-        check_timeout(default_timeout)
-        self.default_timeout = default_timeout
+        self.default_timeout = check_timeout(default_timeout)
         self._subject = subject  # formatted only for an error
         self._made = time.monotonic()
         self._outcome: Outcome | None = None
@@ -180,7 +179,7 @@ class PropagationFuture(GuardedFuture[Outcome]):
             future.set_exception(_combine(self._subject(), self._failed))
 
     def _wait(self, ask: Callable[[GuardedFuture[Outcome], float | None], T], timeout: float | None) -> T:
-        timeout = check_timeout(self.default_timeout if timeout is None else timeout)
+        timeout = self.default_timeout if timeout is None else check_timeout(timeout)
         try:
             return ask(self, timeout)
         except concurrent.futures.TimeoutError:

@@ -13,6 +13,10 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from datasync.events import Op
 from datasync.syncbase.change import ChangeResp, StateKeyVal
 
+# Nearly every subscription misses nothing: all share these, and copy them before the first change.
+_NOTHING_GONE: dict[str, StateKeyVal] = {}
+_NOTHING_NEW: set[str] = set()
+
 
 class MissedDeletes:
     """The missed deletes of one subscription between two RESYNCs. Call with the registry's lock held.
@@ -25,10 +29,10 @@ class MissedDeletes:
 
     def __init__(self, *, started: bool) -> None:
         self.started = started
-        self._gone: dict[str, StateKeyVal] = {}
-        self._unoffered: set[str] = set()  # created while a RESYNC was due
+        self._gone = _NOTHING_GONE
+        self._unoffered = _NOTHING_NEW  # created while a RESYNC was due
         self._orphans: dict[str, StateKeyVal] = {}  # of prefixes that were unregistered; they may come back
-        self._shared = False  # with other subscriptions: copied before the first change
+        self._shared = True  # with other subscriptions: copied before the first change
 
     def not_applied(self, changes: Iterable[ChangeResp]) -> None:
         """Note *changes* of an event that was rejected, abandoned, or never put."""

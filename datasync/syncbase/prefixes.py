@@ -127,5 +127,8 @@ class PrefixTable(Generic[ValueT]):
         return most == 0 or min(keys)[:most] == max(keys)[:most]
 
     def _count(self, length: int, step: int) -> None:
-        self._lengths[length] = self._lengths.get(length, 0) + step
-        self._ascending = tuple(sorted(length for length, count in self._lengths.items() if count))
+        count = self._lengths[length] = self._lengths.get(length, 0) + step
+        if not count:
+            del self._lengths[length]
+        if count <= 1:  # the length may be new, or is gone
+            self._ascending = tuple(sorted(self._lengths))

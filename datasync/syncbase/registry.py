@@ -128,27 +128,27 @@ class Registry(Mirror):
         key_prefixes = key_prefixes or EVERYTHING
         check_watch(resync_name, change_queue, resync_queue, key_prefixes, in_flight, codec)
         self._core.check_waitable("watch()")
-        resync = PendingResync(ResyncReason.INITIAL, held=wait_for_resync)
         with self._lock:
             self._core.check_open()
             if resync_name in self._router.subscriptions:
                 raise SubscriptionError(f"{self.name}: the subscription {resync_name!r} already exists")
             # Without a reader a subscription whose keys are all unknown gets no first RESYNC.
-            resync.undecided = not self._core.sourced and not wait_for_resync
+            undecided = not self._core.sourced and not wait_for_resync
+            keys = self._state.list_keys() if undecided else []
+            resync = PendingResync(ResyncReason.INITIAL, wait_for_resync, undecided) if keys or not undecided else None
             subscription = Subscription(
                 self._core, resync_name, change_queue, resync_queue, key_prefixes, in_flight=in_flight, resync=resync
             )
             subscription.codec = self._state.codec if codec is None else codec
             self._router.add_locked(subscription)
-            keys = self._state.list_keys() if resync.undecided else []
         registration = Registration(self._core, self._router, subscription)
         try:
-            if resync.undecided:  # the search is long: not under the lock, which it would hold for all keys
+            if keys:  # the search is long: not under the lock, which it would hold for all keys
                 needed = PrefixTable.of(key_prefixes).any_of(keys)
                 with self._lock:
                     subscription.decide_first_locked(needed)
             log.info("%s: %r watches %s", self.name, resync_name, counted(len(key_prefixes), "prefix", "prefixes"))
-            deliver(self._core, (subscription,))
+            deliver(self._core, () if resync is None else (subscription,))
         except BaseException:  # ^C: without the registration the caller could not close it, and the name stayed taken
             registration.close()
             raise
@@ -229,7 +229,7 @@ class Registry(Mirror):
         self._guard.check()
         ops, revision = payloads(changes)
         context = captured(ctx)
-        size, first = len(ops), ops[0][0] if ops else ""
+        size, first = len(ops), next(iter(ops), "")
         future = PropagationFuture(
             lambda: f"{self.name}: transaction of {counted(size, 'change')}, first key {first!r}", timeout, self._guard
         )
@@ -241,7 +241,7 @@ class Registry(Mirror):
                     self._state.check(expected, self.name)
                 if only_watched:
                     self._router.check_watched_locked(changes)
-                applied, ignored = self._state.apply(ops, revision)
+                applied, ignored = self._state.apply(ops.items(), revision)
                 at = self._state.revision
                 self._core.notify_observers_locked(at, applied)
                 deliveries, unwatched = self._router.route_locked(applied, future, context)
@@ -249,7 +249,8 @@ class Registry(Mirror):
                 future.expect(outcome, {one.name: one for one in deliveries})
                 for subscription, transaction in deliveries.items():
                     subscription.accept_locked(transaction)
-                self._core.wake_locked()
+                if self._core.waiters.waiting:
+                    self._core.wake_locked()
             if not deliveries:
                 future.finish()
             deliver(self._core, deliveries)
@@ -297,7 +298,7 @@ class Registry(Mirror):
             with self._lock:
                 self._core.check_open()
                 revision = max(wanted, self._state.revision + 1)
-                entries: dict[str, StateEntry] = {key: (revision, value) for key, value in pairs if value is not None}
+                entries: dict[str, StateEntry] = {key: (revision, kv) for key, kv in pairs.items() if kv is not None}
                 future.expect(Outcome(revision), dict(self._router.subscriptions))
                 self._replace_locked(entries, revision, reason, future, context)
                 subscriptions = list(self._router.subscriptions.values())

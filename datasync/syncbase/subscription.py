@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextvars
 import queue
 import threading
-from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -68,7 +67,7 @@ class Subscription:
         self._alarm = Alarm(core.timers)
         self._ok = self._failed = self._late_count = 0
         self._ok_at: float | None = None
-        self._resyncs: Counter[ResyncReason] = Counter()
+        self._resyncs: dict[ResyncReason, int] = {}
         self._last_error: BaseException | None = None
         self._failing = Failing(core.source, name)
 
@@ -160,7 +159,7 @@ class Subscription:
             ok=self._ok,
             failed=self._failed,
             late=self._late_count,
-            resyncs=dict(+self._resyncs),
+            resyncs={reason: count for reason, count in self._resyncs.items() if count},
             last_error=self._last_error,
             owed=waiting.owed.status(),
             resync_in=resync_in,
@@ -218,6 +217,8 @@ class Subscription:
                 following = None if full else self.begin_locked()
             if full:
                 self._retry_if_room()  # the subscriber that acknowledges has made room
+            elif following is None:
+                self._core.run_deferred()
             else:
                 deliver(self._core, (), following, retry=True)
         except BaseException:
@@ -241,9 +242,11 @@ class Subscription:
             self._late_count += 1
         del self._in_flight[event]
         self._last_error = error
-        self._failed += error is not None
         if error is None:
-            self._ok, self._ok_at = self._ok + 1, now
+            self._ok += 1
+            self._ok_at = now
+        else:
+            self._failed += 1
         if isinstance(event, QueuedResync):
             self._resync_in_flight = False
             for waiter in event.pending.waiters:
@@ -270,7 +273,7 @@ class Subscription:
             now = self._now()
             for event in list(self._in_flight):
                 self._remind_locked(event, now)
-            if self._full_since is not None and self._losing_locked():
+            if self._full_since is not None and self._undelivered.is_losing:
                 over = self._full_since + self._timeouts.delivery
                 if now >= over:
                     self._overflow_locked(f"its queue was full for {self._timeouts.delivery:.1f} s")
@@ -315,6 +318,8 @@ class Subscription:
         """
         if self._closed or self._turn.holder is not None or (self._full_since is not None and not retry):
             return None
+        if self._undelivered.is_idle:  # mostly, after a put and after an answer
+            return None
         try:
             event = self._begin_locked()
             if event is not None:
@@ -347,7 +352,7 @@ class Subscription:
                 return None
             event = waiting.make_resync(resync, now)
             self._resync_in_flight = True
-            self._resyncs[event.reason] += 1
+            self._resyncs[event.reason] = self._resyncs.get(event.reason, 0) + 1
         elif not self._resync_in_flight and len(self._in_flight) < self._max_in_flight:
             now = self._now()
             event = waiting.make_change(now)
@@ -364,10 +369,7 @@ class Subscription:
         self, event: QueuedEvent, has_queue: bool, failure: BaseException | None, retry: bool
     ) -> QueuedEvent | None:
         """Take the result of the put of *event*; return the next. None if nothing may be put, or the queue was full."""
-        turn = self._turn
-        turn.holder = None
-        if turn.awaited:
-            turn.over.notify_all()
+        self._turn.end_locked()
         if failure is not None:
             if isinstance(failure, queue.Full):
                 self._take_back_locked(event)
@@ -402,13 +404,8 @@ class Subscription:
         if target is not None and (waiting.backlog or waiting.resync is not None):
             self._core.full_queues.wait_locked(target, self)
             self._full_since = self._full_since or self._now()
-            if self._losing_locked():
+            if waiting.is_losing:
                 self._alarm.set(self._full_since + self._timeouts.delivery, self.tick)
-
-    def _losing_locked(self) -> bool:
-        """Return True if a full queue delays more than a RESYNC that no caller waits for."""
-        resync = self._undelivered.resync
-        return bool(self._undelivered.backlog) or (resync is not None and bool(resync.waiters))
 
     def _overflow_locked(self, cause: str) -> None:
         """Replace the backlog with one RESYNC, and fail the callers waiting for it with ``DeliveryTimeout``."""

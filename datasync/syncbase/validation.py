@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Mapping, Sequence
-from queue import Queue
+from queue import Queue, SimpleQueue
 from typing import Any
 
 from datasync.checks import check_key
@@ -15,28 +15,33 @@ from datasync.codecs.api import check_codec
 from datasync.errors import InvalidArgumentError, SubscriptionError
 from datasync.events import ChangeValue, KeyVal, Op
 from datasync.syncbase.change import DELETE, PUT, Change, ChangeBytes, Payload, check_payload, check_revision
+from datasync.syncbase.change import KeyVal as OwnKeyVal
 
 #: The prefixes of a ``watch`` that names none.
 EVERYTHING = ("",)
 
+_USUAL_QUEUES: frozenset[type] = frozenset((Queue, SimpleQueue))
 
-def payloads(values: Mapping[str, KeyVal | ChangeValue]) -> tuple[list[tuple[str, Payload | None]], int]:
-    """Return the payloads of *values* in order, None for a delete, and the highest of their revisions."""
+
+def payloads(values: Mapping[str, KeyVal | ChangeValue]) -> tuple[dict[str, Payload | None], int]:
+    """Return the payloads of *values* by key, in order, None for a delete, and the highest of their revisions."""
     if not isinstance(values, (dict, Mapping)):  # dict first: it nearly always is one, and the check of an ABC is slow
         raise InvalidArgumentError(f"changes must be a mapping from key to change, not {type(values).__name__}")
-    ops: list[tuple[str, Payload | None]] = []
+    ops: dict[str, Payload | None] = {}
     highest = 0
     for key, value in values.items():
         kind = type(value)
         if (kind is Change or kind is ChangeBytes) and type(key) is str:  # checked when they were made
             own, revision, deletes = value._key, value._revision, value._op is DELETE  # type: ignore[union-attr]
+        elif kind is OwnKeyVal and value._value is not None and type(key) is str:  # type: ignore[union-attr]
+            own, revision, deletes = value._key, value._revision, False  # type: ignore[union-attr]
         else:
             own, revision, deletes = _read(key, value)
         if own != key:
             raise InvalidArgumentError(f"the change under {key!r} has another key: {own!r}")
         if revision > highest:
             highest = revision
-        ops.append((key, None if deletes else value))
+        ops[key] = None if deletes else value
     return ops, highest
 
 
@@ -83,7 +88,7 @@ def check_watch(
     if change_queue is None and resync_queue is None:
         raise InvalidArgumentError(f"{resync_name!r} would receive no events: both queues are None")
     for one in (change_queue, resync_queue):
-        if one is not None:
+        if one is not None and type(one) not in _USUAL_QUEUES:
             _check_queue(resync_name, one)
     if not isinstance(in_flight, int) or in_flight < 1:
         raise InvalidArgumentError(f"in_flight of {resync_name!r} must be 1 or more")

@@ -27,6 +27,8 @@ STEPS = (
     Subscription.settle,
     Subscription.begin_locked,
     Subscription._begin_locked,
+    delivery.PutTurn.end_locked,
+    Subscription.after_put_locked,
 )
 
 
