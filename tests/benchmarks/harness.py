@@ -78,6 +78,7 @@ class Bench:
       rows: Figures that each side returns.
       prepare: Makes the sides for a scale (1.0: the sizes that the rows name); leaving the context cleans up.
       repeats: Measured runs.
+      warm_up: Runs before those that count; 0 where a run takes minutes, and its first moments do not matter.
       peer: Description of the peer; empty without one.
     """
 
@@ -86,6 +87,7 @@ class Bench:
     rows: Sequence[Row]
     prepare: Callable[[float], AbstractContextManager[Sides]]
     repeats: int = 7
+    warm_up: int = WARM_UP
     peer: str = ""
 
 
@@ -117,8 +119,8 @@ def measure(bench: Bench, *, scale: float = 1.0, repeats: int | None = None) -> 
     """Run *bench* and return its rows."""
     taken = Taken()
     with bench.prepare(scale) as sides:
-        for number in range(WARM_UP + (repeats or bench.repeats)):
-            taken.run(sides, counts=number >= WARM_UP)
+        for number in range(bench.warm_up + (repeats or bench.repeats)):
+            taken.run(sides, counts=number >= bench.warm_up)
     return [_summed_up(bench, row, taken, sides.notes) for row in bench.rows]
 
 
