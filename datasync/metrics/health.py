@@ -46,8 +46,9 @@ def check_max_stale(max_stale: float | None) -> None:
 def check_views(views: Iterable[HasStatus]) -> tuple[HasStatus, ...]:
     """Return *views*. Raises ``InvalidArgumentError`` unless each has a status."""
     # A view is itself a mapping, and would be read here if it were taken for the list.
-    found = () if isinstance(views, Mapping) or not isinstance(views, Iterable) else tuple(views)
-    if (not found and views != ()) or not all(callable(getattr(view, "status", None)) for view in found):
+    several = isinstance(views, Iterable) and not isinstance(views, Mapping)
+    found = tuple(views) if several else ()
+    if not several or not all(callable(getattr(view, "status", None)) for view in found):
         raise InvalidArgumentError("views takes the views that the process needs, in a list or tuple")
     return found
 
