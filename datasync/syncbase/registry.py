@@ -404,7 +404,7 @@ class Registry(Mirror):
                 connected_at=self._health.connected_at or 0.0,
                 revision=self._state.revision,
                 keys=len(self._state),
-                bytes=self._state.size,
+                size=self._state.size,
                 subscriptions=subscriptions,
                 rejected_at=time.time() - (self._core.now() - min(rejected)) if rejected else 0.0,
             )
