@@ -119,7 +119,7 @@ def _of_sources(name: str, sources: list[SourceFigures], loading: int) -> Iterat
     yield "source_connected_timestamp_seconds", own, min(one.connected_at for one in sources)
     yield "source_last_revision", own, min(one.revision for one in sources)
     yield "source_keys", own, max(one.keys for one in sources)
-    yield "source_bytes", own, max(one.bytes for one in sources)
+    yield "source_bytes", own, max(one.size for one in sources)
     yield "loading_keys", own, loading
     subscriptions = [one for source in sources for one in source.subscriptions]
     kinds = Counter(one.state.value for one in subscriptions)

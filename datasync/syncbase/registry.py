@@ -395,20 +395,19 @@ class Registry(Mirror):
     def figures(self) -> SourceFigures:
         """Return the numbers that metrics show; quicker than ``status``."""
         with self._lock:
-            health, now = self._health, self._core.now()
             subscriptions = [one.figures_locked() for one in self._router.subscriptions.values()]
             rejected = [one.rejected_at for one in subscriptions if one.rejected_at is not None]
             return SourceFigures(
                 name=self.name,
-                state=health.state,
-                ended=health.ended is not None,
-                heard_at=health.heard_at or 0.0,
-                connected_at=health.connected_at or 0.0,
+                state=self._health.state,
+                ended=self._health.ended is not None,
+                heard_at=self._health.heard_at or 0.0,
+                connected_at=self._health.connected_at or 0.0,
                 revision=self._state.revision,
                 keys=len(self._state),
-                bytes=self._state.size,
+                size=self._state.size,
                 subscriptions=subscriptions,
-                rejected_at=time.time() - (now - min(rejected)) if rejected else 0.0,
+                rejected_at=time.time() - (self._core.now() - min(rejected)) if rejected else 0.0,
             )
 
     def close(self) -> None:

@@ -137,8 +137,8 @@ class SourceFigures(NamedTuple):
     connected_at: float
     revision: int
     keys: int
-    #: Of all values.
-    bytes: int
+    #: Bytes of all values.
+    size: int
     subscriptions: list[SubscriptionFigures]
     rejected_at: float
 
