@@ -245,8 +245,7 @@ class Registry(Mirror):
                 at = self._state.revision
                 self._core.notify_observers_locked(at, applied)
                 deliveries, unwatched = self._router.route_locked(applied, future, context)
-                outcome = Outcome(at, tuple(ignored), tuple(unwatched))
-                future.expect(outcome, {one.name: one for one in deliveries})
+                future.expect(Outcome(at, tuple(ignored), tuple(unwatched)), {one.name: one for one in deliveries})
                 for subscription, transaction in deliveries.items():
                     subscription.accept_locked(transaction)
                 if self._core.waiters.waiting:

@@ -11,7 +11,6 @@ import threading
 from collections import UserString
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import replace
 from queue import Full, Queue
 from typing import Any
 
@@ -119,7 +118,7 @@ def test_c8_callers_whose_change_did_not_fit_get_a_delivery_timeout(registry: Re
     event.done()
 
 
-@pytest.mark.parametrize("timeouts", [replace(IMPATIENT, delivery=30.0)], ids=["patient"])
+@pytest.mark.parametrize("timeouts", [IMPATIENT._replace(delivery=30.0)], ids=["patient"])
 def test_c8_a_change_that_finds_room_in_time_is_delivered_as_it_was(registry: Registry) -> None:
     # given a full queue, and time
     queue: Queue[Any] = Queue(1)
