@@ -200,6 +200,8 @@ class PutChange(PutEvent):
     changes: list[Seen]
     #: True when the event brings keys again that were not accepted.
     redelivery: bool = False
+    #: Name of the member of an aggregate that sent it.
+    source: str = ""
 
 
 @dataclass(slots=True)
@@ -208,6 +210,7 @@ class PutResync(PutEvent):
     revision: int
     values: dict[str, dict[str, bytes]]
     removed: list[Gone]
+    source: str = ""
 
 
 @dataclass(slots=True)
@@ -252,7 +255,7 @@ Entry = Watched | PutChange | PutResync | Answering | Answered | Asked
 
 @dataclass
 class Log:
-    """The entries of one watcher, in order."""
+    """The entries of one watcher, in order; of an aggregate, those of one member."""
 
     name: str
     #: Seconds after which an unacknowledged event had to be abandoned.
@@ -271,6 +274,8 @@ class Log:
     backoff: tuple[float, float] = (1.0, 300.0)
     #: Keys per second that are delivered again, and the most at once.
     redeliveries: tuple[float, int] = (10.0, 100)
+    #: Name of the member of an aggregate whose events these are.
+    source: str = ""
 
     def puts(self) -> list[PutChange | PutResync]:
         """The events."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from queue import Queue
 from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BytesValue
 
+from datasync.context import current_source
 from datasync.errors import Rejected, RetryAfter
 from datasync.events import ChangeEvent, MessageT, Op, ResyncEvent
 from tests.faults.history import (
@@ -41,45 +43,60 @@ class RawSerializer:
 
 
 class Recorder:
-    """The log of one watcher. Threads: any; the entries are in the order in which things happened."""
+    """The log of one watcher, or one for each member of an aggregate, whose names are *sources*.
 
-    def __init__(self, name: str, abandon: float) -> None:
-        self.log = Log(name, abandon)
+    Threads: any; the entries are in the order in which things happened.
+    """
+
+    def __init__(self, name: str, abandon: float, sources: Sequence[str] = ("",)) -> None:
+        self.logs = [Log(name, abandon, source=source) for source in sources]
+        self.log = self.logs[0]
+        self._of = {log.source: log for log in self.logs}
         self._lock = threading.Lock()
         #: Events that were put so far, and the estimated bytes of the log.
         self.count = self.size = 0
 
-    def watched(self, prefixes: tuple[str, ...], in_flight: int) -> None:
-        self._note(Watched(time.monotonic(), prefixes, in_flight))
+    def watched(self, prefixes: tuple[str, ...], in_flight: int, source: str | None = None) -> None:
+        """Record the registration with the member *source*, or with all."""
+        for log in self.logs if source is None else [self._of[source]]:
+            self._note(Watched(time.monotonic(), prefixes, in_flight), log)
 
     def asked(self, what: str, prefix: str, over: bool) -> None:
-        self._note(Asked(time.monotonic(), what, prefix, over))
+        for log in self.logs:
+            self._note(Asked(time.monotonic(), what, prefix, over), log)
 
     def put(self, event: Any) -> PutChange | PutResync:
         """Record the put of *event*; called with the mutex of the queue held, before a consumer can take the event."""
+        log = self._log(event)
         with self._lock:
             entry = _read(event, self.count)
+            entry.source = log.source
             self.count += 1
             self.size += _size(entry)
-            self.log.entries.append(entry)
+            log.entries.append(entry)
             return entry
 
     def done(self, number: int, event: Any, error: BaseException | None = None) -> bool:
         """Answer *event* and note both the beginning and the outcome."""
-        self._note(_answering(number, error))
+        log = self._log(event)
+        self._note(_answering(number, error), log)
         first: bool = event.done(error)
-        self._note(Answered(time.monotonic(), number, first))
+        self._note(Answered(time.monotonic(), number, first), log)
         return first
 
     def not_taken(self, event: Any, error: BaseException) -> None:
         """Record that the queue raised *error* instead of taking *event*: the library takes that as its answer."""
         number = self.put(event).number
-        self._note(_answering(number, error))
-        self._note(Answered(time.monotonic(), number, True))
+        self._note(_answering(number, error), self._log(event))
+        self._note(Answered(time.monotonic(), number, True), self._log(event))
 
-    def _note(self, entry: Entry) -> None:
+    def _log(self, event: Any) -> Log:
+        """The log of the source of *event*."""
+        return self.log if len(self.logs) == 1 else self._of[event.get_context().run(current_source.get)]
+
+    def _note(self, entry: Entry, log: Log) -> None:
         with self._lock:
-            self.log.entries.append(entry)
+            log.entries.append(entry)
 
 
 class RecordingQueue(Queue[Any]):

@@ -6,14 +6,16 @@ import random
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from google.protobuf.wrappers_pb2 import BytesValue
 
 from tests.faults.cell import NONE, RANDOM, SECONDS, Cell, Result, fits
 from tests.faults.checkers.evidence import memory_tells
 from tests.faults.checkers.judge import judge
-from tests.faults.history import LONG, Asked, PutResync, Strike, TruthCommit, brief
+from tests.faults.history import LONG, Asked, Log, PutResync, Strike, TruthCommit, brief
 from tests.faults.sources.source import Misfortune, Ops, Source, make_source, random_puts
 from tests.faults.workloads import measurements as measure
 from tests.faults.workloads.audience import Audience
@@ -79,7 +81,7 @@ class _Run:
         self._written = self._recorded = 0  # bytes
         self._closed = False
         self._put_when_closed = 0
-        self._told: Sequence[TruthCommit] | None = None
+        self._told: dict[str, Sequence[TruthCommit] | None] = {}
         if self._cell.fault not in (RANDOM, NONE, *source.misfortunes()):
             raise ValueError(f"{self._cell.source} has no fault {self._cell.fault!r}")
         self._plugin = source.transport()
@@ -256,7 +258,7 @@ class _Run:
         self._audience.heal()
         for log in self._audience.logs:
             log.end = end
-        before = [list(log.entries) for log in self._audience.logs]
+        before = [(member, log, list(log.entries)) for member in members for log in _logs(member)]
         if not self._closed:
             self._close_plugin()
         if self._source.orchestrator is not None:
@@ -266,16 +268,16 @@ class _Run:
             self._errors += member.consumer.errors
         try:
             self._source.settle()
-            self._told = self._source.history()
+            self._told = {name: part.history() for name, part in self._source.parts.items()}
         except Exception as error:
             # After a transport was closed in the middle of something, the source need not agree with it.
             if not (self._workload.leaves and isinstance(error, AssertionError)):
                 self._errors.append(error)
         if self._audience.puts != self._put_when_closed:
             self.result.troubles.append("I9 violated: an event was put after close() of the transport had returned")
-        for member, entries in zip(members, before, strict=True):
+        for member, log, entries in before:
             if not member.closed:
-                member.consumer.recorder.log.entries = entries
+                log.entries = entries
 
     def _close_plugin(self) -> None:
         """Close the plugin from this thread, another one, or the one of a consumer; then close it again."""
@@ -309,27 +311,30 @@ class _Run:
     def _check(self) -> None:
         result, workload = self.result, self._workload
         result.troubles += ["".join(traceback.format_exception(error)) for error in self._errors]
-        logs = self._audience.logs
-        for member, log in zip(self._audience.members, logs, strict=True):
-            log.complete = (result.converged is not None or not member.closed) and not workload.leaves
+        for member in self._audience.members:
+            for log in _logs(member):
+                log.complete = (result.converged is not None or not member.closed) and not workload.leaves
         course = self._source.course
         course.slowdown = slowdown()
-        judgement = judge(
-            self._source.truth,
-            logs,
-            course,
-            self._told,
-            convergence=self._source.convergence * course.slowdown,
-            calm=self._cell.fault == NONE,
-            idle=workload.rate is None,
-            failing=workload.fails,
-        )
-        result.violations += map(str, judgement.violations)
-        result.evidence = dict(judgement.evidence)
-        result.felt = [recovery.seconds for recovery in judgement.recovered]
-        if not workload.leaves:  # here the only requirement is that the transport can be closed
-            result.lacks = judgement.lacks
-        for put in (put for log in logs for put in log.puts()):
+        proofs: Counter[str] = Counter()
+        for name, part in self._source.parts.items():
+            judgement = judge(
+                part.truth,
+                [log for log in self._audience.logs if log.source == name],
+                course,
+                self._told.get(name),
+                convergence=self._source.convergence * course.slowdown,
+                calm=self._cell.fault == NONE,
+                idle=workload.rate is None,
+                failing=workload.fails,
+            )
+            result.violations += map(str, judgement.violations)
+            proofs += judgement.evidence
+            result.felt += [recovery.seconds for recovery in judgement.recovered]
+            if not workload.leaves:  # here the only requirement is that the transport can be closed
+                result.lacks += judgement.lacks
+        result.evidence = dict(proofs)
+        for put in (put for log in self._audience.logs for put in log.puts()):
             result.events += 1
             if isinstance(put, PutResync):
                 result.resyncs[put.reason.value] = result.resyncs.get(put.reason.value, 0) + 1
@@ -341,3 +346,9 @@ class _Run:
             body()
         except BaseException as error:
             self._errors.append(error)
+
+
+def _logs(member: Any) -> list[Log]:
+    """The logs of a watcher."""
+    logs: list[Log] = member.consumer.recorder.logs
+    return logs

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from datasync.consumer.reconciler.applied import Applied
 from datasync.consumer.reconciler.work import Work
 from datasync.consumer.view import notices, table
+from datasync.events import ResyncReason
 from tests.faults import runner
 from tests.faults.cell import Cell, Result
+from tests.faults.history import PutResync
 from tests.faults.runner import run_cell
+from tests.faults.workloads.consumers import Consumer, Manners
 
 SECONDS = 1.5
 
@@ -20,12 +25,27 @@ def cell(source: str, workload: str, fault: str = "random") -> Result:
 
 @pytest.mark.parametrize(
     ("source", "workload"),
-    [("memory", "failing-loops"), ("scripted", "failing-loops"), ("sqlite", "failing-loops"), ("local", "loops")],
+    [
+        *(("memory", "failing-loops"), ("scripted", "failing-loops"), ("sqlite", "failing-loops"), ("local", "loops")),
+        *(("aggregate", "loops"), ("aggregate", "failing-loops")),
+    ],
 )
 def test_c20_reconcilers_and_views_converge_under_faults(source: str, workload: str) -> None:
     result = cell(source, workload)
     assert result.good, result.why
     assert result.events > 20
+
+
+def test_c12_a_consumer_of_an_aggregate_keeps_the_keys_of_one_member_when_the_other_starts_over() -> None:
+    # given a consumer that knows a key of each of two members
+    about = {"abandon": 1.0, "room": 0, "shared": True}
+    consumer = Consumer("one", Manners(), random.Random(0), sources=("memory", "file"), **about)  # type: ignore[arg-type]
+    for source, key in (("memory", "a"), ("file", "b")):
+        consumer._apply(PutResync(0.0, 0, ResyncReason.INITIAL, 1, {"": {key: b"1"}}, [], source), ())
+    assert consumer.view == {"a": b"1", "b": b"1"}
+    # when one of them starts over, empty / then only its key is gone
+    consumer._apply(PutResync(1.0, 1, ResyncReason.REWOUND, 1, {"": {}}, [], "file"), ())
+    assert consumer.view == {"a": b"1"}
 
 
 def found(result: Result) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -101,6 +101,11 @@ class Source(ABC):
         """
         return None
 
+    @property
+    def parts(self) -> Mapping[str, Source]:
+        """The sources whose truth the logs are judged by, by ``Log.source``: itself, or the members of an aggregate."""
+        return {"": self}
+
     def close(self) -> None:
         self.store.close()
 
@@ -143,6 +148,7 @@ def random_puts(chance: random.Random, size: int, keys: Sequence[str]) -> Ops:
 
 #: Module and class by name. A source is imported on demand: it may need a client library.
 SOURCES: dict[str, str] = {
+    "aggregate": "tests.faults.sources.aggregate:AggregateSource",
     "consul": "tests.faults.sources.consul:ConsulSource",
     "consul-nginx": "tests.faults.sources.consul:ConsulNginxSource",
     "etcd": "tests.faults.sources.etcd:EtcdSource",

@@ -13,6 +13,7 @@ from datasync.syncbase.futures import PropagationFuture
 from datasync.syncbase.registry import Registry
 from datasync.syncbase.status import SubscriptionState, SubscriptionStatus
 from tests.faults.history import Log
+from tests.faults.sources.aggregate_transport import members_of, sources_of
 from tests.faults.sources.source import PREFIXES, Source
 from tests.faults.workloads import measurements as measure
 from tests.faults.workloads.consumers import ANSWERING, MANNERS, OBLIGING, Consumer, Membership
@@ -35,11 +36,12 @@ class Audience:
         self._chance = chance
         self._crowd_chance = random.Random(chance.random())
         self.members: list[Membership | Loop] = []
-        self._note_requests(plugin.registry)
+        for one in members_of(plugin):
+            self._note_requests(one.registry)
 
     @property
     def logs(self) -> list[Log]:
-        return [member.consumer.recorder.log for member in self.members]
+        return [log for member in self.members for log in member.consumer.recorder.logs]
 
     @property
     def puts(self) -> int:
@@ -110,17 +112,19 @@ class Audience:
             abandon=self._times.abandon,
             room=chance.choice((0, 0, 1, 2, 5)) if workload.room is None else workload.room,
             shared=chance.random() < 0.4,
+            sources=sources_of(self._plugin),
         )
         prefixes = [""] if workload.whole else chance.sample(PREFIXES, chance.randint(1, 4))
         member = Membership(self._plugin, consumer, prefixes, chance.choice((1, 1, 2, 4)))
-        consumer.recorder.log.prompt = manners == "fast" and not workload.room and not workload.hurried
+        for log in consumer.recorder.logs:
+            log.prompt = manners == "fast" and not workload.room and not workload.hurried
         consumer.talk_back = lambda own: self._talk_back(member, own)
         self._add(member)
 
     def _add(self, member: Membership | Loop) -> None:
-        log = member.consumer.recorder.log
-        log.sourced, log.backoff = self._source.sourced, self._times.failure_backoff
-        log.redeliveries = self._times.redeliveries
+        for log in member.consumer.recorder.logs:
+            log.sourced, log.backoff = self._source.sourced, self._times.failure_backoff
+            log.redeliveries = self._times.redeliveries
         member.consumer.start()
         self.members.append(member)
 

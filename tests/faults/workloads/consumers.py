@@ -10,7 +10,7 @@ import random
 import threading
 import time
 import zlib
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
 from typing import Any
@@ -97,9 +97,17 @@ class Consumer:
     """One thread that reads two queues (or one) and answers; a second one answers what is to come from elsewhere."""
 
     def __init__(
-        self, name: str, manners: Manners, chance: random.Random, *, abandon: float, room: int, shared: bool
+        self,
+        name: str,
+        manners: Manners,
+        chance: random.Random,
+        *,
+        abandon: float,
+        room: int,
+        shared: bool,
+        sources: Sequence[str] = ("",),
     ) -> None:
-        self.recorder = Recorder(name, abandon)
+        self.recorder = Recorder(name, abandon, sources)
         self._chance = chance
         self._manners = manners
         self._healed = threading.Event()
@@ -112,7 +120,8 @@ class Consumer:
         self.talk_back: Callable[[random.Random], None] = lambda chance: None
         self.errors: list[BaseException] = []
         self._view: dict[str, bytes] = {}
-        self._lock = threading.Lock()  # guards the view and the list of threads
+        self._from: dict[str, str] = {}  # the source that told of a key
+        self._lock = threading.Lock()  # guards the view, the sources and the list of threads
         self._later: Queue[Any] = Queue()
         self._errands: Queue[Callable[[], object]] = Queue()
         self._threads: list[threading.Thread] = []
@@ -259,9 +268,10 @@ class Consumer:
 
     def _apply(self, put: PutChange | PutResync, rejected: Container[str]) -> None:
         with self._lock:
-            if isinstance(put, PutResync):
-                kept = {key: value for key, value in self._view.items() if key in rejected}
+            if isinstance(put, PutResync):  # it says nothing of the keys of other sources
+                kept = {k: v for k, v in self._view.items() if k in rejected or self._from[k] != put.source}
                 self._view = {key: value for key, value in shown(put).items() if key not in rejected} | kept
+                self._from.update(dict.fromkeys(shown(put), put.source))
                 return
             for change in put.changes:
                 if change.key in rejected:
@@ -270,6 +280,7 @@ class Consumer:
                     self._view.pop(change.key, None)
                 else:
                     self._view[change.key] = change.value
+                    self._from[change.key] = put.source
 
     def _answer_later(self) -> None:
         while True:

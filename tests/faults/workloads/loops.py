@@ -15,6 +15,7 @@ from typing import Any
 from google.protobuf.wrappers_pb2 import BytesValue
 
 from datasync import codecs
+from datasync.aggregator import KVProtoWatchers
 from datasync.api import KeyValProtoWatcher
 from datasync.consumer.reconciler.reconciler import Reconciler
 from datasync.consumer.reconciler.retry import Retry
@@ -24,6 +25,7 @@ from datasync.errors import RetryAfter
 from datasync.serializer import Serializer
 from tests.faults.history import brief
 from tests.faults.recorder import Recorder
+from tests.faults.sources.aggregate_transport import Aggregate, sources_of
 
 #: Watchers of this module that accept everything, and the share of the calls that fail in the other one.
 ACCEPTING, FAILS = ("reconciler", "view"), 0.3
@@ -42,13 +44,13 @@ class Loop:
     prefixes = ("",)
 
     def __init__(self, plugin: Any, serializer: Serializer, name: str, chance: random.Random, abandon: float) -> None:
-        self.recorder = Recorder(name, abandon)
+        self.recorder = Recorder(name, abandon, sources_of(plugin))
         self.consumer = self
         self.closed = False
         self.errors: list[BaseException] = []
         self.talk_back: Callable[[random.Random], None] = lambda chance: None
         self._codec = codecs.message(BytesValue, serializer)
-        self._watcher = _RecordingWatcher(plugin, self.recorder)
+        self._watcher = _recording(plugin, self.recorder)
         self._chance = chance
         self._healed = threading.Event()
         self._lock = threading.Lock()  # guards the view and what the subclasses note
@@ -210,15 +212,23 @@ def _brief(message: BytesValue | None) -> bytes | None:
     return None if message is None else brief(message.value)
 
 
+def _recording(plugin: Any, recorder: Recorder) -> KeyValProtoWatcher:
+    """*plugin* as a watcher that records; of an aggregate, one as the user makes it."""
+    if isinstance(plugin, Aggregate):
+        return KVProtoWatchers(_RecordingWatcher(one, recorder, one.registry.name) for one in plugin.members)
+    return _RecordingWatcher(plugin, recorder)
+
+
 class _RecordingWatcher(KeyValProtoWatcher):
     """A watcher whose only subscription is recorded."""
 
-    def __init__(self, plugin: Any, recorder: Recorder) -> None:
+    def __init__(self, plugin: Any, recorder: Recorder, source: str | None = None) -> None:
         self._plugin = plugin
         self._recorder = recorder
+        self._source = source
 
     def watch(self, resync_name: str, change_queue: Any, resync_queue: Any, *key_prefixes: str, **options: Any) -> Any:
-        self._recorder.watched(key_prefixes or ("",), options.get("in_flight", 1))
+        self._recorder.watched(key_prefixes or ("",), options.get("in_flight", 1), self._source)
         queue = _RecordingInbox(self._recorder, change_queue)
         assert change_queue is resync_queue
         return self._plugin.watch(resync_name, queue, queue, *key_prefixes, **options)
