@@ -22,6 +22,7 @@ from datasync.events import ResyncEvent, ResyncReason
 from datasync.keyval import Capability, PutOp, Store
 from datasync.keyval.postgres import TableStore
 from datasync.keyval.postgres.table.install import unwatch_sql, watch_sql
+from datasync.keyval.types import RewoundError
 from datasync.kvdbsync import Plugin
 from tests.conftest import take, wait_until
 from tests.keyval.postgres.conftest import Open
@@ -69,6 +70,15 @@ def values(store: Store) -> dict[str, Any]:
 
 def next_ops(batches: Iterator[Batch | None]) -> list[tuple[str, bytes | None]]:
     return [op for commit in next(batch for batch in batches if batch and batch.commits).commits for op in commit.ops]
+
+
+def take_ops(batches: Iterator[Batch | None], number: int) -> list[tuple[str, bytes | None]]:
+    """The operations of the next commits, *number* of them in all."""
+    found: list[tuple[str, bytes | None]] = []
+    while len(found) < number:
+        batch = next(batches)
+        found += [op for commit in (batch.commits if batch else ()) for op in commit.ops]
+    return found
 
 
 def test_rows_are_pairs_whose_value_is_json(table: Table, opened: Open) -> None:
@@ -122,6 +132,94 @@ def test_each_type_has_one_form_whatever_the_settings_of_the_writer(
     # then the change and the listing have the same bytes
     assert next_ops(batches) == [("k/1", shown.encode())]
     assert state(store) == {"k/1": shown.encode()}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "timezone = 'UTC'",  # none that differs
+        "timezone = 'Asia/Tokyo'",
+        "datestyle = 'German'",
+        "intervalstyle = 'iso_8601'",
+        "extra_float_digits = 0",
+        "bytea_output = 'escape'",
+    ],
+)
+def test_one_setting_that_differs_changes_neither_rows_nor_their_keys(
+    server: PostgresServer, schema: str, opened: Open, setting: str
+) -> None:
+    # given a table of which every column, also that of the key, depends on some setting
+    columns = "moment timestamptz, id int, days daterange, span interval, v float8, raw bytea"
+    table = Table(server, schema, columns, keys=["moment", "id"])
+    store = table.open(opened)
+    batches = iter(store.stream("", store.scan("").revision))
+    next(batches)
+    day = "2026-01-31T22:00:00+00:00"
+    row = {"moment": day, "days": "[2026-01-31,2026-02-02)", "span": "26:00:00", "v": 0.30000000000000004}
+    # when one session inserts, updates, alters and deletes it
+    with server.client() as client:
+        client.execute(f"SET {setting}".encode())
+        for statement in (
+            "INSERT INTO $t SELECT '2026-02-01 00:00+02', 1, '[2026-01-31,2026-02-02)', '26 h', 0.1 + 0.2::float8, 'é'",
+            "UPDATE $t SET id = 2",
+            "UPDATE $t SET raw = 'x'",
+            "DELETE FROM $t",
+        ):
+            client.execute(statement.replace("$t", table.name).encode())
+    # then the changes are those that a session with other settings would have made
+    found = [(key, value and json.loads(value)) for key, value in take_ops(batches, 5)]
+    assert found == [
+        (f"{day}/1", {**row, "id": 1, "raw": "\\xc3a9"}),
+        (f"{day}/1", None),
+        (f"{day}/2", {**row, "id": 2, "raw": "\\xc3a9"}),
+        (f"{day}/2", {**row, "id": 2, "raw": "\\x78"}),
+        (f"{day}/2", None),
+    ]
+
+
+def test_the_time_zone_of_a_session_is_after_the_trigger_what_it_was_before(table: Table) -> None:
+    rows = iter(range(9))
+
+    def changed(client: psycopg.Connection[Any], before: str = "") -> tuple[Any, ...] | None:
+        insert = f"{before}; INSERT INTO {table.name} VALUES ('eu', {next(rows)}); SET CONSTRAINTS ALL IMMEDIATE"
+        client.execute(insert.encode())
+        return client.execute("SHOW timezone").fetchone()
+
+    with table.server.client(autocommit=False) as client:
+        # given zones of the session, of the transaction, and one without a name / when the trigger runs within it
+        for setting, expected in (("'Asia/Tokyo'", "Asia/Tokyo"), ("-3.5", "<-03:30>+03:30")):
+            # then it has changed nothing there
+            assert changed(client, f"SET TIME ZONE {setting}") == (expected,)
+            assert changed(client, "SET LOCAL timezone = 'Europe/Paris'") == ("Europe/Paris",)
+            # and neither after the commit
+            client.commit()
+            assert client.execute("SHOW timezone").fetchone() == (expected,)
+            client.commit()
+            assert changed(client) == (expected,)
+            client.rollback()
+            assert client.execute("SHOW timezone").fetchone() == (expected,)
+            client.commit()
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo"])
+def test_a_session_that_goes_on_while_columns_change_writes_rows_as_they_are(table: Table, zone: str) -> None:
+    # given a session whose trigger has run before
+    logged = f"SELECT line FROM {table.schema}.table_log ORDER BY id DESC LIMIT 1"
+    with table.server.client() as client:
+        client.execute(f"SET timezone = '{zone}'".encode())
+        client.execute(f"INSERT INTO {table.name} VALUES ('eu', 1, 1)".encode())
+        # when a column comes, changes its type, and goes / then its next row has that, and no commit fails
+        for statement, expected in (
+            (
+                "ADD COLUMN w timestamptz DEFAULT '2026-01-01 00:00+00'",
+                {"note": None, "w": "2026-01-01T00:00:00+00:00"},
+            ),
+            ("ALTER COLUMN w DROP DEFAULT, ALTER COLUMN w TYPE int USING 7", {"note": None, "w": 7}),
+            ("DROP COLUMN note", {"w": 7}),
+        ):
+            client.execute(f"ALTER TABLE {table.name} {statement}".encode())
+            client.execute(f"UPDATE {table.name} SET v = 2".encode())
+            assert client.execute(logged.encode()).fetchone() == ({"region": "eu", "id": 1, "v": 2, **expected},)
 
 
 def test_a_changed_key_a_savepoint_and_a_rollback_are_what_was_committed(table: Table, opened: Open) -> None:
@@ -602,6 +700,36 @@ def test_what_the_command_prints_watches_a_table_and_its_inverse_leaves_nothing(
         == []
     )
     assert main(["postgres", "watch-table", "a.b.c", "--key", "id"]) == 2
+
+
+def test_a_table_that_an_earlier_version_watches_goes_on_and_is_upgraded_by_the_same_command(
+    table: Table, opened: Open
+) -> None:
+    # given the functions as an earlier version had made them: all settings at the trigger's, and no helper
+    def installed() -> list[tuple[Any, ...]]:
+        return table.run(
+            "SELECT proname, cardinality(proconfig) FROM pg_proc WHERE proname IN ('table_note', 'table_line')"
+            f" AND pronamespace = '{table.schema}'::regnamespace ORDER BY 1"
+        )
+
+    new = installed()
+    settings = "timezone = 'UTC' SET datestyle = 'ISO, MDY' SET intervalstyle = 'postgres' SET extra_float_digits = 1"
+    table.run(f"ALTER FUNCTION {table.schema}.table_note() SET {settings} SET bytea_output = 'hex'")
+    table.run(f"DROP FUNCTION {table.schema}.table_line(anyelement)")
+    store = table.open(opened, value="v")
+    batches = iter(store.stream("", store.scan("").revision))
+    next(batches)
+    table.run("INSERT INTO $t VALUES ('eu', 1, 1)")
+    assert next_ops(batches) == [("eu/1", b"1")]
+    # when the command's SQL is run again / then readers list again, and the functions are the new ones
+    table.watch()
+    with pytest.raises(RewoundError):
+        next_ops(batches)
+    assert installed() == new == [("table_line", 5), ("table_note", 1)]
+    # and the inverse also removes what the earlier version had made
+    table.run(f"DROP FUNCTION {table.schema}.table_line(anyelement)")
+    table.run(unwatch_sql(table.pair, schema=table.schema))
+    assert table.run(f"SELECT 1 FROM pg_namespace WHERE nspname = '{table.schema}'") == []
 
 
 def test_unwatching_one_table_leaves_the_other(server: PostgresServer, schema: str, opened: Open) -> None:

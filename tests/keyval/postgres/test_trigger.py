@@ -82,6 +82,46 @@ def test_c3_a_commit_waits_for_one_that_has_a_revision_and_is_not_visible_yet(
     assert keys(batches, 2) == ["1", "2"]
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo"])
+def test_a_writer_cannot_make_the_trigger_run_functions_or_operators_of_its_own(
+    server: PostgresServer, schema: str, table: str, batches: Iterator[Batch | None], zone: str
+) -> None:
+    # given a role that may only write the table, and functions and operators of its own by names that the trigger uses
+    role = f"w{schema}"
+    server.sql(f"CREATE ROLE {role} LOGIN; CREATE SCHEMA {role} AUTHORIZATION {role}")
+    server.sql(f"GRANT INSERT, SELECT, UPDATE ON {table} TO {role}")
+    trap = "LANGUAGE plpgsql AS $$ BEGIN RAISE 'run as %', current_user; END $$"
+    with server.client(user=role) as writer:
+        for one in (
+            "current_setting(text, bool) RETURNS text",
+            "current_setting(text) RETURNS text",
+            "pg_current_xact_id() RETURNS xid8",
+            "nextval(regclass) RETURNS bigint",
+            "set_config(text, text, bool) RETURNS text",
+            "clock_timestamp() RETURNS timestamptz",
+            "to_jsonb(anyelement) RETURNS jsonb",
+            f"to_jsonb(public.{table}) RETURNS jsonb",
+            "split_part(text, text, int) RETURNS text",
+            "starts_with(text, text) RETURNS bool",
+            "same(text, text) RETURNS bool",
+            "part(jsonb, text) RETURNS text",
+        ):
+            writer.execute(f"CREATE FUNCTION {role}.{one} {trap}".encode())
+        for name in ("=", "<>"):
+            operator = f"CREATE OPERATOR {role}.{name} (LEFTARG = text, RIGHTARG = text, FUNCTION = {role}.same)"
+            writer.execute(operator.encode())
+        writer.execute(
+            f"CREATE OPERATOR {role}.->> (LEFTARG = jsonb, RIGHTARG = text, FUNCTION = {role}.part)".encode()
+        )
+        writer.execute(b"CREATE TEMPORARY TABLE table_log (tab text, revision bigint, key text, line jsonb)")
+        # when it writes while they come first
+        writer.execute(f"SET search_path = pg_temp, {role}, pg_catalog, public; SET timezone = '{zone}'".encode())
+        writer.execute(f"INSERT INTO {table} VALUES (1, 0)".encode())
+        writer.execute(f"UPDATE {table} SET id = 2".encode())
+    # then none of them ran, and the changes are there
+    assert keys(batches, 3) == ["1", "1", "2"]
+
+
 class Announcements:
     """Commits to *table* by *writer*, and what *listener* is notified of."""
 

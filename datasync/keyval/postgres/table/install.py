@@ -56,6 +56,8 @@ DELETE FROM @ds@.table_watch WHERE tab = {label};
 DO $do$ BEGIN
   IF NOT EXISTS (SELECT FROM @ds@.table_watch) THEN
     DROP FUNCTION @ds@.table_note();
+    -- Not there where an earlier version made the rest.
+    DROP FUNCTION IF EXISTS @ds@.table_line(anyelement);
     DROP FUNCTION @ds@.table_trim(text, float8, bigint);
     DROP FUNCTION @ds@.table_mark(text);
     DROP FUNCTION @ds@.table_state(text);

@@ -46,24 +46,33 @@ BEGIN
   RETURN found;
 END $$;
 
+-- The JSON of a row, whatever the settings of the session. To set and to restore all of them takes long: the trigger
+-- calls it only in a session in which another one than the time zone differs.
+CREATE OR REPLACE FUNCTION @ds@.table_line(line anyelement) RETURNS jsonb LANGUAGE plpgsql STABLE
+SET timezone = 'UTC' SET datestyle = 'ISO, MDY' SET intervalstyle = 'postgres'
+SET extra_float_digits = 1 SET bytea_output = 'hex' AS $$
+BEGIN
+  RETURN to_jsonb(line);
+END $$;
+
 -- Runs at COMMIT, once per changed row. On the first row of a transaction it takes the lock that is the order of the
 -- commits, and a revision. The lock is held until the commit is visible, so whoever sees a revision sees all below it.
 -- Arguments: the table as in table_watch; the channel, or nothing; the columns of the key.
 CREATE OR REPLACE FUNCTION @ds@.table_note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO, MDY' SET intervalstyle = 'postgres'
-SET extra_float_digits = 1 SET bytea_output = 'hex' AS $$
+SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   xid text := pg_current_xact_id()::text;
   mark text := current_setting('datasync.revision', true);
+  zone text := current_setting('TimeZone');
   rev bigint;
   moment bigint;
   due bool;
-  keys text[] := TG_ARGV[2:];
-  line jsonb;
-  new_key text;
+  old_line jsonb;
+  new_line jsonb;
   old_key text;
+  new_key text;
 BEGIN
-  IF mark IS NOT NULL AND split_part(mark, ':', 1) = xid THEN
+  IF split_part(mark, ':', 1) = xid THEN
     rev := split_part(mark, ':', 2)::bigint;
   ELSE
     PERFORM pg_advisory_xact_lock(@lock@);
@@ -80,18 +89,43 @@ BEGIN
       END IF;
     END IF;
   END IF;
-  IF TG_OP <> 'INSERT' THEN
-    old_key := @ds@.table_key(to_jsonb(OLD), keys);
+  -- The settings on which JSON depends, by values that give the same text. OLD is of no type in an INSERT.
+  IF starts_with(current_setting('DateStyle'), 'ISO') AND current_setting('IntervalStyle') = 'postgres'
+    AND current_setting('extra_float_digits')::int > 0 AND current_setting('bytea_output') = 'hex'
+  THEN
+    IF zone NOT IN ('UTC', 'Etc/UTC', 'GMT') THEN
+      PERFORM set_config('TimeZone', 'UTC', true);  -- an error undoes it
+    END IF;
+    IF TG_OP <> 'INSERT' THEN
+      old_line := to_jsonb(OLD);
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
+      new_line := to_jsonb(NEW);
+    END IF;
+    IF zone NOT IN ('UTC', 'Etc/UTC', 'GMT') THEN
+      PERFORM set_config('TimeZone', zone, true);
+    END IF;
+  ELSE
+    IF TG_OP <> 'INSERT' THEN
+      old_line := @ds@.table_line(OLD);
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
+      new_line := @ds@.table_line(NEW);
+    END IF;
   END IF;
-  IF TG_OP <> 'DELETE' THEN
-    line := to_jsonb(NEW);
-    new_key := @ds@.table_key(line, keys);
+  -- A key of one column without a call and an array for it.
+  IF TG_NARGS = 3 THEN
+    old_key := nullif(old_line ->> TG_ARGV[2], '');
+    new_key := nullif(new_line ->> TG_ARGV[2], '');
+  ELSE
+    old_key := @ds@.table_key(old_line, TG_ARGV[2:]);
+    new_key := @ds@.table_key(new_line, TG_ARGV[2:]);
   END IF;
   IF old_key IS NOT NULL AND old_key IS DISTINCT FROM new_key THEN
     INSERT INTO @ds@.table_log (tab, revision, key) VALUES (TG_ARGV[0], rev, old_key);
   END IF;
   IF new_key IS NOT NULL THEN
-    INSERT INTO @ds@.table_log (tab, revision, key, line) VALUES (TG_ARGV[0], rev, new_key, line);
+    INSERT INTO @ds@.table_log (tab, revision, key, line) VALUES (TG_ARGV[0], rev, new_key, new_line);
   END IF;
   RETURN NULL;
 END $$;
