@@ -20,9 +20,17 @@ log = get_logger(__name__)
 MAX_NAMES = 1000
 OTHERS = "(others)"
 
-#: Guards all counts. Reentrant because a finalizer may decode, and taken during a fork so that the child finds it free.
+#: Guards all counts. Reentrant because a finalizer may decode.
 _lock = threading.RLock()
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+def _renew_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()  # another thread of the parent may have held it
+
+
+# Not taken before the fork: a module that is imported in the middle of one is only asked to release.
+os.register_at_fork(after_in_child=_renew_in_child)
 
 
 class UnknownFields(Counter[str]):
