@@ -145,7 +145,7 @@ def test_c7_what_a_new_subscription_misses_is_not_listed_for_another_new_one(reg
     take(queues["a"]).done(ValueError("no"))
     for name in queues:
         registry.request_resync(name)
-    # then only that one is told of it
+    # then only that one is notified
     assert {name: list(removed(take(queue))) for name, queue in queues.items()} == {"a": ["k"], "b": []}
 
 

@@ -370,7 +370,7 @@ class SQLiteSource(Source):
         """Somebody removes one or both of the files beside the open one; what was acknowledged has to survive."""
         with self.lock:
             self._unlink_log(self.chance.choice((["-wal"], ["-shm"], ["-wal", "-shm"])))
-            # Nobody else makes new ones before its commits are saved, such as whoever looks for what became of a write.
+            # No other process may make new files before its commits are saved: a look at the outcome of a write would.
             for _ in range(100):
                 if "error" not in self._try(self._writer, "look"):
                     break

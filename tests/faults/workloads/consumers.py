@@ -120,7 +120,7 @@ class Consumer:
         self.talk_back: Callable[[random.Random], None] = lambda chance: None
         self.errors: list[BaseException] = []
         self._view: dict[str, bytes] = {}
-        self._from: dict[str, str] = {}  # the source that told of a key
+        self._from: dict[str, str] = {}  # the source that reported a key
         self._lock = threading.Lock()  # guards the view, the sources and the list of threads
         self._later: Queue[Any] = Queue()
         self._errands: Queue[Callable[[], object]] = Queue()
